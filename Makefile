@@ -1,0 +1,42 @@
+# Everything works on a fresh machine that has Python 3.11 or newer, and make.
+PYTHON ?= python3
+BIN := .venv/bin
+CORE := src/limbeck/core.py,src/limbeck/taps.py,src/limbeck/train.py,src/limbeck/connectors.py,src/limbeck/schedules.py,src/limbeck/methods/*
+
+.PHONY: setup demo test check lint types coverage wheel clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "limbeck needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/limbeck demo
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --cov --cov-report= $(TESTS)
+
+# What CI runs; `make test` comes first, for coverage reads what it left.
+check: test lint types coverage wheel
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+coverage: setup
+	$(BIN)/coverage report --fail-under=95
+	$(BIN)/coverage report --include='$(CORE)' --fail-under=100
+
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	$(PYTHON) tests/import_wheel.py dist/*.whl $(BIN)/python
+
+clean:
+	rm -rf .venv dist .coverage .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,42 @@
+"""Knowledge distillation: a trained teacher in, a small student out, with evidence of what distilling brought."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck.core import Batch, LimbeckError, Setup, Stage, Tap, Term, from_student, from_teacher
+    from limbeck.data import Augment, Data, arrays, load
+    from limbeck.session import distill
+
+__version__ = version("limbeck")
+
+_HOMES = {
+    "core": ("Batch", "LimbeckError", "Setup", "Stage", "Tap", "Term", "from_student", "from_teacher"),
+    "data": ("Augment", "Data", "arrays", "load"),
+    "session": ("distill",),
+}
+
+__all__ = [
+    "Augment",
+    "Batch",
+    "Data",
+    "LimbeckError",
+    "Setup",
+    "Stage",
+    "Tap",
+    "Term",
+    "arrays",
+    "distill",
+    "from_student",
+    "from_teacher",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that the command line starts without torch."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"limbeck.{home}"), name)
+    raise AttributeError(f"module 'limbeck' has no attribute {name!r}")

@@ -1,0 +1,44 @@
+"""State on disk that survives a crash: written whole or not at all, read back exactly."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from limbeck.core import LimbeckError
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values so that ``path`` always holds one whole state, the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a state back, onto the CPU.
+
+    Raises:
+        LimbeckError: there is no such file, or it is not a whole checkpoint.
+    """
+    if not path.is_file():
+        raise LimbeckError(f"there is no checkpoint {path}")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, BadZipFile, pickle.UnpicklingError) as error:
+        raise LimbeckError(
+            f"{path} is not a whole checkpoint: it is cut short or damaged ({type(error).__name__})"
+        ) from error
+    return state

@@ -1,0 +1,137 @@
+"""The commands. What needs torch is imported inside the command: help must not wait for it."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from limbeck.recipe import Recipe
+
+app = typer.Typer(
+    name="limbeck",
+    help="Distil a trained teacher into a small student, with evidence of what distilling brought.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DataRoot = Annotated[Path | None, typer.Option(help="Where data lies; the default is the variable LIMBECK_DATA.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Replace a key of the recipe.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Distil a trained teacher into a small student, with evidence of what distilling brought."""
+    if version:
+        from limbeck import __version__
+
+        print(f"limbeck {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="The run folder; a demo that it holds is replaced.")] = Path("runs/demo")) -> None:
+    """Train a teacher on handwritten digits and distil it, 3 seeds beside the student alone: about a minute."""
+    with reporting(f"limbeck demo --out {out}"):
+        from limbeck import recipe
+        from limbeck.files import bundled
+
+        checked = recipe.read(bundled("digits_kd.yaml"))
+        if (out / "recipe.yaml").is_file() and f"name: {checked.name}\n" in (out / "recipe.yaml").read_text():
+            shutil.rmtree(out)
+        _run(checked, out, resume=False)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file, or the name of one that limbeck brings.")],
+    override: Set = None,
+    seed: Annotated[int | None, typer.Option(help="Run this seed alone.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="The recipe's tiny version, to see that it works.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The run folder; the default is runs/<name of the recipe>.")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Run a recipe: teacher, student alone, distilled student, over its seeds."""
+    again = f"limbeck run {recipe}" + "".join(f" --set '{item}'" for item in override or ())
+    again += (f" --seed {seed}" if seed is not None else "") + (" --smoke" if smoke else "")
+    again += (f" --out {out}" if out else "") + (f" --data-root {data_root}" if data_root else "") + " --resume"
+    with reporting(again):
+        from limbeck import recipe as recipes
+        from limbeck.files import bundled
+
+        rooted = [*(override or ()), *([f"data.root={data_root}"] if data_root else [])]
+        checked = recipes.read(recipe if recipe.exists() else bundled(recipe.name, recipe), overrides=rooted, seed=seed)
+        checked = recipes.smoke(checked) if smoke else checked
+        _run(checked, out or Path("runs") / checked.name, resume=resume)
+
+
+@app.command()
+def methods(name: Annotated[str | None, typer.Argument(help="One method, in full.")] = None) -> None:
+    """List the methods, or show one with its options and presets."""
+    with reporting():
+        from limbeck import display
+
+        Console().print(display.method_table() if name is None else display.method_page(name), soft_wrap=name is not None)
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Argument(help="Such as 'resnet*'.")] = "*") -> None:
+    """List the networks that limbeck brings, with their parameters for 10 classes."""
+    with reporting():
+        from limbeck import display
+
+        Console().print(display.model_table(pattern))
+
+
+@app.command()
+def taps(
+    model: Annotated[str, typer.Argument(help="A model's name, as in a recipe.")],
+    shape: Annotated[str, typer.Option(metavar="C,H,W", help="The shape of one input.")] = "3,32,32",
+    classes: Annotated[int, typer.Option(min=2)] = 10,
+    override: Annotated[list[str] | None, typer.Option("--set", metavar="A=B", help="An option of the model.")] = None,
+) -> None:
+    """List a network's layers, which taps read by name, with the shape of each one's output."""
+    with reporting():
+        from limbeck import display
+
+        Console().print(display.layer_table(model, shape, classes, override or []), soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, device, the precision that will be picked, threads and where data is looked for."""
+    with reporting():
+        from limbeck import display
+
+        Console().print(display.doctor_table())
+
+
+@contextmanager
+def reporting(again: str = "") -> Iterator[None]:
+    """Errors that the user can mend as a message and exit code 2; Ctrl-C as a word on how to go on."""
+    from limbeck.core import LimbeckError
+    from limbeck.train import Diverged
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        yield
+    except LimbeckError as error:
+        console.print("[bold red]error:[/] ", end="")
+        console.print(str(error), markup=False)
+        raise typer.Exit(1 if isinstance(error, Diverged) else 2) from error
+    except KeyboardInterrupt as stop:
+        console.print("\nstopped.", f"To go on: {again}" if again.endswith("--resume") else "", markup=False)
+        raise typer.Exit(130) from stop
+
+
+def _run(recipe: "Recipe", out: Path, *, resume: bool) -> None:
+    from limbeck.display import show
+    from limbeck.experiment import Experiment
+
+    show(Experiment(recipe, out, resume=resume), Console(), out)

@@ -1,0 +1,113 @@
+"""The nouns of limbeck: everything a distillation method needs is said with the types on this page.
+
+A method is a function that returns stages; a stage is a set of terms; a term is ``weight * loss(*reads)``; a read
+is a tap: one tensor of one network or of the batch. This module imports nothing else of limbeck.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Networks = Mapping[str, nn.Module]
+"""The networks of a run by name: ``student``, ``teacher``, and any more that a method names."""
+
+Loss = Callable[..., Tensor]
+"""The tensors a term reads, in order, to a scalar."""
+
+Schedule = Callable[[float], float]
+"""A value as a function of a stage's progress in [0, 1)."""
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+"""Parameters to a fresh optimizer."""
+
+
+class LimbeckError(Exception):
+    """Something the user can mend; the message says what was got, what is allowed and the nearest name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one training step sees; N is the batch size."""
+
+    inputs: Tensor  # (N, C, H, W) or (N, D) float, normalised
+    targets: Tensor  # (N,) int64 class indices, or (N, ...) float for regression
+    index: Tensor  # (N,) int64, the sample's place in its split
+    view: int  # which augmented view of each sample this is
+
+
+class Tap(NamedTuple):
+    """One tensor to read."""
+
+    source: str  # a network's name, or "batch"
+    layer: str = ""  # a module's name as in named_modules(), "" for the whole network; or a field of the batch
+    side: str = "output"  # or "input": the tensor that enters the module
+
+    def __str__(self) -> str:
+        place = f"{self.source}.{self.layer}" if self.layer else self.source
+        return place if self.side == "output" else f"{place} ({self.side})"
+
+
+def from_student(layer: str = "", side: str = "output") -> Tap:
+    """A tap into the student."""
+    return Tap("student", layer, side)
+
+
+def from_teacher(layer: str = "", side: str = "output") -> Tap:
+    """A tap into the teacher."""
+    return Tap("teacher", layer, side)
+
+
+TARGETS = Tap("batch", "targets")
+"""The labels of the batch."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the objective: ``weight * loss(*reads)``."""
+
+    loss: Loss  # a function; an nn.Module where it owns parameters or state
+    reads: tuple[Tap, ...]  # student first
+    weight: float | Schedule = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training, as plain data."""
+
+    name: str
+    terms: Mapping[str, Term]
+    epochs: int
+    optimizer: MakeOptimizer  # every stage starts with a fresh one
+    schedule: Schedule  # factor on the learning rate
+    learns: tuple[str, ...] = ("student",)  # every other network is frozen and in eval mode
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method is given besides its own hyper-parameters."""
+
+    epochs: int
+    optimizer: MakeOptimizer
+    schedule: Schedule
+    shape: Callable[[Tap], tuple[int, ...]]  # of one sample's tensor, without N; from one dry run
+    module: Callable[[str, str], nn.Module]  # (network's name, layer's name) -> that module
+    teacher_logits: tuple[Tap, ...] = (from_teacher(),)  # one tap a member where the teacher is an ensemble
+
+
+def weighted(terms: Mapping[str, Term]) -> Mapping[str, Term]:
+    """The terms whose weight is not 0; a term left out costs nothing.
+
+    Raises:
+        LimbeckError: none is left.
+    """
+    kept = {name: term for name, term in terms.items() if term.weight != 0}
+    if not kept:
+        raise LimbeckError(f"the weights {' and '.join(terms)} are all 0: nothing would be learnt")
+    return kept
+
+
+Method = Callable[..., tuple[Stage, ...]]
+"""``(setup, *, hyper-parameters) -> stages``; the keyword arguments are the recipe's keys."""

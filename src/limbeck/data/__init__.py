@@ -1,0 +1,10 @@
+"""Data in memory: sources, seeded splits, keyed augmentation, batches."""
+
+from limbeck.data.batches import Batches
+from limbeck.data.from_arrays import arrays
+from limbeck.data.scaling import normalise
+from limbeck.data.sources import SOURCES, load
+from limbeck.data.split import Data, Split, split_off
+from limbeck.data.views import Augment, augment
+
+__all__ = ["SOURCES", "Augment", "Batches", "Data", "Split", "arrays", "augment", "load", "normalise", "split_off"]

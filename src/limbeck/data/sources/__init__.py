@@ -1,0 +1,88 @@
+"""Data sets by name."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from torch.nn import functional
+
+from limbeck.core import LimbeckError
+from limbeck.data.sources.base import TEST_SEED, TEST_SHARE, Parts, Request, Source, nearest
+from limbeck.data.sources.bundled import digits
+from limbeck.data.sources.cifar import cifar10, cifar100
+from limbeck.data.sources.folders import folder
+from limbeck.data.sources.idx import mnist
+from limbeck.data.split import Data, Split, build, split_off
+
+SOURCES: Mapping[str, Source] = MappingProxyType(
+    {"digits": digits, "mnist": mnist, "cifar10": cifar10, "cifar100": cifar100, "folder": folder}
+)
+"""What `load` can load."""
+
+
+def load(
+    source: str,
+    *,
+    root: Path | None = None,
+    path: Path | None = None,
+    validation: float = 0.1,
+    seed: int = 0,
+    normalise: bool = True,
+    download: bool = True,
+    size: tuple[int, int] | None = None,
+    limit: int | None = None,
+) -> Data:
+    """Load a data set into memory.
+
+    A source without a test split of its own (digits, a folder without ``test``) gives 20 % to it, evenly over the
+    classes and the same in every run, whatever the seed. ``validation`` is then split off train.
+
+    Args:
+        source: a name in `SOURCES`.
+        root: the folder of all data; unless given, the environment's LIMBECK_DATA, else ~/.cache/limbeck.
+        path: of source "folder": a folder or zip file of class folders, absolute, relative to here or to the root.
+        validation: size of the validation split: a share of train in [0, 1) if float, a count if int, may be 0; not
+            used where the source has one of its own.
+        seed: of the validation split and of the limit's choice.
+        normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
+        download: whether mnist, cifar10 and cifar100 may be downloaded when they are not there.
+        size: height and width in pixels to resize the images to (bilinear, antialiased).
+        limit: keep at most so many samples of each split, evenly over the classes; for a quick trial.
+
+    Raises:
+        LimbeckError: no such source; its files are missing, damaged or do not fit; a value out of range.
+    """
+    if source not in SOURCES:
+        raise LimbeckError(f"no source {source!r}; allowed are {', '.join(sorted(SOURCES))}{nearest(source, SOURCES)}")
+    if path is not None and source != "folder":
+        raise LimbeckError(f"source {source!r} takes no path ({path}); only 'folder' does, a data root is root=")
+    if size is not None and min(size) < 1:
+        raise LimbeckError(f"size is {size}; allowed are a height and a width of 1 and greater")
+    if limit is not None and limit < 1:
+        raise LimbeckError(f"limit is {limit}; allowed are 1 and greater")
+
+    parts = SOURCES[source](Request(root=root, path=path, download=download, size=size))
+    train, valid, test = _divide(parts, validation, seed)
+    train, valid, test = (_resized(_limited(split, limit, seed), size) for split in (train, valid, test))
+    return build(train=train, validation=valid, test=test, classes=parts.classes, normalise=normalise)
+
+
+def _divide(parts: Parts, validation: float, seed: int) -> tuple[Split, Split, Split]:
+    train, test = parts.train, parts.test
+    if test is None:
+        train, test = split_off(TEST_SHARE, train, TEST_SEED)
+    if parts.validation is not None:
+        return train, parts.validation, test
+    train, part = split_off(validation, train, seed)
+    return train, part, test
+
+
+def _limited(split: Split, limit: int | None, seed: int) -> Split:
+    return split if limit is None else split_off(min(limit, len(split)), split, seed)[1]
+
+
+def _resized(split: Split, size: tuple[int, int] | None) -> Split:
+    if size is None or split.inputs.shape[2:] == size or not len(split):
+        return split
+    inputs = functional.interpolate(split.inputs, size, mode="bilinear", antialias=True, align_corners=False)
+    return Split(inputs, split.targets)

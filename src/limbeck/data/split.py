@@ -1,0 +1,160 @@
+"""Labelled samples in memory: one split, and the three that make a data set."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from limbeck.core import LimbeckError
+from limbeck.data.keys import Purpose, key
+from limbeck.data.scaling import channels, check_scaling, measure
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A set of labelled samples held in memory."""
+
+    inputs: Tensor  # (N, C, H, W) uint8, or floating (N, C, H, W) or (N, D)
+    targets: Tensor  # (N,) int64 class indices
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def select(self, index: Tensor) -> "Split":
+        """The samples at these places, (M,) int64, in this order; a copy."""
+        return Split(self.inputs[index], self.targets[index])
+
+    def without(self, classes: Iterable[int]) -> "Split":
+        """A copy that leaves out the samples of these classes; the other class indices stay what they are."""
+        dropped = torch.tensor(list(classes), dtype=torch.int64)
+        return self.select(torch.nonzero(~torch.isin(self.targets, dropped)).flatten())
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set of three splits whose samples have one shape; only ``validation`` may be empty.
+
+    ``mean`` and ``std`` have one number for each channel (a single one for inputs of shape (N, D)) and are of the
+    inputs in [0, 1] where these are uint8, as `normalise` takes them.
+
+    Raises:
+        LimbeckError: lengths, shapes, types, targets or values do not fit; the message names the split.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample, without N."""
+        return tuple(self.train.inputs.shape[1:])
+
+    def check(self) -> None:
+        """Check all that training relies on.
+
+        Raises:
+            LimbeckError: something does not fit.
+        """
+        for name, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):
+            _check_split(name, split, self.shape, len(self.classes))
+            if name != "validation" and not len(split):
+                raise LimbeckError(f"the {name} split is empty; it needs at least one sample")
+        check_scaling(self.train.inputs, self.mean, self.std)
+
+
+def _check_split(name: str, split: Split, shape: tuple[int, ...], classes: int) -> None:
+    inputs, targets = split.inputs, split.targets
+    if inputs.dim() not in (2, 4):
+        raise LimbeckError(f"{name}: inputs have shape {tuple(inputs.shape)}; allowed are (N, C, H, W) and (N, D)")
+    if tuple(inputs.shape[1:]) != shape:
+        raise LimbeckError(f"{name}: a sample has shape {tuple(inputs.shape[1:])}, but one of train has {shape}")
+    if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
+        raise LimbeckError(f"{name}: inputs are {inputs.dtype}; allowed are torch.uint8 and floating types")
+    if targets.dtype != torch.int64 or targets.dim() != 1:
+        raise LimbeckError(
+            f"{name}: targets are {targets.dtype} of shape {tuple(targets.shape)}; allowed is torch.int64 of shape (N,)"
+        )
+    if len(inputs) != len(targets):
+        raise LimbeckError(f"{name}: {len(inputs)} inputs, but {len(targets)} targets")
+    wrong = torch.nonzero((targets < 0) | (targets >= classes)).flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        raise LimbeckError(
+            f"{name}: target {int(targets[first])} of sample {first} is no class; allowed are 0 to {classes - 1}"
+        )
+    _check_finite(name, inputs)
+
+
+def _check_finite(name: str, inputs: Tensor) -> None:
+    if inputs.dtype == torch.uint8:
+        return
+    bad = ~torch.isfinite(inputs)
+    count = int(bad.sum())
+    if count:
+        first = int(torch.nonzero(bad)[0, 0])
+        raise LimbeckError(f"{name}: {count} values are NaN or infinite, the first in sample {first}")
+
+
+def split_off(count_or_fraction: float, split: Split, seed: int) -> tuple[Split, Split]:
+    """Divide a split at random, each class as evenly as whole numbers allow; both parts keep the samples' order.
+
+    Args:
+        count_or_fraction: the size of the part: a count if int, a share in [0, 1) if float (rounded).
+        split: what to divide.
+        seed: the same seed gives the same division; torch's global generator is not touched.
+
+    Returns:
+        The rest, and the part.
+
+    Raises:
+        LimbeckError: the count or the share is out of range.
+    """
+    total = len(split)
+    count = _count(count_or_fraction, total)
+    sizes = torch.bincount(split.targets)
+    quotas, remainders = sizes * count // max(total, 1), sizes * count % max(total, 1)
+    missing = count - int(quotas.sum())
+    quotas[torch.argsort(remainders, descending=True, stable=True)[:missing]] += 1
+
+    generator = torch.Generator().manual_seed(key(Purpose.SPLIT, seed))
+    shuffled = torch.randperm(total, generator=generator)
+    by_class = shuffled[torch.argsort(split.targets[shuffled], stable=True)]
+    labels = split.targets[by_class]
+    rank = torch.arange(total) - (sizes.cumsum(0) - sizes)[labels]
+    chosen = torch.zeros(total, dtype=torch.bool)
+    chosen[by_class] = rank < quotas[labels]
+    return split.select(torch.nonzero(~chosen).flatten()), split.select(torch.nonzero(chosen).flatten())
+
+
+def _count(count_or_fraction: float, total: int) -> int:
+    if isinstance(count_or_fraction, int):
+        if 0 <= count_or_fraction <= total:
+            return count_or_fraction
+    elif 0 <= count_or_fraction < 1:
+        return round(count_or_fraction * total)
+    raise LimbeckError(
+        f"cannot split off {count_or_fraction!r} of {total} samples; "
+        f"allowed are a count from 0 to {total} and a share (a float) in [0, 1)"
+    )
+
+
+def build(*, train: Split, validation: Split, test: Split, classes: tuple[str, ...], normalise: bool) -> Data:
+    """Put splits together as `Data`, with mean and std measured on train; 0 and 1 unless ``normalise``.
+
+    Raises:
+        LimbeckError: the splits do not fit together.
+    """
+    count = channels(train.inputs)
+    data = Data(train, validation, test, classes, mean=(0.0,) * count, std=(1.0,) * count)
+    if not normalise:
+        return data
+    mean, std = measure(train.inputs)
+    return replace(data, mean=mean, std=std)

@@ -1,0 +1,90 @@
+"""Device and precision. The only module that knows Lightning Fabric."""
+
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from limbeck.core import LimbeckError
+
+Precision = Literal["auto", "32", "bf16"]
+
+_FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
+
+
+class Engine:
+    """Where and how precisely the networks run.
+
+    Args:
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
+        precision: ``32``; ``bf16`` (weights in 32 bits, forward in bfloat16); or ``auto``, see `pick_precision`.
+
+    Attributes:
+        device: the torch device. precision: ``32`` or ``bf16``. reason: why ``auto`` picked it.
+
+    Raises:
+        LimbeckError: the device is not there.
+    """
+
+    def __init__(self, *, device: str = "auto", precision: Precision = "auto") -> None:
+        allowed = ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        allowed += ["mps"] if torch.backends.mps.is_available() else []
+        if device not in allowed:
+            raise LimbeckError(f"device is {device!r}: this machine has {', '.join(allowed)}")
+        accelerator = allowed[-1] if device == "auto" and len(allowed) > 2 else device
+        self.device = torch.device("cpu" if accelerator == "auto" else accelerator)
+        self.precision, self.reason = pick_precision(self.device, precision)
+        self._fabric = Fabric(accelerator=self.device.type, devices=1, precision=_FABRIC_PRECISION[self.precision])
+
+    def seed(self, seed: int) -> None:
+        """Set the generators that dropout and initialisation draw from."""
+        torch.manual_seed(seed)
+
+    def prepare(self, step: nn.Module, optimizer: Optimizer) -> tuple[Any, Any]:
+        """Put what learns and its optimizer on the device, ready to run in the engine's precision."""
+        module, prepared = self._fabric.setup(step, optimizer)
+        return module, prepared
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device."""
+        return network.to(self.device)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the loss, in the engine's precision."""
+        self._fabric.backward(loss)
+
+    def autocast(self) -> Any:
+        """The context in which a network's forward runs in the engine's precision."""
+        return self._fabric.autocast()
+
+    def generators(self) -> dict[str, Tensor]:
+        """The state of every generator that training draws from."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def restore_generators(self, states: dict[str, Tensor]) -> None:
+        """Put back what `generators` gave."""
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], self.device)
+
+
+def pick_precision(device: torch.device, precision: Precision) -> tuple[str, str]:
+    """The precision to use and the reason, in a few words.
+
+    ``auto`` takes bf16 where the hardware multiplies it faster than 32 bits: a GPU with bf16 units, or a CPU with
+    AMX tiles. Elsewhere it takes 32 bits.
+    """
+    if precision != "auto":
+        return precision, "asked for"
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "the GPU has bf16 units") if fast else ("32", "the GPU has no bf16 units")
+    if device.type == "cpu":
+        fast = torch.cpu._is_amx_tile_supported()
+        return ("bf16", "the CPU has AMX tiles") if fast else ("32", "the CPU has no AMX tiles")
+    return "32", f"bf16 is not known to pay on {device.type}"

@@ -1,0 +1,321 @@
+"""A recipe run: teachers, students alone and distilled students over seeds, in a run folder that a crash leaves whole."""
+
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core import LimbeckError, Method
+from limbeck.data import Augment, load
+from limbeck.engine import Engine
+from limbeck.environment import environment
+from limbeck.evaluate import bias_study, metrics
+from limbeck.methods import METHODS
+from limbeck.models import Ensemble, NetworkSpec, load_weights, save_network
+from limbeck.networks import fresh, restored
+from limbeck.optimizers import OPTIMIZERS
+from limbeck.options import call
+from limbeck.recipe import Recipe, TeacherBlock, TrainBlock, dump
+from limbeck.runfolder import RunFolder, write_json
+from limbeck.schedules import SCHEDULES
+from limbeck.session import Training, label_indices, logits_of, measure, plan, time_together, training_batches
+from limbeck.summary import summarise
+from limbeck.train import BatchSource, Epoch, run
+
+TEACHER_SEEDS = 1000
+"""Added to a teacher's seed, once for each member of an ensemble, so that no network starts as another."""
+
+
+class Job(NamedTuple):
+    """One network to train, or to take from a file."""
+
+    arm: str  # "teacher", "member" (of an ensemble teacher), "alone", or the method's name
+    seed: int
+    member: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.arm}/seed{self.seed}" + ("" if self.member is None else f"-{self.member}")
+
+
+@dataclass(frozen=True)
+class Started:
+    """A network's training begins, or goes on from its checkpoint."""
+
+    job: Job
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An epoch is over."""
+
+    job: Job
+    epoch: Epoch
+    validation: float | None  # accuracy, where there is a validation split
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A network's figures are there; ``reused`` where a file or the run that is resumed had the network."""
+
+    job: Job
+    result: Mapping[str, Any]
+    reused: bool
+
+
+Event = Started | Trained | Finished
+Thing = TypeVar("Thing")
+
+Track = Callable[[Job, int, BatchSource], BatchSource]
+"""``(job, epochs, batches) -> batches``: how a caller watches the progress within an epoch."""
+
+
+class Experiment:
+    """One recipe with its data and run folder. Building it finds what is wrong, before any training.
+
+    Args:
+        recipe: what to run.
+        folder: the run folder.
+        resume: go on with what the folder holds; otherwise it must not hold a run.
+
+    Attributes:
+        recipe: with device and precision as picked. data: its splits. engine: where it runs.
+
+    Raises:
+        LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
+        self.engine = Engine(device=recipe.device, precision=recipe.precision)
+        picked = {"device": self.engine.device.type, "precision": self.engine.precision}
+        root = recipe.data.root or os.environ.get("LIMBECK_DATA")
+        data = recipe.data.model_copy(update={"root": root})
+        self.recipe = recipe.model_copy(update={**picked, "data": data})
+        self.folder = RunFolder(folder, dump(self.recipe), resume=resume)
+        self.data = load(**data.model_dump())
+        self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
+        self._results: dict[Job, dict[str, Any]] = {}
+        self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
+        self._rehearse()
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The student's arms: alone where the recipe has a baseline, then the method."""
+        name = self.recipe.method["name"]
+        return ("alone", name) if self.recipe.baseline and name != "alone" else (name,)
+
+    @property
+    def results(self) -> Mapping[Job, Mapping[str, Any]]:
+        """The figures of the networks that are finished."""
+        return self._results
+
+    def run(self, track: Track = lambda job, epochs, batches: batches) -> Iterator[Event]:
+        """Train what is not there yet, yielding as it goes; at the end the run's `result.json` is written."""
+        picked = {"device": str(self.engine.device), "precision": self.engine.precision, "why": self.engine.reason}
+        self.folder.open(environment() | picked)
+        for seed in self.recipe.seeds:
+            teacher = guide = None
+            if self.recipe.teacher is not None:
+                teacher = yield from self._teacher(self.recipe.teacher, seed, track)
+                guide = logits_of(teacher, self.data.test, self.data, self.engine)
+            for arm in self.arms:
+                yield from self._student(Job(arm, seed), teacher, guide, track)
+        self._conclude()
+
+    def _rehearse(self) -> None:
+        """Build everything once and read every tap."""
+        with torch.random.fork_rng(devices=[]):
+            networks = {"student": self._new_student()[0]}
+            block = self.recipe.teacher
+            if block is not None:
+                members = self._restored(block) or [self._new_teacher(block)[0] for _ in range(block.members)]
+                networks["teacher"] = _joined(members, block)
+                if block.train is not None:
+                    plan(METHODS["alone"], {"student": members[0]}, self.data, self._training(block.train))
+            for arm in self.arms:
+                self._plan(arm, networks)
+
+    def _teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
+        """The teacher of a seed: trained, or restored; its figures are there before any student's training."""
+        shared = block.seed if block.seed is not None else (self.recipe.seeds[0] if block.weights else seed)
+        teacher = Job("teacher", shared)
+        members = self._restored(block)
+        if not members:
+            jobs = [teacher] if block.members == 1 else [Job("member", shared, n) for n in range(block.members)]
+            for job in jobs:
+                members.append((yield from self._member(block, job, track)))
+        network = _joined(members, block)
+        if teacher not in self._results:
+            self._results[teacher] = _labelled(teacher, measure(network, self.data, self.engine))
+            yield Finished(teacher, self._results[teacher], reused=bool(block.weights))
+        self._networks.setdefault("teacher", network)
+        return network
+
+    def _member(self, block: TeacherBlock, job: Job, track: Track) -> Generator[Event, None, nn.Module]:
+        self.engine.seed(_seed(job))
+        network, spec = self._new_teacher(block)
+        if job in self._results:
+            load_weights(network, self.folder.path / str(job) / _file(job))
+        else:
+            training = self._training(_given(block.train))
+            yield from self._fit(job, "alone", {"student": network}, training, spec, None, track)
+        return network
+
+    def _student(self, job: Job, teacher: nn.Module | None, guide: Tensor | None, track: Track) -> Iterator[Event]:
+        self.engine.seed(job.seed)
+        network, spec = self._new_student()
+        networks = {"student": network} | ({} if teacher is None else {"teacher": teacher})
+        yield from self._fit(job, job.arm, networks, self._training(self.recipe.train), spec, guide, track)
+        self._networks.setdefault(job.arm, network)
+
+    def _fit(
+        self,
+        job: Job,
+        arm: str,
+        networks: dict[str, nn.Module],
+        training: Training,
+        spec: NetworkSpec,
+        guide: Tensor | None,
+        track: Track,
+    ) -> Iterator[Event]:
+        """Train the student of these networks, or take it from the run that is resumed."""
+        name, network = str(job), networks["student"]
+        done = self.folder.result(name)
+        if done is not None:
+            load_weights(network, self.folder.path / name / _file(job))
+            self._results[job] = done
+            yield Finished(job, done, reused=True)
+            return
+        stages = self._plan(arm, networks, training)
+        state = self.folder.state(name)
+        yield Started(job, resumed=state is not None)
+        batches = training_batches(self.data, training, seed=_seed(job), engine=self.engine)
+        watched = track(job, sum(stage.epochs for stage in stages), batches)
+        for epoch in run(stages, _needed(arm, networks), watched, self.engine, state=state):
+            validation = self._validation(network)
+            self.folder.log(_line(name, epoch, validation))
+            self.folder.save(name, epoch.state)
+            yield Trained(job, epoch, validation)
+        self._results[job] = _labelled(job, measure(network, self.data, self.engine, teacher=guide)) | self._shifted(job, network)
+        folder = self.folder.job(name)
+        save_network(network, folder / _file(job), spec=spec)
+        write_json(folder / "result.json", self._results[job])
+        yield Finished(job, self._results[job], reused=False)
+
+    def _conclude(self) -> None:
+        """The run's own result.json and student, of the first seed, and every seed's figures beside them."""
+        times = time_together(self._networks, self.data, self.recipe.evaluate.latency_runs)
+        method, seed = self.recipe.method["name"], self.recipe.seeds[0]
+        first = {job.arm: result for job, result in reversed(list(self._results.items())) if job.arm in times}
+        shown = {arm: result | times[arm] for arm, result in first.items()}
+        write_json(
+            self.folder.path / "result.json",
+            {
+                "schema": 1,
+                "name": self.recipe.name,
+                "method": method,
+                "seed": seed,
+                "seeds": list(self.recipe.seeds),
+                "teacher": shown.get("teacher"),
+                "student": shown[method],
+                "alone": shown.get("alone"),
+                "summary": summarise(self._results.values()),
+                "runs": list(self._results.values()),
+            },
+        )
+        file = "student.safetensors"
+        temporary = self.folder.path / f"{file}.tmp"
+        shutil.copyfile(self.folder.path / str(Job(method, seed)) / file, temporary)
+        os.replace(temporary, self.folder.path / file)
+
+    def _training(self, block: TrainBlock) -> Training:
+        exclude = label_indices(block.exclude, self.data.classes)
+        if len(self.data.train.without(exclude)) == 0:
+            raise LimbeckError(f"exclude leaves out every class of the data: {', '.join(self.data.classes)}")
+        return Training(
+            epochs=block.epochs,
+            batch_size=block.batch_size,
+            optimizer=call(OPTIMIZERS, block.optimizer),
+            schedule=call(SCHEDULES, block.schedule),
+            augment=Augment(**block.augment.model_dump()),
+            exclude=exclude,
+        )
+
+    def _plan(self, arm: str, networks: dict[str, nn.Module], training: Training | None = None) -> Any:
+        method: Method = METHODS["alone"] if arm == "alone" else partial(call, METHODS, self.recipe.method)
+        return plan(method, _needed(arm, networks), self.data, training or self._training(self.recipe.train))
+
+    def _new_student(self) -> tuple[nn.Module, NetworkSpec]:
+        return fresh(self.recipe.student.model, self.data, weights=self.recipe.student.weights)
+
+    def _new_teacher(self, block: TeacherBlock) -> tuple[nn.Module, NetworkSpec]:
+        return fresh(_given(block.model), self.data)
+
+    def _restored(self, block: TeacherBlock) -> list[nn.Module]:
+        paths = (block.weights,) if isinstance(block.weights, str) else block.weights or ()
+        return [restored(path, block.model, self.data) for path in paths]
+
+    def _validation(self, network: nn.Module) -> float | None:
+        split = self.data.validation
+        if len(split) == 0:
+            return None
+        with self.engine.autocast():
+            logits = logits_of(network, split, self.data, self.engine)
+        return float(metrics(logits, split.targets)["accuracy"])
+
+    def _shifted(self, job: Job, network: nn.Module) -> dict[str, Any]:
+        """The omitted-class study, for students, where the recipe asks for it."""
+        if not self._shift or job.arm in ("teacher", "member"):
+            return {}
+        pairs = [
+            (logits_of(network, split, self.data, self.engine), split.targets)
+            for split in (self.data.validation, self.data.test)
+        ]
+        return {"bias_shift": bias_study(pairs[0], pairs[1], self._shift)}
+
+
+def _seed(job: Job) -> int:
+    return job.seed + TEACHER_SEEDS * (1 + (job.member or 0)) if job.arm in ("teacher", "member") else job.seed
+
+
+def _given(value: Thing | None) -> Thing:
+    """A teacher's model or training, which the recipe's check has seen to be there."""
+    if value is None:
+        raise LimbeckError("the teacher block has no weights:, so it needs model: and train:")
+    return value
+
+
+def _joined(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
+    return members[0] if len(members) == 1 else Ensemble(members, block.mean)
+
+
+def _needed(arm: str, networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    return {"student": networks["student"]} if arm == "alone" else networks
+
+
+def _file(job: Job) -> str:
+    return "teacher.safetensors" if job.arm in ("teacher", "member") else "student.safetensors"
+
+
+def _labelled(job: Job, figures: dict[str, Any]) -> dict[str, Any]:
+    return {"arm": job.arm, "seed": job.seed, **figures}
+
+
+def _line(name: str, epoch: Epoch, validation: float | None) -> dict[str, Any]:
+    return {
+        "job": name,
+        "stage": epoch.stage,
+        "stage_number": epoch.position,
+        "epoch": epoch.number,
+        "terms": dict(epoch.terms),
+        "loss": epoch.loss,
+        "validation_accuracy": validation,
+        "images_per_second": epoch.images / epoch.seconds,
+        "seconds": epoch.seconds,
+    }

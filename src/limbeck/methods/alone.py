@@ -1,0 +1,27 @@
+"""The student without a teacher, under the same recipe: the baseline that every comparison needs."""
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from limbeck.core import TARGETS, Setup, Stage, Term, from_student
+
+
+def hard_loss(student: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy with the labels, at temperature 1, mean over the batch.
+
+    Args:
+        student: logits (N, K).
+        targets: class indices (N,), int64.
+    """
+    return F.cross_entropy(student, targets)
+
+
+def alone(setup: Setup, *, student_layer: str = "") -> tuple[Stage, ...]:
+    """The student alone: cross-entropy with the labels.
+
+    Args:
+        setup: epochs, optimizer and schedule.
+        student_layer: the layer read as the student's logits; the default is the network's output.
+    """
+    terms = {"hard": Term(hard_loss, (from_student(student_layer), TARGETS))}
+    return (Stage("alone", terms, setup.epochs, setup.optimizer, setup.schedule),)

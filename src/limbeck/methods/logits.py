@@ -1,0 +1,74 @@
+"""Matching logits: Bucila et al. (2006); Ba and Caruana, "Do Deep Nets Really Need to be Deep?" (2014), arXiv:1312.6184."""
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.core import (
+    TARGETS,
+    Schedule,
+    Setup,
+    Stage,
+    Term,
+    from_student,
+    from_teacher,
+    weighted,
+)
+from limbeck.methods.alone import hard_loss
+
+
+def logits_loss(
+    student: Tensor, *teachers: Tensor, centre: bool = False, average: Literal["batch", "elements"] = "batch"
+) -> Tensor:
+    """Half the squared distance of the logits. None of the gradient reaches the teachers.
+
+    Args:
+        student: logits (N, K).
+        teachers: logits (N, K); the target is the mean of several.
+        centre: take each sample's mean over its K logits away first, in both. This is the limit of
+            K * `soft_loss` for T -> infinity (Hinton et al. 2015, section 2.1).
+        average: "batch", as published: 1/(2N) times the sum over N and K. "elements": the mean over N and K with
+            no 1/2, as AberHu/Knowledge-Distillation-Zoo (kd_losses/logits.py, 65470c8) has it: 2/K of the former.
+    """
+    target = torch.stack(teachers).mean(dim=0).detach()
+    if centre:
+        student = student - student.mean(dim=1, keepdim=True)
+        target = target - target.mean(dim=1, keepdim=True)
+    squares = (student - target).square()
+    return squares.mean() if average == "elements" else squares.sum() / (2 * len(squares))
+
+
+def logits(
+    setup: Setup,
+    *,
+    matching: float | Schedule = 1.0,
+    hard: float | Schedule = 0.0,
+    centre: bool = False,
+    average: Literal["batch", "elements"] = "batch",
+    student_layer: str = "",
+    teacher_layer: str = "",
+) -> tuple[Stage, ...]:
+    """Logit matching: the student regresses the teacher's logits.
+
+    Args:
+        setup: epochs, optimizer and schedule; of an ensemble teacher the mean logits are the target.
+        matching: weight of the squared distance.
+        hard: weight of the cross-entropy with the labels; a zero leaves the term out, as published.
+        centre: match the logits less their mean over the classes.
+        average: "batch" is the published half sum of squares; "elements" the mean over all elements.
+        student_layer: the layer read as the student's logits; the default is the network's output.
+        teacher_layer: the same of the teacher.
+
+    Raises:
+        LimbeckError: both weights are 0.
+    """
+    student = from_student(student_layer)
+    teachers = (from_teacher(teacher_layer),) if teacher_layer else setup.teacher_logits
+    loss = partial(logits_loss, centre=centre, average=average)
+    terms = {
+        "hard": Term(hard_loss, (student, TARGETS), hard),
+        "matching": Term(loss, (student, *teachers), matching),
+    }
+    return (Stage("logits", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)

@@ -1,0 +1,75 @@
+"""A recipe's networks: built fresh, or restored from files and run folders."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from limbeck.core import LimbeckError
+from limbeck.data import Data
+from limbeck.models import NetworkSpec, build, load_network, load_weights, read_spec
+from limbeck.options import Block
+
+
+def fresh(block: Block, data: Data, *, weights: str | None = None) -> tuple[nn.Module, NetworkSpec]:
+    """A new network for the data, and what is needed to build it again; ``weights`` is a file to start from.
+
+    Raises:
+        LimbeckError: there is no such model or option; the weights do not fit.
+    """
+    options = {key: value for key, value in block.items() if key != "name"}
+    spec = NetworkSpec(block["name"], options, len(data.classes), data.shape, data.classes)
+    network = build(spec.name, classes=spec.classes, shape=spec.shape, **options)
+    if weights is not None:
+        load_weights(network, find_weights(weights))
+    return network, spec
+
+
+def restored(path: str, block: Block | None, data: Data) -> nn.Module:
+    """A trained network from a file or a run folder.
+
+    Args:
+        path: a weights file, or a folder that `find_weights` finds one in.
+        block: the model to load it into; needed for a file that limbeck did not write.
+        data: what the network is to be used on.
+
+    Raises:
+        LimbeckError: no such file; it is damaged; it does not say which model it holds; its classes are not the data's.
+    """
+    file = find_weights(path)
+    spec = read_spec(file) if file.suffix == ".safetensors" else None
+    if block is not None:
+        network, _ = fresh(block, data)
+        _check_classes(file, spec, data)
+        load_weights(network, file)
+        return network
+    if spec is None:
+        raise LimbeckError(f"{file} does not say which model it holds: name it under model:")
+    _check_classes(file, spec, data)
+    network, _ = load_network(file)
+    return network
+
+
+def find_weights(path: str) -> Path:
+    """The weights file that a path means: the file itself, or the student's or teacher's in a run folder.
+
+    Raises:
+        LimbeckError: there is none.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        found = [place / name for name in ("student.safetensors", "teacher.safetensors") if (place / name).is_file()]
+        if not found:
+            raise LimbeckError(f"the folder {place} holds no student.safetensors and no teacher.safetensors")
+        return found[0]
+    return place
+
+
+def _check_classes(file: Path, spec: NetworkSpec | None, data: Data) -> None:
+    if spec is None:
+        return
+    if spec.classes != len(data.classes):
+        raise LimbeckError(f"{file} has {spec.classes} classes, but the data has {len(data.classes)}")
+    if spec.labels and tuple(spec.labels) != data.classes:
+        wrong: list[Any] = [pair for pair in zip(spec.labels, data.classes, strict=True) if pair[0] != pair[1]]
+        raise LimbeckError(f"{file} orders its classes otherwise than the data: {wrong[0][0]!r} where the data has {wrong[0][1]!r}")

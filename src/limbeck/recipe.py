@@ -1,0 +1,265 @@
+"""A recipe file to checked values: every error at once, each with its line, the value got and what is allowed."""
+
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from limbeck.core import LimbeckError
+from limbeck.data import SOURCES
+from limbeck.methods import METHODS, PRESETS
+from limbeck.models import MODELS
+from limbeck.optimizers import OPTIMIZERS
+from limbeck.options import Checked, Named, Problem, as_block, complete, nearest, validate
+from limbeck.schedules import SCHEDULES
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+ClassName = NonNegativeInt | str
+
+
+class RecipeError(LimbeckError):
+    """All that is wrong with a recipe."""
+
+
+class AugmentBlock(Checked):
+    """See `limbeck.data.Augment`."""
+
+    crop: NonNegativeInt = 0
+    shift: NonNegativeInt = 0
+    flip: bool = False
+    cutout: NonNegativeInt = 0
+
+
+class DataBlock(Checked):
+    """See `limbeck.data.load`."""
+
+    source: str
+    root: str | None = None
+    path: str | None = None
+    validation: NonNegativeInt | Share = 0.1
+    normalise: bool = True
+    download: bool = True
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    limit: PositiveInt | None = None
+    seed: int = 0
+
+
+class TrainBlock(Checked):
+    """How a network is trained; ``exclude`` names classes that are left out of its training set."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt = 128
+    optimizer: Named = {"name": "adam"}
+    schedule: Named = {"name": "cosine"}
+    augment: AugmentBlock = AugmentBlock()
+    exclude: tuple[ClassName, ...] = ()
+
+
+class TeacherBlock(Checked):
+    """Where the teacher comes from: files or run folders (``weights``), or trained on the spot (``train``)."""
+
+    model: Named | None = None
+    weights: tuple[str, ...] | str | None = None
+    train: TrainBlock | None = None
+    members: PositiveInt = 1
+    mean: Literal["arithmetic", "geometric"] = "arithmetic"
+    seed: int | None = None
+
+
+class StudentBlock(Checked):
+    """The student, and a file of weights to start from."""
+
+    model: Named
+    weights: str | None = None
+
+
+class EvaluateBlock(Checked):
+    """What is measured besides the usual: ``shift_bias`` names the classes of the omitted-class study."""
+
+    shift_bias: tuple[ClassName, ...] = ()
+    latency_runs: PositiveInt = 100
+
+
+class Recipe(Checked):
+    """One experiment. Every named block (model, method, optimizer, schedule) has all its options written out."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    data: DataBlock
+    student: StudentBlock
+    train: TrainBlock
+    method: Named
+    teacher: TeacherBlock | None = None
+    baseline: bool = True
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
+    evaluate: EvaluateBlock = EvaluateBlock()
+
+
+_NAMED: tuple[tuple[tuple[str, ...], str, Mapping[str, Any]], ...] = (
+    (("method",), "method", METHODS),
+    (("teacher", "model"), "model", MODELS),
+    (("student", "model"), "model", MODELS),
+    (("train", "optimizer"), "optimizer", OPTIMIZERS),
+    (("train", "schedule"), "schedule", SCHEDULES),
+    (("teacher", "train", "optimizer"), "optimizer", OPTIMIZERS),
+    (("teacher", "train", "schedule"), "schedule", SCHEDULES),
+)
+
+
+def read(path: Path, *, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
+    """Read a recipe file.
+
+    Args:
+        path: the YAML file.
+        overrides: ``a.b=c`` each, c read as YAML; they replace or add keys.
+        seed: run this seed alone.
+
+    Raises:
+        RecipeError: whatever is wrong, all of it.
+    """
+    if not path.is_file():
+        others = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
+        raise RecipeError(f"there is no recipe {path}: {nearest(path.name, [other.name for other in others])}")
+    raw = _parse(path.read_text(), str(path))
+    given: dict[tuple[str, ...], str] = {}
+    for override in overrides:
+        given[_override(raw, override)] = f"--set {override}"
+    if seed is not None:
+        raw["seeds"] = [seed]
+    recipe, problems = check(raw)
+    if recipe is None or problems:
+        raise RecipeError("\n".join(_located(problem, raw, str(path), given) for problem in problems))
+    return recipe
+
+
+def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe as values, completed, and all that is wrong with it."""
+    recipe, problems = validate(Recipe, raw)
+    values: dict[str, Any] = recipe.model_dump(mode="json") if recipe else dict(raw)
+    wrong = {problem.path for problem in problems}
+    for path, kind, table in _NAMED:
+        parent, block = _at(values, path[:-1]), _at(values, path)
+        if block is None or path in wrong:
+            continue
+        if kind == "model" and _foreign(as_block(block)):
+            filled, found = as_block(block), []
+        else:
+            filled, found = complete(block, table, kind=kind, presets=PRESETS if kind == "method" else None)
+        problems += [Problem((*path, *problem.path), problem.message) for problem in found]
+        if recipe and parent is not None:
+            parent[path[-1]] = filled
+    source = _at(values, ("data", "source"))
+    if isinstance(source, str) and source not in SOURCES:
+        problems.append(Problem(("data", "source"), f"there is no source {source!r}: {nearest(source, SOURCES)}"))
+    if recipe is None:
+        return None, problems
+    problems += _contradictions(recipe)
+    return (Recipe.model_validate(values, strict=False) if not problems else None), problems
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """The recipe's own tiny version: two epochs on at most 256 samples, one seed."""
+
+    def short(train: TrainBlock) -> TrainBlock:
+        return train.model_copy(update={"epochs": min(train.epochs, 2), "batch_size": min(train.batch_size, 64)})
+
+    limit = min(recipe.data.limit or 256, 256)
+    teacher = recipe.teacher
+    if teacher and teacher.train:
+        teacher = teacher.model_copy(update={"train": short(teacher.train)})
+    return recipe.model_copy(
+        update={
+            "name": f"{recipe.name}-smoke",
+            "data": recipe.data.model_copy(update={"limit": limit}),
+            "teacher": teacher,
+            "train": short(recipe.train),
+            "seeds": recipe.seeds[:1],
+            "evaluate": recipe.evaluate.model_copy(update={"latency_runs": 10}),
+        }
+    )
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML; reading it again gives the same recipe."""
+    yaml, text = YAML(typ="safe", pure=True), StringIO()
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.dump(recipe.model_dump(mode="json"), text)
+    return text.getvalue()
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    try:
+        raw = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{name}:{line}: {(error.problem or str(error)).splitlines()[0]}") from error
+    except YAMLError as error:
+        raise RecipeError(f"{name}: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{name}: a recipe is a block of keys, got {type(raw).__name__}")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
+    key, equals, value = override.partition("=")
+    path = tuple(key.split("."))
+    if not equals or not all(path):
+        raise RecipeError(f"--set {override}: write it as key.key=value")
+    node = raw
+    for part in path[:-1]:
+        block = as_block(node.get(part))
+        node[part] = block if isinstance(block, dict) else {}
+        node = node[part]
+    try:
+        node[path[-1]] = YAML(typ="safe").load(value)
+    except YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not YAML") from error
+    return path
+
+
+def _at(values: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _foreign(block: Any) -> bool:
+    """Whether a model comes from elsewhere, so that only building it can check its options."""
+    return isinstance(block, dict) and ":" in str(block.get("name"))
+
+
+def _contradictions(recipe: Recipe) -> list[Problem]:
+    """What is right by itself and wrong together."""
+    teacher, problems = recipe.teacher, []
+    if teacher is None and recipe.method.get("name") != "alone":
+        problems.append(Problem((), f"the method {recipe.method.get('name')} needs a teacher: block"))
+    if teacher is not None and not teacher.weights and (teacher.model is None or teacher.train is None):
+        problems.append(Problem(("teacher",), "a teacher has weights:, or a model: and train: to be trained here"))
+    if teacher is not None and teacher.weights and (teacher.train or teacher.members > 1):
+        problems.append(Problem(("teacher",), "a teacher with weights: is not trained: leave out train: and members:"))
+    if recipe.evaluate.shift_bias and recipe.data.validation == 0:
+        problems.append(Problem(("evaluate", "shift_bias"), "the shift is chosen on validation data, which is 0"))
+    if len(set(recipe.seeds)) < len(recipe.seeds):
+        problems.append(Problem(("seeds",), f"got {list(recipe.seeds)}: each seed once"))
+    return problems
+
+
+def _located(problem: Problem, raw: Any, name: str, given: Mapping[tuple[str, ...], str]) -> str:
+    dotted = ".".join(map(str, problem.path))
+    for path, label in given.items():
+        if problem.path[: len(path)] == path:
+            return f"{label}: {dotted}: {problem.message}"
+    line, node = 1, raw
+    for part in problem.path:
+        try:
+            line = (node.lc.key(part) if isinstance(node, dict) else node.lc.item(part))[0] + 1
+            node = node[part]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break
+    return f"{name}:{line}: {dotted}: {problem.message}" if dotted else f"{name}:{line}: {problem.message}"

@@ -1,0 +1,226 @@
+"""One network's training and its figures: what the recipe runner and `limbeck.distill` share."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core import (
+    Batch,
+    LimbeckError,
+    MakeOptimizer,
+    Method,
+    Networks,
+    Schedule,
+    Setup,
+    Stage,
+    Tap,
+    from_teacher,
+)
+from limbeck.data import Augment, Batches, Data, Split, normalise
+from limbeck.engine import Engine, Precision
+from limbeck.evaluate import Latency, file_bytes, latency, macs, metrics, parameters, predict
+from limbeck.methods import METHODS, PRESETS
+from limbeck.models import Ensemble
+from limbeck.optimizers import OPTIMIZERS
+from limbeck.options import Block, call, fill
+from limbeck.schedules import SCHEDULES
+from limbeck.taps import shapes
+from limbeck.train import Epoch, run
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained; ``exclude`` holds the classes left out of its training set."""
+
+    epochs: int
+    batch_size: int
+    optimizer: MakeOptimizer
+    schedule: Schedule
+    augment: Augment = Augment()
+    exclude: tuple[int, ...] = ()
+
+
+def plan(method: Method, networks: Networks, data: Data, training: Training) -> tuple[Stage, ...]:
+    """The method's stages for these networks, after a dry run that has read every tap.
+
+    Raises:
+        LimbeckError: a network's output is not one logit a class; a tap does not exist or has no one value.
+    """
+    probe = _probe(data.train, data)
+    for name, network in networks.items():
+        device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+        probe = Batch(probe.inputs.to(device), probe.targets, probe.index, probe.view)
+        shape = shapes({name: network}, [Tap(name)], probe)[Tap(name)]
+        if shape != (len(data.classes),):
+            raise LimbeckError(f"the {name} gives {shape} a sample, but the data has {len(data.classes)} classes")
+    teacher = networks.get("teacher")
+    logits: tuple[Tap, ...] = (from_teacher(),)
+    if isinstance(teacher, Ensemble) and teacher.mean == "arithmetic":
+        logits = tuple(from_teacher(f"members.{index}") for index in range(len(teacher.members)))
+    setup = Setup(
+        epochs=training.epochs,
+        optimizer=training.optimizer,
+        schedule=training.schedule,
+        shape=lambda tap: shapes(networks, [tap], probe)[tap],
+        module=lambda source, layer: networks[source].get_submodule(layer),
+        teacher_logits=logits,
+    )
+    stages: tuple[Stage, ...] = method(setup)
+    shapes(networks, {tap for stage in stages for term in stage.terms.values() for tap in term.reads}, probe)
+    return stages
+
+
+def training_batches(data: Data, training: Training, *, seed: int, engine: Engine) -> Batches:
+    """The training set in the order and the augmented views that the seed gives."""
+    return Batches(
+        data.train.without(training.exclude),
+        batch_size=training.batch_size,
+        seed=seed,
+        mean=data.mean,
+        std=data.std,
+        augment=training.augment,
+        device=engine.device,
+    )
+
+
+def logits_of(network: nn.Module, split: Split, data: Data, engine: Engine) -> Tensor:
+    """The network's logits (N, K) on a split, in 32 bits, in eval mode, without augmentation."""
+    batches = Batches(
+        split,
+        batch_size=EVALUATION_BATCH,
+        seed=0,
+        mean=data.mean,
+        std=data.std,
+        shuffle=False,
+        device=engine.device,
+    )
+    return predict(engine.place(network), batches(0))
+
+
+def measure(network: nn.Module, data: Data, engine: Engine, *, teacher: Tensor | None = None) -> dict[str, Any]:
+    """A trained network's figures: quality on the test split (and on validation where there is one), and cost.
+
+    Args:
+        network: the trained network.
+        data: the splits; this is the only place that reads the test split.
+        engine: the device to run on.
+        teacher: the teacher's logits on the test split, for agreement and KL.
+    """
+    figures: dict[str, Any] = {
+        "test": metrics(logits_of(network, data.test, data, engine), data.test.targets, teacher_logits=teacher)
+    }
+    if len(data.validation):
+        figures["validation"] = metrics(logits_of(network, data.validation, data, engine), data.validation.targets)
+    figures["parameters"] = parameters(network)
+    figures["macs"] = macs(network, data.shape)
+    figures["file_bytes"] = file_bytes(network)
+    return figures
+
+
+def time_together(networks: Networks, data: Data, runs: int) -> dict[str, dict[str, float]]:
+    """Batch-1 latency of several networks, interleaved so that a slow phase of the machine hits all alike."""
+    times: Mapping[str, Latency] = latency(networks, data.shape, runs=runs)
+    return {name: {"latency_ms": time.median_ms, "latency_p95_ms": time.p95_ms} for name, time in times.items()}
+
+
+def distill(
+    teacher: nn.Module,
+    student: nn.Module,
+    data: Data,
+    *,
+    method: str | Block | Method = "kd",
+    epochs: int = 30,
+    batch_size: int = 128,
+    optimizer: str | Block = "adam",
+    schedule: str | Block = "cosine",
+    augment: Augment | None = None,
+    seed: int = 0,
+    baseline: bool = True,
+    device: str = "auto",
+    precision: Precision = "auto",
+    on_epoch: Callable[[str, Epoch], object] | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Distil a trained teacher into a student: your own modules, your own arrays.
+
+    Args:
+        teacher: maps inputs to logits (N, K); it is frozen, and leaves as it came, buffers too.
+        student: maps the same inputs to logits (N, K); trained in place.
+        data: from `limbeck.arrays` or `limbeck.load`.
+        method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
+            or a function ``setup -> stages`` of your own.
+        epochs, batch_size, optimizer, schedule, augment: how to train; blocks as in a recipe.
+        seed: of the data's order, the augmentation and dropout. Same seed, same student, on a CPU to the bit.
+        baseline: also train a copy of the student without the teacher, which is the evidence that it helped.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``auto``, ``32`` or ``bf16``.
+        on_epoch: called with ``"alone"`` or the method's name, and the epoch.
+
+    Returns:
+        The student, and the result: ``method``, ``seed``, and for ``teacher``, ``student`` and (with ``baseline``)
+        ``alone`` their ``test`` figures, ``parameters``, ``macs``, ``file_bytes``, ``latency_ms``.
+
+    Raises:
+        LimbeckError: a name, an option, a layer or a shape is wrong; found before any training.
+    """
+    engine = Engine(device=device, precision=precision)
+    name, function = _method(method)
+    training = Training(
+        epochs,
+        batch_size,
+        call(OPTIMIZERS, fill(OPTIMIZERS, optimizer, kind="optimizer")),
+        call(SCHEDULES, fill(SCHEDULES, schedule, kind="schedule")),
+        augment or Augment(),
+    )
+    arms: list[tuple[str, str, Method, dict[str, nn.Module]]] = [
+        ("student", name, function, {"student": student, "teacher": teacher})
+    ]
+    if baseline and name != "alone":
+        arms.insert(0, ("alone", "alone", METHODS["alone"], {"student": copy.deepcopy(student)}))
+    result: dict[str, Any] = {"method": name, "seed": seed}
+    for _, _, arm, networks in arms:
+        plan(arm, networks, data, training)
+    guide = logits_of(teacher, data.test, data, engine)
+    result["teacher"] = measure(teacher, data, engine)
+    for role, label, arm, networks in arms:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            engine.seed(seed)
+            batches = training_batches(data, training, seed=seed, engine=engine)
+            for epoch in run(plan(arm, networks, data, training), networks, batches, engine):
+                if on_epoch is not None:
+                    on_epoch(label, epoch)
+        result[role] = measure(networks["student"], data, engine, teacher=guide)
+    timed = {"teacher": teacher, **{role: networks["student"] for role, _, _, networks in arms}}
+    for role, times in time_together(timed, data, 100).items():
+        result[role] |= times
+    return student, result
+
+
+def _method(method: str | Block | Method) -> tuple[str, Method]:
+    if callable(method):
+        return getattr(method, "__name__", "method"), method
+    block = fill(METHODS, method, kind="method", presets=PRESETS)
+    return block["name"], partial(call, METHODS, block)
+
+
+def _probe(split: Split, data: Data) -> Batch:
+    few = torch.arange(min(2, len(split)))
+    return Batch(normalise(split.inputs[few], data.mean, data.std), split.targets[few], few, 0)
+
+
+def label_indices(labels: Sequence[int | str], classes: Sequence[str]) -> tuple[int, ...]:
+    """Class names or indices to indices.
+
+    Raises:
+        LimbeckError: there is no such class.
+    """
+    for label in labels:
+        if (isinstance(label, int) and label >= len(classes)) or (isinstance(label, str) and label not in classes):
+            raise LimbeckError(f"there is no class {label!r}: allowed are 0 to {len(classes) - 1}, or {', '.join(classes)}")
+    return tuple(label if isinstance(label, int) else classes.index(label) for label in labels)

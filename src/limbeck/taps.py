@@ -1,0 +1,158 @@
+"""Read any layer of an unmodified network, by name, with one forward a network."""
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from limbeck.core import Batch, LimbeckError, Networks, Tap
+
+BATCH_FIELDS = ("inputs", "targets", "index")
+
+
+class _Enough(BaseException):
+    """Ends a forward whose every tap is read. Not an Exception, so that no network's own handler catches it."""
+
+
+class Taps:
+    """The hooks of a set of taps, there while the ``with`` block lasts, and one way to read through them.
+
+    Args:
+        networks: the networks by name.
+        taps: what to read. Every network named here runs once a batch, a network not named does not run.
+        learns: the networks that get gradients; all others run under ``no_grad``.
+        to_the_end: run the whole forward even where nothing above the last tap is read.
+
+    Raises:
+        LimbeckError: a network, layer or batch field does not exist (the message names the nearest).
+    """
+
+    def __init__(
+        self, networks: Networks, taps: Iterable[Tap], *, learns: Iterable[str] = (), to_the_end: bool = False
+    ) -> None:
+        self._networks = networks
+        self._taps = tuple(dict.fromkeys(taps))
+        self._learns = frozenset(learns)
+        self._to_the_end = to_the_end
+        self._values: dict[Tap, Tensor] = {}
+        self._versions: dict[Tap, int] = {}
+        self._handles: list[RemovableHandle] = []
+        self._missing: dict[str, int] = {}
+        for tap in self._taps:
+            check(networks, tap)
+        read = {tap.source for tap in self._taps} - {"batch"}
+        self._sources = [name for name in networks if name in read]
+        self._wanted = {name: sum(tap.source == name for tap in self._taps) for name in self._sources}
+
+    def __enter__(self) -> Self:
+        for tap in self._taps:
+            if tap.source == "batch":
+                continue
+            module = self._networks[tap.source].get_submodule(tap.layer)
+            if tap.side == "output":
+                handle = module.register_forward_hook(self._output_hook(tap))
+            else:
+                handle = module.register_forward_pre_hook(self._input_hook(tap), with_kwargs=True)
+            self._handles.append(handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._values = {}
+
+    def read(self, batch: Batch) -> dict[Tap, Tensor]:
+        """Run each network once on ``batch.inputs`` and return every tap's tensor.
+
+        Raises:
+            LimbeckError: a tapped module ran twice, never, or gave something else than one tensor; or its tensor
+                was overwritten in place by a later module.
+        """
+        self._values, self._versions = {}, {}
+        for name in self._sources:
+            self._missing[name] = self._wanted[name]
+            with torch.set_grad_enabled(name in self._learns and torch.is_grad_enabled()):
+                with suppress(_Enough):
+                    self._networks[name](batch.inputs)
+        values = self._values
+        for tap in self._taps:
+            if tap.source == "batch":
+                values[tap] = getattr(batch, tap.layer)
+            elif tap not in values:
+                raise LimbeckError(f"{tap} never ran in the forward of {tap.source}: tap a layer that does")
+            elif values[tap]._version != self._versions[tap]:
+                raise LimbeckError(
+                    f"{tap} was overwritten in place after it was read (an in-place activation, most likely): "
+                    "build the network with inplace=False, or tap the layer after it"
+                )
+        return values
+
+    def _output_hook(self, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._keep(tap, output)
+
+        return hook
+
+    def _input_hook(self, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._keep(tap, next(iter([*args, *kwargs.values()]), None))
+
+        return hook
+
+    def _keep(self, tap: Tap, value: Any) -> None:
+        if tap in self._values:
+            raise LimbeckError(f"{tap} ran twice in one forward, so it has no one value: tap a layer that runs once")
+        if not isinstance(value, Tensor):
+            raise LimbeckError(f"{tap} is a {type(value).__name__}, not one tensor: tap a layer inside it")
+        self._values[tap] = value
+        self._versions[tap] = value._version
+        self._missing[tap.source] -= 1
+        if self._missing[tap.source] == 0 and not self._to_the_end and tap.layer:
+            raise _Enough
+
+
+def check(networks: Networks, tap: Tap) -> None:
+    """Raise LimbeckError, naming the nearest, unless the tap's network, layer and side exist."""
+    if tap.side not in ("output", "input"):
+        raise LimbeckError(f"{tap.source}.{tap.layer}: side is {tap.side!r}, allowed are 'output' and 'input'")
+    if tap.source == "batch":
+        if tap.layer not in BATCH_FIELDS:
+            raise LimbeckError(f"the batch has no {tap.layer!r}: allowed are {', '.join(BATCH_FIELDS)}")
+        return
+    if tap.source not in networks:
+        raise LimbeckError(f"there is no network {tap.source!r}: allowed are {', '.join([*networks, 'batch'])}")
+    names = [name for name, _ in networks[tap.source].named_modules()]
+    if tap.layer not in names:
+        near = difflib.get_close_matches(tap.layer, names, n=3, cutoff=0.5)
+        top = [name for name, _ in networks[tap.source].named_children()]
+        hint = f"did you mean {' or '.join(near)}?" if near else f"its top layers are {', '.join(top)}"
+        raise LimbeckError(f"the {tap.source} has no layer {tap.layer!r}: {hint} (`limbeck taps` lists all)")
+
+
+def shapes(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, tuple[int, ...]]:
+    """Each tap's shape for one sample (N dropped), from one dry run that leaves every network as it was.
+
+    The dry run goes to the end of each forward, so that a module that runs twice or is overwritten later is found
+    before any training.
+    """
+    read = {name: networks[name] for name in {tap.source for tap in taps} & set(networks)}
+    with evaluation_mode(read.values()), torch.no_grad(), Taps(networks, taps, to_the_end=True) as tapped:
+        return {tap: tuple(tensor.shape[1:]) for tap, tensor in tapped.read(batch).items()}
+
+
+@contextmanager
+def evaluation_mode(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Eval mode inside the block; afterwards every submodule has the mode it had, even after an error."""
+    modes: Mapping[nn.Module, bool] = {module: module.training for network in networks for module in network.modules()}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

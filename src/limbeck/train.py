@@ -1,0 +1,220 @@
+"""The one training loop. It knows stages and terms; it names no method, and it prints nothing."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core import Batch, LimbeckError, Networks, Stage
+from limbeck.engine import Engine
+from limbeck.taps import Taps
+
+
+class Diverged(LimbeckError):
+    """A term became NaN or infinite."""
+
+
+class BatchSource(Protocol):
+    """The batches of an epoch, and how many they are."""
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, epoch: int) -> Iterable[Batch]:
+        """The batches of one epoch, counted from 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training set came to."""
+
+    stage: str
+    position: int  # the stage's, from 0
+    number: int  # finished epochs of the stage, from 1
+    epochs: int  # of the stage in all
+    terms: Mapping[str, float]  # each term's mean over the steps, before its weight
+    loss: float  # the weighted sum's mean over the steps
+    images: int
+    seconds: float
+    state: Callable[[], dict[str, Any]]  # all that exact resume needs; take it before asking for the next epoch
+
+
+class Step(nn.Module):
+    """All that learns in a stage, as one module: a batch in, the loss and the terms' values out."""
+
+    def __init__(self, stage: Stage, networks: Networks) -> None:
+        super().__init__()
+        self.learners = nn.ModuleDict({name: networks[name] for name in stage.learns})
+        self.losses = nn.ModuleDict()
+        for name, term in stage.terms.items():
+            if isinstance(term.loss, functools.partial) and isinstance(term.loss.func, nn.Module):
+                raise TypeError(f"term {name!r}: a partial hides its module's parameters; pass the module itself")
+            if isinstance(term.loss, nn.Module):
+                self.losses[name] = term.loss
+        self._stage = stage
+        self.taps = Taps(networks, [tap for term in stage.terms.values() for tap in term.reads], learns=stage.learns)
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, index: Tensor, view: int, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and every term's value (detached) with the loss as the last entry.
+
+        The batch comes as its fields: the engine's wrapper would copy a dataclass at every step.
+        """
+        batch = Batch(inputs, targets, index, view)
+        read = self.taps.read(batch)
+        values, loss = [], torch.zeros((), device=batch.inputs.device)
+        with torch.autocast(batch.inputs.device.type, enabled=False):
+            for term in self._stage.terms.values():
+                value = term.loss(*(_full(read[tap]) for tap in term.reads))
+                weight = term.weight if isinstance(term.weight, int | float) else term.weight(progress)
+                loss = loss + weight * value
+                values.append(value.detach())
+        return loss, torch.stack([*values, loss.detach()])
+
+
+def run(
+    stages: Sequence[Stage],
+    networks: Networks,
+    batches: BatchSource,
+    engine: Engine,
+    *,
+    state: dict[str, Any] | None = None,
+) -> Iterator[Epoch]:
+    """Train stage after stage, yielding after every epoch; what happens between epochs is the caller's.
+
+    The networks that a stage's ``learns`` names and its losses' own parameters learn, as far as their
+    ``requires_grad`` says; every other network is in eval mode, gets no gradient and stays bit-identical, buffers
+    too. Each stage has a fresh optimizer. Each network runs once a batch. Losses see tensors in at least 32 bits,
+    whatever the engine's precision.
+
+    Args:
+        stages: what to train, on what, in order.
+        networks: at least those that the stages name; moved to the engine's device.
+        batches: an epoch's number (of its stage, from 0) to its batches.
+        engine: device and precision.
+        state: from `Epoch.state`, to go on where it was taken.
+
+    Raises:
+        LimbeckError: a tap does not exist or has no one value; nothing in a stage can learn.
+        Diverged: a term became NaN or infinite.
+    """
+    for network in networks.values():
+        engine.place(network)
+    steps = [Step(stage, networks) for stage in stages]
+    if state is not None:
+        nn.ModuleList(steps).load_state_dict(state["modules"])
+    for position in range(state["stage"] if state else 0, len(stages)):
+        resumed = state if state and state["stage"] == position else None
+        yield from _stage(stages[position], position, steps, networks, batches, engine, resumed)
+
+
+def _stage(
+    stage: Stage,
+    position: int,
+    steps: Sequence[Step],
+    networks: Networks,
+    batches: BatchSource,
+    engine: Engine,
+    state: dict[str, Any] | None,
+) -> Iterator[Epoch]:
+    step = steps[position]
+    with _frozen([network for name, network in networks.items() if name not in stage.learns]):
+        learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
+        if not learning:
+            raise LimbeckError(f"stage {stage.name!r}: nothing learns in {', '.join(stage.learns)}")
+        optimizer = stage.optimizer(learning)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        module, optimizer = engine.prepare(step, optimizer)
+        if state is not None:
+            optimizer.load_state_dict(state["optimizer"])
+            engine.restore_generators(state["generators"])
+        for number in range(state["epoch"] if state else 0, stage.epochs):
+            start = time.perf_counter()
+            with step.taps:
+                means, images = _epoch(stage, number, module, optimizer, rates, batches, engine)
+            yield Epoch(
+                stage=stage.name,
+                position=position,
+                number=number + 1,
+                epochs=stage.epochs,
+                terms=dict(zip(stage.terms, means, strict=False)),
+                loss=means[-1],
+                images=images,
+                seconds=time.perf_counter() - start,
+                state=functools.partial(_snapshot, position, number + 1, steps, optimizer, engine),
+            )
+
+
+def _epoch(
+    stage: Stage,
+    number: int,
+    module: Any,
+    optimizer: Any,
+    rates: Sequence[float],
+    batches: BatchSource,
+    engine: Engine,
+) -> tuple[list[float], int]:
+    images, sums = 0, torch.zeros(len(stage.terms) + 1, device=engine.device)
+    module.train()
+    for position, batch in enumerate(batches(number)):
+        progress = (number + position / len(batches)) / stage.epochs
+        factor = stage.schedule(progress)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        loss, values = module(batch.inputs, batch.targets, batch.index, batch.view, progress)
+        optimizer.zero_grad(set_to_none=True)
+        engine.backward(loss)
+        optimizer.step()
+        sums += values
+        images += len(batch.targets)
+    means = (sums / len(batches)).tolist()
+    _check_finite(stage, number, means)
+    return means, images
+
+
+def _snapshot(position: int, epoch: int, steps: Sequence[Step], optimizer: Any, engine: Engine) -> dict[str, Any]:
+    return {
+        "stage": position,
+        "epoch": epoch,
+        "modules": nn.ModuleList(steps).state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generators": engine.generators(),
+    }
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _check_finite(stage: Stage, number: int, means: list[float]) -> None:
+    bad = [name for name, mean in zip([*stage.terms, "loss"], means, strict=True) if not math.isfinite(mean)]
+    if bad:
+        raise Diverged(
+            f"stage {stage.name!r}, epoch {number + 1}: {', '.join(bad)} became NaN or infinite; "
+            "lower the learning rate or the term's weight"
+        )
+
+
+@contextmanager
+def _frozen(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Eval mode and no parameter gradients inside the block; afterwards the flags are what they were."""
+    modes = {module: module.training for network in networks for module in network.modules()}
+    parameters = {parameter: parameter.requires_grad for module in modes for parameter in module.parameters(False)}
+    for module in modes:
+        module.training = False
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, needed in parameters.items():
+            parameter.requires_grad_(needed)

@@ -1,0 +1,307 @@
+import re
+
+import numpy
+import pytest
+import torch
+
+from limbeck.core import LimbeckError
+from limbeck.data import Data, Split, arrays, normalise, split_off
+from limbeck.data.scaling import measure
+
+
+def labelled(*counts, shape=(1, 2, 2)):
+    targets = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    inputs = torch.arange(len(targets)).view(-1, *[1] * len(shape)).expand(-1, *shape).to(torch.uint8)
+    return Split(inputs, targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(5))])
+
+
+def data(**changes):
+    train = labelled(4, 4)
+    values = {
+        "train": train,
+        "validation": train.select(torch.arange(0)),
+        "test": train,
+        "classes": ("a", "b"),
+        "mean": (0.0,),
+        "std": (1.0,),
+    }
+    return Data(**values | changes)
+
+
+def features(values, targets=None):
+    return Split(torch.tensor(values), torch.zeros(len(values), dtype=torch.int64) if targets is None else targets)
+
+
+# Split
+
+
+def test_select_takes_the_places_in_the_order_given():
+    chosen = labelled(3, 3).select(torch.tensor([4, 1]))
+    assert chosen.inputs[:, 0, 0, 0].tolist() == [4, 1]
+    assert len(chosen) == 2
+
+
+def test_without_drops_the_classes_and_keeps_the_other_labels():
+    split = labelled(3, 2, 4)
+    kept = split.without([1])
+    assert sorted(kept.targets.tolist()) == [0, 0, 0, 2, 2, 2, 2]
+    assert torch.equal(kept.inputs, split.inputs[split.targets != 1])
+
+
+def test_without_no_classes_keeps_everything():
+    assert len(labelled(3, 2).without([])) == 5
+
+
+# Data
+
+
+def test_data_may_have_an_empty_validation_split_and_knows_its_shape():
+    assert data().shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_data_refuses_an_empty_train_or_test_split(name):
+    with pytest.raises(LimbeckError, match=f"the {name} split is empty"):
+        data(**{name: labelled(4, 4).select(torch.arange(0))})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        (torch.zeros(2, 2, 2), torch.zeros(2, dtype=torch.int64), r"test: inputs have shape \(2, 2, 2\)"),
+        (torch.zeros(2, 1, 2, 3), torch.zeros(2, dtype=torch.int64), r"test: a sample has shape \(1, 2, 3\), but one"),
+        (torch.zeros(2, 1, 2, 2).int(), torch.zeros(2, dtype=torch.int64), r"test: inputs are torch.int32; allowed"),
+        (torch.zeros(2, 1, 2, 2), torch.zeros(2), "test: targets are torch.float32"),
+        (torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, dtype=torch.int64), r"targets are torch.int64 of shape \(2, 1\)"),
+        (torch.zeros(2, 1, 2, 2), torch.zeros(3, dtype=torch.int64), "test: 2 inputs, but 3 targets"),
+        (torch.zeros(2, 1, 2, 2), torch.tensor([0, 2]), "test: target 2 of sample 1 is no class; allowed are 0 to 1"),
+        (torch.zeros(2, 1, 2, 2), torch.tensor([-1, 0]), "test: target -1 of sample 0 is no class"),
+    ],
+)
+def test_data_refuses_what_does_not_fit_and_names_the_split(inputs, targets, message):
+    with pytest.raises(LimbeckError, match=message):
+        data(test=Split(inputs, targets))
+
+
+def test_data_counts_values_that_are_not_finite_and_names_the_first_sample():
+    bad = torch.zeros(4, 1, 2, 2)
+    bad[2, 0, 1, 0], bad[2, 0, 0, 1], bad[3] = float("nan"), float("inf"), float("-inf")
+    with pytest.raises(LimbeckError, match="test: 6 values are NaN or infinite, the first in sample 2"):
+        data(test=Split(bad, torch.zeros(4, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": (0.0, 0.0)}, "2 means and 1 deviations"),
+        ({"std": ()}, "1 means and 0 deviations"),
+        ({"std": (0.0,)}, "must be greater than 0"),
+        ({"std": (float("nan"),)}, "must be greater than 0"),
+    ],
+)
+def test_data_refuses_a_mean_or_deviation_that_does_not_fit(changes, message):
+    with pytest.raises(LimbeckError, match=message):
+        data(**changes)
+
+
+# normalise and measure
+
+
+def test_normalise_follows_the_formula_for_bytes():
+    images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 2.0)
+    result = normalise(images, mean, std)
+    assert result.dtype == torch.float32
+    for channel in range(3):
+        expected = (images[:, channel].double() / 255 - mean[channel]) / std[channel]
+        torch.testing.assert_close(result[:, channel].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_normalise_does_not_divide_floats_by_255_and_leaves_the_input_alone():
+    values = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    result = normalise(values, (1.0,), (2.0,))
+    assert result.tolist() == [[0.0, 0.5], [1.0, 2.0]]
+    assert values.tolist() == [[1.0, 2.0], [3.0, 5.0]]
+
+
+def test_normalise_with_zero_and_one_only_scales_bytes():
+    assert normalise(torch.tensor([[0, 255]], dtype=torch.uint8), (0.0,), (1.0,)).tolist() == [[0.0, 1.0]]
+    half = torch.tensor([[0.5, 7.0]], dtype=torch.float16)
+    assert torch.equal(normalise(half, (0.0,), (1.0,)), half.float())
+
+
+def test_normalise_refuses_the_wrong_number_of_channels():
+    with pytest.raises(LimbeckError, match="1 means and 1 deviations for inputs of shape .*; allowed are 3 of each"):
+        normalise(torch.zeros(1, 3, 2, 2), (0.0,), (1.0,))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_measured_values_normalise_to_mean_0_and_deviation_1(dtype):
+    images = torch.randint(0, 256, (1500, 2, 3, 3), dtype=torch.uint8)
+    images[:, 1] //= 4
+    images = images.to(dtype)
+    normal = normalise(images, *measure(images)).double()
+    for channel in range(2):
+        assert abs(normal[:, channel].mean()) < 1e-5
+        assert abs(normal[:, channel].std(correction=0) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("inputs", [torch.full((7, 1, 3, 3), 77, dtype=torch.uint8), torch.full((7, 3), 0.1)])
+def test_a_constant_channel_has_deviation_1(inputs):
+    assert measure(inputs)[1] == (1.0,)
+
+
+def test_features_have_a_single_mean_over_all_of_them():
+    mean, std = measure(torch.tensor([[1.0, 3.0], [5.0, 7.0]]))
+    assert mean == (4.0,)
+    assert std == pytest.approx((5**0.5,))
+
+
+# split_off
+
+
+@pytest.mark.parametrize(("size", "count"), [(7, 7), (0, 0), (30, 30), (0.25, 8), (0.0, 0), (0.99, 30)])
+def test_split_off_divides_into_two_parts_of_the_size_asked_for(size, count):
+    split = labelled(10, 10, 10)
+    rest, part = split_off(size, split, seed=0)
+    assert len(part) == count
+    places = torch.cat([rest.inputs, part.inputs])[:, 0, 0, 0].tolist()
+    assert sorted(places) == list(range(30))
+    assert torch.equal(part.targets, split.targets[part.inputs[:, 0, 0, 0].long()])
+
+
+def test_split_off_is_as_even_over_the_classes_as_whole_numbers_allow():
+    _, part = split_off(10, labelled(50, 30, 15, 5), seed=3)
+    assert torch.bincount(part.targets, minlength=4).tolist() == [5, 3, 2, 0]
+    _, part = split_off(0.2, labelled(50, 30, 15, 5), seed=3)
+    assert torch.bincount(part.targets).tolist() == [10, 6, 3, 1]
+
+
+def test_split_off_keeps_the_order_of_the_samples():
+    for part in split_off(9, labelled(10, 10), seed=1):
+        places = part.inputs[:, 0, 0, 0].tolist()
+        assert places == sorted(places)
+
+
+def test_split_off_depends_on_its_seed_alone():
+    split = labelled(20, 20)
+    torch.manual_seed(1)
+    first = split_off(10, split, seed=4)[1].inputs
+    state = torch.manual_seed(2).get_state()
+    again = split_off(10, split, seed=4)[1].inputs
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first, split_off(10, split, seed=5)[1].inputs)
+
+
+def test_split_off_chooses_every_sample_of_a_class_equally_often():
+    split = labelled(10, 10)
+    chosen = sum(
+        torch.bincount(split_off(4, split, seed=s)[1].inputs[:, 0, 0, 0].int(), minlength=20) for s in range(500)
+    )
+    expected = 500 * 4 / 20
+    assert ((chosen - expected) ** 2 / expected).sum() < 45  # chi-square of 19 degrees, p < 0.001
+
+
+@pytest.mark.parametrize("size", [21, -1, 1.0, -0.1, float("nan")])
+def test_split_off_refuses_a_size_out_of_range(size):
+    with pytest.raises(
+        LimbeckError, match=f"cannot split off {re.escape(repr(size))} of 20 samples; allowed are a count"
+    ):
+        split_off(size, labelled(10, 10), seed=0)
+
+
+def test_split_off_nothing_of_nothing_is_nothing():
+    empty = labelled(1).select(torch.arange(0))
+    assert [len(part) for part in split_off(0.5, empty, seed=0)] == [0, 0]
+
+
+# arrays
+
+
+def test_arrays_splits_and_measures_numpy_images():
+    rng = numpy.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (100, 6, 5), dtype=numpy.uint8), numpy.arange(100) % 4
+    made = arrays(images, labels)
+    assert (len(made.train), len(made.validation), len(made.test)) == (72, 8, 20)
+    assert made.shape == (1, 6, 5)
+    assert made.train.inputs.dtype == torch.uint8
+    assert made.classes == ("0", "1", "2", "3")
+    assert torch.bincount(made.test.targets).tolist() == [5, 5, 5, 5]
+    assert (made.mean, made.std) == measure(made.train.inputs)
+
+
+def test_arrays_makes_any_float_float32_and_copies_it():
+    values = numpy.zeros((10, 3))
+    made = arrays(values, [0, 1] * 5, validation=0)
+    values[:] = 1
+    assert made.train.inputs.dtype == torch.float32
+    assert not made.train.inputs.any()
+    assert len(made.validation) == 0
+
+
+def test_arrays_copies_tensors_and_detaches_them():
+    values = torch.zeros(10, 3, requires_grad=True)
+    made = arrays(values, torch.arange(10) % 2, test_set=(values, torch.zeros(10)))
+    assert not made.test.inputs.requires_grad
+    with torch.no_grad():
+        values += 1
+    assert not made.test.inputs.any()
+
+
+def test_arrays_takes_read_only_and_reversed_numpy_arrays():
+    values = numpy.arange(20, dtype=numpy.float32).reshape(10, 2)
+    values.setflags(write=False)
+    made = arrays(values[::-1], numpy.zeros(10), test=2, validation=0, normalise=False)
+    assert sorted(torch.cat([made.train.inputs, made.test.inputs])[:, 0].tolist()) == list(range(0, 20, 2))
+
+
+def test_arrays_uses_the_test_set_given_and_ignores_the_test_share():
+    made = arrays(numpy.zeros((10, 2)), [0] * 10, test=0.9, validation=2, test_set=(numpy.ones((3, 2)), [1, 0, 1]))
+    assert (len(made.train), len(made.validation), len(made.test)) == (8, 2, 3)
+    assert made.test.inputs.all()
+    assert made.classes == ("0", "1")
+
+
+def test_arrays_without_normalise_has_mean_0_and_deviation_1():
+    made = arrays(numpy.random.default_rng(0).random((10, 2, 4, 4)), [0] * 10, normalise=False)
+    assert (made.mean, made.std) == ((0.0, 0.0), (1.0, 1.0))
+
+
+def test_arrays_takes_whole_float_targets_and_names():
+    made = arrays(numpy.zeros((4, 2)), numpy.array([0.0, 1.0, 1.0, 0.0]), test=1, validation=0, classes=["no", "yes"])
+    assert made.train.targets.dtype == torch.int64
+    assert made.classes == ("no", "yes")
+
+
+def test_arrays_differs_by_seed_and_repeats_with_it():
+    values, labels = numpy.arange(40.0).reshape(40, 1), [0] * 40
+    first, again, other = (arrays(values, labels, seed=seed).test.inputs for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "options", "message"),
+    [
+        (numpy.zeros((4, 2), dtype=numpy.int64), [0] * 4, {}, "inputs are torch.int64; allowed are uint8"),
+        (numpy.zeros((4, 8, 8, 3)), [0] * 4, {}, r"looks like \(N, H, W, C\).*transpose\(0, 3, 1, 2\)"),
+        (numpy.zeros(4), [0] * 4, {}, r"inputs have shape \(4,\); allowed are"),
+        (numpy.float32(1), [0], {}, r"inputs have shape \(\); allowed are"),
+        ([["a"]], [0], {}, "the inputs are not an array of numbers"),
+        ([[1.0], [1.0, 2.0]], [0], {}, "the inputs are not an array of numbers"),
+        (numpy.zeros((4, 2)), [0] * 3, {}, "4 inputs, but 3 targets"),
+        (numpy.zeros((4, 2)), [[0]] * 4, {}, r"targets have shape \(4, 1\); allowed is \(N,\)"),
+        (numpy.zeros((4, 2)), [0, 1, 0.5, 1], {}, "target 0.5 of sample 2 is no whole number"),
+        (numpy.zeros((4, 2)), [0, float("nan"), 0, 1], {}, "target nan of sample 1 is no whole number"),
+        (numpy.zeros((4, 2)), [0, -1, 0, 1], {}, "target -1 is no class"),
+        (numpy.zeros((4, 2)), [0, 1, 0, 1], {"classes": ["a"], "test": 2}, "is no class; allowed are 0 to 0"),
+        (numpy.zeros((4, 2)), [0, 1, 0, 1], {"test": 0}, "the test split is empty"),
+        (numpy.zeros((4, 2)), [0, 1, 0, 1], {"test": 4}, "the train split is empty"),
+        (numpy.zeros((0, 2)), [], {}, "the train split is empty"),
+        (numpy.full((9, 2), numpy.nan), [0] * 9, {"test": 3}, r"train: 10 values are NaN or infinite"),
+    ],
+)
+def test_arrays_refuses_what_it_cannot_take_and_says_why(inputs, targets, options, message):
+    with pytest.raises(LimbeckError, match=message):
+        arrays(inputs, targets, **options)

@@ -1,0 +1,21 @@
+"""Import limbeck from a built wheel, and read a recipe that it brings: ``import_wheel.py WHEEL PYTHON``."""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+CODE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import limbeck
+assert limbeck.__file__.startswith(sys.argv[1]), limbeck.__file__
+from limbeck import files, recipe
+found = files.bundled("digits_kd")
+assert str(found).startswith(sys.argv[1]), found
+print("the wheel has limbeck", limbeck.__version__, "and the recipe", recipe.read(found).name)
+"""
+
+with tempfile.TemporaryDirectory() as folder:
+    zipfile.ZipFile(sys.argv[1]).extractall(folder)
+    sys.exit(subprocess.run([sys.argv[2], "-P", "-c", CODE, folder], cwd=folder, check=False).returncode)

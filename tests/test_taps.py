@@ -1,0 +1,194 @@
+import pytest
+import torch
+from torch import nn
+
+from limbeck.core import Batch, LimbeckError, Tap
+from limbeck.taps import Taps, evaluation_mode, shapes
+
+
+class Block(nn.Module):
+    def __init__(self, *, inplace=False, twice=False):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.act = nn.ReLU(inplace=inplace)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.unused = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 5)
+        self.twice = twice
+
+    def forward(self, x):
+        x = self.act(self.norm(self.conv(x)))
+        x = self.act(x) if self.twice else x
+        return self.head(self.pool(x))
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.split = Split()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        first, second = self.split(x)
+        return self.head(input=first + second)
+
+
+class Split(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+def batch(n=2):
+    return Batch(torch.randn(n, 3, 8, 8), torch.arange(n), torch.arange(n) + 7, 3)
+
+
+def read(network, *taps, **options):
+    with Taps({"student": network}, taps, **options) as tapped:
+        return tapped.read(batch())
+
+
+def hooks(network):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules())
+
+
+def test_reads_outputs_inputs_and_the_batch():
+    network, given = Block(), batch()
+    taps = [Tap("student", "conv"), Tap("student", "head", "input"), Tap("student"), Tap("batch", "targets")]
+    with Taps({"student": network}, taps, learns=["student"]) as tapped:
+        values = tapped.read(given)
+    network.eval()
+    assert values[taps[0]].shape == (2, 4, 8, 8)
+    assert values[taps[1]].shape == (2, 4)
+    assert torch.equal(values[taps[2]], network.head(values[taps[1]]))
+    assert values[taps[3]] is given.targets
+    assert values[taps[2]].requires_grad
+
+
+def test_reads_an_input_that_is_passed_by_keyword():
+    with Taps({"student": Pair()}, [Tap("student", "head", "input")]) as tapped:
+        values = tapped.read(Batch(torch.ones(2, 3), torch.zeros(2), torch.arange(2), 0))
+    assert torch.equal(values[Tap("student", "head", "input")], torch.full((2, 3), 2.0))
+
+
+def test_only_what_learns_gets_a_graph():
+    networks = {"student": Block(), "teacher": Block()}
+    with Taps(networks, [Tap("student"), Tap("teacher")], learns=["student"]) as tapped:
+        values = tapped.read(batch())
+    assert values[Tap("student")].requires_grad
+    assert not values[Tap("teacher")].requires_grad
+
+
+def test_a_misspelt_layer_names_the_near_ones():
+    with pytest.raises(LimbeckError, match=r"no layer 'hed': did you mean head"):
+        Taps({"student": Block()}, [Tap("student", "hed")])
+
+
+def test_a_layer_with_nothing_near_lists_the_top_ones():
+    with pytest.raises(LimbeckError, match=r"its top layers are conv, norm, act, pool, unused, head"):
+        Taps({"student": Block()}, [Tap("student", "zzzzzz")])
+
+
+@pytest.mark.parametrize(
+    ("tap", "message"),
+    [
+        (Tap("teacher"), "no network 'teacher': allowed are student, batch"),
+        (Tap("batch", "labels"), "the batch has no 'labels': allowed are inputs, targets, index"),
+        (Tap("student", "head", "inside"), "allowed are 'output' and 'input'"),
+    ],
+)
+def test_a_tap_to_nowhere_is_refused(tap, message):
+    with pytest.raises(LimbeckError, match=message):
+        Taps({"student": Block()}, [tap])
+
+
+def test_a_tensor_overwritten_in_place_is_refused():
+    with pytest.raises(LimbeckError, match=r"student.norm was overwritten in place"):
+        read(Block(inplace=True), Tap("student", "norm"), Tap("student"))
+
+
+def test_the_dry_run_finds_an_overwriting_layer_behind_the_last_tap():
+    with pytest.raises(LimbeckError, match=r"student.norm was overwritten in place"):
+        shapes({"student": Block(inplace=True)}, [Tap("student", "norm")], batch())
+
+
+def test_a_module_that_runs_twice_is_refused():
+    with pytest.raises(LimbeckError, match=r"student.act ran twice"):
+        read(Block(twice=True), Tap("student", "act"), Tap("student"))
+
+
+def test_the_dry_run_finds_a_second_run_behind_the_last_tap():
+    with pytest.raises(LimbeckError, match=r"student.act ran twice"):
+        shapes({"student": Block(twice=True)}, [Tap("student", "act")], batch())
+
+
+def test_a_module_that_never_runs_is_refused():
+    with pytest.raises(LimbeckError, match=r"student.unused never ran"):
+        read(Block(), Tap("student", "unused"))
+
+
+def test_a_module_that_gives_several_tensors_is_refused():
+    with pytest.raises(LimbeckError, match=r"student.split is a tuple, not one tensor"):
+        read(Pair(), Tap("student", "split"))
+
+
+def test_hooks_are_removed_afterwards():
+    network = Block()
+    read(network, Tap("student", "conv"), Tap("student", "head", "input"))
+    assert hooks(network) == 0
+
+
+def test_hooks_are_removed_after_an_error():
+    network = Block(twice=True)
+    with pytest.raises(LimbeckError):
+        read(network, Tap("student", "act"), Tap("student"))
+    assert hooks(network) == 0
+
+
+def test_the_forward_stops_after_the_last_tap():
+    network = Block()
+    ran = []
+    network.head.register_forward_pre_hook(lambda *_: ran.append("head"))
+    before = network.norm.running_mean.clone()
+    read(network, Tap("student", "conv"))
+    assert ran == []
+    assert torch.equal(network.norm.running_mean, before)
+
+
+def test_the_forward_goes_to_the_end_where_the_output_is_read():
+    network = Block()
+    before = network.norm.running_mean.clone()
+    read(network, Tap("student", "conv"), Tap("student"))
+    assert not torch.equal(network.norm.running_mean, before)
+
+
+def test_a_network_that_is_not_read_does_not_run():
+    teacher, ran = Block(), []
+    teacher.register_forward_pre_hook(lambda *_: ran.append("teacher"))
+    with Taps({"student": Block(), "teacher": teacher}, [Tap("student")]) as tapped:
+        tapped.read(batch())
+    assert ran == []
+
+
+def test_the_dry_run_gives_shapes_and_leaves_everything_as_it_was():
+    network = Block()
+    network.norm.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = shapes({"student": network}, [Tap("student", "conv"), Tap("student")], batch())
+    assert found == {Tap("student", "conv"): (4, 8, 8), Tap("student"): (5,)}
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert network.training
+    assert not network.norm.training
+
+
+def test_evaluation_mode_is_undone_after_an_error():
+    network = Block()
+    with pytest.raises(ZeroDivisionError), evaluation_mode([network]):
+        assert not network.head.training
+        raise ZeroDivisionError
+    assert all(module.training for module in network.modules())
+
+
+def test_a_tap_reads_like_a_path():
+    assert str(Tap("student", "stage1.0", "input")) == "student.stage1.0 (input)"
+    assert str(Tap("teacher")) == "teacher"
