@@ -69,4 +69,6 @@ def test_golden_value_and_every_gradient(method, case):
     assert wanted
     floor = max(1e-10 * max(value.abs().max().item() for value in wanted.values()), 1e-15)
     for name, value in wanted.items():
-        torch.testing.assert_close(inputs[name].grad, value, rtol=1e-7, atol=floor, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            inputs[name].grad, value, rtol=1e-7, atol=floor, msg=lambda text, n=name: f"{n}: {text}"
+        )

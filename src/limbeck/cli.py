@@ -35,7 +35,9 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="The run folder; a demo that it holds is replaced.")] = Path("runs/demo")) -> None:
+def demo(
+    out: Annotated[Path, typer.Option(help="The run folder; a demo that it holds is replaced.")] = Path("runs/demo"),
+) -> None:
     """Train a teacher on handwritten digits and distil it, 3 seeds beside the student alone: about a minute."""
     with reporting(f"limbeck demo --out {out}"):
         from limbeck import recipe
@@ -77,7 +79,9 @@ def methods(name: Annotated[str | None, typer.Argument(help="One method, in full
     with reporting():
         from limbeck import display
 
-        Console().print(display.method_table() if name is None else display.method_page(name), soft_wrap=name is not None)
+        Console().print(
+            display.method_table() if name is None else display.method_page(name), soft_wrap=name is not None
+        )
 
 
 @app.command()

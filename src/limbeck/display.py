@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from ruamel.yaml import YAML
@@ -24,6 +24,7 @@ from limbeck.evaluate import parameters
 from limbeck.experiment import Experiment, Finished, Job, Started, Trained
 from limbeck.methods import METHODS, PRESETS
 from limbeck.models import MODELS, build, layers
+from limbeck.models import options as model_options
 from limbeck.options import nearest
 from limbeck.summary import summarise
 from limbeck.train import BatchSource
@@ -103,11 +104,26 @@ def result_table(experiment: Experiment) -> Table:
     results, figures = list(experiment.results.values()), experiment.figures
     summary = summarise(results)
     seeds = max(row["accuracy"]["n"] for row in summary.values())
-    table = Table(title=f"{experiment.recipe.name}: test split, {seeds} seed{'s' if seeds > 1 else ''}, mean ± deviation")
-    for heading in ("", "accuracy %", f"errors of {results[0]['test']['samples']:,}", "agrees with teacher %", "parameters", "MACs", "latency ms", "p95 ms"):
+    table = Table(
+        title=f"{experiment.recipe.name}: test split, {seeds} seed{'s' if seeds > 1 else ''}, mean ± deviation"
+    )
+    for heading in (
+        "",
+        "accuracy %",
+        f"errors of {results[0]['test']['samples']:,}",
+        "agrees with teacher %",
+        "parameters",
+        "MACs",
+        "latency ms",
+        "p95 ms",
+    ):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=not heading)
     for arm, row in summary.items():
-        agreement = [100 * result["test"]["agreement"] for result in results if result["arm"] == arm and "agreement" in result["test"]]
+        agreement = [
+            100 * result["test"]["agreement"]
+            for result in results
+            if result["arm"] == arm and "agreement" in result["test"]
+        ]
         cost = figures.get(arm, {})
         table.add_row(
             arm,
@@ -163,10 +179,20 @@ def method_page(name: str) -> str:
     if name not in METHODS:
         raise LimbeckError(f"there is no method {name!r}: {nearest(name, METHODS)}")
     method = METHODS[name]
-    lines = [f"{name}", "", inspect.getdoc(inspect.getmodule(method)) or "", "", inspect.getdoc(method) or "", "", "Options:"]
+    lines = [
+        f"{name}",
+        "",
+        inspect.getdoc(inspect.getmodule(method)) or "",
+        "",
+        inspect.getdoc(method) or "",
+        "",
+        "Options:",
+    ]
     for option in inspect.signature(method).parameters.values():
         if option.kind is option.KEYWORD_ONLY:
-            kind = inspect.formatannotation(option.annotation).replace("collections.abc.Callable[[float], float]", "schedule")
+            kind = inspect.formatannotation(option.annotation).replace(
+                "collections.abc.Callable[[float], float]", "schedule"
+            )
             lines.append(f"  {option.name}: {kind} = {option.default!r}")
     for preset, options in PRESETS.get(name, {}).items():
         lines.append(f"Preset {preset}: " + ", ".join(f"{key}={value}" for key, value in options.items()))
@@ -195,17 +221,23 @@ def layer_table(model: str, shape: str, classes: int, settings: Iterable[str]) -
         sizes = tuple(int(size) for size in shape.split(","))
         options = {key: YAML(typ="safe").load(value) for key, _, value in (item.partition("=") for item in settings)}
     except (ValueError, YAMLError) as error:
-        raise LimbeckError(f"--shape is written C,H,W and --set option=value, got {shape!r} and {list(settings)}") from error
+        raise LimbeckError(
+            f"--shape is written C,H,W and --set option=value, got {shape!r} and {list(settings)}"
+        ) from error
     table = Table("layer", "kind", "output", "parameters")
     for layer in layers(build(model, classes=classes, shape=sizes, **options), sizes):
-        table.add_row(layer.name, layer.kind, "x".join(map(str, layer.shape)) if layer.shape else "", f"{layer.parameters:,}")
+        table.add_row(
+            layer.name, layer.kind, "x".join(map(str, layer.shape)) if layer.shape else "", f"{layer.parameters:,}"
+        )
     return table
 
 
 def doctor_table() -> Table:
     """Versions, device, precision and data, as this machine has them."""
     found = environment()
-    device = torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(
+        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    )
     precision, reason = pick_precision(device, "auto")
     root = data_root(None)
     rows = {

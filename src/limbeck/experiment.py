@@ -1,4 +1,4 @@
-"""A recipe run: teachers, students alone and distilled students over seeds, in a run folder that a crash leaves whole."""
+"""A recipe run: teachers, students alone and distilled students over seeds, in a folder that a crash leaves whole."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, load
 from limbeck.engine import Engine
 from limbeck.environment import environment
-from limbeck.evaluate import bias_study, metrics
+from limbeck.evaluate import bias_study, macs, metrics
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble, NetworkSpec, load_weights, save_network
 from limbeck.networks import fresh, restored
@@ -92,17 +92,18 @@ class Experiment:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
-        self.engine = Engine(device=recipe.device, precision=recipe.precision)
-        picked = {"device": self.engine.device.type, "precision": self.engine.precision}
         root = recipe.data.root or os.environ.get("LIMBECK_DATA")
-        data = recipe.data.model_copy(update={"root": root})
-        self.recipe = recipe.model_copy(update={**picked, "data": data})
-        self.folder = RunFolder(folder, dump(self.recipe), resume=resume)
-        self.data = load(**data.model_dump())
+        self.recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+        self.data = load(**self.recipe.data.model_dump())
         self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
+        work = self._rehearse()
+        self.engine = Engine(device=recipe.device, precision=recipe.precision, macs=work)
+        picked = {"device": self.engine.device.type, "precision": self.engine.precision}
+        self.recipe = self.recipe.model_copy(update=picked)
+        self.folder = RunFolder(folder, dump(self.recipe), resume=resume)
         self._results: dict[Job, dict[str, Any]] = {}
         self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
-        self._rehearse()
+        self._figures: dict[str, dict[str, Any]] = {}
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -114,6 +115,11 @@ class Experiment:
     def results(self) -> Mapping[Job, Mapping[str, Any]]:
         """The figures of the networks that are finished."""
         return self._results
+
+    @property
+    def figures(self) -> Mapping[str, Mapping[str, Any]]:
+        """By arm, the first seed's figures with the latency: there when the run is over."""
+        return self._figures
 
     def run(self, track: Track = lambda job, epochs, batches: batches) -> Iterator[Event]:
         """Train what is not there yet, yielding as it goes; at the end the run's `result.json` is written."""
@@ -128,8 +134,8 @@ class Experiment:
                 yield from self._student(Job(arm, seed), teacher, guide, track)
         self._conclude()
 
-    def _rehearse(self) -> None:
-        """Build everything once and read every tap."""
+    def _rehearse(self) -> int:
+        """Build everything once and read every tap; gives the multiply-accumulates of one sample through all."""
         with torch.random.fork_rng(devices=[]):
             networks = {"student": self._new_student()[0]}
             block = self.recipe.teacher
@@ -140,6 +146,7 @@ class Experiment:
                     plan(METHODS["alone"], {"student": members[0]}, self.data, self._training(block.train))
             for arm in self.arms:
                 self._plan(arm, networks)
+            return sum(macs(network, self.data.shape) for network in networks.values())
 
     def _teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
         """The teacher of a seed: trained, or restored; its figures are there before any student's training."""
@@ -202,7 +209,9 @@ class Experiment:
             self.folder.log(_line(name, epoch, validation))
             self.folder.save(name, epoch.state)
             yield Trained(job, epoch, validation)
-        self._results[job] = _labelled(job, measure(network, self.data, self.engine, teacher=guide)) | self._shifted(job, network)
+        self._results[job] = _labelled(job, measure(network, self.data, self.engine, teacher=guide)) | self._shifted(
+            job, network
+        )
         folder = self.folder.job(name)
         save_network(network, folder / _file(job), spec=spec)
         write_json(folder / "result.json", self._results[job])
@@ -213,7 +222,7 @@ class Experiment:
         times = time_together(self._networks, self.data, self.recipe.evaluate.latency_runs)
         method, seed = self.recipe.method["name"], self.recipe.seeds[0]
         first = {job.arm: result for job, result in reversed(list(self._results.items())) if job.arm in times}
-        shown = {arm: result | times[arm] for arm, result in first.items()}
+        shown = self._figures = {arm: result | times[arm] for arm, result in first.items()}
         write_json(
             self.folder.path / "result.json",
             {

@@ -37,7 +37,7 @@ def restored(path: str, block: Block | None, data: Data) -> nn.Module:
         LimbeckError: no such file; it is damaged; it does not say which model it holds; its classes are not the data's.
     """
     file = find_weights(path)
-    spec = read_spec(file) if file.suffix == ".safetensors" else None
+    spec = read_spec(file)
     if block is not None:
         network, _ = fresh(block, data)
         _check_classes(file, spec, data)
@@ -72,4 +72,6 @@ def _check_classes(file: Path, spec: NetworkSpec | None, data: Data) -> None:
         raise LimbeckError(f"{file} has {spec.classes} classes, but the data has {len(data.classes)}")
     if spec.labels and tuple(spec.labels) != data.classes:
         wrong: list[Any] = [pair for pair in zip(spec.labels, data.classes, strict=True) if pair[0] != pair[1]]
-        raise LimbeckError(f"{file} orders its classes otherwise than the data: {wrong[0][0]!r} where the data has {wrong[0][1]!r}")
+        raise LimbeckError(
+            f"{file} orders its classes otherwise than the data: {wrong[0][0]!r} where the data has {wrong[0][1]!r}"
+        )

@@ -62,7 +62,11 @@ def keyword_model(function: Callable[..., Any]) -> type[Checked]:
 
 
 def complete(
-    block: Any, table: Mapping[str, Callable[..., Any]], *, kind: str, presets: Mapping[str, Mapping[str, Block]] | None = None
+    block: Any,
+    table: Mapping[str, Callable[..., Any]],
+    *,
+    kind: str,
+    presets: Mapping[str, Mapping[str, Block]] | None = None,
 ) -> tuple[dict[str, Any], list[Problem]]:
     """The block with every option written out, and what is wrong with it (paths inside the block)."""
     block = as_block(block)
@@ -89,7 +93,11 @@ def complete(
 
 
 def fill(
-    table: Mapping[str, Callable[..., Any]], block: Any, *, kind: str, presets: Mapping[str, Mapping[str, Block]] | None = None
+    table: Mapping[str, Callable[..., Any]],
+    block: Any,
+    *,
+    kind: str,
+    presets: Mapping[str, Mapping[str, Block]] | None = None,
 ) -> dict[str, Any]:
     """`complete` for callers with one block: raise LimbeckError instead of listing."""
     filled, problems = complete(block, table, kind=kind, presets=presets)
@@ -151,4 +159,6 @@ def _recipe_type(hint: Any) -> Any:
 
 def _schedules(function: Callable[..., Any], options: Block) -> list[str]:
     hints = get_type_hints(function)
-    return [key for key, value in options.items() if Schedule in get_args(hints.get(key)) and isinstance(value, Mapping)]
+    return [
+        key for key, value in options.items() if Schedule in get_args(hints.get(key)) and isinstance(value, Mapping)
+    ]

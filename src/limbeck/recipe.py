@@ -53,8 +53,8 @@ class TrainBlock(Checked):
 
     epochs: PositiveInt
     batch_size: PositiveInt = 128
-    optimizer: Named = {"name": "adam"}
-    schedule: Named = {"name": "cosine"}
+    optimizer: Named = Field(default={"name": "adam"})
+    schedule: Named = Field(default={"name": "cosine"})
     augment: AugmentBlock = AugmentBlock()
     exclude: tuple[ClassName, ...] = ()
 

@@ -1,13 +1,13 @@
 """A run on disk. Every file is written whole or not at all, except for the log of epochs, which grows line by line.
 
-    runs/<name>/
-      recipe.yaml          the recipe with everything written out; running it again gives the same run
-      environment.json     versions, hardware, commit, device and precision picked
-      metrics.jsonl        one line an epoch
-      checkpoint/last.pt   exact resume of the network that is being trained
-      <arm>/seed<N>/       one folder a trained network: its weights and its result.json
-      student.safetensors  the distilled student of the first seed
-      result.json          the final figures
+runs/<name>/
+  recipe.yaml          the recipe with everything written out; running it again gives the same run
+  environment.json     versions, hardware, commit, device and precision picked
+  metrics.jsonl        one line an epoch
+  checkpoint/last.pt   exact resume of the network that is being trained
+  <arm>/seed<N>/       one folder a trained network: its weights and its result.json
+  student.safetensors  the distilled student of the first seed
+  result.json          the final figures
 """
 
 import json
@@ -45,9 +45,14 @@ class RunFolder:
         self._save_after = 0.0
         known = path / "recipe.yaml"
         if known.exists() and not resume:
-            raise LimbeckError(f"{path} already holds a run: go on with it by --resume, or give another folder by --out")
+            raise LimbeckError(
+                f"{path} already holds a run: go on with it by --resume, or give another folder by --out"
+            )
         if known.exists() and known.read_text() != recipe:
-            raise LimbeckError(f"{path} holds a run of another recipe, so it cannot be resumed:\n" + _differences(known.read_text(), recipe))
+            raise LimbeckError(
+                f"{path} holds a run of another recipe, so it cannot be resumed:\n"
+                + _differences(known.read_text(), recipe)
+            )
         self._state = checkpoint.load(self._checkpoint) if resume and self._checkpoint.exists() else None
 
     def open(self, environment: Mapping[str, Any]) -> None:

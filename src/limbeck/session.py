@@ -33,6 +33,7 @@ from limbeck.taps import shapes
 from limbeck.train import Epoch, run
 
 EVALUATION_BATCH = 500
+NO_AUGMENTATION = Augment()
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Training:
     batch_size: int
     optimizer: MakeOptimizer
     schedule: Schedule
-    augment: Augment = Augment()
+    augment: Augment = NO_AUGMENTATION
     exclude: tuple[int, ...] = ()
 
 
@@ -155,7 +156,11 @@ def distill(
         data: from `limbeck.arrays` or `limbeck.load`.
         method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
             or a function ``setup -> stages`` of your own.
-        epochs, batch_size, optimizer, schedule, augment: how to train; blocks as in a recipe.
+        epochs: passes over the training set.
+        batch_size: samples a step.
+        optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
+        schedule: the learning rate's, likewise.
+        augment: random changes of the training images; none by default.
         seed: of the data's order, the augmentation and dropout. Same seed, same student, on a CPU to the bit.
         baseline: also train a copy of the student without the teacher, which is the evidence that it helped.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -169,14 +174,15 @@ def distill(
     Raises:
         LimbeckError: a name, an option, a layer or a shape is wrong; found before any training.
     """
-    engine = Engine(device=device, precision=precision)
+    work = macs(teacher, data.shape) + macs(student, data.shape)
+    engine = Engine(device=device, precision=precision, macs=work)
     name, function = _method(method)
     training = Training(
         epochs,
         batch_size,
         call(OPTIMIZERS, fill(OPTIMIZERS, optimizer, kind="optimizer")),
         call(SCHEDULES, fill(SCHEDULES, schedule, kind="schedule")),
-        augment or Augment(),
+        augment or NO_AUGMENTATION,
     )
     arms: list[tuple[str, str, Method, dict[str, nn.Module]]] = [
         ("student", name, function, {"student": student, "teacher": teacher})
@@ -222,5 +228,7 @@ def label_indices(labels: Sequence[int | str], classes: Sequence[str]) -> tuple[
     """
     for label in labels:
         if (isinstance(label, int) and label >= len(classes)) or (isinstance(label, str) and label not in classes):
-            raise LimbeckError(f"there is no class {label!r}: allowed are 0 to {len(classes) - 1}, or {', '.join(classes)}")
+            raise LimbeckError(
+                f"there is no class {label!r}: allowed are 0 to {len(classes) - 1}, or {', '.join(classes)}"
+            )
     return tuple(label if isinstance(label, int) else classes.index(label) for label in labels)

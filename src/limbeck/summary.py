@@ -28,7 +28,11 @@ def summarise(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for arm, tests in arms.items():
         summary[arm] = {key: spread([test[key] for test in tests.values()]) for key in ("accuracy", "errors")}
-        pairs = [arms["alone"][seed]["errors"] - test["errors"] for seed, test in tests.items() if seed in arms.get("alone", {})]
+        pairs = [
+            arms["alone"][seed]["errors"] - test["errors"]
+            for seed, test in tests.items()
+            if seed in arms.get("alone", {})
+        ]
         if arm not in ("alone", "teacher") and pairs:
             gained = spread(pairs)
             error = None if gained["deviation"] is None else gained["deviation"] / len(pairs) ** 0.5

@@ -76,9 +76,9 @@ class Taps:
         self._values, self._versions = {}, {}
         for name in self._sources:
             self._missing[name] = self._wanted[name]
-            with torch.set_grad_enabled(name in self._learns and torch.is_grad_enabled()):
-                with suppress(_Enough):
-                    self._networks[name](batch.inputs)
+            graph = name in self._learns and torch.is_grad_enabled()
+            with torch.set_grad_enabled(graph), suppress(_Enough):
+                self._networks[name](batch.inputs)
         values = self._values
         for tap in self._taps:
             if tap.source == "batch":

@@ -122,6 +122,13 @@ def test_a_mean_that_does_not_fit_is_refused_at_once():
         batches(mean=(0.0, 0.0))
 
 
+def test_features_cannot_be_augmented_and_are_refused_at_once():
+    split = Split(torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64))
+    with pytest.raises(LimbeckError, match="only images"):
+        Batches(split, batch_size=2, seed=0, mean=(0.0,), std=(1.0,), augment=FLIP)
+    assert len(Batches(split, batch_size=2, seed=0, mean=(0.0,), std=(1.0,), augment=FLIP, shuffle=False)) == 3
+
+
 def test_batches_live_on_the_device_given():
     made = batches(4, device="meta", shuffle=False)
     batch = next(made(0))

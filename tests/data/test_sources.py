@@ -155,8 +155,14 @@ def test_a_data_root_that_does_not_exist_is_refused_before_any_download(source, 
     assert not (tmp_path / "dataset").exists()
 
 
+def test_a_data_root_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    assert data_root(Path("~/data")) == tmp_path / "data"
+
+
 def test_a_data_root_in_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(LimbeckError, match="is no folder$"):
+    with pytest.raises(LimbeckError, match=r"is no folder$"):
         data_root(tmp_path / "missing" / "deep")
 
 
@@ -253,26 +259,10 @@ def test_the_real_mnist_is_what_it_is_known_to_be(real_mnist):
 # cifar
 
 
-class OldPickler(pickle.Pickler):
-    """Spells a dtype as numpy 1 did, with whole numbers for its flags."""
-
-    def reducer_override(self, value):
-        if not isinstance(value, numpy.dtype):
-            return NotImplemented
-        function, arguments, state = value.__reduce__()
-        return function, (arguments[0], 0, 1), state
-
-
-def old_pickle(value):
-    stream = io.BytesIO()
-    OldPickler(stream, protocol=2).dump(value)
-    return stream.getvalue()
-
-
 def cifar_files(names, labels, meta, key, classes):
     pixels = numpy.arange(4 * 3072, dtype=numpy.int64).reshape(4, 3072).astype(numpy.uint8)
-    files = {name: old_pickle({"data": pixels, labels: [0, 1, 0, 1]}) for name in names}
-    return files | {meta: old_pickle({key: classes})}
+    files = {name: pickle.dumps({"data": pixels, labels: [0, 1, 0, 1]}) for name in names}
+    return files | {meta: pickle.dumps({key: classes})}
 
 
 CIFAR10 = cifar_files(
@@ -341,7 +331,8 @@ def test_a_part_of_the_real_cifar10_zip_is_read(real_cifar10, tmp_path):
     data = load("cifar10", root=tmp_path)
     assert (len(data.train), len(data.validation), len(data.test)) == (225, 25, 50)
     assert data.shape == (3, 32, 32)
-    assert data.classes == tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+    assert data.classes[:5] == ("airplane", "automobile", "bird", "cat", "deer")
+    assert data.classes[5:] == ("dog", "frog", "horse", "ship", "truck")
     assert data.mean == pytest.approx((0.491, 0.482, 0.447), abs=0.03)
 
 
@@ -386,6 +377,11 @@ def test_one_wrapping_folder_is_looked_through(tmp_path):
     assert data.classes == ("ant", "cat")
 
 
+def test_classes_are_sorted_by_name_and_not_by_path(tmp_path):
+    files = {f"{name}/{i}.png": picture() for name in ("ant-2", "ant") for i in range(5)}
+    assert load("folder", path=tree(tmp_path / "set.zip", files)).classes == ("ant", "ant-2")
+
+
 def test_a_class_may_be_called_train(tmp_path):
     files = {f"{name}/{i}.png": picture() for name in ("bus", "train") for i in range(5)}
     assert load("folder", path=tree(tmp_path / "set", files)).classes == ("bus", "train")
@@ -415,7 +411,7 @@ def test_a_relative_path_is_of_here_or_else_of_the_data_root(tmp_path, monkeypat
     tree(tmp_path / "root" / "set", two_classes())
     monkeypatch.chdir(tmp_path)
     assert len(load("folder", path=Path("root/set")).test) == 4
-    assert len(load("folder", path=Path("set"), root=tmp_path / "root").test) == 4
+    assert len(load("folder", path="set", root=str(tmp_path / "root")).test) == 4
     with pytest.raises(LimbeckError, match=r"^sett does not exist$"):
         load("folder", path=Path("sett"), root=tmp_path / "root")
 
@@ -425,9 +421,9 @@ def test_a_folder_needs_a_path():
         load("folder")
 
 
-def test_a_missing_path_is_refused_with_the_nearest_name(tmp_path):
-    tree(tmp_path / "animals", {})
-    (tmp_path / "animals").mkdir(exist_ok=True)
+def test_a_missing_path_is_refused_with_the_nearest_name_and_not_for_the_data_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_DATA", "nowhere")
+    (tmp_path / "animals").mkdir()
     with pytest.raises(LimbeckError, match=r"animal does not exist; did you mean 'animals'\?"):
         load("folder", path=tmp_path / "animal")
 
@@ -479,6 +475,13 @@ def test_images_of_different_sizes_are_resized_when_asked(tmp_path):
     assert data.shape == (1, 6, 8)
 
 
+def test_height_comes_before_width_when_resizing(tmp_path):
+    gradient = Image.linear_gradient("L").resize((16, 16))  # from black on top to white
+    data = load("folder", path=tree(tmp_path / "set", {f"a/{i}.png": gradient for i in range(5)}), size=(2, 8))
+    expected = numpy.asarray(gradient.resize((8, 2), Image.Resampling.BILINEAR))
+    assert data.train.inputs[0, 0].tolist() == expected.tolist()
+
+
 def test_resizing_down_is_antialiased(tmp_path):
     stripes = Image.fromarray(numpy.tile(numpy.array([[0, 200]], dtype=numpy.uint8), (16, 8)))
     data = load("folder", path=tree(tmp_path / "set", {f"a/{i}.png": stripes for i in range(5)}), size=(4, 4))
@@ -487,8 +490,18 @@ def test_resizing_down_is_antialiased(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("png", "png"), ("jpeg", "jpg"), ("jpeg", "jpeg"), ("bmp", "bmp"), ("gif", "gif"), ("tiff", "tif")]
-    + [("tiff", "tiff"), ("ppm", "ppm"), ("ppm", "pgm")],
+    [
+        ("png", "png"),
+        ("jpeg", "jpg"),
+        ("jpeg", "jpeg"),
+        ("bmp", "bmp"),
+        ("gif", "gif"),
+        ("webp", "webp"),
+        ("tiff", "tif"),
+        ("tiff", "tiff"),
+        ("ppm", "ppm"),
+        ("ppm", "pgm"),
+    ],
 )
 def test_grey_images_of_every_kind_have_one_channel(kind, name, tmp_path):
     files = {f"a/{i}.{name}": encoded(picture(100), kind) for i in range(5)}
@@ -514,11 +527,17 @@ def test_a_single_colour_image_gives_all_three_channels(tmp_path):
 def test_transparency_is_dropped(tmp_path):
     see_through = picture(200, mode="RGB")
     see_through.putalpha(0)
-    palette = picture(200, mode="RGB").quantize(4)
-    files = {"a/0.png": see_through, "a/1.png": encoded(palette, "png", transparency=bytes([0, 128, 255, 9]))}
-    files |= {f"a/{i}.png": picture(200, mode="RGB") for i in range(2, 5)}
+    files = {f"a/{i}.png": see_through for i in range(5)}
     data = load("folder", path=tree(tmp_path / "set", files), validation=0)
     assert {tuple(pixel) for pixel in data.train.inputs[:, :, 0, 0].tolist()} == {(200, 0, 55)}
+
+
+def test_a_palette_with_transparency_gives_its_colours(tmp_path):
+    striped = numpy.zeros((4, 4, 3), dtype=numpy.uint8)
+    striped[0], striped[1], striped[2] = (200, 0, 0), (0, 100, 0), (0, 0, 50)
+    palette = encoded(Image.fromarray(striped).quantize(4), "png", transparency=bytes([0, 128, 255, 9]))
+    data = load("folder", path=tree(tmp_path / "set", {f"a/{i}.png": palette for i in range(5)}))
+    assert numpy.array_equal(data.train.inputs[0].permute(1, 2, 0).numpy(), striped)
 
 
 def test_threads_decode_the_same_images_in_the_same_order(tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ def test_normalise_with_zero_and_one_only_scales_bytes():
 
 
 def test_normalise_refuses_the_wrong_number_of_channels():
-    with pytest.raises(LimbeckError, match="1 means and 1 deviations for inputs of shape .*; allowed are 3 of each"):
+    with pytest.raises(LimbeckError, match=r"1 means and 1 deviations for inputs of shape .*; allowed are 3 of each"):
         normalise(torch.zeros(1, 3, 2, 2), (0.0,), (1.0,))
 
 

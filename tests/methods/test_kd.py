@@ -176,7 +176,9 @@ def objective(preset, student, teacher, targets):
     """A preset's whole objective, at the beginning of its stage."""
     from limbeck.options import call, fill
 
-    (stage,) = call({"kd": kd}, fill({"kd": kd}, {"name": "kd", "preset": preset}, kind="method", presets={"kd": PRESETS}), SETUP)
+    (stage,) = call(
+        {"kd": kd}, fill({"kd": kd}, {"name": "kd", "preset": preset}, kind="method", presets={"kd": PRESETS}), SETUP
+    )
     values = {Tap("student"): student, Tap("teacher"): teacher, Tap("batch", "targets"): targets}
     total = 0.0
     for term in stage.terms.values():

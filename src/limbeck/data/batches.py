@@ -33,7 +33,8 @@ class Batches:
         device: where the batches live.
 
     Raises:
-        LimbeckError: the batch size is less than 1; mean or std do not fit; shuffling leaves no batch at all.
+        LimbeckError: the batch size is less than 1; mean or std do not fit; shuffling leaves no batch at all; the
+            inputs cannot be augmented so.
     """
 
     def __init__(
@@ -54,11 +55,15 @@ class Batches:
             raise LimbeckError(
                 "a single sample cannot be shuffled into batches; allowed are 2 and more, or batch size 1"
             )
-        left_out = shuffle and batch_size > 1 and len(split) % batch_size == 1
+        left_out = shuffle and len(split) % batch_size == 1
         self.samples = len(split) - left_out
         self._batch_size, self._seed, self._shuffle, self._augment = batch_size, seed, shuffle, augment
         self._inputs, self._targets = split.inputs.to(device), split.targets.to(device)
         self._scaling = coefficients(self._inputs, mean, std)
+        if shuffle:
+            self._view(
+                torch.arange(0, device=device), 0
+            )  # what cannot be augmented is refused now, not in the first epoch
 
     def __len__(self) -> int:
         return -(-self.samples // self._batch_size)
@@ -67,12 +72,12 @@ class Batches:
         """The batches of one epoch, counted from 0."""
         order = self._order(epoch).to(self._inputs.device)
         for start in range(0, self.samples, self._batch_size):
-            index = order[start : min(start + self._batch_size, self.samples)]
-            inputs = self._inputs[index]
-            if self._shuffle:
-                inputs = augment(inputs, index, options=self._augment, seed=self._seed, view=epoch)
-            view = epoch if self._shuffle else 0
-            yield Batch(scaled(inputs, self._scaling), self._targets[index], index, view)
+            index = order[start : start + self._batch_size]
+            inputs = self._view(index, epoch) if self._shuffle else self._inputs[index]
+            yield Batch(scaled(inputs, self._scaling), self._targets[index], index, epoch if self._shuffle else 0)
+
+    def _view(self, index: Tensor, view: int) -> Tensor:
+        return augment(self._inputs[index], index, options=self._augment, seed=self._seed, view=view)
 
     def _order(self, epoch: int) -> Tensor:
         if not self._shuffle:

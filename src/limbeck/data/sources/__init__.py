@@ -23,8 +23,8 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 def load(
     source: str,
     *,
-    root: Path | None = None,
-    path: Path | None = None,
+    root: str | Path | None = None,
+    path: str | Path | None = None,
     validation: float = 0.1,
     seed: int = 0,
     normalise: bool = True,
@@ -61,10 +61,15 @@ def load(
     if limit is not None and limit < 1:
         raise LimbeckError(f"limit is {limit}; allowed are 1 and greater")
 
-    parts = SOURCES[source](Request(root=root, path=path, download=download, size=size))
+    request = Request(root=_as_path(root), path=_as_path(path), download=download, size=size)
+    parts = SOURCES[source](request)
     train, valid, test = _divide(parts, validation, seed)
     train, valid, test = (_resized(_limited(split, limit, seed), size) for split in (train, valid, test))
     return build(train=train, validation=valid, test=test, classes=parts.classes, normalise=normalise)
+
+
+def _as_path(place: str | Path | None) -> Path | None:
+    return None if place is None else Path(place)
 
 
 def _divide(parts: Parts, validation: float, seed: int) -> tuple[Split, Split, Split]:
@@ -82,7 +87,9 @@ def _limited(split: Split, limit: int | None, seed: int) -> Split:
 
 
 def _resized(split: Split, size: tuple[int, int] | None) -> Split:
-    if size is None or split.inputs.shape[2:] == size or not len(split):
+    if size is None or split.inputs.shape[2:] == size:
         return split
+    if not len(split):
+        return Split(split.inputs.new_empty(0, split.inputs.shape[1], *size), split.targets)
     inputs = functional.interpolate(split.inputs, size, mode="bilinear", antialias=True, align_corners=False)
     return Split(inputs, split.targets)

@@ -1,12 +1,10 @@
 """CIFAR-10 and CIFAR-100, in torchvision's layout or as a folder or zip file of images."""
 
 import functools
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
 from limbeck.core import LimbeckError
@@ -38,14 +36,11 @@ cifar100 = functools.partial(_cifar, name="cifar100", batches="cifar-100-python"
 def _read(root: Path, dataset: str, *, download: bool) -> Parts:
     from torchvision import datasets  # type: ignore[import-untyped]  # takes a second to import
 
-    # The pickles are of numpy 1's time, and numpy warns of the way they spell a dtype.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", numpy.exceptions.VisibleDeprecationWarning)
-        try:
-            train, test = (getattr(datasets, dataset)(root, train=part, download=download) for part in (True, False))
-        except (OSError, RuntimeError) as error:
-            tried = "could not be downloaded to" if download else "cannot be read from"
-            raise LimbeckError(f"{dataset} {tried} {root} ({error}); {HOW_TO_GIVE}") from error
+    try:
+        train, test = (getattr(datasets, dataset)(root, train=part, download=download) for part in (True, False))
+    except (OSError, RuntimeError) as error:
+        tried = "could not be downloaded to" if download else "cannot be read from"
+        raise LimbeckError(f"{dataset} {tried} {root} ({error}); {HOW_TO_GIVE}") from error
     return Parts(_split(train), classes=tuple(train.classes), test=_split(test))
 
 

@@ -56,7 +56,7 @@ def _layout(tree: Tree) -> dict[str, Classes]:
     """The classes of each split, train first."""
     top = ""
     tops = list(_children(tree, top))
-    if len(tops) == 1 and tops[0] != "train" and _holds_folders_only(tree, f"{tops[0]}/"):
+    if len(tops) == 1 and _holds_folders_only(tree, f"{tops[0]}/"):
         top = f"{tops[0]}/"
         tops = list(_children(tree, top))
     if "train" not in tops or not _holds_folders_only(tree, f"{top}train/"):

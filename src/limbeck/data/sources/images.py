@@ -78,7 +78,9 @@ def _hidden(part: str) -> bool:
 
 
 def read_images(tree: Tree, names: Sequence[str], size: Size) -> Tensor:
-    """Decode images to (N, C, H, W) uint8: C is 1 if all are stored as grey, else 3 (RGB); transparency is dropped.
+    """Decode images to (N, C, H, W) uint8: C is 1 if all are grey, else 3 (RGB); transparency is dropped.
+
+    An image with three equal channels is grey too: webp and gif have no other way to store one.
 
     Args:
         tree: where they are.
@@ -96,11 +98,15 @@ def read_images(tree: Tree, names: Sequence[str], size: Size) -> Tensor:
         decoded = run(lambda chunk: [_decode(tree, name, data, size) for name, data in chunk], encoded)
         pictures = [picture for chunk in decoded for picture in chunk]
     _check_sizes(tree, names, pictures)
-    channels = max(3 if picture.ndim == 3 else 1 for picture in pictures)
+    channels = 1 if all(_is_grey(picture) for picture in pictures) else 3
     pixels = numpy.empty((len(pictures), channels, *pictures[0].shape[:2]), dtype=numpy.uint8)
     for place, picture in enumerate(pictures):
-        pixels[place] = picture.transpose(2, 0, 1) if picture.ndim == 3 else picture
+        pixels[place] = picture.transpose(2, 0, 1)[:channels] if picture.ndim == 3 else picture
     return torch.from_numpy(pixels)
+
+
+def _is_grey(picture: Pixels) -> bool:
+    return picture.ndim == 2 or bool((picture == picture[..., :1]).all())
 
 
 def _read(tree: Tree, name: str) -> bytes:

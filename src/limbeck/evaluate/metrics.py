@@ -1,0 +1,136 @@
+"""How good a network is, from its logits: accuracy, cross-entropy, calibration, likeness to the teacher."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from limbeck.core import Batch, LimbeckError
+from limbeck.taps import evaluation_mode
+
+ECE_BINS = 15
+_BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1
+
+
+def predict(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
+    """The network's logits of all batches, in their order.
+
+    The network runs in eval mode and without gradients where it is; afterwards, even after an error, every submodule
+    has the mode it had.
+
+    Args:
+        network: maps inputs to logits (N, K).
+        batches: on the network's device; only ``inputs`` is read.
+
+    Returns:
+        (N, K) float32 on the CPU, N over all batches.
+
+    Raises:
+        LimbeckError: there is no batch; the network gives something else than one tensor (N, K).
+    """
+    parts: list[Tensor] = []
+    with evaluation_mode([network]), torch.no_grad():
+        for batch in batches:
+            output = network(batch.inputs)
+            _check_output(output, len(batch.inputs))
+            parts.append(output.float().cpu())
+    if not parts:
+        raise LimbeckError("there is no batch to predict: the split is empty")
+    return torch.cat(parts)
+
+
+def metrics(logits: Tensor, targets: Tensor, *, teacher_logits: Tensor | None = None) -> dict[str, float]:
+    """A network's figures on one split; all means are over the N samples and computed in 64 bits.
+
+    Args:
+        logits: (N, K), K at least 2.
+        targets: (N,) int64 in [0, K).
+        teacher_logits: (N, K), of the same samples in the same order.
+
+    Returns:
+        ``accuracy``: share of samples whose greatest logit (the first among equals) is the target's, in [0, 1].
+        ``errors``, ``samples``: whole numbers. ``cross_entropy``: mean, in nats. ``ece``: expected calibration error
+        in [0, 1], the absolute gap between mean confidence and accuracy in 15 equally wide bins of confidence,
+        weighted by the bins' samples. With a teacher also ``agreement``: share of samples of which both predict the
+        same class, in [0, 1]; and ``kl_to_teacher``: mean of KL(p_teacher || p_student) at T = 1, in nats.
+
+    Raises:
+        LimbeckError: no sample; shapes that do not fit; a target outside [0, K); a logit that is NaN or infinite.
+    """
+    _check_pair(logits, targets)
+    predicted = logits.argmax(dim=1)
+    errors = int((predicted != targets).sum())
+    log_probabilities = F.log_softmax(logits.double(), dim=1)
+    figures: dict[str, float] = {
+        "accuracy": (len(targets) - errors) / len(targets),
+        "errors": errors,
+        "samples": len(targets),
+        "cross_entropy": F.nll_loss(log_probabilities, targets).item(),
+        "ece": _calibration_error(log_probabilities.exp(), targets),
+    }
+    if teacher_logits is not None:
+        if teacher_logits.shape != logits.shape:
+            raise LimbeckError(
+                f"the teacher's logits are {tuple(teacher_logits.shape)}, the student's {tuple(logits.shape)}"
+            )
+        _check_finite("the teacher's logits", teacher_logits)
+        teacher = F.log_softmax(teacher_logits.double(), dim=1)
+        figures["agreement"] = (predicted == teacher_logits.argmax(dim=1)).double().mean().item()
+        figures["kl_to_teacher"] = F.kl_div(log_probabilities, teacher, reduction="batchmean", log_target=True).item()
+    return figures
+
+
+def per_class_errors(logits: Tensor, targets: Tensor, classes: int) -> list[int]:
+    """How many samples of each class are predicted to be of another class.
+
+    Args:
+        logits: (N, K).
+        targets: (N,) int64 in [0, K).
+        classes: K, the length of the list.
+
+    Raises:
+        LimbeckError: as `metrics`; or ``classes`` is not K.
+    """
+    _check_pair(logits, targets)
+    if classes != logits.shape[1]:
+        raise LimbeckError(f"classes is {classes}, but the logits have {logits.shape[1]}")
+    wrong = targets[logits.argmax(dim=1) != targets]
+    return [int(count) for count in torch.bincount(wrong, minlength=classes)]
+
+
+def _calibration_error(probabilities: Tensor, targets: Tensor) -> float:
+    # torchmetrics puts a confidence of exactly 1 into a sixteenth bin of its own.
+    inside = probabilities.clamp(max=_BELOW_ONE)
+    return multiclass_calibration_error(inside, targets, inside.shape[1], n_bins=ECE_BINS, norm="l1").item()
+
+
+def _check_output(output: object, samples: int) -> None:
+    if not isinstance(output, Tensor):
+        raise LimbeckError(f"the network gives a {type(output).__name__}: it must give one tensor of logits (N, K)")
+    if output.ndim != 2 or len(output) != samples:
+        raise LimbeckError(
+            f"the network gives a tensor {tuple(output.shape)} for {samples} samples: it must give logits (N, K)"
+        )
+
+
+def _check_pair(logits: Tensor, targets: Tensor) -> None:
+    if logits.ndim != 2 or logits.shape[1] < 2 or targets.shape != logits.shape[:1]:
+        raise LimbeckError(
+            f"logits are {tuple(logits.shape)} and targets {tuple(targets.shape)}: allowed are (N, K) with K of 2 "
+            "and more, and (N,)"
+        )
+    if len(targets) == 0:
+        raise LimbeckError("there is no sample to evaluate: the split is empty")
+    if targets.min() < 0 or targets.max() >= logits.shape[1]:
+        raise LimbeckError(
+            f"targets go from {int(targets.min())} to {int(targets.max())}: allowed are 0 to {logits.shape[1] - 1}"
+        )
+    _check_finite("the logits", logits)
+
+
+def _check_finite(name: str, logits: Tensor) -> None:
+    bad = int((~torch.isfinite(logits)).sum())
+    if bad:
+        raise LimbeckError(f"{bad} of {name} are NaN or infinite: the network's weights are most likely not finite")

@@ -1,0 +1,82 @@
+"""A network by name: from the zoo, timm, torchvision, or a file of the user's."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from limbeck.core import LimbeckError
+from limbeck.models.cifar_resnet import CIFAR_RESNETS
+from limbeck.models.convnet import convnet_big, convnet_small
+from limbeck.models.foreign import from_file, from_timm, from_torchvision
+from limbeck.models.mlp import mlp
+from limbeck.models.wide_resnet import WIDE_RESNETS
+from limbeck.options import keyword_model, nearest, validate
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    **CIFAR_RESNETS,
+    **WIDE_RESNETS,
+    "convnet_small": convnet_small,
+    "convnet_big": convnet_big,
+}
+"""The zoo: functions of ``classes``, ``shape`` and each network's own options, all keyword-only."""
+
+_FORMS = "a model is a name of the zoo, timm:NAME, torchvision:NAME or path/to/file.py:function"
+
+
+def build(name: str, /, *, classes: int, shape: tuple[int, ...], **options: Any) -> nn.Module:
+    """A freshly initialised network that maps (N, *shape) to logits (N, classes).
+
+    Args:
+        name: one of
+
+            * a name in `MODELS`;
+            * ``timm:NAME``, any network of timm. ``pretrained: true`` among the options downloads timm's weights;
+            * ``torchvision:NAME``, any classifier of torchvision. The option ``weights`` downloads its weights;
+            * ``path/to/file.py:function``, any function or class in a file. It is called with the options and, where
+              its signature names them, ``classes`` and ``shape``. The file's folder is not put on the import path.
+        classes: the number of logits.
+        shape: of one sample, (C, H, W) or (D,).
+        options: the network's own, as a recipe has them; lists stand for tuples.
+
+    Raises:
+        LimbeckError: there is no such network or option, a value does not fit, or the network's own code fails (then
+            its exception is the cause).
+    """
+    if classes < 1:
+        raise LimbeckError(f"got {classes} classes, allowed are 1 and more")
+    if not shape or min(shape) < 1:
+        raise LimbeckError(f"got samples of shape {tuple(shape)}, allowed are one or more sizes of at least 1")
+    source, colon, rest = name.rpartition(":")
+    if source == "timm":
+        return from_timm(rest, classes=classes, shape=shape, options=options)
+    if source == "torchvision":
+        return from_torchvision(rest, classes=classes, shape=shape, options=options)
+    if source.endswith(".py"):
+        return from_file(source, rest, classes=classes, shape=shape, options=options)
+    if colon:
+        raise LimbeckError(f"there are no models in {source!r}: {_FORMS}")
+    return _from_zoo(name, classes, shape, options)
+
+
+def options(name: str) -> dict[str, inspect.Parameter]:
+    """The options of a network of the zoo besides ``classes`` and ``shape``: annotation and default of each, by name.
+
+    Raises:
+        LimbeckError: the zoo has no such network.
+    """
+    if name not in MODELS:
+        raise LimbeckError(f"the zoo has no model {name!r}: {nearest(name, MODELS)} ({_FORMS})")
+    parameters = inspect.signature(MODELS[name]).parameters
+    return {key: parameter for key, parameter in parameters.items() if key not in ("classes", "shape")}
+
+
+def _from_zoo(name: str, classes: int, shape: tuple[int, ...], given: Mapping[str, Any]) -> nn.Module:
+    allowed = ", ".join(map(str, options(name).values())) or "no options"
+    values, problems = validate(keyword_model(MODELS[name]), given)
+    if values is None:
+        listed = "; ".join(".".join(map(str, (name, *problem.path))) + f": {problem.message}" for problem in problems)
+        raise LimbeckError(f"{listed} ({name} takes {allowed})")
+    return MODELS[name](classes=classes, shape=shape, **values.model_dump())

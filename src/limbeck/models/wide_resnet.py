@@ -1,0 +1,100 @@
+"""The wide ResNets of Zagoruyko & Komodakis 2016 (arXiv 1605.07146), for CIFAR.
+
+``wrn_D_K`` has depth D = 6n + 4 and width factor K. Parameters for 3 channels:
+
+========= ========== ===========
+network   10 classes 100 classes
+========= ========== ===========
+wrn_16_1     175,066     180,916
+wrn_16_2     691,674     703,284
+wrn_16_4   2,748,890   2,772,020
+wrn_28_4   5,849,050   5,872,180
+wrn_28_10 36,479,194  36,536,884
+wrn_40_1     563,930     569,780
+wrn_40_2   2,243,546   2,255,156
+wrn_40_4   8,949,210   8,972,340
+========= ========== ===========
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from limbeck.models.parts import check_share, conv1x1, conv3x3, global_pool, image, kaiming, named
+
+
+class PreactivationBlock(nn.Module):
+    """BN-ReLU-conv, BN-ReLU-dropout-conv and a shortcut; (N, inside, H, W) to (N, outside, H / stride, W / stride).
+
+    Where the shape changes, the 1x1 convolution of the shortcut reads the activated input, as in the authors' code;
+    elsewhere the shortcut is the input itself.
+    """
+
+    def __init__(self, inside: int, outside: int, *, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inside)
+        self.relu1 = nn.ReLU()
+        self.conv1 = conv3x3(inside, outside, stride)
+        self.norm2 = nn.BatchNorm2d(outside)
+        self.relu2 = nn.ReLU()
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = conv3x3(outside, outside)
+        changes = stride != 1 or inside != outside
+        self.shortcut = conv1x1(inside, outside, stride) if changes else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, inside, H, W) to (N, outside, H / stride, W / stride)."""
+        active = self.relu1(self.norm1(inputs))
+        shortcut = inputs if self.shortcut is None else self.shortcut(active)
+        features = self.relu2(self.norm2(self.conv1(active)))
+        return shortcut + self.conv2(self.dropout(features))  # type: ignore[no-any-return]
+
+
+def wide_resnet(*, depth: int, factor: int, classes: int, shape: tuple[int, ...], dropout: float = 0.0) -> nn.Module:
+    """A wide ResNet; (N, C, H, W) to logits (N, classes).
+
+    Args:
+        depth: 6n + 4, with n blocks in each of three stages.
+        factor: k; the stages have 16k, 32k and 64k channels.
+        classes: the number of logits.
+        shape: (C, H, W); the pooling is global, so H and W are free.
+        dropout: share dropped between the convolutions of a block; the paper uses 0 or 0.3 (section 3.3).
+
+    Raises:
+        LimbeckError: the shape is not (C, H, W), or the dropout is not in [0, 1).
+    """
+    check_share("dropout", dropout)
+    channels, _, _ = image(shape)
+    children: dict[str, nn.Module] = {"stem": conv3x3(channels, 16)}
+    inside = 16
+    for number, outside in enumerate((16 * factor, 32 * factor, 64 * factor), start=1):
+        blocks = [PreactivationBlock(inside, outside, stride=1 if number == 1 else 2, dropout=dropout)]
+        blocks += [PreactivationBlock(outside, outside, stride=1, dropout=dropout) for _ in range((depth - 4) // 6 - 1)]
+        children[f"stage{number}"] = nn.Sequential(*blocks)
+        inside = outside
+    children |= {"norm": nn.BatchNorm2d(inside), "relu": nn.ReLU(), "pool": global_pool()}
+    head = nn.Linear(inside, classes)
+    nn.init.zeros_(head.bias)
+    network = named(**children, head=head)
+    kaiming(network)
+    return network
+
+
+def _sized(depth: int, factor: int) -> Callable[..., nn.Module]:
+    def factory(*, classes: int, shape: tuple[int, ...], dropout: float = 0.0) -> nn.Module:
+        return wide_resnet(depth=depth, factor=factor, classes=classes, shape=shape, dropout=dropout)
+
+    factory.__doc__ = f"Wide ResNet of depth {depth}, width factor {factor}; (N, C, H, W) to logits (N, classes)."
+    return factory
+
+
+WIDE_RESNETS: dict[str, Callable[..., nn.Module]] = {
+    "wrn_16_1": _sized(16, 1),
+    "wrn_16_2": _sized(16, 2),
+    "wrn_16_4": _sized(16, 4),
+    "wrn_28_4": _sized(28, 4),
+    "wrn_28_10": _sized(28, 10),
+    "wrn_40_1": _sized(40, 1),
+    "wrn_40_2": _sized(40, 2),
+    "wrn_40_4": _sized(40, 4),
+}

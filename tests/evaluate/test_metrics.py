@@ -1,0 +1,218 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from limbeck.core import Batch, LimbeckError
+from limbeck.evaluate import evaluate, metrics, per_class_errors, predict
+
+
+def split_of(inputs: Tensor, targets: Tensor, size: int) -> list[Batch]:
+    index = torch.arange(len(inputs))
+    parts = zip(inputs.split(size), targets.split(size), index.split(size), strict=True)
+    return [Batch(*part, 0) for part in parts]
+
+
+def softmax(row: list[float]) -> list[float]:
+    powers = [math.exp(value - max(row)) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def slow_ece(rows: list[list[float]], targets: list[int], bins: int = 15) -> float:
+    kept: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
+    for row, target in zip(rows, targets, strict=True):
+        confidence = max(row)
+        kept[min(int(confidence * bins), bins - 1)].append((confidence, row.index(confidence) == target))
+    total = 0.0
+    for inside in filter(None, kept):
+        mean = sum(confidence for confidence, _ in inside) / len(inside)
+        right = sum(hit for _, hit in inside) / len(inside)
+        total += abs(mean - right) * len(inside) / len(rows)
+    return total
+
+
+class Fails(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        raise RuntimeError("broken")
+
+
+class Gives(nn.Module):
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, inputs: Tensor) -> object:
+        return self.output
+
+
+def test_predicts_every_batch_in_order_without_gradients_as_if_in_one():
+    network = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+    inputs = torch.randn(7, 4)
+    logits = predict(network, split_of(inputs, torch.zeros(7).long(), 3))
+    assert torch.allclose(logits, inputs @ network[0].weight.T + network[0].bias, atol=1e-6)
+    assert not logits.requires_grad
+
+
+def test_predictions_are_in_32_bits_whatever_the_network_gives():
+    logits = predict(nn.Linear(4, 3).bfloat16(), split_of(torch.randn(2, 4).bfloat16(), torch.zeros(2).long(), 2))
+    assert logits.dtype == torch.float32
+
+
+def test_predicting_leaves_every_training_flag_and_batchnorm_buffer_as_it_was():
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout())
+    network[2].eval()
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    predict(network, split_of(torch.randn(6, 4), torch.zeros(6).long(), 2))
+    assert [module.training for module in network.modules()] == [True, True, True, False]
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in network.named_buffers())
+
+
+def test_training_flags_come_back_after_an_error():
+    network = nn.Sequential(nn.Dropout().eval(), Fails())
+    with pytest.raises(RuntimeError, match="broken"):
+        predict(network, split_of(torch.randn(2, 4), torch.zeros(2).long(), 2))
+    assert [module.training for module in network.modules()] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ((torch.zeros(2, 3),), "tuple"),
+        (torch.zeros(2), r"\(2,\) for 2 samples"),
+        (torch.zeros(2, 3, 1), r"\(2, 3, 1\)"),
+        (torch.zeros(3, 3), r"\(3, 3\)"),
+    ],
+)
+def test_an_output_that_is_not_logits_is_refused_and_named(output, message):
+    with pytest.raises(LimbeckError, match=message):
+        predict(Gives(output), split_of(torch.randn(2, 4), torch.zeros(2).long(), 2))
+
+
+def test_predicting_nothing_is_refused():
+    with pytest.raises(LimbeckError, match="empty"):
+        predict(nn.Linear(4, 3), [])
+
+
+def test_accuracy_errors_and_cross_entropy_are_those_of_a_loop():
+    logits, targets = torch.randn(40, 5), torch.randint(5, (40,))
+    figures = metrics(logits, targets)
+    rows = logits.tolist()
+    errors = sum(row.index(max(row)) != target for row, target in zip(rows, targets.tolist(), strict=True))
+    entropy = -sum(math.log(softmax(row)[target]) for row, target in zip(rows, targets.tolist(), strict=True)) / 40
+    assert 0 < errors < 40
+    assert figures["errors"] == errors
+    assert figures["samples"] == 40
+    assert figures["accuracy"] == (40 - errors) / 40
+    assert figures["cross_entropy"] == pytest.approx(entropy, abs=1e-12)
+    assert [type(figures[key]) for key in ("accuracy", "errors", "samples")] == [float, int, int]
+
+
+def test_of_equal_logits_the_first_is_the_prediction():
+    assert metrics(torch.zeros(3, 4), torch.tensor([0, 1, 3]))["errors"] == 2
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_calibration_error_is_that_of_a_loop_over_fifteen_bins(scale):
+    logits, targets = torch.randn(200, 4) * scale, torch.randint(4, (200,))
+    expected = slow_ece([softmax(row) for row in logits.tolist()], targets.tolist())
+    assert expected > 0.05
+    assert metrics(logits, targets)["ece"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_logits_between_0_and_1_are_not_taken_for_probabilities():
+    logits, targets = torch.rand(50, 3), torch.randint(3, (50,))
+    expected = slow_ece([softmax(row) for row in logits.tolist()], targets.tolist())
+    assert metrics(logits, targets)["ece"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_full_confidence_shares_the_bin_of_nearly_full_confidence():
+    # 0.95 and right, 1.0 and wrong: apart they miss by (0.05 + 1) / 2, in one bin by |0.975 - 0.5|.
+    logits = torch.tensor([[math.log(19.0), 0.0], [1000.0, 0.0]])
+    assert metrics(logits, torch.tensor([0, 1]))["ece"] == pytest.approx(0.475, abs=1e-6)
+
+
+def test_a_sure_and_right_network_has_no_calibration_error():
+    figures = metrics(torch.eye(3) * 1000, torch.arange(3))
+    assert figures["ece"] == pytest.approx(0, abs=1e-6)
+    assert figures["cross_entropy"] == 0
+
+
+def test_agreement_and_kl_are_those_of_a_loop_from_teacher_to_student():
+    student, teacher, targets = torch.randn(30, 4), torch.randn(30, 4), torch.randint(4, (30,))
+    figures = metrics(student, targets, teacher_logits=teacher)
+    same, divergence = 0, 0.0
+    for ours, theirs in zip(student.tolist(), teacher.tolist(), strict=True):
+        same += ours.index(max(ours)) == theirs.index(max(theirs))
+        pairs = zip(softmax(theirs), softmax(ours), strict=True)
+        divergence += sum(p * math.log(p / q) for p, q in pairs) / 30
+    assert 0 < same < 30
+    assert figures["agreement"] == pytest.approx(same / 30, abs=1e-12)
+    assert figures["kl_to_teacher"] == pytest.approx(divergence, abs=1e-12)
+
+
+def test_a_student_equal_to_its_teacher_agrees_fully():
+    logits = torch.randn(9, 3)
+    figures = metrics(logits, torch.zeros(9).long(), teacher_logits=logits + 5)
+    assert figures["agreement"] == 1
+    assert figures["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
+
+
+def test_without_a_teacher_nothing_is_said_of_one():
+    assert set(metrics(torch.randn(3, 2), torch.zeros(3).long())) == {
+        "accuracy",
+        "errors",
+        "samples",
+        "cross_entropy",
+        "ece",
+    }
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "teacher", "message"),
+    [
+        (torch.zeros(0, 3), torch.zeros(0).long(), None, "no sample"),
+        (torch.zeros(2, 3), torch.zeros(3).long(), None, r"\(2, 3\) and targets \(3,\)"),
+        (torch.zeros(2, 1), torch.zeros(2).long(), None, r"\(2, 1\)"),
+        (torch.zeros(2), torch.zeros(2).long(), None, r"logits are \(2,\)"),
+        (torch.zeros(2, 3), torch.tensor([0, 3]), None, "0 to 3: allowed are 0 to 2"),
+        (torch.zeros(2, 3), torch.tensor([-1, 0]), None, "-1 to 0"),
+        (torch.full((2, 3), math.nan), torch.zeros(2).long(), None, "6 of the logits"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(2, 4), r"\(2, 4\), the student's \(2, 3\)"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), torch.full((2, 3), math.inf), "6 of the teacher's logits"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(logits, targets, teacher, message):
+    with pytest.raises(LimbeckError, match=message):
+        metrics(logits, targets, teacher_logits=teacher)
+
+
+def test_errors_are_counted_by_the_true_class():
+    logits, targets = torch.randn(60, 4), torch.randint(3, (60,))
+    expected = [0, 0, 0, 0]
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
+        expected[target] += row.index(max(row)) != target
+    assert sum(expected) > 0
+    assert per_class_errors(logits, targets, 4) == expected
+
+
+def test_counting_errors_of_another_number_of_classes_is_refused():
+    with pytest.raises(LimbeckError, match="classes is 5, but the logits have 4"):
+        per_class_errors(torch.zeros(2, 4), torch.zeros(2).long(), 5)
+
+
+def test_evaluating_gives_the_figures_and_the_logits_of_one_pass():
+    network, inputs, targets = nn.Linear(4, 3), torch.randn(11, 4), torch.randint(3, (11,))
+    calls = []
+
+    def shuffled() -> list[Batch]:
+        calls.append(1)
+        order = torch.randperm(11)  # another order each time: targets must be those of the pass that was predicted
+        return split_of(inputs[order], targets[order], 4)
+
+    figures, logits = evaluate(network, shuffled)
+    assert len(calls) == 1
+    assert figures["errors"] == metrics(network(inputs).detach(), targets)["errors"] > 0
+    again, _ = evaluate(network, lambda: split_of(inputs, targets, 4), teacher_logits=logits)
+    assert logits.shape == (11, 3)
+    assert "agreement" in again
