@@ -67,7 +67,7 @@ def test_every_error_is_told_at_once_with_its_line(tmp_path):
     ("old", "new", "message"),
     [
         ("method: kd", "method: dk", "recipe.yaml:8: method.name: there is no method 'dk': did you mean 'kd'?"),
-        ("name: mlp, hidden: [8]", "name: resnet21", "there is no model 'resnet21': did you mean 'resnet20'?"),
+        ("name: mlp, hidden: [8]", "name: resnet2O", "there is no model 'resnet2O': did you mean 'resnet20'?"),
         ("hidden: [8]", "hidden: 8", "recipe.yaml:7: student.model.hidden: got 8: input should be a valid"),
         ("hidden: [8]", "", "student.model: the key 'hidden' is missing"),
         ("name: sgd, lr: 0.1", "name: sgd", "recipe.yaml:11: train.optimizer: the key 'lr' is missing"),
@@ -82,7 +82,7 @@ def test_every_error_is_told_at_once_with_its_line(tmp_path):
         ("method: kd", "method: {name: kd, soft: {name: linaer}}", "method.soft.name: there is no schedule 'linaer'"),
         ("method: kd", "method: {name: kd, average: sum}", "method.average: got 'sum': input should be 'batch' or"),
         ("name: tiny", "name: a b", "recipe.yaml:1: name: got 'a b'"),
-        ("train: {epochs: 3}", "members: 2", "recipe.yaml:4: teacher: a teacher has weights:, or a model: and train:"),
+        ("train: {epochs: 3}", "members: 2", "recipe.yaml:3: teacher: a teacher has weights:, or a model: and train:"),
         ("train: {epochs: 3}", "weights: x\n  train: {epochs: 3}", "a teacher with weights: is not trained"),
         ("train: {epochs: 3}", "train: {epoch: 3}", "teacher.train.epoch: unknown key 'epoch': did you mean 'epochs'?"),
     ],
@@ -141,7 +141,7 @@ def test_a_seed_replaces_the_recipes_seeds(tmp_path):
 
 def test_a_missing_file_names_the_nearest(tmp_path):
     write(tmp_path, GOOD)
-    with pytest.raises(RecipeError, match="did you mean 'recipe.yaml'"):
+    with pytest.raises(RecipeError, match=r"did you mean 'recipe\.yaml'"):
         read(tmp_path / "recepe.yaml")
 
 

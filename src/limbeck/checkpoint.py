@@ -4,7 +4,7 @@ import os
 import pickle
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
@@ -36,9 +36,13 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise LimbeckError(f"there is no checkpoint {path}")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, BadZipFile, pickle.UnpicklingError) as error:
+        with ZipFile(path) as file:  # torch.load does not look at the checksums that torch.save writes
+            damaged = file.testzip()
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, BadZipFile, pickle.UnpicklingError) as error:
         raise LimbeckError(
             f"{path} is not a whole checkpoint: it is cut short or damaged ({type(error).__name__})"
         ) from error
+    if not isinstance(state, dict):
+        raise LimbeckError(f"{path} is not a whole checkpoint: it is damaged, or holds something else")
     return state

@@ -1,6 +1,7 @@
 """The commands. What needs torch is imported inside the command: help must not wait for it."""
 
-import shutil
+import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,10 +43,12 @@ def demo(
     with reporting(f"limbeck demo --out {out}"):
         from limbeck import recipe
         from limbeck.files import bundled
+        from limbeck.runfolder import clear
 
         checked = recipe.read(bundled("digits_kd.yaml"))
-        if (out / "recipe.yaml").is_file() and f"name: {checked.name}\n" in (out / "recipe.yaml").read_text():
-            shutil.rmtree(out)
+        known = out / "recipe.yaml"
+        if known.is_file() and f"name: {checked.name}" in known.read_text().splitlines():
+            clear(out, arms=("teacher", "alone", checked.method["name"]))
         _run(checked, out, resume=False)
 
 
@@ -60,15 +63,16 @@ def run(
     data_root: DataRoot = None,
 ) -> None:
     """Run a recipe: teacher, student alone, distilled student, over its seeds."""
-    again = f"limbeck run {recipe}" + "".join(f" --set '{item}'" for item in override or ())
-    again += (f" --seed {seed}" if seed is not None else "") + (" --smoke" if smoke else "")
-    again += (f" --out {out}" if out else "") + (f" --data-root {data_root}" if data_root else "") + " --resume"
-    with reporting(again):
+    again = ["limbeck", "run", str(recipe), *(part for item in override or () for part in ("--set", item))]
+    again += (["--seed", str(seed)] if seed is not None else []) + (["--smoke"] if smoke else [])
+    again += (["--out", str(out)] if out else []) + (["--data-root", str(data_root)] if data_root else [])
+    with reporting(shlex.join([*again, "--resume"])):
         from limbeck import recipe as recipes
         from limbeck.files import bundled
 
-        rooted = [*(override or ()), *([f"data.root={data_root}"] if data_root else [])]
-        checked = recipes.read(recipe if recipe.exists() else bundled(recipe.name, recipe), overrides=rooted, seed=seed)
+        rooted = [*(override or ()), *([f"data.root={json.dumps(str(data_root))}"] if data_root else [])]
+        ours = not recipe.exists() and recipe.parent in (Path(), Path("recipes"))
+        checked = recipes.read(bundled(recipe.name, recipe) if ours else recipe, overrides=rooted, seed=seed)
         checked = recipes.smoke(checked) if smoke else checked
         _run(checked, out or Path("runs") / checked.name, resume=resume)
 
@@ -79,7 +83,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="One method, in full
     with reporting():
         from limbeck import display
 
-        Console().print(
+        Console(markup=False).print(
             display.method_table() if name is None else display.method_page(name), soft_wrap=name is not None
         )
 
@@ -90,7 +94,7 @@ def models(pattern: Annotated[str, typer.Argument(help="Such as 'resnet*'.")] = 
     with reporting():
         from limbeck import display
 
-        Console().print(display.model_table(pattern))
+        Console(markup=False).print(display.model_table(pattern))
 
 
 @app.command()
@@ -104,7 +108,7 @@ def taps(
     with reporting():
         from limbeck import display
 
-        Console().print(display.layer_table(model, shape, classes, override or []), soft_wrap=True)
+        Console(markup=False).print(display.layer_table(model, shape, classes, override or []), soft_wrap=True)
 
 
 @app.command()
@@ -113,7 +117,7 @@ def doctor() -> None:
     with reporting():
         from limbeck import display
 
-        Console().print(display.doctor_table())
+        Console(markup=False).print(display.doctor_table())
 
 
 @contextmanager
@@ -138,4 +142,4 @@ def _run(recipe: "Recipe", out: Path, *, resume: bool) -> None:
     from limbeck.display import show
     from limbeck.experiment import Experiment
 
-    show(Experiment(recipe, out, resume=resume), Console(), out)
+    show(Experiment(recipe, out, resume=resume), Console(markup=False), out)

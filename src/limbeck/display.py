@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -105,7 +106,10 @@ def result_table(experiment: Experiment) -> Table:
     summary = summarise(results)
     seeds = max(row["accuracy"]["n"] for row in summary.values())
     table = Table(
-        title=f"{experiment.recipe.name}: test split, {seeds} seed{'s' if seeds > 1 else ''}, mean ± deviation"
+        title=f"{experiment.recipe.name}: test split, {seeds} seed{'s' if seeds > 1 else ''}, mean ± deviation",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
     )
     for heading in (
         "",
@@ -117,7 +121,7 @@ def result_table(experiment: Experiment) -> Table:
         "latency ms",
         "p95 ms",
     ):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=not heading)
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=not heading, overflow="fold")
     for arm, row in summary.items():
         agreement = [
             100 * result["test"]["agreement"]

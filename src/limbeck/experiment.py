@@ -94,12 +94,18 @@ class Experiment:
     def __init__(self, recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
         root = recipe.data.root or os.environ.get("LIMBECK_DATA")
         self.recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
-        self.data = load(**self.recipe.data.model_dump())
+        self.data = load(**recipe.data.model_dump())
         self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
+        for name, split in (("validation", self.data.validation), ("test", self.data.test)):
+            if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
+                raise LimbeckError(f"the {name} split has no sample of shift_bias: {list(recipe.evaluate.shift_bias)}")
         work = self._rehearse()
         self.engine = Engine(device=recipe.device, precision=recipe.precision, macs=work)
         picked = {"device": self.engine.device.type, "precision": self.engine.precision}
         self.recipe = self.recipe.model_copy(update=picked)
+        for block in (recipe.train, recipe.teacher and recipe.teacher.train):
+            if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
+                training_batches(self.data, self._training(block), seed=0, engine=self.engine)
         self.folder = RunFolder(folder, dump(self.recipe), resume=resume)
         self._results: dict[Job, dict[str, Any]] = {}
         self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
@@ -257,7 +263,8 @@ class Experiment:
         )
 
     def _plan(self, arm: str, networks: dict[str, nn.Module], training: Training | None = None) -> Any:
-        method: Method = METHODS["alone"] if arm == "alone" else partial(call, METHODS, self.recipe.method)
+        own = arm == self.recipe.method["name"]
+        method: Method = partial(call, METHODS, self.recipe.method) if own else METHODS["alone"]
         return plan(method, _needed(arm, networks), self.data, training or self._training(self.recipe.train))
 
     def _new_student(self) -> tuple[nn.Module, NetworkSpec]:

@@ -18,5 +18,6 @@ def bundled(name: str, asked: Path | None = None) -> Path:
     recipes = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     stem = name.removesuffix(".yaml")
     if stem not in recipes:
-        raise LimbeckError(f"there is no recipe {asked or name}: {nearest(stem, recipes)}")
+        beside = [path.name for path in asked.parent.glob("*.y*ml")] if asked else []
+        raise LimbeckError(f"there is no recipe {asked or name}: {nearest(name, [*recipes, *beside])}")
     return recipes[stem]

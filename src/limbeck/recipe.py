@@ -18,6 +18,7 @@ from limbeck.options import Checked, Named, Problem, as_block, complete, nearest
 from limbeck.schedules import SCHEDULES
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 ClassName = NonNegativeInt | str
 
 
@@ -45,7 +46,7 @@ class DataBlock(Checked):
     download: bool = True
     size: tuple[PositiveInt, PositiveInt] | None = None
     limit: PositiveInt | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TrainBlock(Checked):
@@ -67,7 +68,7 @@ class TeacherBlock(Checked):
     train: TrainBlock | None = None
     members: PositiveInt = 1
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
-    seed: int | None = None
+    seed: Seed | None = None
 
 
 class StudentBlock(Checked):
@@ -94,7 +95,7 @@ class Recipe(Checked):
     method: Named
     teacher: TeacherBlock | None = None
     baseline: bool = True
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
     evaluate: EvaluateBlock = EvaluateBlock()
@@ -125,7 +126,10 @@ def read(path: Path, *, overrides: Sequence[str] = (), seed: int | None = None) 
     if not path.is_file():
         others = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
         raise RecipeError(f"there is no recipe {path}: {nearest(path.name, [other.name for other in others])}")
-    raw = _parse(path.read_text(), str(path))
+    try:
+        raw = _parse(path.read_text(), str(path))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is no recipe: it is not text ({error})") from error
     given: dict[tuple[str, ...], str] = {}
     for override in overrides:
         given[_override(raw, override)] = f"--set {override}"
@@ -147,7 +151,8 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
         if block is None or path in wrong:
             continue
         if kind == "model" and _foreign(as_block(block)):
-            filled, found = as_block(block), []
+            filled: dict[str, Any] = as_block(block)
+            found: list[Problem] = []
         else:
             filled, found = complete(block, table, kind=kind, presets=PRESETS if kind == "method" else None)
         problems += [Problem((*path, *problem.path), problem.message) for problem in found]
@@ -188,7 +193,6 @@ def dump(recipe: Recipe) -> str:
     """The recipe as YAML; reading it again gives the same recipe."""
     yaml, text = YAML(typ="safe", pure=True), StringIO()
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
     yaml.dump(recipe.model_dump(mode="json"), text)
     return text.getvalue()
 
@@ -255,10 +259,12 @@ def _located(problem: Problem, raw: Any, name: str, given: Mapping[tuple[str, ..
     for path, label in given.items():
         if problem.path[: len(path)] == path:
             return f"{label}: {dotted}: {problem.message}"
-    line, node = 1, raw
+    line = 1
+    node: Any = raw  # of ruamel's types, which know their lines
     for part in problem.path:
         try:
-            line = (node.lc.key(part) if isinstance(node, dict) else node.lc.item(part))[0] + 1
+            place = node.lc
+            line = (place.key(part) if isinstance(node, dict) else place.item(part))[0] + 1
             node = node[part]
         except (AttributeError, KeyError, IndexError, TypeError):
             break

@@ -12,8 +12,9 @@ runs/<name>/
 
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class RunFolder:
         self._log = path / "metrics.jsonl"
         self._save_after = 0.0
         known = path / "recipe.yaml"
+        if path.exists() and not path.is_dir():
+            raise LimbeckError(f"{path} is no folder: give another one by --out")
         if known.exists() and not resume:
             raise LimbeckError(
                 f"{path} already holds a run: go on with it by --resume, or give another folder by --out"
@@ -68,20 +71,32 @@ class RunFolder:
         return folder
 
     def result(self, name: str) -> dict[str, Any] | None:
-        """A finished network's figures, or None while it is not finished."""
+        """A finished network's figures, or None while it is not finished.
+
+        Raises:
+            LimbeckError: they are damaged.
+        """
         file = self.path / name / "result.json"
         if not file.is_file():
             return None
-        found: dict[str, Any] = json.loads(file.read_text())
+        try:
+            found: dict[str, Any] = json.loads(file.read_text())
+            found["test"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise LimbeckError(
+                f"{file} is damaged ({type(error).__name__}): delete it, and {name} is trained again"
+            ) from error
         return found
 
     def state(self, name: str) -> dict[str, Any] | None:
         """Where the training of this network stands, None at its beginning; later epochs leave the log."""
         state = self._state["train"] if self._state is not None and self._state["job"] == name else None
-        lines = [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.exists() else []
-        kept = [line for line in lines if line["job"] != name or (state is not None and _reached(line, state))]
-        if len(kept) < len(lines):
-            write(self._log, "".join(json.dumps(line) + "\n" for line in kept))
+        text = self._log.read_text() if self._log.exists() else ""
+        whole = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # not cut short
+        kept = [line for line in whole if line["job"] != name or (state is not None and _reached(line, state))]
+        wanted = "".join(json.dumps(line) + "\n" for line in kept)
+        if wanted != text:
+            write(self._log, wanted)
         return state
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -99,6 +114,14 @@ class RunFolder:
             checkpoint.save(self._checkpoint, {"job": name, "train": state()})
             end = time.monotonic()
             self._save_after = end + (end - start) / CHECKPOINT_SHARE
+
+
+def clear(path: Path, *, arms: Iterable[str]) -> None:
+    """Delete the run of these arms that a folder holds; whatever else lies there stays."""
+    for name in (*arms, "checkpoint"):
+        shutil.rmtree(path / name, ignore_errors=True)
+    for name in ("environment.json", "metrics.jsonl", "student.safetensors", "result.json", "recipe.yaml"):
+        (path / name).unlink(missing_ok=True)
 
 
 def write(path: Path, text: str) -> None:

@@ -52,13 +52,21 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     """The method's stages for these networks, after a dry run that has read every tap.
 
     Raises:
-        LimbeckError: a network's output is not one logit a class; a tap does not exist or has no one value.
+        LimbeckError: a network does not run on the data, or its output is not one logit a class; a tap does not exist
+            or has no one value; an option of the optimizer is out of range.
     """
     probe = _probe(data.train, data)
     for name, network in networks.items():
         device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         probe = Batch(probe.inputs.to(device), probe.targets, probe.index, probe.view)
-        shape = shapes({name: network}, [Tap(name)], probe)[Tap(name)]
+        try:
+            shape = shapes({name: network}, [Tap(name)], probe)[Tap(name)]
+        except LimbeckError:
+            raise
+        except Exception as error:
+            raise LimbeckError(
+                f"the {name} does not run on samples of shape {data.shape}: {type(error).__name__}: {error}"
+            ) from error
         if shape != (len(data.classes),):
             raise LimbeckError(f"the {name} gives {shape} a sample, but the data has {len(data.classes)} classes")
     teacher = networks.get("teacher")
@@ -75,6 +83,11 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     )
     stages: tuple[Stage, ...] = method(setup)
     shapes(networks, {tap for stage in stages for term in stage.terms.values() for tap in term.reads}, probe)
+    for stage in stages:
+        try:
+            stage.optimizer([nn.Parameter(torch.zeros(1))])
+        except ValueError as error:
+            raise LimbeckError(f"the optimizer of stage {stage.name!r} cannot be built: {error}") from error
     return stages
 
 
@@ -174,8 +187,6 @@ def distill(
     Raises:
         LimbeckError: a name, an option, a layer or a shape is wrong; found before any training.
     """
-    work = macs(teacher, data.shape) + macs(student, data.shape)
-    engine = Engine(device=device, precision=precision, macs=work)
     name, function = _method(method)
     training = Training(
         epochs,
@@ -192,6 +203,8 @@ def distill(
     result: dict[str, Any] = {"method": name, "seed": seed}
     for _, _, arm, networks in arms:
         plan(arm, networks, data, training)
+    work = macs(teacher, data.shape) + macs(student, data.shape)
+    engine = Engine(device=device, precision=precision, macs=work)
     guide = logits_of(teacher, data.test, data, engine)
     result["teacher"] = measure(teacher, data, engine)
     for role, label, arm, networks in arms:

@@ -15,7 +15,8 @@ def summarise(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Accuracy and errors on the test split by arm, and what the method gained over the student alone.
 
     Args:
-        results: one mapping a trained network, with ``arm``, ``seed`` and ``test``.
+        results: one mapping a trained network, with ``arm``, ``seed`` and ``test``. An ensemble's members are left
+            out: the ensemble is the teacher.
 
     Returns:
         For each arm ``accuracy`` and ``errors`` as `spread` gives them. For each arm that shares at least one seed
@@ -24,6 +25,8 @@ def summarise(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """
     arms: dict[str, dict[int, Mapping[str, Any]]] = {}
     for result in results:
+        if result["arm"] == "member":
+            continue
         arms.setdefault(result["arm"], {})[result["seed"]] = result["test"]
     summary: dict[str, Any] = {}
     for arm, tests in arms.items():

@@ -1,6 +1,5 @@
 """What a network costs: parameters, multiply-accumulates, bytes, milliseconds."""
 
-import itertools
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,10 +48,12 @@ def macs(network: nn.Module, shape: Sequence[int]) -> int:
 
 
 def file_bytes(network: nn.Module) -> int:
-    """The size of the network's safetensors file without metadata; a tensor with several names is stored once."""
-    tensors = itertools.chain(network.named_parameters(), network.named_buffers())  # each tensor once
-    names = {name for name, _ in tensors}
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items() if name in names}
+    """The size of the file `limbeck.models.save_network` writes of the network, without its metadata.
+
+    It holds what ``state_dict`` names; a tensor with two names (tied weights) is in the file under both.
+    """
+    # safetensors takes neither shared nor strided storage
+    state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in network.state_dict().items()}
     return len(safetensors.torch.save(state))
 
 

@@ -49,13 +49,14 @@ def build(name: str, /, *, classes: int, shape: tuple[int, ...], **options: Any)
         raise LimbeckError(f"got {classes} classes, allowed are 1 and more")
     if not shape or min(shape) < 1:
         raise LimbeckError(f"got samples of shape {tuple(shape)}, allowed are one or more sizes of at least 1")
-    source, colon, rest = name.rpartition(":")
+    source, colon, rest = name.partition(":")
     if source == "timm":
         return from_timm(rest, classes=classes, shape=shape, options=options)
     if source == "torchvision":
         return from_torchvision(rest, classes=classes, shape=shape, options=options)
-    if source.endswith(".py"):
-        return from_file(source, rest, classes=classes, shape=shape, options=options)
+    file, _, function = name.rpartition(":")
+    if file.endswith(".py"):
+        return from_file(file, function, classes=classes, shape=shape, options=options)
     if colon:
         raise LimbeckError(f"there are no models in {source!r}: {_FORMS}")
     return _from_zoo(name, classes, shape, options)
