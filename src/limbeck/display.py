@@ -108,7 +108,7 @@ def result_table(experiment: Experiment) -> Table:
     table = Table(
         title=f"{experiment.recipe.name}: test split, {seeds} seed{'s' if seeds > 1 else ''}, mean ± deviation",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,  # its numbers are whole in 80 columns, the width where the output is no terminal
         show_edge=False,
     )
     for heading in (

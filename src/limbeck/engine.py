@@ -1,6 +1,6 @@
 """Device and precision. The only module that knows Lightning Fabric."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning_fabric import Fabric
@@ -33,7 +33,7 @@ class Engine:
         device: the torch device. precision: ``32`` or ``bf16``. reason: why ``auto`` picked it.
 
     Raises:
-        LimbeckError: the device is not there.
+        LimbeckError: the device is not there, or there is no such precision.
     """
 
     def __init__(self, *, device: str = "auto", precision: Precision = "auto", macs: int | None = None) -> None:
@@ -87,6 +87,8 @@ def pick_precision(device: torch.device, precision: Precision, macs: int | None 
     ``auto`` takes bf16 where the hardware multiplies it faster than 32 bits, a GPU with bf16 units or a CPU with AMX
     or AVX-512 bf16, unless the networks are known to be too small to gain. Elsewhere it takes 32 bits.
     """
+    if precision not in get_args(Precision):
+        raise LimbeckError(f"precision is {precision!r}: allowed are {', '.join(get_args(Precision))}")
     if precision != "auto":
         return precision, "asked for"
     if device.type == "cuda":

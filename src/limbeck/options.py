@@ -8,7 +8,9 @@ import difflib
 import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
+from os.path import commonprefix
+from types import UnionType
+from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails
@@ -44,9 +46,10 @@ Named = Annotated[dict[str, Any], BeforeValidator(as_block)]
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """What is allowed, and what was probably meant."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    likeness = {other: _likeness(str(name).lower(), other.lower()) for other in names}
+    near = max(names, key=lambda other: likeness[other], default=None)
     listed = f"allowed are {', '.join(names)}" if names else "nothing is allowed here"
-    return f"did you mean {near[0]!r}? {listed}" if near else listed
+    return f"did you mean {near!r}? {listed}" if near and likeness[near][0] >= 0.5 else listed
 
 
 def keyword_model(function: Callable[..., Any]) -> type[Checked]:
@@ -78,7 +81,7 @@ def complete(
         return {}, [Problem(("name",), f"there is no {kind} {name!r}: {nearest(name, table)}")]
     if "preset" in options and presets is not None:
         preset, known = options.pop("preset"), presets.get(name, {})
-        if preset not in known:
+        if not isinstance(preset, str) or preset not in known:
             return {}, [Problem(("preset",), f"{name} has no preset {preset!r}: {nearest(preset, known)}")]
         options = {**known[preset], **options}
     model = keyword_model(table[name])
@@ -123,11 +126,18 @@ def validate(model: type[Model], values: Any) -> tuple[Model | None, list[Proble
         return None, [_problem(model, details) for details in error.errors(include_url=False)]
 
 
+def _likeness(name: str, other: str) -> tuple[float, int]:
+    """How alike two names are, in [0, 1], and among equals how long they begin alike."""
+    return difflib.SequenceMatcher(None, other, name).ratio(), len(commonprefix([name, other]))
+
+
 def _problem(model: type[BaseModel], details: ErrorDetails) -> Problem:
     path = tuple(part for part in details["loc"] if not (isinstance(part, str) and _is_type_name(part)))
     if details["type"] == "extra_forbidden":
-        return Problem(path, f"unknown key {path[-1]!r}: {nearest(path[-1], _fields_at(model, path[:-1]))}")
-    if details["type"] == "missing":
+        key = details["loc"][-1]  # whatever it is: it may be called as a type is
+        above = path[:-1] if path[-1:] == (key,) else path
+        return Problem((*above, key), f"unknown key {key!r}: {nearest(key, _fields_at(model, above))}")
+    if details["type"] == "missing" and isinstance(path[-1], str):
         return Problem(path[:-1], f"the key {path[-1]!r} is missing")
     return Problem(path, f"got {details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}")
 
@@ -147,7 +157,7 @@ def _fields_at(model: type[BaseModel], path: Collection[str | int]) -> list[str]
 
 def _recipe_type(hint: Any) -> Any:
     """The type a recipe writes for a parameter: where the function takes a schedule, the recipe has its block."""
-    members = get_args(hint)
+    members = _members(hint)
     if Schedule in members:
         others = [member for member in members if member != Schedule]
         union: Any = Named
@@ -160,5 +170,10 @@ def _recipe_type(hint: Any) -> Any:
 def _schedules(function: Callable[..., Any], options: Block) -> list[str]:
     hints = get_type_hints(function)
     return [
-        key for key, value in options.items() if Schedule in get_args(hints.get(key)) and isinstance(value, Mapping)
+        key for key, value in options.items() if Schedule in _members(hints.get(key)) and isinstance(value, Mapping)
     ]
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; anything else is its own only one."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

@@ -95,7 +95,7 @@ class Recipe(Checked):
     method: Named
     teacher: TeacherBlock | None = None
     baseline: bool = True
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
     evaluate: EvaluateBlock = EvaluateBlock()
@@ -249,6 +249,8 @@ def _contradictions(recipe: Recipe) -> list[Problem]:
         problems.append(Problem(("teacher",), "a teacher with weights: is not trained: leave out train: and members:"))
     if recipe.evaluate.shift_bias and recipe.data.validation == 0:
         problems.append(Problem(("evaluate", "shift_bias"), "the shift is chosen on validation data, which is 0"))
+    if not recipe.seeds:
+        problems.append(Problem(("seeds",), "got []: at least one is needed"))
     if len(set(recipe.seeds)) < len(recipe.seeds):
         problems.append(Problem(("seeds",), f"got {list(recipe.seeds)}: each seed once"))
     return problems

@@ -89,11 +89,20 @@ class RunFolder:
         return found
 
     def state(self, name: str) -> dict[str, Any] | None:
-        """Where the training of this network stands, None at its beginning; later epochs leave the log."""
+        """Where the training of this network stands, None at its beginning; later epochs leave the log.
+
+        Raises:
+            LimbeckError: the log is damaged, not only cut short.
+        """
         state = self._state["train"] if self._state is not None and self._state["job"] == name else None
         text = self._log.read_text() if self._log.exists() else ""
-        whole = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # not cut short
-        kept = [line for line in whole if line["job"] != name or (state is not None and _reached(line, state))]
+        try:
+            whole = [
+                json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")
+            ]  # not cut short
+            kept = [line for line in whole if line["job"] != name or (state is not None and _reached(line, state))]
+        except (ValueError, TypeError, KeyError) as error:
+            raise LimbeckError(f"{self._log} is damaged ({error}): mend that line, or delete it") from error
         wanted = "".join(json.dumps(line) + "\n" for line in kept)
         if wanted != text:
             write(self._log, wanted)

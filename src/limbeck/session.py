@@ -145,7 +145,7 @@ def time_together(networks: Networks, data: Data, runs: int) -> dict[str, dict[s
 
 
 def distill(
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     student: nn.Module,
     data: Data,
     *,
@@ -164,7 +164,8 @@ def distill(
     """Distil a trained teacher into a student: your own modules, your own arrays.
 
     Args:
-        teacher: maps inputs to logits (N, K); it is frozen, and leaves as it came, buffers too.
+        teacher: maps inputs to logits (N, K); it is frozen, and leaves as it came, buffers too. None for the method
+            ``alone``, which trains the student on the labels: a way to get a teacher.
         student: maps the same inputs to logits (N, K); trained in place.
         data: from `limbeck.arrays` or `limbeck.load`.
         method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
@@ -181,8 +182,8 @@ def distill(
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 
     Returns:
-        The student, and the result: ``method``, ``seed``, and for ``teacher``, ``student`` and (with ``baseline``)
-        ``alone`` their ``test`` figures, ``parameters``, ``macs``, ``file_bytes``, ``latency_ms``.
+        The student, and the result: ``method``, ``seed``, and for ``student``, ``teacher`` (if given) and ``alone``
+        (with ``baseline``) their ``test`` figures, ``parameters``, ``macs``, ``file_bytes``, ``latency_ms``.
 
     Raises:
         LimbeckError: a name, an option, a layer or a shape is wrong; found before any training.
@@ -195,19 +196,22 @@ def distill(
         call(SCHEDULES, fill(SCHEDULES, schedule, kind="schedule")),
         augment or NO_AUGMENTATION,
     )
-    arms: list[tuple[str, str, Method, dict[str, nn.Module]]] = [
-        ("student", name, function, {"student": student, "teacher": teacher})
-    ]
+    given = {} if teacher is None else {"teacher": teacher}
+    if not given and name != "alone":
+        raise LimbeckError(f"the method {name} needs a teacher, got None")
+    arms = {"student": (name, function, {"student": student, **given})}
     if baseline and name != "alone":
-        arms.insert(0, ("alone", "alone", METHODS["alone"], {"student": copy.deepcopy(student)}))
-    result: dict[str, Any] = {"method": name, "seed": seed}
-    for _, _, arm, networks in arms:
+        arms = {"alone": ("alone", METHODS["alone"], {"student": copy.deepcopy(student)}), **arms}
+    for _, arm, networks in arms.values():
         plan(arm, networks, data, training)
-    work = macs(teacher, data.shape) + macs(student, data.shape)
+    work = sum(macs(network, data.shape) for network in (student, *given.values()))
     engine = Engine(device=device, precision=precision, macs=work)
-    guide = logits_of(teacher, data.test, data, engine)
-    result["teacher"] = measure(teacher, data, engine)
-    for role, label, arm, networks in arms:
+    result: dict[str, Any] = {"method": name, "seed": seed}
+    guide = None
+    if teacher is not None:
+        guide = logits_of(teacher, data.test, data, engine)
+        result["teacher"] = measure(teacher, data, engine)
+    for role, (label, arm, networks) in arms.items():
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             engine.seed(seed)
             batches = training_batches(data, training, seed=seed, engine=engine)
@@ -215,8 +219,8 @@ def distill(
                 if on_epoch is not None:
                     on_epoch(label, epoch)
         result[role] = measure(networks["student"], data, engine, teacher=guide)
-    timed = {"teacher": teacher, **{role: networks["student"] for role, _, _, networks in arms}}
-    for role, times in time_together(timed, data, 100).items():
+    trained = {role: networks["student"] for role, (_, _, networks) in arms.items()}
+    for role, times in time_together(given | trained, data, 100).items():
         result[role] |= times
     return student, result
 

@@ -1,0 +1,60 @@
+from dataclasses import FrozenInstanceError
+
+import pytest
+import torch
+
+from limbeck.core import TARGETS, Batch, LimbeckError, Setup, Tap, Term, from_student, from_teacher, weighted
+from limbeck.schedules import constant
+
+
+def loss(student):
+    return student.sum()
+
+
+def term(weight):
+    return Term(loss, (from_student(),), weight)
+
+
+def test_a_tap_says_where_it_reads():
+    assert str(Tap("student")) == "student"
+    assert str(Tap("teacher", "layer3.0.relu")) == "teacher.layer3.0.relu"
+    assert str(Tap("student", "fc", "input")) == "student.fc (input)"
+    assert str(Tap("student", side="input")) == "student (input)"
+    assert str(TARGETS) == "batch.targets"
+
+
+def test_the_shorthands_name_their_network():
+    assert from_student("fc", "input") == Tap("student", "fc", "input")
+    assert from_teacher() == Tap("teacher", "", "output")
+
+
+def test_equal_taps_are_one_key():
+    assert len({from_student("fc"), Tap("student", "fc"), from_teacher("fc"), from_student("fc", "input")}) == 3
+
+
+def test_a_batch_cannot_be_changed():
+    batch = Batch(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.arange(2), 0)
+    with pytest.raises(FrozenInstanceError):
+        batch.view = 1
+
+
+@pytest.mark.parametrize("weight", [0, 0.0, -0.0])
+def test_a_term_of_weight_0_is_left_out(weight):
+    kept = weighted({"hard": term(weight), "soft": term(0.9)})
+    assert list(kept) == ["soft"]
+
+
+def test_a_negative_weight_and_a_schedule_are_kept():
+    terms = {"minus": term(-0.1), "hard": term(0.1), "varying": term(constant(value=0.0))}
+    assert weighted(terms) == terms
+    assert list(weighted(terms)) == ["minus", "hard", "varying"]
+
+
+def test_weights_that_are_all_0_are_refused_by_name():
+    with pytest.raises(LimbeckError, match="the weights hard and soft are all 0: nothing would be learnt"):
+        weighted({"hard": term(0.0), "soft": term(0)})
+
+
+def test_a_setup_reads_the_teachers_output_unless_told_otherwise():
+    setup = Setup(1, lambda parameters: torch.optim.SGD(parameters), constant(), lambda tap: (), lambda *_: None)
+    assert setup.teacher_logits == (from_teacher(),)
