@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def same_weights(one, other):
 )
 def test_every_command_has_help(command, words):
     shown = limbeck_does(*command, "--help")
-    assert all(word in shown for word in ("Usage:", *words))
+    assert all(word.lower() in shown.lower() for word in ("Usage:", *words))
 
 
 def test_without_a_command_the_help_is_shown():
@@ -107,7 +108,7 @@ try:
     app([{arguments}])
 except SystemExit as end:
     assert end.code == 0, end.code
-slow = sorted({{"torch", "numpy", "pydantic", "sklearn"}} & set(sys.modules))
+slow = sorted({{"torch", "numpy", "sklearn", "timm"}} & set(sys.modules))
 assert not slow, slow
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
@@ -163,13 +164,13 @@ def test_the_demo_never_deletes_the_run_of_another_recipe(name):
 
 
 def test_the_demos_recipe_is_there():
-    shown = limbeck_does("run", "digits_kd", "--smoke", *changed("teacher.model.hidden=[16]"))
+    shown = limbeck_does("run", "digits_kd", "--smoke")
     assert "digits_kd-smoke: 256 training" in shown
     assert result_of("runs/digits_kd-smoke")["seeds"] == [0]
 
 
 def test_one_of_our_recipes_is_found_by_the_path_it_has_in_the_repository():
-    shown = limbeck_does("run", "recipes/digits_kd.yaml", "--smoke", *changed("teacher.model.hidden=[16]"))
+    shown = limbeck_does("run", "recipes/digits_kd.yaml", "--smoke")
     assert "digits_kd-smoke" in shown
 
 
@@ -270,11 +271,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch):
 
 
 def test_a_run_that_diverges_ends_with_code_1():
-    shown = limbeck_does("run", "recipe.yaml", *changed("train.optimizer={name: sgd, lr: 1e30}"), code=0)
-    assert "written" in shown
-    shown = limbeck_does(
-        "run", "recipe.yaml", "--out", "x", *changed("train={epochs: 3, optimizer: {name: sgd, lr: 1e30}}"), code=1
-    )
+    shown = limbeck_does("run", "recipe.yaml", *changed("train.optimizer={name: sgd, lr: 1e30}"), code=1)
     assert "error: stage 'alone', epoch" in shown
     assert "lower the learning rate" in shown
 
@@ -384,7 +381,12 @@ def test_methods_are_listed_and_shown_in_full():
     listed = limbeck_does("methods")
     assert all(name in listed for name in METHODS)
     page = limbeck_does("methods", "kd")
-    for words in ("arXiv:1503.02531", "temperature: float = 4.0", "soft: float | schedule = 0.9", "Preset hinton_mnist:"):
+    for words in (
+        "arXiv:1503.02531",
+        "temperature: float = 4.0",
+        "soft: float | schedule = 0.9",
+        "Preset hinton_mnist:",
+    ):
         assert words in page
     for name in METHODS:
         assert limbeck_does("methods", name).startswith(name)
@@ -418,7 +420,7 @@ def test_models_are_listed_with_their_parameters():
 
 def test_a_pattern_that_matches_no_model_is_refused():
     assert "error: no model matches 'nothing': " in limbeck_does("models", "nothing", code=2)
-    assert "did you mean 'resnet8'?" in limbeck_does("models", "resnet8*x", code=2)
+    assert "did you mean 'resnet110'?" in limbeck_does("models", "resnet1100", code=2)
 
 
 def test_taps_lists_layers_with_their_shapes():
@@ -456,7 +458,7 @@ def test_doctor_tells_of_the_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("LIMBECK_DATA", str(tmp_path))
     shown = limbeck_does("doctor")
     assert f"{tmp_path} (is there)" in shown
-    for words in (torch.__version__, "threads", "precision", "device"):
+    for words in (version("torch"), "threads", "precision", "device"):
         assert words in shown
 
 

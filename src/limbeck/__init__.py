@@ -40,3 +40,7 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(f"limbeck.{home}"), name)
     raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,7 @@
 """The commands. What needs torch is imported inside the command: help must not wait for it."""
 
 import json
+import logging
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ app = typer.Typer(
     name="limbeck",
     help="Distil a trained teacher into a small student, with evidence of what distilling brought.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -39,7 +41,10 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def demo(
     out: Annotated[Path, typer.Option(help="The run folder; a demo that it holds is replaced.")] = Path("runs/demo"),
 ) -> None:
-    """Train a teacher on handwritten digits and distil it, 3 seeds beside the student alone: about a minute."""
+    """Distil on handwritten digits: about a minute.
+
+    Trains a teacher, then for 3 seeds a student alone and a distilled one, and prints a table.
+    """
     with reporting(f"limbeck demo --out {out}"):
         from limbeck import recipe
         from limbeck.files import bundled
@@ -62,7 +67,10 @@ def run(
     out: Annotated[Path | None, typer.Option(help="The run folder; the default is runs/<name of the recipe>.")] = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Run a recipe: teacher, student alone, distilled student, over its seeds."""
+    """Run a recipe.
+
+    Trains the teacher, the student alone and the distilled student, over the recipe's seeds.
+    """
     again = ["limbeck", "run", str(recipe), *(part for item in override or () for part in ("--set", item))]
     again += (["--seed", str(seed)] if seed is not None else []) + (["--smoke"] if smoke else [])
     again += (["--out", str(out)] if out else []) + (["--data-root", str(data_root)] if data_root else [])
@@ -79,7 +87,7 @@ def run(
 
 @app.command()
 def methods(name: Annotated[str | None, typer.Argument(help="One method, in full.")] = None) -> None:
-    """List the methods, or show one with its options and presets."""
+    """List the methods, or show one in full."""
     with reporting():
         from limbeck import display
 
@@ -90,7 +98,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="One method, in full
 
 @app.command()
 def models(pattern: Annotated[str, typer.Argument(help="Such as 'resnet*'.")] = "*") -> None:
-    """List the networks that limbeck brings, with their parameters for 10 classes."""
+    """List the networks that limbeck brings."""
     with reporting():
         from limbeck import display
 
@@ -104,7 +112,7 @@ def taps(
     classes: Annotated[int, typer.Option(min=2)] = 10,
     override: Annotated[list[str] | None, typer.Option("--set", metavar="A=B", help="An option of the model.")] = None,
 ) -> None:
-    """List a network's layers, which taps read by name, with the shape of each one's output."""
+    """List a network's layers and their shapes."""
     with reporting():
         from limbeck import display
 
@@ -113,7 +121,7 @@ def taps(
 
 @app.command()
 def doctor() -> None:
-    """Show versions, device, the precision that will be picked, threads and where data is looked for."""
+    """Show versions, device, precision and data."""
     with reporting():
         from limbeck import display
 
@@ -126,6 +134,7 @@ def reporting(again: str = "") -> Iterator[None]:
     from limbeck.core import LimbeckError
     from limbeck.train import Diverged
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it says of precision, we say better
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         yield

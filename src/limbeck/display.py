@@ -156,9 +156,11 @@ def verdicts(experiment: Experiment) -> Iterator[str]:
             before, after, oracle = study["before"], study["validation_tuned"], study["test_tuned"]
             yield (
                 f"{result['arm']} seed {result['seed']}, classes {study['classes']}: {before['errors']} errors, "
-                f"{100 * before['share_right']:.1f} % of them right; bias {after['delta']:+.1f} (chosen on validation): "
-                f"{after['errors']} errors, {100 * after['share_right']:.1f} % right; bias {oracle['delta']:+.1f} "
-                f"(tuned on test, as the paper did): {oracle['errors']} errors, {100 * oracle['share_right']:.1f} % right"
+                f"{100 * before['share_right']:.1f} % of them right; "
+                f"bias {after['delta']:+.1f} (chosen on validation): "
+                f"{after['errors']} errors, {100 * after['share_right']:.1f} % right; "
+                f"bias {oracle['delta']:+.1f} (tuned on test, as the paper did): "
+                f"{oracle['errors']} errors, {100 * oracle['share_right']:.1f} % right"
             )
 
 
@@ -228,8 +230,15 @@ def layer_table(model: str, shape: str, classes: int, settings: Iterable[str]) -
         raise LimbeckError(
             f"--shape is written C,H,W and --set option=value, got {shape!r} and {list(settings)}"
         ) from error
+    network = build(model, classes=classes, shape=sizes, **options)
+    try:
+        found = layers(network, sizes)
+    except Exception as error:
+        raise LimbeckError(
+            f"{model} does not run on samples of shape {sizes}: {type(error).__name__}: {error}"
+        ) from error
     table = Table("layer", "kind", "output", "parameters")
-    for layer in layers(build(model, classes=classes, shape=sizes, **options), sizes):
+    for layer in found:
         table.add_row(
             layer.name, layer.kind, "x".join(map(str, layer.shape)) if layer.shape else "", f"{layer.parameters:,}"
         )
@@ -264,7 +273,8 @@ def doctor_table() -> Table:
 def _finished(event: Finished) -> str:
     test = event.result["test"]
     how = " (there already)" if event.reused else ""
-    return f"{event.job}{how}: test accuracy {100 * test['accuracy']:.2f} %, {test['errors']} errors of {test['samples']:,}"
+    share = f"test accuracy {100 * test['accuracy']:.2f} %"
+    return f"{event.job}{how}: {share}, {test['errors']} errors of {test['samples']:,}"
 
 
 def _trained(event: Trained) -> str:

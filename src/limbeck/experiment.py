@@ -103,7 +103,7 @@ class Experiment:
         self.engine = Engine(device=recipe.device, precision=recipe.precision, macs=work)
         picked = {"device": self.engine.device.type, "precision": self.engine.precision}
         self.recipe = self.recipe.model_copy(update=picked)
-        for block in (recipe.train, recipe.teacher and recipe.teacher.train):
+        for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
             if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
                 training_batches(self.data, self._training(block), seed=0, engine=self.engine)
         self.folder = RunFolder(folder, dump(self.recipe), resume=resume)

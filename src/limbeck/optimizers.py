@@ -3,17 +3,14 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
 
-from limbeck.core import LimbeckError, MakeOptimizer
+from limbeck.core import MakeOptimizer
 
 
 def sgd(*, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False) -> MakeOptimizer:
     """Stochastic gradient descent with momentum."""
-    return _tried(
-        lambda parameters: torch.optim.SGD(
-            parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True
-        )
+    return lambda parameters: torch.optim.SGD(
+        parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True
     )
 
 
@@ -25,10 +22,8 @@ def adam(
     weight_decay: float = 0.0,
 ) -> MakeOptimizer:
     """Adam (Kingma and Ba 2015); weight decay enters the gradient."""
-    return _tried(
-        lambda parameters: torch.optim.Adam(
-            parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
-        )
+    return lambda parameters: torch.optim.Adam(
+        parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
     )
 
 
@@ -40,10 +35,8 @@ def adamw(
     weight_decay: float = 1e-2,
 ) -> MakeOptimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-    return _tried(
-        lambda parameters: torch.optim.AdamW(
-            parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
-        )
+    return lambda parameters: torch.optim.AdamW(
+        parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
     )
 
 
@@ -51,10 +44,8 @@ def rmsprop(
     *, lr: float, alpha: float = 0.9, eps: float = 1e-5, momentum: float = 0.0, weight_decay: float = 0.0
 ) -> MakeOptimizer:
     """RMSProp, with the decay 0.9 that FitNets (2015) trained with."""
-    return _tried(
-        lambda parameters: torch.optim.RMSprop(
-            parameters, lr=lr, alpha=alpha, eps=eps, momentum=momentum, weight_decay=weight_decay
-        )
+    return lambda parameters: torch.optim.RMSprop(
+        parameters, lr=lr, alpha=alpha, eps=eps, momentum=momentum, weight_decay=weight_decay
     )
 
 
@@ -64,12 +55,3 @@ OPTIMIZERS: Mapping[str, Callable[..., MakeOptimizer]] = {
     "adamw": adamw,
     "rmsprop": rmsprop,
 }
-
-
-def _tried(make: MakeOptimizer) -> MakeOptimizer:
-    """The same, tried on one parameter: so that what torch refuses is told before any training."""
-    try:
-        make([nn.Parameter(torch.zeros(1))])
-    except ValueError as error:
-        raise LimbeckError(f"the optimizer cannot be made: {error}") from error
-    return make

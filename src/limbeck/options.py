@@ -128,7 +128,7 @@ def validate(model: type[Model], values: Any) -> tuple[Model | None, list[Proble
 
 def _likeness(name: str, other: str) -> tuple[float, int]:
     """How alike two names are, in [0, 1], and among equals how long they begin alike."""
-    return difflib.SequenceMatcher(None, other, name).ratio(), len(commonprefix([name, other]))
+    return difflib.SequenceMatcher(None, other, name).ratio(), len(commonprefix([name, other]))  # noqa: RUF071 (no paths)
 
 
 def _problem(model: type[BaseModel], details: ErrorDetails) -> Problem:

@@ -96,13 +96,12 @@ class RunFolder:
         """
         state = self._state["train"] if self._state is not None and self._state["job"] == name else None
         text = self._log.read_text() if self._log.exists() else ""
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]  # the last may be cut short
         try:
-            whole = [
-                json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")
-            ]  # not cut short
+            whole = [json.loads(line) for line in lines]
             kept = [line for line in whole if line["job"] != name or (state is not None and _reached(line, state))]
         except (ValueError, TypeError, KeyError) as error:
-            raise LimbeckError(f"{self._log} is damaged ({error}): mend that line, or delete it") from error
+            raise LimbeckError(f"{self._log} is damaged ({error}): delete its broken lines") from error
         wanted = "".join(json.dumps(line) + "\n" for line in kept)
         if wanted != text:
             write(self._log, wanted)

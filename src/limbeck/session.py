@@ -38,7 +38,11 @@ NO_AUGMENTATION = Augment()
 
 @dataclass(frozen=True)
 class Training:
-    """How a network is trained; ``exclude`` holds the classes left out of its training set."""
+    """How a network is trained; ``exclude`` holds the classes left out of its training set.
+
+    Raises:
+        LimbeckError: the epochs or the batch size are not a whole number of at least 1.
+    """
 
     epochs: int
     batch_size: int
@@ -46,6 +50,11 @@ class Training:
     schedule: Schedule
     augment: Augment = NO_AUGMENTATION
     exclude: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise LimbeckError(f"{name} is {value!r}: allowed are whole numbers from 1")
 
 
 def plan(method: Method, networks: Networks, data: Data, training: Training) -> tuple[Stage, ...]:
@@ -82,6 +91,8 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         teacher_logits=logits,
     )
     stages: tuple[Stage, ...] = method(setup)
+    if not stages:
+        raise LimbeckError("the method gives no stages, so nothing would be trained")
     shapes(networks, {tap for stage in stages for term in stage.terms.values() for tap in term.reads}, probe)
     for stage in stages:
         try:
@@ -202,8 +213,9 @@ def distill(
     arms = {"student": (name, function, {"student": student, **given})}
     if baseline and name != "alone":
         arms = {"alone": ("alone", METHODS["alone"], {"student": copy.deepcopy(student)}), **arms}
-    for _, arm, networks in arms.values():
-        plan(arm, networks, data, training)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        for _, arm, networks in arms.values():
+            plan(arm, networks, data, training)
     work = sum(macs(network, data.shape) for network in (student, *given.values()))
     engine = Engine(device=device, precision=precision, macs=work)
     result: dict[str, Any] = {"method": name, "seed": seed}
@@ -244,7 +256,7 @@ def label_indices(labels: Sequence[int | str], classes: Sequence[str]) -> tuple[
         LimbeckError: there is no such class.
     """
     for label in labels:
-        if (isinstance(label, int) and label >= len(classes)) or (isinstance(label, str) and label not in classes):
+        if type(label) is bool or (label not in classes and label not in range(len(classes))):
             raise LimbeckError(
                 f"there is no class {label!r}: allowed are 0 to {len(classes) - 1}, or {', '.join(classes)}"
             )

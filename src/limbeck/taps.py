@@ -41,6 +41,7 @@ class Taps:
         self._values: dict[Tap, Tensor] = {}
         self._versions: dict[Tap, int] = {}
         self._handles: list[RemovableHandle] = []
+        self._running = ""  # networks may share modules, and with them the hooks
         self._missing: dict[str, int] = {}
         for tap in self._taps:
             check(networks, tap)
@@ -75,7 +76,7 @@ class Taps:
         """
         self._values, self._versions = {}, {}
         for name in self._sources:
-            self._missing[name] = self._wanted[name]
+            self._running, self._missing[name] = name, self._wanted[name]
             graph = name in self._learns and torch.is_grad_enabled()
             with torch.set_grad_enabled(graph), suppress(_Enough):
                 self._networks[name](batch.inputs)
@@ -105,6 +106,8 @@ class Taps:
         return hook
 
     def _keep(self, tap: Tap, value: Any) -> None:
+        if tap.source != self._running:
+            return
         if tap in self._values:
             raise LimbeckError(f"{tap} ran twice in one forward, so it has no one value: tap a layer that runs once")
         if not isinstance(value, Tensor):

@@ -1,0 +1,159 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from limbeck.core import LimbeckError
+from limbeck.data import arrays
+from limbeck.models import NetworkSpec, save_network
+from limbeck.networks import find_weights, fresh, restored
+
+MLP = {"name": "mlp", "hidden": [4]}
+
+
+def data(classes=("cat", "dog", "owl"), width=6):
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(30) % len(classes)
+    return arrays(torch.randn(30, width, generator=generator), targets, classes=classes)
+
+
+def saved(path, *, given=None, block=MLP):
+    """A network of the block, trained on nothing, in a file."""
+    network, spec = fresh(block, given or data())
+    save_network(network, path, spec=spec)
+    return network
+
+
+def same(one, other):
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_fresh_network_fits_the_data_and_says_how_to_build_it_again():
+    network, spec = fresh(MLP, data())
+    assert network(torch.zeros(2, 6)).shape == (2, 3)
+    assert spec == NetworkSpec("mlp", {"hidden": [4]}, 3, (6,), ("cat", "dog", "owl"))
+
+
+def test_a_fresh_network_is_drawn_from_the_generator():
+    first, second = fresh(MLP, data())[0], fresh(MLP, data())[0]
+    assert not same(first, second)
+    torch.manual_seed(7)
+    first = fresh(MLP, data())[0]
+    torch.manual_seed(7)
+    assert same(first, fresh(MLP, data())[0])
+
+
+def test_a_network_may_start_from_a_file(tmp_path):
+    trained = saved(tmp_path / "student.safetensors")
+    assert same(fresh(MLP, data(), weights=str(tmp_path / "student.safetensors"))[0], trained)
+    assert same(fresh(MLP, data(), weights=str(tmp_path))[0], trained)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    saved(tmp_path / "student.safetensors", block={"name": "mlp", "hidden": [5]})
+    with pytest.raises(LimbeckError, match="does not fit the network"):
+        fresh(MLP, data(), weights=str(tmp_path / "student.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [({"name": "mpl", "hidden": [4]}, "did you mean 'mlp'"), ({"name": "mlp", "hiden": [4]}, "unknown key 'hiden'")],
+)
+def test_an_unknown_model_or_option_is_refused(block, message):
+    with pytest.raises(LimbeckError, match=message):
+        fresh(block, data())
+
+
+def test_a_file_of_limbecks_restores_itself(tmp_path):
+    trained = saved(tmp_path / "net.safetensors")
+    assert same(restored(str(tmp_path / "net.safetensors"), None, data()), trained)
+
+
+def test_a_file_of_limbecks_restores_into_the_model_that_is_named(tmp_path):
+    trained = saved(tmp_path / "net.safetensors")
+    assert same(restored(str(tmp_path / "net.safetensors"), MLP, data()), trained)
+    with pytest.raises(LimbeckError, match="does not fit the network"):
+        restored(str(tmp_path / "net.safetensors"), {"name": "mlp", "hidden": [5]}, data())
+
+
+@pytest.mark.parametrize("names", [["student"], ["teacher"], ["student", "teacher"]])
+def test_a_run_folder_restores_its_student_or_else_its_teacher(tmp_path, names):
+    networks = {name: saved(tmp_path / f"{name}.safetensors") for name in names}
+    assert same(restored(str(tmp_path), None, data()), networks[names[0]])
+
+
+@pytest.mark.parametrize("block", [None, MLP])
+def test_other_classes_than_the_datas_are_refused(tmp_path, block):
+    saved(tmp_path / "net.safetensors")
+    with pytest.raises(LimbeckError, match="has 3 classes, but the data has 2"):
+        restored(str(tmp_path / "net.safetensors"), block, data(("cat", "dog")))
+
+
+@pytest.mark.parametrize("block", [None, MLP])
+def test_another_order_of_the_classes_is_refused(tmp_path, block):
+    saved(tmp_path / "net.safetensors")
+    with pytest.raises(LimbeckError, match="otherwise than the data: 'dog' where the data has 'owl'"):
+        restored(str(tmp_path / "net.safetensors"), block, data(("cat", "owl", "dog")))
+
+
+def test_a_file_that_does_not_know_its_labels_passes(tmp_path):
+    network, _ = fresh(MLP, data())
+    save_network(network, tmp_path / "net.safetensors", spec=NetworkSpec("mlp", {"hidden": [4]}, 3, (6,)))
+    assert same(restored(str(tmp_path / "net.safetensors"), None, data()), network)
+
+
+def test_other_inputs_than_the_networks_are_told_apart_when_a_model_is_named(tmp_path):
+    saved(tmp_path / "net.safetensors")
+    with pytest.raises(LimbeckError, match="does not fit the network"):
+        restored(str(tmp_path / "net.safetensors"), MLP, data(width=7))
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_foreign_file_needs_its_model_named(tmp_path, wrapper, prefix):
+    trained, _ = fresh(MLP, data())
+    state = {prefix + name: tensor for name, tensor in trained.state_dict().items()}
+    torch.save({wrapper: state} if wrapper else state, tmp_path / "theirs.pt")
+    assert same(restored(str(tmp_path / "theirs.pt"), MLP, data()), trained)
+    with pytest.raises(LimbeckError, match="does not say which model it holds: name it under model:"):
+        restored(str(tmp_path / "theirs.pt"), None, data())
+
+
+def test_foreign_safetensors_need_their_model_named(tmp_path):
+    trained, _ = fresh(MLP, data())
+    save_file(trained.state_dict(), tmp_path / "theirs.safetensors")
+    assert same(restored(str(tmp_path / "theirs.safetensors"), MLP, data()), trained)
+    with pytest.raises(LimbeckError, match="name it under model:"):
+        restored(str(tmp_path / "theirs.safetensors"), None, data())
+
+
+@pytest.mark.parametrize("block", [None, MLP])
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pt"])
+def test_a_damaged_file_is_refused(tmp_path, block, name):
+    saved(tmp_path / "net.safetensors")
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "net.pt")
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-40])
+    with pytest.raises(LimbeckError, match=r"cut short or damaged|name it under model:"):
+        restored(str(tmp_path / name), block, data())
+
+
+@pytest.mark.parametrize("block", [None, MLP])
+def test_a_missing_file_gets_the_nearest(tmp_path, block):
+    saved(tmp_path / "net.safetensors")
+    with pytest.raises(LimbeckError, match=r"there is no file .*nte\.safetensors: did you mean 'net\.safetensors'"):
+        restored(str(tmp_path / "nte.safetensors"), block, data())
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    (tmp_path / "other.safetensors").write_bytes(b"")
+    with pytest.raises(LimbeckError, match=r"holds no student\.safetensors and no teacher\.safetensors"):
+        find_weights(str(tmp_path))
+
+
+def test_a_path_may_start_at_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "teacher.safetensors").write_bytes(b"")
+    assert find_weights("~/run") == tmp_path / "run" / "teacher.safetensors"
+    assert find_weights("~/net.pt") == tmp_path / "net.pt"
