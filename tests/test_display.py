@@ -10,7 +10,8 @@ from rich.console import Console
 
 from limbeck import display
 from limbeck.display import result_table, show, spread_text, verdicts
-from limbeck.experiment import Experiment, Finished, Job, Trained
+from limbeck.experiment import Experiment
+from limbeck.jobs import Finished, Job, Trained
 from limbeck.recipe import read
 from limbeck.train import Epoch
 

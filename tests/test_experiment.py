@@ -12,7 +12,8 @@ from limbeck import experiment as experiment_module
 from limbeck.core import LimbeckError, Stage
 from limbeck.data import Batches, load, normalise
 from limbeck.evaluate import metrics
-from limbeck.experiment import Experiment, Finished, Job, Started, Trained
+from limbeck.experiment import Experiment
+from limbeck.jobs import Finished, Job, Started, Trained
 from limbeck.methods import METHODS
 from limbeck.models import load_network
 from limbeck.recipe import dump, read

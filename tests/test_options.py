@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from limbeck.core import LimbeckError, Schedule
-from limbeck.options import Problem, as_block, call, complete, fill, keyword_model, nearest, validate
+from limbeck.options import Checked, Problem, as_block, call, complete, fill, keyword_model, nearest, validate
 
 
 def cook(
@@ -238,6 +238,22 @@ def test_what_is_wrong_in_a_schedule_is_found_in_its_place(key, schedule, path, 
     ((found, said),) = wrong({"name": "cook", "minutes": 3, key: schedule})
     assert found == (key, *path)
     assert said.startswith(message)
+
+
+class Inner(Checked):
+    epochs: int = 1
+
+
+class Outer(Checked):
+    train: Inner | None = None
+    test: Inner = Inner()
+
+
+@pytest.mark.parametrize("key", ["train", "test"])
+def test_an_unknown_key_of_an_inner_block_gets_the_nearest_of_that_block(key):
+    values, problems = validate(Outer, {key: {"epoch": 3}})
+    assert values is None
+    assert problems == [Problem((key, "epoch"), "unknown key 'epoch': did you mean 'epochs'? allowed are epochs")]
 
 
 def test_the_call_gets_schedules_as_functions_and_all_else_as_it_is():

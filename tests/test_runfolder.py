@@ -5,7 +5,7 @@ import torch
 
 from limbeck import checkpoint
 from limbeck.core import LimbeckError
-from limbeck.runfolder import CHECKPOINT_SHARE, RunFolder, write, write_json
+from limbeck.runfolder import CHECKPOINT_SHARE, RunFolder, clear, write, write_json
 
 RECIPE = "name: tiny\nepochs: 3\nseed: 0\n"
 
@@ -72,6 +72,24 @@ def test_a_folder_with_other_things_is_taken(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     opened(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_in_the_folders_place_is_refused(tmp_path, resume):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(LimbeckError, match="run is no folder: give another one by --out"):
+        RunFolder(tmp_path / "run", RECIPE, resume=resume)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_clearing_deletes_the_run_and_nothing_else(tmp_path):
+    crashed(tmp_path, at=(0, 1), logged=[line("kd/seed0", 1)])
+    opened(tmp_path, resume=True).job("kd/seed0")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "other").mkdir()
+    clear(tmp_path, arms=["alone", "kd"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "other"]
+    assert opened(tmp_path).state("kd/seed0") is None
 
 
 def test_a_run_of_the_same_recipe_is_resumed(tmp_path):

@@ -157,6 +157,14 @@ def test_a_tap_into_a_network_that_is_not_there_is_refused(data):
         plan(METHODS["kd"], {"student": network()}, data, TRAINING)
 
 
+@pytest.mark.parametrize("elsewhere", ["student", "teacher"])
+def test_networks_may_be_on_different_devices(data, elsewhere):
+    networks = pair()
+    networks[elsewhere].to("meta")
+    (stage,) = plan(hint, networks, data, TRAINING)
+    assert stage.terms["hint"].loss.connector.weight.shape == (16, 8)
+
+
 def test_a_method_without_stages_is_refused(data):
     with pytest.raises(LimbeckError, match="gives no stages"):
         plan(lambda setup: (), pair(), data, TRAINING)

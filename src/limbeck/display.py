@@ -22,7 +22,8 @@ from limbeck.data import data_root
 from limbeck.engine import pick_precision
 from limbeck.environment import environment
 from limbeck.evaluate import parameters
-from limbeck.experiment import Experiment, Finished, Job, Started, Trained
+from limbeck.experiment import Experiment
+from limbeck.jobs import Finished, Job, Started, Trained
 from limbeck.methods import METHODS, PRESETS
 from limbeck.models import MODELS, build, layers
 from limbeck.models import options as model_options

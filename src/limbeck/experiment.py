@@ -2,11 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from limbeck.data import Augment, load
 from limbeck.engine import Engine
 from limbeck.environment import environment
 from limbeck.evaluate import bias_study, macs, metrics
+from limbeck.jobs import Event, Finished, Job, Started, Track, Trained
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble, NetworkSpec, load_weights, save_network
 from limbeck.networks import fresh, restored
@@ -26,54 +26,9 @@ from limbeck.runfolder import RunFolder, write_json
 from limbeck.schedules import SCHEDULES
 from limbeck.session import Training, label_indices, logits_of, measure, plan, time_together, training_batches
 from limbeck.summary import summarise
-from limbeck.train import BatchSource, Epoch, run
+from limbeck.train import Epoch, run
 
-TEACHER_SEEDS = 1000
-"""Added to a teacher's seed, once for each member of an ensemble, so that no network starts as another."""
-
-
-class Job(NamedTuple):
-    """One network to train, or to take from a file."""
-
-    arm: str  # "teacher", "member" (of an ensemble teacher), "alone", or the method's name
-    seed: int
-    member: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.arm}/seed{self.seed}" + ("" if self.member is None else f"-{self.member}")
-
-
-@dataclass(frozen=True)
-class Started:
-    """A network's training begins, or goes on from its checkpoint."""
-
-    job: Job
-    resumed: bool
-
-
-@dataclass(frozen=True)
-class Trained:
-    """An epoch is over."""
-
-    job: Job
-    epoch: Epoch
-    validation: float | None  # accuracy, where there is a validation split
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A network's figures are there; ``reused`` where a file or the run that is resumed had the network."""
-
-    job: Job
-    result: Mapping[str, Any]
-    reused: bool
-
-
-Event = Started | Trained | Finished
 Thing = TypeVar("Thing")
-
-Track = Callable[[Job, int, BatchSource], BatchSource]
-"""``(job, epochs, batches) -> batches``: how a caller watches the progress within an epoch."""
 
 
 class Experiment:
@@ -151,7 +106,7 @@ class Experiment:
                 if block.train is not None:
                     plan(METHODS["alone"], {"student": members[0]}, self.data, self._training(block.train))
             for arm in self.arms:
-                self._plan(arm, networks)
+                plan(self._method(arm), _needed(arm, networks), self.data, self._training(self.recipe.train))
             return sum(macs(network, self.data.shape) for network in networks.values())
 
     def _teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
@@ -171,26 +126,27 @@ class Experiment:
         return network
 
     def _member(self, block: TeacherBlock, job: Job, track: Track) -> Generator[Event, None, nn.Module]:
-        self.engine.seed(_seed(job))
+        self.engine.seed(job.generator_seed)
         network, spec = self._new_teacher(block)
         if job in self._results:
-            load_weights(network, self.folder.path / str(job) / _file(job))
+            load_weights(network, self.folder.path / str(job) / job.file)
         else:
             training = self._training(_given(block.train))
-            yield from self._fit(job, "alone", {"student": network}, training, spec, None, track)
+            yield from self._fit(job, METHODS["alone"], {"student": network}, training, spec, None, track)
         return network
 
     def _student(self, job: Job, teacher: nn.Module | None, guide: Tensor | None, track: Track) -> Iterator[Event]:
         self.engine.seed(job.seed)
         network, spec = self._new_student()
         networks = {"student": network} | ({} if teacher is None else {"teacher": teacher})
-        yield from self._fit(job, job.arm, networks, self._training(self.recipe.train), spec, guide, track)
+        training = self._training(self.recipe.train)
+        yield from self._fit(job, self._method(job.arm), _needed(job.arm, networks), training, spec, guide, track)
         self._networks.setdefault(job.arm, network)
 
     def _fit(
         self,
         job: Job,
-        arm: str,
+        method: Method,
         networks: dict[str, nn.Module],
         training: Training,
         spec: NetworkSpec,
@@ -201,25 +157,24 @@ class Experiment:
         name, network = str(job), networks["student"]
         done = self.folder.result(name)
         if done is not None:
-            load_weights(network, self.folder.path / name / _file(job))
+            load_weights(network, self.folder.path / name / job.file)
             self._results[job] = done
             yield Finished(job, done, reused=True)
             return
-        stages = self._plan(arm, networks, training)
+        stages = plan(method, networks, self.data, training)
         state = self.folder.state(name)
         yield Started(job, resumed=state is not None)
-        batches = training_batches(self.data, training, seed=_seed(job), engine=self.engine)
+        batches = training_batches(self.data, training, seed=job.generator_seed, engine=self.engine)
         watched = track(job, sum(stage.epochs for stage in stages), batches)
-        for epoch in run(stages, _needed(arm, networks), watched, self.engine, state=state):
+        for epoch in run(stages, networks, watched, self.engine, state=state):
             validation = self._validation(network)
             self.folder.log(_line(name, epoch, validation))
             self.folder.save(name, epoch.state)
             yield Trained(job, epoch, validation)
-        self._results[job] = _labelled(job, measure(network, self.data, self.engine, teacher=guide)) | self._shifted(
-            job, network
-        )
+        figures = measure(network, self.data, self.engine, teacher=guide)
+        self._results[job] = _labelled(job, figures | self._shifted(job, network))
         folder = self.folder.job(name)
-        save_network(network, folder / _file(job), spec=spec)
+        save_network(network, folder / job.file, spec=spec)
         write_json(folder / "result.json", self._results[job])
         yield Finished(job, self._results[job], reused=False)
 
@@ -262,10 +217,8 @@ class Experiment:
             exclude=exclude,
         )
 
-    def _plan(self, arm: str, networks: dict[str, nn.Module], training: Training | None = None) -> Any:
-        own = arm == self.recipe.method["name"]
-        method: Method = partial(call, METHODS, self.recipe.method) if own else METHODS["alone"]
-        return plan(method, _needed(arm, networks), self.data, training or self._training(self.recipe.train))
+    def _method(self, arm: str) -> Method:
+        return partial(call, METHODS, self.recipe.method) if arm == self.recipe.method["name"] else METHODS["alone"]
 
     def _new_student(self) -> tuple[nn.Module, NetworkSpec]:
         return fresh(self.recipe.student.model, self.data, weights=self.recipe.student.weights)
@@ -287,17 +240,13 @@ class Experiment:
 
     def _shifted(self, job: Job, network: nn.Module) -> dict[str, Any]:
         """The omitted-class study, for students, where the recipe asks for it."""
-        if not self._shift or job.arm in ("teacher", "member"):
+        if not self._shift or job.teaches:
             return {}
         pairs = [
             (logits_of(network, split, self.data, self.engine), split.targets)
             for split in (self.data.validation, self.data.test)
         ]
         return {"bias_shift": bias_study(pairs[0], pairs[1], self._shift)}
-
-
-def _seed(job: Job) -> int:
-    return job.seed + TEACHER_SEEDS * (1 + (job.member or 0)) if job.arm in ("teacher", "member") else job.seed
 
 
 def _given(value: Thing | None) -> Thing:
@@ -313,10 +262,6 @@ def _joined(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
 
 def _needed(arm: str, networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
     return {"student": networks["student"]} if arm == "alone" else networks
-
-
-def _file(job: Job) -> str:
-    return "teacher.safetensors" if job.arm in ("teacher", "member") else "student.safetensors"
 
 
 def _labelled(job: Job, figures: dict[str, Any]) -> dict[str, Any]:

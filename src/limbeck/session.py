@@ -66,8 +66,6 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     """
     probe = _probe(data.train, data)
     for name, network in networks.items():
-        device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-        probe = Batch(probe.inputs.to(device), probe.targets, probe.index, probe.view)
         try:
             shape = shapes({name: network}, [Tap(name)], probe)[Tap(name)]
         except LimbeckError:

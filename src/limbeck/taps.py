@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -141,11 +142,18 @@ def shapes(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, t
     """Each tap's shape for one sample (N dropped), from one dry run that leaves every network as it was.
 
     The dry run goes to the end of each forward, so that a module that runs twice or is overwritten later is found
-    before any training.
+    before any training. Each network runs on the device where it is.
     """
-    read = {name: networks[name] for name in {tap.source for tap in taps} & set(networks)}
-    with evaluation_mode(read.values()), torch.no_grad(), Taps(networks, taps, to_the_end=True) as tapped:
-        return {tap: tuple(tensor.shape[1:]) for tap, tensor in tapped.read(batch).items()}
+    found: dict[Tap, tuple[int, ...]] = {}
+    wanted = tuple(taps)
+    for source in dict.fromkeys(tap.source for tap in wanted):
+        own = [tap for tap in wanted if tap.source == source]
+        read = [networks[source]] if source in networks else []
+        device = next((parameter.device for network in read for parameter in network.parameters()), torch.device("cpu"))
+        there = replace(batch, inputs=batch.inputs.to(device))
+        with evaluation_mode(read), torch.no_grad(), Taps(networks, own, to_the_end=True) as tapped:
+            found |= {tap: tuple(tensor.shape[1:]) for tap, tensor in tapped.read(there).items()}
+    return found
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Matching logits: Bucila et al. (2006); Ba, Caruana, "Do Deep Nets Really Need to be Deep?" (2014), arXiv:1312.6184."""
+"""Matching logits: Bucila et al. 2006; Ba, Caruana, "Do Deep Nets Really Need to be Deep?" (2014), arXiv:1312.6184."""
 
 from functools import partial
 from typing import Literal
