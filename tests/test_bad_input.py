@@ -111,6 +111,8 @@ def test_the_recipe_of_these_tests_runs_when_nothing_is_wrong():
         (["train.batch_size=8.5"], "train.batch_size: got 8.5: input should be a valid integer"),
         (["train.schedule={name: linear, until: 7}"], "until is 7.0: it is a share of the stage"),
         (["train.optimizer={name: sgd, lr: -1}"], "Invalid learning rate: -1.0"),
+        (["teacher.train.optimizer={name: sgd, lr: -1}"], "Invalid learning rate: -1.0"),
+        (["teacher.train.augment={shift: 100}"], "shift=100, flip=False, cutout=0) does not fit images of 8 x 8"),
         (["train.augment={cutout: 100}"], "cutout=100) does not fit images of 8 x 8 pixels"),
         (["data.source=digitz"], "there is no source 'digitz': did you mean 'digits'?"),
         (["data.validation=999999"], "cannot split off 999999 of"),

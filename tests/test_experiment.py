@@ -12,6 +12,7 @@ from limbeck import experiment as experiment_module
 from limbeck.core import LimbeckError, Stage
 from limbeck.data import Batches, load, normalise
 from limbeck.evaluate import metrics
+from limbeck.evaluate.bias import best_shift
 from limbeck.experiment import Experiment
 from limbeck.jobs import Finished, Job, Started, Trained
 from limbeck.methods import METHODS
@@ -339,6 +340,12 @@ def test_the_omitted_class_is_studied(monkeypatch):
         assert study["classes"] == [3]
         assert study["before"]["errors"] == result[role]["test"]["errors"]
         assert study["test_tuned"]["errors"] <= study["validation_tuned"]["errors"]
+        network, _ = load_network(Path("run") / result[role]["arm"] / "seed0" / "student.safetensors")
+        split, data = trial.data.validation, trial.data
+        with torch.no_grad():
+            logits = network.eval()(normalise(split.inputs, data.mean, data.std))
+        assert study["validation_tuned"]["delta"] == best_shift(logits, split.targets, [3])
+    assert result["alone"]["bias_shift"]["validation_tuned"]["delta"] != study["test_tuned"]["delta"]
     assert "bias_shift" not in result["teacher"]
     assert result["alone"]["bias_shift"]["before"]["share_right"] == 0.0
     omitted = int((trial.data.train.targets == 3).sum())

@@ -92,7 +92,7 @@ def test_a_folder_imports_only_what_lies_below_it(folder, allowed):
 
 def test_few_modules_know_the_methods():
     knowing = {name for name, tree in TREES.items() if "methods" in ours(tree) and part(name) != "methods"}
-    assert knowing <= {"recipe", "session", "experiment", "display", "cli", "compare"}
+    assert knowing <= {"recipe", "api", "experiment", "display", "cli", "compare"}
 
 
 def test_only_the_engine_knows_its_library():

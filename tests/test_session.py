@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import limbeck
+from limbeck.api import distill
 from limbeck.connectors import Through, linear
 from limbeck.core import TARGETS, LimbeckError, Stage, Tap, Term, from_student, from_teacher
 from limbeck.data import arrays
@@ -19,7 +20,6 @@ from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.session import (
     Training,
-    distill,
     label_indices,
     logits_of,
     measure,

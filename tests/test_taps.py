@@ -181,11 +181,18 @@ def test_the_dry_run_gives_shapes_and_leaves_everything_as_it_was():
     assert not network.norm.training
 
 
+def test_a_tensor_that_has_no_row_a_sample_is_refused_by_the_dry_run():
+    network = nn.Sequential(nn.Flatten(0), nn.Linear(2 * 3 * 8 * 8, 5))
+    with pytest.raises(LimbeckError, match=r"student gives \(5,\) for 2 samples: not one row each"):
+        shapes({"student": network}, [Tap("student")], batch())
+
+
 def test_evaluation_mode_is_undone_after_an_error():
     network = Block()
+    seen = []
     with pytest.raises(ZeroDivisionError), evaluation_mode([network]):
-        assert not network.head.training
-        raise ZeroDivisionError
+        seen.append(network.head.training or 1 / 0)
+    assert seen == []
     assert all(module.training for module in network.modules())
 
 

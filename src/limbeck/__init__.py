@@ -5,16 +5,16 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limbeck.api import distill
     from limbeck.core import Batch, LimbeckError, Setup, Stage, Tap, Term, from_student, from_teacher
     from limbeck.data import Augment, Data, arrays, load
-    from limbeck.session import distill
 
 __version__ = version("limbeck")
 
 _HOMES = {
     "core": ("Batch", "LimbeckError", "Setup", "Stage", "Tap", "Term", "from_student", "from_teacher"),
     "data": ("Augment", "Data", "arrays", "load"),
-    "session": ("distill",),
+    "api": ("distill",),
 }
 
 __all__ = [

@@ -1,9 +1,7 @@
-"""One network's training and its figures: what the recipe runner and `limbeck.distill` share."""
+"""One network's training and its figures: what `limbeck.experiment` and `limbeck.distill` share."""
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,15 +20,10 @@ from limbeck.core import (
     from_teacher,
 )
 from limbeck.data import Augment, Batches, Data, Split, normalise
-from limbeck.engine import Engine, Precision
+from limbeck.engine import Engine
 from limbeck.evaluate import Latency, file_bytes, latency, macs, metrics, parameters, predict
-from limbeck.methods import METHODS, PRESETS
 from limbeck.models import Ensemble
-from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Block, call, fill
-from limbeck.schedules import SCHEDULES
 from limbeck.taps import shapes
-from limbeck.train import Epoch, run
 
 EVALUATION_BATCH = 500
 NO_AUGMENTATION = Augment()
@@ -151,95 +144,6 @@ def time_together(networks: Networks, data: Data, runs: int) -> dict[str, dict[s
     """Batch-1 latency of several networks, interleaved so that a slow phase of the machine hits all alike."""
     times: Mapping[str, Latency] = latency(networks, data.shape, runs=runs)
     return {name: {"latency_ms": time.median_ms, "latency_p95_ms": time.p95_ms} for name, time in times.items()}
-
-
-def distill(
-    teacher: nn.Module | None,
-    student: nn.Module,
-    data: Data,
-    *,
-    method: str | Block | Method = "kd",
-    epochs: int = 30,
-    batch_size: int = 128,
-    optimizer: str | Block = "adam",
-    schedule: str | Block = "cosine",
-    augment: Augment | None = None,
-    seed: int = 0,
-    baseline: bool = True,
-    device: str = "auto",
-    precision: Precision = "auto",
-    on_epoch: Callable[[str, Epoch], object] | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Distil a trained teacher into a student: your own modules, your own arrays.
-
-    Args:
-        teacher: maps inputs to logits (N, K); it is frozen, and leaves as it came, buffers too. None for the method
-            ``alone``, which trains the student on the labels: a way to get a teacher.
-        student: maps the same inputs to logits (N, K); trained in place.
-        data: from `limbeck.arrays` or `limbeck.load`.
-        method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
-            or a function ``setup -> stages`` of your own.
-        epochs: passes over the training set.
-        batch_size: samples a step.
-        optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
-        schedule: the learning rate's, likewise.
-        augment: random changes of the training images; none by default.
-        seed: of the data's order, the augmentation and dropout. Same seed, same student, on a CPU to the bit.
-        baseline: also train a copy of the student without the teacher, which is the evidence that it helped.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        precision: ``auto``, ``32`` or ``bf16``.
-        on_epoch: called with ``"alone"`` or the method's name, and the epoch.
-
-    Returns:
-        The student, and the result: ``method``, ``seed``, and for ``student``, ``teacher`` (if given) and ``alone``
-        (with ``baseline``) their ``test`` figures, ``parameters``, ``macs``, ``file_bytes``, ``latency_ms``.
-
-    Raises:
-        LimbeckError: a name, an option, a layer or a shape is wrong; found before any training.
-    """
-    name, function = _method(method)
-    training = Training(
-        epochs,
-        batch_size,
-        call(OPTIMIZERS, fill(OPTIMIZERS, optimizer, kind="optimizer")),
-        call(SCHEDULES, fill(SCHEDULES, schedule, kind="schedule")),
-        augment or NO_AUGMENTATION,
-    )
-    given = {} if teacher is None else {"teacher": teacher}
-    if not given and name != "alone":
-        raise LimbeckError(f"the method {name} needs a teacher, got None")
-    arms = {"student": (name, function, {"student": student, **given})}
-    if baseline and name != "alone":
-        arms = {"alone": ("alone", METHODS["alone"], {"student": copy.deepcopy(student)}), **arms}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        for _, arm, networks in arms.values():
-            plan(arm, networks, data, training)
-    work = sum(macs(network, data.shape) for network in (student, *given.values()))
-    engine = Engine(device=device, precision=precision, macs=work)
-    result: dict[str, Any] = {"method": name, "seed": seed}
-    guide = None
-    if teacher is not None:
-        guide = logits_of(teacher, data.test, data, engine)
-        result["teacher"] = measure(teacher, data, engine)
-    for role, (label, arm, networks) in arms.items():
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            engine.seed(seed)
-            batches = training_batches(data, training, seed=seed, engine=engine)
-            for epoch in run(plan(arm, networks, data, training), networks, batches, engine):
-                if on_epoch is not None:
-                    on_epoch(label, epoch)
-        result[role] = measure(networks["student"], data, engine, teacher=guide)
-    trained = {role: networks["student"] for role, (_, _, networks) in arms.items()}
-    for role, times in time_together(given | trained, data, 100).items():
-        result[role] |= times
-    return student, result
-
-
-def _method(method: str | Block | Method) -> tuple[str, Method]:
-    if callable(method):
-        return getattr(method, "__name__", "method"), method
-    block = fill(METHODS, method, kind="method", presets=PRESETS)
-    return block["name"], partial(call, METHODS, block)
 
 
 def _probe(split: Split, data: Data) -> Batch:

@@ -152,7 +152,12 @@ def shapes(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, t
         device = next((parameter.device for network in read for parameter in network.parameters()), torch.device("cpu"))
         there = replace(batch, inputs=batch.inputs.to(device))
         with evaluation_mode(read), torch.no_grad(), Taps(networks, own, to_the_end=True) as tapped:
-            found |= {tap: tuple(tensor.shape[1:]) for tap, tensor in tapped.read(there).items()}
+            for tap, tensor in tapped.read(there).items():
+                if tensor.shape[:1] != batch.index.shape:
+                    raise LimbeckError(
+                        f"{tap} gives {tuple(tensor.shape)} for {len(batch.index)} samples: not one row each"
+                    )
+                found[tap] = tuple(tensor.shape[1:])
     return found
 
 

@@ -1,0 +1,110 @@
+"""Distillation in one call, for your own modules and arrays."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.core import LimbeckError, Method
+from limbeck.data import Augment, Data
+from limbeck.engine import Engine, Precision
+from limbeck.evaluate import macs
+from limbeck.methods import METHODS, PRESETS
+from limbeck.optimizers import OPTIMIZERS
+from limbeck.options import Block, call, fill
+from limbeck.schedules import SCHEDULES
+from limbeck.session import NO_AUGMENTATION, Training, logits_of, measure, plan, time_together, training_batches
+from limbeck.train import Epoch, run
+
+
+def distill(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    data: Data,
+    *,
+    method: str | Block | Method = "kd",
+    epochs: int = 30,
+    batch_size: int = 128,
+    optimizer: str | Block = "adam",
+    schedule: str | Block = "cosine",
+    augment: Augment | None = None,
+    seed: int = 0,
+    baseline: bool = True,
+    device: str = "auto",
+    precision: Precision = "auto",
+    on_epoch: Callable[[str, Epoch], object] | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Distil a trained teacher into a student: your own modules, your own arrays.
+
+    Args:
+        teacher: maps inputs to logits (N, K); frozen, and afterwards as it was, buffers too, on the device. None for
+            the method ``alone``, which trains the student on the labels: a way to get a teacher.
+        student: maps the same inputs to logits (N, K); trained in place.
+        data: from `limbeck.arrays` or `limbeck.load`.
+        method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
+            or a function ``setup -> stages`` of your own.
+        epochs: passes over the training set.
+        batch_size: samples a step.
+        optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
+        schedule: the learning rate's, likewise.
+        augment: random changes of the training images; none by default.
+        seed: of the data's order, the augmentation and dropout. Same seed, same student, on a CPU to the bit.
+        baseline: also train a copy of the student without the teacher, which is the evidence that it helped.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``auto``, ``32`` or ``bf16``.
+        on_epoch: called with ``"alone"`` or the method's name, and the epoch.
+
+    Returns:
+        The student, in eval mode, and the result: ``method``, ``seed``, and for ``student``, ``teacher`` (if given)
+        and ``alone`` (with ``baseline``) their ``test`` figures, ``parameters``, ``macs``, ``file_bytes``,
+        ``latency_ms`` and ``latency_p95_ms``.
+
+    Raises:
+        LimbeckError: a name, an option, a layer or a shape is wrong; found before any training.
+    """
+    name, function = _method(method)
+    training = Training(
+        epochs,
+        batch_size,
+        call(OPTIMIZERS, fill(OPTIMIZERS, optimizer, kind="optimizer")),
+        call(SCHEDULES, fill(SCHEDULES, schedule, kind="schedule")),
+        augment or NO_AUGMENTATION,
+    )
+    given = {} if teacher is None else {"teacher": teacher}
+    if not given and name != "alone":
+        raise LimbeckError(f"the method {name} needs a teacher, got None")
+    arms = {"student": (name, function, {"student": student, **given})}
+    if baseline and name != "alone":
+        arms = {"alone": ("alone", METHODS["alone"], {"student": copy.deepcopy(student)}), **arms}
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        for _, arm, networks in arms.values():
+            plan(arm, networks, data, training)
+    work = sum(macs(network, data.shape) for network in (student, *given.values()))
+    engine = Engine(device=device, precision=precision, macs=work)
+    result: dict[str, Any] = {"method": name, "seed": seed}
+    guide = None
+    if teacher is not None:
+        guide = logits_of(teacher, data.test, data, engine)
+        result["teacher"] = measure(teacher, data, engine)
+    for role, (label, arm, networks) in arms.items():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            engine.seed(seed)
+            batches = training_batches(data, training, seed=seed, engine=engine)
+            for epoch in run(plan(arm, networks, data, training), networks, batches, engine):
+                if on_epoch is not None:
+                    on_epoch(label, epoch)
+        result[role] = measure(networks["student"], data, engine, teacher=guide)
+    trained = {role: networks["student"].eval() for role, (_, _, networks) in arms.items()}
+    for role, times in time_together(given | trained, data, 100).items():
+        result[role] |= times
+    return student, result
+
+
+def _method(method: str | Block | Method) -> tuple[str, Method]:
+    if callable(method):
+        return getattr(method, "__name__", "method"), method
+    block = fill(METHODS, method, kind="method", presets=PRESETS)
+    return block["name"], partial(call, METHODS, block)
