@@ -25,18 +25,18 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "hinton_mnist.yaml"
 def cell(width: int, temperature: int | None, arguments: argparse.Namespace) -> dict:
     """The summary of one student at one temperature, or alone."""
     folder = arguments.out / f"{width}-{'alone' if temperature is None else f'T{temperature}'}"
-    result = folder / "result.json"
-    if not result.is_file():
-        settings = [
-            f"student.model.hidden=[{width}, {width}]",
-            f"train.epochs={arguments.epochs}",
-            f"seeds={list(range(arguments.seeds))}",
-            f"teacher={{weights: {arguments.teacher}}}",
-            "baseline=false",
-            "method=alone" if temperature is None else f"method.temperature={temperature}",
-        ]
-        show(Experiment(read(RECIPE, overrides=settings), folder, resume=folder.exists()), Console(), folder)
-    return json.loads(result.read_text())["summary"]["alone" if temperature is None else "kd"]["errors"]
+    settings = [
+        f"student.model.hidden=[{width}, {width}]",
+        f"train.epochs={arguments.epochs}",
+        f"seeds={list(range(arguments.seeds))}",
+        f"teacher={{weights: {arguments.teacher}}}",
+        "baseline=false",
+        "method=alone" if temperature is None else f"method.temperature={temperature}",
+    ]
+    show(Experiment(read(RECIPE, overrides=settings), folder, resume=True), Console(), folder)
+    return json.loads((folder / "result.json").read_text())["summary"]["alone" if temperature is None else "kd"][
+        "errors"
+    ]
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from limbeck import checkpoint
+from limbeck import checkpoint, whole
 from limbeck.core import LimbeckError
 
 
@@ -72,7 +72,7 @@ def test_the_newer_state_replaces_the_older(tmp_path):
 
 def test_a_save_that_fails_half_way_leaves_the_old_state_whole(tmp_path, monkeypatch):
     def fails(state, file):
-        file.write(b"PK half of a checkpoint")
+        file.write_bytes(b"PK half of a checkpoint")
         raise OSError(28, "No space left on device")
 
     checkpoint.save(tmp_path / "last.pt", state())
@@ -88,7 +88,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_state_whole(tmp_path, monkeyp
 
 def test_a_first_save_that_fails_leaves_no_checkpoint(tmp_path, monkeypatch):
     def fails(state, file):
-        file.write(b"PK")
+        file.write_bytes(b"PK")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
@@ -101,9 +101,9 @@ def test_a_first_save_that_fails_leaves_no_checkpoint(tmp_path, monkeypatch):
 
 def test_the_bytes_are_on_the_disk_before_they_get_the_name(tmp_path, monkeypatch):
     done = []
-    replace = checkpoint.os.replace
-    monkeypatch.setattr(checkpoint.os, "fsync", lambda file: done.append("fsync"))
-    monkeypatch.setattr(checkpoint.os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
+    replace = whole.os.replace
+    monkeypatch.setattr(whole.os, "fsync", lambda file: done.append("fsync"))
+    monkeypatch.setattr(whole.os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
     checkpoint.save(tmp_path / "last.pt", {"epoch": 1})
     assert done == ["fsync", "replace", "fsync"]
 

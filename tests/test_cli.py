@@ -135,9 +135,9 @@ def quick_demo(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("quick_demo")
 def test_the_demo_shows_teacher_alone_and_student():
     shown = limbeck_does("demo")
-    assert "digits_kd: 64 training" in shown
+    assert "demo: 64 training" in shown
     assert "written: runs/demo/result.json and runs/demo/student.safetensors" in shown
-    assert result_of("runs/demo")["name"] == "digits_kd"
+    assert result_of("runs/demo")["name"] == "demo"
 
 
 @pytest.mark.usefixtures("quick_demo")
@@ -148,14 +148,14 @@ def test_a_second_demo_replaces_the_first_and_nothing_else():
     (Path("here") / "alone" / "seed7").mkdir()
     (Path("here") / "result.json").write_text("old")
     limbeck_does("demo", "--out", "here")
-    assert result_of("here")["name"] == "digits_kd"
+    assert result_of("here")["name"] == "demo"
     assert len((Path("here") / "metrics.jsonl").read_text().splitlines()) == len(first.splitlines())
     assert not (Path("here") / "alone" / "seed7").exists()
     assert (Path("here") / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.usefixtures("quick_demo")
-@pytest.mark.parametrize("name", ["mine", "digits_kd_2", "my_digits_kd"])
+@pytest.mark.parametrize("name", ["mine", "digits_kd", "my_demo"])
 def test_the_demo_never_deletes_the_run_of_another_recipe(name):
     runs("--out", "runs/demo", *changed(f"name={name}", "teacher.seed=0"))
     before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
@@ -246,7 +246,9 @@ def test_the_data_root_is_taken_as_it_is_written():
     for name in ("2024", "a # b", "x: y"):
         Path(name).mkdir()
         runs("--data-root", name, "--out", f"out {name}")
-        assert Experiment(limbeck_recipe(f"out {name}/recipe.yaml"), Path("no")).recipe.data.root == name
+        assert Experiment(limbeck_recipe(f"out {name}/recipe.yaml"), Path("no")).recipe.data.root == str(
+            Path(name).absolute()
+        )
 
 
 def limbeck_recipe(path):
@@ -262,7 +264,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch):
     monkeypatch.setattr(cli, "_run", interrupted)
     arguments = (*changed("name=it's"), "--seed", 3, "--smoke", "--out", "a b", "--data-root", ".")
     Path("my recipe.yaml").write_text(RECIPE)
-    assert "To go on" not in limbeck_does("demo", code=130)
+    assert "To go on: limbeck run digits_kd --set name=demo --out runs/demo" in limbeck_does("demo", code=130)
     shown = limbeck_does("run", "my recipe.yaml", *changed("train.epochs=2"), *arguments[2:], code=130)
     assert shown.strip().endswith(
         "To go on: limbeck run 'my recipe.yaml' --set train.epochs=2 --seed 3 --smoke --out 'a b' --data-root . "

@@ -40,17 +40,26 @@ def test_outside_a_checkout_there_is_no_commit(monkeypatch, error):
     assert environment()["commit"] is None
 
 
-def test_in_a_checkout_the_commit_is_the_checkouts(monkeypatch):
-    asked = []
+@pytest.mark.parametrize(("changes", "shown"), [("", "0123abc"), (" M src/limbeck/core.py", "0123abc-dirty")])
+def test_in_a_checkout_the_commit_is_the_checkouts(monkeypatch, changes, shown):
+    said = {"ls-files": "environment.py", "rev-parse": "0123abc", "status": changes}
 
     def git(command, **options):
-        asked.append(command)
+        assert command[:2] == ["git", "-C"]
+        return subprocess.CompletedProcess(command, 0, stdout=said[command[3]] + "\n", stderr="")
+
+    monkeypatch.setattr(module.subprocess, "run", git)
+    assert environment()["commit"] == shown
+
+
+def test_a_checkout_that_only_surrounds_the_package_gives_no_commit(monkeypatch):
+    def git(command, **options):
+        if "ls-files" in command:
+            raise subprocess.CalledProcessError(1, command)
         return subprocess.CompletedProcess(command, 0, stdout="0123abc\n", stderr="")
 
     monkeypatch.setattr(module.subprocess, "run", git)
-    assert environment()["commit"] == "0123abc"
-    assert asked[0][0] == "git"
-    assert asked[0][2].endswith("limbeck")
+    assert environment()["commit"] is None
 
 
 @pytest.mark.parametrize(

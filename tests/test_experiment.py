@@ -88,7 +88,7 @@ def same(one, other):
 SPREAD = {"mean": float, "deviation": (float, type(None)), "n": int}
 QUALITY = {"accuracy": float, "errors": int, "samples": int, "cross_entropy": float, "ece": float}
 LIKENESS = {"agreement": float, "kl_to_teacher": float}
-COST = {"parameters": int, "macs": int, "file_bytes": int}
+COST = {"parameters": int, "macs": int, "file_bytes": int, "weights_sha256": str}
 TIMES = {"latency_ms": float, "latency_p95_ms": float}
 
 
@@ -192,7 +192,7 @@ def test_the_events_say_what_begins_and_ends():
     events = finish(experiment())
     kinds = [(type(event), str(event.job)) for event in events if not isinstance(event, Trained)]
     assert kinds == [(kind, f"{arm}/seed0") for arm in ("teacher", "alone", "kd") for kind in (Started, Finished)]
-    assert not any(event.resumed for event in events if isinstance(event, Started))
+    assert not any(event.done for event in events if isinstance(event, Started))
     assert not any(event.reused for event in events if isinstance(event, Finished))
 
 
@@ -448,8 +448,8 @@ def test_an_interrupted_run_is_resumed_to_the_same_bits(monkeypatch, whole, epoc
     resumed = finish(experiment(*INTERRUPTED, resume=True))
     assert same_runs("run", whole)
     started = [event for event in resumed if isinstance(event, Started)]
-    assert (str(started[0].job), started[0].resumed) == (job, True)
-    assert [event.resumed for event in started[1:]] == [False] * (len(started) - 1)
+    assert (str(started[0].job), started[0].done > 0) == (job, True)
+    assert [event.done for event in started[1:]] == [0] * (len(started) - 1)
     assert sum(isinstance(event, Trained) and str(event.job) == job for event in resumed) == left
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -32,7 +34,7 @@ def same(one, other):
 def test_a_fresh_network_fits_the_data_and_says_how_to_build_it_again():
     network, spec = fresh(MLP, data())
     assert network(torch.zeros(2, 6)).shape == (2, 3)
-    assert spec == NetworkSpec("mlp", {"hidden": [4]}, 3, (6,), ("cat", "dog", "owl"))
+    assert spec == NetworkSpec("mlp", {"hidden": [4]}, 3, (6,), ("cat", "dog", "owl"), mean=data().mean, std=data().std)
 
 
 def test_a_fresh_network_is_drawn_from_the_generator():
@@ -105,8 +107,20 @@ def test_a_file_that_does_not_know_its_labels_passes(tmp_path):
 
 def test_other_inputs_than_the_networks_are_told_apart_when_a_model_is_named(tmp_path):
     saved(tmp_path / "net.safetensors")
+    wider = replace(data(width=7), mean=data().mean, std=data().std)
     with pytest.raises(LimbeckError, match="does not fit the network"):
-        restored(str(tmp_path / "net.safetensors"), MLP, data(width=7))
+        restored(str(tmp_path / "net.safetensors"), MLP, wider)
+
+
+@pytest.mark.parametrize("block", [MLP, None])
+def test_a_network_for_inputs_on_another_scale_is_refused(tmp_path, block):
+    saved(tmp_path / "net.safetensors")
+    nearly = replace(data(), mean=(data().mean[0] + 0.05 * data().std[0],))
+    assert restored(str(tmp_path / "net.safetensors"), block, nearly)
+    with pytest.raises(LimbeckError, match=r"trained on inputs normalised by mean .* set data.normalise as it was"):
+        restored(str(tmp_path / "net.safetensors"), block, replace(data(), mean=(0.5,)))
+    with pytest.raises(LimbeckError, match="trained on inputs normalised by mean"):
+        restored(str(tmp_path / "net.safetensors"), block, replace(data(), std=(0.2,)))
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])

@@ -1,7 +1,7 @@
 import pytest
 
 from limbeck.files import bundled
-from limbeck.recipe import Recipe, RecipeError, dump, read, smoke
+from limbeck.recipe import Recipe, RecipeError, dump, placed, read, smoke
 
 GOOD = """\
 name: tiny
@@ -98,11 +98,6 @@ def test_a_method_that_needs_a_teacher_says_so(tmp_path):
     assert read(write(tmp_path, text.replace("method: kd", "method: alone"))).teacher is None
 
 
-def test_the_shift_needs_validation_data(tmp_path):
-    text = GOOD.replace("source: digits", "source: digits, validation: 0") + "evaluate: {shift_bias: [3]}\n"
-    assert "recipe.yaml:12: evaluate.shift_bias: the shift is chosen on validation data" in fail(tmp_path, text)
-
-
 def test_a_seed_given_twice_is_refused(tmp_path):
     assert "each seed once" in fail(tmp_path, GOOD + "seeds: [1, 1]\n")
 
@@ -192,3 +187,25 @@ def test_every_recipe_that_limbeck_brings_is_tested():
         "hinton_mnist",
         "hinton_mnist_without_3",
     }
+
+
+def test_placing_a_recipe_makes_its_paths_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIMBECK_DATA", "lake")
+    (tmp_path / "photos").mkdir()
+    text = GOOD.replace("{source: digits}", "{source: folder, path: photos}").replace(
+        "train: {epochs: 3}", "weights: t.pt"
+    )
+    recipe = placed(read(write(tmp_path, text.replace("{name: mlp, hidden: [8]}", "{name: net.py:make, width: 3}"))))
+    assert recipe.data.root == str(tmp_path / "lake")
+    assert recipe.data.path == str(tmp_path / "photos")
+    assert recipe.teacher.weights == (str(tmp_path / "t.pt"),)
+    assert recipe.teacher.model["name"] == "mlp"
+    assert recipe.student.model == {"name": f"{tmp_path}/net.py:make", "width": 3}
+    assert placed(recipe) == recipe
+
+
+def test_a_path_inside_the_data_root_is_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = placed(read(write(tmp_path, GOOD.replace("{source: digits}", "{source: folder, path: photos}"))))
+    assert recipe.data.path == "photos"

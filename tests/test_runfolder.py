@@ -7,6 +7,7 @@ from limbeck import checkpoint
 from limbeck.core import LimbeckError
 from limbeck.runfolder import CHECKPOINT_SHARE, RunFolder, clear, write, write_json
 
+FIGURES = {"arm": "kd", "seed": 0, "test": {"errors": 3}, "weights_sha256": "ab"}
 RECIPE = "name: tiny\nepochs: 3\nseed: 0\n"
 
 
@@ -84,7 +85,7 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path, resume):
 
 def test_clearing_deletes_the_run_and_nothing_else(tmp_path):
     crashed(tmp_path, at=(0, 1), logged=[line("kd/seed0", 1)])
-    opened(tmp_path, resume=True).job("kd/seed0")
+    (tmp_path / "kd" / "seed0").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "other").mkdir()
     clear(tmp_path, arms=["alone", "kd"])
@@ -210,25 +211,64 @@ def test_figures_that_are_not_finite_are_kept_in_the_log(tmp_path):
     assert lines(tmp_path)[0]["loss"] == float("inf")
 
 
-def test_a_job_has_its_own_folder(tmp_path):
-    folder = opened(tmp_path)
-    assert folder.job("kd/seed0") == folder.job("kd/seed0") == tmp_path / "kd" / "seed0"
-    assert (tmp_path / "kd" / "seed0").is_dir()
-
-
 def test_a_finished_network_has_its_figures(tmp_path):
+    opened(tmp_path)
+    folder = opened(tmp_path, resume=True)
+    assert folder.result("kd/seed0") is None
+    write_json(tmp_path / "kd" / "seed0" / "result.json", FIGURES)
+    assert folder.result("kd/seed0") == FIGURES
+
+
+def test_figures_that_lie_there_are_not_used_unless_the_run_is_resumed(tmp_path):
+    write_json(tmp_path / "kd" / "seed0" / "result.json", FIGURES)
+    assert opened(tmp_path).result("kd/seed0") is None
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "metrics.jsonl", "result.json", "checkpoint"])
+def test_whatever_a_run_leaves_shows_that_there_was_one(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(LimbeckError, match="already holds a run"):
+        RunFolder(tmp_path, RECIPE, resume=False)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    opened(tmp_path)
+    checkpoint.save(tmp_path / "checkpoint" / "last.pt", {"epoch": 3})
+    with pytest.raises(LimbeckError, match="is no checkpoint of a run"):
+        RunFolder(tmp_path, RECIPE, resume=True)
+
+
+def test_the_environment_before_a_resume_is_kept_beside_the_new_one(tmp_path):
     folder = opened(tmp_path)
-    assert folder.result("kd/seed0") is None
-    folder.job("kd/seed0")
-    assert folder.result("kd/seed0") is None
-    write_json(tmp_path / "kd" / "seed0" / "result.json", {"test": {"errors": 3}})
-    assert folder.result("kd/seed0") == {"test": {"errors": 3}}
+    for threads in (1, 1, 2):
+        folder.open({"threads": threads})
+    found = json.loads((tmp_path / "environment.json").read_text())
+    assert found["threads"] == 2
+    assert [entry.get("threads") for entry in found["earlier"]] == [None, 1]
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"test": {"errors": 3}', "[]", "3", "{}", "null"])
+def test_a_networks_first_checkpoint_is_always_written(tmp_path, clock):
+    folder, written = opened(tmp_path), []
+
+    def state():
+        clock.now += 2.0
+        written.append(clock.now)
+        return {}
+
+    folder.save("alone/seed0", state)
+    folder.save("kd/seed0", state)
+    folder.save("kd/seed0", state)
+    assert len(written) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ['{"test": {"errors": 3}}', "", "{", '{"test": {"errors": 3}', "[]", "3", "{}", "null"]
+)
 def test_figures_that_are_cut_short_are_refused(tmp_path, content):
-    folder = opened(tmp_path)
-    (folder.job("kd/seed0") / "result.json").write_text(content)
+    opened(tmp_path)
+    folder = opened(tmp_path, resume=True)
+    (tmp_path / "kd" / "seed0").mkdir(parents=True)
+    (tmp_path / "kd" / "seed0" / "result.json").write_text(content)
     with pytest.raises(LimbeckError, match=r"result\.json is damaged"):
         folder.result("kd/seed0")
 
@@ -267,7 +307,7 @@ def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("limbeck.runfolder.os.fsync", fails)
+        patched.setattr("limbeck.whole.os.fsync", fails)
         with pytest.raises(OSError, match="No space left"):
             write(tmp_path / "recipe.yaml", "new, and longer")
     assert (tmp_path / "recipe.yaml").read_text() == "old"

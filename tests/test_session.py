@@ -11,7 +11,7 @@ from torch import nn
 import limbeck
 from limbeck.api import distill
 from limbeck.connectors import Through, linear
-from limbeck.core import TARGETS, LimbeckError, Stage, Tap, Term, from_student, from_teacher
+from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Tap, Term, from_student, from_teacher
 from limbeck.data import arrays
 from limbeck.engine import Engine
 from limbeck.methods import METHODS
@@ -27,6 +27,7 @@ from limbeck.session import (
     time_together,
     training_batches,
 )
+from limbeck.taps import shapes
 
 ENGINE = Engine(device="cpu", precision="32")
 QUICK = {"device": "cpu", "precision": "32"}
@@ -158,11 +159,11 @@ def test_a_tap_into_a_network_that_is_not_there_is_refused(data):
 
 
 @pytest.mark.parametrize("elsewhere", ["student", "teacher"])
-def test_networks_may_be_on_different_devices(data, elsewhere):
+def test_networks_may_be_on_different_devices(elsewhere):
     networks = pair()
     networks[elsewhere].to("meta")
-    (stage,) = plan(hint, networks, data, TRAINING)
-    assert stage.terms["hint"].loss.connector.weight.shape == (16, 8)
+    probe = Batch(torch.zeros(2, 6), torch.zeros(2), torch.arange(2), 0)
+    assert shapes(networks, [Tap("student"), Tap("teacher")], probe) == {Tap("student"): (3,), Tap("teacher"): (3,)}
 
 
 def test_a_method_without_stages_is_refused(data):
@@ -565,3 +566,47 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'limbeck' has no attribute 'nonsense'"):
         limbeck.nonsense  # noqa: B018
     assert not hasattr(limbeck, "__wrapped__")
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            lambda student, targets: student.square(),
+            r"the term 'task' gives a tensor of shape \(2, 3\): a loss is a scalar",
+        ),
+        (
+            lambda student, targets: student @ student,
+            r"the term 'task' cannot read student \(2, 3\), batch.targets \(2,\): RuntimeError",
+        ),
+    ],
+)
+def test_a_loss_that_cannot_read_its_taps_is_refused_before_training(loss, message):
+    data = limbeck.arrays(*samples())
+    network = nn.Linear(6, 3)
+
+    def method(setup):
+        terms = {"task": Term(loss, (Tap("student"), Tap("batch", "targets")))}
+        return (Stage("task", terms, setup.epochs, setup.optimizer, setup.schedule),)
+
+    with pytest.raises(LimbeckError, match=message):
+        plan(method, {"student": network}, data, TRAINING)
+
+
+def test_the_rehearsal_leaves_the_state_of_a_loss_alone():
+    data = limbeck.arrays(*samples())
+    norm = nn.BatchNorm1d(3)
+
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, student):
+            return self.norm(student).square().mean()
+
+    def method(setup):
+        return (Stage("task", {"task": Term(Loss(), (Tap("student"),))}, 1, setup.optimizer, setup.schedule),)
+
+    plan(method, {"student": nn.Linear(6, 3)}, data, TRAINING)
+    assert norm.num_batches_tracked == 0

@@ -65,6 +65,8 @@ def distill(
     Raises:
         LimbeckError: a name, an option, a layer or a shape is wrong; found before any training.
     """
+    if not isinstance(data, Data):
+        raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
     name, function = _method(method)
     training = Training(
         epochs,
@@ -98,6 +100,7 @@ def distill(
                     on_epoch(label, epoch)
         result[role] = measure(networks["student"], data, engine, teacher=guide)
     trained = {role: networks["student"].eval() for role, (_, _, networks) in arms.items()}
+    student.zero_grad(set_to_none=True)
     for role, times in time_together(given | trained, data, 100).items():
         result[role] |= times
     return student, result

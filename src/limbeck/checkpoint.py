@@ -1,6 +1,5 @@
 """State on disk that survives a crash: written whole or not at all, read back exactly."""
 
-import os
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -8,22 +7,13 @@ from zipfile import ZipFile
 import torch
 
 from limbeck.core import LimbeckError
+from limbeck.whole import replacing
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values so that ``path`` always holds one whole state, the old or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def load(path: Path) -> dict[str, Any]:

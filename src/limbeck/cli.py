@@ -45,14 +45,14 @@ def demo(
 
     Trains a teacher, then for 3 seeds a student alone and a distilled one, and prints a table.
     """
-    with reporting(f"limbeck demo --out {out}"):
+    with reporting(shlex.join(["limbeck", "run", "digits_kd", "--set", "name=demo", "--out", str(out), "--resume"])):
         from limbeck import recipe
         from limbeck.files import bundled
         from limbeck.runfolder import clear
 
-        checked = recipe.read(bundled("digits_kd.yaml"))
+        checked = recipe.read(bundled("digits_kd.yaml"), overrides=["name=demo"])
         known = out / "recipe.yaml"
-        if known.is_file() and f"name: {checked.name}" in known.read_text().splitlines():
+        if known.is_file() and f"name: {checked.name}" in known.read_text(encoding="utf-8").splitlines():
             clear(out, arms=("teacher", "alone", checked.method["name"]))
         _run(checked, out, resume=False)
 
@@ -138,12 +138,12 @@ def reporting(again: str = "") -> Iterator[None]:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         yield
-    except LimbeckError as error:
+    except (LimbeckError, OSError) as error:
         console.print("[bold red]error:[/] ", end="")
         console.print(str(error), markup=False)
         raise typer.Exit(1 if isinstance(error, Diverged) else 2) from error
     except KeyboardInterrupt as stop:
-        console.print("\nstopped.", f"To go on: {again}" if again.endswith("--resume") else "", markup=False)
+        console.print("\nstopped.", f"To go on: {again}" if again else "", markup=False)
         raise typer.Exit(130) from stop
 
 

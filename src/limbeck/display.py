@@ -45,6 +45,7 @@ class _Watched:
     """Batches that move a progress bar as they are used."""
 
     def __init__(self, batches: BatchSource, advance: Any) -> None:
+        self.samples = batches.samples
         self._batches = batches
         self._advance = advance
 
@@ -78,9 +79,12 @@ def show(experiment: Experiment, console: Console, out: Path) -> None:
     )
     terminal = console.is_terminal
 
+    samples = 0
+
     def track(job: Job, epochs: int, batches: BatchSource) -> BatchSource:
-        images = epochs * getattr(batches, "samples", 0)
-        task = progress.add_task(str(job), total=images)
+        nonlocal samples
+        samples = batches.samples
+        task = progress.add_task(str(job), total=epochs * samples)
         return _Watched(batches, lambda count: progress.advance(task, count))
 
     with progress if terminal else nullcontext():
@@ -90,7 +94,9 @@ def show(experiment: Experiment, console: Console, out: Path) -> None:
                 console.print(_finished(event), highlight=False)
                 for task in progress.task_ids:
                     progress.remove_task(task)
-            elif isinstance(event, Started) and event.resumed:
+            elif isinstance(event, Started) and event.done:
+                for task in progress.task_ids:
+                    progress.update(task, completed=event.done * samples)
                 console.print(f"{event.job}: going on from its checkpoint", highlight=False)
             elif isinstance(event, Trained) and not terminal and time.monotonic() - spoken > LINE_EVERY:
                 spoken = time.monotonic()
@@ -253,7 +259,11 @@ def doctor_table() -> Table:
         "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     )
     precision, reason = pick_precision(device, "auto")
-    root = data_root(None)
+    try:
+        root = data_root(None)
+        data = f"{root} ({'is there' if root.is_dir() else 'not there yet'})"
+    except LimbeckError as error:
+        data = str(error)
     rows = {
         "python": found["python"],
         **found["packages"],
@@ -262,7 +272,7 @@ def doctor_table() -> Table:
         "threads": str(found["threads"]),
         "device": f"{device.type} {', '.join(found['gpus'])}".strip(),
         "precision": f"{'bfloat16' if precision == 'bf16' else '32 bits'} ({reason})",
-        "data": f"{root} ({'is there' if root.is_dir() else 'not there yet'})",
+        "data": data,
         "commit": found["commit"] or "installed without one",
     }
     table = Table("", "", show_header=False)

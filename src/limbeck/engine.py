@@ -72,6 +72,8 @@ class Engine:
         states = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.device.type == "mps":
+            states["mps"] = torch.mps.get_rng_state()
         return states
 
     def restore_generators(self, states: dict[str, Tensor]) -> None:
@@ -79,6 +81,8 @@ class Engine:
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and self.device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"], self.device)
+        if "mps" in states and self.device.type == "mps":
+            torch.mps.set_rng_state(states["mps"])
 
 
 def pick_precision(device: torch.device, precision: Precision, macs: int | None = None) -> tuple[str, str]:

@@ -34,10 +34,14 @@ def _cpu() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of limbeck's own checkout; None where it was installed without one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of limbeck's own checkout, with ``-dirty`` after changes; None where it was installed without one."""
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # another project's checkout may hold our files
+        return _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()

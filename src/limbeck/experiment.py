@@ -1,6 +1,6 @@
 """A recipe run: teachers, students alone and distilled students over seeds, in a folder that a crash leaves whole."""
 
-import os
+import hashlib
 import shutil
 from collections.abc import Generator, Iterator, Mapping
 from functools import partial
@@ -14,19 +14,20 @@ from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, load
 from limbeck.engine import Engine
 from limbeck.environment import environment
-from limbeck.evaluate import bias_study, macs, metrics
+from limbeck.evaluate import bias_study, macs
 from limbeck.jobs import Event, Finished, Job, Started, Track, Trained
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble, NetworkSpec, load_weights, save_network
 from limbeck.networks import fresh, restored
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import call
-from limbeck.recipe import Recipe, TeacherBlock, TrainBlock, dump
-from limbeck.runfolder import RunFolder, write_json
+from limbeck.recipe import Recipe, TeacherBlock, TrainBlock, dump, placed
+from limbeck.runfolder import RunFolder
 from limbeck.schedules import SCHEDULES
 from limbeck.session import Training, label_indices, logits_of, measure, plan, time_together, training_batches
 from limbeck.summary import summarise
 from limbeck.train import Epoch, run
+from limbeck.whole import replacing, write_json
 
 Thing = TypeVar("Thing")
 
@@ -47,8 +48,7 @@ class Experiment:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
-        root = recipe.data.root or os.environ.get("LIMBECK_DATA")
-        self.recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+        self.recipe = placed(recipe)
         self.data = load(**recipe.data.model_dump())
         self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
@@ -114,6 +114,11 @@ class Experiment:
         shared = block.seed if block.seed is not None else (self.recipe.seeds[0] if block.weights else seed)
         teacher = Job("teacher", shared)
         members = self._restored(block)
+        for number, member in enumerate(members if len(members) > 1 else ()):
+            job = Job("member", shared, number)
+            if job not in self._results:
+                self._results[job] = _labelled(job, measure(member, self.data, self.engine))
+                yield Finished(job, self._results[job], reused=True)
         if not members:
             jobs = [teacher] if block.members == 1 else [Job("member", shared, n) for n in range(block.members)]
             for job in jobs:
@@ -157,15 +162,19 @@ class Experiment:
         name, network = str(job), networks["student"]
         done = self.folder.result(name)
         if done is not None:
-            load_weights(network, self.folder.path / name / job.file)
+            file = self.folder.path / name / job.file
+            load_weights(network, file)
+            if _digest(file) != done["weights_sha256"]:
+                raise LimbeckError(f"{file} is not the file that was written: delete {file.parent} to train it again")
             self._results[job] = done
             yield Finished(job, done, reused=True)
             return
         stages = plan(method, networks, self.data, training)
         state = self.folder.state(name)
-        yield Started(job, resumed=state is not None)
         batches = training_batches(self.data, training, seed=job.generator_seed, engine=self.engine)
-        watched = track(job, sum(stage.epochs for stage in stages), batches)
+        lengths = [stage.epochs for stage in stages]
+        watched = track(job, sum(lengths), batches)
+        yield Started(job, done=sum(lengths[: state["stage"]]) + state["epoch"] if state else 0)
         for epoch in run(stages, networks, watched, self.engine, state=state):
             validation = self._validation(network)
             self.folder.log(_line(name, epoch, validation))
@@ -173,9 +182,10 @@ class Experiment:
             yield Trained(job, epoch, validation)
         figures = measure(network, self.data, self.engine, teacher=guide)
         self._results[job] = _labelled(job, figures | self._shifted(job, network))
-        folder = self.folder.job(name)
-        save_network(network, folder / job.file, spec=spec)
-        write_json(folder / "result.json", self._results[job])
+        file = self.folder.path / name / job.file
+        save_network(network, file, spec=spec)
+        self._results[job]["weights_sha256"] = _digest(file)
+        write_json(file.parent / "result.json", self._results[job])
         yield Finished(job, self._results[job], reused=False)
 
     def _conclude(self) -> None:
@@ -184,6 +194,9 @@ class Experiment:
         method, seed = self.recipe.method["name"], self.recipe.seeds[0]
         first = {job.arm: result for job, result in reversed(list(self._results.items())) if job.arm in times}
         shown = self._figures = {arm: result | times[arm] for arm, result in first.items()}
+        student = Job(method, seed)
+        with replacing(self.folder.path / student.file) as temporary:
+            shutil.copyfile(self.folder.path / str(student) / student.file, temporary)
         write_json(
             self.folder.path / "result.json",
             {
@@ -199,10 +212,6 @@ class Experiment:
                 "runs": list(self._results.values()),
             },
         )
-        file = "student.safetensors"
-        temporary = self.folder.path / f"{file}.tmp"
-        shutil.copyfile(self.folder.path / str(Job(method, seed)) / file, temporary)
-        os.replace(temporary, self.folder.path / file)
 
     def _training(self, block: TrainBlock) -> Training:
         exclude = label_indices(block.exclude, self.data.classes)
@@ -227,8 +236,7 @@ class Experiment:
         return fresh(_given(block.model), self.data)
 
     def _restored(self, block: TeacherBlock) -> list[nn.Module]:
-        paths = (block.weights,) if isinstance(block.weights, str) else block.weights or ()
-        return [restored(path, block.model, self.data) for path in paths]
+        return [restored(path, block.model, self.data) for path in block.weights or ()]
 
     def _validation(self, network: nn.Module) -> float | None:
         split = self.data.validation
@@ -236,7 +244,7 @@ class Experiment:
             return None
         with self.engine.autocast():
             logits = logits_of(network, split, self.data, self.engine)
-        return float(metrics(logits, split.targets)["accuracy"])
+        return (logits.argmax(dim=1) == split.targets).double().mean().item()
 
     def _shifted(self, job: Job, network: nn.Module) -> dict[str, Any]:
         """The omitted-class study, for students, where the recipe asks for it."""
@@ -256,6 +264,10 @@ def _given(value: Thing | None) -> Thing:
     return value
 
 
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def _joined(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
     return members[0] if len(members) == 1 else Ensemble(members, block.mean)
 
@@ -265,7 +277,8 @@ def _needed(arm: str, networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def _labelled(job: Job, figures: dict[str, Any]) -> dict[str, Any]:
-    return {"arm": job.arm, "seed": job.seed, **figures}
+    member = {} if job.member is None else {"member": job.member}
+    return {"arm": job.arm, "seed": job.seed, **member, **figures}
 
 
 def _line(name: str, epoch: Epoch, validation: float | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from limbeck.train import BatchSource, Epoch
 
 TEACHER_SEEDS = 1000
-"""Added to a teacher's seed, once for each member of an ensemble, so that no network starts as another."""
+"""Added to a teacher's seed, once for each member of an ensemble, so that none starts as the student of its seed."""
 
 
 class Job(NamedTuple):
@@ -41,7 +41,7 @@ class Started:
     """A network's training begins, or goes on from its checkpoint."""
 
     job: Job
-    resumed: bool
+    done: int  # epochs that the checkpoint holds, of all stages
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,14 @@ def fresh(block: Block, data: Data, *, weights: str | None = None) -> tuple[nn.M
         LimbeckError: there is no such model or option; the weights do not fit.
     """
     options = {key: value for key, value in block.items() if key != "name"}
-    spec = NetworkSpec(block["name"], options, len(data.classes), data.shape, data.classes)
+    spec = NetworkSpec(
+        block["name"], options, len(data.classes), data.shape, data.classes, mean=data.mean, std=data.std
+    )
     network = build(spec.name, classes=spec.classes, shape=spec.shape, **options)
     if weights is not None:
-        load_weights(network, find_weights(weights))
+        file = find_weights(weights)
+        _check_use(file, read_spec(file), data)
+        load_weights(network, file)
     return network, spec
 
 
@@ -39,13 +43,10 @@ def restored(path: str, block: Block | None, data: Data) -> nn.Module:
     file = find_weights(path)
     spec = read_spec(file)
     if block is not None:
-        network, _ = fresh(block, data)
-        _check_classes(file, spec, data)
-        load_weights(network, file)
-        return network
+        return fresh(block, data, weights=path)[0]
     if spec is None:
         raise LimbeckError(f"{file} does not say which model it holds: name it under model:")
-    _check_classes(file, spec, data)
+    _check_use(file, spec, data)
     network, _ = load_network(file)
     return network
 
@@ -65,7 +66,7 @@ def find_weights(path: str) -> Path:
     return place
 
 
-def _check_classes(file: Path, spec: NetworkSpec | None, data: Data) -> None:
+def _check_use(file: Path, spec: NetworkSpec | None, data: Data) -> None:
     if spec is None:
         return
     if spec.classes != len(data.classes):
@@ -74,4 +75,10 @@ def _check_classes(file: Path, spec: NetworkSpec | None, data: Data) -> None:
         wrong: list[Any] = [pair for pair in zip(spec.labels, data.classes, strict=True) if pair[0] != pair[1]]
         raise LimbeckError(
             f"{file} orders its classes otherwise than the data: {wrong[0][0]!r} where the data has {wrong[0][1]!r}"
+        )
+    scales = zip(spec.mean, spec.std, data.mean, data.std, strict=False)
+    if any(abs(m - n) > 0.1 * s or abs(s - t) > 0.1 * s for m, s, n, t in scales):
+        raise LimbeckError(
+            f"{file} was trained on inputs normalised by mean {spec.mean} and deviation {spec.std}, but the data is by "
+            f"{data.mean} and {data.std}: set data.normalise as it was there"
         )

@@ -13,7 +13,6 @@ from types import UnionType
 from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
-from pydantic_core import ErrorDetails
 
 from limbeck.core import LimbeckError, Schedule
 from limbeck.schedules import SCHEDULES
@@ -131,7 +130,7 @@ def _likeness(name: str, other: str) -> tuple[float, int]:
     return difflib.SequenceMatcher(None, other, name).ratio(), len(commonprefix([name, other]))  # noqa: RUF071 (no paths)
 
 
-def _problem(model: type[BaseModel], details: ErrorDetails) -> Problem:
+def _problem(model: type[BaseModel], details: Mapping[str, Any]) -> Problem:
     path = tuple(part for part in details["loc"] if not (isinstance(part, str) and _is_type_name(part)))
     if details["type"] == "extra_forbidden":
         key = details["loc"][-1]  # whatever it is: it may be called as a type is

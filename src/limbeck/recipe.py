@@ -1,5 +1,6 @@
 """A recipe file to checked values: every error at once, each with its line, the value got and what is allowed."""
 
+import os
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -20,6 +21,11 @@ from limbeck.schedules import SCHEDULES
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 ClassName = NonNegativeInt | str
+Files = Annotated[
+    tuple[str, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda v: (v,) if isinstance(v, str) else tuple(v) if isinstance(v, list) else v),
+]
 
 
 class RecipeError(LimbeckError):
@@ -64,7 +70,7 @@ class TeacherBlock(Checked):
     """Where the teacher comes from: files or run folders (``weights``), or trained on the spot (``train``)."""
 
     model: Named | None = None
-    weights: tuple[str, ...] | str | None = None
+    weights: Files | None = None
     train: TrainBlock | None = None
     members: PositiveInt = 1
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
@@ -127,7 +133,7 @@ def read(path: Path, *, overrides: Sequence[str] = (), seed: int | None = None) 
         others = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
         raise RecipeError(f"there is no recipe {path}: {nearest(path.name, [other.name for other in others])}")
     try:
-        raw = _parse(path.read_text(), str(path))
+        raw = _parse(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is no recipe: it is not text ({error})") from error
     given: dict[tuple[str, ...], str] = {}
@@ -189,6 +195,26 @@ def smoke(recipe: Recipe) -> Recipe:
     )
 
 
+def placed(recipe: Recipe) -> Recipe:
+    """The recipe with whole paths, so that it is the same from any folder; LIMBECK_DATA is written out."""
+
+    def whole(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().absolute())
+
+    def model(block: dict[str, Any] | None) -> dict[str, Any] | None:
+        file, _, function = str(block and block["name"]).rpartition(":")
+        return {**(block or {}), "name": f"{whole(file)}:{function}"} if file.endswith(".py") else block
+
+    data, student, teacher = recipe.data, recipe.student, recipe.teacher
+    path = data.path if data.path is None or not Path(data.path).exists() else whole(data.path)
+    data = data.model_copy(update={"root": whole(data.root or os.environ.get("LIMBECK_DATA")), "path": path})
+    student = student.model_copy(update={"weights": whole(student.weights), "model": model(student.model)})
+    if teacher is not None:
+        weights = None if teacher.weights is None else tuple(map(whole, teacher.weights))
+        teacher = teacher.model_copy(update={"weights": weights, "model": model(teacher.model)})
+    return recipe.model_copy(update={"data": data, "student": student, "teacher": teacher})
+
+
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML; reading it again gives the same recipe."""
     yaml, text = YAML(typ="safe", pure=True), StringIO()
@@ -247,8 +273,6 @@ def _contradictions(recipe: Recipe) -> list[Problem]:
         problems.append(Problem(("teacher",), "a teacher has weights:, or a model: and train: to be trained here"))
     if teacher is not None and teacher.weights and (teacher.train or teacher.members > 1):
         problems.append(Problem(("teacher",), "a teacher with weights: is not trained: leave out train: and members:"))
-    if recipe.evaluate.shift_bias and recipe.data.validation == 0:
-        problems.append(Problem(("evaluate", "shift_bias"), "the shift is chosen on validation data, which is 0"))
     if not recipe.seeds:
         problems.append(Problem(("seeds",), "got []: at least one is needed"))
     if len(set(recipe.seeds)) < len(recipe.seeds):

@@ -11,7 +11,6 @@ runs/<name>/
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,10 @@ from typing import Any
 
 from limbeck import checkpoint
 from limbeck.core import LimbeckError
+from limbeck.whole import write, write_json
+
+LEFT_BY_RUNS = ("checkpoint", "metrics.jsonl", "result.json", "recipe.yaml")
+"""What shows that a folder holds a run."""
 
 CHECKPOINT_SHARE = 0.1
 """At most this share of a run's time goes into writing checkpoints."""
@@ -43,32 +46,35 @@ class RunFolder:
         self._recipe = recipe
         self._checkpoint = path / "checkpoint" / "last.pt"
         self._log = path / "metrics.jsonl"
-        self._save_after = 0.0
+        self._resume = resume
+        self._saved, self._save_after = "", 0.0
         known = path / "recipe.yaml"
         if path.exists() and not path.is_dir():
             raise LimbeckError(f"{path} is no folder: give another one by --out")
-        if known.exists() and not resume:
+        if not resume and any((path / name).exists() for name in LEFT_BY_RUNS):
             raise LimbeckError(
                 f"{path} already holds a run: go on with it by --resume, or give another folder by --out"
             )
-        if known.exists() and known.read_text() != recipe:
-            raise LimbeckError(
-                f"{path} holds a run of another recipe, so it cannot be resumed:\n"
-                + _differences(known.read_text(), recipe)
-            )
-        self._state = checkpoint.load(self._checkpoint) if resume and self._checkpoint.exists() else None
+        if known.exists():
+            text = known.read_bytes().decode("utf-8", errors="replace")
+            if text != recipe:
+                differences = _differences(text, recipe)
+                raise LimbeckError(f"{path} holds a run of another recipe, so it cannot be resumed:\n{differences}")
+        self._state: dict[str, Any] = (
+            checkpoint.load(self._checkpoint) if resume and self._checkpoint.exists() else {"job": ""}
+        )
+        if not isinstance(self._state.get("job"), str) or ("train" in self._state) != bool(self._state["job"]):
+            raise LimbeckError(f"{self._checkpoint} is no checkpoint of a run: delete it to train that network again")
 
     def open(self, environment: Mapping[str, Any]) -> None:
-        """Create the folder and write what is known before training."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Create the folder and write what is known before training; what a resumed run had before is kept."""
         write(self.path / "recipe.yaml", self._recipe)
-        write_json(self.path / "environment.json", environment)
-
-    def job(self, name: str) -> Path:
-        """The folder of one trained network."""
-        folder = self.path / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        file = self.path / "environment.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        earlier = before.pop("earlier", [])
+        if before and before != environment:
+            earlier = [*earlier, before]
+        write_json(file, {**environment, "earlier": earlier} if earlier else environment)
 
     def result(self, name: str) -> dict[str, Any] | None:
         """A finished network's figures, or None while it is not finished.
@@ -77,11 +83,11 @@ class RunFolder:
             LimbeckError: they are damaged.
         """
         file = self.path / name / "result.json"
-        if not file.is_file():
+        if not self._resume or not file.is_file():
             return None
         try:
-            found: dict[str, Any] = json.loads(file.read_text())
-            found["test"]
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            found["arm"], found["seed"], found["test"]["errors"], found["weights_sha256"]
         except (ValueError, TypeError, KeyError) as error:
             raise LimbeckError(
                 f"{file} is damaged ({type(error).__name__}): delete it, and {name} is trained again"
@@ -94,8 +100,8 @@ class RunFolder:
         Raises:
             LimbeckError: the log is damaged, not only cut short.
         """
-        state = self._state["train"] if self._state is not None and self._state["job"] == name else None
-        text = self._log.read_text() if self._log.exists() else ""
+        state = self._state["train"] if self._state["job"] == name else None
+        text = self._log.read_bytes().decode("utf-8", errors="replace") if self._log.exists() else ""
         lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]  # the last may be cut short
         try:
             whole = [json.loads(line) for line in lines]
@@ -105,46 +111,34 @@ class RunFolder:
         wanted = "".join(json.dumps(line) + "\n" for line in kept)
         if wanted != text:
             write(self._log, wanted)
+        if state is not None:
+            self._state = {"job": ""}  # it is needed once, and may be large
         return state
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Add a line to the log of epochs."""
-        with self._log.open("a") as file:
+        with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
-        """Write the checkpoint, unless that would take more than its share of the time.
+        """Write the checkpoint: for a network's first epoch, and then unless it took more than its share of the time.
 
         An epoch that is not in the checkpoint is trained again on resume, to the same result.
         """
         start = time.monotonic()
-        if start >= self._save_after:
+        if start >= self._save_after or name != self._saved:
             checkpoint.save(self._checkpoint, {"job": name, "train": state()})
             end = time.monotonic()
-            self._save_after = end + (end - start) / CHECKPOINT_SHARE
+            self._saved, self._save_after = name, end + (end - start) / CHECKPOINT_SHARE
 
 
 def clear(path: Path, *, arms: Iterable[str]) -> None:
     """Delete the run of these arms that a folder holds; whatever else lies there stays."""
-    for name in (*arms, "checkpoint"):
-        shutil.rmtree(path / name, ignore_errors=True)
-    for name in ("environment.json", "metrics.jsonl", "student.safetensors", "result.json", "recipe.yaml"):
-        (path / name).unlink(missing_ok=True)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text so that ``path`` always holds the whole old or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write plain values as JSON, for people to read too."""
-    write(path, json.dumps(value, indent=2) + "\n")
+    for name in (*LEFT_BY_RUNS, *arms, "environment.json", "student.safetensors"):
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+        else:
+            (path / name).unlink(missing_ok=True)
 
 
 def _reached(line: Mapping[str, Any], state: Mapping[str, Any]) -> bool:

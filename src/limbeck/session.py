@@ -1,5 +1,6 @@
 """One network's training and its figures: what `limbeck.experiment` and `limbeck.distill` share."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from limbeck.data import Augment, Batches, Data, Split, normalise
 from limbeck.engine import Engine
 from limbeck.evaluate import Latency, file_bytes, latency, macs, metrics, parameters, predict
 from limbeck.models import Ensemble
-from limbeck.taps import shapes
+from limbeck.taps import dry_run, shapes
 
 EVALUATION_BATCH = 500
 NO_AUGMENTATION = Augment()
@@ -51,12 +52,14 @@ class Training:
 
 
 def plan(method: Method, networks: Networks, data: Data, training: Training) -> tuple[Stage, ...]:
-    """The method's stages for these networks, after a dry run that has read every tap.
+    """The method's stages for these networks, after a dry run that has read every tap and evaluated every term.
 
     Raises:
         LimbeckError: a network does not run on the data, or its output is not one logit a class; a tap does not exist
             or has no one value; an option of the optimizer is out of range.
     """
+    if len(data.classes) < 2:
+        raise LimbeckError(f"the data has {len(data.classes)} class, so there is nothing to learn: it takes 2 or more")
     probe = _probe(data.train, data)
     for name, network in networks.items():
         try:
@@ -84,7 +87,7 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     stages: tuple[Stage, ...] = method(setup)
     if not stages:
         raise LimbeckError("the method gives no stages, so nothing would be trained")
-    shapes(networks, {tap for stage in stages for term in stage.terms.values() for tap in term.reads}, probe)
+    _rehearse(stages, networks, probe)
     for stage in stages:
         try:
             stage.optimizer([nn.Parameter(torch.zeros(1))])
@@ -125,7 +128,7 @@ def measure(network: nn.Module, data: Data, engine: Engine, *, teacher: Tensor |
 
     Args:
         network: the trained network.
-        data: the splits; this is the only place that reads the test split.
+        data: the splits; the test split is read to evaluate trained networks, never to train or select.
         engine: the device to run on.
         teacher: the teacher's logits on the test split, for agreement and KL.
     """
@@ -144,6 +147,23 @@ def time_together(networks: Networks, data: Data, runs: int) -> dict[str, dict[s
     """Batch-1 latency of several networks, interleaved so that a slow phase of the machine hits all alike."""
     times: Mapping[str, Latency] = latency(networks, data.shape, runs=runs)
     return {name: {"latency_ms": time.median_ms, "latency_p95_ms": time.p95_ms} for name, time in times.items()}
+
+
+def _rehearse(stages: Sequence[Stage], networks: Networks, probe: Batch) -> None:
+    """Evaluate every term once, on copies of the losses that have state."""
+    terms = [(name, term) for stage in stages for name, term in stage.terms.items()]
+    values = dry_run(networks, {tap for _, term in terms for tap in term.reads}, probe)
+    for name, term in terms:
+        reads = [values[tap].cpu() for tap in term.reads]
+        loss = copy.deepcopy(term.loss).cpu() if isinstance(term.loss, nn.Module) else term.loss
+        try:
+            with torch.no_grad():
+                size = loss(*reads).shape
+        except Exception as error:
+            listed = ", ".join(f"{tap} {tuple(value.shape)}" for tap, value in zip(term.reads, reads, strict=True))
+            raise LimbeckError(f"the term {name!r} cannot read {listed}: {type(error).__name__}: {error}") from error
+        if size:
+            raise LimbeckError(f"the term {name!r} gives a tensor of shape {tuple(size)}: a loss is a scalar")
 
 
 def _probe(split: Split, data: Data) -> Batch:

@@ -138,13 +138,16 @@ def check(networks: Networks, tap: Tap) -> None:
         raise LimbeckError(f"the {tap.source} has no layer {tap.layer!r}: {hint} (`limbeck taps` lists all)")
 
 
-def shapes(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, tuple[int, ...]]:
-    """Each tap's shape for one sample (N dropped), from one dry run that leaves every network as it was.
+def dry_run(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, Tensor]:
+    """Every tap's tensor, where its network is, from one run in eval mode that leaves every network as it was.
 
     The dry run goes to the end of each forward, so that a module that runs twice or is overwritten later is found
     before any training. Each network runs on the device where it is.
+
+    Raises:
+        LimbeckError: as `Taps`; or a tensor has not one row a sample.
     """
-    found: dict[Tap, tuple[int, ...]] = {}
+    found: dict[Tap, Tensor] = {}
     wanted = tuple(taps)
     for source in dict.fromkeys(tap.source for tap in wanted):
         own = [tap for tap in wanted if tap.source == source]
@@ -154,11 +157,15 @@ def shapes(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, t
         with evaluation_mode(read), torch.no_grad(), Taps(networks, own, to_the_end=True) as tapped:
             for tap, tensor in tapped.read(there).items():
                 if tensor.shape[:1] != batch.index.shape:
-                    raise LimbeckError(
-                        f"{tap} gives {tuple(tensor.shape)} for {len(batch.index)} samples: not one row each"
-                    )
-                found[tap] = tuple(tensor.shape[1:])
+                    count = len(batch.index)
+                    raise LimbeckError(f"{tap} gives {tuple(tensor.shape)} for {count} samples: not one row each")
+                found[tap] = tensor
     return found
+
+
+def shapes(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, tuple[int, ...]]:
+    """Each tap's shape for one sample, N dropped, from a `dry_run`."""
+    return {tap: tuple(tensor.shape[1:]) for tap, tensor in dry_run(networks, taps, batch).items()}
 
 
 @contextmanager

@@ -23,6 +23,8 @@ class Diverged(LimbeckError):
 class BatchSource(Protocol):
     """The batches of an epoch, and how many they are."""
 
+    samples: int  # of one epoch
+
     def __len__(self) -> int: ...
 
     def __call__(self, epoch: int) -> Iterable[Batch]:
@@ -50,6 +52,11 @@ class Step(nn.Module):
 
     def __init__(self, stage: Stage, networks: Networks) -> None:
         super().__init__()
+        unknown = [name for name in stage.learns if name not in networks]
+        if unknown:
+            raise LimbeckError(
+                f"stage {stage.name!r}: there is no network {unknown[0]!r} to learn; there are {', '.join(networks)}"
+            )
         self.learners = nn.ModuleDict({name: networks[name] for name in stage.learns})
         self.losses = nn.ModuleDict()
         for name, term in stage.terms.items():
@@ -125,7 +132,7 @@ def _stage(
     state: dict[str, Any] | None,
 ) -> Iterator[Epoch]:
     step = steps[position]
-    with _frozen([network for name, network in networks.items() if name not in stage.learns]):
+    with _frozen([network for name, network in networks.items() if name not in stage.learns]) as frozen:
         learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
         if not learning:
             raise LimbeckError(f"stage {stage.name!r}: nothing learns in {', '.join(stage.learns)}")
@@ -138,6 +145,9 @@ def _stage(
         for number in range(state["epoch"] if state else 0, stage.epochs):
             start = time.perf_counter()
             with step.taps:
+                module.train()
+                for part in frozen:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
+                    part.training = False
                 means, images = _epoch(stage, number, module, optimizer, rates, batches, engine)
             yield Epoch(
                 stage=stage.name,
@@ -162,7 +172,6 @@ def _epoch(
     engine: Engine,
 ) -> tuple[list[float], int]:
     images, sums = 0, torch.zeros(len(stage.terms) + 1, device=engine.device)
-    module.train()
     for position, batch in enumerate(batches(number)):
         progress = (number + position / len(batches)) / stage.epochs
         factor = stage.schedule(progress)
@@ -203,8 +212,11 @@ def _check_finite(stage: Stage, number: int, means: list[float]) -> None:
 
 
 @contextmanager
-def _frozen(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Eval mode and no parameter gradients inside the block; afterwards the flags are what they were."""
+def _frozen(networks: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Eval mode and no parameter gradients inside the block; afterwards the flags are what they were.
+
+    Gives the networks' modules, all of them.
+    """
     modes = {module: module.training for network in networks for module in network.modules()}
     parameters = {parameter: parameter.requires_grad for module in modes for parameter in module.parameters(False)}
     for module in modes:
@@ -212,7 +224,7 @@ def _frozen(networks: Iterable[nn.Module]) -> Iterator[None]:
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
-        yield
+        yield list(modes)
     finally:
         for module, mode in modes.items():
             module.training = mode

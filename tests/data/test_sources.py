@@ -179,7 +179,7 @@ def mnist_files(suffix="", train=30, test=10):
     for part, count in (("train", train), ("t10k", test)):
         files[f"{part}-images-idx3-ubyte"] = idx(rng.integers(0, 256, (count, 28, 28), dtype=numpy.uint8))
         files[f"{part}-labels-idx1-ubyte"] = idx((numpy.arange(count) % 10).astype(numpy.uint8))
-    return {name + suffix: gzip.compress(data) if suffix else data for name, data in files.items()}
+    return {name + suffix: gzip.compress(data, mtime=0) if suffix else data for name, data in files.items()}
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -238,8 +238,8 @@ def test_a_failed_download_of_mnist_says_where_it_was_looked_for(error, tmp_path
         ("x", struct.pack(">HBBI", 0, 8, 1, 4) + b"abc", "has 3 values, but its header says 4"),
         ("x", struct.pack(">HBBI", 0, 8, 1, 4) + b"abcde", "has 5 values, but its header says 4"),
         ("x.gz", b"plain", "cannot be read: Not a gzipped file"),
-        ("x.gz", gzip.compress(random.Random(0).randbytes(100))[:60], "cannot be read: Compressed file ended"),
-        ("x.gz", gzip.compress(bytes(9))[:10] + b"\xff" * 20, "cannot be read: Error -3"),
+        ("x.gz", gzip.compress(random.Random(0).randbytes(100), mtime=0)[:60], "cannot be read: Compressed file ended"),
+        ("x.gz", gzip.compress(bytes(9), mtime=0)[:10] + b"\xff" * 20, "cannot be read: Error -3"),
     ],
 )
 def test_a_damaged_idx_file_is_refused_by_name(name, content, message, tmp_path):

@@ -184,22 +184,6 @@ def test_latency_does_at_least_ten_rounds_and_one_to_warm_up(clock):
     assert network.runs == 1 + 10
 
 
-def test_latency_runs_in_eval_mode_without_gradients_on_the_threads_asked_for():
-    network, before = Recorder(), torch.get_num_threads()
-    latency({"a": network}, (3,), runs=1, warmup=0, threads=before + 1)
-    assert network.seen == [(False, False, before + 1)]
-    assert torch.get_num_threads() == before
-    assert network.training
-
-
-def test_latency_restores_threads_and_modes_after_an_error():
-    network, before = Fails(), torch.get_num_threads()
-    with pytest.raises(RuntimeError, match="broken"):
-        latency({"a": network}, (3,), threads=before + 1)
-    assert torch.get_num_threads() == before
-    assert network.training
-
-
 def test_latency_leaves_the_network_as_it_was_and_fit_for_training():
     network = normalised()
     before = copied(network)
@@ -226,3 +210,13 @@ def test_latency_waits_for_a_device_before_and_after_each_forward(monkeypatch):
 def test_latency_of_no_run_is_refused():
     with pytest.raises(LimbeckError, match="runs is 0"):
         latency({"a": nn.Linear(3, 2)}, (3,), runs=0)
+
+
+def test_latency_runs_in_eval_mode_without_gradients_and_restores_the_modes():
+    network, seen = nn.Sequential(nn.Linear(3, 2), nn.Dropout()), []
+    network[1].eval()
+    network.register_forward_hook(lambda module, _, output: seen.append((module.training, output.requires_grad)))
+    latency({"student": network}, (3,), runs=2, warmup=1)
+    assert set(seen) == {(False, False)}
+    assert network.training
+    assert not network[1].training

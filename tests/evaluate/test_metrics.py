@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import Batch, LimbeckError
-from limbeck.evaluate import evaluate, metrics, per_class_errors, predict
+from limbeck.evaluate import metrics, predict
 
 
 def split_of(inputs: Tensor, targets: Tensor, size: int) -> list[Batch]:
@@ -185,34 +185,3 @@ def test_without_a_teacher_nothing_is_said_of_one():
 def test_what_cannot_be_measured_is_refused(logits, targets, teacher, message):
     with pytest.raises(LimbeckError, match=message):
         metrics(logits, targets, teacher_logits=teacher)
-
-
-def test_errors_are_counted_by_the_true_class():
-    logits, targets = torch.randn(60, 4), torch.randint(3, (60,))
-    expected = [0, 0, 0, 0]
-    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
-        expected[target] += row.index(max(row)) != target
-    assert sum(expected) > 0
-    assert per_class_errors(logits, targets, 4) == expected
-
-
-def test_counting_errors_of_another_number_of_classes_is_refused():
-    with pytest.raises(LimbeckError, match="classes is 5, but the logits have 4"):
-        per_class_errors(torch.zeros(2, 4), torch.zeros(2).long(), 5)
-
-
-def test_evaluating_gives_the_figures_and_the_logits_of_one_pass():
-    network, inputs, targets = nn.Linear(4, 3), torch.randn(11, 4), torch.randint(3, (11,))
-    calls = []
-
-    def shuffled() -> list[Batch]:
-        calls.append(1)
-        order = torch.randperm(11)  # another order each time: targets must be those of the pass that was predicted
-        return split_of(inputs[order], targets[order], 4)
-
-    figures, logits = evaluate(network, shuffled)
-    assert len(calls) == 1
-    assert figures["errors"] == metrics(network(inputs).detach(), targets)["errors"] > 0
-    again, _ = evaluate(network, lambda: split_of(inputs, targets, 4), teacher_logits=logits)
-    assert logits.shape == (11, 3)
-    assert "agreement" in again

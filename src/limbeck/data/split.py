@@ -26,8 +26,10 @@ class Split:
         return Split(self.inputs[index], self.targets[index])
 
     def without(self, classes: Iterable[int]) -> "Split":
-        """A copy that leaves out the samples of these classes; the other class indices stay what they are."""
+        """The samples but for those of these classes; the other class indices stay what they are."""
         dropped = torch.tensor(list(classes), dtype=torch.int64)
+        if not len(dropped):
+            return self
         return self.select(torch.nonzero(~torch.isin(self.targets, dropped)).flatten())
 
 

@@ -63,7 +63,6 @@ def latency(
     *,
     runs: int = 100,
     warmup: int = 10,
-    threads: int | None = None,
     seconds: float = 5.0,
 ) -> dict[str, Latency]:
     """The time of one forward of one sample, in eval mode without gradients, of several networks side by side.
@@ -76,7 +75,6 @@ def latency(
         shape: one sample's shape, without N.
         runs: rounds, each one forward a network.
         warmup: rounds before that are not timed.
-        threads: of the CPU, for the time of this call; None leaves them as they are.
         seconds: of all rounds together; when they are over, the rounds stop early, but not before the tenth. The
             warm-up gets a fifth of them, and at least one round unless ``warmup`` is 0.
 
@@ -88,7 +86,7 @@ def latency(
     samples = {name: _sample(network, shape) for name, network in networks.items()}
     times: dict[str, list[float]] = {name: [] for name in networks}
     start = time.perf_counter()
-    with evaluation_mode(networks.values()), torch.no_grad(), _cpu_threads(threads):
+    with evaluation_mode(networks.values()), torch.no_grad():
         for _ in _rounds(warmup, least=1, end=start + seconds / 5):
             for name, network in networks.items():
                 _milliseconds(network, samples[name])
@@ -128,16 +126,6 @@ def _sample(network: nn.Module, shape: Sequence[int]) -> Tensor:
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     like = next((parameter for parameter in network.parameters() if parameter.is_floating_point()), noise)
     return noise.to(device=like.device, dtype=like.dtype)
-
-
-@contextmanager
-def _cpu_threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(before if threads is None else threads)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

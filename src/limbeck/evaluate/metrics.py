@@ -82,24 +82,6 @@ def metrics(logits: Tensor, targets: Tensor, *, teacher_logits: Tensor | None = 
     return figures
 
 
-def per_class_errors(logits: Tensor, targets: Tensor, classes: int) -> list[int]:
-    """How many samples of each class are predicted to be of another class.
-
-    Args:
-        logits: (N, K).
-        targets: (N,) int64 in [0, K).
-        classes: K, the length of the list.
-
-    Raises:
-        LimbeckError: as `metrics`; or ``classes`` is not K.
-    """
-    _check_pair(logits, targets)
-    if classes != logits.shape[1]:
-        raise LimbeckError(f"classes is {classes}, but the logits have {logits.shape[1]}")
-    wrong = targets[logits.argmax(dim=1) != targets]
-    return [int(count) for count in torch.bincount(wrong, minlength=classes)]
-
-
 def _calibration_error(probabilities: Tensor, targets: Tensor) -> float:
     # torchmetrics puts a confidence of exactly 1 into a sixteenth bin of its own.
     inside = probabilities.clamp(max=_BELOW_ONE)

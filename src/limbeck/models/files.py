@@ -1,13 +1,12 @@
 """A network's weights on disk, with what is needed to build the network again."""
 
 import json
-import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +17,7 @@ from limbeck.core import LimbeckError
 from limbeck.models.building import build
 from limbeck.models.fitting import check_fit
 from limbeck.options import nearest
+from limbeck.whole import replacing
 
 _KEY = "limbeck"
 _WRAPPERS = ("state_dict", "model")
@@ -33,7 +33,9 @@ class NetworkSpec:
     options: Mapping[str, Any]  # as a recipe has them, so that they can be written as JSON
     classes: int
     shape: tuple[int, ...]  # of one sample, without N
-    labels: tuple[str, ...] = field(default=())  # the classes' names in the order of the logits; empty if unknown
+    labels: tuple[str, ...] = ()  # the classes' names in the order of the logits; empty if unknown
+    mean: tuple[float, ...] = ()  # what was taken from its inputs, as `limbeck.data.normalise`; empty if unknown
+    std: tuple[float, ...] = ()  # and what they were divided by
 
 
 def save_network(network: nn.Module, path: Path, *, spec: NetworkSpec) -> None:
@@ -53,12 +55,8 @@ def save_network(network: nn.Module, path: Path, *, spec: NetworkSpec) -> None:
         name: tensor.detach().clone(memory_format=torch.contiguous_format).cpu()
         for name, tensor in network.state_dict().items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
 def read_spec(path: Path) -> NetworkSpec | None:
@@ -79,7 +77,7 @@ def read_spec(path: Path) -> NetworkSpec | None:
         return None
     try:
         values = json.loads(metadata[_KEY])
-        values |= {"shape": tuple(values["shape"]), "labels": tuple(values["labels"])}
+        values |= {key: tuple(values[key]) for key in ("shape", "labels", "mean", "std")}
         return NetworkSpec(**values)
     except (ValueError, TypeError, KeyError) as error:
         raise LimbeckError(f"{path} describes its network in a way this limbeck does not read: {error!r}") from error
@@ -130,13 +128,18 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise _damaged(path, error) from error
     try:
+        if is_zipfile(path):
+            with ZipFile(path) as file:  # torch.load does not look at the checksums
+                damaged = file.testzip()
+            if damaged:
+                raise BadZipFile(f"{damaged} does not agree with its checksum")
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise LimbeckError(
             f"{path} is damaged, or holds more than tensors and plain values, which could run code when it is read: "
             "save network.state_dict() alone"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, BadZipFile) as error:
+    except (RuntimeError, EOFError, ValueError, TypeError, LookupError, OSError, BadZipFile) as error:
         raise _damaged(path, error) from error
     for key in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -149,7 +152,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 def _check_exists(path: Path) -> None:
     if not path.is_file():
         others = [other.name for other in path.parent.glob("*") if other.suffix in (".safetensors", ".pt", ".pth")]
-        raise LimbeckError(f"there is no file {path}: {nearest(path.name, others)}")
+        raise LimbeckError(f"there is no file {path}" + (f": {nearest(path.name, others)}" if others else ""))
 
 
 def _damaged(path: Path, error: Exception) -> LimbeckError:

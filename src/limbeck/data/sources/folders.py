@@ -44,6 +44,10 @@ def folder(request: Request) -> Parts:
     return Parts(splits["train"], classes=classes, validation=splits.get("validation"), test=splits.get("test"))
 
 
+_PARTS = ("train", "training", "test", "testing", "val", "valid", "validation")
+"""Names that are parts of a data set, not classes."""
+
+
 def _place(path: Path, root: Path | None) -> Path:
     path = path.expanduser()
     if path.exists() or path.is_absolute():
@@ -59,6 +63,12 @@ def _layout(tree: Tree) -> dict[str, Classes]:
     if len(tops) == 1 and _holds_folders_only(tree, f"{tops[0]}/"):
         top = f"{tops[0]}/"
         tops = list(_children(tree, top))
+    parts = [name for name in tops if name.lower() in _PARTS]
+    if parts and "train" not in tops:
+        raise LimbeckError(
+            f"{tree.place}: {', '.join(parts)} would be classes; a split into parts is written train/ and test/, and "
+            "if there is one validation/, each with class folders"
+        )
     if "train" not in tops or not _holds_folders_only(tree, f"{top}train/"):
         return {"train": _children(tree, top)}
     found = {"train": "train", "test": "test", "validation": next((name for name in _VALIDATION if name in tops), "")}
