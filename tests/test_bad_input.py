@@ -376,3 +376,17 @@ def test_distill_refuses_before_any_training(teacher, student, options, message)
     with pytest.raises(LimbeckError, match=message):
         limbeck.distill(teacher, student, small_data(), epochs=1, on_epoch=never, **options)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_a_finished_network_whose_file_was_changed_is_not_resumed():
+    assert invoke("recipe.yaml").exit_code == 0
+    file = Path("runs/tiny/kd/seed0/student.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert "student.safetensors is not the file that was written" in refused("recipe.yaml", "--resume")
+
+
+def test_a_folder_that_cannot_be_made_is_told():
+    Path("file").write_text("mine")
+    assert "file" in refused("recipe.yaml", "--out", "file/run")

@@ -225,3 +225,10 @@ def test_a_resumed_training_is_told_as_such(monkeypatch, terminal):
     assert "alone/seed0: going on from its checkpoint" in text
     assert "kd/seed0: going on" not in text
     assert re.search(r"kd/seed0: test accuracy", text)
+
+
+def test_the_doctor_says_what_is_wrong_with_the_data_root(monkeypatch):
+    monkeypatch.setenv("LIMBECK_DATA", "nowhere")
+    console = Console(file=StringIO(), width=200)
+    console.print(display.doctor_table())
+    assert "the data root nowhere (from LIMBECK_DATA) is no folder" in console.file.getvalue()

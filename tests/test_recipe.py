@@ -150,6 +150,7 @@ def test_a_missing_folder_is_told_too(tmp_path):
     [
         ("name: [1\n", "recipe.yaml:2: "),
         ("name: a\nname: b\n", "recipe.yaml:2: found duplicate key"),
+        ("name: a\x00b\n", "recipe.yaml: "),
         ("- 1\n", "a recipe is a block of keys, got CommentedSeq"),
         ("", "a recipe is a block of keys, got NoneType"),
     ],

@@ -610,3 +610,14 @@ def test_the_rehearsal_leaves_the_state_of_a_loss_alone():
 
     plan(method, {"student": nn.Linear(6, 3)}, data, TRAINING)
     assert norm.num_batches_tracked == 0
+
+
+def test_data_of_one_class_is_refused_before_training():
+    inputs, targets = samples()
+    with pytest.raises(LimbeckError, match="the data has 1 class, so there is nothing to learn"):
+        distill(None, nn.Linear(6, 1), arrays(inputs, torch.zeros_like(targets)), method="alone")
+
+
+def test_data_that_limbeck_did_not_make_is_refused():
+    with pytest.raises(LimbeckError, match=r"data is a tuple: make it with limbeck\.arrays or limbeck\.load"):
+        distill(None, nn.Linear(6, 3), samples(), method="alone")

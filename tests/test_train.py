@@ -262,3 +262,30 @@ def test_the_teacher_runs_once_a_batch():
     nets["teacher"].register_forward_pre_hook(lambda *_: ran.append(1))
     list(run([stage(epochs=1)], nets, Source(), ENGINE))
     assert len(ran) == 3
+
+
+def test_a_frozen_layer_that_a_loss_holds_stays_bit_identical_too():
+    nets = networks()
+
+    class ThroughTheTeachersNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.connector = linear((5,), (7,))
+            self.norm = nets["teacher"][1]
+
+        def forward(self, student, teacher):
+            return F.mse_loss(self.norm(self.connector(student)), teacher.detach())
+
+    before = weights(nets["teacher"])
+    nets["student"].train()
+    hint = Term(ThroughTheTeachersNorm(), (from_student("2"), from_teacher("1")))
+    connector = weights(hint.loss.connector)
+    list(run([stage(hint=hint)], nets, Source(), ENGINE))
+    assert same(before, weights(nets["teacher"]))
+    assert not same(connector, weights(hint.loss.connector))
+
+
+def test_a_network_that_is_not_there_cannot_learn():
+    task = Term(F.cross_entropy, (from_student(), TARGETS))
+    with pytest.raises(LimbeckError, match="no network 'studnet' to learn; there are student, teacher"):
+        next(run([stage(learns=("studnet",), task=task)], networks(), Source(), ENGINE))

@@ -230,7 +230,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{name}:{line}: {(error.problem or str(error)).splitlines()[0]}") from error
     except YAMLError as error:
-        raise RecipeError(f"{name}: {error}") from error
+        raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{name}: a recipe is a block of keys, got {type(raw).__name__}")
     return raw

@@ -81,6 +81,7 @@ class Taps:
             graph = name in self._learns and torch.is_grad_enabled()
             with torch.set_grad_enabled(graph), suppress(_Enough):
                 self._networks[name](batch.inputs)
+        self._running = ""  # a loss may run a tapped module once more, such as the teacher's classifier
         values = self._values
         for tap in self._taps:
             if tap.source == "batch":

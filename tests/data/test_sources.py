@@ -552,3 +552,10 @@ def test_an_error_in_a_thread_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "_SMALL", 0)
     with pytest.raises(LimbeckError, match=r"cat/z.png in .* cannot be read as an image"):
         load("folder", path=tree(tmp_path / "set.zip", two_classes() | {"cat/z.png": b"nonsense"}))
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("test", "val")])
+def test_parts_under_other_names_are_not_taken_for_classes(tmp_path, names):
+    files = two_classes(f"{names[0]}/", 3) | two_classes(f"{names[1]}/", 3)
+    with pytest.raises(LimbeckError, match=r"would be classes; a split into parts is written train/ and test/"):
+        load("folder", path=tree(tmp_path / "images", files))

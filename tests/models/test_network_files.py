@@ -227,3 +227,16 @@ def test_loading_downloads_nothing(tmp_path, monkeypatch, name, options, expecte
     monkeypatch.setattr("limbeck.models.files.build", record)
     load_network(tmp_path / "a.safetensors")
     assert calls == [expected]
+
+
+def test_a_flipped_byte_in_a_pytorch_file_is_found(tmp_path):
+    network = small()
+    file = tmp_path / "net.pth"
+    torch.save(network.state_dict(), file)
+    content = bytearray(file.read_bytes())
+    place = content.find(network.state_dict()["head.weight"].numpy().tobytes())
+    assert place > 0
+    content[place] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(LimbeckError, match=r"net\.pth is cut short or damaged .*checksum"):
+        load_weights(small(), file)
