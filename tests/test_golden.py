@@ -48,7 +48,12 @@ def recorded() -> list[Any]:
         reason = f"no recorded values in {FOLDER}: set LIMBECK_GOLDEN"
         return [pytest.param("", {}, marks=pytest.mark.skip(reason=reason), id="none")]
     methods = json.loads((FOLDER / "index.json").read_text())["methods"]
-    return [
+    absent = [
+        pytest.param("", {}, marks=pytest.mark.skip(reason=f"{FOLDER} has no record of {name}"), id=f"{name}-none")
+        for name in OURS
+        if name not in methods
+    ]
+    return absent + [
         pytest.param(name, case, id=f"{name}-{case['case']}")
         for name in OURS
         if name in methods
