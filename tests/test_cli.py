@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -467,3 +468,15 @@ def test_doctor_tells_of_the_machine(monkeypatch, tmp_path):
 def test_doctor_tells_of_a_data_folder_that_is_not_there_yet(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert f"{tmp_path}/.cache/limbeck (not there yet)" in limbeck_does("doctor")
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_leave_the_processor_to_others_unless_the_user_says_otherwise(given, found):
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    code = (
+        "import os, sys, limbeck.cli as cli\ncli.main(version=False)\n"
+        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == [found, "False"]
