@@ -41,7 +41,8 @@ class Experiment:
         resume: go on with what the folder holds; otherwise it must not hold a run.
 
     Attributes:
-        recipe: with device and precision as picked. data: its splits. engine: where it runs.
+        recipe: with device and precision as picked. data: its splits. engine: where it runs. macs: of one sample
+            through teacher and student.
 
     Raises:
         LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
@@ -54,8 +55,8 @@ class Experiment:
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
                 raise LimbeckError(f"the {name} split has no sample of shift_bias: {list(recipe.evaluate.shift_bias)}")
-        work = self._rehearse()
-        self.engine = Engine(device=recipe.device, precision=recipe.precision, macs=work)
+        self.macs = self._rehearse()
+        self.engine = Engine(device=recipe.device, precision=recipe.precision, macs=self.macs)
         picked = {"device": self.engine.device.type, "precision": self.engine.precision}
         self.recipe = self.recipe.model_copy(update=picked)
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
