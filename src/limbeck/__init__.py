@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from limbeck.api import distill
     from limbeck.core import Batch, LimbeckError, Setup, Stage, Tap, Term, from_student, from_teacher
     from limbeck.data import Augment, Data, arrays, load
+    from limbeck.models import load_network
 
 __version__ = version("limbeck")
 
 _HOMES = {
     "core": ("Batch", "LimbeckError", "Setup", "Stage", "Tap", "Term", "from_student", "from_teacher"),
     "data": ("Augment", "Data", "arrays", "load"),
+    "models": ("load_network",),
     "api": ("distill",),
 }
 
@@ -31,6 +33,7 @@ __all__ = [
     "from_student",
     "from_teacher",
     "load",
+    "load_network",
 ]
 
 

@@ -66,6 +66,7 @@ def show(experiment: Experiment, console: Console, out: Path) -> None:
         f"{len(data.test):,} test samples of {len(data.classes)} classes; on {engine.device.type} in "
         f"{'bfloat16' if engine.precision == 'bf16' else '32 bits'} ({engine.reason})",
         highlight=False,
+        soft_wrap=True,
     )
     progress = Progress(
         TextColumn("{task.description}"),
@@ -91,7 +92,7 @@ def show(experiment: Experiment, console: Console, out: Path) -> None:
         spoken = time.monotonic()
         for event in experiment.run(track):
             if isinstance(event, Finished):
-                console.print(_finished(event), highlight=False)
+                console.print(_finished(event), highlight=False, soft_wrap=True)
                 for task in progress.task_ids:
                     progress.remove_task(task)
             elif isinstance(event, Started) and event.done:
@@ -100,10 +101,10 @@ def show(experiment: Experiment, console: Console, out: Path) -> None:
                 console.print(f"{event.job}: going on from its checkpoint", highlight=False)
             elif isinstance(event, Trained) and not terminal and time.monotonic() - spoken > LINE_EVERY:
                 spoken = time.monotonic()
-                console.print(_trained(event), highlight=False)
+                console.print(_trained(event), highlight=False, soft_wrap=True)
     console.print(result_table(experiment))
     for line in verdicts(experiment):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"written: {out}/result.json and {out}/student.safetensors", highlight=False, soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import limbeck
 from limbeck.core import LimbeckError
 from limbeck.models import NetworkSpec, build, load_network, load_weights, read_spec, save_network
 
@@ -240,3 +241,9 @@ def test_a_flipped_byte_in_a_pytorch_file_is_found(tmp_path):
     file.write_bytes(content)
     with pytest.raises(LimbeckError, match=r"net\.pth is cut short or damaged .*checksum"):
         load_weights(small(), file)
+
+
+def test_a_network_is_read_from_a_path_as_text_and_is_ready_for_use(saved):
+    network, spec = limbeck.load_network(str(saved))
+    assert not network.training
+    assert spec == read_spec(saved)

@@ -104,12 +104,13 @@ def load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict(state)
 
 
-def load_network(path: Path) -> tuple[nn.Module, NetworkSpec]:
-    """The network that `save_network` wrote, built from the file alone; nothing is downloaded.
+def load_network(path: Path | str) -> tuple[nn.Module, NetworkSpec]:
+    """The network that `save_network` wrote, built from the file alone, in eval mode; nothing is downloaded.
 
     Raises:
         LimbeckError: there is no such file, it is damaged, limbeck did not write it, or its network cannot be built.
     """
+    path = Path(path)
     spec = read_spec(path)
     if spec is None:
         raise LimbeckError(f"{path} does not say which network it holds: build one and use load_weights")
@@ -117,7 +118,7 @@ def load_network(path: Path) -> tuple[nn.Module, NetworkSpec]:
     options = {key: value for key, value in spec.options.items() if key != download}
     network = build(spec.name, classes=spec.classes, shape=spec.shape, **options)
     load_weights(network, path)
-    return network, spec
+    return network.eval(), spec
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
