@@ -229,7 +229,7 @@ def test_a_finished_run_that_is_resumed_trains_nothing_and_says_the_same():
     files = [path for path in Path("runs/tiny").rglob("*") if path.suffix in (".safetensors", ".jsonl")]
     kept = {path: path.read_bytes() for path in files}
     shown = runs("--resume", *changed("seeds=[0,1]"))
-    assert shown.count("(there already): test accuracy") == 6
+    assert shown.count("(not trained in this run): test accuracy") == 6
     assert "going on" not in shown
     assert untimed(result_of("runs/tiny")) == untimed(before)
     assert {path: path.read_bytes() for path in files} == kept
@@ -315,7 +315,7 @@ def test_an_ensemble_is_resumed():
     runs(*settings)
     before = result_of("runs/tiny")
     shown = runs("--resume", *settings)
-    assert shown.count("(there already)") == 4
+    assert shown.count("(not trained in this run)") == 4
     assert untimed(result_of("runs/tiny")) == untimed(before)
 
 
@@ -327,7 +327,7 @@ def test_a_teacher_comes_from_a_file_or_a_run_folder():
     for number, (weights, model) in enumerate([(file, True), (file, False), ("first/teacher/seed0", False)]):
         gone = ["teacher.train=null", *([] if model else ["teacher.model=null"])]
         shown = runs("--out", f"again{number}", *changed(f"teacher.weights={weights}", *gone))
-        assert "teacher/seed0 (there already): test accuracy" in shown
+        assert "teacher/seed0 (not trained in this run): test accuracy" in shown
         results.append(result_of(f"again{number}"))
         assert results[-1]["teacher"]["test"] == trained
         assert same_weights(f"again{number}/student.safetensors", "again0/student.safetensors")
@@ -480,3 +480,7 @@ def test_waiting_threads_leave_the_processor_to_others_unless_the_user_says_othe
     )
     shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert shown.stdout.split() == [found, "False"]
+
+
+def test_a_pattern_without_wildcards_finds_what_contains_it():
+    assert "wrn_16_2" in limbeck_does("models", "wrn")

@@ -170,13 +170,13 @@ def test_elsewhere_than_on_a_terminal_a_long_training_is_told_of(monkeypatch):
 def test_an_epoch_is_told_without_validation_where_there_is_none():
     epoch = Epoch("kd", 0, 3, 9, {"hard": 0.5, "soft": 1.25}, 1.0, 3000, 2.0, dict)
     line = display._trained(Trained(Job("kd", 4), epoch, None))
-    assert line == "kd/seed4: kd 3/9, hard 0.5000, soft 1.2500, 1,500 images/s"
+    assert line == "kd/seed4: epoch 3/9, hard 0.5000, soft 1.2500, 1,500 images/s"
 
 
 def test_a_network_that_was_there_is_told_as_such():
     result = {"test": {"accuracy": 0.9912, "errors": 88, "samples": 10_000}}
     line = display._finished(Finished(Job("member", 4, 1), result, reused=True))
-    assert line == "member/seed4-1 (there already): test accuracy 99.12 %, 88 errors of 10,000"
+    assert line == "member/seed4-1 (not trained in this run): test accuracy 99.12 %, 88 errors of 10,000"
 
 
 def test_a_terminal_shows_a_bar_with_the_speed_and_the_time_left(monkeypatch):
@@ -221,7 +221,7 @@ def test_a_resumed_training_is_told_as_such(monkeypatch, terminal):
             break
     events.close()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown(experiment(resume=True), terminal=terminal))
-    assert "teacher/seed0 (there already): test accuracy" in text
+    assert "teacher/seed0 (not trained in this run): test accuracy" in text
     assert "alone/seed0: going on from its checkpoint" in text
     assert "kd/seed0: going on" not in text
     assert re.search(r"kd/seed0: test accuracy", text)
@@ -232,3 +232,21 @@ def test_the_doctor_says_what_is_wrong_with_the_data_root(monkeypatch):
     console = Console(file=StringIO(), width=200)
     console.print(display.doctor_table())
     assert "the data root nowhere (from LIMBECK_DATA) is no folder" in console.file.getvalue()
+
+
+def test_a_stage_is_named_where_it_is_not_the_methods_own():
+    epoch = Epoch("hint", 0, 3, 9, {"hint": 0.5}, 0.5, 1500, 1.0, dict)
+    assert display._trained(Trained(Job("fitnets", 4), epoch, None)).startswith(
+        "fitnets/seed4: epoch 3/9 of hint, hint"
+    )
+
+
+def test_a_loss_is_told_as_more_errors():
+    run = experiment()
+    run._results.update(
+        {
+            Job(arm, 0): {"arm": arm, "seed": 0, "test": {"accuracy": 0.5, "errors": errors, "samples": 9}}
+            for arm, errors in (("alone", 3), ("kd", 7))
+        }
+    )
+    assert list(verdicts(run)) == ["kd: 4.0 more errors than alone (one pair, so no deviation)"]

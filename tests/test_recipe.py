@@ -210,3 +210,7 @@ def test_a_path_inside_the_data_root_is_left_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = placed(read(write(tmp_path, GOOD.replace("{source: digits}", "{source: folder, path: photos}"))))
     assert recipe.data.path == "photos"
+
+
+def test_an_unknown_key_in_set_is_not_blamed_on_the_file(tmp_path):
+    assert fail(tmp_path, GOOD, overrides=["a.b=c"]).startswith("--set a.b=c: a: unknown key 'a'")

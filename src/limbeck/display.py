@@ -157,7 +157,8 @@ def verdicts(experiment: Experiment) -> Iterator[str]:
         if gain is not None:
             error = gain["standard_error"]
             doubt = "one pair, so no deviation" if error is None else f"standard error {error:.1f}, {gain['n']} pairs"
-            yield f"{arm}: {gain['mean']:.1f} fewer errors than alone ({doubt})"
+            more = "fewer" if gain["mean"] >= 0 else "more"
+            yield f"{arm}: {abs(gain['mean']):.1f} {more} errors than alone ({doubt})"
     for result in experiment.results.values():
         study = result.get("bias_shift")
         if study is not None:
@@ -215,7 +216,7 @@ def method_page(name: str) -> str:
 
 def model_table(pattern: str) -> Table:
     """The zoo's networks whose name matches, with their parameters for 10 classes."""
-    names = fnmatch.filter(MODELS, pattern)
+    names = fnmatch.filter(MODELS, pattern if set(pattern) & set("*?[") else f"*{pattern}*")
     if not names:
         raise LimbeckError(f"no model matches {pattern!r}: {nearest(pattern, MODELS)}")
     table = Table("model", "options", "parameters", title="for 10 classes of 3x32x32 images")
@@ -284,7 +285,7 @@ def doctor_table() -> Table:
 
 def _finished(event: Finished) -> str:
     test = event.result["test"]
-    how = " (there already)" if event.reused else ""
+    how = " (not trained in this run)" if event.reused else ""
     share = f"test accuracy {100 * test['accuracy']:.2f} %"
     return f"{event.job}{how}: {share}, {test['errors']} errors of {test['samples']:,}"
 
@@ -294,4 +295,5 @@ def _trained(event: Trained) -> str:
     terms = ", ".join(f"{name} {value:.4f}" for name, value in epoch.terms.items())
     validation = "" if event.validation is None else f", validation {100 * event.validation:.2f} %"
     speed = epoch.images / epoch.seconds
-    return f"{event.job}: {epoch.stage} {epoch.number}/{epoch.epochs}, {terms}{validation}, {speed:,.0f} images/s"
+    stage = "" if epoch.stage in ("alone", event.job.arm) else f" of {epoch.stage}"
+    return f"{event.job}: epoch {epoch.number}/{epoch.epochs}{stage}, {terms}{validation}, {speed:,.0f} images/s"

@@ -1,5 +1,6 @@
 """Device and precision. The only module that knows Lightning Fabric."""
 
+import logging
 from typing import Any, Literal, get_args
 
 import torch
@@ -44,7 +45,11 @@ class Engine:
         accelerator = allowed[-1] if device == "auto" and len(allowed) > 2 else device
         self.device = torch.device("cpu" if accelerator == "auto" else accelerator)
         self.precision, self.reason = pick_precision(self.device, precision, macs)
+        library = logging.getLogger("lightning_fabric")
+        level = library.level
+        library.setLevel(logging.WARNING)  # what it says of precision, the commands say better
         self._fabric = Fabric(accelerator=self.device.type, devices=1, precision=_FABRIC_PRECISION[self.precision])
+        library.setLevel(level)
 
     def seed(self, seed: int) -> None:
         """Set the generators that dropout and initialisation draw from."""

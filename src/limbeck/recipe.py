@@ -283,7 +283,8 @@ def _contradictions(recipe: Recipe) -> list[Problem]:
 def _located(problem: Problem, raw: Any, name: str, given: Mapping[tuple[str, ...], str]) -> str:
     dotted = ".".join(map(str, problem.path))
     for path, label in given.items():
-        if problem.path[: len(path)] == path:
+        unknown = problem.message.startswith("unknown key") and path[: len(problem.path)] == problem.path
+        if problem.path[: len(path)] == path or unknown:
             return f"{label}: {dotted}: {problem.message}"
     line = 1
     node: Any = raw  # of ruamel's types, which know their lines

@@ -60,6 +60,8 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     """
     if len(data.classes) < 2:
         raise LimbeckError(f"the data has {len(data.classes)} class, so there is nothing to learn: it takes 2 or more")
+    if len({id(network) for network in networks.values()}) < len(networks):
+        raise LimbeckError(f"{' and '.join(networks)} are one and the same module: give each its own")
     probe = _probe(data.train, data)
     for name, network in networks.items():
         try:
