@@ -37,7 +37,7 @@ coverage: setup
 wheel: setup
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
-	$(PYTHON) tests/import_wheel.py dist/*.whl $(BIN)/python
+	$(BIN)/python tests/import_wheel.py dist/*.whl
 
 clean:
 	rm -rf .venv dist .coverage .mypy_cache .ruff_cache .pytest_cache

@@ -1,4 +1,4 @@
-"""Import limbeck from a built wheel, and read a recipe that it brings: ``import_wheel.py WHEEL PYTHON``."""
+"""Import limbeck from a built wheel, and read a recipe that it brings: ``import_wheel.py WHEEL``."""
 
 import subprocess
 import sys
@@ -18,4 +18,4 @@ print("the wheel has limbeck", limbeck.__version__, "and the recipe", recipe.rea
 
 with tempfile.TemporaryDirectory() as folder:
     zipfile.ZipFile(sys.argv[1]).extractall(folder)
-    sys.exit(subprocess.run([sys.argv[2], "-P", "-c", CODE, folder], cwd=folder, check=False).returncode)
+    sys.exit(subprocess.run([sys.executable, "-P", "-c", CODE, folder], cwd=folder, check=False).returncode)
