@@ -37,7 +37,8 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="R
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Distil a trained teacher into a small student, with evidence of what distilling brought."""
     # Threads that wait by spinning, as they do unless told otherwise, make training beside other work many times
-    # slower: a run of 12 s took 211 s beside two other processes on 2 cores. Read when torch is first imported.
+    # slower: beside two busy processes on 2 cores one run took 22 s with this and over 60 s without (one reading each).
+    # Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if version:
         from limbeck import __version__

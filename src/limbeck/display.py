@@ -242,7 +242,7 @@ def layer_table(model: str, shape: str, classes: int, settings: Iterable[str]) -
     network = build(model, classes=classes, shape=sizes, **options)
     try:
         found = layers(network, sizes)
-    except Exception as error:
+    except Exception as error:  # the network may be anybody's, and raise anything
         raise LimbeckError(
             f"{model} does not run on samples of shape {sizes}: {type(error).__name__}: {error}"
         ) from error

@@ -68,7 +68,7 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
             shape = shapes({name: network}, [Tap(name)], probe)[Tap(name)]
         except LimbeckError:
             raise
-        except Exception as error:
+        except Exception as error:  # the network may be the user's, and raise anything
             raise LimbeckError(
                 f"the {name} does not run on samples of shape {data.shape}: {type(error).__name__}: {error}"
             ) from error
@@ -161,7 +161,7 @@ def _rehearse(stages: Sequence[Stage], networks: Networks, probe: Batch) -> None
         try:
             with torch.no_grad():
                 size = loss(*reads).shape
-        except Exception as error:
+        except Exception as error:  # the loss may be the user's, and raise anything
             listed = ", ".join(f"{tap} {tuple(value.shape)}" for tap, value in zip(term.reads, reads, strict=True))
             raise LimbeckError(f"the term {name!r} cannot read {listed}: {type(error).__name__}: {error}") from error
         if size:

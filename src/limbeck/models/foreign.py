@@ -80,7 +80,7 @@ def _call(label: str, factory: Callable[..., Any], *places: str, given: Options,
         raise LimbeckError(f"{label}: {taken[0]} comes from the data, leave it out of the options")
     try:
         network = factory(*places, **given, **options)
-    except Exception as error:
+    except Exception as error:  # others' code may raise anything
         raise LimbeckError(f"{label} could not be built: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise LimbeckError(f"{label} gave {type(network).__name__}, a model is a torch.nn.Module")
@@ -101,7 +101,7 @@ def _module(file: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # the user's file may raise anything
         del sys.modules[name]
         raise LimbeckError(f"{file} could not be imported: {type(error).__name__}: {error}") from error
     return module
