@@ -3,7 +3,19 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from limbeck.core import TARGETS, Batch, LimbeckError, Setup, Tap, Term, from_student, from_teacher, weighted
+from limbeck.core import (
+    TARGETS,
+    Batch,
+    LimbeckError,
+    Outline,
+    Setup,
+    Tap,
+    Term,
+    from_student,
+    from_teacher,
+    tap,
+    weighted,
+)
 from limbeck.schedules import constant
 
 
@@ -56,5 +68,41 @@ def test_weights_that_are_all_0_are_refused_by_name():
 
 
 def test_a_setup_reads_the_teachers_output_unless_told_otherwise():
-    setup = Setup(1, lambda parameters: torch.optim.SGD(parameters), constant(), lambda tap: (), lambda *_: None)
+    setup = Setup(
+        epochs=1,
+        optimizer=torch.optim.SGD,
+        schedule=constant(),
+        shape=lambda tap: (),
+        module=lambda *_: torch.nn.Identity(),
+        outline=lambda network: Outline("head", Tap(network, "head", "input"), (), None, False, ()),
+        networks=("student", "teacher"),
+        classes=2,
+        targets=torch.tensor([0, 1]),
+        batch_size=2,
+    )
     assert setup.teacher_logits == (from_teacher(),)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("layer1.0", Tap("student", "layer1.0")),
+        ("layer1.0:output", Tap("student", "layer1.0")),
+        ("head:input", Tap("student", "head", "input")),
+        ("layer1.1.relu:input:1", Tap("student", "layer1.1.relu", "input", 1)),
+        ("act::0", Tap("student", "act", "output", 0)),
+    ],
+)
+def test_a_tap_as_a_recipe_writes_it(text, expected):
+    assert tap("student", text) == expected
+
+
+@pytest.mark.parametrize("text", ["head:inside", "head:input:first", "head:input:-1"])
+def test_a_tap_that_is_written_otherwise_is_refused(text):
+    with pytest.raises(LimbeckError, match=r"is not written as layer, layer:input or layer:input:1"):
+        tap("student", text)
+
+
+def test_a_tap_says_side_and_run():
+    assert str(Tap("student", "act", "input", 1)) == "student.act (input, run 1)"
+    assert str(Tap("student", "act")) == "student.act"

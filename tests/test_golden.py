@@ -6,40 +6,20 @@ passes: an index.json and one .npz a method.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from limbeck.methods.alone import hard_loss
-from limbeck.methods.kd import soft_loss
-from limbeck.methods.logits import logits_loss
+from recorded import Recorded, classes, connected, logits, maps, systems
 
 FOLDER = Path(os.environ.get("LIMBECK_GOLDEN", Path(__file__).parents[1].parent / "shared" / "golden" / "open"))
 
 
-def hinton_kd(case: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
-    return soft_loss(case["student_logits"], case["teacher_logits"], temperature=options["T"])
-
-
-def hinton_kd_with_ce(case: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
-    soft = soft_loss(case["student_logits"], case["teacher_logits"], temperature=options["T"])
-    return options["alpha"] * soft + (1 - options["alpha"]) * hard_loss(case["student_logits"], case["labels"])
-
-
-def logits_mse(case: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
-    return logits_loss(case["student_logits"], case["teacher_logits"], average="elements")
-
-
-OURS: Mapping[str, Callable[[Mapping[str, Tensor], Mapping[str, Any]], Tensor]] = {
-    "hinton_kd": hinton_kd,
-    "hinton_kd_with_ce": hinton_kd_with_ce,
-    "logits_mse": logits_mse,
-}
+OURS: Mapping[str, Recorded] = logits.OURS | maps.OURS | connected.OURS | classes.OURS | systems.OURS
 """From a recorded method to our function: ``(inputs, hyper-parameters) -> loss``."""
 
 
@@ -67,7 +47,8 @@ def test_golden_value_and_every_gradient(method, case):
         prefix = case["case"] + "/"
         stored = {key.removeprefix(prefix): torch.from_numpy(file[key]) for key in file.files if key.startswith(prefix)}
     wanted = {key.removeprefix("grad/"): value for key, value in stored.items() if key.startswith("grad/")}
-    inputs = {key: value.clone().requires_grad_(key in wanted) for key, value in stored.items() if "/" not in key}
+    given = {key: value for key, value in stored.items() if key.partition("/")[0] not in ("grad", "part", "loss")}
+    inputs = {key: value.clone().requires_grad_(key in wanted) for key, value in given.items()}
     loss = OURS[method](inputs, case["hyperparameters"])
     loss.backward()
     torch.testing.assert_close(loss.detach(), stored["loss"].reshape(()), rtol=1e-9, atol=1e-14)

@@ -102,14 +102,45 @@ def test_a_tap_to_nowhere_is_refused(tap, message):
         Taps({"student": Block()}, [tap])
 
 
+class Adding(Block):
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        x += 1
+        return self.head(self.pool(x))
+
+
 def test_a_tensor_overwritten_in_place_is_refused():
     with pytest.raises(LimbeckError, match=r"student.norm was overwritten in place"):
-        read(Block(inplace=True), Tap("student", "norm"), Tap("student"))
+        read(Adding(), Tap("student", "norm"), Tap("student"))
 
 
-def test_the_dry_run_finds_an_overwriting_layer_behind_the_last_tap():
+def test_the_dry_run_finds_an_overwriting_operation_behind_the_last_tap():
     with pytest.raises(LimbeckError, match=r"student.norm was overwritten in place"):
-        shapes({"student": Block(inplace=True)}, [Tap("student", "norm")], batch())
+        shapes({"student": Adding()}, [Tap("student", "norm")], batch())
+
+
+def test_an_activation_that_works_in_place_leaves_the_tensor_before_it_and_the_numbers_as_they_are():
+    network, plain = Block(inplace=True), Block()
+    plain.load_state_dict(network.state_dict())
+    taps = Tap("student", "norm"), Tap("student")
+    got, wanted = read(network, *taps), read(plain, *taps)
+    assert all(torch.equal(got[tap], wanted[tap]) for tap in taps)
+    assert network.act.inplace is True
+
+
+@pytest.mark.parametrize("run", [0, 1])
+def test_one_run_of_a_module_that_runs_twice_can_be_named(run):
+    network = Block(twice=True)
+    seen = []
+    network.act.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    tap = Tap("student", "act", "input", run)
+    assert torch.equal(read(network, tap, Tap("student"))[tap], seen[run])
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_a_run_that_there_is_not_is_refused():
+    with pytest.raises(LimbeckError, match=r"student.act \(input, run 2\) never ran"):
+        read(Block(twice=True), Tap("student", "act", "input", 2), Tap("student"))
 
 
 def test_a_module_that_runs_twice_is_refused():

@@ -1,3 +1,5 @@
+import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -6,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from limbeck.connectors import Through, linear
-from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Term, from_student, from_teacher
+from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Tap, Term, from_student, from_teacher
 from limbeck.engine import Engine
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
@@ -33,6 +35,10 @@ class Source:
         order = torch.randperm(24, generator=torch.Generator().manual_seed(epoch))
         for index in order.split(8):
             yield Batch(self.inputs[index], self.targets[index], index, epoch)
+
+    def sweep(self):
+        for index in torch.arange(24).split(10):
+            yield Batch(self.inputs[index], self.targets[index], index, 0)
 
 
 def network(width=5):
@@ -289,3 +295,291 @@ def test_a_network_that_is_not_there_cannot_learn():
     task = Term(F.cross_entropy, (from_student(), TARGETS))
     with pytest.raises(LimbeckError, match="no network 'studnet' to learn; there are student, teacher"):
         next(run([stage(learns=("studnet",), task=task)], networks(), Source(), ENGINE))
+
+
+# --- what a stage names in part
+
+
+def test_a_part_that_is_named_learns_and_the_rest_stays_bit_identical():
+    nets = networks()
+    nets["student"].append(nn.BatchNorm1d(2))
+    before = {name: weights(net) for name, net in nets.items()}
+    task = Term(F.cross_entropy, (from_student(), TARGETS))
+    list(run([stage(learns=("student.4", "student.5"), task=task, epochs=3)], nets, Source(), ENGINE))
+    after = {name: weights(net) for name, net in nets.items()}
+    changed = {name for name in after["student"] if not torch.equal(before["student"][name], after["student"][name])}
+    assert {name.split(".")[0] for name in changed} == {"4", "5"}
+    assert "5.running_mean" in changed  # a BatchNorm that is named learns its statistics
+    assert same(before["teacher"], after["teacher"])
+
+
+def test_only_the_part_that_is_named_is_in_training_mode():
+    nets, modes = networks(), set()
+    nets["student"].train()
+    nets["student"][1].register_forward_pre_hook(
+        lambda *_: modes.add(tuple(module.training for module in (nets["student"], *nets["student"])))
+    )
+    task = Term(F.cross_entropy, (from_student(), TARGETS))
+    for _ in run([stage(learns=("student.4",), task=task)], nets, Source(), ENGINE):
+        nets["student"].train()
+    assert modes == {(False, False, False, False, False, True)}
+    assert all(module.training for module in nets["student"].modules())
+    assert all(parameter.requires_grad for parameter in nets["student"].parameters())
+
+
+def test_gradient_flows_through_a_frozen_upper_part_to_the_part_that_learns():
+    nets = networks()
+    before = weights(nets["student"])
+    task = Term(F.cross_entropy, (from_student(), TARGETS))
+    list(run([stage(learns=("student.0",), task=task)], nets, Source(), ENGINE))
+    after = weights(nets["student"])
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"0.weight", "0.bias"}
+
+
+@pytest.mark.parametrize(
+    ("learns", "message"),
+    [
+        ("student.head", r"the student has no layer 'head': its top layers are 0, 1, 2, 3, 4"),
+        ("pupil.4", r"there is no network 'pupil' to learn; there are student, teacher"),
+    ],
+)
+def test_a_part_that_is_not_there_cannot_learn(learns, message):
+    task = Term(F.cross_entropy, (from_student(), TARGETS))
+    with pytest.raises(LimbeckError, match=message):
+        next(run([stage(learns=(learns,), task=task)], networks(), Source(), ENGINE))
+
+
+def test_a_part_without_parameters_cannot_learn_alone():
+    task = Term(F.cross_entropy, (from_student(), TARGETS))
+    with pytest.raises(LimbeckError, match=r"nothing learns in student.2"):
+        next(run([stage(learns=("student.2",), task=task)], networks(), Source(), ENGINE))
+
+
+def test_a_stage_in_which_the_losses_parameters_alone_learn():
+    nets, connector = networks(), linear((5,), (7,))
+    before = {name: weights(net) for name, net in nets.items()}
+    first = weights(connector)
+    hint = Term(Through(connector, mimic), (from_student("2"), from_teacher("2")))
+    epochs = list(run([stage(learns=(), hint=hint, epochs=20)], nets, Source(), ENGINE))
+    assert all(same(before[name], weights(net)) for name, net in nets.items())
+    assert not same(first, weights(connector))
+    assert epochs[-1].loss < epochs[0].loss
+
+
+def test_a_part_resumes_to_the_same_bits():
+    task = Term(F.cross_entropy, (from_student(), TARGETS))
+    whole = networks()
+    list(run([stage(learns=("student.4",), task=task, epochs=3)], whole, Source(), ENGINE))
+    states = []
+    for epoch in run([stage(learns=("student.4",), task=task, epochs=3)], networks(), Source(), ENGINE):
+        states.append(copy.deepcopy(epoch.state()))
+    again = networks()
+    list(run([stage(learns=("student.4",), task=task, epochs=3)], again, Source(), ENGINE, state=states[1]))
+    assert same(weights(whole["student"]), weights(again["student"]))
+
+
+# --- what happens before each epoch, and after the last
+
+
+INDEX = Tap("batch", "index")
+
+
+class Prepared:
+    """Remembers what its `prepare` and `finish` were given."""
+
+    def __init__(self, *taps):
+        self.taps, self.epochs, self.seen, self.finished = taps, [], [], 0
+
+    def prepare(self, sweep):
+        self.epochs.append(sweep.epoch)
+        self.seen.append(list(sweep(*self.taps)))
+
+    def finish(self):
+        self.finished += 1
+
+    def stage(self, **options):
+        return replace(stage(**options), prepare=self.prepare, finish=self.finish)
+
+
+def test_prepare_comes_before_each_epoch_and_finish_after_the_last():
+    watched, told = Prepared(INDEX), []
+    for epoch in run([watched.stage(epochs=3)], networks(), Source(), ENGINE):
+        told.append((epoch.number, list(watched.epochs), watched.finished))
+    assert told == [(1, [0], 0), (2, [0, 1], 0), (3, [0, 1, 2], 0)]
+    assert watched.finished == 1
+
+
+def test_each_stage_is_prepared_and_finished_by_its_own():
+    order = []
+    stages = [
+        replace(
+            stage(),
+            name=name,
+            prepare=lambda sweep, name=name: order.append((name, sweep.epoch)),
+            finish=lambda name=name: order.append((name, "end")),
+        )
+        for name in ("one", "two")
+    ]
+    list(run(stages, networks(), Source(), ENGINE))
+    assert order == [("one", 0), ("one", 1), ("one", "end"), ("two", 0), ("two", 1), ("two", "end")]
+
+
+def test_a_sweep_gives_each_sample_once_in_order():
+    watched, source = Prepared(INDEX, TARGETS, Tap("batch", "inputs")), Source()
+    list(run([watched.stage()], networks(), source, ENGINE))
+    for sweep in watched.seen:
+        index, targets, inputs = (torch.cat(tensors) for tensors in zip(*sweep, strict=True))
+        assert index.tolist() == list(range(24))
+        assert torch.equal(targets, source.targets)
+        assert torch.equal(inputs, source.inputs)
+
+
+def test_a_sweep_reads_in_eval_mode_without_gradient():
+    watched, nets, source = Prepared(from_student("3"), from_teacher()), networks(), Source()
+    epochs = run([watched.stage()], nets, source, ENGINE)
+    next(epochs)
+    nets["student"].eval()  # the caller's; the loop sets it again
+    with torch.no_grad():
+        expected = nets["student"][:4](source.inputs)
+        teacher = nets["teacher"].eval()(source.inputs)
+    next(epochs)
+    student, teachers = (torch.cat(tensors) for tensors in zip(*watched.seen[1], strict=True))
+    torch.testing.assert_close(student, expected)
+    torch.testing.assert_close(teachers, teacher)
+    assert not student.requires_grad
+
+
+@pytest.mark.parametrize("taken", [None, 1])
+def test_a_sweep_leaves_modes_and_buffers_bit_identical(taken):
+    nets, checked = networks(), []
+    nets["student"][1].eval()
+    nets["teacher"].train()
+
+    def prepare(sweep):
+        before = {name: (weights(net), [part.training for part in net.modules()]) for name, net in nets.items()}
+        batches = sweep(from_student(), from_teacher("2"))
+        for count, _ in enumerate(batches, start=1):
+            if count == taken:
+                break
+        del batches
+        for name, net in nets.items():
+            assert same(before[name][0], weights(net))
+            assert before[name][1] == [part.training for part in net.modules()]
+        checked.append(sweep.epoch)
+
+    list(run([replace(stage(), prepare=prepare)], nets, Source(), ENGINE))
+    assert checked == [0, 1]
+
+
+def test_no_hook_is_left_by_a_sweep_that_is_not_read_to_its_end():
+    nets = networks()
+
+    def prepare(sweep):
+        next(sweep(from_student("2"), from_teacher("2")))
+
+    list(run([replace(stage(), prepare=prepare)], nets, Source(), ENGINE))
+    assert not any(part._forward_hooks or part._forward_pre_hooks for net in nets.values() for part in net.modules())
+
+
+def test_a_training_with_a_sweep_is_the_same_as_one_without():
+    """Dropout's generator and BatchNorm's statistics are not touched."""
+    found = []
+    for prepare in (None, lambda sweep: list(sweep(from_student(), from_teacher("2")))):
+        nets = networks()
+        torch.manual_seed(5)
+        list(run([replace(stage(), prepare=prepare)], nets, Source(), ENGINE))
+        found.append(weights(nets["student"]))
+    assert same(*found)
+
+
+def test_a_sweep_of_a_tap_that_is_not_there_is_refused():
+    with pytest.raises(LimbeckError, match="the student has no layer '9'"):
+        list(run([Prepared(from_student("9")).stage()], networks(), Source(), ENGINE))
+
+
+def test_a_sweep_gives_32_bits_under_bf16_and_what_prepare_computes_is_in_32_bits_too():
+    kinds, forwards, nets = [], set(), networks()
+    nets["student"][0].register_forward_hook(lambda module, _, output: forwards.add(output.dtype))
+
+    def prepare(sweep):
+        for student, teacher, targets in sweep(from_student(), from_teacher("2"), TARGETS):
+            kinds.append((student.dtype, teacher.dtype, targets.dtype, (student.T @ student).dtype))
+
+    list(run([replace(stage(), prepare=prepare)], nets, Source(), Engine(device="cpu", precision="bf16")))
+    assert set(kinds) == {(torch.float32, torch.float32, torch.int64, torch.float32)}
+    assert forwards == {torch.bfloat16}
+
+
+def test_what_prepare_computes_from_its_own_parameters_may_have_a_gradient():
+    seen, layer = [], nn.Linear(2, 2)
+
+    def prepare(sweep):
+        seen.extend(layer(student).requires_grad for (student,) in sweep(from_student()))
+
+    list(run([replace(stage(), prepare=prepare)], networks(), Source(), ENGINE))
+    assert seen
+    assert all(seen)
+
+
+class Centres(nn.Module):
+    """The mean of the student's logits before the epoch, as state."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2))
+
+    def prepare(self, sweep):
+        self.mean.copy_(torch.cat([student for (student,) in sweep(from_student())]).mean(dim=0))
+
+    def forward(self, student):
+        return F.mse_loss(student, self.mean.expand_as(student) + 1)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_a_prepared_stage_resumes_to_the_same_bits(stop):
+    def stages():
+        torch.manual_seed(9)
+        made = []
+        for _ in range(2):
+            centres = Centres()
+            made.append(replace(stage(centre=Term(centres, (from_student(),))), prepare=centres.prepare))
+        return made
+
+    whole, plan = networks(), stages()
+    states = [copy.deepcopy(epoch.state()) for epoch in run(plan, whole, Source(), ENGINE)]
+    again, rest = networks(), stages()
+    list(run(rest, again, Source(), ENGINE, state=states[stop - 1]))
+    assert same(weights(whole["student"]), weights(again["student"]))
+    last = [made[1].terms["centre"].loss.mean for made in (plan, rest)]
+    assert torch.equal(*last)
+
+
+def test_prepare_goes_on_with_the_epochs_number_after_resume():
+    first = Prepared(INDEX)
+    states = [copy.deepcopy(epoch.state()) for epoch in run([first.stage(epochs=3)], networks(), Source(), ENGINE)]
+    again = Prepared(INDEX)
+    list(run([again.stage(epochs=3)], networks(), Source(), ENGINE, state=states[0]))
+    assert (again.epochs, again.finished) == ([1, 2], 1)
+
+
+def test_finish_is_called_on_resume_of_a_stage_whose_epochs_are_over():
+    states = [epoch.state() for epoch in run([Prepared(INDEX).stage()], networks(), Source(), ENGINE)]
+    again = Prepared(INDEX)
+    assert list(run([again.stage()], networks(), Source(), ENGINE, state=states[-1])) == []
+    assert (again.epochs, again.finished) == ([], 1)
+
+
+def test_the_stages_before_the_one_that_is_resumed_are_not_finished_again():
+    states = [copy.deepcopy(epoch.state()) for epoch in run([stage(), stage()], networks(), Source(), ENGINE)]
+    first, second = Prepared(INDEX), Prepared(INDEX)
+    list(run([first.stage(), second.stage()], networks(), Source(), ENGINE, state=states[2]))
+    assert (first.epochs, first.finished) == ([], 0)
+    assert (second.epochs, second.finished) == ([1], 1)
+
+
+def test_finish_is_not_called_while_the_last_epoch_is_still_looked_at():
+    watched = Prepared(INDEX)
+    epochs = run([watched.stage(epochs=1)], networks(), Source(), ENGINE)
+    next(epochs)
+    epochs.close()
+    assert watched.finished == 0

@@ -4,9 +4,9 @@ A method is a function that returns stages; a stage is a set of terms; a term is
 is a tap: one tensor of one network or of the batch. This module imports nothing else of limbeck.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -44,10 +44,13 @@ class Tap(NamedTuple):
     source: str  # a network's name, or "batch"
     layer: str = ""  # a module's name as in named_modules(), "" for the whole network; or a field of the batch
     side: str = "output"  # or "input": the tensor that enters the module
+    run: int | None = None  # which of the module's runs in one forward, from 0; None: it runs once
 
     def __str__(self) -> str:
         place = f"{self.source}.{self.layer}" if self.layer else self.source
-        return place if self.side == "output" else f"{place} ({self.side})"
+        notes = [self.side] if self.side != "output" else []
+        notes += [f"run {self.run}"] if self.run is not None else []
+        return f"{place} ({', '.join(notes)})" if notes else place
 
 
 def from_student(layer: str = "", side: str = "output") -> Tap:
@@ -58,6 +61,19 @@ def from_student(layer: str = "", side: str = "output") -> Tap:
 def from_teacher(layer: str = "", side: str = "output") -> Tap:
     """A tap into the teacher."""
     return Tap("teacher", layer, side)
+
+
+def tap(source: str, text: str) -> Tap:
+    """A tap as a recipe writes it: ``layer``, ``layer:input``, or ``layer:input:1`` for the module's second run.
+
+    Raises:
+        LimbeckError: the side is neither ``input`` nor ``output``, or the run is no whole number from 0.
+    """
+    layer, _, rest = text.partition(":")
+    side, _, run = rest.partition(":")
+    if side not in ("", "input", "output") or not (run == "" or run.isdecimal()):
+        raise LimbeckError(f"the tap {text!r} is not written as layer, layer:input or layer:input:1")
+    return Tap(source, layer, side or "output", int(run) if run else None)
 
 
 TARGETS = Tap("batch", "targets")
@@ -73,6 +89,16 @@ class Term:
     weight: float | Schedule = 1.0
 
 
+class Sweep(Protocol):
+    """The way over the training set that a stage's ``prepare`` is given."""
+
+    epoch: int  # the one that is about to begin, of the stage, from 0
+
+    def __call__(self, *taps: Tap) -> Iterator[tuple[Tensor, ...]]:
+        """The taps' tensors, batch by batch: each sample once, not augmented, eval mode, no gradient."""
+        ...
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stretch of training, as plain data."""
@@ -82,7 +108,31 @@ class Stage:
     epochs: int
     optimizer: MakeOptimizer  # every stage starts with a fresh one
     schedule: Schedule  # factor on the learning rate
-    learns: tuple[str, ...] = ("student",)  # every other network is frozen and in eval mode
+    learns: tuple[str, ...] = ("student",)  # "network", or "network.layer"; all else is frozen and in eval mode
+    prepare: Callable[[Sweep], None] | None = None  # before each epoch, such as for the centres of the classes
+    finish: Callable[[], None] | None = None  # after the last epoch, such as to take over the teacher's classifier
+
+
+@dataclass(frozen=True)
+class Section:
+    """Consecutive layers of a network whose maps (N, C, H, W) have one size."""
+
+    first: Tap  # what its first block gives
+    last: Tap  # what its last block gives
+    unactivated: Tap  # the same before the last activation
+    norm: str = ""  # the BatchNorm layer that gives `unactivated`, or is the last before it; "" where there is none
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a method needs to know of a network that it has never seen; from one dry run."""
+
+    classifier: str  # the linear layer that gives the logits
+    feature: Tap  # what enters it, (N, D)
+    sections: tuple[Section, ...]  # shallow to deep; empty where the network has no maps
+    stem: Tap | None  # what enters the first section's first block; None without sections
+    pools: bool  # whether the feature is the mean of the last section's map over its places
+    hidden: tuple[Tap, ...]  # where there are no maps: token blocks (N, L, D) or hidden layers (N, D)
 
 
 @dataclass(frozen=True)
@@ -94,6 +144,11 @@ class Setup:
     schedule: Schedule
     shape: Callable[[Tap], tuple[int, ...]]  # of one sample's tensor, without N; from one dry run
     module: Callable[[str, str], nn.Module]  # (network's name, layer's name) -> that module
+    outline: Callable[[str], Outline]  # of the network of that name
+    networks: tuple[str, ...]  # the names
+    classes: int
+    targets: Tensor  # (n,) int64: the training set's labels, by `Batch.index`
+    batch_size: int
     teacher_logits: tuple[Tap, ...] = (from_teacher(),)  # one tap a member where the teacher is an ensemble
 
 

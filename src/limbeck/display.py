@@ -57,6 +57,9 @@ class _Watched:
             yield batch
             self._advance(len(batch.targets))
 
+    def sweep(self) -> Iterable[Batch]:
+        return self._batches.sweep()
+
 
 def show(experiment: Experiment, console: Console, out: Path) -> None:
     """Run an experiment, showing a progress bar on a terminal and plain lines elsewhere, then its table."""

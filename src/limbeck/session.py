@@ -1,6 +1,7 @@
 """One network's training and its figures: what `limbeck.experiment` and `limbeck.distill` share."""
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from limbeck.data import Augment, Batches, Data, Split, normalise
 from limbeck.engine import Engine
 from limbeck.evaluate import Latency, file_bytes, latency, macs, metrics, parameters, predict
 from limbeck.models import Ensemble
+from limbeck.outline import outline
 from limbeck.taps import dry_run, shapes
 
 EVALUATION_BATCH = 500
@@ -84,6 +86,11 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         schedule=training.schedule,
         shape=lambda tap: shapes(networks, [tap], probe)[tap],
         module=lambda source, layer: networks[source].get_submodule(layer),
+        outline=functools.cache(lambda source: outline(source, networks[source], probe)),
+        networks=tuple(networks),
+        classes=len(data.classes),
+        targets=data.train.without(training.exclude).targets,
+        batch_size=training.batch_size,
         teacher_logits=logits,
     )
     stages: tuple[Stage, ...] = method(setup)

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Self
 
@@ -21,6 +21,9 @@ class _Enough(BaseException):
 
 class Taps:
     """The hooks of a set of taps, there while the ``with`` block lasts, and one way to read through them.
+
+    Inside the block the activations of a tapped network do not work in place, which would overwrite what is read; the
+    numbers are the same.
 
     Args:
         networks: the networks by name.
@@ -41,7 +44,9 @@ class Taps:
         self._to_the_end = to_the_end
         self._values: dict[Tap, Tensor] = {}
         self._versions: dict[Tap, int] = {}
+        self._runs: dict[Tap, int] = {}
         self._handles: list[RemovableHandle] = []
+        self._out_of_place = ExitStack()
         self._running = ""  # networks may share modules, and with them the hooks
         self._missing: dict[str, int] = {}
         for tap in self._taps:
@@ -51,6 +56,8 @@ class Taps:
         self._wanted = {name: sum(tap.source == name for tap in self._taps) for name in self._sources}
 
     def __enter__(self) -> Self:
+        tapped = dict.fromkeys(tap.source for tap in self._taps if tap.layer and tap.source != "batch")
+        self._out_of_place.enter_context(out_of_place(self._networks[name] for name in tapped))
         for tap in self._taps:
             if tap.source == "batch":
                 continue
@@ -66,6 +73,7 @@ class Taps:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._out_of_place.close()
         self._values = {}
 
     def read(self, batch: Batch) -> dict[Tap, Tensor]:
@@ -75,7 +83,7 @@ class Taps:
             LimbeckError: a tapped module ran twice, never, or gave something else than one tensor; or its tensor
                 was overwritten in place by a later module.
         """
-        self._values, self._versions = {}, {}
+        self._values, self._versions, self._runs = {}, {}, {}
         for name in self._sources:
             self._running, self._missing[name] = name, self._wanted[name]
             graph = name in self._learns and torch.is_grad_enabled()
@@ -90,8 +98,8 @@ class Taps:
                 raise LimbeckError(f"{tap} never ran in the forward of {tap.source}: tap a layer that does")
             elif values[tap]._version != self._versions[tap]:
                 raise LimbeckError(
-                    f"{tap} was overwritten in place after it was read (an in-place activation, most likely): "
-                    "build the network with inplace=False, or tap the layer after it"
+                    f"{tap} was overwritten in place after it was read (by an operation such as `x += y` in the "
+                    "network's forward): tap the layer after it"
                 )
         return values
 
@@ -110,8 +118,15 @@ class Taps:
     def _keep(self, tap: Tap, value: Any) -> None:
         if tap.source != self._running:
             return
+        if tap.run is not None:
+            self._runs[tap] = self._runs.get(tap, -1) + 1
+            if self._runs[tap] != tap.run:
+                return
         if tap in self._values:
-            raise LimbeckError(f"{tap} ran twice in one forward, so it has no one value: tap a layer that runs once")
+            raise LimbeckError(
+                f"{tap} ran twice in one forward, so it has no one value: tap a layer that runs once, "
+                f"or say which run: {tap.layer}:{tap.side}:0"
+            )
         if not isinstance(value, Tensor):
             raise LimbeckError(f"{tap} is a {type(value).__name__}, not one tensor: tap a layer inside it")
         self._values[tap] = value
@@ -167,6 +182,34 @@ def dry_run(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, 
 def shapes(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, tuple[int, ...]]:
     """Each tap's shape for one sample, N dropped, from a `dry_run`."""
     return {tap: tuple(tensor.shape[1:]) for tap, tensor in dry_run(networks, taps, batch).items()}
+
+
+def replaced(network: nn.Module, layer: str, value: Tensor, inputs: Tensor) -> Tensor:
+    """What the network gives on ``inputs`` where its layer gives ``value`` instead of its own output.
+
+    The layers below the one that is replaced run too, and for nothing.
+    """
+    handle = network.get_submodule(layer).register_forward_hook(lambda module, args, output: value)
+    try:
+        given: Tensor = network(inputs)
+    finally:
+        handle.remove()
+    return given
+
+
+@contextmanager
+def out_of_place(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside the block no activation of the networks overwrites its input; afterwards each is as it was."""
+    changed = [
+        module for network in networks for module in network.modules() if getattr(module, "inplace", False) is True
+    ]
+    for module in changed:
+        module.inplace = False  # type: ignore[assignment]  # modules' attributes are typed as tensors
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.inplace = True  # type: ignore[assignment]
 
 
 @contextmanager

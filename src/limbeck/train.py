@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from limbeck.core import Batch, LimbeckError, Networks, Stage
+from limbeck.core import Batch, LimbeckError, Networks, Stage, Tap
 from limbeck.engine import Engine
-from limbeck.taps import Taps
+from limbeck.taps import Taps, check, evaluation_mode
 
 
 class Diverged(LimbeckError):
@@ -29,6 +29,10 @@ class BatchSource(Protocol):
 
     def __call__(self, epoch: int) -> Iterable[Batch]:
         """The batches of one epoch, counted from 0."""
+        ...
+
+    def sweep(self) -> Iterable[Batch]:
+        """Each sample once, in order, not augmented: what a stage's ``prepare`` goes over."""
         ...
 
 
@@ -52,12 +56,9 @@ class Step(nn.Module):
 
     def __init__(self, stage: Stage, networks: Networks) -> None:
         super().__init__()
-        unknown = [name for name in stage.learns if name not in networks]
-        if unknown:
-            raise LimbeckError(
-                f"stage {stage.name!r}: there is no network {unknown[0]!r} to learn; there are {', '.join(networks)}"
-            )
-        self.learners = nn.ModuleDict({name: networks[name] for name in stage.learns})
+        self.learners = nn.ModuleDict(
+            {name.replace(".", "/"): part for name, part in zip(stage.learns, learners(stage, networks), strict=True)}
+        )
         self.losses = nn.ModuleDict()
         for name, term in stage.terms.items():
             if isinstance(term.loss, functools.partial) and isinstance(term.loss.func, nn.Module):
@@ -65,7 +66,8 @@ class Step(nn.Module):
             if isinstance(term.loss, nn.Module):
                 self.losses[name] = term.loss
         self._stage = stage
-        self.taps = Taps(networks, [tap for term in stage.terms.values() for tap in term.reads], learns=stage.learns)
+        learning = {name.partition(".")[0] for name in stage.learns}
+        self.taps = Taps(networks, [tap for term in stage.terms.values() for tap in term.reads], learns=learning)
 
     def forward(
         self, inputs: Tensor, targets: Tensor, index: Tensor, view: int, progress: float
@@ -86,6 +88,40 @@ class Step(nn.Module):
         return loss, torch.stack([*values, loss.detach()])
 
 
+class TrainingSweep:
+    """The way over the training set that a stage's ``prepare`` is given; see `limbeck.core.Sweep`."""
+
+    def __init__(self, epoch: int, networks: Networks, batches: BatchSource, engine: Engine) -> None:
+        self.epoch = epoch
+        self._networks, self._batches, self._engine = networks, batches, engine
+
+    def __call__(self, *taps: Tap) -> Iterator[tuple[Tensor, ...]]:
+        """The taps' tensors, batch by batch, in at least 32 bits."""
+        read = [self._networks[name] for name in dict.fromkeys(tap.source for tap in taps) if name in self._networks]
+        with evaluation_mode(read), torch.no_grad(), self._engine.autocast(), Taps(self._networks, taps) as tapped:
+            for batch in self._batches.sweep():
+                values = tapped.read(batch)
+                yield tuple(_full(values[tap]) for tap in taps)
+
+
+def learners(stage: Stage, networks: Networks) -> list[nn.Module]:
+    """The modules that a stage's ``learns`` names: networks, or parts of them.
+
+    Raises:
+        LimbeckError: there is no such network or layer.
+    """
+    found = []
+    for name in stage.learns:
+        network, _, layer = name.partition(".")
+        if network not in networks:
+            raise LimbeckError(
+                f"stage {stage.name!r}: there is no network {network!r} to learn; there are {', '.join(networks)}"
+            )
+        check(networks, Tap(network, layer))
+        found.append(networks[network].get_submodule(layer))
+    return found
+
+
 def run(
     stages: Sequence[Stage],
     networks: Networks,
@@ -96,10 +132,11 @@ def run(
 ) -> Iterator[Epoch]:
     """Train stage after stage, yielding after every epoch; what happens between epochs is the caller's.
 
-    The networks that a stage's ``learns`` names and its losses' own parameters learn, as far as their
-    ``requires_grad`` says; every other network is in eval mode, gets no gradient and stays bit-identical, buffers
-    too. Each stage has a fresh optimizer. Each network runs once a batch. Losses see tensors in at least 32 bits,
-    whatever the engine's precision.
+    What a stage's ``learns`` names and its losses' own parameters learn, as far as their ``requires_grad`` says; all
+    else is in eval mode, gets no gradient and stays bit-identical, buffers too. Each stage has a fresh optimizer. Each
+    network runs once a batch. Losses see tensors in at least 32 bits, whatever the engine's precision. A stage's
+    ``finish`` is called when its last epoch has been yielded and the next is asked for; what it changes in a network's
+    structure (not its values) is for a last stage only, because no checkpoint is taken after it.
 
     Args:
         stages: what to train, on what, in order.
@@ -132,7 +169,7 @@ def _stage(
     state: dict[str, Any] | None,
 ) -> Iterator[Epoch]:
     step = steps[position]
-    with _frozen([network for name, network in networks.items() if name not in stage.learns]) as frozen:
+    with _frozen(_resting(stage, networks)) as frozen:
         learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
         if not learning:
             raise LimbeckError(f"stage {stage.name!r}: nothing learns in {', '.join(stage.learns)}")
@@ -144,6 +181,8 @@ def _stage(
             engine.restore_generators(state["generators"])
         for number in range(state["epoch"] if state else 0, stage.epochs):
             start = time.perf_counter()
+            if stage.prepare is not None:
+                stage.prepare(TrainingSweep(number, networks, batches, engine))
             with step.taps:
                 module.train()
                 for part in frozen:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
@@ -160,6 +199,8 @@ def _stage(
                 seconds=time.perf_counter() - start,
                 state=functools.partial(_snapshot, position, number + 1, steps, optimizer, engine),
             )
+    if stage.finish is not None:
+        stage.finish()
 
 
 def _epoch(
@@ -211,13 +252,24 @@ def _check_finite(stage: Stage, number: int, means: list[float]) -> None:
         )
 
 
+def _resting(stage: Stage, networks: Networks) -> list[nn.Module]:
+    """The modules that do not learn: those of whole networks, and of the others the parts that are not named."""
+    found = []
+    for name, network in networks.items():
+        named = [layer for layer in stage.learns if layer.partition(".")[0] == name]
+        if name not in named:
+            learning = {part for layer in named for part in network.get_submodule(layer.partition(".")[2]).modules()}
+            found += [module for module in network.modules() if module not in learning]
+    return found
+
+
 @contextmanager
-def _frozen(networks: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
+def _frozen(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
     """Eval mode and no parameter gradients inside the block; afterwards the flags are what they were.
 
-    Gives the networks' modules, all of them.
+    Gives the modules.
     """
-    modes = {module: module.training for network in networks for module in network.modules()}
+    modes = {module: module.training for module in modules}
     parameters = {parameter: parameter.requires_grad for module in modes for parameter in module.parameters(False)}
     for module in modes:
         module.training = False

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,18 @@ from limbeck.methods.alone import hard_loss
 from limbeck.methods.kd import PRESETS, kd, soft_loss
 from limbeck.schedules import constant
 
-SETUP = Setup(3, lambda parameters: None, constant(), lambda tap: (), lambda source, layer: None)
+SETUP = Setup(
+    epochs=3,
+    optimizer=lambda parameters: None,
+    schedule=constant(),
+    shape=lambda tap: (),
+    module=lambda source, layer: None,
+    outline=lambda source: None,
+    networks=("student", "teacher"),
+    classes=5,
+    targets=torch.zeros(4, dtype=torch.int64),
+    batch_size=4,
+)
 
 
 def logits(n=4, k=5, scale=3.0):
@@ -167,7 +179,7 @@ def test_reads_the_named_layers():
 
 def test_reads_every_member_of_an_ensemble():
     members = (Tap("teacher", "members.0"), Tap("teacher", "members.1"))
-    setup = Setup(3, lambda parameters: None, constant(), lambda tap: (), lambda s, m: None, members)
+    setup = replace(SETUP, teacher_logits=members)
     (stage,) = kd(setup)
     assert stage.terms["soft"].reads == (Tap("student"), *members)
 

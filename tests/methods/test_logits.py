@@ -6,7 +6,18 @@ from limbeck.methods.alone import alone
 from limbeck.methods.logits import logits, logits_loss
 from limbeck.schedules import constant
 
-SETUP = Setup(3, lambda parameters: None, constant(), lambda tap: (), lambda source, layer: None)
+SETUP = Setup(
+    epochs=3,
+    optimizer=lambda parameters: None,
+    schedule=constant(),
+    shape=lambda tap: (),
+    module=lambda source, layer: None,
+    outline=lambda source: None,
+    networks=("student", "teacher"),
+    classes=5,
+    targets=torch.zeros(4, dtype=torch.int64),
+    batch_size=4,
+)
 
 
 def pair(n=4, k=5):

@@ -8,8 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from limbeck.core import LimbeckError
-from limbeck.models import build
-from limbeck.models.cifar_resnet import BasicBlock
+from limbeck.models import build, cifar_resnet, fitnet_depth
+from limbeck.models.cifar_resnet import BasicBlock, PaddedIdentity
+from limbeck.models.mobilenet import InvertedResidual
+from limbeck.models.resnet import Bottleneck
+from limbeck.models.shufflenet import DownBlock, GroupedBlock, Shuffle, SplitBlock
 from limbeck.models.wide_resnet import PreactivationBlock
 
 
@@ -52,6 +55,127 @@ def test_preactivation_block_follows_its_formula(inside, outside, stride):
     features = F.conv2d(features, block.conv2.weight, padding=1)
     shortcut = inputs if inside == outside else F.conv2d(active, block.shortcut.weight, stride=stride)
     torch.testing.assert_close(block(inputs), features + shortcut)
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "stride", "side"), [(3, 5, 2, 6), (3, 5, 2, 7), (4, 4, 2, 5), (2, 3, 1, 4)]
+)
+def test_padded_identity_has_every_place_of_the_stride_and_zeros(inside, outside, stride, side):
+    inputs = torch.randn(2, inside, side, side)
+    output = PaddedIdentity(inside, outside, stride)(inputs)
+    assert output.shape[1] == outside
+    assert torch.equal(output[:, :inside], inputs[:, :, ::stride, ::stride])
+    assert not output[:, inside:].any()
+
+
+def test_basic_block_adds_the_padded_identity():
+    block = with_random_norms(BasicBlock(3, 4, 2, PaddedIdentity))
+    inputs = torch.randn(2, 3, 7, 7, dtype=torch.float64)
+    features = F.conv2d(inputs, block.conv1.weight, stride=2, padding=1)
+    features = normalised(features, block.norm1).clamp(min=0)
+    features = normalised(F.conv2d(features, block.conv2.weight, padding=1), block.norm2)
+    features[:, :3] += inputs[:, :, ::2, ::2]
+    torch.testing.assert_close(block(inputs), features.clamp(min=0))
+
+
+@pytest.mark.parametrize(("inside", "outside", "stride"), [(8, 8, 1), (4, 8, 1), (4, 8, 2)])
+def test_bottleneck_follows_its_formula(inside, outside, stride):
+    block = with_random_norms(Bottleneck(inside, outside, stride))
+    inputs = torch.randn(2, inside, 6, 6, dtype=torch.float64)
+    features = normalised(F.conv2d(inputs, block.conv1.weight), block.norm1).clamp(min=0)
+    features = normalised(F.conv2d(features, block.conv2.weight, stride=stride, padding=1), block.norm2).clamp(min=0)
+    features = normalised(F.conv2d(features, block.conv3.weight), block.norm3)
+    shortcut = inputs
+    if inside != outside:
+        shortcut = normalised(F.conv2d(inputs, block.shortcut.conv.weight, stride=stride), block.shortcut.norm)
+    assert block.conv2.in_channels == outside // 4
+    torch.testing.assert_close(block(inputs), (features + shortcut).clamp(min=0))
+
+
+@pytest.mark.parametrize(("inside", "outside", "stride"), [(4, 4, 1), (4, 6, 1), (4, 4, 2)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_inverted_residual_follows_its_formula(inside, outside, stride, bias):
+    block = InvertedResidual(inside, outside, stride=stride, expansion=3, bias=bias, activation=nn.ReLU6)
+    block = with_random_norms(block)
+    inputs = torch.randn(2, inside, 6, 6, dtype=torch.float64)
+    features = normalised(F.conv2d(inputs, block.conv1.weight, block.conv1.bias), block.norm1).clamp(0, 6)
+    features = F.conv2d(features, block.conv2.weight, block.conv2.bias, stride, padding=1, groups=3 * inside)
+    features = normalised(features, block.norm2).clamp(0, 6)
+    features = normalised(F.conv2d(features, block.conv3.weight, block.conv3.bias), block.norm3)
+    expected = inputs + features if (inside, stride) == (outside, 1) else features
+    torch.testing.assert_close(block(inputs), expected)
+
+
+def test_shuffle_deals_the_channels_of_each_group_out():
+    inputs = torch.arange(6.0)[None, :, None, None]
+    assert Shuffle(2)(inputs).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    assert Shuffle(3)(inputs).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+    assert torch.equal(Shuffle(1)(inputs), inputs)
+
+
+@pytest.mark.parametrize(("inside", "outside", "stride"), [(24, 48, 2), (36, 72, 2), (48, 48, 1)])
+def test_grouped_block_follows_its_formula(inside, outside, stride):
+    block = with_random_norms(GroupedBlock(inside, outside, stride=stride, groups=3))
+    inputs = torch.randn(2, inside, 6, 6, dtype=torch.float64)
+    groups = 1 if inside == 24 else 3  # behind the stem
+    features = normalised(F.conv2d(inputs, block.conv1.weight, groups=groups), block.norm1).clamp(min=0)
+    features = features.view(2, groups, -1, 6, 6).transpose(1, 2).reshape(features.shape)
+    features = F.conv2d(features, block.conv2.weight, stride=stride, padding=1, groups=features.shape[1])
+    features = normalised(features, block.norm2).clamp(min=0)
+    features = normalised(F.conv2d(features, block.conv3.weight, groups=3), block.norm3)
+    pooled = F.avg_pool2d(inputs, 3, 2, padding=1)
+    expected = torch.cat([features, pooled], 1) if stride == 2 else features + inputs
+    assert expected.shape[1] == outside
+    torch.testing.assert_close(block(inputs), expected.clamp(min=0))
+
+
+def convolved(inputs, branch, stride):
+    features = normalised(F.conv2d(inputs, branch.conv1.weight), branch.norm1).clamp(min=0)
+    features = F.conv2d(features, branch.conv2.weight, stride=stride, padding=1, groups=features.shape[1])
+    features = F.conv2d(normalised(features, branch.norm2), branch.conv3.weight)
+    return normalised(features, branch.norm3).clamp(min=0)
+
+
+def interleaved(first, second):
+    return torch.stack([first, second], 2).flatten(1, 2)
+
+
+def test_split_block_convolves_the_second_half():
+    block = with_random_norms(SplitBlock(8))
+    inputs = torch.randn(2, 8, 5, 5, dtype=torch.float64)
+    expected = interleaved(inputs[:, :4], convolved(inputs[:, 4:], block.branch, 1))
+    torch.testing.assert_close(block(inputs), expected)
+
+
+def test_down_block_follows_its_formula():
+    block = with_random_norms(DownBlock(4, 12))
+    inputs = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    first = block.branch1
+    left = normalised(F.conv2d(inputs, first.conv1.weight, stride=2, padding=1, groups=4), first.norm1)
+    left = normalised(F.conv2d(left, first.conv2.weight), first.norm2).clamp(min=0)
+    torch.testing.assert_close(block(inputs), interleaved(left, convolved(inputs, block.branch2, 2)))
+
+
+def test_input_can_be_normalised_before_the_stem():
+    network = build("fsp_resnet8", classes=10, shape=(3, 8, 8))
+    assert [name for name, _ in network.named_children()][:2] == ["input_norm", "stem"]
+    assert "input_norm" not in dict(build("fsp_resnet8", classes=2, shape=(3, 8, 8), input_norm=False).named_children())
+
+
+def test_functions_refuse_what_they_do_not_know_also_when_called_directly():
+    with pytest.raises(LimbeckError, match="got shortcut 'pad', allowed are 'projection', 'identity'"):
+        cifar_resnet(depth=8, widths=(4, 4, 8, 16), classes=2, shape=(3, 8, 8), shortcut="pad")
+    with pytest.raises(LimbeckError, match="got layers 6, allowed are 5, 7, 9, 11"):
+        fitnet_depth(classes=2, shape=(3, 8, 8), layers=6)
+    with pytest.raises(LimbeckError, match="got init 'small', allowed are 'paper', 'modern'"):
+        fitnet_depth(classes=2, shape=(3, 8, 8), layers=5, init="small")
+
+
+@pytest.mark.parametrize("name", ["vgg8", "mobilenet_v2_half"])
+def test_benchmarks_classifiers_start_small(name):
+    head = build(name, classes=200, shape=(3, 32, 32)).head
+    assert head.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not head.bias.any()
 
 
 @pytest.mark.parametrize("name", ["resnet20", "wrn_16_2"])
@@ -112,7 +236,9 @@ def test_convnet_stages_are_as_the_demonstration_has_them():
     assert network.stage1.dropout.p == 0.3
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "convnet_small"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "wrn_16_1", "convnet_small", "vgg8", "mobilenet_v1", "shufflenet_v2", "fitnet1"]
+)
 def test_refuses_samples_that_are_not_images(name):
     with pytest.raises(LimbeckError, match=r"shape \(64,\).*needs \(C, H, W\)"):
         build(name, classes=10, shape=(64,))

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.models import MODELS, build, layers
+from limbeck.models import MODELS, MaxNormLinear, build, layers
 
 IMAGE = (3, 32, 32)
-SMALL_IMAGE = (3, 8, 8)
 
 # (10 classes, 100 classes) for images of 3x32x32
 COUNTS = {
@@ -23,23 +22,72 @@ COUNTS = {
     "resnet110": (1_730_714, 1_736_564),
     "resnet8x4": (1_210_410, 1_233_540),
     "resnet32x4": (7_410_730, 7_433_860),
+    "fsp_resnet8": (75_296, 81_146),
+    "fsp_resnet14": (172_512, 178_362),
+    "fsp_resnet26": (366_944, 372_794),
+    "fsp_resnet32": (464_160, 470_010),
+    "resnet10": (4_903_242, 4_949_412),
+    "resnet18": (11_173_962, 11_220_132),
+    "resnet34": (21_282_122, 21_328_292),
+    "resnet50": (23_520_842, 23_705_252),
+    "imagenet_resnet20": (12_362_314, 12_408_484),
+    "imagenet_resnet34": (21_289_802, 21_335_972),
+    "wrn_10_10": (7_435_354, 7_493_044),
     "wrn_16_1": (175_066, 180_916),
     "wrn_16_2": (691_674, 703_284),
     "wrn_16_4": (2_748_890, 2_772_020),
+    "wrn_16_10": (17_116_634, 17_174_324),
     "wrn_28_4": (5_849_050, 5_872_180),
     "wrn_28_10": (36_479_194, 36_536_884),
     "wrn_40_1": (563_930, 569_780),
     "wrn_40_2": (2_243_546, 2_255_156),
     "wrn_40_4": (8_949_210, 8_972_340),
+    "vgg8": (3_918_858, 3_965_028),
+    "vgg13": (9_416_010, 9_462_180),
+    "mobilenet_v1": (3_217_226, 3_309_476),
+    "mobilenet_v2": (2_254_090, 2_369_380),
+    "mobilenet_v2_half": (697_546, 812_836),
+    "shufflenet_v1": (862_768, 949_258),
+    "shufflenet_v2": (1_263_278, 1_355_528),
+    "maxout_cifar": (9_046_330, 9_046_330 + 90 * 501),
+    "maxout_svhn": (4_930_250, 4_930_250 + 90 * 401),
+    "maxout_mnist": (375_034, 375_034 + 90 * 385),
+    "fitnet1": (251_194, 251_194 + 90 * 501),
+    "fitnet2": (864_122, 864_122 + 90 * 501),
+    "fitnet3": (1_506_138, 1_506_138 + 90 * 501),
+    "fitnet4": (2_548_602, 2_548_602 + 90 * 501),
+    "fitnet_mnist": (32_570, 32_570 + 90 * 193),
     "convnet_small": (769_162, 769_162 + 90 * 257),
     "convnet_big": (3_841_610, 3_841_610 + 90 * 513),
 }
-STAGES = {name: ["stage1", "stage2", "stage3"] for name in COUNTS} | {"mlp": ["stage1", "stage2"]}
-LIGHT = [name for name in MODELS if name not in ("wrn_28_10", "wrn_40_4", "wrn_28_4", "resnet32x4", "convnet_big")]
+FREE = ["mlp", "fitnet_depth"]  # have options that decide their size
+OPTIONS = {"mlp": {"hidden": [6, 5]}, "fitnet_depth": {"layers": 9}}
+STAGES = {
+    **dict.fromkeys(COUNTS, ("stage", 3)),
+    **dict.fromkeys(("resnet10", "resnet18", "resnet34", "resnet50"), ("stage", 4)),
+    **dict.fromkeys(("imagenet_resnet20", "imagenet_resnet34"), ("stage", 4)),
+    **dict.fromkeys(("vgg8", "vgg13", "mobilenet_v1"), ("stage", 5)),
+    **dict.fromkeys(("mobilenet_v2", "mobilenet_v2_half"), ("stage", 7)),
+    **dict.fromkeys(("maxout_cifar", "maxout_svhn", "maxout_mnist"), ("layer", 3)),
+    "fitnet1": ("layer", 9),
+    "fitnet2": ("layer", 9),
+    "fitnet3": ("layer", 11),
+    "fitnet4": ("layer", 17),
+    "fitnet_mnist": ("layer", 6),
+    "fitnet_depth": ("layer", 7),
+    "mlp": ("stage", 2),
+}
+LIGHT = [name for name in MODELS if name in FREE or COUNTS[name][0] < 5_000_000]
+LEAST = {"maxout_mnist": 16, "fitnet_mnist": 13}  # sides that their convolutions without padding need
 
 
 def options(name: str) -> dict[str, object]:
-    return {"hidden": [6, 5]} if name == "mlp" else {}
+    return OPTIONS.get(name, {})
+
+
+def small_image(name: str) -> tuple[int, int, int]:
+    side = LEAST.get(name, 8)
+    return (3, side, side)
 
 
 def parameters(network: nn.Module) -> int:
@@ -53,7 +101,7 @@ def on_paper(name: str, **arguments: object) -> nn.Module:
 
 
 def test_table_of_counts_names_every_network_of_fixed_size():
-    assert {*COUNTS, "mlp"} == set(MODELS)
+    assert {*COUNTS, *FREE} == set(MODELS)
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -95,7 +143,9 @@ def test_counts_of_wide_cifar_resnets_follow_from_arithmetic(depth, classes):
     assert COUNTS[f"resnet{depth}x4"][classes == 100] == expected
 
 
-@pytest.mark.parametrize(("depth", "k"), [(16, 1), (16, 2), (16, 4), (28, 4), (28, 10), (40, 1), (40, 2), (40, 4)])
+@pytest.mark.parametrize(
+    ("depth", "k"), [(10, 10), (16, 1), (16, 2), (16, 4), (16, 10), (28, 4), (28, 10), (40, 1), (40, 2), (40, 4)]
+)
 @pytest.mark.parametrize("classes", [10, 100])
 def test_counts_of_wide_resnets_follow_from_arithmetic(depth, k, classes):
     n = (depth - 4) // 6
@@ -116,14 +166,16 @@ def test_gives_logits_for_its_usual_input(name):
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_accepts_other_image_sizes_and_one_channel(name):
-    network = build(name, classes=3, shape=(1, 9, 12), **options(name)).eval()
-    assert network(torch.randn(2, 1, 9, 12)).shape == (2, 3)
+    side = LEAST.get(name, 8)
+    shape = (1, side + 1, side + 4)
+    network = build(name, classes=3, shape=shape, **options(name)).eval()
+    assert network(torch.randn(2, *shape)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_gradients_reach_every_parameter(name):
-    network = build(name, classes=5, shape=SMALL_IMAGE, **options(name))
-    network(torch.randn(8, *SMALL_IMAGE)).square().sum().backward()
+    network = build(name, classes=5, shape=small_image(name), **options(name))
+    network(torch.randn(8, *small_image(name))).square().sum().backward()
     for label, parameter in network.named_parameters():
         assert parameter.grad is not None, label
         # a bias before a BatchNorm has no effect, so only weights can be asked for more
@@ -134,7 +186,7 @@ def test_gradients_reach_every_parameter(name):
 def test_classifier_is_a_linear_head_whose_input_is_flat(name):
     network = on_paper(name, classes=10, shape=IMAGE, **options(name)).eval()
     head = network.get_submodule("head")
-    assert type(head) is nn.Linear
+    assert type(head) in (nn.Linear, MaxNormLinear)
     seen = []
     head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     network(torch.zeros(2, *IMAGE, device="meta"))
@@ -144,14 +196,16 @@ def test_classifier_is_a_linear_head_whose_input_is_flat(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_has_stages_that_can_be_tapped_in_order(name):
     network = on_paper(name, classes=10, shape=IMAGE, **options(name))
-    assert [child for child, _ in network.named_children() if child.startswith("stage")] == STAGES[name]
+    kind, count = STAGES[name]
+    expected = [f"{kind}{number}" for number in range(1, count + 1)]
+    assert [child for child, _ in network.named_children() if child.startswith(("stage", "layer"))] == expected
     shapes = {layer.name: layer.shape for layer in layers(network, IMAGE)}
-    assert all(shapes[stage] is not None for stage in STAGES[name])
+    assert all(shapes[stage] is not None for stage in expected)
 
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_runs_each_module_once_and_overwrites_no_output(name):
-    network = build(name, classes=5, shape=SMALL_IMAGE, **options(name))
+    network = build(name, classes=5, shape=small_image(name), **options(name))
     outputs, versions = {}, {}
 
     def keep(module, _, output):
@@ -160,7 +214,7 @@ def test_runs_each_module_once_and_overwrites_no_output(name):
 
     for module in network.modules():
         module.register_forward_hook(keep)
-    network(torch.randn(4, *SMALL_IMAGE))
+    network(torch.randn(4, *small_image(name)))
     assert set(outputs) == set(network.modules())
     assert all(outputs[module]._version == versions[module] for module in outputs)
 
@@ -170,5 +224,5 @@ def test_same_seed_gives_same_weights(name):
     states = []
     for _ in range(2):
         torch.manual_seed(3)
-        states.append(build(name, classes=5, shape=SMALL_IMAGE, **options(name)).state_dict())
+        states.append(build(name, classes=5, shape=small_image(name), **options(name)).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])

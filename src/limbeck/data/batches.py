@@ -76,6 +76,12 @@ class Batches:
             inputs = self._view(index, epoch) if self._shuffle else self._inputs[index]
             yield Batch(scaled(inputs, self._scaling), self._targets[index], index, epoch if self._shuffle else 0)
 
+    def sweep(self) -> Iterator[Batch]:
+        """Every sample once, in order, unchanged and as view 0."""
+        for start in range(0, len(self._targets), self._batch_size):
+            index = torch.arange(start, min(start + self._batch_size, len(self._targets)), device=self._inputs.device)
+            yield Batch(scaled(self._inputs[index], self._scaling), self._targets[index], index, 0)
+
     def _view(self, index: Tensor, view: int) -> Tensor:
         return augment(self._inputs[index], index, options=self._augment, seed=self._seed, view=view)
 

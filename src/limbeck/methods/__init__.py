@@ -5,14 +5,25 @@ from typing import Any
 
 from limbeck.core import Method
 from limbeck.methods.alone import alone
+from limbeck.methods.class_distance import class_distance
+from limbeck.methods.fitnets import fitnets, fitnets_one_stage
+from limbeck.methods.fsp import fsp
 from limbeck.methods.kd import PRESETS as KD_PRESETS
 from limbeck.methods.kd import kd
 from limbeck.methods.logits import logits
+from limbeck.methods.mimic import mimic
+from limbeck.methods.srrl import srrl
 
 METHODS: Mapping[str, Method] = {
     "alone": alone,
     "kd": kd,
+    "fitnets": fitnets,
+    "fsp": fsp,
+    "class_distance": class_distance,
+    "srrl": srrl,
     "logits": logits,
+    "mimic": mimic,
+    "fitnets_one_stage": fitnets_one_stage,
 }
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"kd": KD_PRESETS}

@@ -9,15 +9,33 @@ from torch import nn
 from limbeck.core import LimbeckError
 from limbeck.models.cifar_resnet import CIFAR_RESNETS
 from limbeck.models.convnet import convnet_big, convnet_small
+from limbeck.models.fitnets import FITNETS
 from limbeck.models.foreign import from_file, from_timm, from_torchvision
+from limbeck.models.maxout_teachers import maxout_cifar, maxout_mnist, maxout_svhn
 from limbeck.models.mlp import mlp
+from limbeck.models.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v2_half
+from limbeck.models.resnet import RESNETS
+from limbeck.models.shufflenet import shufflenet_v1, shufflenet_v2
+from limbeck.models.vgg import vgg8, vgg13
 from limbeck.models.wide_resnet import WIDE_RESNETS
 from limbeck.options import keyword_model, nearest, validate
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     **CIFAR_RESNETS,
+    **RESNETS,
     **WIDE_RESNETS,
+    "vgg8": vgg8,
+    "vgg13": vgg13,
+    "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v2_half": mobilenet_v2_half,
+    "shufflenet_v1": shufflenet_v1,
+    "shufflenet_v2": shufflenet_v2,
+    "maxout_cifar": maxout_cifar,
+    "maxout_svhn": maxout_svhn,
+    "maxout_mnist": maxout_mnist,
+    **FITNETS,
     "convnet_small": convnet_small,
     "convnet_big": convnet_big,
 }

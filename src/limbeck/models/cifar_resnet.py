@@ -1,7 +1,9 @@
 """The CIFAR ResNets of He et al. 2016 (arXiv 1512.03385, section 4.2), in the form of the distillation benchmarks.
 
 RepDistiller and mdistiller differ from the paper in the shortcut where the shape changes: a 1x1 convolution with
-BatchNorm instead of zero padding. Their published accuracies are of this form.
+BatchNorm instead of zero padding. Their published accuracies are of this form, which the names ``resnet8`` to
+``resnet32x4`` stand for. The networks of Yim et al.'s FSP (CVPR 2017, section 4), ``fsp_resnet8`` to ``fsp_resnet32``,
+are of the paper's form, and normalise their input; the option ``width`` multiplies their channels.
 
 Parameters for 3 channels:
 
@@ -19,13 +21,65 @@ resnet110    1,730,714   1,736,564
 resnet8x4    1,210,410   1,233,540
 resnet32x4   7,410,730   7,433,860
 =========== ========== ===========
+
+Without the normalisation of the input, which has 6 parameters:
+
+======================= ========== ===========
+network                 10 classes 100 classes
+======================= ========== ===========
+fsp_resnet8                 75,290      81,140
+fsp_resnet14               172,506     178,356
+fsp_resnet26               366,938     372,788
+fsp_resnet32               464,154     470,004
+fsp_resnet14, width: 4   2,735,946   2,759,076
+fsp_resnet32, width: 4   7,386,186   7,409,316
+======================= ========== ===========
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor, nn
 
-from limbeck.models.parts import conv1x1, conv3x3, global_pool, image, kaiming, named
+from limbeck.models.parts import (
+    check_count,
+    check_one_of,
+    conv1x1,
+    conv3x3,
+    global_pool,
+    image,
+    kaiming,
+    named,
+    stages,
+)
+
+Shortcut = Literal["projection", "identity"]
+
+
+class PaddedIdentity(nn.Module):
+    """Every ``stride``-th place, and zeros for the channels that are not there: option A of He et al., section 4.2."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.extra = outside - inside
+        self.stride = stride
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, inside, H, W) to (N, outside, H / stride, W / stride)."""
+        return nn.functional.pad(inputs[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+
+    def extra_repr(self) -> str:
+        """The zeros and the stride."""
+        return f"extra={self.extra}, stride={self.stride}"
+
+
+def projection(inside: int, outside: int, stride: int) -> nn.Module:
+    """A 1x1 convolution and BatchNorm: option B of He et al., section 4.1."""
+    return named(conv=conv1x1(inside, outside, stride), norm=nn.BatchNorm2d(outside))
+
+
+SHORTCUTS: dict[str, Callable[[int, int, int], nn.Module]] = {"projection": projection, "identity": PaddedIdentity}
+"""What is added where the shape changes, by the option's name."""
 
 
 class BasicBlock(nn.Module):
@@ -34,16 +88,17 @@ class BasicBlock(nn.Module):
     The tensor before the last activation is the *input* of ``relu2``.
     """
 
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
+    def __init__(
+        self, inside: int, outside: int, stride: int, shortcut: Callable[[int, int, int], nn.Module] = projection
+    ) -> None:
         super().__init__()
         self.conv1 = conv3x3(inside, outside, stride)
         self.norm1 = nn.BatchNorm2d(outside)
         self.relu1 = nn.ReLU()
         self.conv2 = conv3x3(outside, outside)
         self.norm2 = nn.BatchNorm2d(outside)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inside != outside:
-            self.shortcut = named(conv=conv1x1(inside, outside, stride), norm=nn.BatchNorm2d(outside))
+        changes = stride != 1 or inside != outside
+        self.shortcut = shortcut(inside, outside, stride) if changes else nn.Identity()
         self.relu2 = nn.ReLU()
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -53,7 +108,15 @@ class BasicBlock(nn.Module):
         return self.relu2(features + self.shortcut(inputs))  # type: ignore[no-any-return]
 
 
-def cifar_resnet(*, depth: int, widths: tuple[int, int, int, int], classes: int, shape: tuple[int, ...]) -> nn.Module:
+def cifar_resnet(
+    *,
+    depth: int,
+    widths: tuple[int, int, int, int],
+    classes: int,
+    shape: tuple[int, ...],
+    shortcut: Shortcut = "projection",
+    input_norm: bool = False,
+) -> nn.Module:
     """A ResNet of basic blocks; (N, C, H, W) to logits (N, classes).
 
     Args:
@@ -61,22 +124,24 @@ def cifar_resnet(*, depth: int, widths: tuple[int, int, int, int], classes: int,
         widths: channels of the stem and of the stages.
         classes: the number of logits.
         shape: (C, H, W); the pooling is global, so H and W are free.
+        shortcut: where the shape changes, a 1x1 convolution with BatchNorm (``projection``), or the input at every
+            second place with channels of zeros appended (``identity``: option A of the paper, without parameters).
+        input_norm: whether BatchNorm comes before the stem.
 
     Raises:
-        LimbeckError: the shape is not (C, H, W).
+        LimbeckError: the shape is not (C, H, W), or there is no such shortcut.
     """
+    check_one_of("shortcut", shortcut, SHORTCUTS)
     channels, _, _ = image(shape)
-    stem, *stages = widths
-    children: dict[str, nn.Module] = {
-        "stem": named(conv=conv3x3(channels, stem), norm=nn.BatchNorm2d(stem), relu=nn.ReLU())
-    }
-    inside = stem
-    for number, outside in enumerate(stages, start=1):
-        blocks = [BasicBlock(inside, outside, stride=1 if number == 1 else 2)]
-        blocks += [BasicBlock(outside, outside, stride=1) for _ in range((depth - 2) // 6 - 1)]
-        children[f"stage{number}"] = nn.Sequential(*blocks)
-        inside = outside
-    network = named(**children, pool=global_pool(), head=nn.Linear(inside, classes))
+
+    def block(inside: int, outside: int, stride: int) -> nn.Module:
+        return BasicBlock(inside, outside, stride, SHORTCUTS[shortcut])
+
+    stem, *rest = widths
+    children: dict[str, nn.Module] = {"input_norm": nn.BatchNorm2d(channels)} if input_norm else {}
+    children["stem"] = named(conv=conv3x3(channels, stem), norm=nn.BatchNorm2d(stem), relu=nn.ReLU())
+    children |= stages(block, [(depth - 2) // 6] * 3, rest, inside=stem)
+    network = named(**children, pool=global_pool(), head=nn.Linear(rest[-1], classes))
     kaiming(network)
     return network
 
@@ -86,6 +151,36 @@ def _sized(depth: int, widths: tuple[int, int, int, int]) -> Callable[..., nn.Mo
         return cifar_resnet(depth=depth, widths=widths, classes=classes, shape=shape)
 
     factory.__doc__ = f"CIFAR ResNet of depth {depth}, widths {widths}; (N, C, H, W) to logits (N, classes)."
+    return factory
+
+
+def _fsp(depth: int) -> Callable[..., nn.Module]:
+    def factory(
+        *,
+        classes: int,
+        shape: tuple[int, ...],
+        width: int = 1,
+        shortcut: Shortcut = "identity",
+        input_norm: bool = True,
+    ) -> nn.Module:
+        check_count("width", width)
+        widths = (16 * width, 16 * width, 32 * width, 64 * width)
+        return cifar_resnet(
+            depth=depth, widths=widths, classes=classes, shape=shape, shortcut=shortcut, input_norm=input_norm
+        )
+
+    factory.__doc__ = f"""FSP's CIFAR ResNet of depth {depth}; (N, C, H, W) to logits (N, classes).
+
+    Args:
+        classes: the number of logits.
+        shape: (C, H, W); the pooling is global, so H and W are free.
+        width: times 16, 16, 32 and 64 channels; the paper has 4 for CIFAR-100.
+        shortcut: see `cifar_resnet`; the paper speaks of zero padding.
+        input_norm: whether BatchNorm comes before the stem, as in the paper's figure 2.
+
+    Raises:
+        LimbeckError: the shape is not (C, H, W), the width is not positive, or there is no such shortcut.
+    """
     return factory
 
 
@@ -103,4 +198,8 @@ CIFAR_RESNETS: dict[str, Callable[..., nn.Module]] = {
     "resnet110": _sized(110, _NARROW),
     "resnet8x4": _sized(8, _WIDE),
     "resnet32x4": _sized(32, _WIDE),
+    "fsp_resnet8": _fsp(8),
+    "fsp_resnet14": _fsp(14),
+    "fsp_resnet26": _fsp(26),
+    "fsp_resnet32": _fsp(32),
 }

@@ -1,6 +1,7 @@
 """What the networks of the zoo share."""
 
 from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
 
 from torch import nn
 
@@ -32,6 +33,18 @@ def check_share(name: str, value: float) -> None:
         raise LimbeckError(f"got {name} {value}, allowed is 0 <= {name} < 1")
 
 
+def check_count(name: str, value: int) -> None:
+    """Raise LimbeckError unless the value is 1 or more."""
+    if value < 1:
+        raise LimbeckError(f"got {name} {value}, allowed are 1 and more")
+
+
+def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
+    """Raise LimbeckError unless the value is one of those allowed."""
+    if value not in allowed:
+        raise LimbeckError(f"got {name} {value!r}, allowed are {', '.join(map(repr, allowed))}")
+
+
 def conv3x3(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution that keeps the size (at stride 1), without bias."""
     return nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False)
@@ -40,6 +53,26 @@ def conv3x3(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
 def conv1x1(inside: int, outside: int, stride: int) -> nn.Conv2d:
     """A 1x1 convolution without bias, for a shortcut whose shape changes."""
     return nn.Conv2d(inside, outside, 1, stride=stride, bias=False)
+
+
+def stages(
+    block: Callable[[int, int, int], nn.Module], counts: Sequence[int], widths: Sequence[int], *, inside: int
+) -> dict[str, nn.Module]:
+    """``stage1``, ``stage2`` and so on: blocks of one width, which halve the map where any but the first stage starts.
+
+    Args:
+        block: of the channels before and after, and the stride.
+        counts: blocks of each stage.
+        widths: channels after each stage.
+        inside: channels before the first.
+    """
+    children: dict[str, nn.Module] = {}
+    for number, (count, outside) in enumerate(zip(counts, widths, strict=True), start=1):
+        blocks = [block(inside, outside, 1 if number == 1 else 2)]
+        blocks += [block(outside, outside, 1) for _ in range(count - 1)]
+        children[f"stage{number}"] = nn.Sequential(*blocks)
+        inside = outside
+    return children
 
 
 def global_pool() -> nn.Sequential:
@@ -52,3 +85,11 @@ def kaiming(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def small_head(inside: int, classes: int) -> nn.Linear:
+    """A linear classifier that starts with weights from N(0, 0.01^2) and zero biases."""
+    head = nn.Linear(inside, classes)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return head

@@ -5,9 +5,11 @@
 ========= ========== ===========
 network   10 classes 100 classes
 ========= ========== ===========
+wrn_10_10  7,435,354   7,493,044
 wrn_16_1     175,066     180,916
 wrn_16_2     691,674     703,284
 wrn_16_4   2,748,890   2,772,020
+wrn_16_10 17,116,634  17,174,324
 wrn_28_4   5,849,050   5,872,180
 wrn_28_10 36,479,194  36,536,884
 wrn_40_1     563,930     569,780
@@ -20,7 +22,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from limbeck.models.parts import check_share, conv1x1, conv3x3, global_pool, image, kaiming, named
+from limbeck.models.parts import check_share, conv1x1, conv3x3, global_pool, image, kaiming, named, stages
 
 
 class PreactivationBlock(nn.Module):
@@ -65,15 +67,15 @@ def wide_resnet(*, depth: int, factor: int, classes: int, shape: tuple[int, ...]
     """
     check_share("dropout", dropout)
     channels, _, _ = image(shape)
+
+    def block(inside: int, outside: int, stride: int) -> nn.Module:
+        return PreactivationBlock(inside, outside, stride=stride, dropout=dropout)
+
+    widths = (16 * factor, 32 * factor, 64 * factor)
     children: dict[str, nn.Module] = {"stem": conv3x3(channels, 16)}
-    inside = 16
-    for number, outside in enumerate((16 * factor, 32 * factor, 64 * factor), start=1):
-        blocks = [PreactivationBlock(inside, outside, stride=1 if number == 1 else 2, dropout=dropout)]
-        blocks += [PreactivationBlock(outside, outside, stride=1, dropout=dropout) for _ in range((depth - 4) // 6 - 1)]
-        children[f"stage{number}"] = nn.Sequential(*blocks)
-        inside = outside
-    children |= {"norm": nn.BatchNorm2d(inside), "relu": nn.ReLU(), "pool": global_pool()}
-    head = nn.Linear(inside, classes)
+    children |= stages(block, [(depth - 4) // 6] * 3, widths, inside=16)
+    children |= {"norm": nn.BatchNorm2d(widths[-1]), "relu": nn.ReLU(), "pool": global_pool()}
+    head = nn.Linear(widths[-1], classes)
     nn.init.zeros_(head.bias)
     network = named(**children, head=head)
     kaiming(network)
@@ -89,9 +91,11 @@ def _sized(depth: int, factor: int) -> Callable[..., nn.Module]:
 
 
 WIDE_RESNETS: dict[str, Callable[..., nn.Module]] = {
+    "wrn_10_10": _sized(10, 10),
     "wrn_16_1": _sized(16, 1),
     "wrn_16_2": _sized(16, 2),
     "wrn_16_4": _sized(16, 4),
+    "wrn_16_10": _sized(16, 10),
     "wrn_28_4": _sized(28, 4),
     "wrn_28_10": _sized(28, 10),
     "wrn_40_1": _sized(40, 1),

@@ -1,0 +1,270 @@
+"""FitNets: Romero, Ballas, Kahou et al., "FitNets: Hints for Thin Deep Nets" (2015), arXiv:1412.6550."""
+
+import math
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from limbeck.connectors import Maxout, Through, valid_conv
+from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Sweep, Tap, Term, from_student, tap, weighted
+from limbeck.methods.alone import hard_loss
+from limbeck.methods.kd import kd
+
+Average = Literal["batch", "code", "elements"]
+Regressor = Literal["conv", "full", "upsample"]
+Activation = Literal["relu", "maxout", "none"]
+
+
+def hint_loss(student: Tensor, teacher: Tensor, *, average: Average = "batch") -> Tensor:
+    """1/2 ||u_h - r(v_g)||^2 (Eq. 3).
+
+    Args:
+        student: r(v_g), the guided layer's output after the regressor, (N, ...).
+        teacher: u_h, the hint, of the same shape.
+        average: ``batch``: summed over the hint, mean over N, as the formula. ``code``: the authors' code
+            (adri-romsor/FitNets, costs/HintCost.py) sums over one spatial side only and averages over all else, which
+            is the formula over C * W. ``elements``: the mean of the squares without 1/2, as other toolkits have it.
+    """
+    squares = (student - teacher.detach()).square()
+    if average == "elements":
+        return squares.mean()
+    half = squares.flatten(1).sum(dim=1).mean() / 2
+    return half / (teacher.shape[1] * teacher.shape[-1]) if average == "code" and teacher.dim() == 4 else half
+
+
+def regressor(
+    source: tuple[int, ...],
+    target: tuple[int, ...],
+    *,
+    kind: Regressor = "conv",
+    activation: Activation = "relu",
+    pieces: int = 2,
+) -> nn.Module:
+    """r: from the guided layer's space to the hint's, with the hint's own non-linearity.
+
+    Args:
+        source: the guided layer's shape, (C, H, W), (L, D) tokens or (D,).
+        target: the hint's.
+        kind: ``conv``: for maps a convolution without padding, k = N_g - N_h + 1; of tokens and vectors a linear map.
+            ``full``: fully connected, from all elements to all elements. ``upsample``: bilinear to the hint's size,
+            then a 1x1 convolution.
+        activation: ``relu``, ``maxout`` of ``pieces`` or ``none``.
+        pieces: linear pieces of a maxout unit.
+
+    Raises:
+        LimbeckError: the hint is larger than the guided map and the kind is ``conv``; the shapes are of two kinds.
+    """
+    count = pieces if activation == "maxout" else 1
+    if activation == "maxout" and pieces < 2:
+        raise LimbeckError(f"pieces is {pieces}: a maxout unit has 2 or more")
+    after: nn.Module = {"relu": nn.ReLU(), "maxout": Maxout(count), "none": nn.Identity()}[activation]
+    if kind == "full":
+        full = nn.Linear(math.prod(source), math.prod(target) * count)
+        return nn.Sequential(nn.Flatten(), full, after, nn.Unflatten(1, target))
+    if len(source) != len(target) or (len(source) == 2 and source[0] != target[0]):
+        raise LimbeckError(
+            f"the guided layer gives {source} and the hint is {target}: set regressor: full, or name other layers"
+        )
+    if len(source) < 3:
+        if len(source) == 2 and activation == "maxout":
+            raise LimbeckError("maxout is for maps and vectors, this hint is tokens: set activation: relu or none")
+        return nn.Sequential(nn.Linear(source[-1], target[-1] * count), after)
+    if kind == "upsample":
+        resize = nn.Upsample(size=target[1:], mode="bilinear")
+        return nn.Sequential(resize, nn.Conv2d(source[0], target[0] * count, 1), after)
+    if source[1] < target[1] or source[2] < target[2]:
+        raise LimbeckError(
+            f"the hint map, {target[1]}x{target[2]}, is larger than the guided map, {source[1]}x{source[2]}, and a "
+            "convolution without padding cannot enlarge: choose a later hint or an earlier guided layer, or set "
+            "regressor: upsample"
+        )
+    return nn.Sequential(valid_conv(source, target, pieces=count), after)
+
+
+def annealed(start: float, end: float, *, begin_epoch: int, end_epoch: int, epochs: int) -> Schedule:
+    """The weight lambda as in the authors' code (extensions/TeacherDecayOverEpoch.py), which changes it once an epoch.
+
+    ``start`` before ``begin_epoch``; then ``start - step * (epoch - begin_epoch + 1)`` with
+    ``step = (start - end) / (end_epoch - begin_epoch + 1)``; ``end`` from ``end_epoch`` on; never below 0.
+    """
+    step = (start - end) / (end_epoch - begin_epoch + 1)
+
+    def value(progress: float) -> float:
+        epoch = math.floor(progress * epochs + 1e-6)
+        if epoch < begin_epoch:
+            return start
+        return max(end if epoch >= end_epoch else start - step * (epoch - begin_epoch + 1), 0.0)
+
+    return value
+
+
+def fitnets(
+    setup: Setup,
+    *,
+    hint_layer: str = "",
+    guided_layer: str = "",
+    regressor: Regressor = "conv",
+    activation: Activation = "relu",
+    pieces: int = 2,
+    average: Average = "batch",
+    hint_epochs: int | None = None,
+    hint_rate: float = 1.0,
+    temperature: float = 3.0,
+    hard: float = 1.0,
+    lambda_start: float = 4.0,
+    lambda_end: float = 1.0,
+    anneal: Literal["linear", "code"] = "linear",
+    anneal_from: int = 5,
+    anneal_until: int = 400,
+    init: Literal["paper", "modern"] = "modern",
+) -> tuple[Stage, ...]:
+    """Hints: first the student's lower layers regress a middle layer of the teacher, then the whole student learns.
+
+    Stage ``hint`` trains the guided layers and the regressor *together* (Algorithm 1); the regressor is then dropped.
+    Stage ``kd`` trains the whole student with H(y, P_S) + lambda * H(P_T, P_S) at temperature tau, without tau^2
+    (Eq. 2), lambda annealed. The authors' code softens the teacher alone (by reading it); here both are softened, as
+    Eq. 1 says. Toolkits that call one stage of both terms FitNet mean ``fitnets_one_stage``.
+
+    Args:
+        setup: epochs, optimizer and schedule; the paper trains with RMSProp.
+        hint_layer: the teacher's hint, u_h; the default is what the middle of its sections gives.
+        guided_layer: the student's guided layer, v_g; likewise.
+        regressor: ``conv``, ``full`` or ``upsample``.
+        activation: of the regressor, the hint layer's own: ``relu``, ``maxout`` or ``none``.
+        pieces: of maxout.
+        average: of the hint's squared distance: ``batch`` as published, ``code`` as the authors' code, ``elements``.
+        hint_epochs: epochs of the first stage; by default as many as the second's. 0 leaves it out.
+        hint_rate: factor on the learning rate in the first stage.
+        temperature: tau.
+        hard: weight of the cross-entropy with the labels, 1 as published.
+        lambda_start: lambda at the second stage's beginning.
+        lambda_end: lambda at its end.
+        anneal: ``linear`` over the stage, as the paper; ``code``, in steps of an epoch from ``anneal_from`` to
+            ``anneal_until``.
+        anneal_from: the epoch from which ``code`` lowers lambda; 5 in the authors' settings.
+        anneal_until: the epoch from which it is ``lambda_end``; there 400 on CIFAR-10, 150 on MNIST.
+        init: ``paper`` draws all parameters of the student from U(-0.005, 0.005) and the regressor's from
+            U(-0.05, 0.05) before training; without BatchNorm, deep thin nets then learn by hints alone. ``modern``
+            leaves the networks as they were built.
+
+    Raises:
+        LimbeckError: the hint is larger than the guided map; the shapes are of two kinds; a number is out of range.
+    """
+    student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
+    connector = _regressor(
+        setup.shape(student), setup.shape(teacher), kind=regressor, activation=activation, pieces=pieces
+    )
+    if anneal == "code" and not 0 <= anneal_from < anneal_until:
+        raise LimbeckError(f"anneal_from is {anneal_from} and anneal_until {anneal_until}: the first must be before")
+    if init == "paper":
+        _uniform(connector, 0.05)
+    soft = (
+        (lambda progress: lambda_start + (lambda_end - lambda_start) * progress)
+        if anneal == "linear"
+        else annealed(lambda_start, lambda_end, begin_epoch=anneal_from, end_epoch=anneal_until, epochs=setup.epochs)
+    )
+    hint = Stage(
+        "hint",
+        {"hint": Term(Through(connector, partial(hint_loss, average=average)), (student, teacher))},
+        setup.epochs if hint_epochs is None else hint_epochs,
+        setup.optimizer,
+        lambda progress: hint_rate * setup.schedule(progress),
+    )
+    (task,) = kd(setup, temperature=temperature, hard=hard, soft=soft, temperature_squared=False)
+    stages = (hint, task) if hint.epochs else (task,)
+    if init == "modern":
+        return stages
+    start = partial(_restart, setup.module("student", ""))
+    first = Stage(**{**vars(stages[0]), "prepare": start})
+    return (first, *stages[1:])
+
+
+class OneStageRegressor(nn.Module):
+    """RepDistiller's regressor: convolution, BatchNorm, ReLU (HobbitLong/RepDistiller, models/util.py, ConvReg).
+
+    3x3 of stride 2 where the student's side is twice the teacher's, a transposed 4x4 where it is half, else without
+    padding as in FitNets. Shapes are (C, H, W).
+    """
+
+    def __init__(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
+        super().__init__()
+        if len(source) != 3 or len(target) != 3:
+            raise LimbeckError(f"this regressor maps (C, H, W) to (C, H, W), got {source} -> {target}")
+        if source[1] == 2 * target[1]:
+            self.conv: nn.Module = nn.Conv2d(source[0], target[0], 3, stride=2, padding=1)
+        elif source[1] * 2 == target[1]:
+            self.conv = nn.ConvTranspose2d(source[0], target[0], 4, stride=2, padding=1)
+        else:
+            self.conv = valid_conv(source, target)
+        self.bn = nn.BatchNorm2d(target[0])
+
+    def forward(self, student: Tensor) -> Tensor:
+        """(N, C_S, H, W) to (N, C_T, H', W')."""
+        return F.relu(self.bn(self.conv(student)))
+
+
+def fitnets_one_stage(
+    setup: Setup,
+    *,
+    hard: float | Schedule = 1.0,
+    hint: float | Schedule = 100.0,
+    guided_layer: str = "",
+    hint_layer: str = "",
+) -> tuple[Stage, ...]:
+    """What the CRD benchmark calls FitNet: cross-entropy and a hint at once, in one stage; not the paper's method.
+
+    Args:
+        setup: epochs, optimizer and schedule.
+        hard: weight of the cross-entropy with the labels.
+        hint: weight of the mean squared distance to the hint, after convolution, BatchNorm and ReLU.
+        guided_layer: the student's layer; the default is what the middle of its sections gives.
+        hint_layer: the teacher's, likewise.
+
+    Raises:
+        LimbeckError: the layers give no maps, or the hint is larger than the guided map and not twice its size.
+    """
+    student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
+    loss = Through(
+        OneStageRegressor(setup.shape(student), setup.shape(teacher)), partial(hint_loss, average="elements")
+    )
+    terms = {
+        "hard": Term(hard_loss, (from_student(), TARGETS), hard),
+        "hint": Term(loss, (student, teacher), hint),
+    }
+    return (Stage("fitnets_one_stage", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+
+
+def guided_and_hint(setup: Setup, guided_layer: str, hint_layer: str) -> tuple[Tap, Tap]:
+    """The student's and the teacher's middle layer, where none is named."""
+    guided = tap("student", guided_layer) if guided_layer else middle(setup, "student")
+    return guided, tap("teacher", hint_layer) if hint_layer else middle(setup, "teacher")
+
+
+def middle(setup: Setup, network: str) -> Tap:
+    """What the middle one of a network's sections gives, of its token blocks, or of its hidden layers.
+
+    Raises:
+        LimbeckError: it has none of them.
+    """
+    outline = setup.outline(network)
+    places = [section.last for section in outline.sections] or list(outline.hidden)
+    if not places:
+        raise LimbeckError(f"the {network} has no middle layer that could be found: name hint_layer and guided_layer")
+    return places[(len(places) - 1) // 2]
+
+
+_regressor = regressor  # the option of the same name hides it
+
+
+@torch.no_grad()
+def _uniform(module: nn.Module, bound: float) -> None:
+    for parameter in module.parameters():
+        parameter.uniform_(-bound, bound)
+
+
+def _restart(student: nn.Module, sweep: Sweep) -> None:
+    if sweep.epoch == 0:
+        _uniform(student, 0.005)

@@ -1,0 +1,81 @@
+"""Mimic learning: Ba, Caruana, "Do Deep Nets Really Need to be Deep?" (2014), arXiv:1312.6184, on features."""
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.connectors import Through, linear
+from limbeck.core import LimbeckError, Setup, Stage, Tap, Term
+from limbeck.methods.reading import features
+
+
+def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of the features, summed over D, mean over N; no 1/2 (Kim, Kim 2017, Eq. 1).
+
+    Args:
+        student: features (N, D).
+        teacher: features (N, D).
+    """
+    return (student - teacher.detach()).square().flatten(1).sum(dim=1).mean()
+
+
+def mimic(setup: Setup, *, adapter: Literal["none", "linear"] = "none") -> tuple[Stage, ...]:
+    """The student regresses the vector that enters the teacher's classifier, and then takes that classifier over.
+
+    No label and no logit is used. It is the second stage of ``class_distance``, and with a teacher that was trained by
+    cross-entropy alone the baseline of that method.
+
+    Args:
+        setup: epochs, optimizer and schedule.
+        adapter: ``linear`` puts a learnable linear map on the student's feature where the widths differ (an
+            extension: the paper has none). It ends up folded into the student's classifier, which stays one layer.
+
+    Raises:
+        LimbeckError: the widths differ and there is no adapter; the student's classifier has no bias to take over.
+    """
+    student, teacher = features(setup)
+    widths = setup.shape(student), setup.shape(teacher)
+    module = linear(*widths) if adapter == "linear" else nn.Identity()
+    if adapter == "none" and widths[0] != widths[1]:
+        raise LimbeckError(
+            f"the student's feature {student} has {widths[0]}, the teacher's {teacher} has {widths[1]}: the widths "
+            "must be equal, or set adapter: linear"
+        )
+    take_over = partial(_take_over, _classifier(setup, student), _classifier(setup, teacher), module)
+    if _classifier(setup, student).bias is None:
+        raise LimbeckError(f"the student's classifier {student.layer} has no bias, which the teacher's would need")
+    loss = Through(module, mimic_loss) if adapter == "linear" else mimic_loss
+    stage = Stage(
+        "mimic",
+        {"mimic": Term(loss, (student, teacher))},
+        setup.epochs,
+        setup.optimizer,
+        setup.schedule,
+        prepare=lambda sweep: take_over(),  # so that what is measured between epochs is what will be deployed
+        finish=take_over,
+    )
+    return (stage,)
+
+
+def _classifier(setup: Setup, feature: Tap) -> nn.Linear:
+    module = setup.module(feature.source, feature.layer)
+    if not isinstance(module, nn.Linear):
+        raise LimbeckError(f"{feature.source}.{feature.layer} is a {type(module).__name__}, not a linear classifier")
+    return module
+
+
+@torch.no_grad()
+def _take_over(student: nn.Linear, teacher: nn.Linear, adapter: nn.Module) -> None:
+    """W (A g + a) + b = (W A) g + (W a + b)."""
+    weight: Tensor = teacher.weight
+    bias: Tensor | None = teacher.bias
+    if isinstance(adapter, nn.Linear):
+        shifted = weight @ adapter.bias
+        weight, bias = weight @ adapter.weight, shifted if bias is None else shifted + bias
+    student.weight.copy_(weight)
+    if bias is None:
+        student.bias.zero_()
+    else:
+        student.bias.copy_(bias)

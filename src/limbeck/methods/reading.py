@@ -1,0 +1,90 @@
+"""What methods read where no layer is named: features, maps and logits, student and teacher in pairs."""
+
+from limbeck.core import LimbeckError, Section, Setup, Tap, tap
+
+Pair = tuple[Tap, Tap]
+"""A student's tap and a teacher's."""
+
+
+def logits(setup: Setup, student_layer: str = "", teacher_layer: str = "") -> Pair:
+    """The logits of both.
+
+    Raises:
+        LimbeckError: the teacher is an ensemble whose members are averaged as distributions.
+    """
+    teacher = (tap("teacher", teacher_layer),) if teacher_layer else setup.teacher_logits
+    if len(teacher) > 1:
+        raise LimbeckError(
+            f"this method reads one teacher, this one is an ensemble of {len(teacher)}: "
+            "give it mean: geometric, or name a member as teacher_layer: members.0"
+        )
+    return tap("student", student_layer), teacher[0]
+
+
+def features(setup: Setup, student_layer: str = "", teacher_layer: str = "") -> Pair:
+    """The vectors that enter the classifiers, (N, D), where no layer is named."""
+    student = tap("student", student_layer) if student_layer else setup.outline("student").feature
+    return student, tap("teacher", teacher_layer) if teacher_layer else setup.outline("teacher").feature
+
+
+def maps(
+    setup: Setup,
+    student_layers: tuple[str, ...] = (),
+    teacher_layers: tuple[str, ...] = (),
+    *,
+    method: str,
+    least: int = 1,
+) -> list[Pair]:
+    """Pairs of maps (N, C, H, W), shallow to deep: by default what the sections give, the deepest with the deepest.
+
+    Raises:
+        LimbeckError: one side names more layers than the other; a network has no maps; fewer than ``least`` pairs.
+    """
+    student = [tap("student", name) for name in student_layers] or [
+        section.last for section in sections(setup, "student", method=method)
+    ]
+    teacher = [tap("teacher", name) for name in teacher_layers] or [
+        section.last for section in sections(setup, "teacher", method=method)
+    ]
+    if student_layers and teacher_layers and len(student) != len(teacher):
+        raise LimbeckError(
+            f"student_layers names {len(student)} layers and teacher_layers {len(teacher)}: name them in pairs"
+        )
+    count = min(len(student), len(teacher))
+    if count < least:
+        raise LimbeckError(f"{method} needs {least} pairs of maps, the networks have {count}: name the layers")
+    for one in (*student, *teacher):
+        if len(setup.shape(one)) != 3:
+            raise LimbeckError(f"{method} reads maps (C, H, W), but {one} gives {setup.shape(one)}")
+    return list(zip(student[-count:], teacher[-count:], strict=True))
+
+
+def sections(setup: Setup, network: str, *, method: str) -> tuple[Section, ...]:
+    """The sections of a network.
+
+    Raises:
+        LimbeckError: it has none, because it has no maps.
+    """
+    found = setup.outline(network).sections
+    if not found:
+        raise LimbeckError(
+            f"{method} compares maps (C, H, W), and the {network} has none: it gives vectors or tokens only"
+        )
+    return found
+
+
+def last_map(setup: Setup, network: str, layer: str = "") -> Tap:
+    """The map whose mean over its places enters the classifier, where the network is built so; else the feature.
+
+    Raises:
+        LimbeckError: the layer named gives neither a map nor a vector.
+    """
+    if layer:
+        named = tap(network, layer)
+        if len(setup.shape(named)) not in (1, 3):
+            raise LimbeckError(
+                f"{named} gives {setup.shape(named)}: this method reads a map (C, H, W) or a vector (D,)"
+            )
+        return named
+    outline = setup.outline(network)
+    return outline.sections[-1].last if outline.sections and outline.pools else outline.feature

@@ -1,0 +1,91 @@
+"""Soft targets of z-scores: Sun et al., "Logit Standardization in Knowledge Distillation" (2024), arXiv:2403.01427."""
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, weighted
+from limbeck.methods import reading
+from limbeck.methods.alone import hard_loss
+from limbeck.methods.kd import soft_loss
+
+Deviation = Literal["population", "sample"]
+
+
+def standardise(logits: Tensor, *, deviation: Deviation = "population") -> Tensor:
+    """Each sample's logits (N, K) less their mean, divided by their standard deviation.
+
+    Args:
+        logits: (N, K).
+        deviation: "population", as published, divides by K inside the square root, and leaves equal logits at 0.
+            "sample" divides by K - 1 and adds 1e-7 to the deviation, as sunshangquan/logit-standardization-KD
+            (mdistiller/distillers/KD.py, f6e5aa5) does.
+    """
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    freedom = logits.shape[1] - (1 if deviation == "sample" else 0)
+    variance = centred.square().sum(dim=1, keepdim=True) / freedom
+    constant = variance == 0  # where the square root has no gradient
+    root = torch.where(constant, 1.0, variance).sqrt()
+    if deviation == "sample":
+        return centred / (torch.where(constant, 0.0, root) + 1e-7)
+    return centred / root
+
+
+def standardised_loss(
+    student: Tensor, teacher: Tensor, *, temperature: float, deviation: Deviation = "population"
+) -> Tensor:
+    """T² * KL of the softened z-scores, teacher to student (Algorithm 1): `soft_loss` after `standardise`.
+
+    Sum over classes, mean over the batch. It does not change when a sample's logits of either network are multiplied
+    by a positive number or moved together. The gradient flows through the student's mean and deviation; none of it
+    reaches the teacher.
+
+    Args:
+        student: logits (N, K).
+        teacher: logits (N, K).
+        temperature: T > 0, the paper's base temperature.
+        deviation: see `standardise`.
+    """
+    return soft_loss(
+        standardise(student, deviation=deviation), standardise(teacher, deviation=deviation), temperature=temperature
+    )
+
+
+def kd_standardised(
+    setup: Setup,
+    *,
+    temperature: float = 2.0,
+    hard: float | Schedule = 0.1,
+    soft: float | Schedule = 9.0,
+    deviation: Deviation = "population",
+    student_layer: str = "",
+    teacher_layer: str = "",
+) -> tuple[Stage, ...]:
+    """Soft targets after both networks' logits are standardised, so that only their relations have to match.
+
+    The defaults are the authors' for `kd` on CIFAR-100.
+
+    Args:
+        setup: epochs, optimizer and schedule.
+        temperature: T of both networks' z-scores.
+        hard: weight of the cross-entropy with the labels, whose logits are not standardised.
+        soft: weight of the soft term, a number or a schedule.
+        deviation: "population" as published, or "sample" as in the authors' code.
+        student_layer: the layer read as the student's logits; the default is the network's output.
+        teacher_layer: the same of the teacher.
+
+    Raises:
+        LimbeckError: the temperature is not above 0, both weights are 0, or the teacher is an ensemble of
+            distributions.
+    """
+    if not temperature > 0:
+        raise LimbeckError(f"temperature is {temperature}: it must be above 0")
+    student, teacher = reading.logits(setup, student_layer, teacher_layer)
+    loss = partial(standardised_loss, temperature=temperature, deviation=deviation)
+    terms = {
+        "hard": Term(hard_loss, (student, TARGETS), hard),
+        "soft": Term(loss, (student, teacher), soft),
+    }
+    return (Stage("kd_standardised", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)

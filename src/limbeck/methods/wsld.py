@@ -1,0 +1,74 @@
+"""Weighted soft labels: Zhou, Song, Chen et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective" (2021), arXiv:2102.00650."""  # noqa: E501 (the listing reads it as one line)
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, weighted
+from limbeck.methods import reading
+from limbeck.methods.alone import hard_loss
+
+
+def sample_weights(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+    """1 - exp(-CE(student) / CE(teacher)) of each sample at T = 1, as (N,), without gradient.
+
+    Near 1 where the student is much worse than the teacher on the label, near 0 where it is better. 1e-7 is added to
+    the teacher's cross-entropy, as in the authors' code.
+    """
+    ours, theirs = (F.cross_entropy(logits.detach(), targets, reduction="none") for logits in (student, teacher))
+    return -torch.expm1(-ours / (theirs + 1e-7))
+
+
+def weighted_soft_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, temperature: float = 2.0) -> Tensor:
+    """T² times the mean over the batch of w * cross-entropy with the teacher's softened distribution.
+
+    Sum over classes; w is `sample_weights`. As bellymonster/Weighted-Soft-Label-Distillation (knowledge_distiller.py,
+    67820dd) and `WSLD` of open-mmlab/mmrazor (90c7af1) have it: with KL in the cross-entropy's place the value would
+    be lower by the weighted entropy of the teacher, and the gradient the same. None of it reaches the teacher or
+    passes through w.
+
+    Args:
+        student: logits (N, K).
+        teacher: logits (N, K).
+        targets: class indices (N,), int64.
+        temperature: T > 0.
+    """
+    soft = F.cross_entropy(student / temperature, (teacher.detach() / temperature).softmax(1), reduction="none")
+    return temperature**2 * (sample_weights(student, teacher, targets) * soft).mean()
+
+
+def wsld(
+    setup: Setup,
+    *,
+    hard: float | Schedule = 1.0,
+    soft: float | Schedule = 2.5,
+    temperature: float = 2.0,
+    student_layer: str = "",
+    teacher_layer: str = "",
+) -> tuple[Stage, ...]:
+    """Soft targets, with less weight on the samples where the student already beats the teacher.
+
+    The defaults are the authors' for ImageNet.
+
+    Args:
+        setup: epochs, optimizer and schedule.
+        hard: weight of the cross-entropy with the labels; the authors' is 1.
+        soft: alpha, weight of the weighted soft term; a number or a schedule.
+        temperature: T of the soft term; the samples' weights are at T = 1.
+        student_layer: the layer read as the student's logits; the default is the network's output.
+        teacher_layer: the same of the teacher.
+
+    Raises:
+        LimbeckError: the temperature is not above 0, both weights are 0, or the teacher is an ensemble of
+            distributions.
+    """
+    if not temperature > 0:
+        raise LimbeckError(f"temperature is {temperature}: it must be above 0")
+    student, teacher = reading.logits(setup, student_layer, teacher_layer)
+    terms = {
+        "hard": Term(hard_loss, (student, TARGETS), hard),
+        "soft": Term(partial(weighted_soft_loss, temperature=temperature), (student, teacher, TARGETS), soft),
+    }
+    return (Stage("wsld", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)

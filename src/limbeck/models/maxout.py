@@ -1,0 +1,196 @@
+"""Maxout layers (Goodfellow et al. 2013, arXiv 1302.4389), and networks of them.
+
+A layer has several pieces for each of its channels or units, and keeps the largest. Biases are tied over places, and
+the windows of a pooling may reach over the edge: its size is rounded up.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.models.mlp import MaxNormLinear
+from limbeck.models.parts import check_one_of, check_share, image, named
+
+Init = Literal["paper", "modern"]
+
+FIRST_NORM, FULL_NORM, HEAD_NORM = 0.9, 1.9, 1.9365
+"""The authors' bounds on the norms of the first kernels, of the fully connected layer, and of all else."""
+
+INITIAL = 0.005
+"""The papers' weights start in U(-INITIAL, INITIAL)."""
+
+
+class MaxNormConv2d(nn.Conv2d):
+    """A convolution whose kernels are kept at or below a norm, as `MaxNormLinear` keeps its rows.
+
+    Args:
+        in_channels: C.
+        out_channels: the number of kernels.
+        kernel_size: side of a kernel.
+        padding: zeros around the image.
+        max_norm: the largest L2 norm of a (C, size, size) kernel. The bias is free.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, padding: int, max_norm: float) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding)
+        self.max_norm = max_norm
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, kernels, H', W')."""
+        if self.training:
+            with torch.no_grad():
+                self.weight.renorm_(2, 0, self.max_norm)
+        return super().forward(inputs)
+
+    def extra_repr(self) -> str:
+        """The sizes and the bound."""
+        return f"{super().extra_repr()}, max_norm={self.max_norm}"  # type: ignore[no-untyped-call]
+
+
+class Maxout(nn.Module):
+    """The largest of each run of ``pieces`` channels; (N, C * pieces, ...) to (N, C, ...)."""
+
+    def __init__(self, pieces: int) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, C * pieces, ...) to (N, C, ...)."""
+        return torch.unflatten(inputs, 1, (-1, self.pieces)).amax(2)
+
+    def extra_repr(self) -> str:
+        """The pieces."""
+        return f"pieces={self.pieces}"
+
+
+class Convolution(NamedTuple):
+    """One layer of a maxout network."""
+
+    channels: int
+    kernel: int
+    padding: int
+    max_norm: float
+    pool: tuple[int, int] | None = None  # size and stride
+    pieces: int = 2
+
+    def side(self, before: int) -> int:
+        """The height or width of its map; below 1 where the input is too small."""
+        after = before + 2 * self.padding - self.kernel + 1
+        if self.pool is None or after < 1:
+            return after
+        size, stride = self.pool
+        return -((size - after) // stride) + 1
+
+
+class Full(NamedTuple):
+    """The fully connected layer before the head."""
+
+    units: int
+    pieces: int
+
+
+def maxout_network(
+    convolutions: Sequence[Convolution],
+    full: Full | None,
+    *,
+    classes: int,
+    shape: tuple[int, ...],
+    init: Init,
+    biases: float,
+    max_norm: bool,
+    dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    pools_all: bool = False,
+) -> nn.Sequential:
+    """``layer1`` and so on, ``fc`` and ``head``; (N, C, H, W) to logits (N, classes).
+
+    Args:
+        convolutions: the layers.
+        full: the layer after them, if any.
+        classes: the number of logits.
+        shape: (C, H, W).
+        init: ``paper`` draws weights from U(-0.005, 0.005). ``modern`` draws them from He et al.'s normal for a gain of
+            1, at which a maxout of two pieces keeps the second moment of its inputs, and sets biases to zero.
+        biases: with ``paper``, biases are drawn from U(-biases, biases).
+        max_norm: whether the norms of weights are bounded, see `MaxNormConv2d`.
+        dropout: share dropped behind each layer.
+        input_dropout: share of the inputs that is dropped.
+        pools_all: whether the largest of all places follows the last layer.
+
+    Raises:
+        LimbeckError: the shape is not (C, H, W) or too small, a dropout is not in [0, 1), or there is no such start.
+    """
+    check_one_of("init", init, ("paper", "modern"))
+    check_share("dropout", dropout)
+    check_share("input_dropout", input_dropout)
+    inside, *sides = image(shape, least=_least(convolutions))
+    children: dict[str, nn.Module] = {"input_dropout": nn.Dropout(input_dropout)} if input_dropout else {}
+    for number, convolution in enumerate(convolutions, start=1):
+        children[f"layer{number}"] = _layer(inside, convolution, bounded=max_norm, dropout=dropout)
+        inside = convolution.channels
+        sides = [convolution.side(side) for side in sides]
+    if pools_all:
+        children["pool"] = named(max=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten())
+    else:
+        children["flatten"] = nn.Flatten()
+        inside *= math.prod(sides)
+    if full is not None:
+        linear = _linear(inside, full.units * full.pieces, FULL_NORM if max_norm else None)
+        children["fc"] = _dropping(dropout, linear=linear, maxout=Maxout(full.pieces))
+        inside = full.units
+    network = named(**children, head=_linear(inside, classes, HEAD_NORM if max_norm else None))
+    _start(network, init, biases)
+    return network
+
+
+def _start(network: nn.Module, init: Init, biases: float) -> None:
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        if init == "paper":
+            nn.init.uniform_(module.weight, -INITIAL, INITIAL)
+        else:
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        if module.bias is not None:
+            edge = biases if init == "paper" else 0.0
+            nn.init.uniform_(module.bias, -edge, edge)
+
+
+def _least(convolutions: Sequence[Convolution]) -> int:
+    """The smallest side of an image that leaves a place after every layer."""
+
+    def fits(side: int) -> bool:
+        for convolution in convolutions:
+            side = convolution.side(side)
+            if side < 1:
+                return False
+        return True
+
+    return next(side for side in itertools.count(1) if fits(side))
+
+
+def _layer(inside: int, convolution: Convolution, *, bounded: bool, dropout: float) -> nn.Sequential:
+    channels, kernel, padding, max_norm, pool, pieces = convolution
+    outside = channels * pieces
+    children: dict[str, nn.Module] = {
+        "conv": MaxNormConv2d(inside, outside, kernel, padding=padding, max_norm=max_norm)
+        if bounded
+        else nn.Conv2d(inside, outside, kernel, padding=padding),
+        "maxout": Maxout(pieces),
+    }
+    if pool is not None:
+        size, stride = pool
+        children["pool"] = nn.MaxPool2d(size, stride=stride, ceil_mode=True)
+    return _dropping(dropout, **children)
+
+
+def _dropping(dropout: float, **children: nn.Module) -> nn.Sequential:
+    return named(**children, dropout=nn.Dropout(dropout)) if dropout else named(**children)
+
+
+def _linear(inside: int, outside: int, max_norm: float | None) -> nn.Linear:
+    return nn.Linear(inside, outside) if max_norm is None else MaxNormLinear(inside, outside, max_norm=max_norm)

@@ -1,0 +1,164 @@
+"""The teachers of FitNets (Romero et al. 2015, arXiv 1412.6550), which are Goodfellow et al.'s (2013).
+
+Source of the sizes: lisa-lab/pylearn2, scripts/papers/maxout, cifar10.yaml at 402e19f, svhn.yaml at 16db3ac and
+mnist.yaml at b94519e. Biases are tied over places, untied in mnist.yaml.
+
+Parameters as FitNets counts them, without biases and with 2 pieces everywhere (but with biases for ``maxout_mnist``);
+and with biases and the files' pieces, ``fc_pieces: 5`` or ``last_pieces: 4``:
+
+============ ========= ================ ==================
+network      the paper 2 pieces         the files' pieces
+============ ========= ================ ==================
+maxout_cifar       ~9M        9,044,360         16,247,830
+maxout_svhn      ~4.9M        4,928,800         10,461,050
+maxout_mnist     ~361K          361,066            418,714
+============ ========= ================ ==================
+
+Multiplications of ``maxout_cifar``: 725.1M (the paper ~725M).
+"""
+
+from torch import nn
+
+from limbeck.models.maxout import FIRST_NORM, HEAD_NORM, Convolution, Full, Init, maxout_network
+from limbeck.models.parts import check_count
+
+
+def maxout_cifar(
+    *,
+    classes: int,
+    shape: tuple[int, ...],
+    fc_pieces: int = 2,
+    dropout: float = 0.5,
+    input_dropout: float = 0.2,
+    init: Init = "paper",
+    max_norm: bool = True,
+) -> nn.Module:
+    """The teacher of FitNet 1 to 4 on CIFAR-10 and CIFAR-100; (N, C, H, W) to logits (N, classes).
+
+    The hint is ``layer2``: (192, 7, 7) for images of 32x32. The maps before and after each pooling have sides of 33 and
+    16, 15 and 7, 9 and 5.
+
+    Args:
+        classes: the number of logits.
+        shape: (C, H, W), at least 8x8 pixels.
+        fc_pieces: pieces of the fully connected layer; FitNets counts parameters with 2, the file has 5.
+        dropout: share dropped behind each layer.
+        input_dropout: share of the inputs that is dropped. What stays is scaled up, in the file it is not.
+        init: ``paper`` is U(-0.005, 0.005) with biases of zero, ``modern`` is He et al.'s, see `maxout_network`.
+        max_norm: whether the norms of kernels are bounded: 0.9, 1.9365, 1.9365, 1.9 (``fc``) and 1.9365 (``head``).
+
+    Raises:
+        LimbeckError: the shape is not (C, H, W) or too small, an option is out of its range, or there is no such
+            start.
+    """
+    check_count("fc_pieces", fc_pieces)
+    convolutions = (
+        Convolution(96, 8, 4, FIRST_NORM, pool=(4, 2)),
+        Convolution(192, 8, 3, HEAD_NORM, pool=(4, 2)),
+        Convolution(192, 5, 3, HEAD_NORM, pool=(2, 2)),
+    )
+    return maxout_network(
+        convolutions,
+        Full(500, fc_pieces),
+        classes=classes,
+        shape=shape,
+        init=init,
+        biases=0.0,
+        max_norm=max_norm,
+        dropout=dropout,
+        input_dropout=input_dropout,
+    )
+
+
+def maxout_svhn(
+    *,
+    classes: int,
+    shape: tuple[int, ...],
+    fc_pieces: int = 2,
+    dropout: float = 0.5,
+    input_dropout: float = 0.2,
+    init: Init = "paper",
+    max_norm: bool = True,
+) -> nn.Module:
+    """The teacher of FitNet 3 and 4 on SVHN; (N, C, H, W) to logits (N, classes).
+
+    The hint is ``layer2``: (128, 10, 10) for images of 32x32. The maps before and after each pooling have sides of 36
+    and 18, 20 and 10, 12 and 6.
+
+    Args:
+        classes: the number of logits.
+        shape: (C, H, W).
+        fc_pieces: pieces of the fully connected layer; FitNets counts parameters with 2, the file has 5.
+        dropout: share dropped behind each layer.
+        input_dropout: share of the inputs that is dropped. What stays is scaled up, in the file it is not.
+        init: ``paper`` is U(-0.005, 0.005) with biases of zero, ``modern`` is He et al.'s, see `maxout_network`.
+        max_norm: whether the norms of kernels are bounded: 0.9, 1.9365, 1.9365, 1.9 (``fc``) and 1.9365 (``head``).
+
+    Raises:
+        LimbeckError: the shape is not (C, H, W) or too small, an option is out of its range, or there is no such
+            start.
+    """
+    check_count("fc_pieces", fc_pieces)
+    convolutions = (
+        Convolution(64, 5, 4, FIRST_NORM, pool=(3, 2)),
+        Convolution(128, 5, 3, HEAD_NORM, pool=(3, 2)),
+        Convolution(128, 5, 3, HEAD_NORM, pool=(3, 2)),
+    )
+    return maxout_network(
+        convolutions,
+        Full(400, fc_pieces),
+        classes=classes,
+        shape=shape,
+        init=init,
+        biases=0.0,
+        max_norm=max_norm,
+        dropout=dropout,
+        input_dropout=input_dropout,
+    )
+
+
+def maxout_mnist(
+    *,
+    classes: int,
+    shape: tuple[int, ...],
+    last_pieces: int = 2,
+    dropout: float = 0.5,
+    input_dropout: float = 0.2,
+    init: Init = "paper",
+    max_norm: bool = True,
+) -> nn.Module:
+    """The teacher of the MNIST FitNet; (N, C, H, W) to logits (N, classes).
+
+    The hint is ``layer2``: (48, 4, 4) for images of 28x28. The maps before and after each pooling have sides of 21 and
+    10, 9 and 4, 6 and 3. There is no fully connected layer before the head.
+
+    Args:
+        classes: the number of logits.
+        shape: (C, H, W).
+        last_pieces: pieces of the last convolution; 2 in FitNets' text, 4 in the file.
+        dropout: share dropped behind each layer.
+        input_dropout: share of the inputs that is dropped. What stays is scaled up, in the file it is not.
+        init: ``paper`` is U(-0.005, 0.005) with biases of zero, ``modern`` is He et al.'s, see `maxout_network`.
+        max_norm: whether the norms of kernels are bounded: 0.9, 1.9365, 1.9365 and 1.9365 (``head``).
+
+    Raises:
+        LimbeckError: the shape is not (C, H, W) or too small, an option is out of its range, or there is no such
+            start.
+    """
+    check_count("last_pieces", last_pieces)
+    convolutions = (
+        Convolution(48, 8, 0, FIRST_NORM, pool=(4, 2)),
+        Convolution(48, 8, 3, HEAD_NORM, pool=(4, 2)),
+        Convolution(24, 5, 3, HEAD_NORM, pool=(2, 2), pieces=last_pieces),
+    )
+    return maxout_network(
+        convolutions,
+        None,
+        classes=classes,
+        shape=shape,
+        init=init,
+        biases=0.0,
+        max_norm=max_norm,
+        dropout=dropout,
+        input_dropout=input_dropout,
+    )

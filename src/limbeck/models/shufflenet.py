@@ -1,0 +1,181 @@
+"""The ShuffleNets for CIFAR of RepDistiller (models/ShuffleNetv1.py and ShuffleNetv2.py at eedab9d).
+
+After Zhang et al. 2018 (arXiv 1707.01083) and Ma et al. 2018 (arXiv 1807.11164), with a 1x1 convolution as the stem and
+no pooling behind it. Parameters for 3 channels:
+
+============= ========== ===========
+network       10 classes 100 classes
+============= ========== ===========
+shufflenet_v1    862,768     949,258
+shufflenet_v2  1,263,278   1,355,528
+============= ========== ===========
+"""
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.models.parts import conv1x1, global_pool, image, named
+
+_STEM = 24
+
+
+class Shuffle(nn.Module):
+    """The channels of each group dealt out to all: channel i of group g becomes channel g of group i; the shape stays.
+
+    Args:
+        groups: that the channels are in before.
+    """
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        return torch.unflatten(inputs, 1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        """The groups."""
+        return f"groups={self.groups}"
+
+
+def _depthwise(channels: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False)
+
+
+class GroupedBlock(nn.Module):
+    """ShuffleNet-v1's unit; (N, inside, H, W) to (N, outside, H / stride, W / stride).
+
+    At stride 2 the averaged input is appended to the new channels; at stride 1 it is added. The tensor before the last
+    activation is the *input* of ``relu3``.
+
+    Args:
+        inside: channels before.
+        outside: channels after, at stride 2 more than ``inside``.
+        stride: 1 or 2.
+        groups: of the 1x1 convolutions; the first of all, behind the stem, has one.
+    """
+
+    def __init__(self, inside: int, outside: int, *, stride: int, groups: int) -> None:
+        super().__init__()
+        appends = stride == 2
+        new = outside - inside if appends else outside
+        middle = new // 4
+        first = 1 if inside == _STEM else groups
+        self.conv1 = nn.Conv2d(inside, middle, 1, groups=first, bias=False)
+        self.norm1 = nn.BatchNorm2d(middle)
+        self.relu1 = nn.ReLU()
+        self.shuffle = Shuffle(first)
+        self.conv2 = _depthwise(middle, stride)
+        self.norm2 = nn.BatchNorm2d(middle)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(middle, new, 1, groups=groups, bias=False)
+        self.norm3 = nn.BatchNorm2d(new)
+        self.shortcut = nn.AvgPool2d(3, stride=2, padding=1) if appends else nn.Identity()
+        self.appends = appends
+        self.relu3 = nn.ReLU()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, inside, H, W) to (N, outside, H / stride, W / stride)."""
+        features = self.shuffle(self.relu1(self.norm1(self.conv1(inputs))))
+        features = self.relu2(self.norm2(self.conv2(features)))
+        features = self.norm3(self.conv3(features))
+        shortcut = self.shortcut(inputs)
+        return self.relu3(  # type: ignore[no-any-return]
+            torch.cat([features, shortcut], 1) if self.appends else features + shortcut
+        )
+
+
+class SplitBlock(nn.Module):
+    """ShuffleNet-v2's unit at stride 1: half of the channels pass, half are convolved; (N, C, H, W) to the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = _convolved(channels // 2, channels // 2, 1)
+        self.shuffle = Shuffle(2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        passed, rest = inputs.chunk(2, dim=1)
+        return self.shuffle(torch.cat([passed, self.branch(rest)], 1))  # type: ignore[no-any-return]
+
+
+class DownBlock(nn.Module):
+    """ShuffleNet-v2's unit at stride 2, of two branches; (N, inside, H, W) to (N, outside, H / 2, W / 2)."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        half = outside // 2
+        self.branch1 = named(
+            conv1=_depthwise(inside, 2),
+            norm1=nn.BatchNorm2d(inside),
+            conv2=conv1x1(inside, half, 1),
+            norm2=nn.BatchNorm2d(half),
+            relu=nn.ReLU(),
+        )
+        self.branch2 = _convolved(inside, half, 2)
+        self.shuffle = Shuffle(2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, inside, H, W) to (N, outside, H / 2, W / 2)."""
+        features = torch.cat([self.branch1(inputs), self.branch2(inputs)], 1)
+        return self.shuffle(features)  # type: ignore[no-any-return]
+
+
+def _convolved(inside: int, outside: int, stride: int) -> nn.Sequential:
+    return named(
+        conv1=conv1x1(inside, outside, 1),
+        norm1=nn.BatchNorm2d(outside),
+        relu1=nn.ReLU(),
+        conv2=_depthwise(outside, stride),
+        norm2=nn.BatchNorm2d(outside),
+        conv3=conv1x1(outside, outside, 1),
+        norm3=nn.BatchNorm2d(outside),
+        relu3=nn.ReLU(),
+    )
+
+
+def _stem(shape: tuple[int, ...]) -> nn.Sequential:
+    channels, _, _ = image(shape)
+    return named(conv=conv1x1(channels, _STEM, 1), norm=nn.BatchNorm2d(_STEM), relu=nn.ReLU())
+
+
+def shufflenet_v1(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """RepDistiller's ``ShuffleV1``: stages of 240, 480 and 960 channels in 3 groups; (N, C, H, W) to (N, classes).
+
+    Args:
+        classes: the number of logits.
+        shape: (C, H, W); the pooling is global, so H and W are free.
+
+    Raises:
+        LimbeckError: the shape is not (C, H, W).
+    """
+    children: dict[str, nn.Module] = {"stem": _stem(shape)}
+    inside = _STEM
+    for number, (outside, count) in enumerate(((240, 4), (480, 8), (960, 4)), start=1):
+        blocks = [GroupedBlock(inside, outside, stride=2, groups=3)]
+        blocks += [GroupedBlock(outside, outside, stride=1, groups=3) for _ in range(count - 1)]
+        children[f"stage{number}"] = nn.Sequential(*blocks)
+        inside = outside
+    return named(**children, pool=global_pool(), head=nn.Linear(inside, classes))
+
+
+def shufflenet_v2(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """RepDistiller's ``ShuffleV2``: stages of 116, 232 and 464 channels, then 1024; (N, C, H, W) to (N, classes).
+
+    Args:
+        classes: the number of logits.
+        shape: (C, H, W); the pooling is global, so H and W are free.
+
+    Raises:
+        LimbeckError: the shape is not (C, H, W).
+    """
+    children: dict[str, nn.Module] = {"stem": _stem(shape)}
+    inside, last = _STEM, 1024
+    for number, (outside, count) in enumerate(((116, 3), (232, 7), (464, 3)), start=1):
+        children[f"stage{number}"] = nn.Sequential(
+            DownBlock(inside, outside), *[SplitBlock(outside) for _ in range(count)]
+        )
+        inside = outside
+    children["last"] = named(conv=conv1x1(inside, last, 1), norm=nn.BatchNorm2d(last), relu=nn.ReLU())
+    return named(**children, pool=global_pool(), head=nn.Linear(last, classes))

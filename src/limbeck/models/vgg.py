@@ -1,0 +1,63 @@
+"""The VGG networks for CIFAR of RepDistiller (models/vgg.py at eedab9d), with BatchNorm.
+
+After Simonyan & Zisserman 2015 (arXiv 1409.1556), with one linear layer instead of three. Parameters for 3 channels:
+
+======= ========== ===========
+network 10 classes 100 classes
+======= ========== ===========
+vgg8     3,918,858   3,965,028
+vgg13    9,416,010   9,462,180
+======= ========== ===========
+"""
+
+from torch import nn
+
+from limbeck.models.parts import global_pool, image, kaiming, named, small_head
+
+_WIDTHS = (64, 128, 256, 512, 512)
+_POOLED = (2, 3, 4)  # the stages that start with a pooling; the fifth does not, as in the authors' code
+
+
+def vgg8(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """Five stages of one 3x3 convolution each; (N, C, H, W) to logits (N, classes).
+
+    Args:
+        classes: the number of logits.
+        shape: (C, H, W), at least 8x8 pixels. The authors' code pools once more where H is 64; this network does not.
+
+    Raises:
+        LimbeckError: the shape is not (C, H, W) or too small.
+    """
+    return _vgg(1, classes, shape)
+
+
+def vgg13(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """Five stages of two 3x3 convolutions each; (N, C, H, W) to logits (N, classes).
+
+    Args:
+        classes: the number of logits.
+        shape: (C, H, W), at least 8x8 pixels. The authors' code pools once more where H is 64; this network does not.
+
+    Raises:
+        LimbeckError: the shape is not (C, H, W) or too small.
+    """
+    return _vgg(2, classes, shape)
+
+
+def _vgg(count: int, classes: int, shape: tuple[int, ...]) -> nn.Module:
+    inside, _, _ = image(shape, least=2 ** len(_POOLED))
+    children: dict[str, nn.Module] = {}
+    for number, outside in enumerate(_WIDTHS, start=1):
+        stage: dict[str, nn.Module] = {"pool": nn.MaxPool2d(2)} if number in _POOLED else {}
+        for place in range(1, count + 1):
+            stage[f"conv{place}"] = nn.Conv2d(inside, outside, 3, padding=1)
+            stage[f"norm{place}"] = nn.BatchNorm2d(outside)
+            stage[f"relu{place}"] = nn.ReLU()
+            inside = outside
+        children[f"stage{number}"] = named(**stage)
+    network = named(**children, pool=global_pool(), head=small_head(inside, classes))
+    kaiming(network)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return network

@@ -1,0 +1,182 @@
+"""The outline of a network that limbeck has never seen: where its classifier, its feature and its maps are.
+
+All of it is read off one dry run; no name is guessed. A block is a module inside an ``nn.Sequential`` or
+``nn.ModuleList`` that holds at least two layers with weights. A section is a run of blocks whose maps have one size;
+what comes before the first is the stem. In a network without blocks (VGG) the sizes at which there is a convolution are
+the sections, and its activations stand for the blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core import Batch, LimbeckError, Outline, Section, Tap
+from limbeck.taps import evaluation_mode, out_of_place
+
+_ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Tanh, nn.Sigmoid),
+)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_WEIGHTED = (nn.Conv2d, nn.Linear)
+
+
+@dataclass(frozen=True, eq=False)
+class _Event:
+    """One run of one module."""
+
+    name: str
+    module: nn.Module
+    entered: Tensor | None
+    given: Tensor
+    run: int  # which of the module's runs, from 0
+    runs_again: bool = False
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Height and width of its map; nothing where it gives no map of more than one place."""
+        shape = self.given.shape
+        return tuple(shape[2:]) if len(shape) == 4 and shape[2] * shape[3] > 1 else ()
+
+    def tap(self, network: str, side: str = "output") -> Tap:
+        return Tap(network, self.name, side, self.run if self.runs_again else None)
+
+
+def outline(name: str, network: nn.Module, batch: Batch) -> Outline:
+    """The outline of the network called ``name``.
+
+    Raises:
+        LimbeckError: no linear layer gives its logits.
+    """
+    events, logits = _watched(network, batch)
+    classifier = next((event for event in reversed(events) if _classifies(event, logits)), None)
+    if classifier is None or classifier.entered is None:
+        raise LimbeckError(
+            f"the {name} has no linear layer whose output is its logits (an ensemble, or a head of another kind): "
+            "name the layers to read"
+        )
+    before = events[: events.index(classifier)]
+    blocks = [event for event in before if _is_block(event, network)]
+    sizes = _section_sizes(before, blocks)
+    pooled = _pooled(before, classifier.entered) if sizes else None
+    finals = [_final(before, blocks, size) for size in sizes[:-1]]
+    finals += [pooled or _final(before, blocks, size) for size in sizes[-1:]]
+    sections = tuple(_section(name, before, blocks, size, final) for size, final in zip(sizes, finals, strict=True))
+    return Outline(
+        classifier=classifier.name,
+        feature=classifier.tap(name, "input"),
+        sections=sections,
+        stem=_stem(name, before, blocks, sizes[0]) if sizes else None,
+        pools=pooled is not None,
+        hidden=() if sizes else _hidden(name, before, blocks),
+    )
+
+
+def _watched(network: nn.Module, batch: Batch) -> tuple[list[_Event], Tensor]:
+    """Every run of every module in the order in which they end, and the network's output."""
+    events: list[_Event] = []
+    runs: dict[str, int] = {}
+
+    def keep(layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            entered = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
+            runs[layer] = runs.get(layer, -1) + 1
+            events.append(_Event(layer, module, entered, output, runs[layer]))
+
+    def hook(layer: str) -> Any:
+        return lambda module, inputs, output: keep(layer, module, inputs, output)
+
+    handles = [module.register_forward_hook(hook(layer)) for layer, module in network.named_modules() if layer]
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    try:
+        with evaluation_mode([network]), out_of_place([network]), torch.no_grad():
+            logits: Tensor = network(batch.inputs.to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [replace(event, runs_again=runs[event.name] > 0) for event in events], logits
+
+
+def _classifies(event: _Event, logits: Tensor) -> bool:
+    same = event.given.shape == logits.shape and torch.equal(event.given, logits)
+    return same and isinstance(event.module, nn.Linear)
+
+
+def _is_block(event: _Event, network: nn.Module) -> bool:
+    parent = network.get_submodule(event.name.rpartition(".")[0])
+    if not isinstance(parent, nn.Sequential | nn.ModuleList) or isinstance(event.module, nn.Sequential):
+        return False
+    return sum(isinstance(module, _WEIGHTED) for module in event.module.modules()) > 1
+
+
+def _section_sizes(events: Sequence[_Event], blocks: Sequence[_Event]) -> list[tuple[int, ...]]:
+    """The sizes of the sections' maps, in order."""
+    convolutions = [event for event in events if isinstance(event.module, nn.Conv2d) and event.size]
+    if len(convolutions) < 2:  # a vision transformer has one, which cuts its patches
+        return []
+    shaping = [event for event in blocks if event.size] or convolutions
+    return list(dict.fromkeys(event.size for event in shaping))
+
+
+def _pooled(events: Sequence[_Event], feature: Tensor) -> _Event | None:
+    """The last map, where its mean over the places is the feature."""
+    event = next(event for event in reversed(events) if event.size)
+    if feature.dim() != 2 or event.given.shape[1] != feature.shape[1]:
+        return None
+    return event if torch.allclose(event.given.mean(dim=(2, 3)), feature, rtol=1e-3, atol=1e-5) else None
+
+
+def _final(events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> _Event:
+    """What the last block of a size gives, by the name of the outermost module that gives the same."""
+    inside = [event for event in events if event.size == size]
+    own = [event for event in blocks if event.size == size] or _activations(inside) or inside
+    return [event for event in inside if event.given is own[-1].given][-1]
+
+
+def _section(
+    name: str, events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...], final: _Event
+) -> Section:
+    inside = [event for event in events if event.size == size]
+    first = ([event for event in blocks if event.size == size] or _activations(inside) or inside)[0]
+    unactivated, norm = _before_activation(name, events, final)
+    return Section(first.tap(name), final.tap(name), unactivated, norm)
+
+
+def _stem(name: str, events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> Tap:
+    first = next((event for event in blocks if event.size == size), None)
+    if first is not None:
+        return first.tap(name, "input")
+    inside = [event for event in events if event.size == size]
+    return (_activations(inside) or inside)[0].tap(name)
+
+
+def _activations(events: Sequence[_Event]) -> list[_Event]:
+    return [event for event in events if isinstance(event.module, _ACTIVATIONS)]
+
+
+def _before_activation(name: str, events: Sequence[_Event], final: _Event) -> tuple[Tap, str]:
+    """What a map was before its activation, and the BatchNorm that gave it or came last before it."""
+    for event in events:
+        follows = event.entered is final.given and isinstance(event.module, _NORMS)
+        if follows:  # a block that begins with its norm, as in a wide ResNet: the map is not activated yet
+            return event.tap(name), event.name
+    activation = next((event for event in reversed(_activations(events)) if event.given is final.given), None)
+    place = events.index(activation if activation is not None else final)
+    norms = [event for event in events[: place + 1] if isinstance(event.module, _NORMS)]
+    if activation is None:
+        return final.tap(name), norms[-1].name if norms else ""
+    parent = activation.name.rpartition(".")[0]
+    around = [event for event in events if event.name == parent and isinstance(event.module, _NORMS)]
+    beside = [event for event in norms if event.name.rpartition(".")[0] == parent]  # not the shortcut's
+    norm = next((found[-1].name for found in (around, beside, norms) if found), "")
+    return activation.tap(name, "input"), norm
+
+
+def _hidden(name: str, events: Sequence[_Event], blocks: Sequence[_Event]) -> tuple[Tap, ...]:
+    tokens = [event for event in blocks if event.given.dim() == 3]
+    vectors = [event for event in _activations(events) if event.given.dim() == 2]
+    found = [event.tap(name) for event in tokens or vectors]
+    return tuple(dict.fromkeys(found))

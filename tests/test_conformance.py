@@ -1,0 +1,357 @@
+"""What every method keeps to. A method passes this suite by standing in METHODS; what it is excused from, it says why."""
+
+import copy
+import inspect
+import re
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from limbeck import arrays, catalogue
+from limbeck.core import LimbeckError
+from limbeck.engine import Engine
+from limbeck.experiment import Experiment
+from limbeck.jobs import Finished
+from limbeck.methods import METHODS
+from limbeck.models import build, save_network
+from limbeck.optimizers import adam
+from limbeck.recipe import read, smoke
+from limbeck.schedules import constant
+from limbeck.session import Training, plan, training_batches
+from limbeck.taps import Taps
+from limbeck.train import Diverged, TrainingSweep, run
+
+ENGINE = Engine(device="cpu", precision="32")
+
+OPTIONS: dict[str, dict[str, Any]] = {}
+"""Options that the tiny setting needs; each with its reason."""
+
+EXCUSED: dict[tuple[str, str], str] = {}
+"""From (rule, method) to the reason why the rule is not for the method."""
+
+UNPUBLISHED = {"alone": "the baseline is nobody's"}
+"""Methods without a citation, and why."""
+
+
+def method(name):
+    return partial(METHODS[name], **OPTIONS.get(name, {}))
+
+
+def excuse(rule, name):
+    if (rule, name) in EXCUSED:
+        pytest.skip(EXCUSED[rule, name])
+
+
+@cache
+def data(count=48):
+    """Images of 4 classes that can be told apart."""
+    generator = torch.Generator().manual_seed(1)
+    targets = torch.arange(count + 24) % 4
+    inputs = torch.randn(count + 24, 3, 16, 16, generator=generator)
+    inputs += torch.randn(4, 3, 16, 16, generator=generator)[targets]
+    return arrays(inputs, targets, test=12, validation=12)
+
+
+def training(*, epochs=2, batch_size=16):
+    return Training(epochs, batch_size, adam(lr=2e-3), constant())
+
+
+def networks(seed=3):
+    """A student and a teacher that is the same whatever the seed."""
+    torch.manual_seed(1000)
+    teacher = build("resnet14", classes=4, shape=(3, 16, 16))
+    torch.manual_seed(seed)
+    return {"student": build("resnet8", classes=4, shape=(3, 16, 16)), "teacher": teacher}
+
+
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def differences(one, other):
+    """The names at which two states differ; also those that one of them alone has."""
+    names = one.keys() ^ other.keys()
+    return names | {name for name in one.keys() & other.keys() if not torch.equal(one[name], other[name])}
+
+
+def losses(stages):
+    return {
+        f"{stage.name}.{name}": term.loss
+        for stage in stages
+        for name, term in stage.terms.items()
+        if isinstance(term.loss, nn.Module)
+    }
+
+
+class Trial(NamedTuple):
+    """A method's training on the tiny data."""
+
+    stages: Any
+    networks: Any
+    epochs: list
+    before: list  # of each stage, the networks' states
+    after: list
+    states: list  # of each epoch, what resume needs
+    final: dict  # the networks' and losses' states when all is over
+
+
+def train(name, *, epochs, seed=3, state_of=None, engine=ENGINE, keep=False):
+    """Plan and train; with ``state_of`` from there on."""
+    nets, setting = networks(seed), training(epochs=epochs)
+    stages = plan(method(name), nets, data(), setting)
+    before, after, taken, seen = {}, {}, [], []
+
+    def watched(position, stage):
+        def prepare(sweep):
+            if sweep.epoch == 0:
+                before[position] = {net: state(module) for net, module in nets.items()}
+            if stage.prepare is not None:
+                stage.prepare(sweep)
+
+        return replace(stage, prepare=prepare)
+
+    batches = training_batches(data(), setting, seed=0, engine=engine)
+    followed = [watched(position, stage) for position, stage in enumerate(stages)]
+    torch.manual_seed(17)
+    for epoch in run(followed, nets, batches, engine, state=state_of):
+        after[epoch.position] = {net: state(module) for net, module in nets.items()}
+        seen.append(epoch)
+        if keep:
+            taken.append(copy.deepcopy(epoch.state()))
+    final = {label: state(module) for label, module in {**nets, **losses(stages)}.items()}
+    return Trial(stages, nets, seen, list(before.values()), list(after.values()), taken, final)
+
+
+@cache
+def whole(name):
+    """The training that several tests look at: a few epochs in each stage."""
+    return train(name, epochs=5)
+
+
+@cache
+def short(name):
+    return train(name, epochs=2, keep=True)
+
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+# --- training
+
+
+@every_method
+def test_trains_only_what_each_stage_names(name):
+    trial = whole(name)
+    for stage, before, after in zip(trial.stages, trial.before, trial.after, strict=True):
+        for network in trial.networks:
+            named = [learner.partition(".")[2] for learner in stage.learns if learner.partition(".")[0] == network]
+            changed = differences(before[network], after[network])
+            outside = {key for key in changed if not any(key.startswith(f"{part}." if part else "") for part in named)}
+            assert outside == set(), f"stage {stage.name} changed the {network}"
+            assert bool(changed) == bool(named), f"stage {stage.name} left the {network} as it was"
+
+
+@every_method
+def test_lowers_its_own_loss_in_each_stage(name):
+    trial = whole(name)
+    for position, stage in enumerate(trial.stages):
+        weights = [term.weight if isinstance(term.weight, float | int) else term.weight(0.5) for term in stage.terms.values()]
+        means = [
+            sum(weight * value for weight, value in zip(weights, epoch.terms.values(), strict=True))
+            for epoch in trial.epochs
+            if epoch.position == position
+        ]
+        assert sum(means[-2:]) / 2 < means[0], f"stage {stage.name}: {means}"
+
+
+@every_method
+def test_each_term_moves_what_it_reads_first_and_never_its_target(name):
+    nets, setting = networks(), training()
+    stages = plan(method(name), nets, data(), setting)
+    batches = training_batches(data(), setting, seed=0, engine=ENGINE)
+    for stage in stages:
+        if stage.prepare is not None:
+            stage.prepare(TrainingSweep(0, nets, batches, ENGINE))
+        learning = {learner.partition(".")[0] for learner in stage.learns}
+        taps = {tap for term in stage.terms.values() for tap in term.reads}
+        with Taps(nets, taps, learns=learning) as tapped, torch.no_grad():
+            read = tapped.read(next(iter(batches(0))))
+        for label, term in stage.terms.items():
+            leaves = [read[tap].clone().requires_grad_(read[tap].is_floating_point()) for tap in term.reads]
+            value = term.loss(*leaves)
+            own = [p for p in term.loss.parameters() if p.requires_grad] if isinstance(term.loss, nn.Module) else []
+            moved = [leaf for leaf in leaves if leaf.requires_grad]
+            found = torch.autograd.grad(value, [*moved, *own], allow_unused=True)
+            by_tap = dict(zip([tap for tap, leaf in zip(term.reads, leaves, strict=True) if leaf.requires_grad], found, strict=False))
+            first = term.reads[0]
+            wanted = [by_tap[first]] if first.source in learning else list(found[len(moved) :])
+            given = [gradient for gradient in wanted if gradient is not None]
+            assert given, f"{stage.name}.{label}: no gradient for {first}"
+            assert all(gradient.isfinite().all() for gradient in given)
+            assert any(gradient.any() for gradient in given), f"{stage.name}.{label}: the gradient for {first} is 0"
+            for tap, gradient in by_tap.items():
+                if tap.source not in learning:
+                    assert gradient is None or not gradient.any(), f"{stage.name}.{label}: a gradient for {tap}"
+
+
+@every_method
+def test_leaves_no_hooks(name):
+    trial = whole(name)
+    for module in (*trial.networks.values(), *losses(trial.stages).values()):
+        for part in module.modules():
+            assert not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks)
+
+
+@every_method
+def test_same_seed_same_bits(name):
+    again = train(name, epochs=2)
+    assert {label: differences(short(name).final[label], again.final[label]) for label in again.final} == {
+        label: set() for label in short(name).final
+    }
+
+
+@every_method
+def test_resumes_to_the_same_bits_after_each_epoch_of_each_stage(name):
+    trial = short(name)
+    assert len(trial.states) == sum(stage.epochs for stage in trial.stages)
+    for taken in trial.states:
+        again = train(name, epochs=2, seed=77, state_of=taken)
+        where = f"stage {taken['stage']}, epoch {taken['epoch']}"
+        assert again.final.keys() == trial.final.keys()
+        for label, values in trial.final.items():
+            assert differences(values, again.final[label]) == set(), f"{label}, resumed at {where}"
+
+
+@every_method
+def test_works_in_bf16(name):
+    trial = train(name, epochs=1, engine=Engine(device="cpu", precision="bf16"))
+    for values in trial.final.values():
+        assert all(tensor.isfinite().all() for tensor in values.values() if tensor.is_floating_point())
+
+
+@every_method
+def test_trains_with_single_samples_or_says_why_not(name):
+    nets, setting, few = networks(), training(epochs=1, batch_size=1), data(6)
+    try:
+        stages = plan(method(name), nets, few, setting)
+        epochs = list(run(stages, nets, training_batches(few, setting, seed=0, engine=ENGINE), ENGINE))
+    except Diverged:
+        raise
+    except LimbeckError as error:
+        assert re.search(r"batch|sample|pair", str(error)), error
+    else:
+        assert [epoch.images for epoch in epochs] == [6] * len(epochs)
+
+
+# --- recipes
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    torch.manual_seed(1000)
+    file = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_network(build("resnet14", classes=10, shape=(1, 8, 8)), file)
+    return file
+
+
+@every_method
+def test_runs_from_a_recipe(name, tmp_path, teacher_file):
+    options = "".join(f"\n  {key}: {value!r}" for key, value in OPTIONS.get(name, {}).items())
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: tiny\ndata: {{source: digits, limit: 96}}\n"
+        f"teacher: {{model: resnet14, weights: {teacher_file}}}\n"
+        f"student: {{model: resnet8}}\ntrain: {{epochs: 2}}\nbaseline: false\nprecision: 32\n"
+        f"method:\n  name: {name}{options}\n"
+    )
+    trial = Experiment(smoke(read(tmp_path / "recipe.yaml")), tmp_path / "run")
+    (last,) = [event for event in trial.run() if isinstance(event, Finished) and event.job.arm == name]
+    assert 0 <= last.result["test"]["accuracy"] <= 1
+    assert (tmp_path / "run" / "student.safetensors").is_file()
+
+
+# --- documentation
+
+
+@every_method
+def test_every_option_is_documented_and_none_that_is_not_there(name):
+    parameters = inspect.signature(METHODS[name]).parameters
+    options = [key for key, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
+    assert list(parameters) == ["setup", *options]
+    documented = catalogue.meanings(METHODS[name])
+    assert set(documented) == set(parameters)
+    assert all(len(meaning) > 3 for meaning in documented.values())
+
+
+@every_method
+def test_the_module_cites_its_source(name):
+    if name in UNPUBLISHED:
+        return
+    cited = catalogue.citation(name)
+    assert cited is not None, inspect.getdoc(inspect.getmodule(METHODS[name]))
+    assert len(cited.authors) > 3
+    assert len(cited.title) > 5
+    assert 1989 <= cited.year <= 2026
+
+
+@every_method
+def test_a_page_is_written(name):
+    page = Path(__file__).parents[1] / "docs" / "methods" / f"{name}.md"
+    assert page.read_text().startswith(f"# {name}\n")
+
+
+# --- other networks
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": [12, 12]},
+    "resnet8": {},
+    "wrn_16_1": {},
+    "convnet_small": {},
+    "timm:resnet18": {},
+    "timm:mobilenetv3_small_050": {},
+    "timm:vit_tiny_patch16_224": {"img_size": 64},
+    "torchvision:resnet18": {},
+}
+"""Networks by name, and their options: a transformer of 224 pixels reads smaller images when it is told so."""
+
+PAIRS = [
+    *((one, one) for one in NETWORKS),
+    ("resnet8", "timm:resnet18"),
+    ("wrn_16_1", "convnet_small"),
+    ("mlp", "timm:resnet18"),
+    ("timm:mobilenetv3_small_050", "torchvision:resnet18"),
+    ("resnet8", "timm:vit_tiny_patch16_224"),
+    ("timm:vit_tiny_patch16_224", "timm:resnet18"),
+]
+
+
+@cache
+def built(name, seed):
+    torch.manual_seed(seed)
+    return build(name, classes=4, shape=(3, 64, 64), **NETWORKS[name])
+
+
+@cache
+def larger():
+    return arrays(torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 4)
+
+
+@every_method
+@pytest.mark.parametrize(("student", "teacher"), PAIRS, ids=[f"{one}-{other}" for one, other in PAIRS])
+def test_finds_its_layers_in_a_network_or_says_why_not(name, student, teacher):
+    nets = {"student": built(student, 1), "teacher": built(teacher, 2)}
+    try:
+        stages = plan(method(name), nets, larger(), training())
+    except LimbeckError as error:
+        assert student != teacher or student not in ("resnet8", "wrn_16_1", "timm:resnet18", "torchvision:resnet18"), error
+        # its own words, at the time of the call, and not an error of torch that came up in the rehearsal
+        assert error.__cause__ is None, error
+        assert re.search(rf"\b{name}\b|student|teacher", str(error)), error
+    else:
+        assert stages
+    assert not any(part._forward_hooks or part._forward_pre_hooks for net in nets.values() for part in net.modules())
