@@ -526,5 +526,5 @@ def test_building_an_experiment_leaves_generators_and_folder_alone():
 def test_a_teacher_that_is_to_be_trained_needs_its_model():
     given = recipe()
     lacking = given.model_copy(update={"teacher": given.teacher.model_copy(update={"model": None})})
-    with pytest.raises(LimbeckError, match="so it needs model: and train:"):
+    with pytest.raises(LimbeckError, match="so it needs a model:"):
         Experiment(lacking, Path("run"))

@@ -1,40 +1,51 @@
-"""What there is to choose from: methods, networks and their layers, as tables and pages."""
+"""The methods as a table and as pages: what is told of them is read from their modules, signatures and stages."""
 
-import fnmatch
 import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
+from rich.console import Group
 from rich.table import Table
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from limbeck.core import LimbeckError, Outline, Stage, Tap, Term
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap
 from limbeck.data import arrays
-from limbeck.evaluate import parameters
 from limbeck.methods import METHODS, PRESETS
-from limbeck.models import MODELS, build, layers
-from limbeck.models import options as model_options
+from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.options import nearest
-from limbeck.outline import outline
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, probe
-from limbeck.whole import replacing
+from limbeck.session import Training, plan
 
 SYSTEMS = ("kd", "fitnets", "fsp", "srrl", "class_distance")
-"""The five whole systems; the other methods are their relatives."""
+"""The whole systems, which are listed first; the other methods are their relatives."""
 
-REFERENCE = {"student": "resnet8", "teacher": "resnet14"}
-"""The networks on which a method's stages and taps are shown."""
+EPOCHS = 100
+"""Of the recipe for which a page shows a method's stages."""
+
+REFERENCE: Mapping[str, str] = {"student": "resnet8", "teacher": "resnet14"}
+"""The networks for which a page shows a method's stages."""
+
+CAST: Mapping[str, Mapping[str, str]] = {
+    "alone": {"student": "resnet8"},
+    "fine_tune": {"student": "resnet8"},
+    "assistants": {"student": "resnet8", "teacher": "resnet20", "assistant": "resnet14"},
+    "born_again": {"student": "resnet8", "teacher": "resnet8", "second": "resnet8"},
+    "mutual": {"student": "resnet8", "peer": "resnet14"},
+}
+"""The same, for methods that take other networks."""
 
 _SHAPE, _CLASSES = (3, 16, 16), 4
+_GROUPS = ("Systems", "Alone", "Reading logits", "Reading the classifier's input", "Reading layers inside")
+_COLUMNS = {"method": 17, "year": 4, "paper": None, "reads of student / of teacher": 29, "met": 5}
+_LEGEND = "met: recorded values of the authors' code that limbeck's gives, of all that are recorded"
+_READS = {1: "vector", 2: "tokens", 3: "map"}
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,10 @@ class Citation:
 
 @dataclass(frozen=True)
 class Planned:
-    """A method's stages on the reference networks."""
+    """A method's stages by default for the reference networks, and what the method was given."""
 
     stages: tuple[Stage, ...]
-    shapes: Mapping[Tap, tuple[int, ...]]
-    outlines: Mapping[str, Outline]
+    setup: Setup
 
 
 def citation(name: str) -> Citation | None:
@@ -77,15 +87,174 @@ def meanings(function: Callable[..., Any]) -> dict[str, str]:
 
 
 @functools.cache
-def recorded() -> Mapping[str, Mapping[str, tuple[int, int]]]:
-    """From a method to the recorded values of the authors' code, by record: passed and all cases."""
-    held = json.loads((Path(__file__).parent / "methods" / "recorded.json").read_text(encoding="utf-8"))
-    return {method: {name: (passed, cases) for name, (passed, cases) in records.items()} for method, records in held.items()}
+def recorded() -> Mapping[str, Mapping[str, Sequence[int]]]:
+    """From a method to the records of the authors' values: how many cases are met, and how many there are."""
+    file = Path(__file__).parent / "methods" / "recorded.json"
+    found: Mapping[str, Mapping[str, Sequence[int]]] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
-@functools.cache
 def planned(name: str) -> Planned:
-    """A method's stages, as it gives them by default for the reference networks."""
-    samples = torch.randn(8, *_SHAPE, generator=torch.Generator().manual_seed(0))
-    data = arrays(samples, torch.arange(8) % _CLASSES, test=samples_of_test(samples), validation=0)
-    ...
+    """A method's stages, as it gives them by default for its reference networks."""
+    given: list[Setup] = []
+
+    def method(setup: Setup) -> tuple[Stage, ...]:
+        given.append(setup)
+        return METHODS[name](setup)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        data = arrays(torch.randn(32, *_SHAPE), torch.arange(32) % _CLASSES)
+        cast = CAST.get(name, REFERENCE)
+        networks = {role: build(model, classes=_CLASSES, shape=_SHAPE) for role, model in cast.items()}
+        stages = plan(method, networks, data, Training(EPOCHS, 8, sgd(lr=0.1), constant()))
+    return Planned(stages, given[0])
+
+
+def method_table() -> Group:
+    """Every method: its year, paper, stages, what they read, and the recorded values that it meets."""
+    groups: dict[str, Table] = {}
+    for name in METHODS:
+        plans, cited = planned(name), citation(name)
+        title = cited.title if cited else _sections(METHODS[name])[""][0]
+        reads = [
+            " / ".join(_reads(plans, [stage], side) or "-" for side in ("student", "teacher")) for stage in plans.stages
+        ]
+        if len(reads) > 1:
+            reads = [f"{stage.name}: {read}" for stage, read in zip(plans.stages, reads, strict=True)]
+        table = groups.setdefault(_group(name, plans), Table(box=box.SIMPLE_HEAD, show_edge=False, expand=True))
+        table.add_row(name, str(cited.year) if cited else "", title, "\n".join(reads), _met(name))
+    for group, table in groups.items():
+        table.title, table.title_justify, table.title_style, table.padding = group, "left", "bold", (0, 1, 0, 0)
+        for column, (heading, width) in zip(table.columns, _COLUMNS.items(), strict=True):
+            column.header, column.width, column.ratio = heading, width, None if width else 1
+    listed = [groups[group] for group in _GROUPS if group in groups]
+    for table in listed[1:]:
+        table.show_header = False
+    return Group(*listed, _LEGEND)
+
+
+def method_page(name: str) -> str:
+    """A method in full, as Markdown: source, stages, options, presets, recorded values, use."""
+    if name not in METHODS:
+        raise LimbeckError(f"there is no method {name!r}: {nearest(name, METHODS)}")
+    plans = planned(name)
+    blocks = [
+        [f"# {name}", "", _source(name), "", *_sections(METHODS[name])[""]],
+        ["## Stages", "", *_stages(name, plans)],
+        ["## Options", "", *(_options(name) or ["It has none."])],
+    ]
+    presets = [
+        f"- `{preset}`: " + ", ".join(f"{key} {_value(value)}" for key, value in options.items())
+        for preset, options in PRESETS.get(name, {}).items()
+    ]
+    if presets:
+        blocks.append(["## Presets", "", *presets])
+    records = [f"- `{record}`: {met} of {cases}" for record, (met, cases) in recorded().get(name, {}).items()]
+    if records:
+        blocks.append(["## Recorded values of the authors' code that are met", "", *records])
+    blocks.append(["## In a recipe", "", *_use(name)])
+    return "\n\n".join("\n".join(block).strip() for block in blocks) + "\n"
+
+
+def method_pages() -> dict[str, str]:
+    """Every method's page and their index, by file name."""
+    rows = ["| method | paper | stages | recorded |", "|---|---|---|---|"]
+    for name in METHODS:
+        cited = citation(name)
+        source = f"{cited.authors}, {cited.title} ({cited.year})" if cited else _sections(METHODS[name])[""][0]
+        stages = ", ".join(stage.name for stage in planned(name).stages)
+        rows.append(f"| [{name}]({name}.md){' *' if name in SYSTEMS else ''} | {source} | {stages} | {_met(name)} |")
+    head = ["# The methods", "", "Written by `limbeck methods --write docs/methods`. With a star: a whole system.", ""]
+    return {"index.md": "\n".join([*head, *rows]) + "\n", **{f"{name}.md": method_page(name) for name in METHODS}}
+
+
+def _group(name: str, plans: Planned) -> str:
+    if name in SYSTEMS:
+        return _GROUPS[0]
+    reads = _reads(plans, plans.stages, "teacher")
+    kinds = {"": 1, "logits": 2}
+    return _GROUPS[kinds.get(reads, 3 if set(reads.split(", ")) <= {"logits", "feature"} else 4)]
+
+
+def _reads(plans: Planned, stages: Iterable[Stage], source: str) -> str:
+    """What the stages read of a network, such as ``logits, 3 maps``."""
+    taps = dict.fromkeys(
+        tap for stage in stages for term in stage.terms.values() for tap in term.reads if tap.source == source
+    )
+    kinds = [_kind(plans, tap) for tap in taps]
+    counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    return ", ".join(kind if count == 1 else f"{count} {kind.removesuffix('s')}s" for kind, count in counts.items())
+
+
+def _kind(plans: Planned, tap: Tap) -> str:
+    seen = plans.setup.outline(tap.source)
+    if tap in (Tap(tap.source), Tap(tap.source, seen.classifier)):
+        return "logits"
+    return "feature" if tap == seen.feature else _READS.get(len(plans.setup.shape(tap)), "tensor")
+
+
+def _met(name: str) -> str:
+    counts = list(recorded().get(name, {}).values())
+    return f"{sum(met for met, _ in counts)}/{sum(cases for _, cases in counts)}" if counts else ""
+
+
+def _source(name: str) -> str:
+    return (inspect.getdoc(inspect.getmodule(METHODS[name])) or "").partition("\n")[0]
+
+
+def _sections(function: Callable[..., Any]) -> dict[str, list[str]]:
+    """A documentation's lines under ``Args:`` and the like; what comes before under the empty name."""
+    found: dict[str, list[str]] = {"": []}
+    for line in (inspect.getdoc(function) or "").splitlines():
+        if re.fullmatch(r"(Args|Raises|Returns):", line):
+            found[line[:-1]] = []
+        else:
+            found[list(found)[-1]].append(line)
+    return found
+
+
+def _stages(name: str, plans: Planned) -> Iterator[str]:
+    cast = " and ".join(f"{model} as {role}" for role, model in CAST.get(name, REFERENCE).items())
+    yield f"With {cast}, on images {_SHAPE} of {_CLASSES} classes:"
+    for number, stage in enumerate(plans.stages, start=1):
+        learning = " and ".join(f"the {learner}" for learner in stage.learns) or "nothing but the terms' own layers"
+        length = "" if stage.epochs == EPOCHS else f"; {stage.epochs} epochs where the recipe has {EPOCHS}"
+        sweeps = "; before each epoch it goes over the training set" if stage.prepare is not None else ""
+        yield from ("", f"{number}. `{stage.name}`: {learning} learns{length}{sweeps}", "")
+        for label, term in stage.terms.items():
+            reads = [f"{tap}{'' if tap.source == 'batch' else f' {plans.setup.shape(tap)}'}" for tap in term.reads]
+            yield f"   - `{label}`, weight {_weight(term.weight)}, reads {', '.join(reads)}"
+
+
+def _weight(weight: float | Schedule) -> str:
+    return f"{weight:g}" if isinstance(weight, float | int) else f"{weight(0.0):g} to {weight(1.0):g}"
+
+
+def _options(name: str) -> list[str]:
+    documented, lines = meanings(METHODS[name]), []
+    for key, option in inspect.signature(METHODS[name]).parameters.items():
+        if option.kind is option.KEYWORD_ONLY:
+            kind = inspect.formatannotation(option.annotation).replace(
+                "collections.abc.Callable[[float], float]", "schedule"
+            )
+            default = _weight(option.default) if callable(option.default) else repr(option.default)
+            lines.append(f"- `{key}: {kind} = {default}`: {documented.get(key, '')}")
+    return lines
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{value['name']} ({', '.join(f'{key} {part}' for key, part in value.items() if key != 'name')})"
+    return str(value)
+
+
+def _use(name: str) -> Iterator[str]:
+    numbers = [
+        f"{key}: {option.default}"
+        for key, option in inspect.signature(METHODS[name]).parameters.items()
+        if isinstance(option.default, float | int) and not isinstance(option.default, bool)
+    ]
+    yield from ("```yaml", f"method: {{{', '.join([f'name: {name}', *numbers[:2]])}}}")
+    yield from (f"method: {{name: {name}, preset: {preset}}}" for preset in PRESETS.get(name, {}))
+    yield from ("```", "", f'In Python: `limbeck.distill(teacher, student, data, method="{name}")`.')

@@ -12,13 +12,16 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from limbeck.recipe import Recipe
+    from limbeck.blocks import Recipe
 
 SMALL = 2_000_000
 """Multiply-accumulates of one sample through teacher and student below which several threads cost more than they save.
 
 On 2 cores, the demo (1.7 million) took 32 s with one thread and 69 s with two; MNIST (3.7 million) gains from two.
 """
+
+WIDTH = 96
+"""Columns of the list of methods where the output is no terminal."""
 
 app = typer.Typer(
     name="limbeck",
@@ -96,14 +99,23 @@ def run(
 
 
 @app.command()
-def methods(name: Annotated[str | None, typer.Argument(help="One method, in full.")] = None) -> None:
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, in full.")] = None,
+    write: Annotated[Path | None, typer.Option(hidden=True, help="Write every page into this folder.")] = None,
+) -> None:
     """List the methods, or show one in full."""
     with reporting():
-        from limbeck import display
+        from limbeck import catalogue, whole
 
-        Console(markup=False).print(
-            display.method_table() if name is None else display.method_page(name), soft_wrap=name is not None
-        )
+        console = Console(markup=False, highlight=False)
+        if write is not None:
+            for file, text in catalogue.method_pages().items():
+                whole.write(write / file, text)
+        elif name is not None:
+            console.print(catalogue.method_page(name), soft_wrap=True, end="")
+        else:
+            listing = console if console.is_terminal else Console(markup=False, highlight=False, width=WIDTH)
+            listing.print(catalogue.method_table())
 
 
 @app.command()

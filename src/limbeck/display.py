@@ -1,7 +1,6 @@
-"""What the commands show: progress, tables, pages. It returns things to print; `show` alone drives a console."""
+"""What the commands show: progress, tables, verdicts. It returns things to print; `show` alone drives a console."""
 
 import fnmatch
-import inspect
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -24,7 +23,6 @@ from limbeck.environment import environment
 from limbeck.evaluate import parameters
 from limbeck.experiment import Experiment
 from limbeck.jobs import Finished, Job, Started, Trained
-from limbeck.methods import METHODS, PRESETS
 from limbeck.models import MODELS, build, layers
 from limbeck.models import options as model_options
 from limbeck.options import nearest
@@ -180,41 +178,6 @@ def spread_text(spread: Mapping[str, Any], factor: float, digits: int) -> str:
     """``mean ± deviation``; the mean alone where there is one value."""
     mean = f"{factor * spread['mean']:.{digits}f}"
     return mean if spread["deviation"] is None else f"{mean} ± {factor * spread['deviation']:.{digits}f}"
-
-
-def method_table() -> Table:
-    """Every method with the first line of its documentation."""
-    table = Table("method", "what it does", "source")
-    for name, method in METHODS.items():
-        module = inspect.getmodule(method)
-        source = (inspect.getdoc(module) or "").splitlines()[0].partition(": ")[2]
-        table.add_row(name, (inspect.getdoc(method) or "").splitlines()[0], source)
-    return table
-
-
-def method_page(name: str) -> str:
-    """A method's source, documentation, options and presets."""
-    if name not in METHODS:
-        raise LimbeckError(f"there is no method {name!r}: {nearest(name, METHODS)}")
-    method = METHODS[name]
-    lines = [
-        f"{name}",
-        "",
-        inspect.getdoc(inspect.getmodule(method)) or "",
-        "",
-        inspect.getdoc(method) or "",
-        "",
-        "Options:",
-    ]
-    for option in inspect.signature(method).parameters.values():
-        if option.kind is option.KEYWORD_ONLY:
-            kind = inspect.formatannotation(option.annotation).replace(
-                "collections.abc.Callable[[float], float]", "schedule"
-            )
-            lines.append(f"  {option.name}: {kind} = {option.default!r}")
-    for preset, options in PRESETS.get(name, {}).items():
-        lines.append(f"Preset {preset}: " + ", ".join(f"{key}={value}" for key, value in options.items()))
-    return "\n".join(lines)
 
 
 def model_table(pattern: str) -> Table:

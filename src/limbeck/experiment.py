@@ -1,35 +1,36 @@
 """A recipe run: teachers, students alone and distilled students over seeds, in a folder that a crash leaves whole."""
 
+import copy
 import hashlib
 import shutil
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.core import LimbeckError, Method
+from limbeck.blocks import Recipe, TeacherBlock, TrainBlock
+from limbeck.core import LimbeckError, Method, Stage
 from limbeck.data import Augment, load
 from limbeck.engine import Engine
 from limbeck.environment import environment
 from limbeck.evaluate import bias_study, macs
 from limbeck.jobs import Event, Finished, Job, Started, Track, Trained
 from limbeck.methods import METHODS
-from limbeck.models import Ensemble, NetworkSpec, load_weights, save_network
-from limbeck.networks import fresh, restored
+from limbeck.methods.combined import combined
+from limbeck.models import NetworkSpec, load_weights, save_network
+from limbeck.networks import Cast, joined
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import call
-from limbeck.recipe import Recipe, TeacherBlock, TrainBlock, dump, placed
-from limbeck.runfolder import RunFolder
+from limbeck.recipe import dump, placed
+from limbeck.runfolder import RunFolder, log_line
 from limbeck.schedules import SCHEDULES
 from limbeck.session import Training, label_indices, logits_of, measure, plan, time_together, training_batches
 from limbeck.summary import summarise
-from limbeck.train import Epoch, run
+from limbeck.train import run
 from limbeck.whole import replacing, write_json
-
-Thing = TypeVar("Thing")
 
 
 class Experiment:
@@ -51,10 +52,12 @@ class Experiment:
     def __init__(self, recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
         self.recipe = placed(recipe)
         self.data = load(**recipe.data.model_dump())
+        self._cast = Cast(self.recipe, self.data)
         self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
                 raise LimbeckError(f"the {name} split has no sample of shift_bias: {list(recipe.evaluate.shift_bias)}")
+        self._teaching: dict[str, bool] = {}  # by arm: whether the method changes its teacher
         self.macs = self._rehearse()
         self.engine = Engine(device=recipe.device, precision=recipe.precision, macs=self.macs)
         picked = {"device": self.engine.device.type, "precision": self.engine.precision}
@@ -99,22 +102,29 @@ class Experiment:
     def _rehearse(self) -> int:
         """Build everything once and read every tap; gives the multiply-accumulates of one sample through all."""
         with torch.random.fork_rng(devices=[]):
-            networks = {"student": self._new_student()[0]}
+            student, _, others = self._cast.student()
+            networks = {"student": student, **others}
             block = self.recipe.teacher
             if block is not None:
-                members = self._restored(block) or [self._new_teacher(block)[0] for _ in range(block.members)]
-                networks["teacher"] = _joined(members, block)
+                members = self._cast.restored(block) or [self._cast.teacher(block)[0] for _ in range(block.members)]
+                networks["teacher"] = joined(members, block)
                 if block.train is not None:
                     plan(METHODS["alone"], {"student": members[0]}, self.data, self._training(block.train))
             for arm in self.arms:
-                plan(self._method(arm), _needed(arm, networks), self.data, self._training(self.recipe.train))
+                stages = plan(self._method(arm), _needed(arm, networks), self.data, self._training(self.recipe.train))
+                self._check_share(arm, stages)
+                self._teaching[arm] = any(name.partition(".")[0] == "teacher" for s in stages for name in s.learns)
             return sum(macs(network, self.data.shape) for network in networks.values())
+
+    def _check_share(self, arm: str, stages: Sequence[Stage]) -> None:
+        if self.recipe.share_first_stage and arm == self.recipe.method["name"] and len(stages) < 2:
+            raise LimbeckError(f"share_first_stage: {arm} has one stage, so there is nothing to share")
 
     def _teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
         """The teacher of a seed: trained, or restored; its figures are there before any student's training."""
         shared = block.seed if block.seed is not None else (self.recipe.seeds[0] if block.weights else seed)
         teacher = Job("teacher", shared)
-        members = self._restored(block)
+        members = self._cast.restored(block)
         for number, member in enumerate(members if len(members) > 1 else ()):
             job = Job("member", shared, number)
             if job not in self._results:
@@ -124,7 +134,7 @@ class Experiment:
             jobs = [teacher] if block.members == 1 else [Job("member", shared, n) for n in range(block.members)]
             for job in jobs:
                 members.append((yield from self._member(block, job, track)))
-        network = _joined(members, block)
+        network = joined(members, block)
         if teacher not in self._results:
             self._results[teacher] = _labelled(teacher, measure(network, self.data, self.engine))
             yield Finished(teacher, self._results[teacher], reused=bool(block.weights))
@@ -133,18 +143,20 @@ class Experiment:
 
     def _member(self, block: TeacherBlock, job: Job, track: Track) -> Generator[Event, None, nn.Module]:
         self.engine.seed(job.generator_seed)
-        network, spec = self._new_teacher(block)
+        network, spec = self._cast.teacher(block)
         if job in self._results:
             load_weights(network, self.folder.path / str(job) / job.file)
-        else:
-            training = self._training(_given(block.train))
+        elif block.train is not None:
+            training = self._training(block.train)
             yield from self._fit(job, METHODS["alone"], {"student": network}, training, spec, None, track)
         return network
 
     def _student(self, job: Job, teacher: nn.Module | None, guide: Tensor | None, track: Track) -> Iterator[Event]:
         self.engine.seed(job.seed)
-        network, spec = self._new_student()
-        networks = {"student": network} | ({} if teacher is None else {"teacher": teacher})
+        network, spec, others = self._cast.student()
+        networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
+        if self._teaching[job.arm] and teacher is not None:
+            networks["teacher"], guide = copy.deepcopy(teacher), None
         training = self._training(self.recipe.train)
         yield from self._fit(job, self._method(job.arm), _needed(job.arm, networks), training, spec, guide, track)
         self._networks.setdefault(job.arm, network)
@@ -171,6 +183,10 @@ class Experiment:
             yield Finished(job, done, reused=True)
             return
         stages = plan(method, networks, self.data, training)
+        if self.recipe.share_first_stage and job.arm == self.recipe.method["name"] and job.seed != self.recipe.seeds[0]:
+            first = self.folder.path / str(Job(job.arm, self.recipe.seeds[0]))
+            load_weights(network, first / f"after_{stages[0].name}.safetensors")
+            stages = stages[1:]
         state = self.folder.state(name)
         batches = training_batches(self.data, training, seed=job.generator_seed, engine=self.engine)
         lengths = [stage.epochs for stage in stages]
@@ -178,11 +194,17 @@ class Experiment:
         yield Started(job, done=sum(lengths[: state["stage"]]) + state["epoch"] if state else 0)
         for epoch in run(stages, networks, watched, self.engine, state=state):
             validation = self._validation(network)
-            self.folder.log(_line(name, epoch, validation))
+            self.folder.log(log_line(name, epoch, validation))
             self.folder.save(name, epoch.state)
+            if epoch.number == epoch.epochs and epoch.position + 1 < len(stages):
+                save_network(network, self.folder.path / name / f"after_{epoch.stage}.safetensors", spec=spec)
             yield Trained(job, epoch, validation)
+        taught = {}
+        if guide is None and "teacher" in networks:  # the method has changed its teacher
+            taught["teacher_after"] = measure(networks["teacher"], self.data, self.engine)["test"]
+            guide = logits_of(networks["teacher"], self.data.test, self.data, self.engine)
         figures = measure(network, self.data, self.engine, teacher=guide)
-        self._results[job] = _labelled(job, figures | self._shifted(job, network))
+        self._results[job] = _labelled(job, figures | taught | self._shifted(job, network))
         file = self.folder.path / name / job.file
         save_network(network, file, spec=spec)
         self._results[job]["weights_sha256"] = _digest(file)
@@ -228,16 +250,12 @@ class Experiment:
         )
 
     def _method(self, arm: str) -> Method:
-        return partial(call, METHODS, self.recipe.method) if arm == self.recipe.method["name"] else METHODS["alone"]
-
-    def _new_student(self) -> tuple[nn.Module, NetworkSpec]:
-        return fresh(self.recipe.student.model, self.data, weights=self.recipe.student.weights)
-
-    def _new_teacher(self, block: TeacherBlock) -> tuple[nn.Module, NetworkSpec]:
-        return fresh(_given(block.model), self.data)
-
-    def _restored(self, block: TeacherBlock) -> list[nn.Module]:
-        return [restored(path, block.model, self.data) for path in block.weights or ()]
+        block = self.recipe.method
+        if arm != block["name"]:
+            return METHODS["alone"]
+        if "parts" in block:
+            return partial(combined, parts=[partial(call, METHODS, part) for part in block["parts"]])
+        return partial(call, METHODS, block)
 
     def _validation(self, network: nn.Module) -> float | None:
         split = self.data.validation
@@ -258,19 +276,8 @@ class Experiment:
         return {"bias_shift": bias_study(pairs[0], pairs[1], self._shift)}
 
 
-def _given(value: Thing | None) -> Thing:
-    """A teacher's model or training, which the recipe's check has seen to be there."""
-    if value is None:
-        raise LimbeckError("the teacher block has no weights:, so it needs model: and train:")
-    return value
-
-
 def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _joined(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
-    return members[0] if len(members) == 1 else Ensemble(members, block.mean)
 
 
 def _needed(arm: str, networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
@@ -280,17 +287,3 @@ def _needed(arm: str, networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
 def _labelled(job: Job, figures: dict[str, Any]) -> dict[str, Any]:
     member = {} if job.member is None else {"member": job.member}
     return {"arm": job.arm, "seed": job.seed, **member, **figures}
-
-
-def _line(name: str, epoch: Epoch, validation: float | None) -> dict[str, Any]:
-    return {
-        "job": name,
-        "stage": epoch.stage,
-        "stage_number": epoch.position,
-        "epoch": epoch.number,
-        "terms": dict(epoch.terms),
-        "loss": epoch.loss,
-        "validation_accuracy": validation,
-        "images_per_second": epoch.images / epoch.seconds,
-        "seconds": epoch.seconds,
-    }

@@ -5,10 +5,58 @@ from typing import Any
 
 from torch import nn
 
+from limbeck.blocks import Recipe, StudentBlock, TeacherBlock
 from limbeck.core import LimbeckError
 from limbeck.data import Data
-from limbeck.models import NetworkSpec, build, load_network, load_weights, read_spec
+from limbeck.models import Ensemble, NetworkSpec, build, load_network, load_weights, read_spec
 from limbeck.options import Block
+
+
+class Cast:
+    """The networks of one recipe on its data."""
+
+    def __init__(self, recipe: Recipe, data: Data) -> None:
+        self._recipe, self._data = recipe, data
+
+    def student(self) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
+        """The student, what builds it again, and the recipe's other networks by name, all new."""
+        made = {
+            name: self._started(block)
+            for name, block in {"student": self._recipe.student, **self._recipe.networks}.items()
+        }
+        others = {name: network for name, (network, _) in made.items() if name != "student"}
+        return *made["student"], others
+
+    def teacher(self, block: TeacherBlock) -> tuple[nn.Module, NetworkSpec]:
+        """A new teacher, or a new member of an ensemble, and what builds it again.
+
+        Raises:
+            LimbeckError: the block names no model.
+        """
+        if block.model is None:
+            raise LimbeckError("the teacher block has no weights:, so it needs a model:")
+        return fresh(block.model, self._data)
+
+    def restored(self, block: TeacherBlock) -> list[nn.Module]:
+        """The trained teacher, or the members of an ensemble, that the block has files of; none otherwise."""
+        return [restored(path, block.model, self._data) for path in block.weights or ()]
+
+    def _started(self, block: StudentBlock) -> tuple[nn.Module, NetworkSpec]:
+        if block.init == "as_is" or block.weights is None:
+            return fresh(block.model, self._data, weights=block.weights)
+        network, spec = fresh(block.model, self._data)
+        start(network, spec, find_weights(block.weights), how=block.init)
+        return network, spec
+
+
+def joined(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
+    """The teacher: one network, or the ensemble of several."""
+    return members[0] if len(members) == 1 else Ensemble(members, block.mean)
+
+
+def start(network: nn.Module, spec: NetworkSpec, file: Path, *, how: str) -> None:
+    """Not yet."""
+    raise LimbeckError(f"{how} is not there yet")
 
 
 def fresh(block: Block, data: Data, *, weights: str | None = None) -> tuple[nn.Module, NetworkSpec]:

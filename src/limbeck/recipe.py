@@ -4,111 +4,29 @@ import os
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from limbeck.blocks import Recipe, TrainBlock, as_methods
 from limbeck.core import LimbeckError
 from limbeck.data import SOURCES
 from limbeck.methods import METHODS, PRESETS
 from limbeck.models import MODELS
 from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Checked, Named, Problem, as_block, complete, nearest, validate
+from limbeck.options import Problem, as_block, complete, nearest, validate
 from limbeck.schedules import SCHEDULES
-
-Share = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-ClassName = NonNegativeInt | str
-Files = Annotated[
-    tuple[str, ...],
-    Field(min_length=1),
-    BeforeValidator(lambda v: (v,) if isinstance(v, str) else tuple(v) if isinstance(v, list) else v),
-]
 
 
 class RecipeError(LimbeckError):
     """All that is wrong with a recipe."""
 
 
-class AugmentBlock(Checked):
-    """See `limbeck.data.Augment`."""
-
-    crop: NonNegativeInt = 0
-    shift: NonNegativeInt = 0
-    flip: bool = False
-    cutout: NonNegativeInt = 0
-
-
-class DataBlock(Checked):
-    """See `limbeck.data.load`."""
-
-    source: str
-    root: str | None = None
-    path: str | None = None
-    validation: NonNegativeInt | Share = 0.1
-    normalise: bool = True
-    download: bool = True
-    size: tuple[PositiveInt, PositiveInt] | None = None
-    limit: PositiveInt | None = None
-    seed: Seed = 0
-
-
-class TrainBlock(Checked):
-    """How a network is trained; ``exclude`` names classes that are left out of its training set."""
-
-    epochs: PositiveInt
-    batch_size: PositiveInt = 128
-    optimizer: Named = Field(default={"name": "adam"})
-    schedule: Named = Field(default={"name": "cosine"})
-    augment: AugmentBlock = AugmentBlock()
-    exclude: tuple[ClassName, ...] = ()
-
-
-class TeacherBlock(Checked):
-    """Where the teacher comes from: files or run folders (``weights``), or trained on the spot (``train``)."""
-
-    model: Named | None = None
-    weights: Files | None = None
-    train: TrainBlock | None = None
-    members: PositiveInt = 1
-    mean: Literal["arithmetic", "geometric"] = "arithmetic"
-    seed: Seed | None = None
-
-
-class StudentBlock(Checked):
-    """The student, and a file of weights to start from."""
-
-    model: Named
-    weights: str | None = None
-
-
-class EvaluateBlock(Checked):
-    """What is measured besides the usual: ``shift_bias`` names the classes of the omitted-class study."""
-
-    shift_bias: tuple[ClassName, ...] = ()
-    latency_runs: PositiveInt = 100
-
-
-class Recipe(Checked):
-    """One experiment. Every named block (model, method, optimizer, schedule) has all its options written out."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    data: DataBlock
-    student: StudentBlock
-    train: TrainBlock
-    method: Named
-    teacher: TeacherBlock | None = None
-    baseline: bool = True
-    seeds: tuple[Seed, ...] = (0,)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
-    evaluate: EvaluateBlock = EvaluateBlock()
-
+TEACHERLESS = ("alone", "fine_tune", "mutual")
+"""The methods that need no teacher."""
 
 _NAMED: tuple[tuple[tuple[str, ...], str, Mapping[str, Any]], ...] = (
-    (("method",), "method", METHODS),
     (("teacher", "model"), "model", MODELS),
     (("student", "model"), "model", MODELS),
     (("train", "optimizer"), "optimizer", OPTIMIZERS),
@@ -152,15 +70,20 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     recipe, problems = validate(Recipe, raw)
     values: dict[str, Any] = recipe.model_dump(mode="json") if recipe else dict(raw)
     wrong = {problem.path for problem in problems}
-    for path, kind, table in _NAMED:
+    if ("method",) not in wrong and "method" in values:
+        values["method"], found = _methods(values["method"])
+        problems += found
+    others = values.get("networks")
+    names = list(others) if isinstance(others, dict) else []
+    more = [(("networks", name, "model"), "model", MODELS) for name in names]
+    for path, kind, table in (*_NAMED, *more):
         parent, block = _at(values, path[:-1]), _at(values, path)
         if block is None or path in wrong:
             continue
         if kind == "model" and _foreign(as_block(block)):
-            filled: dict[str, Any] = as_block(block)
-            found: list[Problem] = []
+            filled, found = as_block(block), []
         else:
-            filled, found = complete(block, table, kind=kind, presets=PRESETS if kind == "method" else None)
+            filled, found = complete(block, table, kind=kind)
         problems += [Problem((*path, *problem.path), problem.message) for problem in found]
         if recipe and parent is not None:
             parent[path[-1]] = filled
@@ -171,6 +94,22 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
         return None, problems
     problems += _contradictions(recipe)
     return (Recipe.model_validate(values, strict=False) if not problems else None), problems
+
+
+def _methods(block: Any) -> tuple[dict[str, Any], list[Problem]]:
+    """The method's block, or that of several methods together, with every option written out."""
+    block = as_methods(block)
+    if not isinstance(block, dict) or "parts" not in block:
+        filled, found = complete(block, METHODS, kind="method", presets=PRESETS)
+        return filled, [Problem(("method", *problem.path), problem.message) for problem in found]
+    parts, problems = [], []
+    for place, part in enumerate(block["parts"]):
+        filled, found = complete(part, METHODS, kind="method", presets=PRESETS)
+        parts.append(filled)
+        problems += [Problem(("method", place, *problem.path), problem.message) for problem in found]
+    if len(parts) < 2:
+        problems.append(Problem(("method",), f"got a list of {len(parts)}: two methods or more are combined"))
+    return {**block, "parts": parts}, problems
 
 
 def smoke(recipe: Recipe) -> Recipe:
@@ -189,10 +128,20 @@ def smoke(recipe: Recipe) -> Recipe:
             "data": recipe.data.model_copy(update={"limit": limit}),
             "teacher": teacher,
             "train": short(recipe.train),
+            "method": _short_stages(recipe.method),
             "seeds": recipe.seeds[:1],
             "evaluate": recipe.evaluate.model_copy(update={"latency_runs": 10}),
         }
     )
+
+
+def _short_stages(block: dict[str, Any]) -> dict[str, Any]:
+    """The method with each stage's own number of epochs, if it has one, at most 2."""
+    short = {
+        key: min(value, 2) if key.endswith("epochs") and isinstance(value, int) else value
+        for key, value in block.items()
+    }
+    return short | ({"parts": [_short_stages(part) for part in block["parts"]]} if "parts" in block else {})
 
 
 def placed(recipe: Recipe) -> Recipe:
@@ -212,7 +161,11 @@ def placed(recipe: Recipe) -> Recipe:
     if teacher is not None:
         weights = None if teacher.weights is None else tuple(map(whole, teacher.weights))
         teacher = teacher.model_copy(update={"weights": weights, "model": model(teacher.model)})
-    return recipe.model_copy(update={"data": data, "student": student, "teacher": teacher})
+    others = {
+        name: other.model_copy(update={"weights": whole(other.weights), "model": model(other.model)})
+        for name, other in recipe.networks.items()
+    }
+    return recipe.model_copy(update={"data": data, "student": student, "teacher": teacher, "networks": others})
 
 
 def dump(recipe: Recipe) -> str:
@@ -267,12 +220,31 @@ def _foreign(block: Any) -> bool:
 def _contradictions(recipe: Recipe) -> list[Problem]:
     """What is right by itself and wrong together."""
     teacher, problems = recipe.teacher, []
-    if teacher is None and recipe.method.get("name") != "alone":
+    if teacher is None and recipe.method.get("name") not in TEACHERLESS:
         problems.append(Problem((), f"the method {recipe.method.get('name')} needs a teacher: block"))
-    if teacher is not None and not teacher.weights and (teacher.model is None or teacher.train is None):
-        problems.append(Problem(("teacher",), "a teacher has weights:, or a model: and train: to be trained here"))
-    if teacher is not None and teacher.weights and (teacher.train or teacher.members > 1):
-        problems.append(Problem(("teacher",), "a teacher with weights: is not trained: leave out train: and members:"))
+    if (
+        teacher is not None
+        and not teacher.weights
+        and (teacher.model is None or (teacher.train is None) is not teacher.untrained)
+    ):
+        problems.append(
+            Problem(
+                ("teacher",),
+                "a teacher has weights:, or a model: and train: to be trained here, or a model: and untrained: true",
+            )
+        )
+    if teacher is not None and teacher.weights and (teacher.train or teacher.members > 1 or teacher.untrained):
+        problems.append(
+            Problem(("teacher",), "a teacher with weights: is not trained: leave out train:, untrained: and members:")
+        )
+    reserved = sorted({"student", "teacher", "batch"} & set(recipe.networks))
+    if reserved:
+        problems.append(Problem(("networks", reserved[0]), f"the name {reserved[0]!r} is taken: choose another"))
+    for path, block in ((("student",), recipe.student), *((("networks", n), o) for n, o in recipe.networks.items())):
+        if block.init != "as_is" and block.weights is None:
+            problems.append(Problem((*path, "init"), f"got {block.init!r} without weights: to start from"))
+    if recipe.share_first_stage and len(recipe.seeds) < 2:
+        problems.append(Problem(("share_first_stage",), "a first stage is shared by several seeds: name two or more"))
     if not recipe.seeds:
         problems.append(Problem(("seeds",), "got []: at least one is needed"))
     if len(set(recipe.seeds)) < len(recipe.seeds):

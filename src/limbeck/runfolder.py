@@ -19,6 +19,7 @@ from typing import Any
 
 from limbeck import checkpoint
 from limbeck.core import LimbeckError
+from limbeck.train import Epoch
 from limbeck.whole import write, write_json
 
 LEFT_BY_RUNS = ("checkpoint", "metrics.jsonl", "result.json", "recipe.yaml")
@@ -150,3 +151,18 @@ def _differences(old: str, new: str) -> str:
     gone = [f"  it has    {line.strip()}" for line in before if line not in after]
     came = [f"  asked for {line.strip()}" for line in after if line not in before]
     return "\n".join((gone + came)[:12])
+
+
+def log_line(name: str, epoch: Epoch, validation: float | None) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    return {
+        "job": name,
+        "stage": epoch.stage,
+        "stage_number": epoch.position,
+        "epoch": epoch.number,
+        "terms": dict(epoch.terms),
+        "loss": epoch.loss,
+        "validation_accuracy": validation,
+        "images_per_second": epoch.images / epoch.seconds,
+        "seconds": epoch.seconds,
+    }

@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
@@ -21,12 +22,11 @@ def maps(n=3, channels=(4, 6), size=(3, 5)):
     return [torch.randn(n, count, *size, dtype=torch.float64) for count in channels]
 
 
-def planned(student="resnet8", teacher="resnet14", **options):
+def planned(student=None, **options):
     data = arrays(torch.rand(40, 3, 16, 16), torch.arange(40) % 4)
-    networks = {"student": student, "teacher": teacher}
-    built = {role: build(name, classes=4, shape=(3, 16, 16)) for role, name in networks.items()}
+    small, large = (build(name, classes=4, shape=(3, 16, 16)) for name in ("resnet8", "resnet14"))
     training = Training(epochs=3, batch_size=8, optimizer=sgd(lr=0.1), schedule=constant())
-    (stage,) = plan(partial(at, **options), built, data, training)
+    (stage,) = plan(partial(at, **options), {"student": student or small, "teacher": large}, data, training)
     return stage
 
 
@@ -172,7 +172,9 @@ def test_layers_are_summed_in_pairs():
 def test_reads_every_sections_map_the_students_first():
     stage = planned(hard=0.5)
     assert {name: term.weight for name, term in stage.terms.items()} == {"hard": 0.5, "attention": 1000}
-    assert stage.terms["attention"].reads == tuple(Tap(who, layer) for who in ("student", "teacher") for layer in SECTIONS)
+    assert stage.terms["attention"].reads == tuple(
+        Tap(who, layer) for who in ("student", "teacher") for layer in SECTIONS
+    )
     assert (stage.name, stage.epochs, stage.learns) == ("at", 3, ("student",))
 
 
@@ -224,5 +226,5 @@ def test_what_cannot_be_is_refused(options, message):
 
 
 def test_a_network_without_maps_is_refused():
-    with pytest.raises(LimbeckError, match="at compares maps .* the student has none"):
-        planned(student="mlp")
+    with pytest.raises(LimbeckError, match=r"at compares maps .* the student has none"):
+        planned(nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(), nn.Linear(8, 4)))

@@ -22,3 +22,47 @@ def numbered(case: Case, prefix: str) -> list[Tensor]:
     """``prefix0``, ``prefix1``, ... in order."""
     count = sum(key.startswith(prefix) and key.removeprefix(prefix).isdecimal() for key in case)
     return [case[f"{prefix}{index}"] for index in range(count)]
+
+
+METHOD_OF: Mapping[str, str] = {
+    "hinton_kd": "kd",
+    "hinton_kd_with_ce": "kd",
+    "logits_mse": "logits",
+    "fitnet_hint": "fitnets",
+    "at": "at",
+    "at_paper": "at",
+    "fsp_repdistiller": "fsp",
+    "fsp_torchdistill": "fsp",
+    "fsp_paper": "fsp",
+    "rkd_distance": "rkd",
+    "rkd_angle": "rkd",
+    "rkd": "rkd",
+    "srrl": "srrl",
+    "srrl_vector": "srrl",
+    "class_distance": "class_distance",
+    "crd": "crd",
+    "sp": "sp",
+    "cc_repdistiller": "cc",
+    "cc_taylor": "cc",
+    "pkt": "pkt",
+    "nst": "nst",
+    "vid": "vid",
+    "ab": "ab",
+    "ft": "ft",
+    "ft_paraphraser": "ft",
+    "ft_repdistiller": "ft",
+    "ofd": "ofd",
+    "reviewkd_hcl": "reviewkd",
+    "reviewkd": "reviewkd",
+    "dkd": "dkd",
+    "kd_logit_standardization": "kd_standardised",
+    "simkd": "simkd",
+    "dist": "dist",
+    "semckd": "semckd",
+    "mlkd_terms": "mlkd",
+    "mlkd_full": "mlkd",
+    "cat_kd": "cat_kd",
+    "wsld": "wsld",
+    "wsld_mmrazor": "wsld",
+}
+"""From a record to the method of `limbeck.methods` that it is of."""

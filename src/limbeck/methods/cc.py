@@ -33,8 +33,8 @@ def correlation_loss(student: Tensor, teacher: Tensor, *, gamma: float = 0.4, or
 
 def _kernel(vectors: Tensor, gamma: float, order: int) -> Tensor:
     products = vectors @ vectors.T
-    series = [(2 * gamma) ** power / math.factorial(power) * products**power for power in range(1, order + 1)]
-    return math.exp(-2 * gamma) * (1 + torch.stack(series).sum(dim=0))
+    series = [(2 * gamma) ** power / math.factorial(power) * products**power for power in range(order + 1)]
+    return math.exp(-2 * gamma) * torch.stack(series).sum(dim=0)
 
 
 def neighbour_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -94,13 +94,18 @@ def _classifier(setup: Setup) -> nn.Linear:
     """
     name = setup.outline("teacher").classifier
     found = setup.module("teacher", name)
-    if not isinstance(found, nn.Linear):
-        raise LimbeckError(f"simkd takes over a linear classifier, the teacher's {name} is a {type(found).__name__}")
-    with torch.no_grad():
-        sample = torch.ones(1, found.in_features, device=found.weight.device, dtype=found.weight.dtype)
-        if not torch.allclose(found(sample), F.linear(sample, found.weight, found.bias), rtol=1e-4, atol=1e-6):
-            raise LimbeckError(f"simkd takes over a plain linear classifier, the teacher's {name} does more than that")
+    if not isinstance(found, nn.Linear) or not _is_plain(found):
+        raise LimbeckError(
+            f"simkd takes over a plain linear classifier, the teacher's {name} is a {type(found).__name__} that does more"
+        )
     return found
+
+
+@torch.no_grad()
+def _is_plain(layer: nn.Linear) -> bool:
+    """Whether the layer's weight and bias are all there is to it."""
+    sample = torch.ones(1, layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype)
+    return torch.allclose(layer(sample), F.linear(sample, layer.weight, layer.bias), rtol=1e-4, atol=1e-6)
 
 
 def _plan(setup: Setup, classifier: nn.Linear, factor: int, final_relu: bool | None) -> tuple[tuple[Tap, Tap], Reuse]:
@@ -129,21 +134,19 @@ def _plan(setup: Setup, classifier: nn.Linear, factor: int, final_relu: bool | N
 
 
 def _try(setup: Setup, reuse: Reuse) -> None:
-    """Raise LimbeckError unless a copy of the student, changed, still maps samples to logits."""
+    """Raise LimbeckError unless a copy of the student, changed, still runs."""
     changed = copy.deepcopy(setup.module("student", "")).eval()
     held = apply_reuse(changed, reuse)
     like = next(held.projector.parameters())
     samples = torch.zeros(1, *setup.shape(Tap("batch", "inputs")), device=like.device, dtype=like.dtype)
     try:
         with torch.no_grad():
-            shape = tuple(changed(samples).shape)
+            changed(samples)
     except Exception as error:  # the network may be the user's, and raise anything
         raise LimbeckError(
             f"simkd puts a projector at the student's layer {reuse.layer}, with which it does not run: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if shape != (1, setup.classes):
-        raise LimbeckError(f"with the projector at its layer {reuse.layer} the student gives {shape}, not logits")
 
 
 def _take_over(setup: Setup, reuse: Reuse, trained: nn.Module, classifier: nn.Linear) -> Callable[[], None]:

@@ -92,7 +92,8 @@ def apply_reuse(student: nn.Module, reuse: Reuse) -> Projected:
         if not name or name not in names:
             raise LimbeckError(f"the student has no layer {name!r} to put the teacher's classifier or projector at")
     like = next(student.parameters())
-    _put(student, reuse.classifier, nn.Linear(reuse.outside, reuse.classes, bias=reuse.bias).to(like))
+    classifier = nn.Linear(reuse.outside, reuse.classes, bias=reuse.bias)
+    _put(student, reuse.classifier, classifier.to(like).train(student.training))
     held = Projected(student.get_submodule(reuse.layer), reuse)
     held.pool.train(student.training)
     held.projector.to(like).train(student.training)

@@ -1,0 +1,114 @@
+"""The blocks of a recipe: their keys, types and defaults."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+
+from limbeck.options import Checked, Named, as_block
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+ClassName = NonNegativeInt | str
+Files = Annotated[
+    tuple[str, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda v: (v,) if isinstance(v, str) else tuple(v) if isinstance(v, list) else v),
+]
+
+
+def as_methods(value: Any) -> Any:
+    """A list of methods to the one block ``{"name": "kd+srrl", "parts": [...]}``; anything else as `as_block`."""
+    if not isinstance(value, list):
+        return as_block(value)
+    parts = [as_block(part) for part in value]
+    names = [str(part.get("name")) if isinstance(part, dict) else str(part) for part in parts]
+    return {"name": "+".join(names), "parts": parts}
+
+
+Methods = Annotated[dict[str, Any], BeforeValidator(as_methods)]
+
+
+class AugmentBlock(Checked):
+    """See `limbeck.data.Augment`."""
+
+    crop: NonNegativeInt = 0
+    shift: NonNegativeInt = 0
+    flip: bool = False
+    cutout: NonNegativeInt = 0
+
+
+class DataBlock(Checked):
+    """See `limbeck.data.load`."""
+
+    source: str
+    root: str | None = None
+    path: str | None = None
+    validation: NonNegativeInt | Share = 0.1
+    normalise: bool = True
+    download: bool = True
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    limit: PositiveInt | None = None
+    seed: Seed = 0
+
+
+class TrainBlock(Checked):
+    """How a network is trained; ``exclude`` names classes that are left out of its training set."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt = 128
+    optimizer: Named = Field(default={"name": "adam"})
+    schedule: Named = Field(default={"name": "cosine"})
+    augment: AugmentBlock = AugmentBlock()
+    exclude: tuple[ClassName, ...] = ()
+
+
+class TeacherBlock(Checked):
+    """Where the teacher comes from: files or run folders (``weights``), or trained on the spot (``train``).
+
+    ``untrained`` leaves the training to a method that trains its teacher, such as ``class_distance``.
+    """
+
+    model: Named | None = None
+    weights: Files | None = None
+    train: TrainBlock | None = None
+    untrained: bool = False
+    members: PositiveInt = 1
+    mean: Literal["arithmetic", "geometric"] = "arithmetic"
+    seed: Seed | None = None
+
+
+class StudentBlock(Checked):
+    """The student, or another network that learns, and a file of weights to start from.
+
+    ``init`` says how the weights are taken: ``as_is``; ``fine_tune``, all but the classifier; ``net2net``, from a
+    smaller network of the same kind, which is widened and deepened.
+    """
+
+    model: Named
+    weights: str | None = None
+    init: Literal["as_is", "fine_tune", "net2net"] = "as_is"
+
+
+class EvaluateBlock(Checked):
+    """What is measured besides the usual: ``shift_bias`` names the classes of the omitted-class study."""
+
+    shift_bias: tuple[ClassName, ...] = ()
+    latency_runs: PositiveInt = 100
+
+
+class Recipe(Checked):
+    """One experiment. Every named block (model, method, optimizer, schedule) has all its options written out."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    data: DataBlock
+    student: StudentBlock
+    train: TrainBlock
+    method: Methods
+    networks: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], StudentBlock] = Field(default_factory=dict)
+    share_first_stage: bool = False
+    teacher: TeacherBlock | None = None
+    baseline: bool = True
+    seeds: tuple[Seed, ...] = (0,)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
+    evaluate: EvaluateBlock = EvaluateBlock()

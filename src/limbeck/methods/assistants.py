@@ -1,0 +1,49 @@
+"""Assistants: Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant" (2019), arXiv:1902.03393."""
+
+from functools import partial
+
+from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Tap, Term, weighted
+from limbeck.methods.alone import hard_loss
+from limbeck.methods.kd import soft_loss
+
+
+def chain(setup: Setup, *, temperature: float, hard: float | Schedule, soft: float | Schedule) -> tuple[Stage, ...]:
+    """Each network learns from the one before it by soft targets: the teacher, the others in order, the student.
+
+    Raises:
+        LimbeckError: the temperature is not above 0, or both weights are 0.
+    """
+    if not temperature > 0:
+        raise LimbeckError(f"temperature is {temperature}: it must be above 0")
+    learners = (*(name for name in setup.networks if name not in ("teacher", "student")), "student")
+    stages, sources = [], setup.teacher_logits
+    for name in learners:
+        terms = {
+            "hard": Term(hard_loss, (Tap(name), TARGETS), hard),
+            "soft": Term(partial(soft_loss, temperature=temperature), (Tap(name), *sources), soft),
+        }
+        stages.append(Stage(name, weighted(terms), setup.epochs, setup.optimizer, setup.schedule, learns=(name,)))
+        sources = (Tap(name),)
+    return tuple(stages)
+
+
+def assistants(
+    setup: Setup, *, temperature: float = 4.0, hard: float | Schedule = 0.1, soft: float | Schedule = 0.9
+) -> tuple[Stage, ...]:
+    """Soft targets over networks of a size between teacher and student, each a stage of its own.
+
+    The assistants are the networks under ``networks:``, the largest first. The paper tunes temperature and weights by
+    a search for each pair; the defaults are those of ``kd``.
+
+    Args:
+        setup: epochs, optimizer and schedule, of every stage.
+        temperature: T.
+        hard: weight of the cross-entropy with the labels.
+        soft: weight of the soft targets.
+
+    Raises:
+        LimbeckError: there is no assistant; the temperature is not above 0.
+    """
+    if not set(setup.networks) - {"teacher", "student"}:
+        raise LimbeckError("there is no assistant: name one or more under networks:, the largest first")
+    return chain(setup, temperature=temperature, hard=hard, soft=soft)

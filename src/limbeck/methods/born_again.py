@@ -1,0 +1,33 @@
+"""Born-again networks: Furlanello et al., "Born Again Neural Networks" (2018), arXiv:1805.04770."""
+
+from limbeck.core import LimbeckError, Schedule, Setup, Stage
+from limbeck.methods.assistants import chain
+
+
+def born_again(
+    setup: Setup, *, temperature: float = 1.0, hard: float | Schedule = 1.0, soft: float | Schedule = 1.0
+) -> tuple[Stage, ...]:
+    """Generations of one architecture: each learns from the labels and from the one before; the student is the last.
+
+    The teacher is the first generation, those under ``networks:`` the next ones; with none the student is the second.
+
+    Args:
+        setup: epochs, optimizer and schedule, of every generation.
+        temperature: T, 1 as published.
+        hard: weight of the cross-entropy with the labels.
+        soft: weight of the soft targets.
+
+    Raises:
+        LimbeckError: a generation is another network than the student; the temperature is not above 0.
+    """
+
+    def layout(name: str) -> list[tuple[int, ...]]:
+        return [tuple(tensor.shape) for tensor in setup.module(name, "").state_dict().values()]
+
+    for name in setup.networks:
+        if layout(name) != layout("student"):
+            raise LimbeckError(
+                f"the {name} is another network than the student: generations are of one architecture (for networks of "
+                "several sizes there is the method assistants)"
+            )
+    return chain(setup, temperature=temperature, hard=hard, soft=soft)
