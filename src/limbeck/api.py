@@ -1,7 +1,7 @@
 """Distillation in one call, for your own modules and arrays."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,8 @@ from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
 from limbeck.engine import Engine, Precision
 from limbeck.evaluate import macs
-from limbeck.methods import METHODS, PRESETS
+from limbeck.methods import METHODS, PRESETS, TEACHERLESS
+from limbeck.methods.combined import combined
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import Block, call, fill
 from limbeck.schedules import SCHEDULES
@@ -25,7 +26,8 @@ def distill(
     student: nn.Module,
     data: Data,
     *,
-    method: str | Block | Method = "kd",
+    method: str | Block | Sequence[str | Block] | Method = "kd",
+    networks: Mapping[str, nn.Module] | None = None,
     epochs: int = 30,
     batch_size: int = 128,
     optimizer: str | Block = "adam",
@@ -40,12 +42,14 @@ def distill(
     """Distil a trained teacher into a student: your own modules, your own arrays.
 
     Args:
-        teacher: maps inputs to logits (N, K); frozen, and afterwards as it was, buffers too, on the device. None for
-            the method ``alone``, which trains the student on the labels: a way to get a teacher.
+        teacher: maps inputs to logits (N, K); frozen, and afterwards as it was, buffers too, on the device; a method
+            that trains its teacher (``class_distance``, ``mutual``) trains a copy. None for a method without one, such
+            as ``alone``, which trains the student on the labels: a way to get a teacher.
         student: maps the same inputs to logits (N, K); trained in place.
         data: from `limbeck.arrays` or `limbeck.load`.
         method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
-            or a function ``setup -> stages`` of your own.
+            a list of such to combine, or a function ``setup -> stages`` of your own.
+        networks: other networks that the method names, such as assistants or peers; trained in place.
         epochs: passes over the training set.
         batch_size: samples a step.
         optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
@@ -75,15 +79,16 @@ def distill(
         call(SCHEDULES, fill(SCHEDULES, schedule, kind="schedule")),
         augment or NO_AUGMENTATION,
     )
-    given = {} if teacher is None else {"teacher": teacher}
-    if not given and name != "alone":
+    given = dict(networks or {}) | ({} if teacher is None else {"teacher": teacher})
+    if teacher is None and name in set(METHODS) - set(TEACHERLESS):
         raise LimbeckError(f"the method {name} needs a teacher, got None")
     arms = {"student": (name, function, {"student": student, **given})}
     if baseline and name != "alone":
         arms = {"alone": ("alone", METHODS["alone"], {"student": copy.deepcopy(student)}), **arms}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        for _, arm, networks in arms.values():
-            plan(arm, networks, data, training)
+        plans = {role: plan(arm, group, data, training) for role, (_, arm, group) in arms.items()}
+    if any(part.partition(".")[0] == "teacher" for stage in plans["student"] for part in stage.learns):
+        arms["student"][2]["teacher"] = copy.deepcopy(teacher)
     work = sum(macs(network, data.shape) for network in (student, *given.values()))
     engine = Engine(device=device, precision=precision, macs=work)
     result: dict[str, Any] = {"method": name, "seed": seed}
@@ -91,23 +96,30 @@ def distill(
     if teacher is not None:
         guide = logits_of(teacher, data.test, data, engine)
         result["teacher"] = measure(teacher, data, engine)
-    for role, (label, arm, networks) in arms.items():
+    for role, (label, arm, group) in arms.items():
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             engine.seed(seed)
             batches = training_batches(data, training, seed=seed, engine=engine)
-            for epoch in run(plan(arm, networks, data, training), networks, batches, engine):
+            for epoch in run(plan(arm, group, data, training), group, batches, engine):
                 if on_epoch is not None:
                     on_epoch(label, epoch)
-        result[role] = measure(networks["student"], data, engine, teacher=guide)
-    trained = {role: networks["student"].eval() for role, (_, _, networks) in arms.items()}
+        if group.get("teacher") is not teacher:  # the copy that the method has trained
+            result["teacher_after"] = measure(group["teacher"], data, engine)
+            guide = logits_of(group["teacher"], data.test, data, engine)
+        result[role] = measure(group["student"], data, engine, teacher=guide)
+    trained = {role: group["student"].eval() for role, (_, _, group) in arms.items()}
     student.zero_grad(set_to_none=True)
-    for role, times in time_together(given | trained, data, 100).items():
+    timed = trained | ({} if teacher is None else {"teacher": teacher})
+    for role, times in time_together(timed, data, 100).items():
         result[role] |= times
     return student, result
 
 
-def _method(method: str | Block | Method) -> tuple[str, Method]:
+def _method(method: str | Block | Sequence[str | Block] | Method) -> tuple[str, Method]:
     if callable(method):
         return getattr(method, "__name__", "method"), method
+    if not isinstance(method, str | Mapping):
+        named = [_method(part) for part in method]
+        return "+".join(name for name, _ in named), partial(combined, parts=[part for _, part in named])
     block = fill(METHODS, method, kind="method", presets=PRESETS)
     return block["name"], partial(call, METHODS, block)

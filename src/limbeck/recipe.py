@@ -12,7 +12,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from limbeck.blocks import Recipe, TrainBlock, as_methods
 from limbeck.core import LimbeckError
 from limbeck.data import SOURCES
-from limbeck.methods import METHODS, PRESETS
+from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.models import MODELS
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import Problem, as_block, complete, nearest, validate
@@ -22,9 +22,6 @@ from limbeck.schedules import SCHEDULES
 class RecipeError(LimbeckError):
     """All that is wrong with a recipe."""
 
-
-TEACHERLESS = ("alone", "fine_tune", "mutual")
-"""The methods that need no teacher."""
 
 _NAMED: tuple[tuple[tuple[str, ...], str, Mapping[str, Any]], ...] = (
     (("teacher", "model"), "model", MODELS),

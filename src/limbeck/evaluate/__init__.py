@@ -2,6 +2,7 @@
 
 from limbeck.evaluate.bias import best_shift, bias_study, shift_bias
 from limbeck.evaluate.cost import Latency, file_bytes, latency, macs, parameters
+from limbeck.evaluate.landmarks import normalised_mean_error
 from limbeck.evaluate.metrics import metrics, predict
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "latency",
     "macs",
     "metrics",
+    "normalised_mean_error",
     "parameters",
     "predict",
     "shift_bias",

@@ -36,3 +36,6 @@ METHODS: Mapping[str, Method] = {
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"kd": KD_PRESETS}
 """Settings by name, for the methods that have published ones."""
+
+TEACHERLESS = ("alone", "fine_tune", "mutual")
+"""The methods that need no teacher."""

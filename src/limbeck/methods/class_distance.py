@@ -90,7 +90,7 @@ class ClassDistance(nn.Module):
             step = torch.randint(1, count, own.shape, device=own.device)
             return self.centres[self.present[(own + step) % count]]
         if self._other == "nearest":
-            distances = torch.cdist(feature.detach(), self.centres[self.present])
+            distances = squared_distances(feature.detach(), self.centres[self.present])
             distances.scatter_(1, own.unsqueeze(1), torch.inf)
             return self.centres[self.present[distances.argmin(dim=1)]]
         steps = torch.arange(1, count, device=own.device)
@@ -116,7 +116,13 @@ def class_means(sweep: Sweep, feature: Tap, classes: int) -> Tensor:
 def mean_squared_distance(centres: Tensor) -> Tensor:
     """Over all pairs of two different centres (K, D)."""
     count = len(centres)
-    return torch.cdist(centres, centres).square().sum() / (count * (count - 1))
+    return squared_distances(centres, centres).sum() / (count * (count - 1))
+
+
+def squared_distances(ones: Tensor, others: Tensor) -> Tensor:
+    """Of each of (N, D) to each of (K, D), (N, K)."""
+    # By default cdist takes a matrix product, which loses the distance of centres that are far from 0 and close by.
+    return torch.cdist(ones, others, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def class_distance(
@@ -150,19 +156,20 @@ def class_distance(
             ``batch``'s own means.
         other: which other class's centre: a ``random`` one, the ``nearest``, or the ``mean`` over all.
         momentum: of the moving centres.
-        warmup_epochs: epochs of the first stage with cross-entropy alone; the centres of a random network mean
-            nothing.
+        warmup_epochs: epochs of the first stage with cross-entropy alone, at most all but its last; the centres of a
+            random network mean nothing.
         teacher_epochs: epochs of the first stage; by default as many as the second's. 0 leaves it out.
         adapter: as in ``mimic``.
 
     Raises:
         LimbeckError: fewer than two classes are left; a number is out of range; what ``mimic`` raises.
     """
-    _check(setup, weight, phi, momentum, warmup_epochs)
+    _check(setup, weight, phi, momentum, warmup_epochs, teacher_epochs or 0)
     mimicking = mimic(setup, adapter=adapter)
     epochs = setup.epochs if teacher_epochs is None else teacher_epochs
     if epochs == 0:
         return mimicking
+    begins = min(warmup_epochs, epochs - 1)
     feature = setup.outline("teacher").feature
     loss = ClassDistance(
         torch.unique(setup.targets).cpu(),
@@ -173,10 +180,9 @@ def class_distance(
         centres=centres,
         other=other,
         momentum=momentum,
-        begins=min(warmup_epochs, epochs),
+        begins=begins,
     )
-    share = warmup_epochs / epochs
-    late = (lambda progress: 0.0 if progress < share - 1e-9 else weight) if warmup_epochs and weight else weight
+    late = (lambda progress: 0.0 if progress < begins / epochs - 1e-9 else weight) if begins and weight else weight
     terms = weighted(
         {
             "hard": Term(hard_loss, (from_teacher(), TARGETS)),
@@ -195,11 +201,11 @@ def class_distance(
     return (teaching, *mimicking)
 
 
-def _check(setup: Setup, weight: float, phi: float, momentum: float, warmup_epochs: int) -> None:
+def _check(setup: Setup, weight: float, phi: float, momentum: float, warmup_epochs: int, teacher_epochs: int) -> None:
     if len(torch.unique(setup.targets)) < 2:
         raise LimbeckError("the training set has one class only: there is no other class to keep a distance from")
-    if weight < 0 or phi <= 0 or not 0 <= momentum < 1 or warmup_epochs < 0:
+    if not weight >= 0 or not phi > 0 or not 0 <= momentum < 1 or warmup_epochs < 0 or teacher_epochs < 0:
         raise LimbeckError(
-            f"got weight {weight}, phi {phi}, momentum {momentum}, warmup_epochs {warmup_epochs}: allowed are weight "
-            "from 0, phi above 0, momentum in [0, 1), warmup_epochs from 0"
+            f"got weight {weight}, phi {phi}, momentum {momentum}, warmup_epochs {warmup_epochs}, teacher_epochs "
+            f"{teacher_epochs}: allowed are weight from 0, phi above 0, momentum in [0, 1), epochs from 0"
         )

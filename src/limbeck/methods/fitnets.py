@@ -153,6 +153,11 @@ def fitnets(
     Raises:
         LimbeckError: the hint is larger than the guided map; the shapes are of two kinds; a number is out of range.
     """
+    if (hint_epochs or 0) < 0 or not min(hint_rate, lambda_start, lambda_end) >= 0:
+        raise LimbeckError(
+            f"got hint_epochs {hint_epochs}, hint_rate {hint_rate}, lambda_start {lambda_start}, lambda_end "
+            f"{lambda_end}: none may be below 0"
+        )
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
     connector = _regressor(
         setup.shape(student), setup.shape(teacher), kind=regressor, activation=activation, pieces=pieces
@@ -185,17 +190,17 @@ def fitnets(
 class OneStageRegressor(nn.Module):
     """RepDistiller's regressor: convolution, BatchNorm, ReLU (HobbitLong/RepDistiller, models/util.py, ConvReg).
 
-    3x3 of stride 2 where the student's side is twice the teacher's, a transposed 4x4 where it is half, else without
-    padding as in FitNets. Shapes are (C, H, W).
+    3x3 of stride 2 where the student's sides are twice the teacher's, a transposed 4x4 where they are half, else
+    without padding as in FitNets. Shapes are (C, H, W).
     """
 
     def __init__(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
         super().__init__()
         if len(source) != 3 or len(target) != 3:
             raise LimbeckError(f"this regressor maps (C, H, W) to (C, H, W), got {source} -> {target}")
-        if source[1] == 2 * target[1]:
+        if source[1:] == (2 * target[1], 2 * target[2]):
             self.conv: nn.Module = nn.Conv2d(source[0], target[0], 3, stride=2, padding=1)
-        elif source[1] * 2 == target[1]:
+        elif target[1:] == (2 * source[1], 2 * source[2]):
             self.conv = nn.ConvTranspose2d(source[0], target[0], 4, stride=2, padding=1)
         else:
             self.conv = valid_conv(source, target)

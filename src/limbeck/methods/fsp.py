@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Tap, Term, from_student, tap
+from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Tap, Term, from_student, tap, weighted
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.reading import sections
 
@@ -116,16 +116,19 @@ def fsp(
         fsp_rate: factor on the learning rate in the first stage: in the paper 0.001 against 0.1.
         shuffle: put the teacher's channels into an order drawn from the run's seed, so that students of several seeds
             learn different FSP matrices; for ensembles.
-        adapter: ``conv1x1`` puts a learnable 1x1 convolution on each of the student's maps where the channels differ
-            (an extension: the paper takes networks of equal widths only).
+        adapter: ``conv1x1`` puts a learnable 1x1 convolution on each of the student's maps whose channels are not as
+            many as the teacher's, one a map (an extension: the paper takes networks of equal widths only).
         pool: of the larger map: ``max`` as published, or ``average``.
         form: ``paper``, ``elements`` or ``columns``; see `fsp_loss`.
         student_layers: the maps in order, two or more, each forming a pair with the next; the default is ``pairs``.
         teacher_layers: likewise.
 
     Raises:
-        LimbeckError: a network has no maps; the channels differ and there is no adapter; the layers are not in pairs.
+        LimbeckError: a network has no maps; the channels differ and there is no adapter; the layers are not in pairs;
+            a number is out of range.
     """
+    if (fsp_epochs or 0) < 0 or not min(weight, fsp_rate) >= 0:
+        raise LimbeckError(f"got fsp_epochs {fsp_epochs}, weight {weight}, fsp_rate {fsp_rate}: none may be below 0")
     flows = list(
         zip(
             _flows(setup, "student", pairs, student_layers),
@@ -137,17 +140,22 @@ def fsp(
         raise LimbeckError("student_layers and teacher_layers are named together, as many of one as of the other")
     channels = {one: setup.shape(one)[0] for flow in flows for pair in flow for one in pair}
     orders = {one: torch.randperm(count) for one, count in channels.items() if shuffle and one.source == "teacher"}
+    bridges = {
+        both: _bridge(*both, channels, adapter)
+        for student, teacher in flows
+        for both in zip(student, teacher, strict=True)
+    }
     terms = {}
     for number, (student, teacher) in enumerate(flows, start=1):
         loss = FlowPair(
-            _adapters(student, teacher, channels, adapter),
+            (bridges[student[0], teacher[0]], bridges[student[1], teacher[1]]),
             (orders[teacher[0]], orders[teacher[1]]) if shuffle else None,
             pool=pool,
             form=form,
         )
         terms[f"fsp{number}"] = Term(loss, (*student, *teacher), weight)
     epochs = setup.epochs if fsp_epochs is None else fsp_epochs
-    first = Stage("fsp", terms, epochs, setup.optimizer, lambda progress: fsp_rate * setup.schedule(progress))
+    first = Stage("fsp", weighted(terms), epochs, setup.optimizer, lambda progress: fsp_rate * setup.schedule(progress))
     hard = {"hard": Term(hard_loss, (from_student(), TARGETS))}
     task = Stage("task", hard, setup.epochs, setup.optimizer, setup.schedule)
     return (first, task) if epochs else (task,)
@@ -169,18 +177,13 @@ def _flows(setup: Setup, network: str, pairs: str, layers: tuple[str, ...]) -> l
     return list(zip(starts, [section.last for section in found], strict=True))[::-1]
 
 
-def _adapters(
-    student: tuple[Tap, Tap], teacher: tuple[Tap, Tap], channels: dict[Tap, int], adapter: str
-) -> tuple[nn.Module, nn.Module]:
-    made: list[nn.Module] = []
-    for one, other in zip(student, teacher, strict=True):
-        if adapter == "conv1x1":
-            made.append(nn.Conv2d(channels[one], channels[other], 1))
-            continue
-        if channels[one] != channels[other]:
-            raise LimbeckError(
-                f"{one} has {channels[one]} channels and {other} {channels[other]}: FSP matrices compare networks of "
-                "equal widths; set adapter: conv1x1 to bridge them"
-            )
-        made.append(nn.Identity())
-    return made[0], made[1]
+def _bridge(one: Tap, other: Tap, channels: dict[Tap, int], adapter: str) -> nn.Module:
+    """What takes a student's map to the channels of the teacher's."""
+    if channels[one] == channels[other]:
+        return nn.Identity()
+    if adapter == "conv1x1":
+        return nn.Conv2d(channels[one], channels[other], 1)
+    raise LimbeckError(
+        f"{one} has {channels[one]} channels and {other} {channels[other]}: FSP matrices compare networks of "
+        "equal widths; set adapter: conv1x1 to bridge them"
+    )

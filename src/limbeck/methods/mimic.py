@@ -43,9 +43,10 @@ def mimic(setup: Setup, *, adapter: Literal["none", "linear"] = "none") -> tuple
             f"the student's feature {student} has {widths[0]}, the teacher's {teacher} has {widths[1]}: the widths "
             "must be equal, or set adapter: linear"
         )
-    take_over = partial(_take_over, _classifier(setup, student), _classifier(setup, teacher), module)
-    if _classifier(setup, student).bias is None:
+    heads = _classifier(setup, student), _classifier(setup, teacher)
+    if heads[0].bias is None and (heads[1].bias is not None or adapter == "linear"):
         raise LimbeckError(f"the student's classifier {student.layer} has no bias, which the teacher's would need")
+    take_over = partial(_take_over, *heads, module)
     loss = Through(module, mimic_loss) if adapter == "linear" else mimic_loss
     stage = Stage(
         "mimic",
@@ -53,7 +54,7 @@ def mimic(setup: Setup, *, adapter: Literal["none", "linear"] = "none") -> tuple
         setup.epochs,
         setup.optimizer,
         setup.schedule,
-        prepare=lambda sweep: take_over(),  # so that what is measured between epochs is what will be deployed
+        prepare=lambda sweep: take_over(),  # for what is measured between epochs; an adapter is then an epoch old
         finish=take_over,
     )
     return (stage,)
@@ -75,7 +76,6 @@ def _take_over(student: nn.Linear, teacher: nn.Linear, adapter: nn.Module) -> No
         shifted = weight @ adapter.bias
         weight, bias = weight @ adapter.weight, shifted if bias is None else shifted + bias
     student.weight.copy_(weight)
-    if bias is None:
-        student.bias.zero_()
-    else:
-        student.bias.copy_(bias)
+    own: Tensor | None = student.bias
+    if own is not None:
+        own.copy_(torch.zeros_like(own) if bias is None else bias)

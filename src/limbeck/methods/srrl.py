@@ -1,6 +1,7 @@
 """SRRL: Yang et al., "Knowledge Distillation via Softmax Regression Representation Learning" (2021)."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -16,6 +17,8 @@ from limbeck.taps import replaced
 Form = Literal["l2", "ce", "kl"]
 Average = Literal["elements", "batch"]
 Position = Literal["conv2", "conv3", "conv4"]
+
+_PLACES: Mapping[Position, int] = {"conv2": 2, "conv3": 1, "conv4": 0}  # sections from the last
 
 
 def feature_matching_loss(student: Tensor, teacher: Tensor, *, average: Average = "elements") -> Tensor:
@@ -172,28 +175,45 @@ def srrl(
         student_layer: the student's layer at ``conv4``; the default is the map before pooling, or the feature.
 
     Raises:
-        LimbeckError: alpha and beta are both 0; no or an unknown position; the networks have no such sections.
+        LimbeckError: alpha and beta are both 0; a number is out of range; no or an unknown position; the networks
+            have no such sections; batches of 1 where the connector's BatchNorm would see one value a channel.
     """
-    if not alpha and not beta:
-        raise LimbeckError("alpha and beta are both 0: this is the student alone")
-    if not positions or len(set(positions)) < len(positions):
-        raise LimbeckError(f"positions is {list(positions)}: name conv2, conv3 and conv4, each at most once")
+    _check(alpha, beta, temperature, positions, student_layer)
     student_logits, teacher_logits = logits(setup)
     make = partial(Representation, alpha=alpha, beta=beta, form=form, average=average)
     terms = {"hard": Term(hard_loss, (from_student(), TARGETS), hard)}
     for position in positions:
-        place = {"conv2": 2, "conv3": 1, "conv4": 0}[position]
+        place = _PLACES[position]
         if place == 0:
             student, teacher = last_map(setup, "student", student_layer), setup.outline("teacher").feature
             above: nn.Module = Classifier(setup.module("teacher", teacher.layer))
             inputs: tuple[Tap, ...] = ()
         else:
             student, teacher = (_section(setup, network, place, position) for network in ("student", "teacher"))
+            if teacher.run is not None:
+                raise LimbeckError(f"srrl at {position} puts a map in the place of {teacher}, a module that runs again")
             above, inputs = Rest(setup.module("teacher", ""), teacher.layer), (Tap("batch", "inputs"),)
-        loss = make(connector(setup.shape(student), setup.shape(teacher)[0]), above)
+        shape = setup.shape(student)
+        if setup.batch_size * math.prod(shape[1:]) < 2:
+            raise LimbeckError(f"srrl at {position} has BatchNorm of one value a channel of {student} in batches of 1")
+        loss = make(connector(shape, setup.shape(teacher)[0]), above)
         terms[position] = Term(loss, (student, teacher, teacher_logits, *inputs))
     terms["soft"] = Term(partial(soft_loss, temperature=temperature), (student_logits, teacher_logits), soft)
     return (Stage("srrl", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+
+
+def _check(alpha: float, beta: float, temperature: float, positions: tuple[Position, ...], student_layer: str) -> None:
+    if not alpha and not beta:
+        raise LimbeckError("alpha and beta are both 0: this is the student alone")
+    if not min(alpha, beta) >= 0 or not temperature > 0:
+        raise LimbeckError(
+            f"got alpha {alpha}, beta {beta}, temperature {temperature}: allowed are alpha and beta from 0, "
+            "temperature above 0"
+        )
+    if not positions or len(set(positions)) < len(positions) or not set(positions) <= set(_PLACES):
+        raise LimbeckError(f"positions is {list(positions)}: name conv2, conv3 and conv4, each at most once")
+    if student_layer and "conv4" not in positions:
+        raise LimbeckError(f"student_layer is the student's layer at conv4, but positions is {list(positions)}")
 
 
 def _section(setup: Setup, network: str, place: int, position: str) -> Tap:

@@ -1,0 +1,60 @@
+"""Binary layers: signs forward, and a straight-through estimate backward.
+
+XNOR-Net: Rastegari, Ordonez, Redmon, Farhadi (2016), arXiv 1603.05279, sections 3.1 and 3.2.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+class _Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs)
+        return torch.where(inputs >= 0, 1.0, -1.0).to(inputs.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (inputs,) = ctx.saved_tensors
+        passes: Tensor = inputs.abs() <= 1
+        return gradients[0] * passes
+
+
+def sign(inputs: Tensor) -> Tensor:
+    """-1 below 0, else +1: 0 gives +1, so that every value is one bit.
+
+    The gradient goes straight through where |x| <= 1, and is 0 elsewhere.
+    """
+    return _Sign.apply(inputs)  # type: ignore[no-any-return]
+
+
+class BinaryConv2d(nn.Conv2d):
+    """A convolution whose kernels are alpha * sign(W), alpha the mean of |W| over each kernel; without bias.
+
+    The real W learns: the gradient reaches it through `sign` and through alpha. The inputs are taken as they are;
+    where they are to be binary too, `sign` comes before.
+
+    Args:
+        in_channels: C.
+        out_channels: the number of kernels.
+        kernel_size: side of a kernel.
+        stride: of the kernels.
+        padding: zeros around the map, which are neither -1 nor +1.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
+
+    def binary_weight(self) -> Tensor:
+        """The kernels that are used, alpha * sign(W): (kernels, C, size, size)."""
+        alpha = self.weight.abs().mean(dim=(1, 2, 3), keepdim=True)
+        return alpha * sign(self.weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, kernels, H', W')."""
+        return F.conv2d(inputs, self.binary_weight(), stride=self.stride, padding=self.padding)
