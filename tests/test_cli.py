@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import limbeck
-from limbeck import cli, display
+from limbeck import catalogue, cli
 from limbeck.cli import app
 from limbeck.evaluate import parameters
 from limbeck.experiment import Experiment
@@ -383,32 +383,41 @@ def test_the_student_is_the_users_own_network(tmp_path):
 def test_methods_are_listed_and_shown_in_full():
     listed = limbeck_does("methods")
     assert all(name in listed for name in METHODS)
+    assert max(map(len, listed.splitlines())) <= 100
     page = limbeck_does("methods", "kd")
     for words in (
         "arXiv:1503.02531",
         "temperature: float = 4.0",
         "soft: float | schedule = 0.9",
-        "Preset hinton_mnist:",
+        "## Presets",
+        "- `hinton_mnist`: temperature 20.0",
     ):
         assert words in page
-    for name in METHODS:
-        assert limbeck_does("methods", name).startswith(name)
+    assert page == catalogue.method_page("kd")
 
 
 def test_a_methods_page_keeps_its_brackets(monkeypatch):
     def odd(setup, *, layers: tuple[int, ...] = (), share: float = 0.5):
         """Odd: share lies in [a, b]."""
+        return METHODS["kd"](setup)
 
-    monkeypatch.setattr(display, "METHODS", {"odd": odd})
+    monkeypatch.setattr(catalogue, "METHODS", {"odd": odd})
     page = limbeck_does("methods", "odd")
     assert "layers: tuple[int, ...] = ()" in page
     assert "share lies in [a, b]" in page
-    assert "share lies in [a, b]" in limbeck_does("methods")
+    assert "share lies in [a, b]" in " ".join(limbeck_does("methods").split())
+
+
+def test_the_pages_of_the_methods_are_written_into_a_folder(monkeypatch):
+    monkeypatch.setattr(catalogue, "METHODS", {name: METHODS[name] for name in ("kd", "alone")})
+    assert limbeck_does("methods", "--write", "pages") == ""
+    assert {file.name: file.read_text() for file in Path("pages").iterdir()} == catalogue.method_pages()
+    assert "--write" not in limbeck_does("methods", "--help")
 
 
 def test_an_unknown_method_is_refused_with_the_nearest():
-    assert "error: there is no method 'dk': did you mean 'kd'? allowed are alone, kd" in limbeck_does(
-        "methods", "dk", code=2
+    assert "error: there is no method 'fitnet': did you mean 'fitnets'? allowed are alone, " in limbeck_does(
+        "methods", "fitnet", code=2
     )
 
 

@@ -322,7 +322,7 @@ def test_every_option_is_documented_and_none_that_is_not_there(name):
     assert list(parameters) == ["setup", *options]
     documented = catalogue.meanings(METHODS[name])
     assert set(documented) == set(parameters)
-    assert all(len(meaning) > 3 for meaning in documented.values())
+    assert all(documented.values())
 
 
 @every_method

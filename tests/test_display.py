@@ -250,3 +250,23 @@ def test_a_loss_is_told_as_more_errors():
         }
     )
     assert list(verdicts(run)) == ["kd: 4.0 more errors than alone (one pair, so no deviation)"]
+
+
+def test_watched_batches_can_be_swept_without_moving_the_bar():
+    class Source:
+        samples = 3
+
+        def __len__(self):
+            return 2
+
+        def __call__(self, epoch):
+            return iter(())
+
+        def sweep(self):
+            return ["a", "b"]
+
+    moved = []
+    watched = display._Watched(Source(), moved.append)
+    assert (watched.samples, len(watched)) == (3, 2)
+    assert list(watched.sweep()) == ["a", "b"]
+    assert moved == []

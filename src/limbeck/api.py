@@ -62,8 +62,8 @@ def distill(
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 
     Returns:
-        The student, in eval mode, and the result: ``method``, ``seed``, and for ``student``, ``teacher`` (if given)
-        and ``alone`` (with ``baseline``) their ``test`` figures, ``parameters``, ``macs``, ``file_bytes``,
+        The student, in eval mode, and the result: ``method``, ``seed``, and for ``student``, ``teacher`` (if given),
+        ``alone`` (with ``baseline``) and ``teacher_after`` (where the method has trained a copy of the teacher) their ``test`` figures, ``parameters``, ``macs``, ``file_bytes``,
         ``latency_ms`` and ``latency_p95_ms``.
 
     Raises:
@@ -87,7 +87,8 @@ def distill(
         arms = {"alone": ("alone", METHODS["alone"], {"student": copy.deepcopy(student)}), **arms}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         plans = {role: plan(arm, group, data, training) for role, (_, arm, group) in arms.items()}
-    if any(part.partition(".")[0] == "teacher" for stage in plans["student"] for part in stage.learns):
+    taught = any(part.partition(".")[0] == "teacher" for stage in plans["student"] for part in stage.learns)
+    if taught and teacher is not None:
         arms["student"][2]["teacher"] = copy.deepcopy(teacher)
     work = sum(macs(network, data.shape) for network in (student, *given.values()))
     engine = Engine(device=device, precision=precision, macs=work)

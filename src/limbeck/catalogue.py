@@ -13,6 +13,7 @@ import torch
 from rich import box
 from rich.console import Group
 from rich.table import Table
+from torch import nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap
 from limbeck.data import arrays
@@ -42,8 +43,8 @@ CAST: Mapping[str, Mapping[str, str]] = {
 """The same, for methods that take other networks."""
 
 _SHAPE, _CLASSES = (3, 16, 16), 4
-_GROUPS = ("Systems", "Alone", "Reading logits", "Reading the classifier's input", "Reading layers inside")
-_COLUMNS = {"method": 17, "year": 4, "paper": None, "reads of student / of teacher": 29, "met": 5}
+_GROUPS = ("Systems", "Without a teacher", "Reading logits", "Reading the classifier's input", "Reading layers inside")
+_COLUMNS = {"method": 17, "year": 4, "paper": None, "reads of student / of others": 28, "met": 5}
 _LEGEND = "met: recorded values of the authors' code that limbeck's gives, of all that are recorded"
 _READS = {1: "vector", 2: "tokens", 3: "map"}
 
@@ -105,8 +106,7 @@ def planned(name: str) -> Planned:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         data = arrays(torch.randn(32, *_SHAPE), torch.arange(32) % _CLASSES)
-        cast = CAST.get(name, REFERENCE)
-        networks = {role: build(model, classes=_CLASSES, shape=_SHAPE) for role, model in cast.items()}
+        networks = {role: _network(role, model) for role, model in CAST.get(name, REFERENCE).items()}
         stages = plan(method, networks, data, Training(EPOCHS, 8, sgd(lr=0.1), constant()))
     return Planned(stages, given[0])
 
@@ -117,9 +117,9 @@ def method_table() -> Group:
     for name in METHODS:
         plans, cited = planned(name), citation(name)
         title = cited.title if cited else _sections(METHODS[name])[""][0]
-        reads = [
-            " / ".join(_reads(plans, [stage], side) or "-" for side in ("student", "teacher")) for stage in plans.stages
-        ]
+        others = [role for role in plans.setup.networks if role != "student"]
+        sides = (["student"], others)
+        reads = [" / ".join(_reads(plans, [stage], side) or "-" for side in sides) for stage in plans.stages]
         if len(reads) > 1:
             reads = [f"{stage.name}: {read}" for stage, read in zip(plans.stages, reads, strict=True)]
         table = groups.setdefault(_group(name, plans), Table(box=box.SIMPLE_HEAD, show_edge=False, expand=True))
@@ -169,18 +169,24 @@ def method_pages() -> dict[str, str]:
     return {"index.md": "\n".join([*head, *rows]) + "\n", **{f"{name}.md": method_page(name) for name in METHODS}}
 
 
+@functools.cache
+def _network(role: str, model: str) -> nn.Module:
+    """One network a role serves all methods: planning leaves it as it was."""
+    return build(model, classes=_CLASSES, shape=_SHAPE)
+
+
 def _group(name: str, plans: Planned) -> str:
     if name in SYSTEMS:
         return _GROUPS[0]
-    reads = _reads(plans, plans.stages, "teacher")
+    reads = _reads(plans, plans.stages, ["teacher"])
     kinds = {"": 1, "logits": 2}
     return _GROUPS[kinds.get(reads, 3 if set(reads.split(", ")) <= {"logits", "feature"} else 4)]
 
 
-def _reads(plans: Planned, stages: Iterable[Stage], source: str) -> str:
-    """What the stages read of a network, such as ``logits, 3 maps``."""
+def _reads(plans: Planned, stages: Iterable[Stage], sources: Sequence[str]) -> str:
+    """What the stages read of these networks, such as ``logits, 3 maps``."""
     taps = dict.fromkeys(
-        tap for stage in stages for term in stage.terms.values() for tap in term.reads if tap.source == source
+        tap for stage in stages for term in stage.terms.values() for tap in term.reads if tap.source in sources
     )
     kinds = [_kind(plans, tap) for tap in taps]
     counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
@@ -221,7 +227,11 @@ def _stages(name: str, plans: Planned) -> Iterator[str]:
         learning = " and ".join(f"the {learner}" for learner in stage.learns) or "nothing but the terms' own layers"
         length = "" if stage.epochs == EPOCHS else f"; {stage.epochs} epochs where the recipe has {EPOCHS}"
         sweeps = "; before each epoch it goes over the training set" if stage.prepare is not None else ""
-        yield from ("", f"{number}. `{stage.name}`: {learning} learns{length}{sweeps}", "")
+        yield from (
+            "",
+            f"{number}. `{stage.name}`: {learning} learn{'s' * (len(stage.learns) < 2)}{length}{sweeps}",
+            "",
+        )
         for label, term in stage.terms.items():
             reads = [f"{tap}{'' if tap.source == 'batch' else f' {plans.setup.shape(tap)}'}" for tap in term.reads]
             yield f"   - `{label}`, weight {_weight(term.weight)}, reads {', '.join(reads)}"

@@ -171,6 +171,13 @@ def test_trains(data):
     assert second.terms["feature"] < first.terms["feature"]
 
 
+def test_a_norm_whose_output_is_overwritten_still_gives_its_margins(data):
+    teacher = build("torchvision:resnet18", classes=4, shape=SHAPE)
+    (stage,) = plan(ofd, {"student": network(), "teacher": teacher}, data, TRAINING)
+    loss = stage.terms["feature"].loss
+    torch.testing.assert_close(loss.get_buffer("margin1"), margins(teacher.layer2[1].bn2).float())
+
+
 def without_norms(channels=8):
     layers = [nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4))

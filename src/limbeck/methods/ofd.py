@@ -11,6 +11,7 @@ from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, from_teache
 from limbeck.methods.ab import check_factor, connector, matched, unactivated
 from limbeck.methods.at import label_terms
 from limbeck.methods.reading import sections
+from limbeck.taps import check
 
 _RARE = 0.001  # a share of negative values below which the authors' code takes three deviations instead
 _DEVIATIONS = 3.0
@@ -164,7 +165,7 @@ def _norms(
 def _margin(setup: Setup, name: str, channels: int) -> Tensor:
     """The margins from the teacher's layer of that name, for a map of so many channels."""
     if name:
-        setup.shape(from_teacher(name))  # where there is no such layer, the error names the nearest
+        check({"teacher": setup.module("teacher", "")}, from_teacher(name))
     norm = setup.module("teacher", name) if name else None
     if not isinstance(norm, nn.BatchNorm2d):
         got = f"{name} is a {type(norm).__name__}" if name else "the teacher has none"

@@ -96,7 +96,7 @@ def _classifier(setup: Setup) -> nn.Linear:
     found = setup.module("teacher", name)
     if not isinstance(found, nn.Linear) or not _is_plain(found):
         raise LimbeckError(
-            f"simkd takes over a plain linear classifier, the teacher's {name} is a {type(found).__name__} that does more"
+            f"simkd takes over a linear classifier and no more: the teacher's {name} is a {type(found).__name__}"
         )
     return found
 
