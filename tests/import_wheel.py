@@ -10,9 +10,10 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import limbeck
 assert limbeck.__file__.startswith(sys.argv[1]), limbeck.__file__
-from limbeck import api, cli, display, experiment, files, recipe
+from limbeck import api, catalogue, cli, display, experiment, files, recipe
 found = files.bundled("digits_kd")
 assert str(found).startswith(sys.argv[1]), found
+assert catalogue.recorded()["kd"], "the counts of recorded values are not there"
 print("the wheel has limbeck", limbeck.__version__, "and the recipe", recipe.read(found).name)
 """
 

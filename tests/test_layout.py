@@ -76,7 +76,9 @@ def test_a_module_imports_only_what_lies_below_it(module, allowed):
 
 @pytest.mark.parametrize("name", [name for name in FILES if part(name) == "methods"])
 def test_a_method_needs_only_the_nouns(name):
-    assert ours(TREES[name]) <= {"core", "connectors", "schedules", "taps", "methods"}
+    below = {"core", "connectors", "schedules", "taps", "methods"}
+    # SimKD's deployed student is a network of another structure, which the networks' side has to know
+    assert ours(TREES[name]) <= below | ({"models"} if name == "methods/simkd" else set())
 
 
 @pytest.mark.parametrize(

@@ -175,3 +175,13 @@ def test_a_run_that_stops_in_its_second_stage_is_resumed_to_the_same_bits():
     ran(*settings, resume=True)
     one, other = (load_file(f"{folder}/student.safetensors") for folder in ("whole", "run"))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_student_with_the_teachers_classifier_and_a_projector_is_saved_loaded_and_resumed():
+    result = ran("method=simkd", "teacher.model=resnet14", "baseline=false")
+    student, spec = load_network("run/student.safetensors")
+    assert spec.reuse is not None
+    assert sum(p.numel() for p in student.parameters()) == result["student"]["parameters"]
+    assert ran("method=simkd", "teacher.model=resnet14", "baseline=false", resume=True)["student"]["test"] == (
+        result["student"]["test"]
+    )

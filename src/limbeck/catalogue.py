@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from torch import nn
 
-from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap
+from limbeck.core import LimbeckError, Method, Schedule, Setup, Stage, Tap
 from limbeck.data import arrays
 from limbeck.methods import METHODS, PRESETS
 from limbeck.models import build
@@ -97,17 +97,22 @@ def recorded() -> Mapping[str, Mapping[str, Sequence[int]]]:
 
 def planned(name: str) -> Planned:
     """A method's stages, as it gives them by default for its reference networks."""
+    return _planned(name, METHODS[name])
+
+
+@functools.cache
+def _planned(name: str, method: Method) -> Planned:
     given: list[Setup] = []
 
-    def method(setup: Setup) -> tuple[Stage, ...]:
+    def watched(setup: Setup) -> tuple[Stage, ...]:
         given.append(setup)
-        return METHODS[name](setup)
+        return method(setup)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         data = arrays(torch.randn(32, *_SHAPE), torch.arange(32) % _CLASSES)
         networks = {role: _network(role, model) for role, model in CAST.get(name, REFERENCE).items()}
-        stages = plan(method, networks, data, Training(EPOCHS, 8, sgd(lr=0.1), constant()))
+        stages = plan(watched, networks, data, Training(EPOCHS, 8, sgd(lr=0.1), constant()))
     return Planned(stages, given[0])
 
 
@@ -127,7 +132,7 @@ def method_table() -> Group:
     for group, table in groups.items():
         table.title, table.title_justify, table.title_style, table.padding = group, "left", "bold", (0, 1, 0, 0)
         for column, (heading, width) in zip(table.columns, _COLUMNS.items(), strict=True):
-            column.header, column.width, column.ratio = heading, width, None if width else 1
+            column.header, column.width, column.ratio, column.overflow = heading, width, None if width else 1, "fold"
     listed = [groups[group] for group in _GROUPS if group in groups]
     for table in listed[1:]:
         table.show_header = False

@@ -20,7 +20,7 @@ from limbeck.evaluate import bias_study, macs
 from limbeck.jobs import Event, Finished, Job, Started, Track, Trained
 from limbeck.methods import METHODS
 from limbeck.methods.combined import combined
-from limbeck.models import NetworkSpec, load_weights, save_network
+from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structure, save_network
 from limbeck.networks import Cast, joined
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import call
@@ -176,6 +176,7 @@ class Experiment:
         done = self.folder.result(name)
         if done is not None:
             file = self.folder.path / name / job.file
+            restore_structure(network, read_spec(file))
             load_weights(network, file)
             if _digest(file) != done["weights_sha256"]:
                 raise LimbeckError(f"{file} is not the file that was written: delete {file.parent} to train it again")
@@ -193,7 +194,8 @@ class Experiment:
         watched = track(job, sum(lengths), batches)
         yield Started(job, done=sum(lengths[: state["stage"]]) + state["epoch"] if state else 0)
         for epoch in run(stages, networks, watched, self.engine, state=state):
-            validation = self._validation(network)
+            learning = any(part.partition(".")[0] == "student" for part in stages[epoch.position].learns)
+            validation = self._validation(network) if learning else None
             self.folder.log(log_line(name, epoch, validation))
             self.folder.save(name, epoch.state)
             if epoch.number == epoch.epochs and epoch.position + 1 < len(stages):

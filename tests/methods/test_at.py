@@ -7,8 +7,9 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.methods.at import PRESETS, at, attention_loss, over_layers, pooled_alike, unit
+from limbeck.methods.at import PRESETS, at, attention_loss
 from limbeck.methods.kd import soft_loss
+from limbeck.methods.shared import over_layers, pooled_alike, unit
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant

@@ -374,6 +374,7 @@ def test_is_planned_for_networks_without_maps():
         ({"anneal": "code", "anneal_from": 9, "anneal_until": 9}, "anneal_from is 9 and anneal_until 9"),
         ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
         ({"hint_epochs": -1}, "hint_epochs -1.*none may be below 0"),
+        ({"lambda_start": float("nan")}, "lambda_start nan"),
         ({"lambda_end": -1.0}, "lambda_end -1.0: none may be below 0"),
         ({"guided_layer": "stage9"}, "the student has no layer 'stage9'"),
         ({"activation": "maxout", "pieces": 1}, "pieces is 1"),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.core import Method
+from limbeck.methods.ab import ab
 from limbeck.methods.alone import alone
 from limbeck.methods.assistants import assistants
 from limbeck.methods.at import PRESETS as AT_PRESETS
@@ -20,6 +21,7 @@ from limbeck.methods.dkd import dkd
 from limbeck.methods.fine_tune import fine_tune
 from limbeck.methods.fitnets import fitnets, fitnets_one_stage
 from limbeck.methods.fsp import fsp
+from limbeck.methods.ft import ft
 from limbeck.methods.kd import PRESETS as KD_PRESETS
 from limbeck.methods.kd import kd
 from limbeck.methods.logits import logits
@@ -28,10 +30,14 @@ from limbeck.methods.mlkd import mlkd
 from limbeck.methods.mutual import mutual
 from limbeck.methods.nst import PRESETS as NST_PRESETS
 from limbeck.methods.nst import nst
+from limbeck.methods.ofd import ofd
 from limbeck.methods.pkt import PRESETS as PKT_PRESETS
 from limbeck.methods.pkt import pkt
+from limbeck.methods.reviewkd import reviewkd
 from limbeck.methods.rkd import PRESETS as RKD_PRESETS
 from limbeck.methods.rkd import rkd
+from limbeck.methods.semckd import semckd
+from limbeck.methods.simkd import simkd
 from limbeck.methods.sp import sp
 from limbeck.methods.srrl import srrl
 from limbeck.methods.standardised import kd_standardised
@@ -63,6 +69,12 @@ METHODS: Mapping[str, Method] = {
     "mlkd": mlkd,
     "cat_kd": cat_kd,
     "wsld": wsld,
+    "ab": ab,
+    "ft": ft,
+    "ofd": ofd,
+    "reviewkd": reviewkd,
+    "semckd": semckd,
+    "simkd": simkd,
     "mutual": mutual,
     "born_again": born_again,
     "assistants": assistants,

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, tap, weighted
-from limbeck.methods.at import pooled_alike
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods.kd import kd
-from limbeck.methods.reading import Pair, sections
+from limbeck.methods.reading import maps
+from limbeck.methods.shared import check_factor, connector, matched, stage_epochs
 
 
 def boundary_loss(
@@ -113,7 +113,7 @@ def ab(
     if margin < 0:
         raise LimbeckError(f"margin is {margin}: it must be 0 or more")
     check_factor(layer_factor)
-    pairs = unactivated(setup, student_layers, teacher_layers, method="ab")
+    pairs = maps(setup, student_layers, teacher_layers, method="ab", activated=False)
     shapes = [(setup.shape(student), setup.shape(teacher)) for student, teacher in pairs]
     loss = Boundaries(
         [nn.Identity() if mine[0] == its[0] else connector(setup, mine, its, method="ab") for mine, its in shapes],
@@ -128,77 +128,3 @@ def ab(
     )
     (task,) = kd(setup, hard=hard, soft=soft, temperature=temperature)
     return (first, replace(task, name="task"))
-
-
-def unactivated(
-    setup: Setup, student_layers: tuple[str, ...], teacher_layers: tuple[str, ...], *, method: str
-) -> list[Pair]:
-    """Pairs of maps before the activation: those named, or the sections', the deepest with the deepest.
-
-    Raises:
-        LimbeckError: a network has no maps; one side names more layers than the other; a layer gives no map.
-    """
-
-    def taps(network: str, layers: tuple[str, ...]) -> list[Tap]:
-        return [tap(network, layer) for layer in layers] or [
-            section.unactivated for section in sections(setup, network, method=method)
-        ]
-
-    student, teacher = taps("student", student_layers), taps("teacher", teacher_layers)
-    if student_layers and teacher_layers and len(student) != len(teacher):
-        raise LimbeckError(
-            f"student_layers names {len(student)} layers and teacher_layers {len(teacher)}: name them in pairs"
-        )
-    for one in (*student, *teacher):
-        if len(setup.shape(one)) != 3:
-            raise LimbeckError(f"{method} reads maps (C, H, W), but {one} gives {setup.shape(one)}")
-    count = min(len(student), len(teacher))
-    return list(zip(student[-count:], teacher[-count:], strict=True))
-
-
-def connector(setup: Setup, source: Sequence[int], target: Sequence[int], *, method: str) -> nn.Sequential:
-    """A 1x1 convolution without bias and a BatchNorm, (N, C, H, W) to (N, C', H, W), initialised as the authors do.
-
-    Raises:
-        LimbeckError: the BatchNorm would see one value a channel.
-    """
-    check_norm(setup, source, method=method)
-    convolution = nn.Conv2d(source[0], target[0], 1, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, nn.BatchNorm2d(target[0]))
-
-
-def check_norm(setup: Setup, shape: Sequence[int], *, method: str) -> None:
-    """Raise LimbeckError where a BatchNorm on tensors of this shape would have one value a channel to go by."""
-    if setup.batch_size == 1 and all(side == 1 for side in shape[1:]):
-        raise LimbeckError(
-            f"{method} has a BatchNorm on {tuple(shape)}, which needs 2 samples or more: batch_size is 1"
-        )
-
-
-def check_factor(layer_factor: float) -> None:
-    """Raise LimbeckError unless the factor from layer to layer is above 0."""
-    if not layer_factor > 0:
-        raise LimbeckError(f"layer_factor is {layer_factor}: it must be above 0")
-
-
-def stage_epochs(setup: Setup, name: str, epochs: int | None) -> int:
-    """The epochs of a stage: those given under the name, else the recipe's.
-
-    Raises:
-        LimbeckError: they are fewer than 1.
-    """
-    if epochs is not None and epochs < 1:
-        raise LimbeckError(f"{name} is {epochs}: allowed are whole numbers from 1")
-    return setup.epochs if epochs is None else epochs
-
-
-def matched(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """`pooled_alike`, of maps that must agree in batch and channels.
-
-    Raises:
-        LimbeckError: they do not.
-    """
-    if student.shape[:2] != teacher.shape[:2]:
-        raise LimbeckError(f"maps of {tuple(student.shape)} and {tuple(teacher.shape)} differ in batch or channels")
-    return pooled_alike(student, teacher)

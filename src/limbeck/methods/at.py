@@ -1,65 +1,16 @@
 """Attention transfer: Zagoruyko, Komodakis, "Paying More Attention to Attention" (2017), arXiv:1612.03928."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Tap, Term, from_student, weighted
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.alone import hard_loss
-from limbeck.methods.kd import soft_loss
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """The vectors of the last dimension at length 1; one of length 0 (up to 1e-12) stays, and so does its gradient."""
-    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return torch.div(vectors, lengths.where(lengths > 1e-12, 1.0))
-
-
-def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps (N, C, H, W) at the smaller height and the smaller width, by adaptive average pooling.
-
-    Square maps are treated as in RepDistiller, where the higher of the two is pooled to the other's size.
-
-    Raises:
-        LimbeckError: a tensor is no map.
-    """
-    for one in (student, teacher):
-        if one.dim() != 4:
-            raise LimbeckError(f"a map (N, C, H, W) is compared here, got {tuple(one.shape)}")
-    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    pooled = [one if one.shape[2:] == size else F.adaptive_avg_pool2d(one, size) for one in (student, teacher)]
-    return pooled[0], pooled[1]
-
-
-def over_layers(loss: Loss, *features: Tensor) -> Tensor:
-    """The loss summed over pairs of layers: first the student's tensors, shallow to deep, then the teacher's."""
-    half = len(features) // 2
-    pairs = zip(features[:half], features[half:], strict=True)
-    return torch.stack([loss(student, teacher) for student, teacher in pairs]).sum()
-
-
-def in_order(pairs: Sequence[reading.Pair]) -> tuple[Tap, ...]:
-    """The taps of `over_layers`: the student's, then the teacher's."""
-    return tuple(pair[side] for side in (0, 1) for pair in pairs)
-
-
-def label_terms(setup: Setup, *, hard: float | Schedule, soft: float | Schedule, temperature: float) -> dict[str, Term]:
-    """The terms on the logits that stand beside a term on features: labels, and soft targets.
-
-    Raises:
-        LimbeckError: the temperature is not above 0.
-    """
-    if not temperature > 0:
-        raise LimbeckError(f"temperature is {temperature}: it must be above 0")
-    return {
-        "hard": Term(hard_loss, (from_student(), TARGETS), hard),
-        "soft": Term(partial(soft_loss, temperature=temperature), (from_student(), *setup.teacher_logits), soft),
-    }
+from limbeck.methods.reading import in_order
+from limbeck.methods.shared import label_terms, over_layers, pooled_alike, unit
 
 
 def attention_loss(

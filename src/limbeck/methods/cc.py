@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Loss, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.at import label_terms, unit
-from limbeck.methods.sp import several_samples
+from limbeck.methods.shared import label_terms, several_samples, unit
 
 
 def correlation_loss(student: Tensor, teacher: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tensor:

@@ -153,7 +153,7 @@ def fitnets(
     Raises:
         LimbeckError: the hint is larger than the guided map; the shapes are of two kinds; a number is out of range.
     """
-    if (hint_epochs or 0) < 0 or not min(hint_rate, lambda_start, lambda_end) >= 0:
+    if not all(number >= 0 for number in (hint_epochs or 0, hint_rate, lambda_start, lambda_end)):
         raise LimbeckError(
             f"got hint_epochs {hint_epochs}, hint_rate {hint_rate}, lambda_start {lambda_start}, lambda_end "
             f"{lambda_end}: none may be below 0"

@@ -127,7 +127,7 @@ def fsp(
         LimbeckError: a network has no maps; the channels differ and there is no adapter; the layers are not in pairs;
             a number is out of range.
     """
-    if (fsp_epochs or 0) < 0 or not min(weight, fsp_rate) >= 0:
+    if not all(number >= 0 for number in (fsp_epochs or 0, weight, fsp_rate)):
         raise LimbeckError(f"got fsp_epochs {fsp_epochs}, weight {weight}, fsp_rate {fsp_rate}: none may be below 0")
     flows = list(
         zip(

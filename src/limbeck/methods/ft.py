@@ -10,10 +10,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Tap, Term, from_student, tap, weighted
-from limbeck.methods.ab import matched, stage_epochs
 from limbeck.methods.alone import hard_loss
-from limbeck.methods.at import pooled_alike, unit
 from limbeck.methods.reading import sections
+from limbeck.methods.shared import matched, pooled_alike, stage_epochs, unit
 
 _SLOPE = 0.1
 

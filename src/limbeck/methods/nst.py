@@ -9,7 +9,8 @@ from torch import Tensor
 
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.at import in_order, label_terms, over_layers, pooled_alike, unit
+from limbeck.methods.reading import in_order
+from limbeck.methods.shared import label_terms, over_layers, pooled_alike, unit
 
 Kernel = Literal["polynomial", "linear", "gaussian"]
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, from_teacher, weighted
-from limbeck.methods.ab import check_factor, connector, matched, unactivated
-from limbeck.methods.at import label_terms
-from limbeck.methods.reading import sections
+from limbeck.methods.reading import maps, sections
+from limbeck.methods.shared import check_factor, connector, label_terms, matched
 from limbeck.taps import check
 
 _RARE = 0.001  # a share of negative values below which the authors' code takes three deviations instead
@@ -134,7 +133,7 @@ def ofd(
             option is out of range.
     """
     check_factor(layer_factor)
-    pairs = unactivated(setup, student_layers, teacher_layers, method="ofd")
+    pairs = maps(setup, student_layers, teacher_layers, method="ofd", activated=False)
     names = _norms(setup, len(pairs), teacher_layers, teacher_norms)
     shapes = [(setup.shape(student), setup.shape(teacher)) for student, teacher in pairs]
     loss = Overhaul(

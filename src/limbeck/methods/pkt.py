@@ -10,7 +10,7 @@ from torch import Tensor
 from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, from_student, weighted
 from limbeck.methods import reading
 from limbeck.methods.alone import hard_loss
-from limbeck.methods.sp import several_samples
+from limbeck.methods.shared import several_samples
 
 Form = Literal["code", "paper"]
 

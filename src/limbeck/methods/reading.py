@@ -1,5 +1,8 @@
 """What methods read where no layer is named: features, maps and logits, student and teacher in pairs."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 from limbeck.core import LimbeckError, Section, Setup, Tap, tap
 
 Pair = tuple[Tap, Tap]
@@ -34,29 +37,30 @@ def maps(
     *,
     method: str,
     least: int = 1,
+    activated: bool = True,
 ) -> list[Pair]:
     """Pairs of maps (N, C, H, W), shallow to deep: by default what the sections give, the deepest with the deepest.
+
+    Without ``activated`` the sections' maps are read before their last activation.
 
     Raises:
         LimbeckError: one side names more layers than the other; a network has no maps; fewer than ``least`` pairs.
     """
-    student = [tap("student", name) for name in student_layers] or [
-        section.last for section in sections(setup, "student", method=method)
-    ]
-    teacher = [tap("teacher", name) for name in teacher_layers] or [
-        section.last for section in sections(setup, "teacher", method=method)
-    ]
-    if student_layers and teacher_layers and len(student) != len(teacher):
-        raise LimbeckError(
-            f"student_layers names {len(student)} layers and teacher_layers {len(teacher)}: name them in pairs"
-        )
-    count = min(len(student), len(teacher))
-    if count < least:
-        raise LimbeckError(f"{method} needs {least} pairs of maps, the networks have {count}: name the layers")
-    for one in (*student, *teacher):
+
+    def taps(network: str, layers: tuple[str, ...]) -> list[Tap]:
+        if layers:
+            return [tap(network, layer) for layer in layers]
+        found = sections(setup, network, method=method)
+        return [section.last if activated else section.unactivated for section in found]
+
+    named = student_layers and teacher_layers
+    pairs = _paired(taps("student", student_layers), taps("teacher", teacher_layers), named)
+    if len(pairs) < least:
+        raise LimbeckError(f"{method} needs {least} pairs of maps, the networks have {len(pairs)}: name the layers")
+    for one in (one for pair in pairs for one in pair):
         if len(setup.shape(one)) != 3:
             raise LimbeckError(f"{method} reads maps (C, H, W), but {one} gives {setup.shape(one)}")
-    return list(zip(student[-count:], teacher[-count:], strict=True))
+    return pairs
 
 
 def sections(setup: Setup, network: str, *, method: str) -> tuple[Section, ...]:
@@ -88,3 +92,40 @@ def last_map(setup: Setup, network: str, layer: str = "") -> Tap:
         return named
     outline = setup.outline(network)
     return outline.sections[-1].last if outline.sections and outline.pools else outline.feature
+
+
+def in_order(pairs: Sequence[Pair]) -> tuple[Tap, ...]:
+    """The taps of `shared.over_layers`: the student's, then the teacher's."""
+    return tuple(pair[side] for side in (0, 1) for pair in pairs)
+
+
+def feature_pairs(
+    setup: Setup,
+    student_layers: tuple[str, ...],
+    teacher_layers: tuple[str, ...],
+    sections: Literal["last", "all"],
+) -> list[Pair]:
+    """Pairs of features of any shape, shallow to deep: those named, or by default the deepest with the deepest.
+
+    Raises:
+        LimbeckError: one side names more layers than the other.
+    """
+    student = [tap("student", name) for name in student_layers] or _depths(setup, "student")
+    teacher = [tap("teacher", name) for name in teacher_layers] or _depths(setup, "teacher")
+    pairs = _paired(student, teacher, student_layers and teacher_layers)
+    return pairs if sections == "all" or student_layers or teacher_layers else pairs[-1:]
+
+
+def _depths(setup: Setup, network: str) -> list[Tap]:
+    outline = setup.outline(network)
+    return [section.last for section in outline.sections] or list(outline.hidden) or [outline.feature]
+
+
+def _paired(student: list[Tap], teacher: list[Tap], named: object) -> list[Pair]:
+    """The deepest with the deepest; where both sides are named, as many of one as of the other."""
+    if named and len(student) != len(teacher):
+        raise LimbeckError(
+            f"student_layers names {len(student)} layers and teacher_layers {len(teacher)}: name them in pairs"
+        )
+    count = min(len(student), len(teacher))
+    return list(zip(student[-count:], teacher[-count:], strict=True))

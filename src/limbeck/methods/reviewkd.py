@@ -7,9 +7,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, tap, weighted
-from limbeck.methods.ab import check_norm
-from limbeck.methods.at import label_terms
 from limbeck.methods.reading import sections
+from limbeck.methods.shared import check_norm, label_terms
 from limbeck.schedules import linear
 
 _POOLED_SIDES = (4, 2, 1)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.at import label_terms, unit
-from limbeck.methods.sp import several_samples
+from limbeck.methods.shared import label_terms, several_samples, unit
 
 Average = Literal["mean", "sum"]
 

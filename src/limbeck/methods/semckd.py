@@ -7,9 +7,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, tap, weighted
-from limbeck.methods.ab import check_norm
-from limbeck.methods.at import label_terms, pooled_alike
 from limbeck.methods.reading import sections
+from limbeck.methods.shared import check_norm, label_terms, pooled_alike
 
 _SHARE = 4  # the embedding's size is the batch's over 4
 

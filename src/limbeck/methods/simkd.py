@@ -9,8 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, weighted
-from limbeck.methods.ab import check_norm
-from limbeck.methods.at import pooled_alike
+from limbeck.methods.shared import check_norm, pooled_alike
 from limbeck.models.reuse import Reuse, apply_reuse, find_reuse, projected_classifier, projector
 
 Average = Literal["elements", "batch"]

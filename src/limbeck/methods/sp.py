@@ -5,45 +5,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, tap, weighted
-from limbeck.methods.at import in_order, label_terms, over_layers, unit
-from limbeck.methods.reading import Pair
-
-
-def several_samples(setup: Setup, method: str) -> None:
-    """Raise LimbeckError unless a batch holds two samples to compare."""
-    if setup.batch_size < 2:
-        raise LimbeckError(
-            f"{method} compares the samples of a batch with each other: batch_size is {setup.batch_size}, "
-            "it must be 2 or more"
-        )
-
-
-def feature_pairs(
-    setup: Setup,
-    student_layers: tuple[str, ...],
-    teacher_layers: tuple[str, ...],
-    sections: Literal["last", "all"],
-) -> list[Pair]:
-    """Pairs of features of any shape, shallow to deep: those named, or by default the deepest with the deepest.
-
-    Raises:
-        LimbeckError: one side names more layers than the other.
-    """
-    student = [tap("student", name) for name in student_layers] or _depths(setup, "student")
-    teacher = [tap("teacher", name) for name in teacher_layers] or _depths(setup, "teacher")
-    if student_layers and teacher_layers and len(student) != len(teacher):
-        raise LimbeckError(
-            f"student_layers names {len(student)} layers and teacher_layers {len(teacher)}: name them in pairs"
-        )
-    every = sections == "all" or student_layers or teacher_layers
-    count = min(len(student), len(teacher)) if every else 1
-    return list(zip(student[-count:], teacher[-count:], strict=True))
-
-
-def _depths(setup: Setup, network: str) -> list[Tap]:
-    outline = setup.outline(network)
-    return [section.last for section in outline.sections] or list(outline.hidden) or [outline.feature]
+from limbeck.core import Schedule, Setup, Stage, Term, weighted
+from limbeck.methods.reading import feature_pairs, in_order
+from limbeck.methods.shared import label_terms, over_layers, several_samples, unit
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -205,7 +205,7 @@ def srrl(
 def _check(alpha: float, beta: float, temperature: float, positions: tuple[Position, ...], student_layer: str) -> None:
     if not alpha and not beta:
         raise LimbeckError("alpha and beta are both 0: this is the student alone")
-    if not min(alpha, beta) >= 0 or not temperature > 0:
+    if not (alpha >= 0 and beta >= 0 and temperature > 0):
         raise LimbeckError(
             f"got alpha {alpha}, beta {beta}, temperature {temperature}: allowed are alpha and beta from 0, "
             "temperature above 0"

@@ -9,8 +9,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
-from limbeck.methods.at import in_order, label_terms, pooled_alike
-from limbeck.methods.sp import feature_pairs
+from limbeck.methods.reading import feature_pairs, in_order
+from limbeck.methods.shared import label_terms, pooled_alike
 
 Average = Literal["elements", "batch"]
 

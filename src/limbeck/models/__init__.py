@@ -5,7 +5,14 @@ from limbeck.models.cifar_resnet import cifar_resnet
 from limbeck.models.convnet import convnet_big, convnet_small
 from limbeck.models.describe import Layer, layers
 from limbeck.models.ensemble import Ensemble
-from limbeck.models.files import NetworkSpec, load_network, load_weights, read_spec, save_network
+from limbeck.models.files import (
+    NetworkSpec,
+    load_network,
+    load_weights,
+    read_spec,
+    restore_structure,
+    save_network,
+)
 from limbeck.models.fitnets import fitnet_depth, fitnet_mnist
 from limbeck.models.maxout import MaxNormConv2d, Maxout
 from limbeck.models.maxout_teachers import maxout_cifar, maxout_mnist, maxout_svhn
@@ -41,6 +48,7 @@ __all__ = [
     "mobilenet_v2_half",
     "options",
     "read_spec",
+    "restore_structure",
     "save_network",
     "shufflenet_v1",
     "shufflenet_v2",

@@ -6,6 +6,7 @@ All layers that read or write one set of channels (see `limbeck.models.graph`) a
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
+from types import NoneType
 from typing import Any
 
 import torch
@@ -166,12 +167,11 @@ class _Matching:
             if not isinstance(other, PaddedIdentity) or not module.extra >= other.extra >= min(module.extra, 1):
                 raise LimbeckError(f"{name} appends {module.extra} channels of zeros, and the small network has none")
             self._padded[self.graph.sets[node]] = node, module, other
-        elif role == Role.IDENTITY and self._inserted(node) and module is not None:
-            if not isinstance(module, TWICE_IS_ONCE):
-                raise LimbeckError(
-                    f"{name} is not in the small network, and a {type(module).__name__} does not pass on what it gets, "
-                    "as a ReLU does after a ReLU"
-                )
+        elif role == Role.IDENTITY and self._inserted(node) and not isinstance(module, (*TWICE_IS_ONCE, NoneType)):
+            raise LimbeckError(
+                f"{name} is not in the small network, and a {type(module).__name__} does not pass on what it gets, as "
+                "a ReLU does after a ReLU"
+            )
 
     def _counterpart(self, name: str, module: Any) -> Any:
         """The small network's layer of that name; None where there is none."""
@@ -204,10 +204,11 @@ class _Matching:
         ]
         many_in: dict[int, int] = {}
         few_in: dict[int, int] = {}
-        for number, many, other, _ in slots:
+        for number, many, _, _ in slots:
             many_in[number] = min(many, many_in.get(number, many))
-            if other is not None:
-                few_in[number] = min(other, few_in.get(number, other))
+        for number, many, other, _ in slots:
+            if other is not None:  # a layer may have several features for each channel
+                few_in.setdefault(number, other * many_in[number] // many)
         for found in self.found:
             if found.role == Role.IDENTITY:
                 before, after = (self.graph.sets[node] for node, _, _ in found.sides())

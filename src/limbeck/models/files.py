@@ -2,8 +2,8 @@
 
 import json
 import pickle
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from limbeck.core import LimbeckError
 from limbeck.models.building import build
 from limbeck.models.fitting import check_fit
+from limbeck.models.reuse import Reuse, apply_reuse, find_reuse
 from limbeck.options import nearest
 from limbeck.whole import replacing
 
@@ -36,6 +37,7 @@ class NetworkSpec:
     labels: tuple[str, ...] = ()  # the classes' names in the order of the logits; empty if unknown
     mean: tuple[float, ...] = ()  # what was taken from its inputs, as `limbeck.data.normalise`; empty if unknown
     std: tuple[float, ...] = ()  # and what they were divided by
+    reuse: Mapping[str, Any] | None = None  # how a student was changed that ends as its teacher does; see `Reuse`
 
 
 def save_network(network: nn.Module, path: Path, *, spec: NetworkSpec) -> None:
@@ -46,8 +48,9 @@ def save_network(network: nn.Module, path: Path, *, spec: NetworkSpec) -> None:
     Raises:
         LimbeckError: an option in the spec cannot be written as JSON.
     """
+    changed = find_reuse(network)
     try:
-        metadata = {_KEY: json.dumps(asdict(spec))}
+        metadata = {_KEY: json.dumps(asdict(replace(spec, reuse=None if changed is None else asdict(changed))))}
     except TypeError as error:
         raise LimbeckError(f"the options {spec.options} of {spec.name} cannot be kept in {path}: {error}") from error
     # safetensors takes neither shared nor strided storage, such as channels_last
@@ -95,11 +98,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
         LimbeckError: there is no such file, it is damaged or not a state dict, or it does not fit the network; then
             the network is as it was.
     """
-    state = _read_state(path)
     wanted = network.state_dict()
-    for prefix in _PREFIXES:
-        if not any(name.startswith(prefix) for name in wanted) and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    state = read_state(path, wanted)
     check_fit(path, state, wanted)
     network.load_state_dict(state)
 
@@ -117,11 +117,31 @@ def load_network(path: Path | str) -> tuple[nn.Module, NetworkSpec]:
     download = _DOWNLOADS.get(spec.name.partition(":")[0])
     options = {key: value for key, value in spec.options.items() if key != download}
     network = build(spec.name, classes=spec.classes, shape=spec.shape, **options)
+    restore_structure(network, spec)
     load_weights(network, path)
     return network.eval(), spec
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def restore_structure(network: nn.Module, spec: NetworkSpec | None) -> None:
+    """Change a freshly built network as the one was that the spec is of."""
+    if spec is not None and spec.reuse is not None:
+        apply_reuse(network, Reuse(**spec.reuse))
+
+
+def read_state(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
+    """A file's tensors by name, as `load_weights` reads it; prefixes stay where the wanted names have them.
+
+    Raises:
+        LimbeckError: there is no such file, it is damaged or not a state dict.
+    """
+    state = _stored(path)
+    for prefix in _PREFIXES:
+        if not any(name.startswith(prefix) for name in wanted) and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _stored(path: Path) -> dict[str, Tensor]:
     _check_exists(path)
     if path.suffix == ".safetensors":
         try:

@@ -6,7 +6,7 @@ agree is checked at the end.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -54,10 +54,9 @@ def net2net(small: nn.Module, large: nn.Module, inputs: Tensor, *, noise: float 
         layers = matched(small, large, lambda few, many: replicated(few, many, generator))
         for layer in layers:
             _initialise(layer)
-        wanted = small(inputs.to(_device(small)))
-        with _measured(layer for layer in layers if layer.role != Role.COPIED):
-            given = large(inputs.to(_device(large)))
-        _check_same(wanted, given.to(wanted.device), [layer.name for layer in layers if layer.role == Role.IDENTITY])
+        _measure(large, layers, inputs.to(_device(large)))
+        wanted, given = (network(inputs.to(_device(network))).cpu() for network in (small, large))
+        _check_same(wanted, given, [layer.name for layer in layers if layer.role == Role.IDENTITY])
         if noise:
             for layer in layers:
                 _perturb(layer, noise, generator)
@@ -90,12 +89,11 @@ def widened(weight: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
 def deepened(count: int, kernel: Sequence[int] = (), *, pieces: int = 1) -> Tensor:
     """The weights of a layer that passes on what it gets, (count * pieces, count, *kernel).
 
-    A convolution has ones in the centre of its kernels. Before a maxout of several pieces, all pieces are equal.
+    A convolution, of odd sizes, has ones in the centre of its kernels. Before a maxout, all pieces are equal.
     """
-    weight = torch.zeros(count * pieces, count, *kernel)
-    centre = tuple(size // 2 for size in kernel)
-    weight[(slice(None), slice(None), *centre)] = torch.eye(count).repeat_interleave(pieces, 0)
-    return weight
+    weight = torch.zeros(count * pieces, count, math.prod(kernel))
+    weight[:, :, math.prod(kernel) // 2] = torch.eye(count).repeat_interleave(pieces, 0)
+    return weight.reshape(count * pieces, count, *kernel)
 
 
 def _initialise(layer: Layer) -> None:
@@ -147,14 +145,20 @@ def _identity(layer: Layer) -> Tensor:
     return weight
 
 
-@contextmanager
-def _measured(layers: Iterable[Layer]) -> Iterator[None]:
-    """Inside the block, inserted norms take their statistics from what they see, before they normalise it."""
+def _measure(large: nn.Module, layers: Sequence[Layer], inputs: Tensor) -> None:
+    """Give inserted norms the statistics of what they see in training mode, which they then undo in both modes.
+
+    Raises:
+        LimbeckError: there is a norm to insert, and one sample to take its statistics from.
+    """
+    norms = [layer for layer in layers if isinstance(layer.module, NORMS)]
+    inserted = [layer for layer in norms if layer.role != Role.COPIED]
+    if inserted and len(inputs) < 2:
+        raise LimbeckError(f"{inserted[0].name} is not in the small network: its statistics need 2 samples or more")
 
     def take(layer: Layer) -> Any:
-        def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
-            places = [dim for dim in range(inputs[0].dim()) if dim != 1]
-            variance, mean = torch.var_mean(inputs[0], places, correction=0)
+        def hook(module: Any, entered: tuple[Tensor, ...]) -> None:
+            variance, mean = torch.var_mean(entered[0], [0, *range(2, entered[0].dim())], correction=0)
             module.running_mean.copy_(mean)
             module.running_var.copy_(variance)
             if layer.role == Role.IDENTITY:
@@ -164,10 +168,26 @@ def _measured(layers: Iterable[Layer]) -> Iterator[None]:
         return hook
 
     with ExitStack() as stack:
-        for layer in layers:
-            if isinstance(layer.module, NORMS):
-                stack.callback(layer.module.register_forward_pre_hook(take(layer)).remove)
+        for layer in inserted:
+            stack.callback(layer.module.register_forward_pre_hook(take(layer)).remove)
+        for layer in norms:
+            if layer.role == Role.COPIED:
+                stack.enter_context(_training(layer.module))
+        if inserted:
+            large(inputs)
+
+
+@contextmanager
+def _training(norm: Any) -> Iterator[None]:
+    """Training mode inside the block; afterwards the running statistics are as they were."""
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    norm.training = True
+    try:
         yield
+    finally:
+        norm.training = False
+        for name, buffer in norm.named_buffers():
+            buffer.copy_(before[name])
 
 
 def _perturb(layer: Layer, noise: float, generator: torch.Generator) -> None:
