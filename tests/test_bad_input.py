@@ -102,7 +102,7 @@ def test_the_recipe_of_these_tests_runs_when_nothing_is_wrong():
         (["student.model={name: resnet-20}"], "there is no model 'resnet-20': did you mean 'resnet20'? allowed are"),
         (["student.model={name: 'timm:resnet1'}"], "timm has no model 'resnet1': did you mean"),
         (["student.model={name: 'net.py:make'}"], "/net.py"),
-        (["method=dk"], "there is no method 'dk': did you mean 'kd'? allowed are alone, assistants"),
+        (["method=dk"], "there is no method 'dk': did you mean 'dkd'? allowed are ab, alone"),
         (["method={name: kd, student_layer: hed}"], "the student has no layer 'hed': did you mean head?"),
         (["method={name: kd, teacher_layer: hed}"], "the teacher has no layer 'hed': did you mean head?"),
         (["method={name: alone, student_layer: hed}"], "the student has no layer 'hed': did you mean head?"),

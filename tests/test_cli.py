@@ -416,7 +416,7 @@ def test_the_pages_of_the_methods_are_written_into_a_folder(monkeypatch):
 
 
 def test_an_unknown_method_is_refused_with_the_nearest():
-    assert "error: there is no method 'fitnet': did you mean 'fitnets'? allowed are alone, " in limbeck_does(
+    assert "error: there is no method 'fitnet': did you mean 'fitnets'? allowed are ab, alone, " in limbeck_does(
         "methods", "fitnet", code=2
     )
 

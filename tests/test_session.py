@@ -514,7 +514,7 @@ def test_any_array_will_do(kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "dk"}, "method.name: there is no method 'dk': did you mean 'kd'"),
+        ({"method": "dk"}, "method.name: there is no method 'dk': did you mean 'dkd'"),
         ({"method": {"name": "kd", "temprature": 2}}, "method.temprature: unknown key 'temprature'"),
         ({"method": {"name": "kd", "temperature": 0}}, "temperature is 0.0: it must be above 0"),
         ({"method": {"name": "kd", "student_layer": "9"}}, "the student has no layer '9'"),

@@ -73,13 +73,7 @@ def distill(
     if not isinstance(data, Data):
         raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
     name, function = _method(method)
-    training = Training(
-        epochs,
-        batch_size,
-        call(OPTIMIZERS, fill(OPTIMIZERS, optimizer, kind="optimizer")),
-        call(SCHEDULES, fill(SCHEDULES, schedule, kind="schedule")),
-        augment or NO_AUGMENTATION,
-    )
+    training = _training(epochs, batch_size, optimizer, schedule, augment)
     given = dict(networks or {}) | ({} if teacher is None else {"teacher": teacher})
     if teacher is None and name in set(METHODS) - set(TEACHERLESS):
         raise LimbeckError(f"the method {name} needs a teacher, got None")
@@ -106,7 +100,7 @@ def distill(
             for epoch in run(plan(arm, group, data, training), group, batches, engine):
                 if on_epoch is not None:
                     on_epoch(label, epoch)
-        if group.get("teacher") is not teacher:  # the copy that the method has trained
+        if group.get("teacher", teacher) is not teacher:  # the copy that the method has trained
             result["teacher_after"] = measure(group["teacher"], data, engine)
             guide = logits_of(group["teacher"], data.test, data, engine)
         result[role] = measure(group["student"], data, engine, teacher=guide)
@@ -115,6 +109,18 @@ def distill(
     for role, times in time_together(trained | ({} if teacher is None else {"teacher": teacher}), data, 100).items():
         result[role] |= times
     return student, result
+
+
+def _training(
+    epochs: int, batch_size: int, optimizer: str | Block, schedule: str | Block, augment: Augment | None
+) -> Training:
+    return Training(
+        epochs,
+        batch_size,
+        call(OPTIMIZERS, fill(OPTIMIZERS, optimizer, kind="optimizer")),
+        call(SCHEDULES, fill(SCHEDULES, schedule, kind="schedule")),
+        augment or NO_AUGMENTATION,
+    )
 
 
 def _method(method: str | Block | Sequence[str | Block] | Method) -> tuple[str, Method]:

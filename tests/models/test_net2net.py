@@ -1,3 +1,4 @@
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -6,6 +7,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.models import Maxout, build, cifar_resnet, wide_resnet
+from limbeck.models.cifar_resnet import BasicBlock
 from limbeck.models.net2net import deepened, net2net, replicated, widened
 from limbeck.models.parts import named
 
@@ -292,8 +294,38 @@ class Odd(nn.Module):
         return self.head(self.between(self.first(self.flatten(inputs))))
 
 
+class Separable(nn.Module):
+    """Convolutions of each channel alone, and operations that are no modules."""
+
+    def __init__(self, width, *, deeper=False):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.depthwise = nn.Conv2d(width, width, 3, groups=width, padding=1)
+        self.more = nn.Conv2d(width, width, 3, groups=width, padding=1) if deeper else nn.Identity()
+        self.head = nn.Linear(width * 49, 4)
+
+    def forward(self, inputs):
+        features = nn.functional.relu(self.norm(self.conv(inputs)))
+        features = features + torch.relu(self.depthwise(features))
+        features += 1
+        features = nn.functional.max_pool2d(self.more(features), 2)
+        return self.head(torch.flatten(features, 1))
+
+
+def test_depthwise_convolutions_functions_and_flattened_places_are_known():
+    small, large = trained(partial(Separable, 4)), fresh(partial(Separable, 7, deeper=True))
+    net2net(small, large, images())
+    assert apart(small, large, images(seed=77)) < 1e-5
+
+
 def branching(inputs):
     return inputs if inputs.sum() > 0 else -inputs
+
+
+def chain(**more):
+    """A convolution to four channels, and what follows it."""
+    return partial(deepcopy, named(conv=nn.Conv2d(3, 4, 1), **more))
 
 
 def shared():
@@ -312,7 +344,7 @@ def shared():
         (make("resnet8x4"), make("resnet8"), r"has no layer stage1\.0\.shortcut\.conv, but"),
         (make("resnet10", width=8), make("resnet50", width=8), "kernels"),
         (make("convnet_small"), make("convnet_big"), "activation2 is not in the small network, and a LeakyReLU"),
-        (make("shufflenet_v2"), make("shufflenet_v2"), "cat.* is not known here"),
+        (make("shufflenet_v2"), make("shufflenet_v2"), r"at cat in stage1\.0 is not known here"),
         (make("resnet8"), make("fsp_resnet8", input_norm=False), "appends 16 channels of zeros"),
         (wrn(10, 1), wrn(10, 2), r"apart where.*inserted: stage1\.0\.shortcut"),
         (make("fitnet_depth", layers=5), make("fitnet_depth", layers=7), r"layer\d\.pool is not in the small"),
@@ -320,7 +352,35 @@ def shared():
         (partial(Odd, nn.ReLU()), partial(Odd, nn.LayerNorm(4)), "between, a LayerNorm, is not known here"),
         (partial(Odd, branching), partial(Odd, branching), "graph of the large network cannot be read"),
         (partial(Odd, nn.ReLU()), partial(Odd, nn.Tanh()), "apart where the largest output"),
-        (partial(Odd, torch.sum), partial(Odd, torch.sum), "sum.* is not known here"),
+        (partial(Odd, torch.sum), partial(Odd, torch.sum), "at sum in its forward is not known here"),
+        (chain(relu=nn.PReLU(4)), chain(relu=nn.PReLU(4)), "at relu, a PReLU, is not known here"),
+        (chain(), chain(more=nn.Conv2d(4, 4, 2)), "more is not in the small network, and does not keep the size"),
+        (chain(), chain(more=nn.Conv2d(4, 4, 1, stride=2)), "more is not in the small network, and does not keep"),
+        (chain(), chain(more=nn.Conv2d(4, 4, 3)), "more is not in the small network, and does not keep"),
+        (chain(), chain(more=BasicBlock(4, 4, 2)), "the block more is not in the small network"),
+        (chain(), chain(more=nn.Conv2d(4, 4, 1, groups=2)), "more is a convolution of 2 groups"),
+        (chain(more=nn.Conv2d(4, 4, 1, groups=4)), chain(more=nn.Conv2d(4, 4, 1)), "more has 1 groups, in the .* 4"),
+        (chain(more=nn.Conv2d(4, 4, 1)), chain(more=nn.Conv2d(4, 4, 1, bias=False)), "more has no bias, but"),
+        (
+            chain(more=nn.AvgPool2d(1)),
+            chain(more=nn.AvgPool2d(2)),
+            r"gives \(8, 4, 8, 8\), the small one \(8, 4, 16, 16\)",
+        ),
+        (
+            chain(pool=nn.AvgPool2d(1), flatten=nn.Flatten(), head=nn.Linear(1024, 4)),
+            chain(pool=nn.AvgPool2d(2), flatten=nn.Flatten(), head=nn.Linear(256, 4)),
+            "head is 256 wide for 4 channels, in the small network 1024 for 4|conv is 4 wide for 4 channels",
+        ),
+        (
+            chain(flatten=nn.Flatten()),
+            chain(flatten=nn.Flatten(), more=nn.Linear(1024, 4)),
+            "more is not in the small network, and makes 4 features of 1024",
+        ),
+        (
+            make("fsp_resnet8"),
+            make("fsp_resnet8", shortcut="projection"),
+            r"shortcut\.conv .* cannot pass on 16 channels where 32 are needed",
+        ),
         (shared, shared, r"between\.0 runs more than once"),
         (
             partial(Odd, nn.Conv2d(4, 4, 1)),

@@ -73,14 +73,12 @@ class Graph:
             merged = {self.sets[other] for other in inputs}
             self.sets = {other: kept if number in merged else number for other, number in self.sets.items()}
             self.sets[node] = kept
-        elif len(inputs) == 1 and (isinstance(module, (*LAYERS, *_BY_CHANNEL)) or node.target in _FUNCTIONS):
+        elif len(inputs) == 1 and (isinstance(module, (*LAYERS, *_BY_CHANNEL)) or _is_one_of(node, _FUNCTIONS)):
             self.sets[node] = self.sets[inputs[0]]
         else:
-            what = (
-                f"{node.target}, a {type(module).__name__},"
-                if module is not None
-                else f"{node.target} in {owner(node)}"
-            )
+            what = f"{node.target}, a {type(module).__name__},"
+            if module is None:
+                what = f"{getattr(node.target, '__name__', node.target)} in {owner(node) or 'its forward'}"
             raise LimbeckError(f"what becomes of the channels of the large network at {what} is not known here")
 
 
@@ -92,7 +90,7 @@ class _Tracer(fx.Tracer):
 
 def adds(node: fx.Node) -> bool:
     """Whether the node adds tensors."""
-    return node.target in _ADDS and bool(node.all_input_nodes)
+    return _is_one_of(node, _ADDS) and bool(node.all_input_nodes)
 
 
 def entered(node: fx.Node) -> fx.Node:
@@ -118,3 +116,8 @@ def sizes(module: Any) -> tuple[int, int]:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     return module.in_channels, module.out_channels
+
+
+def _is_one_of(node: fx.Node, known: tuple[Any, ...]) -> bool:
+    """Whether the node is one of those functions or methods; a module may have a method's name."""
+    return node.op in ("call_function", "call_method") and node.target in known

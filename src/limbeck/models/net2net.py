@@ -21,7 +21,6 @@ from limbeck.models.mlp import MaxNormLinear
 from limbeck.taps import evaluation_mode
 
 _TOLERANCE = 1e-4
-_STATISTICS = ("running_mean", "running_var")
 
 
 def net2net(small: nn.Module, large: nn.Module, inputs: Tensor, *, noise: float = 0.0, seed: int = 0) -> None:
@@ -30,6 +29,10 @@ def net2net(small: nn.Module, large: nn.Module, inputs: Tensor, *, noise: float 
     Layers are matched by name. One with more channels is `widened`; tensors that are added share their copies. One that
     the small network lacks is inserted as an identity (`deepened`), with BatchNorm that undoes its own normalisation;
     of a residual block that it lacks, the last layer of the branch is zero and the others stay as they are.
+
+    So can be made, within a family of the zoo: ``mlp``, the CIFAR ResNets and FSP's, the ResNets of basic blocks with
+    four stages, ``vgg8`` to ``vgg13``, wide ResNets (from a factor of 1 only deeper: its first block has no projection, and
+    one would read what is activated), and wider maxout networks of equal depth.
 
     In training mode the two agree but for dropout, and for inserted BatchNorm where a batch is unlike ``inputs``.
 
@@ -63,7 +66,7 @@ def net2net(small: nn.Module, large: nn.Module, inputs: Tensor, *, noise: float 
 
 
 def replicated(small: int, large: int, generator: torch.Generator) -> Tensor:
-    """Which of ``small`` channels each of ``large`` is: (large,) int64, g of the paper's equation 1, from 0.
+    """Which of ``small`` channels each of ``large`` is: (large,) int64, the paper's g, from 0.
 
     The first ``small`` are themselves, the others are drawn uniformly.
     """
@@ -74,7 +77,7 @@ def replicated(small: int, large: int, generator: torch.Generator) -> Tensor:
 def widened(weight: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
     """A layer's weights between channels that are copies: U[j, i] = W[outside(j), inside(i)] / copies of inside(i).
 
-    Equation 2 of the paper, for both sides at once.
+    Net2WiderNet of the paper, for both sides at once.
 
     Args:
         weight: W, (small outputs, small inputs, ...) of a linear layer or a convolution.
