@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from limbeck.core import LimbeckError
+from limbeck.data import load, normalise
 from limbeck.experiment import Experiment
 from limbeck.models import load_network
+from limbeck.networks import Cast
 from limbeck.recipe import RecipeError, dump, read, smoke
 
 RECIPE = """\
@@ -185,3 +187,29 @@ def test_a_student_with_the_teachers_classifier_and_a_projector_is_saved_loaded_
     assert ran("method=simkd", "teacher.model=resnet14", "baseline=false", resume=True)["student"]["test"] == (
         result["student"]["test"]
     )
+
+
+def test_a_student_goes_on_from_another_networks_weights():
+    ran("method=alone", "baseline=false", folder="small")
+    result = ran(
+        "method=fine_tune",
+        "teacher=null",
+        "baseline=false",
+        "student={model: resnet8, weights: small, init: fine_tune}",
+        "method.backbone=frozen",
+    )
+    before = load_file("small/student.safetensors")
+    after = load_file(f"run/{result['method']}/seed0/student.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_a_deeper_student_begins_as_the_smaller_one_is():
+    ran("method=alone", "baseline=false", folder="small")
+    given = recipe("method=alone", "student={model: resnet14, weights: small, init: net2net, noise: 0.0}")
+    data = load(**given.data.model_dump())
+    student, _, _ = Cast(given, data).student(0)
+    small, spec = load_network("small/student.safetensors")
+    images = normalise(data.test.inputs, spec.mean, spec.std)
+    with torch.no_grad():
+        torch.testing.assert_close(student.eval()(images), small(images), rtol=1e-4, atol=1e-4)

@@ -81,12 +81,14 @@ class StudentBlock(Checked):
     """The student, or another network that learns, and a file of weights to start from.
 
     ``init`` says how the weights are taken: ``as_is``; ``fine_tune``, all but the classifier; ``net2net``, from a
-    smaller network of the same kind, which is widened and deepened.
+    smaller network of the same kind, which is widened and deepened. ``noise`` is added to the copies
+    that ``net2net`` makes, in deviations of a layer's weights; without any they stay alike.
     """
 
     model: Named
     weights: str | None = None
     init: Literal["as_is", "fine_tune", "net2net"] = "as_is"
+    noise: Annotated[float, Field(ge=0)] = 0.0
 
 
 class EvaluateBlock(Checked):

@@ -102,7 +102,7 @@ class Experiment:
     def _rehearse(self) -> int:
         """Build everything once and read every tap; gives the multiply-accumulates of one sample through all."""
         with torch.random.fork_rng(devices=[]):
-            student, _, others = self._cast.student()
+            student, _, others = self._cast.student(self.recipe.seeds[0])
             networks = {"student": student, **others}
             block = self.recipe.teacher
             if block is not None:
@@ -153,7 +153,7 @@ class Experiment:
 
     def _student(self, job: Job, teacher: nn.Module | None, guide: Tensor | None, track: Track) -> Iterator[Event]:
         self.engine.seed(job.seed)
-        network, spec, others = self._cast.student()
+        network, spec, others = self._cast.student(job.seed)
         networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
         if self._teaching[job.arm] and teacher is not None:
             networks["teacher"], guide = copy.deepcopy(teacher), None

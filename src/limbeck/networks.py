@@ -3,13 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from limbeck.blocks import Recipe, StudentBlock, TeacherBlock
-from limbeck.core import LimbeckError
-from limbeck.data import Data
+from limbeck.core import Batch, LimbeckError
+from limbeck.data import Data, normalise
 from limbeck.models import Ensemble, NetworkSpec, build, load_network, load_weights, read_spec
+from limbeck.models.net2net import net2net
+from limbeck.models.transfer import load_all_but_classifier
 from limbeck.options import Block
+from limbeck.outline import outline
+
+PROBE = 64
+"""Training samples that a network is looked at with before it is trained."""
 
 
 class Cast:
@@ -18,10 +25,10 @@ class Cast:
     def __init__(self, recipe: Recipe, data: Data) -> None:
         self._recipe, self._data = recipe, data
 
-    def student(self) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
+    def student(self, seed: int) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
         """The student, what builds it again, and the recipe's other networks by name, all new."""
         made = {
-            name: self._started(block)
+            name: self._started(block, seed)
             for name, block in {"student": self._recipe.student, **self._recipe.networks}.items()
         }
         others = {name: network for name, (network, _) in made.items() if name != "student"}
@@ -41,22 +48,26 @@ class Cast:
         """The trained teacher, or the members of an ensemble, that the block has files of; none otherwise."""
         return [restored(path, block.model, self._data) for path in block.weights or ()]
 
-    def _started(self, block: StudentBlock) -> tuple[nn.Module, NetworkSpec]:
+    def _started(self, block: StudentBlock, seed: int) -> tuple[nn.Module, NetworkSpec]:
         if block.init == "as_is" or block.weights is None:
             return fresh(block.model, self._data, weights=block.weights)
         network, spec = fresh(block.model, self._data)
-        start(network, spec, find_weights(block.weights), how=block.init)
+        file = find_weights(block.weights)
+        few = torch.arange(min(PROBE, len(self._data.train)))
+        split, scaling = self._data.train, (self._data.mean, self._data.std)
+        probe = Batch(normalise(split.inputs[few], *scaling), split.targets[few], few, 0)
+        if block.init == "fine_tune":
+            load_all_but_classifier(network, file, outline("student", network, probe).classifier)
+            return network, spec
+        small, known = load_network(file)
+        _check_use(file, known, self._data)
+        net2net(small, network, probe.inputs, noise=block.noise, seed=seed)
         return network, spec
 
 
 def joined(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
     """The teacher: one network, or the ensemble of several."""
     return members[0] if len(members) == 1 else Ensemble(members, block.mean)
-
-
-def start(network: nn.Module, spec: NetworkSpec, file: Path, *, how: str) -> None:
-    """Not yet."""
-    raise LimbeckError(f"{how} is not there yet")
 
 
 def fresh(block: Block, data: Data, *, weights: str | None = None) -> tuple[nn.Module, NetworkSpec]:

@@ -410,7 +410,10 @@ def test_the_benchmarks_regressor(source, target, kind, kernel):
 
 @pytest.mark.parametrize(
     ("source", "target", "message"),
-    [((8,), (6,), "this regressor maps"), ((4, 4, 4), (6, 5, 4), "cannot take a map of 4x4 to the larger 5x4")],
+    [
+        ((8,), (6,), r"the guided layer gives \(8,\) and the hint is \(6,\): this regressor maps"),
+        ((4, 4, 4), (6, 5, 4), "the hint map, 5x4, is larger than the guided map, 4x4.*an earlier guided layer$"),
+    ],
 )
 def test_a_benchmark_regressor_that_cannot_be_is_refused(source, target, message):
     with pytest.raises(LimbeckError, match=message):

@@ -75,12 +75,7 @@ def regressor(
     if kind == "upsample":
         resize = nn.Upsample(size=target[1:], mode="bilinear")
         return nn.Sequential(resize, nn.Conv2d(source[0], target[0] * count, 1), after)
-    if source[1] < target[1] or source[2] < target[2]:
-        raise LimbeckError(
-            f"the hint map, {target[1]}x{target[2]}, is larger than the guided map, {source[1]}x{source[2]}, and a "
-            "convolution without padding cannot enlarge: choose a later hint or an earlier guided layer, or set "
-            "regressor: upsample"
-        )
+    _refuse_larger(source, target, ", or set regressor: upsample")
     return nn.Sequential(valid_conv(source, target, pieces=count), after)
 
 
@@ -197,12 +192,15 @@ class OneStageRegressor(nn.Module):
     def __init__(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
         super().__init__()
         if len(source) != 3 or len(target) != 3:
-            raise LimbeckError(f"this regressor maps (C, H, W) to (C, H, W), got {source} -> {target}")
+            raise LimbeckError(
+                f"the guided layer gives {source} and the hint is {target}: this regressor maps (C, H, W) to (C, H, W)"
+            )
         if source[1:] == (2 * target[1], 2 * target[2]):
             self.conv: nn.Module = nn.Conv2d(source[0], target[0], 3, stride=2, padding=1)
         elif target[1:] == (2 * source[1], 2 * source[2]):
             self.conv = nn.ConvTranspose2d(source[0], target[0], 4, stride=2, padding=1)
         else:
+            _refuse_larger(source, target)
             self.conv = valid_conv(source, target)
         self.bn = nn.BatchNorm2d(target[0])
 
@@ -262,6 +260,14 @@ def middle(setup: Setup, network: str) -> Tap:
 
 
 _regressor = regressor  # the option of the same name hides it
+
+
+def _refuse_larger(source: tuple[int, ...], target: tuple[int, ...], way_out: str = "") -> None:
+    if source[1] < target[1] or source[2] < target[2]:
+        raise LimbeckError(
+            f"the hint map, {target[1]}x{target[2]}, is larger than the guided map, {source[1]}x{source[2]}, and a "
+            f"convolution without padding cannot enlarge: choose a later hint or an earlier guided layer{way_out}"
+        )
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ class FlowPair(nn.Module):
         """The loss, a scalar; maps (N, C, H, W)."""
         first, last = (adapt(one) for adapt, one in zip(self.adapters, (student_first, student_last), strict=True))
         student = fsp_matrix(first, last, pool=self._pool)
-        teacher = fsp_matrix(teacher_first.detach(), teacher_last.detach(), pool=self._pool)
+        teacher = fsp_matrix(teacher_first, teacher_last, pool=self._pool)
         if self.first_order is not None and self.last_order is not None:
             teacher = teacher[:, self.first_order][:, :, self.last_order]
         return fsp_loss(student, teacher, form=self._form)

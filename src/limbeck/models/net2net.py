@@ -31,8 +31,8 @@ def net2net(small: nn.Module, large: nn.Module, inputs: Tensor, *, noise: float 
     of a residual block that it lacks, the last layer of the branch is zero and the others stay as they are.
 
     So can be made, within a family of the zoo: ``mlp``, the CIFAR ResNets and FSP's, the ResNets of basic blocks with
-    four stages, ``vgg8`` to ``vgg13``, wide ResNets (from a factor of 1 only deeper: its first block has no projection, and
-    one would read what is activated), and wider maxout networks of equal depth.
+    four stages, ``vgg8`` to ``vgg13``, wide ResNets (from a factor of 1 only deeper: the first block would need a
+    projection, which reads what is activated), and wider maxout networks of equal depth.
 
     In training mode the two agree but for dropout, and for inserted BatchNorm where a batch is unlike ``inputs``.
 
