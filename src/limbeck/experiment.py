@@ -144,9 +144,11 @@ class Experiment:
     def _member(self, block: TeacherBlock, job: Job, track: Track) -> Generator[Event, None, nn.Module]:
         self.engine.seed(job.generator_seed)
         network, spec = self._cast.teacher(block)
+        if block.train is None:  # left untrained, for the method
+            return network
         if job in self._results:
             load_weights(network, self.folder.path / str(job) / job.file)
-        elif block.train is not None:
+        else:
             training = self._training(block.train)
             yield from self._fit(job, METHODS["alone"], {"student": network}, training, spec, None, track)
         return network

@@ -26,7 +26,7 @@ from limbeck.engine import Engine
 from limbeck.evaluate import Latency, file_bytes, latency, macs, metrics, parameters, predict
 from limbeck.models import Ensemble
 from limbeck.outline import outline
-from limbeck.taps import dry_run, shapes
+from limbeck.taps import check, dry_run, shapes
 
 EVALUATION_BATCH = 500
 NO_AUGMENTATION = Augment()
@@ -84,8 +84,8 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         epochs=training.epochs,
         optimizer=training.optimizer,
         schedule=training.schedule,
-        shape=lambda tap: shapes(networks, [tap], probe)[tap],
-        module=lambda source, layer: networks[source].get_submodule(layer),
+        shape=functools.cache(lambda tap: shapes(networks, [tap], probe)[tap]),
+        module=lambda source, layer: _module(networks, source, layer),
         outline=functools.cache(lambda source: outline(source, networks[source], probe)),
         networks=tuple(networks),
         classes=len(data.classes),
@@ -156,6 +156,11 @@ def time_together(networks: Networks, data: Data, runs: int) -> dict[str, dict[s
     """Batch-1 latency of several networks, interleaved so that a slow phase of the machine hits all alike."""
     times: Mapping[str, Latency] = latency(networks, data.shape, runs=runs)
     return {name: {"latency_ms": time.median_ms, "latency_p95_ms": time.p95_ms} for name, time in times.items()}
+
+
+def _module(networks: Networks, source: str, layer: str) -> nn.Module:
+    check(networks, Tap(source, layer))
+    return networks[source].get_submodule(layer)
 
 
 def _rehearse(stages: Sequence[Stage], networks: Networks, probe: Batch) -> None:

@@ -98,9 +98,10 @@ class TrainingSweep:
     def __call__(self, *taps: Tap) -> Iterator[tuple[Tensor, ...]]:
         """The taps' tensors, batch by batch, in at least 32 bits."""
         read = [self._networks[name] for name in dict.fromkeys(tap.source for tap in taps) if name in self._networks]
-        with evaluation_mode(read), torch.no_grad(), self._engine.autocast(), Taps(self._networks, taps) as tapped:
+        with evaluation_mode(read), Taps(self._networks, taps) as tapped:
             for batch in self._batches.sweep():
-                values = tapped.read(batch)
+                with torch.no_grad(), self._engine.autocast():  # for the networks, not for what the caller computes
+                    values = tapped.read(batch)
                 yield tuple(_full(values[tap]) for tap in taps)
 
 

@@ -37,7 +37,7 @@ def assistants(
 
     Args:
         setup: epochs, optimizer and schedule, of every stage.
-        temperature: T.
+        temperature: T of the soft targets, in every stage.
         hard: weight of the cross-entropy with the labels.
         soft: weight of the soft targets.
 
