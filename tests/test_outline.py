@@ -65,7 +65,7 @@ def test_a_relu_that_a_block_runs_twice_is_read_at_its_second_run():
 
 
 def test_before_the_activation_of_a_network_that_begins_its_blocks_with_it():
-    network, found = of("wrn_16_1")
+    _, found = of("wrn_16_1")
     assert [section.unactivated for section in found.sections] == [
         Tap("student", "stage2.0.norm1"),
         Tap("student", "stage3.0.norm1"),
@@ -93,7 +93,9 @@ def test_a_perceptron_has_hidden_layers_and_no_maps():
 
 
 def test_the_network_is_as_it_was():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 7))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 7)
+    )
     before = {key: value.clone() for key, value in network.state_dict().items()}
     outline("student", network.train(), batch((3, 4, 4)))
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
@@ -106,3 +108,14 @@ def test_an_ensemble_has_no_one_classifier():
     members = [build("mlp", classes=7, shape=(1, 4, 4), hidden=[5]) for _ in range(2)]
     with pytest.raises(LimbeckError, match=r"the teacher has no linear layer whose output is its logits"):
         outline("teacher", Ensemble(members, "arithmetic"), batch((1, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("name", "activated"), [("resnet8", [True] * 3), ("wrn_16_1", [False, False, True]), ("vgg8", None)]
+)
+def test_says_whether_a_map_comes_from_an_activation(name, activated):
+    network, found = of(name)
+    values = dry_run({"student": network}, [section.last for section in found.sections], batch((3, 32, 32)))
+    said = [section.activated for section in found.sections]
+    assert said == [bool((values[section.last] >= 0).all()) for section in found.sections]
+    assert activated is None or said == activated

@@ -119,7 +119,8 @@ class Section:
 
     first: Tap  # what its first block gives
     last: Tap  # what its last block gives
-    unactivated: Tap  # the same before the last activation
+    unactivated: Tap  # the same before the last activation; where it has none, `last` or the next block's norm of it
+    activated: bool = True  # whether `last` comes straight from an activation
     norm: str = ""  # the BatchNorm layer that gives `unactivated`, or is the last before it; "" where there is none
 
 

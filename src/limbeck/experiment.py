@@ -119,6 +119,8 @@ class Experiment:
     def _check_share(self, arm: str, stages: Sequence[Stage]) -> None:
         if self.recipe.share_first_stage and arm == self.recipe.method["name"] and len(stages) < 2:
             raise LimbeckError(f"share_first_stage: {arm} has one stage, so there is nothing to share")
+        if self.recipe.share_first_stage and arm == self.recipe.method["name"] and stages[0].learns != ("student",):
+            raise LimbeckError(f"share_first_stage: in {arm}'s first stage {', '.join(stages[0].learns)} learns")
 
     def _teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
         """The teacher of a seed: trained, or restored; its figures are there before any student's training."""

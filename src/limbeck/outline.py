@@ -142,7 +142,8 @@ def _section(
     inside = [event for event in events if event.size == size]
     first = ([event for event in blocks if event.size == size] or _activations(inside) or inside)[0]
     unactivated, norm = _before_activation(name, events, final)
-    return Section(first.tap(name), final.tap(name), unactivated, norm)
+    activated = any(event.given is final.given for event in _activations(events))
+    return Section(first.tap(name), final.tap(name), unactivated, activated, norm)
 
 
 def _stem(name: str, events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> Tap:

@@ -443,3 +443,17 @@ def test_the_one_stage_form_trains_the_whole_student():
     after = trained(planned(fitnets_one_stage, nets, epochs=1), nets, epochs=1)["fitnets_one_stage"]
     assert changed(before["student"], after["student"]) == set(before["student"])
     assert changed(before["teacher"], after["teacher"]) == set()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "options", "expected"),
+    [
+        ("resnet8", {}, nn.ReLU),
+        ("wrn_16_1", {}, nn.Identity),
+        ("wrn_16_1", {"activation": "relu"}, nn.ReLU),
+        ("wrn_16_1", {"hint_layer": "stage2.0.relu2", "guided_layer": "stage2"}, nn.ReLU),
+    ],
+)
+def test_the_regressor_ends_as_a_default_hint_does(teacher, options, expected):
+    hint = planned(nets=networks(teacher=teacher), **options)[0]
+    assert isinstance(list(hint.terms["hint"].loss.connector)[-1], expected)

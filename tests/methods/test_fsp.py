@@ -20,7 +20,7 @@ from limbeck.train import run
 ENGINE = Engine(device="cpu", precision="32")
 DATA = arrays(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)
 FORMS = ["paper", "elements", "columns"]
-ACROSS = [("stage2", "stage3"), ("stage1", "stage2"), ("stage1.0:input", "stage1")]
+ACROSS = [("stage1.0:input", "stage1"), ("stage1", "stage2"), ("stage2", "stage3")]
 
 
 def networks(student="resnet8", teacher="resnet14"):
@@ -237,14 +237,14 @@ def test_the_pairs_go_across_from_section_to_section():
 
 def test_the_pairs_within_a_section_go_from_its_first_block_to_its_last():
     first, _ = planned(networks("resnet14"), pairs="in_section")
-    wanted = [("stage3.0", "stage3"), ("stage2.0", "stage2"), ("stage1.0:input", "stage1")]
+    wanted = [("stage1.0:input", "stage1"), ("stage2.0", "stage2"), ("stage3.0", "stage3")]
     assert flows(first) == [(pair, pair) for pair in wanted]
 
 
 def test_named_layers_form_a_pair_with_the_next():
     names = ("stem", "stage1.0.relu1", "stage1", "stage2")
     first, _ = planned(student_layers=names, teacher_layers=names)
-    pairs = list(pairwise(names))[::-1]
+    pairs = list(pairwise(names))
     assert flows(first) == [(pair, pair) for pair in pairs]
 
 
@@ -258,7 +258,7 @@ def tower(sections):
 
 def test_of_unequal_numbers_of_sections_the_deepest_meet():
     first, _ = planned({"student": tower(3), "teacher": tower(4)})
-    assert flows(first) == [(("3", "5"), ("5", "7")), (("1", "3"), ("3", "5")), (("1", "1"), ("1", "3"))]
+    assert flows(first) == [(("1", "1"), ("1", "3")), (("1", "3"), ("3", "5")), (("3", "5"), ("5", "7"))]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -366,7 +366,7 @@ def test_a_shuffle_is_kept_with_what_a_resumed_run_needs():
 
 
 def test_unequal_channels_are_refused_and_the_adapter_is_named():
-    with pytest.raises(LimbeckError, match=r"student.stage2 has 32 channels and teacher.stage2 128.*adapter: conv1x1"):
+    with pytest.raises(LimbeckError, match=r"16 channels and teacher.stage1.0 \(input\) 32.*adapter: conv1x1"):
         planned(networks(teacher="resnet8x4"))
 
 

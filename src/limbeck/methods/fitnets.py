@@ -102,7 +102,7 @@ def fitnets(
     hint_layer: str = "",
     guided_layer: str = "",
     regressor: Regressor = "conv",
-    activation: Activation = "relu",
+    activation: Literal["auto", "relu", "maxout", "none"] = "auto",
     pieces: int = 2,
     average: Average = "batch",
     hint_epochs: int | None = None,
@@ -128,7 +128,8 @@ def fitnets(
         hint_layer: the teacher's hint, u_h; the default is what the middle of its sections gives.
         guided_layer: the student's guided layer, v_g; likewise.
         regressor: ``conv``, ``full`` or ``upsample``.
-        activation: of the regressor, the hint layer's own: ``relu``, ``maxout`` or ``none``.
+        activation: of the regressor, the hint layer's own: ``relu``, ``maxout`` or ``none``. ``auto`` is ``relu``, but
+            ``none`` for a default hint that no activation gives, such as that of a wide ResNet or a transformer.
         pieces: of maxout.
         average: of the hint's squared distance: ``batch`` as published, ``code`` as the authors' code, ``elements``.
         hint_epochs: epochs of the first stage; by default as many as the second's. 0 leaves it out.
@@ -154,9 +155,12 @@ def fitnets(
             f"{lambda_end}: none may be below 0"
         )
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
-    connector = _regressor(
-        setup.shape(student), setup.shape(teacher), kind=regressor, activation=activation, pieces=pieces
-    )
+    own: Activation = "relu"
+    if activation != "auto":
+        own = activation
+    elif not hint_layer:
+        own = _own_activation(setup, teacher)
+    connector = _regressor(setup.shape(student), setup.shape(teacher), kind=regressor, activation=own, pieces=pieces)
     if anneal == "code" and not 0 <= anneal_from < anneal_until:
         raise LimbeckError(f"anneal_from is {anneal_from} and anneal_until {anneal_until}: the first must be before")
     if init == "paper":
@@ -257,6 +261,14 @@ def middle(setup: Setup, network: str) -> Tap:
     if not places:
         raise LimbeckError(f"the {network} has no middle layer that could be found: name hint_layer and guided_layer")
     return places[(len(places) - 1) // 2]
+
+
+def _own_activation(setup: Setup, hint: Tap) -> Activation:
+    """The non-linearity of a default hint: none where no activation gives it."""
+    outline = setup.outline("teacher")
+    bare = [section.last for section in outline.sections if not section.activated]
+    tokens = [one for one in outline.hidden if len(setup.shape(one)) == 2]
+    return "none" if hint in (*bare, *tokens) else "relu"
 
 
 _regressor = regressor  # the option of the same name hides it

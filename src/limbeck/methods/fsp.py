@@ -135,7 +135,7 @@ def fsp(
             _flows(setup, "teacher", pairs, teacher_layers),
             strict=False,
         )
-    )
+    )[::-1]
     if bool(student_layers) != bool(teacher_layers) or len(student_layers) != len(teacher_layers):
         raise LimbeckError("student_layers and teacher_layers are named together, as many of one as of the other")
     channels = {one: setup.shape(one)[0] for flow in flows for pair in flow for one in pair}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, tap, weighted
 from limbeck.methods.reading import sections
-from limbeck.methods.shared import check_norm, label_terms, pooled_alike
+from limbeck.methods.shared import check_norm, label_terms, pooled_alike, several_samples
 
 _SHARE = 4  # the embedding's size is the batch's over 4
 
@@ -131,8 +131,10 @@ def semckd(
         teacher_layers: the same of the teacher; there may be more or fewer than of the student.
 
     Raises:
-        LimbeckError: a network has no maps, a layer gives none, or the temperature is not above 0.
+        LimbeckError: a network has no maps, a layer gives none, the batches are of one sample, or the temperature is
+            not above 0.
     """
+    several_samples(setup, "semckd")
     students, teachers = _maps(setup, "student", student_layers), _maps(setup, "teacher", teacher_layers)
     for one in (*students, *teachers):
         check_norm(setup, setup.shape(one), method="semckd")

@@ -8,10 +8,11 @@ from typing import Literal
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Tap, Term, from_student, weighted
+from limbeck.core import TARGETS, LimbeckError, Schedule, Section, Setup, Stage, Tap, Term, from_student, weighted
+from limbeck.methods import reading
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.kd import soft_loss
-from limbeck.methods.reading import last_map, logits, sections
+from limbeck.methods.reading import last_map, logits
 from limbeck.taps import replaced
 
 Form = Literal["l2", "ce", "kl"]
@@ -128,15 +129,16 @@ def pooled(tensor: Tensor) -> Tensor:
     return tensor.mean(dim=(2, 3)) if tensor.dim() == 4 else tensor
 
 
-def connector(source: tuple[int, ...], width: int) -> nn.Module:
+def connector(source: tuple[int, ...], width: int, *, activated: bool = True) -> nn.Module:
     """r: 1x1 convolution without bias, BatchNorm, ReLU; of a vector a linear layer in place of the convolution.
 
-    The authors' initialisation, N(0, sqrt(2 / (k * k * out))).
+    The authors' initialisation, N(0, sqrt(2 / (k * k * out))). Without ``activated`` there is no ReLU.
     """
     maps = len(source) == 3
     first: nn.Module = nn.Conv2d(source[0], width, 1, bias=False) if maps else nn.Linear(source[0], width, bias=False)
     nn.init.normal_(first.weight, std=math.sqrt(2 / width))  # type: ignore[arg-type]
-    return nn.Sequential(first, nn.BatchNorm2d(width) if maps else nn.BatchNorm1d(width), nn.ReLU())
+    norm: nn.Module = nn.BatchNorm2d(width) if maps else nn.BatchNorm1d(width)
+    return nn.Sequential(first, norm, nn.ReLU() if activated else nn.Identity())
 
 
 def srrl(
@@ -169,7 +171,8 @@ def srrl(
         average: ``elements``, as the code; ``batch``, as the formulas.
         positions: where: ``conv4`` is the last section's map, ``conv3`` and ``conv2`` those before; at these the
             teacher's remaining layers run on the student's connected map, which costs a second forward of the teacher.
-            The paper does not say how L_SR is formed there.
+            The paper does not say how L_SR is formed there. Where the teacher's map is not activated (wide ResNets
+            there) the connector has no ReLU.
         soft: weight of a term of soft targets besides (the paper finds no gain in it).
         temperature: of the soft targets.
         student_layer: the student's layer at ``conv4``; the default is the map before pooling, or the feature.
@@ -188,15 +191,18 @@ def srrl(
             student, teacher = last_map(setup, "student", student_layer), setup.outline("teacher").feature
             above: nn.Module = Classifier(setup.module("teacher", teacher.layer))
             inputs: tuple[Tap, ...] = ()
+            activated = True
         else:
-            student, teacher = (_section(setup, network, place, position) for network in ("student", "teacher"))
+            sections = [_section(setup, network, place, position) for network in ("student", "teacher")]
+            student, teacher = (section.last for section in sections)
+            activated = sections[1].activated
             if teacher.run is not None:
                 raise LimbeckError(f"srrl at {position} puts a map in the place of {teacher}, a module that runs again")
             above, inputs = Rest(setup.module("teacher", ""), teacher.layer), (Tap("batch", "inputs"),)
         shape = setup.shape(student)
         if setup.batch_size * math.prod(shape[1:]) < 2:
             raise LimbeckError(f"srrl at {position} has BatchNorm of one value a channel of {student} in batches of 1")
-        loss = make(connector(shape, setup.shape(teacher)[0]), above)
+        loss = make(connector(shape, setup.shape(teacher)[0], activated=activated), above)
         terms[position] = Term(loss, (student, teacher, teacher_logits, *inputs))
     terms["soft"] = Term(partial(soft_loss, temperature=temperature), (student_logits, teacher_logits), soft)
     return (Stage("srrl", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
@@ -216,8 +222,8 @@ def _check(alpha: float, beta: float, temperature: float, positions: tuple[Posit
         raise LimbeckError(f"student_layer is the student's layer at conv4, but positions is {list(positions)}")
 
 
-def _section(setup: Setup, network: str, place: int, position: str) -> Tap:
-    found = sections(setup, network, method=f"srrl at {position}")
+def _section(setup: Setup, network: str, place: int, position: str) -> Section:
+    found = reading.sections(setup, network, method=f"srrl at {position}")
     if len(found) <= place:
         raise LimbeckError(f"srrl at {position} needs {place + 1} sections, the {network} has {len(found)}")
-    return found[-1 - place].last
+    return found[-1 - place]
