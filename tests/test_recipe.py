@@ -175,7 +175,17 @@ def test_smoke_is_short_and_small(tmp_path):
     assert small.train.epochs == small.teacher.train.epochs == 2
 
 
-@pytest.mark.parametrize("name", ["digits_kd", "hinton_mnist", "hinton_mnist_without_3"])
+BUNDLED = [
+    *("digits_kd", "hinton_mnist", "hinton_mnist_without_3"),
+    *(
+        f"{system}_{data}"
+        for system in ("hinton", "fitnets", "fsp", "class_distance", "srrl")
+        for data in ("digits", "cifar10")
+    ),
+]
+
+
+@pytest.mark.parametrize("name", BUNDLED)
 def test_the_recipes_that_limbeck_brings_are_right(name):
     recipe = read(bundled(name))
     assert recipe.name == name
@@ -183,11 +193,7 @@ def test_the_recipes_that_limbeck_brings_are_right(name):
 
 
 def test_every_recipe_that_limbeck_brings_is_tested():
-    assert {path.stem for path in bundled("digits_kd").parent.glob("*.yaml")} == {
-        "digits_kd",
-        "hinton_mnist",
-        "hinton_mnist_without_3",
-    }
+    assert {path.stem for path in bundled("digits_kd").parent.glob("*.yaml")} == set(BUNDLED)
 
 
 def test_placing_a_recipe_makes_its_paths_whole(tmp_path, monkeypatch):
