@@ -66,7 +66,7 @@ def test_every_error_is_told_at_once_with_its_line(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("method: kd", "method: dk", "recipe.yaml:8: method.name: there is no method 'dk': did you mean 'kd'?"),
+        ("method: kd", "method: dk", "recipe.yaml:8: method.name: there is no method 'dk': did you mean 'dkd'?"),
         ("name: mlp, hidden: [8]", "name: resnet2O", "there is no model 'resnet2O': did you mean 'resnet20'?"),
         ("hidden: [8]", "hidden: 8", "recipe.yaml:7: student.model.hidden: got 8: input should be a valid"),
         ("hidden: [8]", "", "student.model: the key 'hidden' is missing"),
