@@ -74,6 +74,7 @@ def test_a_setup_reads_the_teachers_output_unless_told_otherwise():
         schedule=constant(),
         shape=lambda tap: (),
         module=lambda *_: torch.nn.Identity(),
+        below=lambda tap: (),
         outline=lambda network: Outline("head", Tap(network, "head", "input"), (), None, False, ()),
         networks=("student", "teacher"),
         classes=2,

@@ -184,8 +184,9 @@ def test_a_student_with_the_teachers_classifier_and_a_projector_is_saved_loaded_
     student, spec = load_network("run/student.safetensors")
     assert spec.reuse is not None
     assert sum(p.numel() for p in student.parameters()) == result["student"]["parameters"]
-    assert ran("method=simkd", "teacher.model=resnet14", "baseline=false", resume=True)["student"]["test"] == (
-        result["student"]["test"]
+    assert (
+        ran("method=simkd", "teacher.model=resnet14", "baseline=false", resume=True)["student"]["test"]
+        == (result["student"]["test"])
     )
 
 

@@ -145,6 +145,7 @@ class Setup:
     schedule: Schedule
     shape: Callable[[Tap], tuple[int, ...]]  # of one sample's tensor, without N; from one dry run
     module: Callable[[str, str], nn.Module]  # (network's name, layer's name) -> that module
+    below: Callable[[Tap], tuple[nn.Parameter, ...]]  # the parameters that a tap's tensor depends on
     outline: Callable[[str], Outline]  # of the network of that name
     networks: tuple[str, ...]  # the names
     classes: int

@@ -26,7 +26,7 @@ from limbeck.engine import Engine
 from limbeck.evaluate import Latency, file_bytes, latency, macs, metrics, parameters, predict
 from limbeck.models import Ensemble
 from limbeck.outline import outline
-from limbeck.taps import check, dry_run, shapes
+from limbeck.taps import Taps, check, dry_run, evaluation_mode, shapes
 
 EVALUATION_BATCH = 500
 NO_AUGMENTATION = Augment()
@@ -86,6 +86,7 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         schedule=training.schedule,
         shape=functools.cache(lambda tap: shapes(networks, [tap], probe)[tap]),
         module=lambda source, layer: _module(networks, source, layer),
+        below=lambda tap: _below(networks, tap, probe),
         outline=functools.cache(lambda source: outline(source, networks[source], probe)),
         networks=tuple(networks),
         classes=len(data.classes),
@@ -161,6 +162,18 @@ def time_together(networks: Networks, data: Data, runs: int) -> dict[str, dict[s
 def _module(networks: Networks, source: str, layer: str) -> nn.Module:
     check(networks, Tap(source, layer))
     return networks[source].get_submodule(layer)
+
+
+def _below(networks: Networks, tap: Tap, probe: Batch) -> tuple[nn.Parameter, ...]:
+    parameters = [parameter for parameter in networks[tap.source].parameters() if parameter.requires_grad]
+    with (
+        evaluation_mode([networks[tap.source]]),
+        torch.enable_grad(),
+        Taps(networks, [tap], learns=[tap.source]) as taps,
+    ):
+        value = taps.read(probe)[tap]
+        found = torch.autograd.grad(value.sum(), parameters, allow_unused=True)
+    return tuple(one for one, gradient in zip(parameters, found, strict=True) if gradient is not None)
 
 
 def _rehearse(stages: Sequence[Stage], networks: Networks, probe: Batch) -> None:

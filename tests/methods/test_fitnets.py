@@ -8,7 +8,8 @@ from torch import nn
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
 from limbeck.engine import Engine
-from limbeck.methods.fitnets import OneStageRegressor, annealed, fitnets, fitnets_one_stage, hint_loss, regressor
+from limbeck.methods.fitnets import annealed, fitnets, hint_loss, regressor
+from limbeck.methods.fitnets_one_stage import OneStageRegressor, fitnets_one_stage
 from limbeck.methods.kd import soft_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
@@ -375,7 +376,7 @@ def test_is_planned_for_networks_without_maps():
         ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
         ({"hint_epochs": -1}, "hint_epochs -1.*none may be below 0"),
         ({"lambda_start": float("nan")}, "lambda_start nan"),
-        ({"lambda_end": -1.0}, "lambda_end -1.0: none may be below 0"),
+        ({"lambda_end": -1.0}, "lambda_end -1.0, guided_rate 1.0, conv_rate 1.0: none may be below 0"),
         ({"guided_layer": "stage9"}, "the student has no layer 'stage9'"),
         ({"activation": "maxout", "pieces": 1}, "pieces is 1"),
     ],
@@ -457,3 +458,33 @@ def test_the_one_stage_form_trains_the_whole_student():
 def test_the_regressor_ends_as_a_default_hint_does(teacher, options, expected):
     hint = planned(nets=networks(teacher=teacher), **options)[0]
     assert isinstance(list(hint.terms["hint"].loss.connector)[-1], expected)
+
+
+def test_rates_of_their_own():
+    nets = networks()
+    first, second = planned(nets=nets, guided_rate=0.5, conv_rate=0.1)
+    student = nets["student"]
+    names = {parameter: name for name, parameter in student.named_parameters()}
+
+    def rates(stage):
+        groups = stage.optimizer(student.parameters()).param_groups
+        return {names[parameter]: group["lr"] / 1e-3 for group in groups for parameter in group["params"]}
+
+    hint, task = rates(first), rates(second)
+    assert set(hint) == set(task) == set(names.values())
+    assert hint["stem.conv.weight"] == pytest.approx(0.1)
+    assert hint["stem.norm.weight"] == pytest.approx(1.0)
+    assert task["stem.conv.weight"] == task["stage2.0.conv2.weight"] == pytest.approx(0.05)
+    assert task["stage2.0.norm2.weight"] == pytest.approx(0.5)
+    assert task["stage3.0.conv1.weight"] == pytest.approx(0.1)
+    assert task["head.weight"] == pytest.approx(1.0)
+
+
+def test_rates_are_kept_by_the_schedule_and_move_what_they_say():
+    nets = networks()
+    before = {name: value.clone() for name, value in nets["student"].named_parameters()}
+    stages = planned(nets=nets, epochs=1, hint_epochs=0, guided_rate=0.0)
+    trained(stages, nets, epochs=1)
+    changed = {name for name, value in nets["student"].named_parameters() if not torch.equal(before[name], value)}
+    assert changed
+    assert all(name.startswith(("stage3", "head")) for name in changed)

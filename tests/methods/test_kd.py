@@ -16,6 +16,7 @@ SETUP = Setup(
     schedule=constant(),
     shape=lambda tap: (),
     module=lambda source, layer: None,
+    below=lambda tap: (),
     outline=lambda source: None,
     networks=("student", "teacher"),
     classes=5,

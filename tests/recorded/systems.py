@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from limbeck.connectors import Through
 from limbeck.methods.class_distance import class_distance_loss
-from limbeck.methods.fitnets import OneStageRegressor, hint_loss
+from limbeck.methods.fitnets import hint_loss
+from limbeck.methods.fitnets_one_stage import OneStageRegressor
 from limbeck.methods.fsp import FlowPair
 from limbeck.methods.srrl import Classifier, Representation, connector
 from recorded import Case, Recorded, numbered, with_parameters

@@ -19,7 +19,8 @@ from limbeck.methods.crd_in_batch import crd_in_batch
 from limbeck.methods.dist import dist
 from limbeck.methods.dkd import dkd
 from limbeck.methods.fine_tune import fine_tune
-from limbeck.methods.fitnets import fitnets, fitnets_one_stage
+from limbeck.methods.fitnets import fitnets
+from limbeck.methods.fitnets_one_stage import fitnets_one_stage
 from limbeck.methods.fsp import fsp
 from limbeck.methods.ft import ft
 from limbeck.methods.kd import PRESETS as KD_PRESETS

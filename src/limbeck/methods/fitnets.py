@@ -1,17 +1,17 @@
 """FitNets: Romero, Ballas, Kahou et al., "FitNets: Hints for Thin Deep Nets" (2015), arXiv:1412.6550."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from limbeck.connectors import Maxout, Through, valid_conv
-from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Sweep, Tap, Term, from_student, tap, weighted
-from limbeck.methods.alone import hard_loss
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Sweep, Tap, Term, tap
 from limbeck.methods.kd import kd
+from limbeck.methods.shared import rated
 
 Average = Literal["batch", "code", "elements"]
 Regressor = Literal["conv", "full", "upsample"]
@@ -75,7 +75,7 @@ def regressor(
     if kind == "upsample":
         resize = nn.Upsample(size=target[1:], mode="bilinear")
         return nn.Sequential(resize, nn.Conv2d(source[0], target[0] * count, 1), after)
-    _refuse_larger(source, target, ", or set regressor: upsample")
+    refuse_larger(source, target, ", or set regressor: upsample")
     return nn.Sequential(valid_conv(source, target, pieces=count), after)
 
 
@@ -107,6 +107,8 @@ def fitnets(
     average: Average = "batch",
     hint_epochs: int | None = None,
     hint_rate: float = 1.0,
+    guided_rate: float = 1.0,
+    conv_rate: float = 1.0,
     temperature: float = 3.0,
     hard: float = 1.0,
     lambda_start: float = 4.0,
@@ -134,6 +136,8 @@ def fitnets(
         average: of the hint's squared distance: ``batch`` as published, ``code`` as the authors' code, ``elements``.
         hint_epochs: epochs of the first stage; by default as many as the second's. 0 leaves it out.
         hint_rate: factor on the learning rate in the first stage.
+        guided_rate: factor on the learning rate of the guided layers in the second stage (the code's ``lr_scale``).
+        conv_rate: factor on the learning rate of the student's convolutions in both; 0.05 in the authors' settings.
         temperature: tau.
         hard: weight of the cross-entropy with the labels, 1 as published.
         lambda_start: lambda at the second stage's beginning.
@@ -149,11 +153,11 @@ def fitnets(
     Raises:
         LimbeckError: the hint is larger than the guided map; the shapes are of two kinds; a number is out of range.
     """
-    if not all(number >= 0 for number in (hint_epochs or 0, hint_rate, lambda_start, lambda_end)):
-        raise LimbeckError(
-            f"got hint_epochs {hint_epochs}, hint_rate {hint_rate}, lambda_start {lambda_start}, lambda_end "
-            f"{lambda_end}: none may be below 0"
-        )
+    numbers = {"hint_epochs": hint_epochs or 0, "hint_rate": hint_rate, "lambda_start": lambda_start}
+    numbers |= {"lambda_end": lambda_end, "guided_rate": guided_rate, "conv_rate": conv_rate}
+    if not all(number >= 0 for number in numbers.values()):
+        listed = ", ".join(f"{name} {number}" for name, number in numbers.items())
+        raise LimbeckError(f"got {listed}: none may be below 0")
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
     own: Activation = "relu"
     if activation != "auto":
@@ -170,78 +174,22 @@ def fitnets(
         if anneal == "linear"
         else annealed(lambda_start, lambda_end, begin_epoch=anneal_from, end_epoch=anneal_until, epochs=setup.epochs)
     )
+    convolutions = _convolutions(setup.module("student", ""), conv_rate)
     hint = Stage(
         "hint",
         {"hint": Term(Through(connector, partial(hint_loss, average=average)), (student, teacher))},
         setup.epochs if hint_epochs is None else hint_epochs,
-        setup.optimizer,
+        rated(setup.optimizer, convolutions),
         lambda progress: hint_rate * setup.schedule(progress),
     )
+    guided = {one: guided_rate * convolutions.get(one, 1.0) for one in setup.below(student)}
+    setup = replace(setup, optimizer=rated(setup.optimizer, convolutions | guided))
     (task,) = kd(setup, temperature=temperature, hard=hard, soft=soft, temperature_squared=False)
     stages = (hint, task) if hint.epochs else (task,)
     if init == "modern":
         return stages
-    start = partial(_restart, setup.module("student", ""))
-    first = Stage(**{**vars(stages[0]), "prepare": start})
+    first = replace(stages[0], prepare=partial(_restart, setup.module("student", "")))
     return (first, *stages[1:])
-
-
-class OneStageRegressor(nn.Module):
-    """RepDistiller's regressor: convolution, BatchNorm, ReLU (HobbitLong/RepDistiller, models/util.py, ConvReg).
-
-    3x3 of stride 2 where the student's sides are twice the teacher's, a transposed 4x4 where they are half, else
-    without padding as in FitNets. Shapes are (C, H, W).
-    """
-
-    def __init__(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
-        super().__init__()
-        if len(source) != 3 or len(target) != 3:
-            raise LimbeckError(
-                f"the guided layer gives {source} and the hint is {target}: this regressor maps (C, H, W) to (C, H, W)"
-            )
-        if source[1:] == (2 * target[1], 2 * target[2]):
-            self.conv: nn.Module = nn.Conv2d(source[0], target[0], 3, stride=2, padding=1)
-        elif target[1:] == (2 * source[1], 2 * source[2]):
-            self.conv = nn.ConvTranspose2d(source[0], target[0], 4, stride=2, padding=1)
-        else:
-            _refuse_larger(source, target)
-            self.conv = valid_conv(source, target)
-        self.bn = nn.BatchNorm2d(target[0])
-
-    def forward(self, student: Tensor) -> Tensor:
-        """(N, C_S, H, W) to (N, C_T, H', W')."""
-        return F.relu(self.bn(self.conv(student)))
-
-
-def fitnets_one_stage(
-    setup: Setup,
-    *,
-    hard: float | Schedule = 1.0,
-    hint: float | Schedule = 100.0,
-    guided_layer: str = "",
-    hint_layer: str = "",
-) -> tuple[Stage, ...]:
-    """What the CRD benchmark calls FitNet: cross-entropy and a hint at once, in one stage; not the paper's method.
-
-    Args:
-        setup: epochs, optimizer and schedule.
-        hard: weight of the cross-entropy with the labels.
-        hint: weight of the mean squared distance to the hint, after convolution, BatchNorm and ReLU.
-        guided_layer: the student's layer; the default is what the middle of its sections gives.
-        hint_layer: the teacher's, likewise.
-
-    Raises:
-        LimbeckError: the layers give no maps, or the hint is larger than the guided map and not twice its size.
-    """
-    student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
-    loss = Through(
-        OneStageRegressor(setup.shape(student), setup.shape(teacher)), partial(hint_loss, average="elements")
-    )
-    terms = {
-        "hard": Term(hard_loss, (from_student(), TARGETS), hard),
-        "hint": Term(loss, (student, teacher), hint),
-    }
-    return (Stage("fitnets_one_stage", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
 def guided_and_hint(setup: Setup, guided_layer: str, hint_layer: str) -> tuple[Tap, Tap]:
@@ -274,12 +222,18 @@ def _own_activation(setup: Setup, hint: Tap) -> Activation:
 _regressor = regressor  # the option of the same name hides it
 
 
-def _refuse_larger(source: tuple[int, ...], target: tuple[int, ...], way_out: str = "") -> None:
+def refuse_larger(source: tuple[int, ...], target: tuple[int, ...], way_out: str = "") -> None:
+    """Raise LimbeckError where a convolution without padding would have to enlarge the guided map."""
     if source[1] < target[1] or source[2] < target[2]:
         raise LimbeckError(
             f"the hint map, {target[1]}x{target[2]}, is larger than the guided map, {source[1]}x{source[2]}, and a "
             f"convolution without padding cannot enlarge: choose a later hint or an earlier guided layer{way_out}"
         )
+
+
+def _convolutions(student: nn.Module, factor: float) -> dict[nn.Parameter, float]:
+    layers = [module for module in student.modules() if isinstance(module, nn.Conv2d)]
+    return {parameter: factor for layer in layers for parameter in layer.parameters()}
 
 
 @torch.no_grad()

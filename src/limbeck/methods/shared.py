@@ -1,13 +1,14 @@
 """What several methods share: tensors made comparable, the terms on the logits, connectors, checks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Term, from_student
+from limbeck.core import TARGETS, LimbeckError, Loss, MakeOptimizer, Schedule, Setup, Term, from_student
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.kd import soft_loss
 
@@ -76,6 +77,23 @@ def connector(setup: Setup, source: Sequence[int], target: Sequence[int], *, met
     convolution = nn.Conv2d(source[0], target[0], 1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.BatchNorm2d(target[0]))
+
+
+def rated(make: MakeOptimizer, factors: Mapping[nn.Parameter, float]) -> MakeOptimizer:
+    """The optimizer with its learning rate multiplied for some parameters; of those not named the factor is 1."""
+
+    def made(parameters: Iterable[nn.Parameter]) -> Optimizer:
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            groups.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+        optimizer = make([parameter for group in groups.values() for parameter in group])
+        (options,) = optimizer.param_groups
+        optimizer.param_groups = [
+            {**options, "params": group, "lr": factor * options["lr"]} for factor, group in groups.items()
+        ]
+        return optimizer
+
+    return made
 
 
 def several_samples(setup: Setup, method: str) -> None:
