@@ -1,6 +1,17 @@
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
+import limbeck
+from limbeck.engine import Engine
+from limbeck.models import build
+from limbeck.optimizers import sgd
+from limbeck.schedules import constant
+from limbeck.session import Training, plan, training_batches
+from limbeck.train import run
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -29,3 +40,22 @@ def test_the_two_commands_are_shown():
     text = README.read_text()
     assert "make demo" in text
     assert "make test" in text
+
+
+@pytest.mark.parametrize("teacher", ["resnet8", "wrn_16_2"])
+def test_the_method_in_contributing_works_and_its_connector_learns(teacher):
+    text = (README.parent / "CONTRIBUTING.md").read_text()
+    found = {}
+    exec(compile(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0], "CONTRIBUTING.md", "exec"), found)
+    nets = {
+        name: build(kind, classes=3, shape=(3, 8, 8)) for name, kind in (("student", "resnet8"), ("teacher", teacher))
+    }
+    data = limbeck.arrays(torch.randn(30, 3, 8, 8), torch.arange(30) % 3)
+    setting = Training(3, 8, sgd(lr=0.05), constant())
+    engine = Engine(device="cpu", precision="32")
+    (stage,) = plan(found["angle"], nets, data, setting)
+    connector = stage.terms["angle"].loss.connector
+    before = connector.weight.clone()
+    epochs = list(run([stage], nets, training_batches(data, setting, seed=0, engine=engine), engine))
+    assert epochs[-1].terms["angle"] < epochs[0].terms["angle"]
+    assert not torch.equal(connector.weight, before)

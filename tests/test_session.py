@@ -621,3 +621,16 @@ def test_data_of_one_class_is_refused_before_training():
 def test_data_that_limbeck_did_not_make_is_refused():
     with pytest.raises(LimbeckError, match=r"data is a tuple: make it with limbeck\.arrays or limbeck\.load"):
         distill(None, nn.Linear(6, 3), samples(), method="alone")
+
+
+def test_a_module_that_a_loss_hides_is_refused():
+    hidden = nn.Linear(2, 2)
+
+    def method(setup):
+        terms = {"hidden": Term(lambda student: hidden(student).sum(), (from_student(),))}
+        return (Stage("hidden", terms, setup.epochs, setup.optimizer, setup.schedule),)
+
+    classes = 2
+    given = arrays(torch.randn(20, 3), torch.arange(20) % classes)
+    with pytest.raises(LimbeckError, match=r"the term 'hidden' uses parameters that its loss does not own"):
+        plan(method, {"student": nn.Linear(3, classes)}, given, Training(1, 4, sgd(lr=0.1), constant()))

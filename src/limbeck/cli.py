@@ -101,7 +101,7 @@ def run(
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, in full.")] = None,
-    write: Annotated[Path | None, typer.Option(hidden=True, help="Write every page into this folder.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write every page into this folder.")] = None,
 ) -> None:
     """List the methods, or show one in full."""
     with reporting():

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,13 +184,34 @@ def _rehearse(stages: Sequence[Stage], networks: Networks, probe: Batch) -> None
         reads = [values[tap].cpu() for tap in term.reads]
         loss = copy.deepcopy(term.loss).cpu() if isinstance(term.loss, nn.Module) else term.loss
         try:
-            with torch.no_grad():
-                size = loss(*reads).shape
+            with torch.enable_grad():
+                value = loss(*reads)
+                size = value.shape
         except Exception as error:  # the loss may be the user's, and raise anything
             listed = ", ".join(f"{tap} {tuple(value.shape)}" for tap, value in zip(term.reads, reads, strict=True))
             raise LimbeckError(f"the term {name!r} cannot read {listed}: {type(error).__name__}: {error}") from error
         if size:
             raise LimbeckError(f"the term {name!r} gives a tensor of shape {tuple(size)}: a loss is a scalar")
+        known = {id(parameter) for network in networks.values() for parameter in network.parameters()}
+        known |= {id(parameter) for parameter in (loss.parameters() if isinstance(loss, nn.Module) else ())}
+        if any(id(leaf) not in known for leaf in _leaves(value)):
+            raise LimbeckError(
+                f"the term {name!r} uses parameters that its loss does not own, so they would not learn and not be "
+                "saved: make the loss an nn.Module that holds them, such as limbeck.connectors.Through(connector, loss)"
+            )
+
+
+def _leaves(value: Tensor) -> Iterator[Tensor]:
+    """The parameters in a tensor's graph."""
+    ahead, seen = [value.grad_fn], set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # autograd's nodes of parameters have it, and there is no public class of them
+            yield node.variable
+        ahead += [following for following, _ in node.next_functions]
 
 
 def _probe(split: Split, data: Data) -> Batch:

@@ -53,7 +53,9 @@ def over_layers(loss: Loss, *features: Tensor) -> Tensor:
     return torch.stack([loss(student, teacher) for student, teacher in pairs]).sum()
 
 
-def label_terms(setup: Setup, *, hard: float | Schedule, soft: float | Schedule, temperature: float) -> dict[str, Term]:
+def label_terms(
+    setup: Setup, *, hard: float | Schedule, soft: float | Schedule = 0.0, temperature: float = 1.0
+) -> dict[str, Term]:
     """The terms on the logits that stand beside a term on features: labels, and soft targets.
 
     Raises:
