@@ -165,7 +165,7 @@ def test_the_recipe_lines_of_a_page_are_right(name):
     from limbeck.options import complete
 
     block = re.search(r"```yaml\n(.*?)```", catalogue.method_page(name), re.DOTALL)[1]
-    for line in block.splitlines():
+    for line in [line for line in block.splitlines() if line.startswith("method:")]:
         _, problems = complete(YAML(typ="safe").load(line)["method"], METHODS, kind="method", presets=PRESETS)
         assert problems == []
 

@@ -100,7 +100,7 @@ def test_a_tap_as_a_recipe_writes_it(text, expected):
 
 @pytest.mark.parametrize("text", ["head:inside", "head:input:first", "head:input:-1"])
 def test_a_tap_that_is_written_otherwise_is_refused(text):
-    with pytest.raises(LimbeckError, match=r"is not written as layer, layer:input or layer:input:1"):
+    with pytest.raises(LimbeckError, match=r"is not written as layer, layer:input, layer:input:1 or"):
         tap("student", text)
 
 

@@ -85,7 +85,7 @@ def test_a_method_needs_only_the_nouns(name):
     ("folder", "allowed"),
     [
         ("data", {"core", "data"}),
-        ("models", {"core", "taps", "options", "whole", "models"}),
+        ("models", {"core", "connectors", "taps", "options", "whole", "models"}),
         ("evaluate", {"core", "taps", "evaluate"}),
     ],
 )

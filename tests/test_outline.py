@@ -116,6 +116,29 @@ def test_an_ensemble_has_no_one_classifier():
 def test_says_whether_a_map_comes_from_an_activation(name, activated):
     network, found = of(name)
     values = dry_run({"student": network}, [section.last for section in found.sections], batch((3, 32, 32)))
-    said = [section.activated for section in found.sections]
+    said = [bool(section.activation) for section in found.sections]
     assert said == [bool((values[section.last] >= 0).all()) for section in found.sections]
     assert activated is None or said == activated
+
+
+class Overwriting(nn.Module):
+    """Its stem is overwritten by a function, which no hook can prevent."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(4, 7)
+
+    def forward(self, inputs):
+        return self.head(self.pool(self.body(torch.relu_(self.stem(inputs)))).flatten(1))
+
+
+def test_what_is_overwritten_is_not_chosen():
+    network = Overwriting()
+    found = outline("student", network, batch((3, 8, 8)))
+    taps = [tap for section in found.sections for tap in (section.first, section.last)]
+    values = dry_run({"student": network}, [*taps, found.stem, found.feature], batch((3, 8, 8)))
+    assert len(values) >= 3
+    assert "stem" not in {tap.layer for tap in values}

@@ -634,3 +634,24 @@ def test_a_module_that_a_loss_hides_is_refused():
     given = arrays(torch.randn(20, 3), torch.arange(20) % classes)
     with pytest.raises(LimbeckError, match=r"the term 'hidden' uses parameters that its loss does not own"):
         plan(method, {"student": nn.Linear(3, classes)}, given, Training(1, 4, sgd(lr=0.1), constant()))
+
+
+@pytest.mark.parametrize("name", ["student", "teacher", "batch"])
+def test_a_name_that_is_taken_is_refused(name):
+    with pytest.raises(LimbeckError, match=f"networks: the name '{name}' is taken"):
+        distill(network(), network(), arrays(*samples()), networks={name: network()}, **QUICK)
+
+
+def test_a_method_that_trains_a_part_of_the_teacher_trains_a_copy():
+    def method(setup):
+        terms = {
+            "hard": Term(F.cross_entropy, (from_teacher(), TARGETS)),
+            "soft": Term(F.mse_loss, (from_student(), from_teacher())),
+        }
+        return (Stage("part", terms, 1, setup.optimizer, setup.schedule, learns=("student", "teacher.4")),)
+
+    teacher = network()
+    before = state(teacher)
+    _, result = distill(teacher, network(), arrays(*samples()), method=method, epochs=1, baseline=False, **QUICK)
+    assert same(before, state(teacher))
+    assert "teacher_after" in result

@@ -214,3 +214,62 @@ def test_a_deeper_student_begins_as_the_smaller_one_is():
     images = normalise(data.test.inputs, spec.mean, spec.std)
     with torch.no_grad():
         torch.testing.assert_close(student.eval()(images), small(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_order_of_the_networks_is_kept_when_the_recipe_is_written():
+    given = recipe("method=assistants", "networks={zebra: {model: resnet14}, ant: {model: resnet8}}")
+    Path("again.yaml").write_text(dump(given))
+    assert list(read(Path("again.yaml")).networks) == ["zebra", "ant"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["networks={peer: {model: resnet8}}"], "networks: kd has no use for peer"),
+        (["teacher={model: resnet8, untrained: true}"], "teacher: kd does not train its teacher"),
+        (
+            ["method=class_distance", "seeds=[0, 1]", "share_first_stage=true"],
+            "share_first_stage: in class_distance's first stage teacher learns",
+        ),
+    ],
+)
+def test_what_has_no_use_is_refused_before_training(settings, message):
+    assert message in refused(*settings)
+
+
+def test_noise_is_for_net2net_alone():
+    with pytest.raises(RecipeError, match=r"student.noise: got 0.1 without init: net2net"):
+        recipe("student.noise=0.1")
+
+
+def test_one_seed_and_the_tiny_version_share_nothing():
+    given = recipe("method=fsp", "share_first_stage=true", "seeds=[0, 1]")
+    assert not smoke(given).share_first_stage
+    Path("recipe.yaml").write_text(RECIPE + "share_first_stage: true\nseeds: [0, 1]\n")
+    assert not read(Path("recipe.yaml"), seed=1).share_first_stage
+
+
+def test_an_untrained_teacher_has_no_figures_of_its_own():
+    result = ran("method=class_distance", "teacher={model: resnet8, untrained: true}")
+    assert result["teacher"] is None
+    assert "agreement" not in result["alone"]["test"]
+    assert "agreement" in result["student"]["test"]
+
+
+def test_only_stages_in_which_the_student_learns_leave_it_behind():
+    ran("method=assistants", "networks={middle: {model: resnet14}}", "baseline=false")
+    assert not list(Path("run/assistants/seed0").glob("after_*"))
+
+
+def test_a_shared_first_stage_survives_a_crash_right_after_it():
+    settings = ("method=fsp", "share_first_stage=true", "seeds=[0, 1]", "teacher.seed=0", "baseline=false")
+    ran(*settings, folder="whole")
+    trial = Experiment(recipe(*settings), Path("run"))
+    for event in trial.run():
+        epoch = getattr(event, "epoch", None)
+        if epoch is not None and epoch.stage == "fsp":
+            break
+    ran(*settings, resume=True)
+    for seed in (0, 1):
+        one, other = (load_file(f"{folder}/fsp/seed{seed}/student.safetensors") for folder in ("whole", "run"))
+        assert all(torch.equal(one[key], other[key]) for key in one)

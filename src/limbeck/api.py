@@ -14,6 +14,7 @@ from limbeck.engine import Engine, Precision
 from limbeck.evaluate import macs
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.combined import combined
+from limbeck.networks import teaches
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import Block, call, fill
 from limbeck.schedules import SCHEDULES
@@ -46,7 +47,9 @@ def distill(
             that trains its teacher (``class_distance``, ``mutual``) trains a copy. None for a method without one, such
             as ``alone``, which trains the student on the labels: a way to get a teacher.
         student: maps the same inputs to logits (N, K); trained in place.
-        data: from `limbeck.arrays` or `limbeck.load`.
+        data: from `limbeck.arrays` or `limbeck.load`. Both networks get its inputs as they are there: normalised by the
+            training set's mean and deviation unless it was made with ``normalise=False``. A trained teacher must have
+            been trained on the same.
         method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
             a list of such to combine, or a function ``setup -> stages`` of your own.
         networks: other networks that the method names, such as assistants or peers; trained in place.
@@ -74,6 +77,9 @@ def distill(
         raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
     name, function = _method(method)
     training = _training(epochs, batch_size, optimizer, schedule, augment)
+    taken = sorted({"student", "teacher", "batch"} & set(networks or {}))
+    if taken:
+        raise LimbeckError(f"networks: the name {taken[0]!r} is taken: choose another")
     given = dict(networks or {}) | ({} if teacher is None else {"teacher": teacher})
     if teacher is None and name in set(METHODS) - set(TEACHERLESS):
         raise LimbeckError(f"the method {name} needs a teacher, got None")
@@ -83,7 +89,7 @@ def distill(
     taught = False
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for _, arm, group in arms.values():
-            taught |= any("teacher" in stage.learns for stage in plan(arm, group, data, training))
+            taught |= teaches(plan(arm, group, data, training))
     if taught and teacher is not None:
         arms["student"][2]["teacher"] = copy.deepcopy(teacher)
     work = sum(macs(network, data.shape) for network in (student, *given.values()))

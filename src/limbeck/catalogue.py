@@ -17,7 +17,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Method, Schedule, Setup, Stage, Tap
 from limbeck.data import arrays
-from limbeck.methods import METHODS, PRESETS
+from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.options import nearest
@@ -272,4 +272,10 @@ def _use(name: str) -> Iterator[str]:
     ]
     yield from ("```yaml", f"method: {{{', '.join([f'name: {name}', *numbers[:2]])}}}")
     yield from (f"method: {{name: {name}, preset: {preset}}}" for preset in PRESETS.get(name, {}))
-    yield from ("```", "", f'In Python: `limbeck.distill(teacher, student, data, method="{name}")`.')
+    others = [role for role in CAST.get(name, {}) if role not in ("student", "teacher")]
+    yield from (["networks:"] if others else [])
+    yield from (f"  {role}: {{model: {CAST[name][role]}}}" for role in others)
+    listed = ", ".join(f'"{role}": module' for role in others)
+    given = f", networks={{{listed}}}" if others else ""
+    teacher = "None" if name in TEACHERLESS else "teacher"
+    yield from ("```", "", f'In Python: `limbeck.distill({teacher}, student, data, method="{name}"{given})`.')

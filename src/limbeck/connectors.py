@@ -47,11 +47,15 @@ class Maxout(nn.Module):
 
     def __init__(self, pieces: int) -> None:
         super().__init__()
-        self._pieces = pieces
+        self.pieces = pieces
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(N, C * pieces, ...) to (N, C, ...)."""
-        return torch.unflatten(inputs, 1, (-1, self._pieces)).amax(dim=2)
+        return torch.unflatten(inputs, 1, (-1, self.pieces)).amax(dim=2)
+
+    def extra_repr(self) -> str:
+        """The pieces."""
+        return f"pieces={self.pieces}"
 
 
 def valid_conv(source: Sequence[int], target: Sequence[int], *, pieces: int = 1) -> nn.Conv2d:

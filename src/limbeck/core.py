@@ -72,7 +72,7 @@ def tap(source: str, text: str) -> Tap:
     layer, _, rest = text.partition(":")
     side, _, run = rest.partition(":")
     if side not in ("", "input", "output") or not (run == "" or run.isdecimal()):
-        raise LimbeckError(f"the tap {text!r} is not written as layer, layer:input or layer:input:1")
+        raise LimbeckError(f"the tap {text!r} is not written as layer, layer:input, layer:input:1 or layer:output:1")
     return Tap(source, layer, side or "output", int(run) if run else None)
 
 
@@ -120,7 +120,7 @@ class Section:
     first: Tap  # what its first block gives
     last: Tap  # what its last block gives
     unactivated: Tap  # the same before the last activation; where it has none, `last` or the next block's norm of it
-    activated: bool = True  # whether `last` comes straight from an activation
+    activation: str = ""  # the layer that `last` comes straight from, where that is an activation
     norm: str = ""  # the BatchNorm layer that gives `unactivated`, or is the last before it; "" where there is none
 
 
@@ -133,6 +133,7 @@ class Outline:
     sections: tuple[Section, ...]  # shallow to deep; empty where the network has no maps
     stem: Tap | None  # what enters the first section's first block; None without sections
     pools: bool  # whether the feature is the mean of the last section's map over its places
+    nonnegative: bool  # whether the feature was nowhere below 0, as after a ReLU
     hidden: tuple[Tap, ...]  # where there are no maps: token blocks (N, L, D) or hidden layers (N, D)
 
 

@@ -161,6 +161,10 @@ def verdicts(experiment: Experiment) -> Iterator[str]:
             more = "fewer" if gain["mean"] >= 0 else "more"
             yield f"{arm}: {abs(gain['mean']):.1f} {more} errors than alone ({doubt})"
     for result in experiment.results.values():
+        taught = result.get("teacher_after")
+        if taught is not None:
+            of = f"{result['arm']} seed {result['seed']}"
+            yield f"{of}: the teacher that it trained gets {100 * taught['accuracy']:.2f} % of the test split right"
         study = result.get("bias_shift")
         if study is not None:
             before, after, oracle = study["before"], study["validation_tuned"], study["test_tuned"]

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import shutil
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.blocks import Recipe, TeacherBlock, TrainBlock
-from limbeck.core import LimbeckError, Method, Stage
+from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, load
 from limbeck.engine import Engine
 from limbeck.environment import environment
@@ -21,7 +21,7 @@ from limbeck.jobs import Event, Finished, Job, Started, Track, Trained
 from limbeck.methods import METHODS
 from limbeck.methods.combined import combined
 from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structure, save_network
-from limbeck.networks import Cast, joined
+from limbeck.networks import Cast, check_use, joined, teaches
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import call
 from limbeck.recipe import dump, placed
@@ -94,7 +94,8 @@ class Experiment:
             teacher = guide = None
             if self.recipe.teacher is not None:
                 teacher = yield from self._teacher(self.recipe.teacher, seed, track)
-                guide = logits_of(teacher, self.data.test, self.data, self.engine)
+                if not self.recipe.teacher.untrained:
+                    guide = logits_of(teacher, self.data.test, self.data, self.engine)
             for arm in self.arms:
                 yield from self._student(Job(arm, seed), teacher, guide, track)
         self._conclude()
@@ -112,15 +113,10 @@ class Experiment:
                     plan(METHODS["alone"], {"student": members[0]}, self.data, self._training(block.train))
             for arm in self.arms:
                 stages = plan(self._method(arm), _needed(arm, networks), self.data, self._training(self.recipe.train))
-                self._check_share(arm, stages)
-                self._teaching[arm] = any(name.partition(".")[0] == "teacher" for s in stages for name in s.learns)
+                if arm == self.recipe.method["name"]:
+                    check_use(self.recipe, stages)
+                self._teaching[arm] = teaches(stages)
             return sum(macs(network, self.data.shape) for network in networks.values())
-
-    def _check_share(self, arm: str, stages: Sequence[Stage]) -> None:
-        if self.recipe.share_first_stage and arm == self.recipe.method["name"] and len(stages) < 2:
-            raise LimbeckError(f"share_first_stage: {arm} has one stage, so there is nothing to share")
-        if self.recipe.share_first_stage and arm == self.recipe.method["name"] and stages[0].learns != ("student",):
-            raise LimbeckError(f"share_first_stage: in {arm}'s first stage {', '.join(stages[0].learns)} learns")
 
     def _teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
         """The teacher of a seed: trained, or restored; its figures are there before any student's training."""
@@ -137,6 +133,8 @@ class Experiment:
             for job in jobs:
                 members.append((yield from self._member(block, job, track)))
         network = joined(members, block)
+        if block.untrained:
+            return network
         if teacher not in self._results:
             self._results[teacher] = _labelled(teacher, measure(network, self.data, self.engine))
             yield Finished(teacher, self._results[teacher], reused=bool(block.weights))
@@ -201,9 +199,9 @@ class Experiment:
             learning = any(part.partition(".")[0] == "student" for part in stages[epoch.position].learns)
             validation = self._validation(network) if learning else None
             self.folder.log(log_line(name, epoch, validation))
-            self.folder.save(name, epoch.state)
-            if epoch.number == epoch.epochs and epoch.position + 1 < len(stages):
+            if learning and epoch.number == epoch.epochs and epoch.position + 1 < len(stages):
                 save_network(network, self.folder.path / name / f"after_{epoch.stage}.safetensors", spec=spec)
+            self.folder.save(name, epoch.state)
             yield Trained(job, epoch, validation)
         taught = {}
         if guide is None and "teacher" in networks:  # the method has changed its teacher

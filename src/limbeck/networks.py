@@ -1,5 +1,6 @@
 """A recipe's networks: built fresh, or restored from files and run folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from limbeck.blocks import Recipe, StudentBlock, TeacherBlock
-from limbeck.core import Batch, LimbeckError
+from limbeck.core import Batch, LimbeckError, Stage
 from limbeck.data import Data, normalise
 from limbeck.models import Ensemble, NetworkSpec, build, load_network, load_weights, read_spec
 from limbeck.models.net2net import net2net
@@ -28,7 +29,7 @@ class Cast:
     def student(self, seed: int) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
         """The student, what builds it again, and the recipe's other networks by name, all new."""
         made = {
-            name: self._started(block, seed)
+            name: self._started(name, block, seed)
             for name, block in {"student": self._recipe.student, **self._recipe.networks}.items()
         }
         others = {name: network for name, (network, _) in made.items() if name != "student"}
@@ -48,7 +49,7 @@ class Cast:
         """The trained teacher, or the members of an ensemble, that the block has files of; none otherwise."""
         return [restored(path, block.model, self._data) for path in block.weights or ()]
 
-    def _started(self, block: StudentBlock, seed: int) -> tuple[nn.Module, NetworkSpec]:
+    def _started(self, name: str, block: StudentBlock, seed: int) -> tuple[nn.Module, NetworkSpec]:
         if block.init == "as_is" or block.weights is None:
             return fresh(block.model, self._data, weights=block.weights)
         network, spec = fresh(block.model, self._data)
@@ -57,12 +58,33 @@ class Cast:
         split, scaling = self._data.train, (self._data.mean, self._data.std)
         probe = Batch(normalise(split.inputs[few], *scaling), split.targets[few], few, 0)
         if block.init == "fine_tune":
-            load_all_but_classifier(network, file, outline("student", network, probe).classifier)
+            load_all_but_classifier(network, file, outline(name, network, probe).classifier)
             return network, spec
         small, known = load_network(file)
         _check_use(file, known, self._data)
         net2net(small, network, probe.inputs, noise=block.noise, seed=seed)
         return network, spec
+
+
+def teaches(stages: Sequence[Stage]) -> bool:
+    """Whether the teacher, or a part of it, learns."""
+    return any(name.partition(".")[0] == "teacher" for stage in stages for name in stage.learns)
+
+
+def check_use(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """Raise LimbeckError where the recipe names networks that its method has no use for."""
+    name = recipe.method["name"]
+    used = {part.partition(".")[0] for stage in stages for part in stage.learns}
+    used |= {tap.source for stage in stages for term in stage.terms.values() for tap in term.reads}
+    idle = sorted(set(recipe.networks) - used)
+    if idle:
+        raise LimbeckError(f"networks: {name} has no use for {', '.join(idle)}")
+    if recipe.teacher is not None and recipe.teacher.untrained and not teaches(stages):
+        raise LimbeckError(f"teacher: {name} does not train its teacher: give it train: or weights:")
+    if recipe.share_first_stage and len(stages) < 2:
+        raise LimbeckError(f"share_first_stage: {name} has one stage, so there is nothing to share")
+    if recipe.share_first_stage and stages[0].learns != ("student",):
+        raise LimbeckError(f"share_first_stage: in {name}'s first stage {', '.join(stages[0].learns)} learns")
 
 
 def joined(members: list[nn.Module], block: TeacherBlock) -> nn.Module:

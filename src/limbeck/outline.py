@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.connectors import Maxout
 from limbeck.core import Batch, LimbeckError, Outline, Section, Tap
 from limbeck.taps import evaluation_mode, out_of_place
 
 _ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Tanh, nn.Sigmoid),
+    *(nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Tanh, nn.Sigmoid, Maxout),
 )
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -33,6 +34,7 @@ class _Event:
     entered: Tensor | None
     given: Tensor
     run: int  # which of the module's runs, from 0
+    version: int  # of what it gave, which grows where an operation overwrites it in place
     runs_again: bool = False
 
     @property
@@ -58,7 +60,8 @@ def outline(name: str, network: nn.Module, batch: Batch) -> Outline:
             f"the {name} has no linear layer whose output is its logits (an ensemble, or a head of another kind): "
             "name the layers to read"
         )
-    before = events[: events.index(classifier)]
+    # what is overwritten after it was given cannot be read
+    before = [event for event in events[: events.index(classifier)] if event.given._version == event.version]
     blocks = [event for event in before if _is_block(event, network)]
     sizes = _section_sizes(before, blocks)
     pooled = _pooled(before, classifier.entered) if sizes else None
@@ -71,6 +74,7 @@ def outline(name: str, network: nn.Module, batch: Batch) -> Outline:
         sections=sections,
         stem=_stem(name, before, blocks, sizes[0]) if sizes else None,
         pools=pooled is not None,
+        nonnegative=bool((classifier.entered >= 0).all()),
         hidden=() if sizes else _hidden(name, before, blocks),
     )
 
@@ -84,7 +88,7 @@ def _watched(network: nn.Module, batch: Batch) -> tuple[list[_Event], Tensor]:
         if isinstance(output, Tensor):
             entered = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
             runs[layer] = runs.get(layer, -1) + 1
-            events.append(_Event(layer, module, entered, output, runs[layer]))
+            events.append(_Event(layer, module, entered, output, runs[layer], output._version))
 
     def hook(layer: str) -> Any:
         return lambda module, inputs, output: keep(layer, module, inputs, output)
@@ -142,8 +146,8 @@ def _section(
     inside = [event for event in events if event.size == size]
     first = ([event for event in blocks if event.size == size] or _activations(inside) or inside)[0]
     unactivated, norm = _before_activation(name, events, final)
-    activated = any(event.given is final.given for event in _activations(events))
-    return Section(first.tap(name), final.tap(name), unactivated, activated, norm)
+    activation = next((event.name for event in _activations(events) if event.given is final.given), "")
+    return Section(first.tap(name), final.tap(name), unactivated, activation, norm)
 
 
 def _stem(name: str, events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> Tap:

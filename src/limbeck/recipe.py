@@ -56,6 +56,7 @@ def read(path: Path, *, overrides: Sequence[str] = (), seed: int | None = None) 
         given[_override(raw, override)] = f"--set {override}"
     if seed is not None:
         raw["seeds"] = [seed]
+        raw.pop("share_first_stage", None)
     recipe, problems = check(raw)
     if recipe is None or problems:
         raise RecipeError("\n".join(_located(problem, raw, str(path), given) for problem in problems))
@@ -126,6 +127,7 @@ def smoke(recipe: Recipe) -> Recipe:
             "teacher": teacher,
             "train": short(recipe.train),
             "method": _short_stages(recipe.method),
+            "share_first_stage": False,
             "seeds": recipe.seeds[:1],
             "evaluate": recipe.evaluate.model_copy(update={"latency_runs": 10}),
         }
@@ -169,6 +171,7 @@ def dump(recipe: Recipe) -> str:
     """The recipe as YAML; reading it again gives the same recipe."""
     yaml, text = YAML(typ="safe", pure=True), StringIO()
     yaml.default_flow_style = False
+    setattr(yaml, "sort_base_mapping_type_on_output", False)  # noqa: B010 (typed as None); the order of networks: counts
     yaml.dump(recipe.model_dump(mode="json"), text)
     return text.getvalue()
 
@@ -240,6 +243,8 @@ def _contradictions(recipe: Recipe) -> list[Problem]:
     for path, block in ((("student",), recipe.student), *((("networks", n), o) for n, o in recipe.networks.items())):
         if block.init != "as_is" and block.weights is None:
             problems.append(Problem((*path, "init"), f"got {block.init!r} without weights: to start from"))
+        if block.noise and block.init != "net2net":
+            problems.append(Problem((*path, "noise"), f"got {block.noise} without init: net2net, which alone uses it"))
     if recipe.share_first_stage and len(recipe.seeds) < 2:
         problems.append(Problem(("share_first_stage",), "a first stage is shared by several seeds: name two or more"))
     if not recipe.seeds:

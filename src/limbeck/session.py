@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -165,12 +165,13 @@ def _module(networks: Networks, source: str, layer: str) -> nn.Module:
 
 
 def _below(networks: Networks, tap: Tap, probe: Batch) -> tuple[nn.Parameter, ...]:
-    parameters = [parameter for parameter in networks[tap.source].parameters() if parameter.requires_grad]
-    with (
-        evaluation_mode([networks[tap.source]]),
-        torch.enable_grad(),
-        Taps(networks, [tap], learns=[tap.source]) as taps,
-    ):
+    network = networks[tap.source]
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters:
+        return ()
+    probe = replace(probe, inputs=probe.inputs.to(parameters[0].device))
+    tapped = Taps(networks, [tap], learns=[tap.source])
+    with evaluation_mode([network]), torch.enable_grad(), tapped as taps:
         value = taps.read(probe)[tap]
         found = torch.autograd.grad(value.sum(), parameters, allow_unused=True)
     return tuple(one for one, gradient in zip(parameters, found, strict=True) if gradient is not None)

@@ -91,9 +91,24 @@ def test_stages_in_which_different_networks_learn_cannot_be_one():
         planned(other, srrl)
 
 
-def test_a_schedule_is_not_added_to_a_number():
-    with pytest.raises(LimbeckError, match=r"a weight that is a schedule cannot be added"):
-        planned(partial(kd, hard=linear()), srrl)
+def test_a_schedule_and_a_number_are_added():
+    (stage,) = planned(partial(kd, hard=linear(start=1.0, end=0.0)), srrl)
+    assert [stage.terms["hard"].weight(progress) for progress in (0.0, 0.5)] == [2.0, 1.5]
+
+
+def test_no_term_is_lost_among_several_of_one_name():
+    (stage,) = planned(*(partial(kd, hard=0.0, soft=float(t), temperature=float(t)) for t in (2, 4, 8)))
+    assert {name: term.weight for name, term in stage.terms.items()} == {"soft": 2.0, "kd_soft": 4.0, "kd_soft_2": 8.0}
+
+
+def test_rates_of_their_own_cannot_be_one_stages():
+    with pytest.raises(LimbeckError, match=r"one of them has learning rates of its own"):
+        planned(kd, partial(fitnets, conv_rate=0.05))
+
+
+def test_an_empty_list_is_refused():
+    with pytest.raises(LimbeckError, match=r"got an empty list of methods"):
+        planned()
 
 
 def test_two_preparations_cannot_be_one():

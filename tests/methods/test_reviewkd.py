@@ -206,7 +206,7 @@ def test_trains(data):
         ({"warmup": 1.0}, "warmup is 1.0: it is a share of the stage, at least 0 and below 1"),
         ({"middle_channels": 0}, "middle_channels is 0: allowed are whole numbers from 1"),
         ({"review": 0.0, "hard": 0.0}, "are all 0"),
-        ({"student_layers": ("stage1",), "teacher_layers": ("stage1", "stage2")}, "student_layers names 1 layers and"),
+        ({"student_layers": ("stage1",), "teacher_layers": ("stage1", "stage2")}, "student_layers has 1 layers and"),
         ({"student_layers": ("stage1", "stage2:sideways")}, "not written as layer"),
     ],
 )
@@ -217,10 +217,11 @@ def test_what_cannot_be_is_refused(data, options, message):
 
 def test_tokens_are_refused(data):
     student = build("timm:vit_tiny_patch16_224", classes=4, shape=SHAPE, img_size=16, patch_size=4, depth=1)
+    method = partial(reviewkd, student_layers=("blocks",), teacher_layers=("stage1",))
     with pytest.raises(
         LimbeckError, match=r"maps \(C, H, W\) and vectors \(D,\), but student.blocks gives \(17, 192\)"
     ):
-        plan(partial(reviewkd, student_layers=("blocks",)), {"student": student, "teacher": network()}, data, TRAINING)
+        plan(method, {"student": student, "teacher": network()}, data, TRAINING)
 
 
 def test_a_network_without_maps_is_refused(data):

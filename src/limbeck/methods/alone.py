@@ -3,7 +3,7 @@
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from limbeck.core import TARGETS, Setup, Stage, Term, from_student
+from limbeck.core import TARGETS, Setup, Stage, Term, tap
 
 
 def hard_loss(student: Tensor, targets: Tensor) -> Tensor:
@@ -23,5 +23,5 @@ def alone(setup: Setup, *, student_layer: str = "") -> tuple[Stage, ...]:
         setup: epochs, optimizer and schedule.
         student_layer: the layer read as the student's logits; the default is the network's output.
     """
-    terms = {"hard": Term(hard_loss, (from_student(student_layer), TARGETS))}
+    terms = {"hard": Term(hard_loss, (tap("student", student_layer), TARGETS))}
     return (Stage("alone", terms, setup.epochs, setup.optimizer, setup.schedule),)

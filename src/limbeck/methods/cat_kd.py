@@ -3,13 +3,13 @@
 from functools import partial
 from typing import Literal
 
-import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Tap, Term, from_student, weighted
 from limbeck.methods import reading
 from limbeck.methods.alone import hard_loss
+from limbeck.methods.shared import unit
 
 
 def class_attention_loss(
@@ -39,7 +39,7 @@ def class_attention_loss(
     if binarise:
         teacher = (teacher > teacher.abs().mean(dim=(2, 3), keepdim=True)).to(student.dtype)
     pooled = [F.adaptive_avg_pool2d(maps, resolution) for maps in (student, teacher)]
-    ours, theirs = [_unit(maps) for maps in pooled] if normalise else pooled
+    ours, theirs = [unit(maps.flatten(2)).view_as(maps) for maps in pooled] if normalise else pooled
     squares = (ours - theirs).square()
     return squares.mean() if average == "elements" else squares.sum(dim=(2, 3)).mean()
 
@@ -132,9 +132,3 @@ def _map(setup: Setup, network: str, layer: str) -> Tap:
 def _at_every_place(classifier: nn.Module, maps: Tensor) -> Tensor:
     """The class activation maps (N, K, H, W) of maps (N, C, H, W)."""
     return F.conv2d(maps, classifier.get_parameter("weight")[:, :, None, None])
-
-
-def _unit(maps: Tensor) -> Tensor:
-    """Maps divided by their norms; where a map is 0, its gradient stays that of the map itself."""
-    norms = torch.linalg.vector_norm(maps, dim=(2, 3), keepdim=True)
-    return maps / torch.where(norms < 1e-12, 1.0, norms)

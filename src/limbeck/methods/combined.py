@@ -1,9 +1,10 @@
 """Several methods at once: the sum of their objectives."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from limbeck.core import LimbeckError, Setup, Stage, Term
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term
 
 
 def combined(setup: Setup, parts: Sequence[Callable[[Setup], tuple[Stage, ...]]]) -> tuple[Stage, ...]:
@@ -18,11 +19,16 @@ def combined(setup: Setup, parts: Sequence[Callable[[Setup], tuple[Stage, ...]]]
         parts: the methods, ``setup -> stages``.
 
     Raises:
-        LimbeckError: the last stages differ in what learns, in epochs, or both end by changing the student.
+        LimbeckError: the last stages differ in what learns, in epochs or learning rates, or one ends by changing the
+            student; there is no method.
     """
+    if not parts:
+        raise LimbeckError("got an empty list of methods")
     made = [part(setup) for part in parts]
     lasts = [stages[-1] for stages in made]
     names = " and ".join(stage.name for stage in lasts)
+    if len({stage.optimizer for stage in lasts}) > 1 or len({stage.schedule for stage in lasts}) > 1:
+        raise LimbeckError(f"{names} cannot be one stage: one of them has learning rates of its own")
     for what in ("learns", "epochs"):
         values = [getattr(stage, what) for stage in lasts]
         if len(set(values)) > 1:
@@ -53,11 +59,22 @@ def _united(stages: Sequence[Stage]) -> dict[str, Term]:
             elif twin.loss is term.loss and twin.reads == term.reads:
                 terms[name] = replace(twin, weight=_sum(twin.weight, term.weight))
             else:
-                terms[f"{stage.name}_{name}"] = term
+                other = f"{stage.name}_{name}"
+                terms[next(free for free in _numbered(other) if free not in terms)] = term
     return terms
 
 
-def _sum(one: object, other: object) -> float:
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}_{number}" for number in itertools.count(2))
+
+
+def _sum(one: float | Schedule, other: float | Schedule) -> float | Schedule:
     if isinstance(one, int | float) and isinstance(other, int | float):
         return one + other
-    raise LimbeckError("a weight that is a schedule cannot be added to another: give one of the methods a number")
+    first, second = (_as_schedule(weight) for weight in (one, other))
+    return lambda progress: first(progress) + second(progress)
+
+
+def _as_schedule(weight: float | Schedule) -> Schedule:
+    return (lambda progress: weight) if isinstance(weight, int | float) else weight

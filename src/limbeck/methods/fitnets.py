@@ -127,12 +127,15 @@ def fitnets(
 
     Args:
         setup: epochs, optimizer and schedule; the paper trains with RMSProp.
-        hint_layer: the teacher's hint, u_h; the default is what the middle of its sections gives.
+        hint_layer: the teacher's hint, u_h; the default is what the middle of its sections gives. On the paper's own
+            networks name its choice: ``layer2`` of the maxout teachers, and ``layer6``, ``layer6``, ``layer8`` or
+            ``layer11`` of FitNets 1 to 4 as guided layer, which are after pooling.
         guided_layer: the student's guided layer, v_g; likewise.
         regressor: ``conv``, ``full`` or ``upsample``.
-        activation: of the regressor, the hint layer's own: ``relu``, ``maxout`` or ``none``. ``auto`` is ``relu``, but
-            ``none`` for a default hint that no activation gives, such as that of a wide ResNet or a transformer.
-        pieces: of maxout.
+        activation: of the regressor, the hint layer's own: ``relu``, ``maxout`` or ``none``. ``auto`` is ``maxout``
+            with the layer's own pieces where it has one, ``none`` for what no activation gives (the maps of a wide
+            ResNet, a transformer's tokens), else ``relu``.
+        pieces: of ``maxout``, where ``auto`` does not find them.
         average: of the hint's squared distance: ``batch`` as published, ``code`` as the authors' code, ``elements``.
         hint_epochs: epochs of the first stage; by default as many as the second's. 0 leaves it out.
         hint_rate: factor on the learning rate in the first stage.
@@ -159,11 +162,7 @@ def fitnets(
         listed = ", ".join(f"{name} {number}" for name, number in numbers.items())
         raise LimbeckError(f"got {listed}: none may be below 0")
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
-    own: Activation = "relu"
-    if activation != "auto":
-        own = activation
-    elif not hint_layer:
-        own = _own_activation(setup, teacher)
+    own, pieces = (activation, pieces) if activation != "auto" else _own_activation(setup, teacher, pieces)
     connector = _regressor(setup.shape(student), setup.shape(teacher), kind=regressor, activation=own, pieces=pieces)
     if anneal == "code" and not 0 <= anneal_from < anneal_until:
         raise LimbeckError(f"anneal_from is {anneal_from} and anneal_until {anneal_until}: the first must be before")
@@ -182,7 +181,8 @@ def fitnets(
         rated(setup.optimizer, convolutions),
         lambda progress: hint_rate * setup.schedule(progress),
     )
-    guided = {one: guided_rate * convolutions.get(one, 1.0) for one in setup.below(student)}
+    below = setup.below(student) if guided_rate != 1 else ()
+    guided = {one: guided_rate * convolutions.get(one, 1.0) for one in below}
     setup = replace(setup, optimizer=rated(setup.optimizer, convolutions | guided))
     (task,) = kd(setup, temperature=temperature, hard=hard, soft=soft, temperature_squared=False)
     stages = (hint, task) if hint.epochs else (task,)
@@ -211,12 +211,19 @@ def middle(setup: Setup, network: str) -> Tap:
     return places[(len(places) - 1) // 2]
 
 
-def _own_activation(setup: Setup, hint: Tap) -> Activation:
-    """The non-linearity of a default hint: none where no activation gives it."""
-    outline = setup.outline("teacher")
-    bare = [section.last for section in outline.sections if not section.activated]
+def _own_activation(setup: Setup, hint: Tap, pieces: int) -> tuple[Activation, int]:
+    """The non-linearity of the hint and its pieces: maxout where the layer has one, none where nothing activates."""
+    layers = setup.module("teacher", hint.layer).modules()
+    maxout = next((layer.pieces for layer in layers if isinstance(layer, Maxout)), None)
+    if maxout is not None:
+        return "maxout", maxout
+    try:
+        outline = setup.outline("teacher")
+    except LimbeckError:  # a teacher without a classifier has no default hint either
+        return "relu", pieces
+    bare = [section.last for section in outline.sections if not section.activation]
     tokens = [one for one in outline.hidden if len(setup.shape(one)) == 2]
-    return "none" if hint in (*bare, *tokens) else "relu"
+    return "none" if hint in (*bare, *tokens) else "relu", pieces
 
 
 _regressor = regressor  # the option of the same name hides it

@@ -9,6 +9,7 @@ from limbeck.connectors import Through, valid_conv
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, from_student, weighted
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.fitnets import guided_and_hint, hint_loss, refuse_larger
+from limbeck.methods.shared import check_norm
 
 
 class OneStageRegressor(nn.Module):
@@ -59,6 +60,7 @@ def fitnets_one_stage(
         LimbeckError: the layers give no maps, or the hint is larger than the guided map and not twice its size.
     """
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
+    check_norm(setup, setup.shape(teacher), method="fitnets_one_stage")
     loss = Through(
         OneStageRegressor(setup.shape(student), setup.shape(teacher)), partial(hint_loss, average="elements")
     )

@@ -16,8 +16,7 @@ from limbeck.core import (
     Setup,
     Stage,
     Term,
-    from_student,
-    from_teacher,
+    tap,
     weighted,
 )
 from limbeck.methods.alone import hard_loss
@@ -83,8 +82,8 @@ def kd(
     """
     if not temperature > 0:
         raise LimbeckError(f"temperature is {temperature}: it must be above 0")
-    student = from_student(student_layer)
-    teachers = (from_teacher(teacher_layer),) if teacher_layer else setup.teacher_logits
+    student = tap("student", student_layer)
+    teachers = (tap("teacher", teacher_layer),) if teacher_layer else setup.teacher_logits
     loss = partial(soft_loss, temperature=temperature, temperature_squared=temperature_squared, average=average)
     terms = {
         "hard": Term(hard_loss, (student, TARGETS), hard),

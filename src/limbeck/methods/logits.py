@@ -12,8 +12,7 @@ from limbeck.core import (
     Setup,
     Stage,
     Term,
-    from_student,
-    from_teacher,
+    tap,
     weighted,
 )
 from limbeck.methods.alone import hard_loss
@@ -64,8 +63,8 @@ def logits(
     Raises:
         LimbeckError: both weights are 0.
     """
-    student = from_student(student_layer)
-    teachers = (from_teacher(teacher_layer),) if teacher_layer else setup.teacher_logits
+    student = tap("student", student_layer)
+    teachers = (tap("teacher", teacher_layer),) if teacher_layer else setup.teacher_logits
     loss = partial(logits_loss, centre=centre, average=average)
     terms = {
         "hard": Term(hard_loss, (student, TARGETS), hard),

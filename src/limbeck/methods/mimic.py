@@ -29,7 +29,7 @@ def mimic(setup: Setup, *, adapter: Literal["none", "linear"] = "none") -> tuple
 
     Args:
         setup: epochs, optimizer and schedule.
-        adapter: ``linear`` puts a learnable linear map on the student's feature where the widths differ (an
+        adapter: ``linear`` puts a learnable linear map on the student's feature, so that its width may differ (an
             extension: the paper has none). It ends up folded into the student's classifier, which stays one layer.
 
     Raises:
@@ -47,7 +47,7 @@ def mimic(setup: Setup, *, adapter: Literal["none", "linear"] = "none") -> tuple
     if heads[0].bias is None and (heads[1].bias is not None or adapter == "linear"):
         raise LimbeckError(f"the student's classifier {student.layer} has no bias, which the teacher's would need")
     take_over = partial(_take_over, *heads, module)
-    loss = Through(module, mimic_loss) if adapter == "linear" else mimic_loss
+    loss = Through(module, mimic_loss) if isinstance(module, nn.Linear) else mimic_loss
     stage = Stage(
         "mimic",
         {"mimic": Term(loss, (student, teacher))},

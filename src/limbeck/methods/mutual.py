@@ -30,8 +30,9 @@ def mutual(
 ) -> tuple[Stage, ...]:
     """All networks learn at once, each from the labels and from all others: L_k = CE_k + mean over j of KL(p_j || p_k).
 
-    The peers are all networks of the recipe: those under ``networks:`` and, with ``untrained: true``, the teacher. The
-    paper steps the networks in turn, each after a new forward of the others; here all step at once.
+    The peers are all networks of the recipe: those under ``networks:`` and the teacher, if there is one, of which a
+    copy learns on; with ``untrained: true`` it starts like the others. The paper steps the networks in turn, each after
+    a new forward of the others; here all step at once.
 
     Args:
         setup: epochs, optimizer and schedule, of every network.

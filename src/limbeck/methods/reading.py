@@ -53,8 +53,7 @@ def maps(
         found = sections(setup, network, method=method)
         return [section.last if activated else section.unactivated for section in found]
 
-    named = student_layers and teacher_layers
-    pairs = _paired(taps("student", student_layers), taps("teacher", teacher_layers), named)
+    pairs = _paired(taps("student", student_layers), taps("teacher", teacher_layers), student_layers, teacher_layers)
     if len(pairs) < least:
         raise LimbeckError(f"{method} needs {least} pairs of maps, the networks have {len(pairs)}: name the layers")
     for one in (one for pair in pairs for one in pair):
@@ -112,7 +111,7 @@ def feature_pairs(
     """
     student = [tap("student", name) for name in student_layers] or _depths(setup, "student")
     teacher = [tap("teacher", name) for name in teacher_layers] or _depths(setup, "teacher")
-    pairs = _paired(student, teacher, student_layers and teacher_layers)
+    pairs = _paired(student, teacher, student_layers, teacher_layers)
     return pairs if sections == "all" or student_layers or teacher_layers else pairs[-1:]
 
 
@@ -121,11 +120,11 @@ def _depths(setup: Setup, network: str) -> list[Tap]:
     return [section.last for section in outline.sections] or list(outline.hidden) or [outline.feature]
 
 
-def _paired(student: list[Tap], teacher: list[Tap], named: object) -> list[Pair]:
-    """The deepest with the deepest; where both sides are named, as many of one as of the other."""
-    if named and len(student) != len(teacher):
+def _paired(student: list[Tap], teacher: list[Tap], student_named: object, teacher_named: object) -> list[Pair]:
+    """The deepest with the deepest; where layers are named, as many of one side as of the other."""
+    if (student_named or teacher_named) and len(student) != len(teacher):
         raise LimbeckError(
-            f"student_layers names {len(student)} layers and teacher_layers {len(teacher)}: name them in pairs"
+            f"student_layers has {len(student)} layers and teacher_layers {len(teacher)}: name them in pairs"
         )
     count = min(len(student), len(teacher))
     return list(zip(student[-count:], teacher[-count:], strict=True))

@@ -168,9 +168,9 @@ def _levels(
         *(section.unactivated for section in sections(setup, "teacher", method="reviewkd")),
         setup.outline("teacher").feature,
     ]
-    if student_layers and teacher_layers and len(students) != len(teachers):
+    if (student_layers or teacher_layers) and len(students) != len(teachers):
         raise LimbeckError(
-            f"student_layers names {len(students)} layers and teacher_layers {len(teachers)}: name them in pairs"
+            f"student_layers has {len(students)} layers and teacher_layers {len(teachers)}: name them in pairs"
         )
     for one in (*students, *teachers):
         if len(setup.shape(one)) not in (1, 3):

@@ -83,16 +83,20 @@ def connector(setup: Setup, source: Sequence[int], target: Sequence[int], *, met
 
 def rated(make: MakeOptimizer, factors: Mapping[nn.Parameter, float]) -> MakeOptimizer:
     """The optimizer with its learning rate multiplied for some parameters; of those not named the factor is 1."""
+    if all(factor == 1 for factor in factors.values()):
+        return make
 
     def made(parameters: Iterable[nn.Parameter]) -> Optimizer:
-        groups: dict[float, list[nn.Parameter]] = {}
-        for parameter in parameters:
-            groups.setdefault(factors.get(parameter, 1.0), []).append(parameter)
-        optimizer = make([parameter for group in groups.values() for parameter in group])
-        (options,) = optimizer.param_groups
-        optimizer.param_groups = [
-            {**options, "params": group, "lr": factor * options["lr"]} for factor, group in groups.items()
-        ]
+        optimizer = make(parameters)
+        groups = []
+        for options in optimizer.param_groups:
+            parts: dict[float, list[nn.Parameter]] = {}
+            for parameter in options["params"]:
+                parts.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+            groups += [
+                {**options, "params": part, "lr": factor * options["lr"]} for factor, part in sorted(parts.items())
+            ]
+        optimizer.param_groups = groups
         return optimizer
 
     return made

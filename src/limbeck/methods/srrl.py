@@ -159,8 +159,9 @@ def srrl(
     L = L_CE + alpha * L_FM + beta * L_SR (Eq. 8) with a connector r (1x1 convolution, BatchNorm, ReLU) on the
     student's map before pooling, also where the widths are equal. The student keeps its own classifier; the connector
     is dropped. Networks whose classifier does not read the mean of a map (transformers, perceptrons) take the vector
-    form, with a linear layer in r. The authors' code (jingyang2017/KD_SRRL, d2e802f) averages over C and K where the
-    formulas sum; the default follows it, because the published weights go with it.
+    form, with a linear layer in r. Where the teacher's feature is below 0 somewhere, as a transformer's is, r has no
+    ReLU. The authors' code (jingyang2017/KD_SRRL, d2e802f) averages over C and K where the formulas sum; the default
+    follows it, because the published weights go with it.
 
     Args:
         setup: epochs, optimizer and schedule.
@@ -191,11 +192,11 @@ def srrl(
             student, teacher = last_map(setup, "student", student_layer), setup.outline("teacher").feature
             above: nn.Module = Classifier(setup.module("teacher", teacher.layer))
             inputs: tuple[Tap, ...] = ()
-            activated = True
+            activated = setup.outline("teacher").nonnegative
         else:
             sections = [_section(setup, network, place, position) for network in ("student", "teacher")]
             student, teacher = (section.last for section in sections)
-            activated = sections[1].activated
+            activated = bool(sections[1].activation)
             if teacher.run is not None:
                 raise LimbeckError(f"srrl at {position} puts a map in the place of {teacher}, a module that runs again")
             above, inputs = Rest(setup.module("teacher", ""), teacher.layer), (Tap("batch", "inputs"),)

@@ -1,5 +1,6 @@
 """Networks: a small zoo of exact published sizes, any other by name or file, ensembles, and weights on disk."""
 
+from limbeck.connectors import Maxout
 from limbeck.models.building import MODELS, build, options
 from limbeck.models.cifar_resnet import cifar_resnet
 from limbeck.models.convnet import convnet_big, convnet_small
@@ -14,7 +15,7 @@ from limbeck.models.files import (
     save_network,
 )
 from limbeck.models.fitnets import fitnet_depth, fitnet_mnist
-from limbeck.models.maxout import MaxNormConv2d, Maxout
+from limbeck.models.maxout import MaxNormConv2d
 from limbeck.models.maxout_teachers import maxout_cifar, maxout_mnist, maxout_svhn
 from limbeck.models.mlp import MaxNormLinear, mlp
 from limbeck.models.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v2_half

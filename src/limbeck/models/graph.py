@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from limbeck.connectors import Maxout
 from limbeck.core import LimbeckError
 from limbeck.models.cifar_resnet import PaddedIdentity
-from limbeck.models.maxout import MaxNormConv2d, Maxout
+from limbeck.models.maxout import MaxNormConv2d
 from limbeck.models.mlp import MaxNormLinear
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from limbeck.connectors import Maxout
 from limbeck.models.mlp import MaxNormLinear
 from limbeck.models.parts import check_one_of, check_share, image, named
 
@@ -49,22 +50,6 @@ class MaxNormConv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         """The sizes and the bound."""
         return f"{super().extra_repr()}, max_norm={self.max_norm}"  # type: ignore[no-untyped-call]
-
-
-class Maxout(nn.Module):
-    """The largest of each run of ``pieces`` channels; (N, C * pieces, ...) to (N, C, ...)."""
-
-    def __init__(self, pieces: int) -> None:
-        super().__init__()
-        self.pieces = pieces
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(N, C * pieces, ...) to (N, C, ...)."""
-        return torch.unflatten(inputs, 1, (-1, self.pieces)).amax(2)
-
-    def extra_repr(self) -> str:
-        """The pieces."""
-        return f"pieces={self.pieces}"
 
 
 class Convolution(NamedTuple):
