@@ -20,8 +20,10 @@ from limbeck.display import show
 from limbeck.experiment import Experiment
 from limbeck.recipe import read
 
-SYSTEMS = ("hinton", "fitnets", "fsp", "class_distance", "srrl", "mimic")
-"""The last is class distance's baseline: the student regresses the feature of the teacher that the others have."""
+SYSTEMS = ("hinton", "fitnets", "fsp", "class_distance", "srrl", "mimic", "longer")
+"""After the five: class distance's baseline, a student that regresses the feature of the teacher that the others have;
+and the student alone for twice the epochs, which is what the student of two stages gets.
+"""
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -29,11 +31,14 @@ def result(system: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The result of one system's recipe."""
     first = arguments.out / f"{SYSTEMS[0]}_{arguments.data}"
     settings = [] if system == SYSTEMS[0] else ["baseline=false"]
-    if system not in (SYSTEMS[0], "class_distance"):
+    if system not in (SYSTEMS[0], "class_distance", "longer"):
         settings.append(f"teacher={{weights: {first / 'teacher' / 'seed0'}}}")
-    settings += ["method=mimic", "name=mimic"] if system == "mimic" else []
     folder = arguments.out / f"{system}_{arguments.data}"
-    recipe = RECIPES / f"{SYSTEMS[0] if system == 'mimic' else system}_{arguments.data}.yaml"
+    recipe = RECIPES / f"{SYSTEMS[0] if system in ('mimic', 'longer') else system}_{arguments.data}.yaml"
+    settings += [f"method={'mimic' if system == 'mimic' else 'alone'}"] if system in ("mimic", "longer") else []
+    settings += ["name=mimic"] if system == "mimic" else []
+    if system == "longer":
+        settings += [f"train.epochs={2 * read(recipe).train.epochs}", "teacher=null", "name=longer"]
     show(Experiment(read(recipe, overrides=settings), folder, resume=True), Console(), folder)
     return json.loads((folder / "result.json").read_text())
 
@@ -66,10 +71,10 @@ def main() -> None:
         found = result(system, arguments)
         for arm, summary in found["summary"].items():
             runs = [run for run in found["runs"] if run["arm"] == arm]
-            if arm == "alone":
+            if arm == "alone" and system == SYSTEMS[0]:
                 alone = {run["seed"]: run["test"]["errors"] for run in runs}
-            if arm not in ("teacher", "alone") or system == SYSTEMS[0]:
-                rows.append(row(arm, summary, alone, runs))
+            if arm != "teacher" or system == SYSTEMS[0]:
+                rows.append(row("alone, twice the epochs" if system == "longer" else arm, summary, alone, runs))
     print("| | test accuracy % | seeds | errors fewer than alone | its teacher % |")
     print("|---|---|---|---|---|")
     print("\n".join(rows))
