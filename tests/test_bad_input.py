@@ -364,7 +364,7 @@ def never(label, epoch):
         (nn.Linear(4, 10), nn.Linear(4, 7), {}, r"the student gives \(7,\) a sample, but the data has 10 classes"),
         (nn.Linear(5, 10), nn.Linear(4, 10), {}, r"the teacher does not run on samples of shape \(4,\)"),
         (nn.Linear(4, 10), nn.Linear(5, 10), {}, r"the student does not run on samples of shape \(4,\)"),
-        (nn.Linear(4, 10), nn.Linear(4, 10), {"method": "dk"}, "there is no method 'dk': did you mean 'kd'"),
+        (nn.Linear(4, 10), nn.Linear(4, 10), {"method": "dk"}, "there is no method 'dk': did you mean 'dkd'"),
         (nn.Linear(4, 10), nn.Linear(4, 10), {"optimizer": "sdg"}, "there is no optimizer 'sdg': did you mean 'sgd'"),
         (nn.Linear(4, 10), nn.Linear(4, 10), {"device": "tpu"}, "device is 'tpu': this machine has auto, cpu"),
         (nn.Linear(4, 10), nn.Linear(4, 10), {"method": {"name": "kd", "student_layer": "x"}}, "no layer 'x'"),

@@ -123,7 +123,10 @@ def test_an_activation_that_works_in_place_leaves_the_tensor_before_it_and_the_n
     network, plain = Block(inplace=True), Block()
     plain.load_state_dict(network.state_dict())
     taps = Tap("student", "norm"), Tap("student")
-    got, wanted = read(network, *taps), read(plain, *taps)
+    torch.manual_seed(0)
+    got = read(network, *taps)
+    torch.manual_seed(0)
+    wanted = read(plain, *taps)
     assert all(torch.equal(got[tap], wanted[tap]) for tap in taps)
     assert network.act.inplace is True
 
