@@ -44,8 +44,11 @@ CAST: Mapping[str, Mapping[str, str]] = {
 
 _SHAPE, _CLASSES = (3, 16, 16), 4
 _GROUPS = ("Systems", "Without a teacher", "Reading logits", "Reading the classifier's input", "Reading layers inside")
-_COLUMNS = {"method": 17, "year": 4, "paper": None, "reads of student / of others": 28, "met": 5}
-_LEGEND = "met: recorded values of the authors' code that limbeck's gives, of all that are recorded"
+_COLUMNS = {"method": 17, "year": 4, "paper": None, "stage: student's / others'": 28, "met": 5}
+_LEGEND = (
+    "stage: what it reads of the student / of the other networks\n"
+    "met: recorded values of the authors' code that limbeck's gives, of all that are recorded"
+)
 _READS = {1: "vector", 2: "tokens", 3: "map"}
 
 
@@ -125,8 +128,7 @@ def method_table() -> Group:
         others = [role for role in plans.setup.networks if role != "student"]
         sides = (["student"], others)
         reads = [" / ".join(_reads(plans, [stage], side) or "-" for side in sides) for stage in plans.stages]
-        if len(reads) > 1:
-            reads = [f"{stage.name}: {read}" for stage, read in zip(plans.stages, reads, strict=True)]
+        reads = [f"{stage.name}: {read}" for stage, read in zip(plans.stages, reads, strict=True)]
         table = groups.setdefault(_group(name, plans), Table(box=box.SIMPLE_HEAD, show_edge=False, expand=True))
         table.add_row(name, str(cited.year) if cited else "", title, "\n".join(reads), _met(name))
     for group, table in groups.items():
