@@ -167,8 +167,11 @@ def test_trains_both_stages(data):
         ({"boundary_epochs": 0}, "boundary_epochs is 0: allowed are whole numbers from 1"),
         ({"boundary": 0.0}, "weights boundary are all 0"),
         ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"student_layers": ("stage1",), "teacher_layers": ("stage1", "stage2")}, "student_layers names 1 layers and"),
-        ({"student_layers": ("head",)}, r"ab reads maps \(C, H, W\), but student.head gives \(4,\)"),
+        ({"student_layers": ("stage1",), "teacher_layers": ("stage1", "stage2")}, "student_layers has 1 layers and"),
+        (
+            {"student_layers": ("head",), "teacher_layers": ("stage1",)},
+            r"ab reads maps \(C, H, W\), but student.head gives \(4,\)",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(data, options, message):

@@ -217,7 +217,7 @@ def test_the_authors_total_alone_has_no_soft_targets():
         ({"power": float("nan")}, "power is nan: it must be 1 or more"),
         ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
         ({"hard": 0, "attention": 0}, "hard and soft and attention are all 0"),
-        ({"student_layers": ("stem",), "teacher_layers": ("stem", "stage1")}, "student_layers names 1 layers and"),
+        ({"student_layers": ("stem",), "teacher_layers": ("stem", "stage1")}, "student_layers has 1 layers and"),
         ({"student_layers": ("head",), "teacher_layers": ("stem",)}, r"at reads maps \(C, H, W\), but student.head"),
     ],
 )

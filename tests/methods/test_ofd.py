@@ -194,7 +194,10 @@ def test_a_teacher_without_batch_norm_is_refused(data):
         ({"layer_factor": -1.0}, "layer_factor is -1.0: it must be above 0"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"hard": 0.0, "feature": 0.0}, "are all 0"),
-        ({"teacher_layers": ("stage1",)}, "teacher_layers are named without their BatchNorms"),
+        (
+            {"student_layers": ("stage1",), "teacher_layers": ("stage1",)},
+            "teacher_layers are named without their BatchNorms",
+        ),
         ({"teacher_norms": ("norm",)}, "teacher_norms names 1 layers for 3 maps"),
         ({"teacher_norms": ("nrom",) * 3}, "the teacher has no layer 'nrom': did you mean norm"),
         ({"teacher_norms": ("stem",) * 3}, "and stem is a Conv2d: name BatchNorm layers"),

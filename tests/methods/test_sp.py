@@ -182,7 +182,7 @@ def test_soft_targets_can_stand_beside():
         ({"hard": 0, "similarity": 0}, "hard and soft and similarity are all 0"),
         (
             {"student_layers": ("stem",), "teacher_layers": ("stem", "pool")},
-            "student_layers names 1 layers and teacher_",
+            "student_layers has 1 layers and teacher_",
         ),
     ],
 )

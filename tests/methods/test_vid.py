@@ -215,7 +215,7 @@ def test_the_regressors_and_the_variance_learn_with_the_student():
         ({"hard": 0, "information": 0}, "hard and soft and information are all 0"),
         (
             {"student_layers": ("stem",), "teacher_layers": ("stem", "pool")},
-            "student_layers names 1 layers and teacher_",
+            "student_layers has 1 layers and teacher_",
         ),
     ],
 )

@@ -109,10 +109,10 @@ def feature_pairs(
     Raises:
         LimbeckError: one side names more layers than the other.
     """
-    student = [tap("student", name) for name in student_layers] or _depths(setup, "student")
-    teacher = [tap("teacher", name) for name in teacher_layers] or _depths(setup, "teacher")
-    pairs = _paired(student, teacher, student_layers, teacher_layers)
-    return pairs if sections == "all" or student_layers or teacher_layers else pairs[-1:]
+    deepest = -1 if sections == "last" else 0
+    student = [tap("student", name) for name in student_layers] or _depths(setup, "student")[deepest:]
+    teacher = [tap("teacher", name) for name in teacher_layers] or _depths(setup, "teacher")[deepest:]
+    return _paired(student, teacher, student_layers, teacher_layers)
 
 
 def _depths(setup: Setup, network: str) -> list[Tap]:
