@@ -488,3 +488,39 @@ def test_rates_are_kept_by_the_schedule_and_move_what_they_say():
     changed = {name for name, value in nets["student"].named_parameters() if not torch.equal(before[name], value)}
     assert changed
     assert all(name.startswith(("stage3", "head")) for name in changed)
+
+
+def test_a_maxout_hint_has_a_maxout_regressor_of_its_pieces():
+    nets = {
+        "student": build("fitnet_mnist", classes=4, shape=(1, 28, 28)),
+        "teacher": build("maxout_mnist", classes=4, shape=(1, 28, 28), last_pieces=4),
+    }
+    data = arrays(torch.rand(12, 1, 28, 28), torch.arange(12) % 4)
+    for hint, guided, pieces in (("layer2", "layer4", 2), ("layer3", "layer6", 4)):
+        method = partial(fitnets, hint_layer=hint, guided_layer=guided)
+        connector = plan(method, nets, data, training())[0].terms["hint"].loss.connector
+        assert connector[-1].pieces == pieces
+
+
+class Headless(nn.Module):
+    """Its logits come from a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU())
+        self.head = nn.Conv2d(6, 4, 1)
+
+    def forward(self, inputs):
+        return self.head(self.body(inputs)).mean(dim=(2, 3))
+
+
+def test_a_named_hint_needs_no_linear_classifier():
+    nets = {"student": networks()["student"], "teacher": Headless()}
+    hint = planned(nets=nets, hint_layer="body", guided_layer="stage1")[0]
+    assert isinstance(hint.terms["hint"].loss.connector[-1], nn.ReLU)
+
+
+def test_a_network_without_a_middle_is_refused():
+    nets = {"student": nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), "teacher": networks()["teacher"]}
+    with pytest.raises(LimbeckError, match="the student has no middle layer that could be found"):
+        planned(nets=nets)

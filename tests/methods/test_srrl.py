@@ -510,3 +510,11 @@ def test_batches_of_one_are_refused_where_batchnorm_would_see_one_value():
     with pytest.raises(LimbeckError, match=r"one value a channel of .* in batches of 1"):
         planned(nets, shape=(6,), batch_size=1)
     planned(batch_size=1)
+
+
+def test_a_student_layer_that_gives_tokens_is_refused():
+    student = build("timm:vit_tiny_patch16_224", classes=4, shape=(3, 16, 16), img_size=16, patch_size=4, depth=1)
+    nets = {"student": student, "teacher": build("resnet8", classes=4, shape=(3, 16, 16))}
+    given = arrays(torch.rand(12, 3, 16, 16), torch.arange(12) % 4)
+    with pytest.raises(LimbeckError, match=r"student.blocks gives \(17, 192\): this method reads a map"):
+        plan(partial(srrl, student_layer="blocks"), nets, given, Training(1, 4, sgd(lr=0.1), constant()))

@@ -36,7 +36,6 @@ def maps(
     teacher_layers: tuple[str, ...] = (),
     *,
     method: str,
-    least: int = 1,
     activated: bool = True,
 ) -> list[Pair]:
     """Pairs of maps (N, C, H, W), shallow to deep: by default what the sections give, the deepest with the deepest.
@@ -44,7 +43,7 @@ def maps(
     Without ``activated`` the sections' maps are read before their last activation.
 
     Raises:
-        LimbeckError: one side names more layers than the other; a network has no maps; fewer than ``least`` pairs.
+        LimbeckError: one side names more layers than the other; a network has no maps, a layer gives none.
     """
 
     def taps(network: str, layers: tuple[str, ...]) -> list[Tap]:
@@ -54,8 +53,6 @@ def maps(
         return [section.last if activated else section.unactivated for section in found]
 
     pairs = _paired(taps("student", student_layers), taps("teacher", teacher_layers), student_layers, teacher_layers)
-    if len(pairs) < least:
-        raise LimbeckError(f"{method} needs {least} pairs of maps, the networks have {len(pairs)}: name the layers")
     for one in (one for pair in pairs for one in pair):
         if len(setup.shape(one)) != 3:
             raise LimbeckError(f"{method} reads maps (C, H, W), but {one} gives {setup.shape(one)}")
