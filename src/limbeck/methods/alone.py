@@ -1,6 +1,6 @@
 """The student without a teacher, under the same recipe: the baseline that every comparison needs."""
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core import TARGETS, Setup, Stage, Term, tap

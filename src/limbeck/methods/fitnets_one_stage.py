@@ -2,7 +2,7 @@
 
 from functools import partial
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.connectors import Through, valid_conv

@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Tap, Term, from_student, tap, weighted

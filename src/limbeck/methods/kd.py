@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core import (

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import TARGETS, LimbeckError, Schedule, Section, Setup, Stage, Tap, Term, from_student, weighted

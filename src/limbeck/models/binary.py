@@ -6,7 +6,7 @@ XNOR-Net: Rastegari, Ordonez, Redmon, Farhadi (2016), arXiv 1603.05279, sections
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
