@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from limbeck.display import show
 from limbeck.experiment import Experiment
 from limbeck.recipe import read
+from limbeck.watching import show
 
 SYSTEMS = ("hinton", "fitnets", "fsp", "class_distance", "srrl", "mimic", "longer")
 """After the five: class distance's baseline, a student that regresses the feature of the teacher that the others have;

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from limbeck import display
-from limbeck.display import result_table, show, spread_text, verdicts
+from limbeck import display, watching
+from limbeck.display import result_table, spread_text, verdicts
 from limbeck.experiment import Experiment
 from limbeck.jobs import Finished, Job, Trained
 from limbeck.recipe import read
 from limbeck.train import Epoch
+from limbeck.watching import show
 
 RECIPE = """\
 name: tiny
@@ -149,13 +150,14 @@ def test_elsewhere_than_on_a_terminal_each_network_is_one_plain_line():
     text = shown(experiment())
     assert "\x1b" not in text
     assert "━" not in text.split("tiny: test split")[0]
-    lines = text.splitlines()[1:4]
-    for line, job in zip(lines, ("teacher", "alone", "kd"), strict=True):
+    teacher, alone, kept, distilled = text.splitlines()[1:5]
+    assert re.fullmatch(r"teacher/seed0: its outputs for 64 samples are kept \([23]\.\d kB in .*/teacher-seed0\)", kept)
+    for line, job in ((teacher, "teacher"), (alone, "alone"), (distilled, "kd")):
         assert re.fullmatch(rf"{job}/seed0: test accuracy \d+\.\d\d %, \d+ errors of 64", line)
 
 
 def test_elsewhere_than_on_a_terminal_a_long_training_is_told_of(monkeypatch):
-    monkeypatch.setattr(display, "LINE_EVERY", -1.0)
+    monkeypatch.setattr(watching, "LINE_EVERY", -1.0)
     text = shown(experiment())
     pattern = r"^{}: \w+ {}/2, {}, validation \d+\.\d\d %, [\d,]+ images/s$"
     for job, number, terms in (
@@ -169,18 +171,18 @@ def test_elsewhere_than_on_a_terminal_a_long_training_is_told_of(monkeypatch):
 
 def test_an_epoch_is_told_without_validation_where_there_is_none():
     epoch = Epoch("kd", 0, 3, 9, {"hard": 0.5, "soft": 1.25}, 1.0, 3000, 2.0, dict)
-    line = display._trained(Trained(Job("kd", 4), epoch, None))
+    line = watching._trained(Trained(Job("kd", 4), epoch, None))
     assert line == "kd/seed4: epoch 3/9, hard 0.5000, soft 1.2500, 1,500 images/s"
 
 
 def test_a_network_that_was_there_is_told_as_such():
     result = {"test": {"accuracy": 0.9912, "errors": 88, "samples": 10_000}}
-    line = display._finished(Finished(Job("member", 4, 1), result, reused=True))
+    line = watching._finished(Finished(Job("member", 4, 1), result, reused=True))
     assert line == "member/seed4-1 (not trained in this run): test accuracy 99.12 %, 88 errors of 10,000"
 
 
 def test_a_terminal_shows_a_bar_with_the_speed_and_the_time_left(monkeypatch):
-    monkeypatch.setattr(display, "LINE_EVERY", -1.0)
+    monkeypatch.setattr(watching, "LINE_EVERY", -1.0)
     text = shown(experiment("train.epochs=60"), terminal=True)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     frames = [line for line in re.split(r"[\r\n]", plain) if re.match(r"(alone|kd)/seed0 .*━", line)]
@@ -195,7 +197,7 @@ def test_a_terminal_shows_a_bar_with_the_speed_and_the_time_left(monkeypatch):
 
 def test_the_bar_counts_every_image_of_every_epoch(monkeypatch):
     totals = {}
-    real = display.Progress
+    real = watching.Progress
 
     class Recorded(real):
         def add_task(self, description, **options):
@@ -203,11 +205,12 @@ def test_the_bar_counts_every_image_of_every_epoch(monkeypatch):
             totals[description] = self.tasks[-1]
             return task
 
-    monkeypatch.setattr(display, "Progress", Recorded)
+    monkeypatch.setattr(watching, "Progress", Recorded)
     shown(experiment("train.epochs=3"), terminal=True)
     assert {job: (task.total, task.completed) for job, task in totals.items()} == {
         "teacher/seed0": (128, 128),
         "alone/seed0": (192, 192),
+        "teacher/seed0's outputs": (64, 64),
         "kd/seed0": (192, 192),
     }
 
@@ -236,7 +239,7 @@ def test_the_doctor_says_what_is_wrong_with_the_data_root(monkeypatch):
 
 def test_a_stage_is_named_where_it_is_not_the_methods_own():
     epoch = Epoch("hint", 0, 3, 9, {"hint": 0.5}, 0.5, 1500, 1.0, dict)
-    assert display._trained(Trained(Job("fitnets", 4), epoch, None)).startswith(
+    assert watching._trained(Trained(Job("fitnets", 4), epoch, None)).startswith(
         "fitnets/seed4: epoch 3/9 of hint, hint"
     )
 
@@ -250,23 +253,3 @@ def test_a_loss_is_told_as_more_errors():
         }
     )
     assert list(verdicts(run)) == ["kd: 4.0 more errors than alone (one pair, so no deviation)"]
-
-
-def test_watched_batches_can_be_swept_without_moving_the_bar():
-    class Source:
-        samples = 3
-
-        def __len__(self):
-            return 2
-
-        def __call__(self, epoch):
-            return iter(())
-
-        def sweep(self):
-            return ["a", "b"]
-
-    moved = []
-    watched = display._Watched(Source(), moved.append)
-    assert (watched.samples, len(watched)) == (3, 2)
-    assert list(watched.sweep()) == ["a", "b"]
-    assert moved == []

@@ -5,7 +5,7 @@ from torch import nn
 
 from limbeck import engine as module
 from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Term, from_student
-from limbeck.engine import SMALL, Engine, pick_precision
+from limbeck.engine import Engine, can_compile, pick_precision
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.train import run
@@ -78,54 +78,59 @@ def test_a_precision_that_does_not_exist_is_refused(precision):
     assert str(caught.value) == f"precision is {precision!r}: allowed are auto, 32, bf16"
 
 
+@pytest.mark.parametrize("faster", [None, True, False])
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 @pytest.mark.parametrize("device", [CPU, CUDA, torch.device("mps")])
-def test_a_precision_that_is_asked_for_is_taken(machine, precision, device):
+def test_a_precision_that_is_asked_for_is_taken(machine, precision, device, faster):
     machine()
-    assert pick_precision(device, precision, 1) == (precision, "asked for")
+    assert pick_precision(device, precision, faster) == (precision, "asked for")
 
 
 @pytest.mark.parametrize(
-    ("device", "has", "macs", "picked"),
+    ("device", "has", "faster", "picked"),
     [
-        (CPU, {}, None, ("32", "the CPU has no bf16 units")),
-        (CPU, {}, 10**9, ("32", "the CPU has no bf16 units")),
-        (CPU, {"gpu_bf16": True}, None, ("32", "the CPU has no bf16 units")),
-        (CPU, {"amx": True}, None, ("bf16", "the CPU has bf16 units")),
-        (CPU, {"avx": True}, None, ("bf16", "the CPU has bf16 units")),
-        (CPU, {"amx": True}, SMALL, ("bf16", "the CPU has bf16 units")),
-        (
-            CPU,
-            {"amx": True, "avx": True},
-            SMALL - 1,
-            ("32", "the CPU has bf16 units, but networks of 149,999 MACs are too small to gain"),
-        ),
-        (CUDA, {"amx": True}, None, ("32", "the GPU has no bf16 units")),
-        (CUDA, {"gpu_bf16": True}, None, ("bf16", "the GPU has bf16 units")),
-        (CUDA, {"gpu_bf16": True}, 10**9, ("bf16", "the GPU has bf16 units")),
-        (
-            CUDA,
-            {"gpu_bf16": True},
-            0,
-            ("32", "the GPU has bf16 units, but networks of 0 MACs are too small to gain"),
-        ),
-        (torch.device("mps"), {"amx": True}, None, ("32", "bf16 is not known to pay on mps")),
+        (CPU, {}, True, ("32", "the CPU has no bf16 units")),
+        (CPU, {"gpu_bf16": True}, True, ("32", "the CPU has no bf16 units")),
+        (CPU, {"amx": True}, None, ("32", "the CPU has bf16 units, but their speed was not tried")),
+        (CPU, {"amx": True}, True, ("bf16", "tried: faster than 32 bits")),
+        (CPU, {"avx": True}, True, ("bf16", "tried: faster than 32 bits")),
+        (CPU, {"avx": True}, False, ("32", "tried: bf16 is not faster")),
+        (CUDA, {"amx": True}, True, ("32", "the GPU has no bf16 units")),
+        (CUDA, {"gpu_bf16": True}, True, ("bf16", "tried: faster than 32 bits")),
+        (CUDA, {"gpu_bf16": True}, False, ("32", "tried: bf16 is not faster")),
+        (torch.device("mps"), {"amx": True}, True, ("32", "the MPS has no bf16 units")),
     ],
 )
-def test_auto_takes_bf16_where_it_pays_and_says_why(machine, device, has, macs, picked):
+def test_auto_takes_bf16_where_it_pays_and_says_why(machine, device, has, faster, picked):
     machine(**has)
-    assert pick_precision(device, "auto", macs) == picked
+    assert pick_precision(device, "auto", faster) == picked
 
 
 def test_the_engine_keeps_what_was_picked_and_why(machine):
     machine(amx=True)
-    engine = Engine(macs=SMALL)
-    assert (engine.precision, engine.reason) == ("bf16", "the CPU has bf16 units")
+    engine = Engine(faster=True)
+    assert (engine.precision, engine.reason) == ("bf16", "tried: faster than 32 bits")
     assert engine._fabric.given["precision"] == "bf16-mixed"
-    engine = Engine(macs=17_000)
-    assert engine.precision == "32"
-    assert "17,000 MACs" in engine.reason
+    engine = Engine(faster=False)
+    assert (engine.precision, engine.reason) == ("32", "tried: bf16 is not faster")
     assert engine._fabric.given["precision"] == "32-true"
+
+
+@pytest.mark.parametrize(("tool", "found"), [("g++", True), ("clang++", True), ("tcc", False)])
+def test_a_cpu_compiles_where_there_is_a_compiler(monkeypatch, tool, found):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: name if name == tool else None)
+    assert can_compile(CPU) is found
+    if not found:
+        with pytest.raises(LimbeckError, match="compile is true, but the cpu has no compiler"):
+            Engine(device="cpu", precision="32", compile=True)
+
+
+def test_a_gpu_compiles_where_triton_is_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "triton" else None)
+    assert can_compile(CUDA)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not can_compile(CUDA)
 
 
 def test_a_seed_sets_the_generator():
@@ -193,9 +198,12 @@ def test_bf16_really_rounds_as_bf16_does():
 def test_a_gradient_in_bf16_reaches_weights_in_32_bits():
     engine = Engine(device="cpu", precision="bf16")
     step = nn.Linear(3, 2)
-    prepared, optimizer = engine.prepare(step, torch.optim.SGD(step.parameters(), lr=0.1))
+    optimizer = torch.optim.SGD(step.parameters(), lr=0.1)
     before = step.weight.detach().clone()
-    engine.backward(prepared(torch.randn(4, 3)).float().square().mean())
+    with engine.autocast():
+        output = step(torch.randn(4, 3))
+    assert output.dtype == torch.bfloat16
+    output.float().square().mean().backward()
     assert step.weight.grad.dtype == torch.float32
     optimizer.step()
     assert not torch.equal(step.weight, before)
@@ -212,6 +220,9 @@ def test_training_learns_and_is_the_same_twice(precision):
 
         def __call__(self, epoch):
             yield batch
+
+        def few(self):
+            return inputs[:2]
 
     def train():
         torch.manual_seed(2)

@@ -14,7 +14,7 @@ from limbeck.data import Batches, load, normalise
 from limbeck.evaluate import metrics
 from limbeck.evaluate.bias import best_shift
 from limbeck.experiment import Experiment
-from limbeck.jobs import Finished, Job, Started, Trained
+from limbeck.jobs import Finished, Job, Kept, Started, Trained
 from limbeck.methods import METHODS
 from limbeck.models import load_network
 from limbeck.recipe import dump, read
@@ -190,7 +190,7 @@ def test_the_log_has_one_line_an_epoch_with_every_term():
 
 def test_the_events_say_what_begins_and_ends():
     events = finish(experiment())
-    kinds = [(type(event), str(event.job)) for event in events if not isinstance(event, Trained)]
+    kinds = [(type(event), str(event.job)) for event in events if not isinstance(event, Trained | Kept)]
     assert kinds == [(kind, f"{arm}/seed0") for arm in ("teacher", "alone", "kd") for kind in (Started, Finished)]
     assert not any(event.done for event in events if isinstance(event, Started))
     assert not any(event.reused for event in events if isinstance(event, Finished))
@@ -257,7 +257,7 @@ class Watch:
         self.starts, self.orders, self.states = [], [], []
         really_run = experiment_module.run
 
-        def run(stages, networks, batches, engine, *, state=None):
+        def run(stages, networks, batches, engine, *, store=None, state=None):
             self.starts.append({name: value.clone() for name, value in networks["student"].state_dict().items()})
             self.states.append(torch.get_rng_state())
             order = []
@@ -274,7 +274,10 @@ class Watch:
                         order.append((epoch, batch.view, batch.index.tolist(), batch.inputs.sum().item()))
                         yield batch
 
-            yield from really_run(stages, networks, Seen(), engine, state=state)
+                def few(self):
+                    return batches.few()
+
+            yield from really_run(stages, networks, Seen(), engine, store=store, state=state)
 
         monkeypatch.setattr(experiment_module, "run", run)
 

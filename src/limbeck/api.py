@@ -3,20 +3,24 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from limbeck.blocks import CacheBlock
+from limbeck.caching import cached, finished, keep, wanted
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
 from limbeck.engine import Engine, Precision
-from limbeck.evaluate import macs
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.combined import combined
 from limbeck.networks import teaches
 from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Block, call, fill
+from limbeck.options import Block, call, fill, validate
+from limbeck.rehearsal import settle
 from limbeck.schedules import SCHEDULES
 from limbeck.session import NO_AUGMENTATION, Training, logits_of, measure, plan, time_together, training_batches
 from limbeck.train import Epoch, run
@@ -38,6 +42,8 @@ def distill(
     baseline: bool = True,
     device: str = "auto",
     precision: Precision = "auto",
+    compile: bool | Literal["auto"] = "auto",  # noqa: A002 (what torch calls it)
+    cache: bool | Literal["auto"] | Mapping[str, Any] = "auto",
     on_epoch: Callable[[str, Epoch], object] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Distil a trained teacher into a student: your own modules, your own arrays.
@@ -62,6 +68,10 @@ def distill(
         baseline: also train a copy of the student without the teacher, which is the evidence that it helped.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``32`` or ``bf16``.
+        compile: compile the teacher and the losses on maps, or ``auto``: where the training is long enough to gain.
+        cache: compute the teacher's outputs once and read them back: True, False, ``auto`` (where that changes nothing
+            but rounding), or a block such as ``{"views": 4, "dtype": "float16", "folder": "outputs"}``; without a
+            folder they lie in a temporary one.
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 
     Returns:
@@ -77,35 +87,32 @@ def distill(
         raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
     name, function = _method(method)
     training = _training(epochs, batch_size, optimizer, schedule, augment)
-    taken = sorted({"student", "teacher", "batch"} & set(networks or {}))
-    if taken:
-        raise LimbeckError(f"networks: the name {taken[0]!r} is taken: choose another")
-    given = dict(networks or {}) | ({} if teacher is None else {"teacher": teacher})
-    if teacher is None and name in set(METHODS) - set(TEACHERLESS):
-        raise LimbeckError(f"the method {name} needs a teacher, got None")
-    arms = {"student": (name, function, {"student": student, **given})}
-    if baseline and name != "alone":
-        arms = {"alone": ("alone", METHODS["alone"], {"student": copy.deepcopy(student)}), **arms}
-    taught = False
+    arms = _arms(name, function, student, teacher, networks or {}, baseline=baseline)
+    plans = {}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        for _, arm, group in arms.values():
-            taught |= teaches(plan(arm, group, data, training))
-    if taught and teacher is not None:
-        arms["student"][2]["teacher"] = copy.deepcopy(teacher)
-    work = sum(macs(network, data.shape) for network in (student, *given.values()))
-    engine = Engine(device=device, precision=precision, macs=work)
+        for role, (_, arm, group) in arms.items():
+            plans[role] = plan(arm, group, data, training)
+        if teacher is not None and any(teaches(stages) for stages in plans.values()):
+            arms["student"][2]["teacher"] = copy.deepcopy(teacher)
+        block, engine = settle(
+            plans["student"],
+            arms["student"][2],
+            data,
+            training,
+            seed=seed,
+            cache=_cache(cache),
+            device=device,
+            precision=precision,
+            compile=compile,
+        )
     result: dict[str, Any] = {"method": name, "seed": seed}
     guide = None
     if teacher is not None:
         guide = logits_of(teacher, data.test, data, engine)
         result["teacher"] = measure(teacher, data, engine)
     for role, (label, arm, group) in arms.items():
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            engine.seed(seed)
-            batches = training_batches(data, training, seed=seed, engine=engine)
-            for epoch in run(plan(arm, group, data, training), group, batches, engine):
-                if on_epoch is not None:
-                    on_epoch(label, epoch)
+        watch = None if on_epoch is None else partial(on_epoch, label)
+        _train(arm, group, data, cached(training, block), seed, engine, block, watch)
         if group.get("teacher", teacher) is not teacher:  # the copy that the method has trained
             result["teacher_after"] = measure(group["teacher"], data, engine)
             guide = logits_of(group["teacher"], data.test, data, engine)
@@ -115,6 +122,58 @@ def distill(
     for role, times in time_together(trained | ({} if teacher is None else {"teacher": teacher}), data, 100).items():
         result[role] |= times
     return student, result
+
+
+def _arms(
+    name: str,
+    method: Method,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    networks: Mapping[str, nn.Module],
+    *,
+    baseline: bool,
+) -> dict[str, tuple[str, Method, dict[str, nn.Module]]]:
+    """What is trained, the student last: by role, its label, its method and the networks that take part."""
+    taken = sorted({"student", "teacher", "batch"} & set(networks))
+    if taken:
+        raise LimbeckError(f"networks: the name {taken[0]!r} is taken: choose another")
+    if teacher is None and name in set(METHODS) - set(TEACHERLESS):
+        raise LimbeckError(f"the method {name} needs a teacher, got None")
+    given = dict(networks) | ({} if teacher is None else {"teacher": teacher})
+    arms = {"student": (name, method, {"student": student, **given})}
+    if baseline and name != "alone":
+        arms = {"alone": ("alone", METHODS["alone"], {"student": copy.deepcopy(student)}), **arms}
+    return arms
+
+
+def _train(
+    method: Method,
+    networks: Mapping[str, nn.Module],
+    data: Data,
+    training: Training,
+    seed: int,
+    engine: Engine,
+    cache: CacheBlock,
+    watch: Callable[[Epoch], object] | None,
+) -> None:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), TemporaryDirectory() as temporary:
+        engine.seed(seed)
+        stages = plan(method, networks, data, training)
+        store = None
+        if cache.use and wanted(stages):
+            folder = Path(cache.folder or temporary)
+            store = finished(keep(folder, cache, networks["teacher"], wanted(stages), data, training, engine))
+        batches = training_batches(data, training, seed=seed, engine=engine)
+        for epoch in run(stages, networks, batches, engine, store=store):
+            if watch is not None:
+                watch(epoch)
+
+
+def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:
+    block, problems = validate(CacheBlock, {"use": True, **asked} if isinstance(asked, Mapping) else {"use": asked})
+    if block is None:
+        raise LimbeckError("; ".join(f"cache: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
+    return block
 
 
 def _training(

@@ -49,6 +49,23 @@ class DataBlock(Checked):
     size: tuple[PositiveInt, PositiveInt] | None = None
     limit: PositiveInt | None = None
     seed: Seed = 0
+    streaming: bool = False
+    workers: NonNegativeInt | None = None
+
+
+class CacheBlock(Checked):
+    """Whether the teacher's outputs are computed once and kept; see docs/speed.md.
+
+    ``true`` and ``false`` stand for the block with ``use`` alone. ``auto`` keeps them where that changes nothing but
+    rounding: the student sees each sample always the same, and the rows fit easily.
+    """
+
+    use: bool | Literal["auto"] = "auto"
+    views: PositiveInt | None = None
+    seed: Seed = 0
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    top_k: PositiveInt | None = None
+    folder: str | None = None
 
 
 class TrainBlock(Checked):
@@ -65,11 +82,15 @@ class TrainBlock(Checked):
 class TeacherBlock(Checked):
     """Where the teacher comes from: files or run folders (``weights``), or trained on the spot (``train``).
 
-    ``untrained`` leaves the training to a method that trains its teacher, such as ``class_distance``.
+    ``untrained`` leaves the training to a method that trains its teacher, such as ``class_distance``. ``table`` is a
+    file of soft labels by image name, of a teacher that nobody has; ``values`` says what it holds where that is not
+    plain.
     """
 
     model: Named | None = None
     weights: Files | None = None
+    table: str | None = None
+    values: Literal["probabilities", "log-probabilities", "logits"] | None = None
     train: TrainBlock | None = None
     untrained: bool = False
     members: PositiveInt = 1
@@ -113,4 +134,8 @@ class Recipe(Checked):
     seeds: tuple[Seed, ...] = (0,)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    cache: Annotated[CacheBlock, BeforeValidator(lambda v: {"use": v} if isinstance(v, bool | str) else v)] = (
+        CacheBlock()
+    )
     evaluate: EvaluateBlock = EvaluateBlock()

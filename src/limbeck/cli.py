@@ -13,6 +13,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from limbeck.blocks import Recipe
+    from limbeck.experiment import Experiment
 
 SMALL = 2_000_000
 """Multiply-accumulates of one sample through teacher and student below which several threads cost more than they save.
@@ -31,7 +32,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+cache = typer.Typer(help="The store of a teacher's outputs: build, compare, look.", no_args_is_help=True)
+app.add_typer(cache, name="cache")
 
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe file, or the name of one that limbeck brings.")]
+Seed = Annotated[int | None, typer.Option(help="Run this seed alone.")]
+Out = Annotated[Path | None, typer.Option(help="The run folder; the default is runs/<name of the recipe>.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Where data lies; the default is the variable LIMBECK_DATA.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Replace a key of the recipe.")]
 
@@ -72,30 +78,88 @@ def demo(
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file, or the name of one that limbeck brings.")],
+    recipe: RecipeFile,
     override: Set = None,
-    seed: Annotated[int | None, typer.Option(help="Run this seed alone.")] = None,
+    seed: Seed = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The recipe's tiny version, to see that it works.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")] = False,
-    out: Annotated[Path | None, typer.Option(help="The run folder; the default is runs/<name of the recipe>.")] = None,
+    out: Out = None,
     data_root: DataRoot = None,
 ) -> None:
     """Run a recipe.
 
     Trains the teacher, the student alone and the distilled student, over the recipe's seeds.
     """
-    again = ["limbeck", "run", str(recipe), *(part for item in override or () for part in ("--set", item))]
-    again += (["--seed", str(seed)] if seed is not None else []) + (["--smoke"] if smoke else [])
-    again += (["--out", str(out)] if out else []) + (["--data-root", str(data_root)] if data_root else [])
-    with reporting(shlex.join([*again, "--resume"])):
+    with reporting(_again("run", recipe, override, seed, out, data_root, smoke=smoke)):
         from limbeck import recipe as recipes
-        from limbeck.files import bundled
 
-        rooted = [*(override or ()), *([f"data.root={json.dumps(str(data_root))}"] if data_root else [])]
-        ours = not recipe.exists() and recipe.parent in (Path(), Path("recipes"))
-        checked = recipes.read(bundled(recipe.name, recipe) if ours else recipe, overrides=rooted, seed=seed)
+        checked = _read(recipe, override, seed, data_root)
         checked = recipes.smoke(checked) if smoke else checked
         _run(checked, out or Path("runs") / checked.name, resume=resume)
+
+
+@cache.command("build")
+def cache_build(
+    recipe: RecipeFile, override: Set = None, seed: Seed = None, out: Out = None, data_root: DataRoot = None
+) -> None:
+    """Compute what the recipe's method reads of its teacher, for `limbeck run` with `cache: true`.
+
+    A teacher that the recipe trains is trained first, in the run folder; `limbeck run --resume` goes on from there.
+    """
+    with reporting(_again("cache build", recipe, override, seed, out, data_root)):
+        from limbeck.stores import build_stores
+        from limbeck.watching import follow
+
+        experiment = _experiment(recipe, [*(override or ()), "cache.use=true"], seed, out, data_root)
+        follow(lambda track: build_stores(experiment, track), Console(markup=False))
+
+
+@cache.command("verify")
+def cache_verify(
+    recipe: RecipeFile, override: Set = None, seed: Seed = None, out: Out = None, data_root: DataRoot = None
+) -> None:
+    """Compare the store with the teacher on random rows; every file's hash is checked too."""
+    with reporting():
+        from limbeck.stores import compare_stores
+        from limbeck.watching import follow
+
+        experiment = _experiment(recipe, [*(override or ()), "cache.use=true"], seed, out, data_root)
+        follow(lambda track: compare_stores(experiment), Console(markup=False))
+
+
+@cache.command("info")
+def cache_info(
+    recipe: RecipeFile, override: Set = None, seed: Seed = None, out: Out = None, data_root: DataRoot = None
+) -> None:
+    """Show what the store holds, and of what."""
+    with reporting():
+        from limbeck.display import store_table
+        from limbeck.stores import stores
+
+        experiment = _experiment(recipe, [*(override or ()), "cache.use=true"], seed, out, data_root)
+        for folder in stores(experiment).values():
+            Console(markup=False).print(store_table(folder))
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Soft targets on the ResNets alone, within a minute.")] = False,
+    workload: Annotated[list[str] | None, typer.Option(help="kd, hint, srrl, at or mnist_mlp; all by default.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of all variants in turn, at least 5.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Measure the speed of training on this machine, beside other loops and the floor that the hardware sets."""
+    with reporting():
+        from limbeck.bench.benchmark import run_bench
+        from limbeck.display import bench_tables
+        from limbeck.watching import followed
+
+        result = followed(run_bench(quick=quick, workloads=workload, rounds=rounds), Console(stderr=True))
+        if as_json:
+            print(json.dumps(result, indent=2))
+        else:
+            for part in bench_tables(result):
+                Console(markup=False, highlight=False).print(part)
 
 
 @app.command()
@@ -168,11 +232,47 @@ def reporting(again: str = "") -> Iterator[None]:
         raise typer.Exit(130) from stop
 
 
+def _again(
+    command: str,
+    recipe: Path,
+    override: list[str] | None,
+    seed: int | None,
+    out: Path | None,
+    data_root: Path | None,
+    *,
+    smoke: bool = False,
+) -> str:
+    """The command line that goes on where this one stops."""
+    line = ["limbeck", *command.split(), str(recipe), *(part for item in override or () for part in ("--set", item))]
+    line += (["--seed", str(seed)] if seed is not None else []) + (["--smoke"] if smoke else [])
+    line += (["--out", str(out)] if out else []) + (["--data-root", str(data_root)] if data_root else [])
+    return shlex.join([*line, *(["--resume"] if command == "run" else [])])
+
+
+def _read(recipe: Path, override: list[str] | None, seed: int | None, data_root: Path | None) -> "Recipe":
+    from limbeck import recipe as recipes
+    from limbeck.files import bundled
+
+    rooted = [*(override or ()), *([f"data.root={json.dumps(str(data_root))}"] if data_root else [])]
+    ours = not recipe.exists() and recipe.parent in (Path(), Path("recipes"))
+    return recipes.read(bundled(recipe.name, recipe) if ours else recipe, overrides=rooted, seed=seed)
+
+
+def _experiment(
+    recipe: Path, override: list[str] | None, seed: int | None, out: Path | None, data_root: Path | None
+) -> "Experiment":
+    """The experiment of a recipe, on what its run folder may hold already."""
+    from limbeck.experiment import Experiment
+
+    checked = _read(recipe, override, seed, data_root)
+    return Experiment(checked, out or Path("runs") / checked.name, resume=True)
+
+
 def _run(recipe: "Recipe", out: Path, *, resume: bool) -> None:
     import torch
 
-    from limbeck.display import show
     from limbeck.experiment import Experiment
+    from limbeck.watching import show
 
     experiment = Experiment(recipe, out, resume=resume)
     if experiment.macs < SMALL:

@@ -76,6 +76,9 @@ def tap(source: str, text: str) -> Tap:
     return Tap(source, layer, side or "output", int(run) if run else None)
 
 
+Reader = Callable[[Batch], Mapping[Tap, Tensor]]
+"""Another way to a frozen network's tensors than running it: from a store, or compiled."""
+
 TARGETS = Tap("batch", "targets")
 """The labels of the batch."""
 
@@ -87,6 +90,24 @@ class Term:
     loss: Loss  # a function; an nn.Module where it owns parameters or state
     reads: tuple[Tap, ...]  # student first
     weight: float | Schedule = 1.0
+
+
+class Outputs(Protocol):
+    """A frozen teacher's tensors, computed beforehand or by someone else."""
+
+    @property
+    def taps(self) -> frozenset[Tap]:
+        """What it has."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """The samples of a view."""
+        ...
+
+    def read(self, index: Tensor, view: int) -> Mapping[Tap, Tensor]:
+        """Every tap's rows, at least 32 bits, of the samples (N,) int64 in a view."""
+        ...
 
 
 class Sweep(Protocol):

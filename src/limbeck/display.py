@@ -1,112 +1,29 @@
 """What the commands show: progress, tables, verdicts. It returns things to print; `show` alone drives a console."""
 
 import fnmatch
-import time
+import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from limbeck.core import Batch, LimbeckError
+from limbeck.bench import report
+from limbeck.core import LimbeckError
 from limbeck.data import data_root
 from limbeck.engine import pick_precision
 from limbeck.environment import environment
 from limbeck.evaluate import parameters
 from limbeck.experiment import Experiment
-from limbeck.jobs import Finished, Job, Started, Trained
 from limbeck.models import MODELS, build, layers
 from limbeck.models import options as model_options
 from limbeck.options import nearest
+from limbeck.store import info
 from limbeck.summary import summarise
-from limbeck.train import BatchSource
-
-LINE_EVERY = 10.0
-"""Seconds between progress lines where there is no terminal."""
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} images/s")
-
-
-class _Watched:
-    """Batches that move a progress bar as they are used."""
-
-    def __init__(self, batches: BatchSource, advance: Any) -> None:
-        self.samples = batches.samples
-        self._batches = batches
-        self._advance = advance
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __call__(self, epoch: int) -> Iterator[Batch]:
-        for batch in self._batches(epoch):
-            yield batch
-            self._advance(len(batch.targets))
-
-    def sweep(self) -> Iterable[Batch]:
-        return self._batches.sweep()
-
-
-def show(experiment: Experiment, console: Console, out: Path) -> None:
-    """Run an experiment, showing a progress bar on a terminal and plain lines elsewhere, then its table."""
-    engine, data = experiment.engine, experiment.data
-    console.print(
-        f"{experiment.recipe.name}: {len(data.train):,} training, {len(data.validation):,} validation and "
-        f"{len(data.test):,} test samples of {len(data.classes)} classes; on {engine.device.type} in "
-        f"{'bfloat16' if engine.precision == 'bf16' else '32 bits'} ({engine.reason})",
-        highlight=False,
-        soft_wrap=True,
-    )
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.percentage:>3.0f}%"),
-        _Speed(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        speed_estimate_period=10,
-    )
-    terminal = console.is_terminal
-
-    samples = 0
-
-    def track(job: Job, epochs: int, batches: BatchSource) -> BatchSource:
-        nonlocal samples
-        samples = batches.samples
-        task = progress.add_task(str(job), total=epochs * samples)
-        return _Watched(batches, lambda count: progress.advance(task, count))
-
-    with progress if terminal else nullcontext():
-        spoken = time.monotonic()
-        for event in experiment.run(track):
-            if isinstance(event, Finished):
-                console.print(_finished(event), highlight=False, soft_wrap=True)
-                for task in progress.task_ids:
-                    progress.remove_task(task)
-            elif isinstance(event, Started) and event.done:
-                for task in progress.task_ids:
-                    progress.update(task, completed=event.done * samples)
-                console.print(f"{event.job}: going on from its checkpoint", highlight=False)
-            elif isinstance(event, Trained) and not terminal and time.monotonic() - spoken > LINE_EVERY:
-                spoken = time.monotonic()
-                console.print(_trained(event), highlight=False, soft_wrap=True)
-    console.print(result_table(experiment))
-    for line in verdicts(experiment):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"written: {out}/result.json and {out}/student.safetensors", highlight=False, soft_wrap=True)
 
 
 def result_table(experiment: Experiment) -> Table:
@@ -253,17 +170,38 @@ def doctor_table() -> Table:
     return table
 
 
-def _finished(event: Finished) -> str:
-    test = event.result["test"]
-    how = " (not trained in this run)" if event.reused else ""
-    share = f"test accuracy {100 * test['accuracy']:.2f} %"
-    return f"{event.job}{how}: {share}, {test['errors']} errors of {test['samples']:,}"
+def store_table(folder: Path) -> Table:
+    """What a store holds, and of what."""
+    found = info(folder)
+    known = found.fingerprint
+    state = "finished" if found.finished else f"not finished: {found.files} of {found.of} files"
+    rows = {
+        "folder": str(folder),
+        "state": state,
+        "size": f"{found.bytes / 1e6:,.1f} MB in {found.files} files",
+        "samples": f"{found.rows:,}, {known.views} view{'s' if known.views > 1 else ''} of seed {known.seed}",
+        **{
+            f"tap {tap}": f"{' x '.join(map(str, found.shapes[tap]))}, {form.dtype}"
+            + (f", the {form.top_k} greatest" if form.top_k else "")
+            for tap, form in known.taps.items()
+        },
+        "computed in": "bfloat16" if known.precision == "bf16" else "32 bits",
+        "teacher": known.teacher,
+        "data": known.data,
+        "transform": json.dumps(dict(known.transform)),
+        "versions": ", ".join(f"{name} {number}" for name, number in known.versions.items()),
+    }
+    table = Table("", "", show_header=False)
+    for key, value in rows.items():
+        table.add_row(key, value)
+    return table
 
 
-def _trained(event: Trained) -> str:
-    epoch = event.epoch
-    terms = ", ".join(f"{name} {value:.4f}" for name, value in epoch.terms.items())
-    validation = "" if event.validation is None else f", validation {100 * event.validation:.2f} %"
-    speed = epoch.images / epoch.seconds
-    stage = "" if epoch.stage in ("alone", event.job.arm) else f" of {epoch.stage}"
-    return f"{event.job}: epoch {epoch.number}/{epoch.epochs}{stage}, {terms}{validation}, {speed:,.0f} images/s"
+def bench_tables(result: Mapping[str, Any]) -> Iterator[Table | str]:
+    """The figures of a benchmark: a table a workload, and sentences on the rest."""
+    for part in report.rows(result):
+        table = Table(*part.cells[0], title=part.title, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        for row in part.cells[1:]:
+            table.add_row(*row)
+        yield table
+    yield from report.summary_lines(result)

@@ -1,50 +1,61 @@
-"""Device and precision. The only module that knows Lightning Fabric."""
+"""Device, precision, memory layout and compilation. The only module that knows Lightning Fabric."""
 
+import importlib.util
 import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from limbeck.core import LimbeckError
+from limbeck.allocator import keep_memory
+from limbeck.core import Batch, LimbeckError, Loss, Reader, Tap
+from limbeck.lean import lean, runs_channels_last
 
 Precision = Literal["auto", "32", "bf16"]
-
-SMALL = 150_000
-"""Multiply-accumulates of one forward below which converting to bf16 costs more than it saves.
-
-Measured on 2 cores with AVX-512 bf16, batches of 64 and 256: bf16 takes 1.8 times as long at 17,000, 0.8 at 190,000,
-0.5 at 330,000 and above.
-"""
 
 _FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
 
 
 class Engine:
-    """Where and how precisely the networks run.
+    """Where and how precisely the networks run, and what is done to run them fast.
+
+    On a CPU the process keeps the memory that a step frees, see `limbeck.allocator`. A step runs the modules themselves
+    and not through Fabric's wrappers, which for one process add nothing but about 60 microseconds.
 
     Args:
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
         precision: ``32``; ``bf16`` (weights in 32 bits, forward in bfloat16); or ``auto``, see `pick_precision`.
-        macs: multiply-accumulates of one sample through all networks, where they are known.
+        compile: compile frozen networks and the terms' losses.
+        faster: whether bf16 was measured to be faster than 32 bits, where it was.
 
     Attributes:
-        device: the torch device. precision: ``32`` or ``bf16``. reason: why ``auto`` picked it.
+        device: the torch device. precision: ``32`` or ``bf16``. reason: why ``auto`` picked it. compile: as given.
 
     Raises:
         LimbeckError: the device is not there, or there is no such precision.
     """
 
-    def __init__(self, *, device: str = "auto", precision: Precision = "auto", macs: int | None = None) -> None:
-        allowed = ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-        allowed += ["mps"] if torch.backends.mps.is_available() else []
-        if device not in allowed:
-            raise LimbeckError(f"device is {device!r}: this machine has {', '.join(allowed)}")
-        accelerator = allowed[-1] if device == "auto" and len(allowed) > 2 else device
-        self.device = torch.device("cpu" if accelerator == "auto" else accelerator)
-        self.precision, self.reason = pick_precision(self.device, precision, macs)
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        compile: bool = False,  # noqa: A002 (what torch calls it)
+        faster: bool | None = None,
+    ) -> None:
+        self.device = pick_device(device)
+        self.precision: Literal["32", "bf16"]
+        self.precision, self.reason = pick_precision(self.device, precision, faster)
+        if compile and not can_compile(self.device):
+            raise LimbeckError(f"compile is true, but the {self.device.type} has no compiler: g++, clang++ or triton")
+        self.compile = compile
+        if self.device.type == "cpu":
+            keep_memory()
         library = logging.getLogger("lightning_fabric")
         level = library.level
         library.setLevel(logging.WARNING)  # what it says of precision, the commands say better
@@ -55,22 +66,58 @@ class Engine:
         """Set the generators that dropout and initialisation draw from."""
         torch.manual_seed(seed)
 
-    def prepare(self, step: nn.Module, optimizer: Optimizer) -> tuple[Any, Any]:
-        """Put what learns and its optimizer on the device, ready to run in the engine's precision."""
-        module, prepared = self._fabric.setup(step, optimizer)
-        return module, prepared
-
     def place(self, network: nn.Module) -> nn.Module:
-        """Move a network to the device."""
+        """Move a network, or all that learns in a stage, to the device."""
         return network.to(self.device)
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of the loss, in the engine's precision."""
-        self._fabric.backward(loss)
 
     def autocast(self) -> Any:
         """The context in which a network's forward runs in the engine's precision."""
-        return self._fabric.autocast()
+        return nullcontext() if self.precision == "32" else self._fabric.autocast()
+
+    @contextmanager
+    def layout(self, networks: Iterable[nn.Module], inputs: Tensor) -> Iterator[None]:
+        """Inside the block, the weights of networks that learn and run in channels_last lie so in memory."""
+        moved = [network for network in networks if runs_channels_last(network, inputs, learns=True)]
+        for network in moved:
+            network.to(memory_format=torch.channels_last)
+        try:
+            yield
+        finally:
+            for network in moved:
+                network.to(memory_format=torch.contiguous_format)
+
+    def lean(self, network: nn.Module, inputs: Tensor, taps: Sequence[Tap]) -> nn.Module:
+        """A copy of a frozen network that gives the same tensors faster; see `limbeck.lean.lean`."""
+        fits = runs_channels_last(network, inputs)
+        return lean(network, inputs, taps, precision=self.precision, channels_last=fits).network
+
+    def reader(self, network: nn.Module, taps: Sequence[Tap]) -> Reader:
+        """A frozen network's tensors through compiled code; compiled at the first batch, for its size.
+
+        Raises:
+            CannotCompile: at the first batch, the network cannot be one graph, or comes out otherwise.
+        """
+        from limbeck.compiled import compiled_reader  # the compiler takes a second to import
+
+        made: list[Callable[[Tensor], Mapping[Tap, Tensor]]] = []
+
+        def read(batch: Batch) -> Mapping[Tap, Tensor]:
+            if not made:
+                made.append(compiled_reader(network, batch.inputs, taps))
+            return made[0](batch.inputs)
+
+        return read
+
+    def compiled(self, loss: Loss) -> Loss:
+        """A loss that reads maps through compiled code; on logits and features that gains nothing."""
+        from limbeck.compiled import compiled_loss
+
+        fast = compiled_loss(loss)
+
+        def chosen(*reads: Tensor) -> Tensor:
+            return fast(*reads) if any(read.dim() > 2 for read in reads) else loss(*reads)
+
+        return chosen
 
     def generators(self) -> dict[str, Tensor]:
         """The state of every generator that training draws from."""
@@ -90,25 +137,56 @@ class Engine:
             torch.mps.set_rng_state(states["mps"])
 
 
-def pick_precision(device: torch.device, precision: Precision, macs: int | None = None) -> tuple[str, str]:
+def pick_device(device: str) -> torch.device:
+    """The device by its name, or for ``auto`` a GPU where there is one.
+
+    Raises:
+        LimbeckError: the machine has none of that name.
+    """
+    allowed = ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    allowed += ["mps"] if torch.backends.mps.is_available() else []
+    if device not in allowed:
+        raise LimbeckError(f"device is {device!r}: this machine has {', '.join(allowed)}")
+    accelerator = allowed[-1] if device == "auto" else device
+    return torch.device("cpu" if accelerator == "auto" else accelerator)
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether the compiler that torch.compile needs for the device is there."""
+    if device.type == "cuda":
+        return importlib.util.find_spec("triton") is not None
+    return device.type == "cpu" and any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+def pick_precision(
+    device: torch.device, precision: Precision, faster: bool | None = None
+) -> tuple[Literal["32", "bf16"], str]:
     """The precision to use and the reason, in a few words.
 
-    ``auto`` takes bf16 where the hardware multiplies it faster than 32 bits, a GPU with bf16 units or a CPU with AMX
-    or AVX-512 bf16, unless the networks are known to be too small to gain. Elsewhere it takes 32 bits.
+    ``auto`` takes bf16 where the hardware multiplies it and a trial of the very training found it faster. Without a
+    trial, and elsewhere, it takes 32 bits.
+
+    Args:
+        device: where the networks run.
+        precision: as in `Engine`.
+        faster: what the trial found; None where there was none.
     """
     if precision not in get_args(Precision):
         raise LimbeckError(f"precision is {precision!r}: allowed are {', '.join(get_args(Precision))}")
     if precision != "auto":
         return precision, "asked for"
-    if device.type == "cuda":
-        fast, units = torch.cuda.is_bf16_supported(including_emulation=False), "the GPU has bf16 units"
-    elif device.type == "cpu":
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        units = "the CPU has bf16 units"
-    else:
-        return "32", f"bf16 is not known to pay on {device.type}"
-    if not fast:
-        return "32", units.replace("has", "has no")
-    if macs is not None and macs < SMALL:
-        return "32", f"{units}, but networks of {macs:,} MACs are too small to gain"
-    return "bf16", units
+    name = "GPU" if device.type == "cuda" else device.type.upper()
+    if not has_bf16_units(device):
+        return "32", f"the {name} has no bf16 units"
+    if faster is None:
+        return "32", f"the {name} has bf16 units, but their speed was not tried"
+    return ("bf16", "tried: faster than 32 bits") if faster else ("32", "tried: bf16 is not faster")

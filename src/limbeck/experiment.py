@@ -4,29 +4,26 @@ import copy
 import hashlib
 import shutil
 from collections.abc import Generator, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.blocks import Recipe, TeacherBlock, TrainBlock
+from limbeck.arms import arms_of, method_of, needed, teacher_of, training_of
+from limbeck.blocks import Recipe, TeacherBlock
+from limbeck.caching import cached, outputs
 from limbeck.core import LimbeckError, Method
-from limbeck.data import Augment, load
-from limbeck.engine import Engine
+from limbeck.data import load
 from limbeck.environment import environment
-from limbeck.evaluate import bias_study, macs
+from limbeck.evaluate import bias_study
 from limbeck.jobs import Event, Finished, Job, Started, Track, Trained
 from limbeck.methods import METHODS
-from limbeck.methods.combined import combined
 from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structure, save_network
-from limbeck.networks import Cast, check_use, joined, teaches
-from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import call
+from limbeck.networks import Cast, joined
 from limbeck.recipe import dump, placed
+from limbeck.rehearsal import as_decided, rehearse
 from limbeck.runfolder import RunFolder, log_line
-from limbeck.schedules import SCHEDULES
 from limbeck.session import Training, label_indices, logits_of, measure, plan, time_together, training_batches
 from limbeck.summary import summarise
 from limbeck.train import run
@@ -42,8 +39,8 @@ class Experiment:
         resume: go on with what the folder holds; otherwise it must not hold a run.
 
     Attributes:
-        recipe: with device and precision as picked. data: its splits. engine: where it runs. macs: of one sample
-            through teacher and student.
+        recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
+            through teacher and student. cast: what builds its networks.
 
     Raises:
         LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
@@ -52,19 +49,18 @@ class Experiment:
     def __init__(self, recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
         self.recipe = placed(recipe)
         self.data = load(**recipe.data.model_dump())
-        self._cast = Cast(self.recipe, self.data)
+        self.cast = Cast(self.recipe, self.data)
         self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
                 raise LimbeckError(f"the {name} split has no sample of shift_bias: {list(recipe.evaluate.shift_bias)}")
-        self._teaching: dict[str, bool] = {}  # by arm: whether the method changes its teacher
-        self.macs = self._rehearse()
-        self.engine = Engine(device=recipe.device, precision=recipe.precision, macs=self.macs)
-        picked = {"device": self.engine.device.type, "precision": self.engine.precision}
-        self.recipe = self.recipe.model_copy(update=picked)
+        known = as_decided(self.recipe, folder) if resume else self.recipe
+        rehearsal = rehearse(known, self.data, self.cast)
+        self.recipe, self.engine, self.macs = rehearsal.recipe, rehearsal.engine, rehearsal.macs
+        self._teaching = rehearsal.teaching
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
             if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
-                training_batches(self.data, self._training(block), seed=0, engine=self.engine)
+                training_batches(self.data, training_of(block, self.data), seed=0, engine=self.engine)
         self.folder = RunFolder(folder, dump(self.recipe), resume=resume)
         self._results: dict[Job, dict[str, Any]] = {}
         self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
@@ -73,8 +69,7 @@ class Experiment:
     @property
     def arms(self) -> tuple[str, ...]:
         """The student's arms: alone where the recipe has a baseline, then the method."""
-        name = self.recipe.method["name"]
-        return ("alone", name) if self.recipe.baseline and name != "alone" else (name,)
+        return arms_of(self.recipe)
 
     @property
     def results(self) -> Mapping[Job, Mapping[str, Any]]:
@@ -88,41 +83,25 @@ class Experiment:
 
     def run(self, track: Track = lambda job, epochs, batches: batches) -> Iterator[Event]:
         """Train what is not there yet, yielding as it goes; at the end the run's `result.json` is written."""
-        picked = {"device": str(self.engine.device), "precision": self.engine.precision, "why": self.engine.reason}
+        engine, cache = self.engine, self.recipe.cache.model_dump(mode="json")
+        picked: dict[str, Any] = {"device": str(engine.device), "precision": engine.precision, "why": engine.reason}
+        picked |= {"compile": engine.compile, "cache": cache}
         self.folder.open(environment() | picked)
         for seed in self.recipe.seeds:
             teacher = guide = None
             if self.recipe.teacher is not None:
-                teacher = yield from self._teacher(self.recipe.teacher, seed, track)
-                if not self.recipe.teacher.untrained:
+                teacher = yield from self.teacher(self.recipe.teacher, seed, track)
+                if not (self.recipe.teacher.untrained or self.recipe.teacher.table):
                     guide = logits_of(teacher, self.data.test, self.data, self.engine)
             for arm in self.arms:
                 yield from self._student(Job(arm, seed), teacher, guide, track)
         self._conclude()
 
-    def _rehearse(self) -> int:
-        """Build everything once and read every tap; gives the multiply-accumulates of one sample through all."""
-        with torch.random.fork_rng(devices=[]):
-            student, _, others = self._cast.student(self.recipe.seeds[0])
-            networks = {"student": student, **others}
-            block = self.recipe.teacher
-            if block is not None:
-                members = self._cast.restored(block) or [self._cast.teacher(block)[0] for _ in range(block.members)]
-                networks["teacher"] = joined(members, block)
-                if block.train is not None:
-                    plan(METHODS["alone"], {"student": members[0]}, self.data, self._training(block.train))
-            for arm in self.arms:
-                stages = plan(self._method(arm), _needed(arm, networks), self.data, self._training(self.recipe.train))
-                if arm == self.recipe.method["name"]:
-                    check_use(self.recipe, stages)
-                self._teaching[arm] = teaches(stages)
-            return sum(macs(network, self.data.shape) for network in networks.values())
-
-    def _teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
+    def teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
         """The teacher of a seed: trained, or restored; its figures are there before any student's training."""
-        shared = block.seed if block.seed is not None else (self.recipe.seeds[0] if block.weights else seed)
-        teacher = Job("teacher", shared)
-        members = self._cast.restored(block)
+        teacher = teacher_of(self.recipe, seed)
+        shared = teacher.seed
+        members = self.cast.restored(block)
         for number, member in enumerate(members if len(members) > 1 else ()):
             job = Job("member", shared, number)
             if job not in self._results:
@@ -133,7 +112,7 @@ class Experiment:
             for job in jobs:
                 members.append((yield from self._member(block, job, track)))
         network = joined(members, block)
-        if block.untrained:
+        if block.untrained or block.table:
             return network
         if teacher not in self._results:
             self._results[teacher] = _labelled(teacher, measure(network, self.data, self.engine))
@@ -143,24 +122,26 @@ class Experiment:
 
     def _member(self, block: TeacherBlock, job: Job, track: Track) -> Generator[Event, None, nn.Module]:
         self.engine.seed(job.generator_seed)
-        network, spec = self._cast.teacher(block)
+        network, spec = self.cast.teacher(block)
         if block.train is None:  # left untrained, for the method
             return network
         if job in self._results:
             load_weights(network, self.folder.path / str(job) / job.file)
         else:
-            training = self._training(block.train)
+            training = training_of(block.train, self.data)
             yield from self._fit(job, METHODS["alone"], {"student": network}, training, spec, None, track)
         return network
 
     def _student(self, job: Job, teacher: nn.Module | None, guide: Tensor | None, track: Track) -> Iterator[Event]:
         self.engine.seed(job.seed)
-        network, spec, others = self._cast.student(job.seed)
+        network, spec, others = self.cast.student(job.seed)
         networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
         if self._teaching[job.arm] and teacher is not None:
             networks["teacher"], guide = copy.deepcopy(teacher), None
-        training = self._training(self.recipe.train)
-        yield from self._fit(job, self._method(job.arm), _needed(job.arm, networks), training, spec, guide, track)
+        training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
+        yield from self._fit(
+            job, method_of(self.recipe, job.arm), needed(job.arm, networks), training, spec, guide, track
+        )
         self._networks.setdefault(job.arm, network)
 
     def _fit(
@@ -190,12 +171,17 @@ class Experiment:
             first = self.folder.path / str(Job(job.arm, self.recipe.seeds[0]))
             load_weights(network, first / f"after_{stages[0].name}.safetensors")
             stages = stages[1:]
+        store = None
+        if "teacher" in networks and job.arm == self.recipe.method["name"]:
+            store = yield from outputs(
+                self.recipe, self.folder.path, job.seed, stages, networks["teacher"], self.data, training, self.engine
+            )
         state = self.folder.state(name)
         batches = training_batches(self.data, training, seed=job.generator_seed, engine=self.engine)
         lengths = [stage.epochs for stage in stages]
         watched = track(job, sum(lengths), batches)
         yield Started(job, done=sum(lengths[: state["stage"]]) + state["epoch"] if state else 0)
-        for epoch in run(stages, networks, watched, self.engine, state=state):
+        for epoch in run(stages, networks, watched, self.engine, store=store, state=state):
             learning = any(part.partition(".")[0] == "student" for part in stages[epoch.position].learns)
             validation = self._validation(network) if learning else None
             self.folder.log(log_line(name, epoch, validation))
@@ -204,7 +190,7 @@ class Experiment:
             self.folder.save(name, epoch.state)
             yield Trained(job, epoch, validation)
         taught = {}
-        if guide is None and "teacher" in networks:  # the method has changed its teacher
+        if guide is None and self._teaching.get(job.arm) and "teacher" in networks:
             taught["teacher_after"] = measure(networks["teacher"], self.data, self.engine)["test"]
             guide = logits_of(networks["teacher"], self.data.test, self.data, self.engine)
         figures = measure(network, self.data, self.engine, teacher=guide)
@@ -240,27 +226,6 @@ class Experiment:
             },
         )
 
-    def _training(self, block: TrainBlock) -> Training:
-        exclude = label_indices(block.exclude, self.data.classes)
-        if len(self.data.train.without(exclude)) == 0:
-            raise LimbeckError(f"exclude leaves out every class of the data: {', '.join(self.data.classes)}")
-        return Training(
-            epochs=block.epochs,
-            batch_size=block.batch_size,
-            optimizer=call(OPTIMIZERS, block.optimizer),
-            schedule=call(SCHEDULES, block.schedule),
-            augment=Augment(**block.augment.model_dump()),
-            exclude=exclude,
-        )
-
-    def _method(self, arm: str) -> Method:
-        block = self.recipe.method
-        if arm != block["name"]:
-            return METHODS["alone"]
-        if "parts" in block:
-            return partial(combined, parts=[partial(call, METHODS, part) for part in block["parts"]])
-        return partial(call, METHODS, block)
-
     def _validation(self, network: nn.Module) -> float | None:
         split = self.data.validation
         if len(split) == 0:
@@ -282,10 +247,6 @@ class Experiment:
 
 def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _needed(arm: str, networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    return {"student": networks["student"]} if arm == "alone" else networks
 
 
 def _labelled(job: Job, figures: dict[str, Any]) -> dict[str, Any]:

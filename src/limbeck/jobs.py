@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from limbeck.train import BatchSource, Epoch
@@ -62,7 +63,29 @@ class Finished:
     reused: bool
 
 
-Event = Started | Trained | Finished
+@dataclass(frozen=True)
+class Kept:
+    """A part of the outputs of a teacher is in its store."""
+
+    job: Job  # the teacher's
+    folder: Path
+    done: int  # rows
+    of: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A store was compared with its teacher."""
+
+    job: Job  # the teacher's
+    folder: Path
+    rows: int
+    deviation: float  # the greatest, relative to what is allowed
+    allowed: float
+
+
+Event = Started | Trained | Finished | Kept | Compared
 
 Track = Callable[[Job, int, BatchSource], BatchSource]
 """``(job, epochs, batches) -> batches``: how a caller watches the progress within an epoch."""

@@ -15,6 +15,7 @@ from limbeck.models.net2net import net2net
 from limbeck.models.transfer import load_all_but_classifier
 from limbeck.options import Block
 from limbeck.outline import outline
+from limbeck.store import BlackBox
 
 PROBE = 64
 """Training samples that a network is looked at with before it is trained."""
@@ -46,7 +47,12 @@ class Cast:
         return fresh(block.model, self._data)
 
     def restored(self, block: TeacherBlock) -> list[nn.Module]:
-        """The trained teacher, or the members of an ensemble, that the block has files of; none otherwise."""
+        """The trained teacher, or the members of an ensemble, that the block has files of; none otherwise.
+
+        For a table of soft labels it is a stand-in that no training may run.
+        """
+        if block.table is not None:
+            return [BlackBox(len(self._data.classes))]
         return [restored(path, block.model, self._data) for path in block.weights or ()]
 
     def _started(self, name: str, block: StudentBlock, seed: int) -> tuple[nn.Module, NetworkSpec]:

@@ -159,12 +159,15 @@ def placed(recipe: Recipe) -> Recipe:
     student = student.model_copy(update={"weights": whole(student.weights), "model": model(student.model)})
     if teacher is not None:
         weights = None if teacher.weights is None else tuple(map(whole, teacher.weights))
-        teacher = teacher.model_copy(update={"weights": weights, "model": model(teacher.model)})
+        table = whole(teacher.table)
+        teacher = teacher.model_copy(update={"weights": weights, "table": table, "model": model(teacher.model)})
     others = {
         name: other.model_copy(update={"weights": whole(other.weights), "model": model(other.model)})
         for name, other in recipe.networks.items()
     }
-    return recipe.model_copy(update={"data": data, "student": student, "teacher": teacher, "networks": others})
+    cache = recipe.cache.model_copy(update={"folder": whole(recipe.cache.folder)})
+    update = {"data": data, "student": student, "teacher": teacher, "networks": others, "cache": cache}
+    return recipe.model_copy(update=update)
 
 
 def dump(recipe: Recipe) -> str:
@@ -224,19 +227,29 @@ def _contradictions(recipe: Recipe) -> list[Problem]:
         problems.append(Problem((), f"the method {recipe.method.get('name')} needs a teacher: block"))
     if (
         teacher is not None
-        and not teacher.weights
+        and not (teacher.weights or teacher.table)
         and (teacher.model is None or (teacher.train is None) is not teacher.untrained)
     ):
         problems.append(
             Problem(
                 ("teacher",),
-                "a teacher has weights:, or a model: and train: to be trained here, or a model: and untrained: true",
+                "a teacher has weights:, or a model: and train: to be trained here, or a model: and untrained: true, "
+                "or a table: of its soft labels",
             )
         )
     if teacher is not None and teacher.weights and (teacher.train or teacher.members > 1 or teacher.untrained):
         problems.append(
             Problem(("teacher",), "a teacher with weights: is not trained: leave out train:, untrained: and members:")
         )
+    if teacher is not None and teacher.table is not None:
+        if teacher.model or teacher.weights or teacher.train or teacher.untrained or teacher.members > 1:
+            problems.append(
+                Problem(("teacher",), "a teacher with a table: has no network: leave out all but table: and values:")
+            )
+        if recipe.cache.use is True:
+            problems.append(Problem(("cache",), "a teacher with a table: is kept already: leave out cache:"))
+    if teacher is not None and teacher.values is not None and teacher.table is None:
+        problems.append(Problem(("teacher", "values"), "says what is in a table:, which is missing"))
     reserved = sorted({"student", "teacher", "batch"} & set(recipe.networks))
     if reserved:
         problems.append(Problem(("networks", reserved[0]), f"the name {reserved[0]!r} is taken: choose another"))

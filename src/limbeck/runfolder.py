@@ -5,6 +5,7 @@ runs/<name>/
   environment.json     versions, hardware, commit, device and precision picked
   metrics.jsonl        one line an epoch
   checkpoint/last.pt   exact resume of the network that is being trained
+  store/               outputs of the teacher that are kept
   <arm>/seed<N>/       one folder a trained network: its weights and its result.json
   student.safetensors  the distilled student of the first seed
   result.json          the final figures
@@ -135,7 +136,7 @@ class RunFolder:
 
 def clear(path: Path, *, arms: Iterable[str]) -> None:
     """Delete the run of these arms that a folder holds; whatever else lies there stays."""
-    for name in (*LEFT_BY_RUNS, *arms, "environment.json", "student.safetensors"):
+    for name in (*LEFT_BY_RUNS, *arms, "store", "environment.json", "student.safetensors"):
         if (path / name).is_dir():
             shutil.rmtree(path / name)
         else:

@@ -36,6 +36,8 @@ NO_AUGMENTATION = Augment()
 class Training:
     """How a network is trained; ``exclude`` holds the classes left out of its training set.
 
+    With ``views`` the epochs take turns over so many augmented views of each sample, which are those of ``view_seed``.
+
     Raises:
         LimbeckError: the epochs or the batch size are not a whole number of at least 1.
     """
@@ -46,6 +48,8 @@ class Training:
     schedule: Schedule
     augment: Augment = NO_AUGMENTATION
     exclude: tuple[int, ...] = ()
+    views: int | None = None
+    view_seed: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
@@ -64,10 +68,10 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         raise LimbeckError(f"the data has {len(data.classes)} class, so there is nothing to learn: it takes 2 or more")
     if len({id(network) for network in networks.values()}) < len(networks):
         raise LimbeckError(f"{' and '.join(networks)} are one and the same module: give each its own")
-    probe = _probe(data.train, data)
+    few = probe(data)
     for name, network in networks.items():
         try:
-            shape = shapes({name: network}, [Tap(name)], probe)[Tap(name)]
+            shape = shapes({name: network}, [Tap(name)], few)[Tap(name)]
         except LimbeckError:
             raise
         except Exception as error:  # the network may be the user's, and raise anything
@@ -84,10 +88,10 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         epochs=training.epochs,
         optimizer=training.optimizer,
         schedule=training.schedule,
-        shape=functools.cache(lambda tap: shapes(networks, [tap], probe)[tap]),
+        shape=functools.cache(lambda tap: shapes(networks, [tap], few)[tap]),
         module=lambda source, layer: _module(networks, source, layer),
-        below=lambda tap: _below(networks, tap, probe),
-        outline=functools.cache(lambda source: outline(source, networks[source], probe)),
+        below=lambda tap: _below(networks, tap, few),
+        outline=functools.cache(lambda source: outline(source, networks[source], few)),
         networks=tuple(networks),
         classes=len(data.classes),
         targets=data.train.without(training.exclude).targets,
@@ -97,7 +101,7 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     stages: tuple[Stage, ...] = method(setup)
     if not stages:
         raise LimbeckError("the method gives no stages, so nothing would be trained")
-    _rehearse(stages, networks, probe)
+    _rehearse(stages, networks, few)
     for stage in stages:
         try:
             stage.optimizer([nn.Parameter(torch.zeros(1))])
@@ -115,6 +119,8 @@ def training_batches(data: Data, training: Training, *, seed: int, engine: Engin
         mean=data.mean,
         std=data.std,
         augment=training.augment,
+        views=training.views,
+        view_seed=training.view_seed,
         device=engine.device,
     )
 
@@ -215,9 +221,10 @@ def _leaves(value: Tensor) -> Iterator[Tensor]:
         ahead += [following for following, _ in node.next_functions]
 
 
-def _probe(split: Split, data: Data) -> Batch:
-    few = torch.arange(min(2, len(split)))
-    return Batch(normalise(split.inputs[few], data.mean, data.std), split.targets[few], few, 0)
+def probe(data: Data) -> Batch:
+    """The first one or two training samples, to try networks on."""
+    few = torch.arange(min(2, len(data.train)))
+    return Batch(normalise(data.train.inputs[few], data.mean, data.std), data.train.targets[few], few, 0)
 
 
 def label_indices(labels: Sequence[int | str], classes: Sequence[str]) -> tuple[int, ...]:

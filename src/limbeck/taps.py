@@ -2,15 +2,16 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from limbeck.core import Batch, LimbeckError, Networks, Tap
+from limbeck.core import Batch, LimbeckError, Networks, Reader, Tap
 
 BATCH_FIELDS = ("inputs", "targets", "index")
 
@@ -30,13 +31,20 @@ class Taps:
         taps: what to read. Every network named here runs once a batch, a network not named does not run.
         learns: the networks that get gradients; all others run under ``no_grad``.
         to_the_end: run the whole forward even where nothing above the last tap is read.
+        readers: by a frozen network's name, what gives its taps instead of a run of the network.
 
     Raises:
         LimbeckError: a network, layer or batch field does not exist (the message names the nearest).
     """
 
     def __init__(
-        self, networks: Networks, taps: Iterable[Tap], *, learns: Iterable[str] = (), to_the_end: bool = False
+        self,
+        networks: Networks,
+        taps: Iterable[Tap],
+        *,
+        learns: Iterable[str] = (),
+        to_the_end: bool = False,
+        readers: Mapping[str, Reader] = MappingProxyType({}),
     ) -> None:
         self._networks = networks
         self._taps = tuple(dict.fromkeys(taps))
@@ -52,15 +60,18 @@ class Taps:
         for tap in self._taps:
             check(networks, tap)
         read = {tap.source for tap in self._taps} - {"batch"}
-        self._sources = [name for name in networks if name in read]
-        self._wanted = {name: sum(tap.source == name for tap in self._taps) for name in self._sources}
+        self._readers = {name: reader for name, reader in readers.items() if name in read}
+        self._sources = [name for name in networks if name in read and name not in self._readers]
+        run = [tap for tap in self._taps if tap.source in self._sources]
+        self._hooked = [tap for tap in run if tap.layer or tap.side == "input" or tap.run is not None]
+        self._whole = {tap.source: tap for tap in run if tap not in self._hooked}
+        self._given = {name: [tap for tap in self._taps if tap.source == name] for name in self._readers}
+        self._wanted = {name: sum(tap.source == name for tap in run) for name in self._sources}
 
     def __enter__(self) -> Self:
-        tapped = dict.fromkeys(tap.source for tap in self._taps if tap.layer and tap.source != "batch")
+        tapped = dict.fromkeys(tap.source for tap in self._hooked if tap.layer)
         self._out_of_place.enter_context(out_of_place(self._networks[name] for name in tapped))
-        for tap in self._taps:
-            if tap.source == "batch":
-                continue
+        for tap in self._hooked:
             module = self._networks[tap.source].get_submodule(tap.layer)
             if tap.side == "output":
                 handle = module.register_forward_hook(self._output_hook(tap))
@@ -86,11 +97,16 @@ class Taps:
         self._values, self._versions, self._runs = {}, {}, {}
         for name in self._sources:
             self._running, self._missing[name] = name, self._wanted[name]
-            graph = name in self._learns and torch.is_grad_enabled()
-            with torch.set_grad_enabled(graph), suppress(_Enough):
-                self._networks[name](batch.inputs)
+            with nullcontext() if name in self._learns else torch.no_grad(), suppress(_Enough):
+                output = self._networks[name](batch.inputs)
+                if name in self._whole:  # without a hook, which a small network would feel
+                    self._keep(self._whole[name], output)
         self._running = ""  # a loss may run a tapped module once more, such as the teacher's classifier
-        values = self._values
+        values, self._values = self._values, {}  # what is held here would outlive the step
+        for name, reader in self._readers.items():
+            given = reader(batch)
+            for tap in self._given[name]:
+                values[tap], self._versions[tap] = given[tap], given[tap]._version
         for tap in self._taps:
             if tap.source == "batch":
                 values[tap] = getattr(batch, tap.layer)

@@ -4,16 +4,17 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from limbeck.core import Batch, LimbeckError, Networks, Stage, Tap
+from limbeck.core import Batch, LimbeckError, Loss, Networks, Outputs, Stage, Tap
 from limbeck.engine import Engine
-from limbeck.taps import Taps, check, evaluation_mode
+from limbeck.frozen import frozen, learners, quickest, resting
+from limbeck.taps import Taps, evaluation_mode
 
 
 class Diverged(LimbeckError):
@@ -33,6 +34,10 @@ class BatchSource(Protocol):
 
     def sweep(self) -> Iterable[Batch]:
         """Each sample once, in order, not augmented: what a stage's ``prepare`` goes over."""
+        ...
+
+    def few(self) -> Tensor:
+        """The inputs of the first one or two samples, not augmented: to try networks on."""
         ...
 
 
@@ -65,27 +70,22 @@ class Step(nn.Module):
                 raise TypeError(f"term {name!r}: a partial hides its module's parameters; pass the module itself")
             if isinstance(term.loss, nn.Module):
                 self.losses[name] = term.loss
-        self._stage = stage
-        learning = {name.partition(".")[0] for name in stage.learns}
-        self.taps = Taps(networks, [tap for term in stage.terms.values() for tap in term.reads], learns=learning)
+        self._terms = [(term.loss, term.reads, term.weight) for term in stage.terms.values()]
 
-    def forward(
-        self, inputs: Tensor, targets: Tensor, index: Tensor, view: int, progress: float
-    ) -> tuple[Tensor, Tensor]:
-        """The loss, and every term's value (detached) with the loss as the last entry.
+    def compile(self, compiled: Callable[[Loss], Loss]) -> None:
+        """Let a function make the losses faster; what they own stays where it is."""
+        self._terms = [(compiled(loss), reads, weight) for loss, reads, weight in self._terms]
 
-        The batch comes as its fields: the engine's wrapper would copy a dataclass at every step.
-        """
-        batch = Batch(inputs, targets, index, view)
-        read = self.taps.read(batch)
-        values, loss = [], torch.zeros((), device=batch.inputs.device)
-        with torch.autocast(batch.inputs.device.type, enabled=False):
-            for term in self._stage.terms.values():
-                value = term.loss(*(_full(read[tap]) for tap in term.reads))
-                weight = term.weight if isinstance(term.weight, int | float) else term.weight(progress)
-                loss = loss + weight * value
-                values.append(value.detach())
-        return loss, torch.stack([*values, loss.detach()])
+    def forward(self, read: Mapping[Tap, Tensor], progress: float) -> list[Tensor]:
+        """Every term's value, and the loss as the last entry."""
+        values, loss = [], None
+        for term, reads, weight in self._terms:
+            value = term(*[_full(read[tap]) for tap in reads])
+            factor = weight(progress) if callable(weight) else weight
+            summand = value if factor == 1 else factor * value
+            loss = summand if loss is None else loss + summand
+            values.append(value)
+        return values if loss is None else [*values, loss]
 
 
 class TrainingSweep:
@@ -105,30 +105,13 @@ class TrainingSweep:
                 yield tuple(_full(values[tap]) for tap in taps)
 
 
-def learners(stage: Stage, networks: Networks) -> list[nn.Module]:
-    """The modules that a stage's ``learns`` names: networks, or parts of them.
-
-    Raises:
-        LimbeckError: there is no such network or layer.
-    """
-    found = []
-    for name in stage.learns:
-        network, _, layer = name.partition(".")
-        if network not in networks:
-            raise LimbeckError(
-                f"stage {stage.name!r}: there is no network {network!r} to learn; there are {', '.join(networks)}"
-            )
-        check(networks, Tap(network, layer))
-        found.append(networks[network].get_submodule(layer))
-    return found
-
-
 def run(
     stages: Sequence[Stage],
     networks: Networks,
     batches: BatchSource,
     engine: Engine,
     *,
+    store: Outputs | None = None,
     state: dict[str, Any] | None = None,
 ) -> Iterator[Epoch]:
     """Train stage after stage, yielding after every epoch; what happens between epochs is the caller's.
@@ -143,7 +126,8 @@ def run(
         stages: what to train, on what, in order.
         networks: at least those that the stages name; moved to the engine's device.
         batches: an epoch's number (of its stage, from 0) to its batches.
-        engine: device and precision.
+        engine: device, precision, and whether to compile.
+        store: the teacher's tensors where they are known; a stage that reads no others of it does not run it.
         state: from `Epoch.state`, to go on where it was taken.
 
     Raises:
@@ -153,11 +137,12 @@ def run(
     for network in networks.values():
         engine.place(network)
     steps = [Step(stage, networks) for stage in stages]
-    if state is not None:
-        nn.ModuleList(steps).load_state_dict(state["modules"])
-    for position in range(state["stage"] if state else 0, len(stages)):
-        resumed = state if state and state["stage"] == position else None
-        yield from _stage(stages[position], position, steps, networks, batches, engine, resumed)
+    with engine.layout([networks[name] for name in _learning(stages)], batches.few()):
+        if state is not None:
+            nn.ModuleList(steps).load_state_dict(state["modules"])
+        for position in range(state["stage"] if state else 0, len(stages)):
+            resumed = state if state and state["stage"] == position else None
+            yield from _stage(stages[position], position, steps, networks, batches, engine, store, resumed)
 
 
 def _stage(
@@ -167,28 +152,34 @@ def _stage(
     networks: Networks,
     batches: BatchSource,
     engine: Engine,
+    store: Outputs | None,
     state: dict[str, Any] | None,
 ) -> Iterator[Epoch]:
     step = steps[position]
-    with _frozen(_resting(stage, networks)) as frozen:
+    with frozen(resting(stage, networks)) as rest:
         learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
         if not learning:
             raise LimbeckError(f"stage {stage.name!r}: nothing learns in {', '.join(stage.learns)}")
         optimizer = stage.optimizer(learning)
         rates = [group["lr"] for group in optimizer.param_groups]
-        module, optimizer = engine.prepare(step, optimizer)
+        engine.place(step)
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])
             engine.restore_generators(state["generators"])
+        if engine.compile:
+            step.compile(engine.compiled)
+        quick, readers = quickest(stage, networks, batches.few(), engine, store)
+        reads = [tap for term in stage.terms.values() for tap in term.reads]
+        taps = Taps(quick, reads, learns={name.partition(".")[0] for name in stage.learns}, readers=readers)
         for number in range(state["epoch"] if state else 0, stage.epochs):
             start = time.perf_counter()
             if stage.prepare is not None:
                 stage.prepare(TrainingSweep(number, networks, batches, engine))
-            with step.taps:
-                module.train()
-                for part in frozen:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
+            with taps:
+                step.train()
+                for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
                     part.training = False
-                means, images = _epoch(stage, number, module, optimizer, rates, batches, engine)
+                means, images = _epoch(stage, number, step, taps, optimizer, rates, batches, engine)
             yield Epoch(
                 stage=stage.name,
                 position=position,
@@ -207,27 +198,63 @@ def _stage(
 def _epoch(
     stage: Stage,
     number: int,
-    module: Any,
-    optimizer: Any,
+    step: Step,
+    taps: Taps,
+    optimizer: Optimizer,
     rates: Sequence[float],
     batches: BatchSource,
     engine: Engine,
 ) -> tuple[list[float], int]:
-    images, sums = 0, torch.zeros(len(stage.terms) + 1, device=engine.device)
+    images, means = 0, _Means()
     for position, batch in enumerate(batches(number)):
         progress = (number + position / len(batches)) / stage.epochs
         factor = stage.schedule(progress)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        loss, values = module(batch.inputs, batch.targets, batch.index, batch.view, progress)
-        optimizer.zero_grad(set_to_none=True)
-        engine.backward(loss)
-        optimizer.step()
-        sums += values
+        means.add(_update(step, taps, optimizer, batch, progress, engine))
         images += len(batch.targets)
-    means = (sums / len(batches)).tolist()
-    _check_finite(stage, number, means)
-    return means, images
+    found = means.read()
+    _check_finite(stage, number, found)
+    return found, images
+
+
+def _update(
+    step: Step, taps: Taps, optimizer: Optimizer, batch: Batch, progress: float, engine: Engine
+) -> list[Tensor]:
+    """One step; a function, so that nothing of it is held while the next one runs."""
+    with engine.autocast():
+        read = taps.read(batch)
+    values = step(read, progress)
+    values[-1].backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return [value.detach() for value in values]
+
+
+class _Means:
+    """The means of the steps' values, without waiting for the device before the epoch's end."""
+
+    _MOST = 100  # steps whose values wait to be summed: a sum at every step would cost more than all else here
+
+    def __init__(self) -> None:
+        self._waiting: list[Tensor] = []
+        self._sums: list[Tensor] = []
+        self._steps = 0
+
+    def add(self, values: Sequence[Tensor]) -> None:
+        self._waiting += values
+        self._steps += 1
+        if self._steps % self._MOST == 0:
+            self._sum(len(values))
+
+    def read(self) -> list[float]:
+        if self._waiting:
+            self._sum(len(self._waiting) // (self._steps % self._MOST))
+        return (torch.stack(self._sums).sum(0) / self._steps).tolist()
+
+    def _sum(self, values: int) -> None:
+        self._sums.append(torch.stack(self._waiting).view(-1, values).sum(0))
+        self._waiting = []
 
 
 def _snapshot(position: int, epoch: int, steps: Sequence[Step], optimizer: Any, engine: Engine) -> dict[str, Any]:
@@ -238,6 +265,11 @@ def _snapshot(position: int, epoch: int, steps: Sequence[Step], optimizer: Any, 
         "optimizer": optimizer.state_dict(),
         "generators": engine.generators(),
     }
+
+
+def _learning(stages: Sequence[Stage]) -> list[str]:
+    """The networks that learn in some stage."""
+    return list(dict.fromkeys(name.partition(".")[0] for stage in stages for name in stage.learns))
 
 
 def _full(tensor: Tensor) -> Tensor:
@@ -251,35 +283,3 @@ def _check_finite(stage: Stage, number: int, means: list[float]) -> None:
             f"stage {stage.name!r}, epoch {number + 1}: {', '.join(bad)} became NaN or infinite; "
             "lower the learning rate or the term's weight"
         )
-
-
-def _resting(stage: Stage, networks: Networks) -> list[nn.Module]:
-    """The modules that do not learn: those of whole networks, and of the others the parts that are not named."""
-    found = []
-    for name, network in networks.items():
-        named = [layer for layer in stage.learns if layer.partition(".")[0] == name]
-        if name not in named:
-            learning = {part for layer in named for part in network.get_submodule(layer.partition(".")[2]).modules()}
-            found += [module for module in network.modules() if module not in learning]
-    return found
-
-
-@contextmanager
-def _frozen(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
-    """Eval mode and no parameter gradients inside the block; afterwards the flags are what they were.
-
-    Gives the modules.
-    """
-    modes = {module: module.training for module in modules}
-    parameters = {parameter: parameter.requires_grad for module in modes for parameter in module.parameters(False)}
-    for module in modes:
-        module.training = False
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield list(modes)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, needed in parameters.items():
-            parameter.requires_grad_(needed)

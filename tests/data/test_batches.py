@@ -1,5 +1,9 @@
+import itertools
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from limbeck.core import LimbeckError
 from limbeck.data import Augment, Batches, Split, augment, normalise
@@ -133,3 +137,120 @@ def test_batches_live_on_the_device_given():
     made = batches(4, device="meta", shuffle=False)
     batch = next(made(0))
     assert {batch.inputs.device.type, batch.targets.device.type, batch.index.device.type} == {"meta"}
+
+
+# views
+
+
+def by_index(found):
+    """A pass's inputs by the samples' places."""
+    return {int(place): one for batch in found for place, one in zip(batch.index, batch.inputs, strict=True)}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[place], other[place]) for place in one)
+
+
+def test_with_a_number_of_views_the_epochs_take_turns_over_them():
+    made, every = batches(10, augment=FLIP, views=3), batches(10, augment=FLIP)
+    assert [next(made(epoch)).view for epoch in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    assert [next(every(epoch)).view for epoch in (0, 5)] == [0, 5]
+    assert order(made, 4) == order(every, 4) != order(made, 1)
+    assert same(by_index(made(4)), by_index(every(1)))
+    assert not same(by_index(made(4)), by_index(every(4)))
+
+
+def test_the_seed_of_the_views_can_be_another_than_that_of_the_order():
+    one, other, plain = (
+        batches(50, augment=FLIP, view_seed=8),
+        batches(50, augment=FLIP, view_seed=8, seed=1),
+        batches(50),
+    )
+    assert order(one, 0) == order(plain, 0) != order(other, 0)
+    assert same(by_index(one(2)), by_index(other(2)))
+    assert same(by_index(one(2)), by_index(batches(50, augment=FLIP, seed=8)(2)))
+    assert not same(by_index(one(2)), by_index(batches(50, augment=FLIP)(2)))
+
+
+@given(
+    count=st.integers(2, 40),
+    sizes=st.tuples(st.integers(1, 45), st.integers(1, 45)),
+    seed=st.integers(0, 2**32 - 1),
+    view_seed=st.integers(0, 2**63),
+    views=st.integers(1, 4),
+    epoch=st.integers(0, 9),
+    cuts=st.lists(st.integers(0, 40)),
+    last=st.booleans(),
+)
+def test_a_view_has_the_same_bytes_whatever_the_batch_size_order_and_part(
+    count, sizes, seed, view_seed, views, epoch, cuts, last
+):
+    common = {"augment": Augment(crop=2, shift=1, flip=True, cutout=2), "view_seed": view_seed, "views": views}
+    made = batches(count, **common, batch_size=sizes[0], seed=seed)
+    builder = batches(count, **common, batch_size=sizes[1], seed=0, channels_last=last)
+    whole = by_index(builder.view(epoch % views))
+    assert list(whole) == list(range(count))
+    trained = by_index(made(epoch))
+    assert len(trained) == made.samples
+    assert all(torch.equal(one, whole[place]) for place, one in trained.items())
+    ends = sorted({0, count, *(cut for cut in cuts if cut < count)})
+    parts = [by_index(builder.view(epoch % views, start=a, stop=b)) for a, b in itertools.pairwise(ends)]
+    assert same({place: one for part in parts for place, one in part.items()}, whole)
+
+
+def test_a_view_comes_in_order_in_batches_from_its_start():
+    seen = list(batches(10, augment=FLIP).view(2, start=3))
+    assert [batch.index.tolist() for batch in seen] == [[3, 4, 5, 6], [7, 8, 9]]
+    assert {batch.view for batch in seen} == {2}
+    assert torch.equal(seen[1].targets, numbered(10).targets[7:])
+    assert list(batches(10).view(0, start=10)) == []
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 3), (4, 3), (0, 11), (11, None)])
+def test_a_part_of_a_view_that_is_not_there_is_refused_at_once(start, stop):
+    with pytest.raises(LimbeckError, match=r"there are no samples .*; allowed are 0 to 10"):
+        batches(10).view(0, start=start, stop=stop)
+
+
+def test_a_number_of_views_below_one_is_refused():
+    with pytest.raises(LimbeckError, match="the number of views is 0; allowed are 1 and greater"):
+        batches(views=0)
+
+
+# few, and the memory format
+
+
+@pytest.mark.parametrize(("count", "few"), [(10, 2), (1, 1), (0, 0)])
+def test_few_are_the_first_inputs_unchanged(count, few):
+    made = batches(count, augment=FLIP, mean=(0.3,), std=(0.5,), batch_size=1)
+    assert torch.equal(made.few(), normalise(numbered(count).inputs[:few], (0.3,), (0.5,)))
+
+
+def test_few_cannot_change_the_set():
+    split = Split(torch.ones(6, 2), torch.zeros(6, dtype=torch.int64))
+    made = Batches(split, batch_size=6, seed=0, mean=(0.0,), std=(1.0,))
+    made.few().zero_()
+    assert split.inputs.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_channels_last_changes_the_memory_format_alone(dtype):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, 256, (11, 3, 6, 5), generator=generator).to(dtype)
+    split = Split(inputs, torch.zeros(11, dtype=torch.int64))
+    options = {"batch_size": 4, "seed": 0, "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "augment": FLIP}
+    last, plain = (Batches(split, **options, channels_last=last) for last in (True, False))
+    passes = [[*made(3), *made.view(1), *made.sweep()] for made in (last, plain)]
+    for one, other in zip(*passes, strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+        assert one.inputs.is_contiguous(memory_format=torch.channels_last)
+        assert other.inputs.is_contiguous()
+    assert torch.equal(last.few(), plain.few())
+    assert last.few().is_contiguous(memory_format=torch.channels_last)
+
+
+def test_channels_last_means_nothing_to_features():
+    split = Split(torch.arange(12.0).view(6, 2), torch.zeros(6, dtype=torch.int64))
+    options = {"batch_size": 6, "seed": 0, "mean": (0.5,), "std": (2.0,)}
+    one, other = (next(Batches(split, **options, channels_last=last)(0)).inputs for last in (True, False))
+    assert torch.equal(one, other)

@@ -372,6 +372,25 @@ def test_a_train_folder_without_a_test_folder_is_split(tmp_path):
     assert (len(data.train), len(data.validation), len(data.test)) == (14, 2, 4)
 
 
+@pytest.mark.parametrize("place", ["set", "set.zip"])
+def test_a_sample_is_named_by_its_path_in_the_folder_or_zip_file(place, tmp_path):
+    files = two_classes("animals/train/", 3) | two_classes("animals/test/", 2)
+    data = load("folder", path=tree(tmp_path / place, files), validation=0, size=(2, 2))
+    expected = tuple(f"animals/train/{name}/{i:02}.png" for name in ("ant", "cat") for i in range(3))
+    assert data.train.names == expected
+    assert data.test.names is not None
+    assert data.test.names[-1] == "animals/test/cat/01.png"
+    part = load("folder", path=tmp_path / place, validation=2, size=(2, 2))
+    assert set(part.train.names) | set(part.validation.names) == set(expected)
+    values = {name: int(name[-6:-4]) * 20 for name in expected}
+    for split in (part.train, part.validation):
+        assert split.inputs[:, 0, 0, 0].tolist() == [values[name] for name in split.names]
+
+
+def test_other_sources_have_no_names():
+    assert load("digits").train.names is None
+
+
 def test_one_wrapping_folder_is_looked_through(tmp_path):
     data = load("folder", path=tree(tmp_path / "set.zip", {"LICENSE": b""} | two_classes("animals/")))
     assert data.classes == ("ant", "cat")

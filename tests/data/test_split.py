@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -50,6 +51,46 @@ def test_without_drops_the_classes_and_keeps_the_other_labels():
 
 def test_without_no_classes_keeps_everything():
     assert len(labelled(3, 2).without([])) == 5
+
+
+def test_names_go_with_their_samples():
+    split = replace(labelled(3, 2), names=tuple("abcde"))
+    assert split.select(torch.tensor([4, 1])).names == ("e", "b")
+    kept = split.without([1])
+    assert kept.names == tuple("abcde"[place] for place in kept.inputs[:, 0, 0, 0].tolist())
+    assert labelled(3).select(torch.tensor([0])).names is None
+    assert labelled(3).transform is None
+
+
+# digest
+
+
+def test_the_digest_is_the_one_recorded():
+    # A change here makes every store of teacher outputs useless.
+    inputs = torch.arange(3000, dtype=torch.uint8).view(1500, 1, 1, 2)
+    assert Split(inputs, torch.arange(1500)).digest() == "5dab104407e5cc348e55be4c7cc281dc"
+
+
+def test_the_digest_knows_types_shapes_order_inputs_and_targets():
+    split = Split(torch.arange(48, dtype=torch.float32).view(4, 3, 2, 2), torch.tensor([0, 1, 1, 0]))
+    changed = split.inputs.clone()
+    changed[3, 2, 1, 1] += 1
+    others = [
+        split.select(torch.tensor([0, 2, 1, 3])),
+        split.select(torch.arange(3)),
+        replace(split, inputs=changed),
+        replace(split, targets=torch.tensor([0, 1, 1, 1])),
+        replace(split, inputs=split.inputs.to(torch.uint8)),
+        replace(split, inputs=split.inputs.view(4, 3, 4, 1)),
+        replace(split, inputs=split.inputs.view(torch.int32)),
+    ]
+    assert len({split.digest(), *(other.digest() for other in others)}) == 8
+
+
+def test_the_digest_knows_neither_names_nor_memory_formats():
+    split = Split(torch.arange(48, dtype=torch.float32).view(4, 3, 2, 2), torch.tensor([0, 1, 1, 0]))
+    last = split.inputs.contiguous(memory_format=torch.channels_last)
+    assert replace(split, inputs=last, names=tuple("abcd")).digest() == split.digest()
 
 
 # Data

@@ -141,6 +141,23 @@ def test_floats_are_changed_as_bytes_are():
     assert torch.equal(result, augment(pictures(), index, options=EVERYTHING, seed=0, view=0).float())
 
 
+@pytest.mark.parametrize(
+    "lay", [lambda x: x.contiguous(memory_format=torch.channels_last), lambda x: x.repeat(1, 1, 1, 2)[..., :7]]
+)
+def test_the_memory_format_changes_nothing(lay):
+    options = {"index": torch.arange(40), "options": EVERYTHING, "seed": 3, "view": 1}
+    images = lay(pictures())
+    result = augment(images, **options)
+    assert torch.equal(result, augment(pictures(), **options))
+    assert result.is_contiguous() or images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, pictures())
+
+
+def test_no_images_are_changed_to_none():
+    none = torch.arange(0)
+    assert augment(pictures()[:0], none, options=EVERYTHING, seed=0, view=0).shape == (0, 2, 9, 7)
+
+
 def test_the_input_is_left_as_it_was():
     images = pictures()
     augment(images, torch.arange(40), options=EVERYTHING, seed=0, view=0)

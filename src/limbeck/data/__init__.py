@@ -1,7 +1,8 @@
-"""Data in memory: sources, seeded splits, keyed augmentation, batches."""
+"""Data in memory or streamed from disk: sources, seeded splits, keyed augmentation, batches."""
 
 from limbeck.data.batches import Batches
 from limbeck.data.from_arrays import arrays
+from limbeck.data.images import Images
 from limbeck.data.scaling import normalise
 from limbeck.data.sources import SOURCES, load
 from limbeck.data.sources.base import data_root
@@ -13,6 +14,7 @@ __all__ = [
     "Augment",
     "Batches",
     "Data",
+    "Images",
     "Split",
     "arrays",
     "augment",

@@ -1,40 +1,52 @@
-"""One split, batch by batch, from memory."""
+"""One split, batch by batch, from memory or from disk."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from limbeck.core import Batch, LimbeckError
+from limbeck.data.images import Images, by_channels, pieces
 from limbeck.data.keys import Purpose, key
 from limbeck.data.scaling import coefficients, scaled
 from limbeck.data.split import Split
-from limbeck.data.views import NONE, Augment, augment
+from limbeck.data.streaming import Stream
+from limbeck.data.views import NONE, Augment, change, check, draws
 
 
 class Batches:
     """The batches of an epoch; calling with the epoch's number iterates over them.
 
     With ``shuffle`` the order is a pure function of (seed, epoch), every image is augmented as view number
-    ``epoch``, and a last batch of one single sample is left out, because BatchNorm cannot train on it; which sample
-    that is changes from epoch to epoch. Without it samples come in order, all of them, unchanged and as view 0.
+    ``epoch`` (with ``views``, ``epoch % views``), and a last batch of one single sample is left out, because BatchNorm
+    cannot train on it; which sample that is changes from epoch to epoch. Without it samples come in order, all of
+    them, unchanged and as view 0.
 
-    ``batch.index`` is the sample's place in the split. The samples are moved to the device once, as they are
-    (a uint8 image stays 1 byte a value); choosing, augmenting and normalising a batch all happen there.
+    The view of a sample is a pure function of (view_seed, view, index), whatever the batch size, the order and the
+    number of workers. ``batch.index`` is the sample's place in the split.
+
+    Samples in memory are moved to the device once, as they are (a uint8 image stays 1 byte a value); choosing,
+    augmenting and normalising a batch all happen there. Images on disk are decoded, and transformed where their split
+    has a transform, by worker processes a few batches ahead (`limbeck.data.streaming`); the rest happens on the device.
 
     Args:
         split: the samples.
         batch_size: samples a batch, at least 1.
-        seed: of order and augmentation.
+        seed: of the order.
         mean: as in `normalise`.
         std: as in `normalise`.
         augment: what may happen to the images.
         shuffle: for training; see above.
         device: where the batches live.
+        views: how many views there are, at least 1; None: one for each epoch.
+        view_seed: of the views; None: ``seed``.
+        channels_last: whether images come in torch's channels_last memory format. Those in memory are kept in it: a
+            copy of the set, unless it is in this format already.
 
     Raises:
-        LimbeckError: the batch size is less than 1; mean or std do not fit; shuffling leaves no batch at all; the
-            inputs cannot be augmented so.
+        LimbeckError: the batch size or the number of views is less than 1; mean or std do not fit; shuffling leaves no
+            batch at all; the inputs cannot be augmented so. In a pass over images on disk: one cannot be read.
     """
 
     def __init__(
@@ -48,45 +60,101 @@ class Batches:
         augment: Augment = NONE,
         shuffle: bool = True,
         device: torch.device | str = "cpu",
+        views: int | None = None,
+        view_seed: int | None = None,
+        channels_last: bool = False,
     ) -> None:
         if batch_size < 1:
             raise LimbeckError(f"the batch size is {batch_size}; allowed are 1 and greater")
+        if views is not None and views < 1:
+            raise LimbeckError(f"the number of views is {views}; allowed are 1 and greater")
         if shuffle and len(split) == 1 < batch_size:
             raise LimbeckError(
                 "a single sample cannot be shuffled into batches; allowed are 2 and more, or batch size 1"
             )
-        left_out = shuffle and len(split) % batch_size == 1
-        self.samples = len(split) - left_out
-        self._batch_size, self._seed, self._shuffle, self._augment = batch_size, seed, shuffle, augment
-        self._inputs, self._targets = split.inputs.to(device), split.targets.to(device)
-        self._scaling = coefficients(self._inputs, mean, std)
-        if shuffle:
-            self._view(
-                torch.arange(0, device=device), 0
-            )  # what cannot be augmented is refused now, not in the first epoch
+        if shuffle and augment != NONE:  # what cannot be augmented is refused now, not in the first epoch
+            check(split.inputs.shape, augment)
+        self.samples = len(split) - (shuffle and len(split) % batch_size == 1)
+        self._batch_size, self._shuffle, self._augment = batch_size, shuffle, augment
+        self._seed, self._view_seed, self._views = seed, seed if view_seed is None else view_seed, views
+        self._device, self._targets = torch.device(device), split.targets.to(device)
+        self._last = channels_last and split.inputs.dim() == 4
+        memory_format = torch.channels_last if self._last else torch.contiguous_format
+        self._scaling = coefficients(split.inputs, mean, std, device=self._device, memory_format=memory_format)
+        self._inputs = split.inputs
+        self._read: Callable[[Tensor, int | None], Iterator[Tensor]]  # an order and a view to batches as they are
+        if isinstance(split.inputs, Images):
+            self._read = Stream(
+                split.inputs,
+                batch_size=batch_size,
+                seed=self._view_seed,
+                keep=shuffle,
+                device=self._device,
+                channels_last=self._last,
+            )
+        else:
+            held = split.inputs.to(self._device)
+            held = held.contiguous(memory_format=torch.channels_last) if self._last else held
+            self._read = functools.partial(_chosen, held, batch_size)
 
     def __len__(self) -> int:
         return -(-self.samples // self._batch_size)
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, counted from 0."""
-        order = self._order(epoch).to(self._inputs.device)
-        for start in range(0, self.samples, self._batch_size):
-            index = order[start : start + self._batch_size]
-            inputs = self._view(index, epoch) if self._shuffle else self._inputs[index]
-            yield Batch(scaled(inputs, self._scaling), self._targets[index], index, epoch if self._shuffle else 0)
+        view = epoch if self._views is None else epoch % self._views
+        return self._pass(self._order(epoch)[: self.samples], view if self._shuffle else None)
 
     def sweep(self) -> Iterator[Batch]:
         """Every sample once, in order, unchanged and as view 0."""
-        for start in range(0, len(self._targets), self._batch_size):
-            index = torch.arange(start, min(start + self._batch_size, len(self._targets)), device=self._inputs.device)
-            yield Batch(scaled(self._inputs[index], self._scaling), self._targets[index], index, 0)
+        return self._pass(torch.arange(len(self._targets)), None)
 
-    def _view(self, index: Tensor, view: int) -> Tensor:
-        return augment(self._inputs[index], index, options=self._augment, seed=self._seed, view=view)
+    def view(self, number: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The samples from ``start`` up to ``stop``, or to the last, once and in order, as this view.
+
+        Each is bit for bit what an epoch of that view trains on.
+
+        Raises:
+            LimbeckError: there are no such samples.
+        """
+        count = len(self._targets)
+        stop = count if stop is None else stop
+        if not 0 <= start <= stop <= count:
+            raise LimbeckError(f"there are no samples {start} to {stop}; allowed are 0 to {count}, in this order")
+        return self._pass(torch.arange(start, stop), number)
+
+    def few(self) -> Tensor:
+        """The inputs of the first two samples (of one, where there is one), unchanged: to try networks on."""
+        inputs = self._inputs[torch.arange(min(2, len(self._inputs)))].to(self._device)
+        return scaled(inputs.contiguous(memory_format=torch.channels_last) if self._last else inputs, self._scaling)
+
+    def _pass(self, order: Tensor, view: int | None) -> Iterator[Batch]:
+        """These samples in this order, as this view; unchanged without one."""
+        there, start = order.to(self._device), 0
+        numbers = None
+        if (
+            view is not None and self._augment != NONE
+        ):  # those of a whole pass at once: one by one is a third of the time
+            numbers = draws(there, options=self._augment, seed=self._view_seed, view=view)
+        for inputs in self._read(order, view):
+            stop = start + len(inputs)
+            if numbers is not None:
+                inputs = change(inputs, numbers[:, start:stop], options=self._augment)
+            index = there[start:stop]
+            yield Batch(scaled(inputs, self._scaling), self._targets.index_select(0, index), index, view or 0)
+            start = stop
 
     def _order(self, epoch: int) -> Tensor:
         if not self._shuffle:
             return torch.arange(len(self._targets))
         generator = torch.Generator().manual_seed(key(Purpose.ORDER, self._seed, epoch))
         return torch.randperm(len(self._targets), generator=generator)
+
+
+def _chosen(held: Tensor, batch_size: int, order: Tensor, _: int | None) -> Iterator[Tensor]:
+    """Samples in memory, batch by batch, each batch a copy in the set's memory format."""
+    last = held.dim() == 4 and by_channels(held)
+    rows = held.permute(0, 2, 3, 1) if last else held  # choosing is fast where a sample is one stretch of memory
+    for index in pieces(order.to(held.device), batch_size):
+        chosen = rows.index_select(0, index)
+        yield chosen.permute(0, 3, 1, 2) if last else chosen

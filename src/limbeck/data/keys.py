@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     SHIFT = 4
     FLIP = 5
     CUTOUT = 6
+    TRANSFORM = 7
 
 
 def mix(word: Word) -> Word:

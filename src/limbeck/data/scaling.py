@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from limbeck.core import LimbeckError
+from limbeck.data.images import Inputs, pieces
 
 _CHUNK = 1024  # samples turned to float64 at a time
 
 
-def channels(inputs: Tensor) -> int:
+def channels(inputs: Inputs) -> int:
     """How many means a set of inputs has: C for (N, C, H, W), one for (N, D)."""
     return inputs.shape[1] if inputs.dim() == 4 else 1
 
 
-def check_scaling(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+def check_scaling(inputs: Inputs, mean: Sequence[float], std: Sequence[float]) -> None:
     """Check that there is one mean and one positive deviation for each channel.
 
     Raises:
@@ -42,24 +43,43 @@ def normalise(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     Raises:
         LimbeckError: the number of means or deviations does not fit, or a deviation is not positive.
     """
-    return scaled(inputs, coefficients(inputs, mean, std))
+    return scaled(inputs, coefficients(inputs, mean, std, device=inputs.device))
 
 
-def coefficients(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor] | None:
-    """Factor and summand that normalise such inputs, on their device; None where nothing is to be done."""
+def coefficients(
+    inputs: Inputs,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    device: torch.device,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[Tensor, Tensor] | None:
+    """Factor and summand that normalise such inputs; None where nothing is to be done.
+
+    Each is (1, C, H, W) or (1, D): of a sample's whole size, because torch is slow where both are to be broadcast.
+
+    Raises:
+        LimbeckError: the number of means or deviations does not fit, or a deviation is not positive.
+    """
     check_scaling(inputs, mean, std)
     unit = 255.0 if inputs.dtype == torch.uint8 else 1.0
     if unit == 1.0 and not any(mean) and all(value == 1 for value in std):
         return None
-    shape = (-1, *[1] * (inputs.dim() - 2))
-    factor = torch.tensor([1 / (unit * deviation) for deviation in std], device=inputs.device)
-    summand = torch.tensor([-average / deviation for average, deviation in zip(mean, std, strict=True)])
-    return factor.view(shape), summand.to(inputs.device).view(shape)
+    factor = torch.tensor([1 / (unit * deviation) for deviation in std], device=device)
+    summand = torch.tensor([-average / deviation for average, deviation in zip(mean, std, strict=True)], device=device)
+    by_channel, whole = (1, -1, *[1] * (inputs.dim() - 2)), (1, *inputs.shape[1:])
+    return (
+        factor.view(by_channel).expand(whole).contiguous(memory_format=memory_format),
+        summand.view(by_channel).expand(whole).contiguous(memory_format=memory_format),
+    )
 
 
 def scaled(inputs: Tensor, by: tuple[Tensor, Tensor] | None) -> Tensor:
     """The inputs times the factor plus the summand of `coefficients`, float32."""
-    return inputs.float() if by is None else torch.addcmul(by[1], inputs.float(), by[0])
+    values = inputs.float()
+    if by is None:
+        return values
+    return torch.addcmul(by[1], values, by[0], out=values if inputs.dtype == torch.uint8 else None)
 
 
 def measure(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -68,26 +88,37 @@ def measure(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     Args:
         inputs: (N, C, H, W) or (N, D), uint8 or floating, N at least 1.
     """
-    mean, variance = _counted(inputs) if inputs.dtype == torch.uint8 else _summed(inputs)
+    if inputs.dtype == torch.uint8:
+        return moments(sum((counts(chunk) for chunk in pieces(inputs, _CHUNK)), counts(inputs[:0])))
+    mean, variance = _summed(inputs)
+    return _as_scaling(mean, variance)
+
+
+def counts(inputs: Tensor) -> Tensor:
+    """How often each channel of uint8 inputs has each value: (C, 256) int64, which can be added up over parts."""
+    by_channel = inputs.transpose(0, 1) if inputs.dim() == 4 else inputs[None]
+    return torch.stack([torch.bincount(values.reshape(-1), minlength=256) for values in by_channel])
+
+
+def moments(counted: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """As `measure`, from the sum of `counts`: exact, and so the same on every machine."""
+    times, levels = counted.double(), torch.arange(256).double()
+    samples = times.sum(1)
+    mean = (times * levels).sum(1) / samples
+    variance = (times * (levels - mean[:, None]) ** 2).sum(1) / samples
+    return _as_scaling(mean / 255, variance / 255**2)
+
+
+def _as_scaling(mean: Tensor, variance: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     std = variance.sqrt()
     # What rounding leaves of a constant is below float32's resolution.
     std = torch.where(std > 1e-7 * mean.abs(), std, 1.0)
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _counted(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """By histogram: exact, and so the same on every machine."""
-    by_channel = inputs.reshape(len(inputs), channels(inputs), -1).transpose(0, 1)
-    counts = torch.stack([torch.bincount(values.reshape(-1), minlength=256) for values in by_channel]).double()
-    levels, samples = torch.arange(256).double(), counts.sum(1)
-    mean = (counts * levels).sum(1) / samples
-    variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / samples
-    return mean / 255, variance / 255**2
-
-
 def _summed(inputs: Tensor) -> tuple[Tensor, Tensor]:
     whole = inputs.reshape(len(inputs), channels(inputs), -1)
-    chunks = [whole[start : start + _CHUNK] for start in range(0, len(whole), _CHUNK)]
+    chunks = list(pieces(whole, _CHUNK))
     samples = inputs.numel() / channels(inputs)
     mean = sum((chunk.double().sum((0, 2)) for chunk in chunks), torch.zeros(())) / samples
     squares = (((chunk.double() - mean[:, None]) ** 2).sum((0, 2)) for chunk in chunks)

@@ -1,29 +1,38 @@
-"""Labelled samples in memory: one split, and the three that make a data set."""
+"""Labelled samples: one split, and the three that make a data set."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import xxhash
 from torch import Tensor
 
 from limbeck.core import LimbeckError
+from limbeck.data.images import Images, Inputs, pieces
 from limbeck.data.keys import Purpose, key
-from limbeck.data.scaling import channels, check_scaling, measure
+from limbeck.data.scaling import channels, check_scaling, counts, measure, moments
+from limbeck.data.streaming import try_transform
+
+_CHUNK = 1024  # samples whose bytes are put in order at a time
+_LOOKED_AT, _AT_ONCE = 2000, 64  # images on disk that mean and deviation are measured on, and are held at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A set of labelled samples held in memory."""
+    """A set of labelled samples, in memory or, where they are `Images`, on disk."""
 
-    inputs: Tensor  # (N, C, H, W) uint8, or floating (N, C, H, W) or (N, D)
+    inputs: Inputs  # (N, C, H, W) uint8, or floating (N, C, H, W) or (N, D)
     targets: Tensor  # (N,) int64 class indices
+    names: tuple[str, ...] | None = None  # of the samples' files, such as train/cat/1.jpg; None where there are none
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def select(self, index: Tensor) -> "Split":
-        """The samples at these places, (M,) int64, in this order; a copy."""
-        return Split(self.inputs[index], self.targets[index])
+        """The samples at these places, (M,) int64, in this order; a copy, of images on disk of their names alone."""
+        inputs = self.inputs.select(index) if isinstance(self.inputs, Images) else self.inputs[index]
+        names = None if self.names is None else tuple(self.names[place] for place in index.tolist())
+        return Split(inputs, self.targets[index], names)
 
     def without(self, classes: Iterable[int]) -> "Split":
         """The samples but for those of these classes; the other class indices stay what they are."""
@@ -31,6 +40,34 @@ class Split:
         if not len(dropped):
             return self
         return self.select(torch.nonzero(~torch.isin(self.targets, dropped)).flatten())
+
+    @property
+    def transform(self) -> str | None:
+        """What makes the training views of images on disk, each another one; None where nothing does."""
+        return self.inputs.transform if isinstance(self.inputs, Images) else None
+
+    def digest(self) -> str:
+        """What the samples are, as 32 hexadecimal digits (xxh3_128), the same on every machine.
+
+        In memory: type, shape and bytes of inputs and targets; not ``names``. On disk: the targets, the names and sizes
+        of the files, the first 4 KiB of each, the channels, height and width they are decoded to, and the transform
+        (its name, and the bytes of its file). It does not see what changes behind the first 4 KiB of a file that
+        keeps its size, what a transform's file imports, or another version of Pillow or torchvision.
+
+        Raises:
+            LimbeckError: a file cannot be read.
+        """
+        found = xxhash.xxh3_128()
+        for part in (self.targets, self.inputs):
+            for piece in part.fingerprint() if isinstance(part, Images) else _bytes(part):
+                found.update(piece)
+        return found.hexdigest()
+
+
+def _bytes(values: Tensor) -> Iterator[bytes | memoryview]:
+    yield repr((str(values.dtype), tuple(values.shape))).encode()
+    for chunk in pieces(values, _CHUNK):
+        yield chunk.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +115,7 @@ def _check_split(name: str, split: Split, shape: tuple[int, ...], classes: int) 
         raise LimbeckError(f"{name}: inputs have shape {tuple(inputs.shape)}; allowed are (N, C, H, W) and (N, D)")
     if tuple(inputs.shape[1:]) != shape:
         raise LimbeckError(f"{name}: a sample has shape {tuple(inputs.shape[1:])}, but one of train has {shape}")
-    if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
+    if inputs.dtype != torch.uint8 and not inputs.dtype.is_floating_point:
         raise LimbeckError(f"{name}: inputs are {inputs.dtype}; allowed are torch.uint8 and floating types")
     if targets.dtype != torch.int64 or targets.dim() != 1:
         raise LimbeckError(
@@ -92,12 +129,11 @@ def _check_split(name: str, split: Split, shape: tuple[int, ...], classes: int) 
         raise LimbeckError(
             f"{name}: target {int(targets[first])} of sample {first} is no class; allowed are 0 to {classes - 1}"
         )
-    _check_finite(name, inputs)
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        _check_finite(name, inputs)
 
 
 def _check_finite(name: str, inputs: Tensor) -> None:
-    if inputs.dtype == torch.uint8:
-        return
     bad = ~torch.isfinite(inputs)
     count = int(bad.sum())
     if count:
@@ -151,12 +187,40 @@ def _count(count_or_fraction: float, total: int) -> int:
 def build(*, train: Split, validation: Split, test: Split, classes: tuple[str, ...], normalise: bool) -> Data:
     """Put splits together as `Data`, with mean and std measured on train; 0 and 1 unless ``normalise``.
 
+    Of images on disk at most 2,000 of train are measured, as evenly over the classes as `split_off` takes them, and
+    without transform. Where all these are grey the images have one channel.
+
     Raises:
-        LimbeckError: the splits do not fit together.
+        LimbeckError: the splits do not fit together; an image that is looked at cannot be read.
     """
     count = channels(train.inputs)
     data = Data(train, validation, test, classes, mean=(0.0,) * count, std=(1.0,) * count)
+    if isinstance(train.inputs, Images):
+        return _looked_at(data, train.inputs, normalise)
     if not normalise:
         return data
     mean, std = measure(train.inputs)
     return replace(data, mean=mean, std=std)
+
+
+def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
+    """The data with the channels that its images have, and their mean and std."""
+    if data.train.transform is not None:
+        try_transform(images)
+    few = split_off(min(_LOOKED_AT, len(images)), data.train, 0)[1]
+    grey, counted = True, torch.zeros(images.channels, 256, dtype=torch.int64)
+    for index in pieces(torch.arange(len(few)), _AT_ONCE):
+        pixels = few.inputs[index]
+        grey = grey and torch.equal(pixels, pixels[:, :1].expand_as(pixels))
+        counted += counts(pixels)
+    kept = 1 if grey else images.channels
+    mean, std = moments(counted[:kept]) if normalise else ((0.0,) * kept, (1.0,) * kept)
+    parts = (data.train, data.validation, data.test)
+    train, validation, test = (_with_channels(part, kept) for part in parts)
+    return Data(train, validation, test, data.classes, mean, std)
+
+
+def _with_channels(split: Split, channels: int) -> Split:
+    return (
+        replace(split, inputs=replace(split.inputs, channels=channels)) if isinstance(split.inputs, Images) else split
+    )

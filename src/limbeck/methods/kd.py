@@ -1,6 +1,5 @@
 """Soft targets: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), arXiv:1503.02531."""
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
@@ -43,12 +42,11 @@ def soft_loss(
         average: "batch" sums over classes and takes the mean over N; "elements" takes the mean over N and K, as
             ``F.kl_div`` does by default, and so weighs K times less.
     """
-    members = torch.stack([F.log_softmax(logits.detach() / temperature, dim=1) for logits in teachers])
-    target = members.logsumexp(dim=0) - math.log(len(teachers))
-    divergence = F.kl_div(F.log_softmax(student / temperature, dim=1), target, reduction="batchmean", log_target=True)
-    if average == "elements":
-        divergence = divergence / student.shape[1]
-    return divergence * temperature**2 if temperature_squared else divergence
+    members = [F.softmax(logits.detach() / temperature, dim=1) for logits in teachers]
+    target = members[0] if len(members) == 1 else torch.stack(members).mean(dim=0)
+    divergence = F.kl_div(F.log_softmax(student / temperature, dim=1), target, reduction="sum")
+    averaged = len(student) if average == "batch" else student.numel()
+    return divergence * ((temperature**2 if temperature_squared else 1.0) / averaged)
 
 
 def kd(

@@ -1,14 +1,14 @@
 """What every source is asked for and gives back, and where files are looked for."""
 
-import difflib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from limbeck.core import LimbeckError
 from limbeck.data.split import Split
+from limbeck.data.trees import near_path
 
 VARIABLE = "LIMBECK_DATA"
 """The environment variable that names the data root."""
@@ -27,6 +27,9 @@ class Request:
     path: Path | None = None  # of the folder or zip file
     download: bool = True  # whether files that are missing may be downloaded
     size: tuple[int, int] | None = None  # height and width to which images of different sizes are resized
+    streaming: bool = False  # whether images stay on disk; then there is a size
+    workers: int = 0  # processes that decode them
+    transform: str | None = None  # of the training images; see `limbeck.data.transforms`
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +59,3 @@ def data_root(given: Path | None) -> Path:
         origin = "" if given is not None else f" (from {VARIABLE})"
         raise LimbeckError(f"the data root {root}{origin} is no folder{near_path(root)}")
     return root
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """What was probably meant, to end a message with; empty where nothing is near."""
-    near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def near_path(path: Path) -> str:
-    """As `nearest`, of what lies beside a path that does not exist."""
-    parent = path.absolute().parent
-    return nearest(path.name, [entry.name for entry in parent.iterdir()]) if parent.is_dir() else ""

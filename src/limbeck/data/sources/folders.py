@@ -1,15 +1,28 @@
 """A folder or zip file in which each class is a folder of images."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 
 from limbeck.core import LimbeckError
+from limbeck.data.decoding import SUFFIXES
+from limbeck.data.images import Images, Inputs
 from limbeck.data.sources.base import Parts, Request, data_root
-from limbeck.data.sources.images import SUFFIXES, Tree, open_tree, read_images
+from limbeck.data.sources.images import read_images
 from limbeck.data.split import Split
+from limbeck.data.trees import Reader
+
+
+class Tree(NamedTuple):
+    """What is in a folder or zip file."""
+
+    place: Path
+    names: Sequence[str]  # as `Reader.names` gives them
+
 
 Classes: TypeAlias = Mapping[str, Sequence[str]]  # a class's name to its images' names
 
@@ -24,24 +37,37 @@ def folder(request: Request) -> Parts:
     files, ``__MACOSX`` and files that are no images by their name are left out. A path that does not exist as it is
     is looked for in the data root.
 
+    With ``streaming`` the images stay where they are, see `limbeck.data.images`, and count as colour images until they
+    have been looked at.
+
     Raises:
         LimbeckError: no path, or it does not exist; no class folder, an empty one, or not the same ones in train and
             test; an image that cannot be read; images of different sizes without ``size``.
     """
     if request.path is None:
         raise LimbeckError("source 'folder' needs a path: a folder or zip file of class folders")
-    with open_tree(_place(request.path, request.root)) as tree:
-        found = _layout(tree)
-        classes = _same_classes(tree, found)
-        names = {part: [name for images in found[part].values() for name in images] for part in found}
-        inputs = read_images(tree, [name for part in names.values() for name in part], request.size)
-    splits, start = {}, 0
-    for part, images in found.items():
-        counts = torch.tensor([len(images[name]) for name in classes])
-        targets = torch.repeat_interleave(torch.arange(len(classes)), counts)
-        splits[part] = Split(inputs[start : start + len(targets)], targets)
-        start += len(targets)
+    reader = Reader(_place(request.path, request.root))
+    tree = Tree(reader.place, reader.names())
+    found = _layout(tree)
+    classes = _same_classes(tree, found)
+    names = {part: tuple(name for images in of.values() for name in images) for part, of in found.items()}
+    splits = {}
+    for (part, files), inputs in zip(names.items(), _inputs(request, reader, list(names.values())), strict=True):
+        counts = torch.tensor([len(found[part][name]) for name in classes])
+        splits[part] = Split(inputs, torch.repeat_interleave(torch.arange(len(classes)), counts), files)
     return Parts(splits["train"], classes=classes, validation=splits.get("validation"), test=splits.get("test"))
+
+
+def _inputs(request: Request, reader: Reader, names: Sequence[tuple[str, ...]]) -> Sequence[Inputs]:
+    """The images of each part."""
+    if not request.streaming:
+        everything = read_images(reader, [name for part in names for name in part], request.size)
+        ends = itertools.accumulate(len(part) for part in names)
+        return [everything[end - len(part) : end] for part, end in zip(names, ends, strict=True)]
+    if request.size is None:
+        raise LimbeckError("streaming needs a size: the height and width in pixels that each image is brought to")
+    images = Images(reader, (), request.size, workers=request.workers, transform=request.transform)
+    return [replace(images, names=part) for part in names]
 
 
 _PARTS = ("train", "training", "test", "testing", "val", "valid", "validation")

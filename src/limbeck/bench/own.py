@@ -1,0 +1,114 @@
+"""limbeck's own loop, as a recipe runs it: `limbeck.session.plan`, then `limbeck.train.run`."""
+
+import itertools
+from collections.abc import Generator, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
+from limbeck.blocks import CacheBlock
+from limbeck.caching import cached, keep, wanted
+from limbeck.core import Batch, Stage
+from limbeck.engine import Engine
+from limbeck.methods import METHODS, PRESETS
+from limbeck.optimizers import sgd
+from limbeck.options import call, fill
+from limbeck.schedules import constant
+from limbeck.session import Training, plan, training_batches
+from limbeck.train import BatchSource, run
+from limbeck.trial import engine_for
+
+FOR_EVER = 10**9
+"""Epochs: no variant comes to an end."""
+
+STORE = CacheBlock(use=True, views=1, dtype="float16")
+"""One view of each sample: reading takes as long with more."""
+
+Result = TypeVar("Result")
+
+
+class Window:
+    """The batches of a training set, epoch after epoch, in windows of as many steps as are asked for.
+
+    The loop takes a window for an epoch, and so comes back to its caller after exactly these steps, while order,
+    augmentation and the ends of epochs are those of the training set.
+    """
+
+    def __init__(self, batches: BatchSource) -> None:
+        self.steps = 1
+        self.samples = batches.samples
+        self._batches = batches
+        self._flow = itertools.chain.from_iterable(batches(number) for number in itertools.count())
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """The next steps' batches."""
+        return itertools.islice(self._flow, self.steps)
+
+    def sweep(self) -> Iterable[Batch]:
+        """As the training set's."""
+        return self._batches.sweep()
+
+    def few(self) -> Tensor:
+        """As the training set's."""
+        return self._batches.few()
+
+
+class Own:
+    """limbeck's loop on a case: called with a number, it trains that many steps and gives their mean loss.
+
+    Args:
+        case: data and method.
+        networks: ``student``, trained in place, and ``teacher``.
+        engine: device, precision, compilation.
+        folder: where to put a store of the teacher's outputs, to be read instead of running it; None runs it.
+    """
+
+    def __init__(self, case: Case, networks: dict[str, nn.Module], engine: Engine, folder: Path | None = None) -> None:
+        training, store = training_of(case), None
+        stages = first_stage(case, networks, training)
+        if folder is not None:
+            training = cached(training, STORE)
+            store = _last(keep(folder, STORE, networks["teacher"], wanted(stages), case.data, training, engine))
+        self._window = Window(training_batches(case.data, training, seed=0, engine=engine))
+        self._epochs = run(stages, networks, self._window, engine, store=store)
+
+    def __call__(self, steps: int) -> float:
+        """Train that many steps."""
+        self._window.steps = steps
+        return next(self._epochs).loss
+
+
+def pick_engine(case: Case) -> Engine:
+    """The engine that a run of this training with ``precision: auto`` gets, on the CPU."""
+    networks, training = case.networks(), training_of(case)
+    batches = training_batches(case.data, training, seed=0, engine=Engine(device="cpu", precision="32"))
+    stages = first_stage(case, networks, training)
+    return engine_for(stages, networks, batches, device="cpu", precision="auto", compile=False)
+
+
+def training_of(case: Case) -> Training:
+    """How every variant trains."""
+    optimizer = sgd(lr=RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    return Training(FOR_EVER, case.workload.batch_size, optimizer, constant(), case.workload.augment)
+
+
+def first_stage(case: Case, networks: dict[str, nn.Module], training: Training) -> tuple[Stage, ...]:
+    """The first stage of the case's method: all of it, but for FitNets, whose first is the hint stage."""
+    block = fill(METHODS, case.workload.method, kind="method", presets=PRESETS)
+    return plan(partial(call, METHODS, block), networks, case.data, training)[:1]
+
+
+def _last(work: Generator[object, None, Result]) -> Result:
+    """What a generator returns, run to its end."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: Result = end.value
+            return result

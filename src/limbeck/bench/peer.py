@@ -1,0 +1,125 @@
+"""torchdistill (Matsubara 2021, arXiv 2011.12913) as its examples run it, where it is installed and has the method.
+
+The configurations are those of its ``configs/sample``, on our networks and data; the loop is ``train_one_epoch`` of its
+``examples/torchvision/image_classification.py``, which is no part of the package, without its count of images a
+second. Its teacher is put in eval mode, which the examples leave to the caller.
+"""
+
+import itertools
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import RandomSampler
+
+from limbeck.bench.plain import PilImages
+from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case, Workload, upto
+
+Config = dict[str, Any]
+
+
+class Unavailable(Exception):
+    """A variant cannot be measured here; the message says why."""
+
+
+def torchdistill(case: Case, student: nn.Module, teacher: nn.Module) -> Iterator[float]:
+    """A loop that trains for ever, giving each step's loss.
+
+    Raises:
+        Unavailable: it is not installed, or does not have the method.
+    """
+    try:
+        distillation, log = import_module("torchdistill.core.distillation"), import_module("torchdistill.misc.log")
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"torchdistill cannot be imported: {error}") from error
+    loader = {"batch_size": case.workload.batch_size, "num_workers": 0, "drop_last": True}
+    sgd = {"lr": RATE, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
+    config = {
+        "num_epochs": 1,
+        "train_data_loader": {
+            "dataset_id": "train",
+            "sampler": {"class_or_func": RandomSampler},
+            "kwargs": loader,
+        },
+        "optimizer": {"key": "SGD", "kwargs": sgd},
+        **_method(case.workload, student, teacher),
+    }
+    box = distillation.get_distillation_box(
+        teacher.eval(), student, {"train": PilImages(case)}, config, torch.device("cpu"), None, False, 1
+    )
+    return _train(box, log)
+
+
+def _train(box: Any, log: Any) -> Iterator[float]:
+    for epoch in itertools.count():
+        box.pre_epoch_process(epoch=epoch)
+        meters = log.MetricLogger(delimiter="  ")
+        meters.add_meter("lr", log.SmoothedValue(window_size=1, fmt="{value}"))
+        for inputs, targets, extra in meters.log_every(box.train_data_loader, 1000, f"Epoch: [{epoch}]"):
+            loss = box.forward_process(inputs, targets, extra)
+            box.post_forward_process(loss=loss)
+            meters.update(loss=loss.item(), lr=box.optimizer.param_groups[0]["lr"])
+            if torch.isnan(loss) or torch.isinf(loss):
+                raise ValueError(f"The training loop was broken due to loss = {loss}")
+            yield loss.item()
+        box.post_epoch_process()
+
+
+def _method(workload: Workload, student: nn.Module, teacher: nn.Module) -> Config:
+    """What is said of the teacher, the student and the criterion."""
+    method, layers = workload.method, list(workload.layers)
+    taught: Config = {
+        "forward_proc": "forward_batch_only",
+        "requires_grad": False,
+        "forward_hook": {"input": [], "output": layers},
+    }
+    learns: Config = {
+        "forward_proc": "forward_batch_only",
+        "requires_grad": True,
+        "forward_hook": {"input": [], "output": layers},
+    }
+    match method["name"]:
+        case "kd":
+            options = {"temperature": method["temperature"], "alpha": method["hard"], "beta": method["soft"]}
+            for side in ("student", "teacher"):
+                options |= {f"{side}_module_path": ".", f"{side}_module_io": "output"}
+            terms: Config = {"kd": {"criterion": {"key": "KDLoss", "kwargs": options}, "weight": 1.0}}
+        case "at":
+            ends = {layer: {"io": "output", "path": layer} for layer in layers}
+            pairs = {layer: {"teacher": end, "student": end} for layer, end in ends.items()}
+            attention = {"key": "ATLoss", "kwargs": {"at_pairs": pairs, "mode": "code"}}
+            terms = {
+                "ce": _term("CrossEntropyLoss", ".", {"uses_label": True}),
+                "at": {"criterion": attention, "weight": method["attention"]},
+            }
+        case "fitnets":
+            hint, guided = upto(teacher, workload.ends), upto(student, workload.ends)
+            few = torch.zeros(1, *workload.shape)
+            with torch.no_grad():
+                widths = {
+                    f"num_{name}_channels": part.eval()(few).shape[1]
+                    for name, part in (("input", guided), ("output", hint))
+                }
+            kernel = {"kernel_size": 1, "stride": 1, "padding": 0, "uses_relu": True}
+            taught["sequential"] = [name for name, _ in hint.named_children()]
+            learns["sequential"] = [*(name for name, _ in guided.named_children()), "+convreg"]
+            learns["forward_hook"]["output"] = ["+convreg"]
+            learns["adaptations"] = {"convreg": {"key": "ConvReg", "kwargs": widths | kernel}}
+            target = {"is_from_teacher": True, "module_path": workload.ends, "io": "output"}
+            terms = {"hint": _term("MSELoss", "+convreg", target)}
+        case name:
+            raise Unavailable(f"torchdistill has no {name}")
+    criterion = {"key": "WeightedSumLoss", "kwargs": {"sub_terms": terms}}
+    return {"teacher": taught, "student": learns, "criterion": criterion}
+
+
+def _term(loss: str, path: str, target: Config) -> Config:
+    """A loss of torch's, of what the student gives at a path and a target."""
+    wrapped = {"input": {"is_from_teacher": False, "module_path": path, "io": "output"}, "target": target}
+    return {
+        "criterion": {"key": loss, "kwargs": {}},
+        "criterion_wrapper": {"key": "SimpleLossWrapper", "kwargs": wrapped},
+        "weight": 1.0,
+    }

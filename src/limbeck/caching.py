@@ -1,0 +1,242 @@
+"""Whether the teacher's outputs are kept, what a store of them depends on, and how they are computed."""
+
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.arms import teacher_of
+from limbeck.blocks import CacheBlock, Recipe, TeacherBlock
+from limbeck.core import Batch, LimbeckError, Outputs, Reader, Stage, Tap
+from limbeck.data import Data
+from limbeck.engine import Engine
+from limbeck.jobs import Job, Kept
+from limbeck.session import NO_AUGMENTATION, Training, training_batches
+from limbeck.store import (
+    Fingerprint,
+    Format,
+    Progress,
+    Store,
+    TableStore,
+    Verification,
+    build,
+    network_digest,
+    read_table,
+    rows_for,
+    verify,
+)
+from limbeck.taps import Taps, evaluation_mode
+
+MOST = 2**30
+"""Bytes up to which `auto` keeps outputs."""
+
+VIEWS = 4
+"""Views of each sample that are kept where the training augments and the recipe does not say how many."""
+
+DEPENDS = ("torch", "torchvision", "pillow")
+"""Packages whose version a stored number may depend on."""
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def wanted(stages: Sequence[Stage]) -> frozenset[Tap]:
+    """What the stages read of the teacher; nothing where one of them changes it."""
+    if any(name.partition(".")[0] == "teacher" for stage in stages for name in stage.learns):
+        return frozenset()
+    return frozenset(
+        tap for stage in stages for term in stage.terms.values() for tap in term.reads if tap.source == "teacher"
+    )
+
+
+def decide(
+    block: CacheBlock,
+    stages: Sequence[Stage],
+    training: Training,
+    samples: int,
+    shape: Callable[[Tap], tuple[int, ...]],
+) -> CacheBlock:
+    """The block with everything decided.
+
+    Args:
+        block: as the recipe has it.
+        stages: what will be trained.
+        training: as the recipe has it.
+        samples: of the training set.
+        shape: a tap's tensor's, of one sample.
+
+    Raises:
+        LimbeckError: a store is asked for and the method reads nothing of the teacher, or changes it; several views
+            of a training that does not augment.
+    """
+    if block.use is False:
+        return block
+    taps, epochs = wanted(stages), sum(stage.epochs for stage in stages)
+    same = training.augment == NO_AUGMENTATION
+    if block.use == "auto":
+        size = samples * sum(math.prod(shape(tap)) for tap in taps) * 4
+        pays = bool(taps) and same and epochs > 1 and size <= MOST
+        return block.model_copy(
+            update={"use": pays, "views": 1, "dtype": block.dtype or "float32"} if pays else {"use": False}
+        )
+    if not taps:
+        raise LimbeckError("cache: the method reads nothing of the teacher, or changes it, so nothing can be kept")
+    if same and (block.views or 1) > 1:
+        raise LimbeckError(f"cache.views is {block.views}, but nothing is augmented, so all views are the same: use 1")
+    views = min(block.views or (1 if same else VIEWS), max(stage.epochs for stage in stages))
+    return block.model_copy(update={"views": views, "dtype": block.dtype or "float16"})
+
+
+def fingerprint(
+    block: CacheBlock, teacher: nn.Module, taps: frozenset[Tap], data: Data, training: Training, engine: Engine
+) -> Fingerprint:
+    """All that the stored numbers depend on."""
+    logits = {tap for tap in taps if not tap.layer and tap.side == "output"}
+    if block.top_k is not None and taps - logits:
+        raise LimbeckError(
+            f"cache.top_k keeps logits, but the method reads {', '.join(map(str, sorted(taps - logits)))}"
+        )
+    return Fingerprint(
+        teacher=network_digest(teacher),
+        data=data.train.without(training.exclude).digest(),
+        transform={"augment": asdict(training.augment), "mean": list(data.mean), "std": list(data.std)},
+        seed=block.seed,
+        views=block.views or 1,
+        taps={tap: Format(block.dtype or "float16", block.top_k) for tap in taps},
+        precision=engine.precision,
+        versions={name: version(name) for name in DEPENDS},
+    )
+
+
+@contextmanager
+def reading(teacher: nn.Module, taps: frozenset[Tap], few: Tensor, engine: Engine) -> Iterator[Reader]:
+    """A way to the teacher's tensors for any batch: eval mode, no gradient, the engine's precision."""
+    quick = engine.lean(engine.place(teacher), few, list(taps))
+    with evaluation_mode([quick]), Taps({"teacher": quick}, taps) as tapped:
+
+        def read(batch: Batch) -> Mapping[Tap, Tensor]:
+            with torch.no_grad(), engine.autocast():
+                return tapped.read(batch)
+
+        yield read
+
+
+def keep(
+    folder: Path,
+    block: CacheBlock,
+    teacher: nn.Module,
+    taps: frozenset[Tap],
+    data: Data,
+    training: Training,
+    engine: Engine,
+) -> Generator[Progress, None, Store]:
+    """Build the store unless it is there, whatever of it is there whole being kept, and give it.
+
+    Raises:
+        LimbeckError: the folder holds another store; the disk has too little room.
+    """
+    expected = fingerprint(block, teacher, taps, data, training, engine)
+    batches = training_batches(data, training, seed=block.seed, engine=engine)
+    with reading(teacher, taps, batches.few(), engine) as reader:
+        yield from build(folder, reader, batches, fingerprint=expected, rows=len(data.train.without(training.exclude)))
+    return Store(folder, expected)
+
+
+def bought(block: TeacherBlock, data: Data, training: Training) -> TableStore | None:
+    """The rows of a teacher that is a table of soft labels; None where it is a network.
+
+    Raises:
+        LimbeckError: the table or the data does not say which file a row is of; images are missing in it.
+    """
+    if block.table is None:
+        return None
+    names = data.train.without(training.exclude).names
+    if names is None:
+        raise LimbeckError("teacher.table names its rows by image files, but the data has none: use the source folder")
+    return TableStore(rows_for(read_table(Path(block.table), block.values), names, data.classes))
+
+
+def cached(training: Training, block: CacheBlock) -> Training:
+    """The training over the views that are kept."""
+    return replace(training, views=block.views, view_seed=block.seed) if block.use else training
+
+
+def outputs(
+    recipe: Recipe,
+    run: Path,
+    seed: int,
+    stages: Sequence[Stage],
+    teacher: nn.Module,
+    data: Data,
+    training: Training,
+    engine: Engine,
+) -> Generator[Kept, None, Outputs | None]:
+    """What the method's stages read of a recipe's teacher, where it is kept: the store is built unless it is there.
+
+    Args:
+        recipe: with its cache decided.
+        run: its run folder.
+        seed: the student's.
+        stages: of the method.
+        teacher: trained, or the stand-in of a table.
+        data: of the recipe.
+        training: of the student.
+        engine: to run the teacher with.
+    """
+    if not recipe.cache.use:
+        return bought(recipe.teacher, data, training) if recipe.teacher else None
+    job = teacher_of(recipe, seed)
+    folder = folder_of(recipe, run, job)
+    building = keep(folder, recipe.cache, teacher, wanted(stages), data, training, engine)
+    event = None
+    while True:
+        try:
+            progress = next(building)
+        except StopIteration as end:
+            if event is not None:
+                yield event
+            store: Outputs = end.value
+            return store
+        event = Kept(job, folder, progress.done, progress.of, progress.bytes)
+        if progress.done < progress.of:  # the last is told once, when all is on disk
+            yield event
+
+
+def folder_of(recipe: Recipe, run: Path, teacher: Job) -> Path:
+    """Where a teacher's outputs are kept: in the recipe's folder for them, or in that of the run."""
+    parent = Path(recipe.cache.folder) if recipe.cache.folder else run / "store"
+    return parent / f"{teacher.arm}-seed{teacher.seed}"
+
+
+def check(
+    folder: Path,
+    block: CacheBlock,
+    teacher: nn.Module,
+    taps: frozenset[Tap],
+    data: Data,
+    training: Training,
+    engine: Engine,
+) -> Verification:
+    """Compare a finished store with the teacher on random rows.
+
+    Raises:
+        LimbeckError: it is not finished, damaged, of something else, or a row is not what the teacher gives.
+    """
+    store = Store(folder, fingerprint(block, teacher, taps, data, training, engine))
+    batches = training_batches(data, training, seed=block.seed, engine=engine)
+    with reading(teacher, taps, batches.few(), engine) as reader:
+        return verify(store, reader, batches)
+
+
+def finished(building: Generator[Progress, None, Store]) -> Store:
+    """The store, for who does not watch it being built."""
+    while True:
+        try:
+            next(building)
+        except StopIteration as end:
+            store: Store = end.value
+            return store

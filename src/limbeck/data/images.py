@@ -1,0 +1,123 @@
+"""Images that stay on disk and are decoded when they are asked for."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeAlias
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+
+from limbeck.core import LimbeckError
+from limbeck.data.decoding import Pixels, decode, fitted, is_grey
+from limbeck.data.transforms import identity
+from limbeck.data.trees import Reader
+
+_THREADS = 4
+_HEAD = 4096  # bytes of each file that the fingerprint sees
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Image files in the place of a tensor (N, C, H, W) uint8: of a split that does not fit in memory.
+
+    It has the tensor's ``shape``, ``dtype``, ``dim()`` and length, and ``images[index]`` decodes those of an index.
+    """
+
+    reader: Reader  # of the folder or zip file
+    names: tuple[str, ...]  # in it
+    size: tuple[int, int]  # height and width in pixels
+    channels: int = 3  # 3 (RGB), or 1 where all are grey
+    workers: int = 0  # processes that decode for `Batches`; 0: the one that asks
+    transform: str | None = None  # of the training views; see `limbeck.data.transforms`
+
+    dtype: ClassVar[torch.dtype] = torch.uint8
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)."""
+        return torch.Size((len(self.names), self.channels, *self.size))
+
+    def dim(self) -> int:
+        """4, the length of the shape."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Decode those at these places, (M,) int64, to (M, C, H, W) uint8: fitted to the size, see `plain`.
+
+        Raises:
+            LimbeckError: one cannot be read; the message names it.
+        """
+        names = [self.names[place] for place in index.tolist()]
+        result = torch.empty(len(names), *self.shape[1:], dtype=self.dtype)
+        grid = by_pixel(result)
+        encoded = [self.reader(name) for name in names]
+        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+            decoded = pool.map(self._plain, names, encoded)
+            for place, pixels in enumerate(decoded):
+                grid[place] = pixels
+        return result
+
+    def select(self, index: Tensor) -> "Images":
+        """Those at these places, (M,) int64, in this order; nothing is decoded."""
+        return replace(self, names=tuple(self.names[place] for place in index.tolist()))
+
+    def fingerprint(self) -> Iterator[bytes]:
+        """What `Split.digest` sees of them, piece by piece."""
+        made_by = identity(self.transform) if self.transform is not None else b""
+        yield repr((tuple(self.shape), len(made_by))).encode() + made_by
+        for name in self.names:
+            size, head = self.reader.head(name, _HEAD)
+            yield repr((name, size)).encode() + head
+
+    def _plain(self, name: str, data: bytes) -> Pixels:
+        return plain(f"{name} in {self.reader.place}", data, self.size, self.channels)
+
+
+Inputs: TypeAlias = Tensor | Images
+"""A split's inputs: in memory, or on disk."""
+
+
+def plain(label: str, data: bytes, size: tuple[int, int], channels: int) -> Pixels:
+    """An image file as it is, to (H, W, C): `limbeck.data.decoding.fitted` to the size.
+
+    Raises:
+        LimbeckError: it cannot be read, or is in colour where the others are grey.
+    """
+    pixels = numpy.asarray(fitted(with_channels(label, decode(label, data, least=size), channels), size))
+    return pixels if channels > 1 else pixels[..., None]
+
+
+def with_channels(label: str, image: Image.Image, channels: int) -> Image.Image:
+    """An image of mode L or RGB in mode RGB, or L for a single channel.
+
+    Raises:
+        LimbeckError: it is in colour where the others are grey.
+    """
+    if channels == 1 and image.mode != "L":
+        if not is_grey(numpy.asarray(image)):
+            raise LimbeckError(f"{label} is in colour, but the training images that were looked at are all grey")
+        return image.getchannel(0)
+    return image.convert("RGB") if channels == 3 and image.mode != "RGB" else image
+
+
+def by_pixel(images: Tensor) -> Pixels:
+    """The same memory as (N, H, W, C), as decoders write it."""
+    grid: Pixels = images.permute(0, 2, 3, 1).numpy()
+    return grid
+
+
+def by_channels(images: Tensor) -> bool:
+    """Whether (N, C, H, W) lies in memory as (N, H, W, C), torch's channels_last, and not as it is written."""
+    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+
+
+def pieces(values: Tensor, size: int) -> Iterator[Tensor]:
+    """A tensor cut into so many of its first dimension at a time; none of an empty one."""
+    return (values[start : start + size] for start in range(0, len(values), size))

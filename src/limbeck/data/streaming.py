@@ -1,0 +1,197 @@
+"""Batches of images decoded ahead by worker processes."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from limbeck.core import LimbeckError
+from limbeck.data.decoding import decode
+from limbeck.data.images import Images, by_pixel, pieces, plain, with_channels
+from limbeck.data.transforms import Transform, generators_kept, make_transform, seed_generators
+
+AHEAD = 2
+"""Batches that each worker decodes before they are asked for: no more of them are ever held."""
+
+
+class Wanted(NamedTuple):
+    """One batch to decode. The names go to the workers, so that none needs a copy of all of them."""
+
+    names: Sequence[str]
+    places: Sequence[int]  # each sample's place in its split
+    view: int | None  # None: as they are, without the transform
+
+
+class Decoder(Dataset[tuple[Tensor, str]]):
+    """One batch after another to uint8 (N, C, H, W), in whatever process it is in.
+
+    Args:
+        images: what to decode.
+        seed: of the transform.
+        channels_last: the memory format.
+
+    Raises:
+        LimbeckError: there is no such transform.
+    """
+
+    def __init__(self, images: Images, *, seed: int, channels_last: bool) -> None:
+        self._reader, self._shape, self._size, self._seed = images.reader, images.shape[1:], images.size, seed
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._text = images.transform
+        self._build()
+
+    def _build(self) -> None:
+        self._transform = None if self._text is None else make_transform(self._text, self._size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_transform": None}  # a user's function need not be something that can be sent
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._build()
+
+    def __getitem__(self, wanted: Wanted) -> tuple[Tensor, str]:
+        """The images, or what is wrong with one of them: an error would come out of a worker as text of many lines."""
+        result = torch.empty(len(wanted.names), *self._shape, dtype=torch.uint8, memory_format=self._format)
+        grid = by_pixel(result)
+        try:
+            with generators_kept():
+                for place, (name, index) in enumerate(zip(wanted.names, wanted.places, strict=True)):
+                    label, data = f"{name} in {self._reader.place}", self._reader(name)
+                    if wanted.view is None or self._transform is None:
+                        grid[place] = plain(label, data, self._size, self._shape[0])
+                    else:
+                        seed_generators(self._seed, wanted.view, index)
+                        result[place] = self._transformed(self._transform, label, data)
+        except LimbeckError as error:
+            return result[:0], str(error)
+        return result, ""
+
+    def _transformed(self, transform: Transform, label: str, data: bytes) -> Tensor:
+        image = with_channels(label, decode(label, data), self._shape[0])
+        try:
+            made = transform(image)
+        except Exception as error:  # others' code may raise anything
+            raise LimbeckError(f"{self._text} fails on {label}: {type(error).__name__}: {error}") from error
+        got = f"{made.dtype} of shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        allowed = f"{torch.uint8} of shape {tuple(self._shape)}"
+        if got != allowed:
+            raise LimbeckError(f"{self._text} gave {got} for {label}; allowed is {allowed}")
+        return made
+
+
+@dataclass
+class _Plan:
+    """The batches of one pass, in the order in which the workers are to decode them."""
+
+    names: Sequence[str]
+    batch_size: int
+    order: Tensor
+    view: int | None = None
+
+    def __iter__(self) -> Iterator[Wanted]:
+        for index in pieces(self.order, self.batch_size):
+            places = index.tolist()
+            yield Wanted([self.names[place] for place in places], places, self.view)
+
+
+class Stream:
+    """Decoded batches of images, in any order; so many are decoded ahead as `AHEAD` says.
+
+    Workers start with a pass and end when it does, or when it is left early; with ``keep`` those of a pass that came to
+    its end wait for the next, until the stream is gone. A pass of a single batch does without any.
+
+    Args:
+        images: what to decode.
+        batch_size: images a batch.
+        seed: of the transform.
+        keep: whether there will be more passes.
+        device: where the batches go.
+        channels_last: their memory format.
+
+    Raises:
+        LimbeckError: there is no such transform; in a pass, an image cannot be read or a worker died.
+    """
+
+    def __init__(
+        self, images: Images, *, batch_size: int, seed: int, keep: bool, device: torch.device, channels_last: bool
+    ) -> None:
+        self._images, self._batch_size, self._device = images, batch_size, device
+        self._keep = keep
+        self._decoder = Decoder(images, seed=seed, channels_last=channels_last)
+        self._waiting: list[tuple[_Plan, DataLoader[Any]]] = []
+
+    def __call__(self, order: Tensor, view: int | None) -> Iterator[Tensor]:
+        """The images at these places, (M,) int64, batch by batch, uint8 on the device; unchanged without a view."""
+        workers = self._images.workers if len(order) > self._batch_size else 0
+        plan, loader = self._waiting.pop() if workers and self._waiting else self._start(workers)
+        plan.order, plan.view = order, view
+        ahead = iter(loader)
+        try:
+            while (found := _next(ahead)) is not None:
+                pixels, problem = found
+                if problem:
+                    raise LimbeckError(problem)
+                yield pixels.to(self._device, non_blocking=True)
+            if workers and self._keep:
+                self._waiting.append((plan, loader))
+        finally:
+            del ahead, loader  # the workers end with the last reference, which a traceback must not hold
+
+    def _start(self, workers: int) -> tuple[_Plan, DataLoader[Any]]:
+        plan = _Plan(self._images.names, self._batch_size, torch.arange(0))
+        loader: DataLoader[Any] = DataLoader(
+            self._decoder,
+            batch_size=None,  # the plan's batches are decoded as they are
+            sampler=plan,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            prefetch_factor=AHEAD if workers else None,
+            persistent_workers=workers > 0 and self._keep,
+            pin_memory=self._device.type == "cuda",
+            worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
+        return plan, loader
+
+
+def try_transform(images: Images) -> None:
+    """Make view 0 of the first image.
+
+    Raises:
+        LimbeckError: the image cannot be read, there is no such transform, or it fails.
+    """
+    _, problem = Decoder(images, seed=0, channels_last=False)[Wanted(images.names[:1], [0], 0)]
+    if problem:
+        raise LimbeckError(problem)
+
+
+def _next(ahead: Iterator[tuple[Tensor, str]]) -> tuple[Tensor, str] | None:
+    """The next batch; None where there is none.
+
+    What ends the pass here is raised anew: the traceback of the first error holds the loader, and so its workers.
+    """
+    ended: BaseException
+    try:
+        return next(ahead, None)
+    except KeyboardInterrupt:
+        ended = KeyboardInterrupt()
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        ended = LimbeckError(f"a process that decodes images failed; workers: 0 does without any: {error}")
+    del ahead
+    raise ended
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal: the main one ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

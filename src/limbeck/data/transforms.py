@@ -1,0 +1,85 @@
+"""Random changes of single images by others' code, made a pure function of (seed, view, index)."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+
+from limbeck.core import LimbeckError
+from limbeck.data.keys import Purpose, key
+from limbeck.data.trees import nearest
+from limbeck.data.userfile import function
+
+Transform: TypeAlias = Callable[[Image.Image], Tensor]
+"""An image of mode L or RGB to (C, H, W) uint8; it may draw from `random`, `numpy.random` and torch's CPU generator."""
+
+
+def make_transform(text: str, size: tuple[int, int]) -> Transform:
+    """The transform that a recipe calls by this text.
+
+    Args:
+        text: ``random_resized_crop``, torchvision's (a part of 8 to 100 % of the area and of proportions 3:4 to 4:3,
+            resized, bilinear), or ``path/to/file.py:function``; the function takes the size and returns a `Transform`.
+        size: height and width of what it gives.
+
+    Raises:
+        LimbeckError: there is no such transform, or the function fails.
+    """
+    if text in _NAMED:
+        return _NAMED[text](size)
+    file, _, name = text.rpartition(":")
+    if not file.endswith(".py"):
+        raise LimbeckError(
+            f"there is no transform {text!r}; allowed are {', '.join(_NAMED)} and path/to/file.py:function"
+            f"{nearest(text, _NAMED)}"
+        )
+    make = function(Path(file).expanduser(), name)
+    try:
+        made: Transform = make(size)
+    except Exception as error:  # the user's function may raise anything
+        raise LimbeckError(f"{text} could not be called with {size}: {type(error).__name__}: {error}") from error
+    if not callable(made):
+        raise LimbeckError(f"{text} gave {type(made).__name__}; allowed is a function of an image")
+    return made
+
+
+def identity(text: str) -> bytes:
+    """What tells a transform from another, wherever it lies: its name, and its file's bytes."""
+    file, _, name = text.rpartition(":")
+    return name.encode() + b":" + (Path(file).expanduser().read_bytes() if file else b"")
+
+
+def seed_generators(seed: int, view: int, index: int) -> None:
+    """Set `random`, `numpy.random` and torch's CPU generator to a state that only these decide."""
+    word = key(Purpose.TRANSFORM, seed, view, index)
+    random.seed(word)
+    numpy.random.seed(word)
+    torch.default_generator.manual_seed(word)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Afterwards the three generators of `seed_generators` are where they were."""
+    python, arrays, tensors = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(arrays)
+        torch.set_rng_state(tensors)
+
+
+def _random_resized_crop(size: tuple[int, int]) -> Transform:
+    from torchvision.transforms import v2  # type: ignore[import-untyped]  # takes a second to import
+
+    made: Transform = v2.Compose([v2.RandomResizedCrop(size), v2.PILToTensor()])
+    return made
+
+
+_NAMED: dict[str, Callable[[tuple[int, int]], Transform]] = {"random_resized_crop": _random_resized_crop}

@@ -1,0 +1,88 @@
+"""What learns in a stage, and what rests: in eval mode, without gradients, by the fastest way to its tensors."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from limbeck.core import LimbeckError, Networks, Outputs, Reader, Stage, Tap
+from limbeck.engine import Engine
+from limbeck.resident import Resident
+from limbeck.taps import check
+
+
+def learners(stage: Stage, networks: Networks) -> list[nn.Module]:
+    """The modules that a stage's ``learns`` names: networks, or parts of them.
+
+    Raises:
+        LimbeckError: there is no such network or layer.
+    """
+    found = []
+    for name in stage.learns:
+        network, _, layer = name.partition(".")
+        if network not in networks:
+            raise LimbeckError(
+                f"stage {stage.name!r}: there is no network {network!r} to learn; there are {', '.join(networks)}"
+            )
+        check(networks, Tap(network, layer))
+        found.append(networks[network].get_submodule(layer))
+    return found
+
+
+def resting(stage: Stage, networks: Networks) -> list[nn.Module]:
+    """The modules that do not learn: those of whole networks, and of the others the parts that are not named."""
+    found = []
+    for name, network in networks.items():
+        named = [layer for layer in stage.learns if layer.partition(".")[0] == name]
+        if name not in named:
+            learning = {part for layer in named for part in network.get_submodule(layer.partition(".")[2]).modules()}
+            found += [module for module in network.modules() if module not in learning]
+    return found
+
+
+@contextmanager
+def frozen(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Eval mode and no parameter gradients inside the block; afterwards the flags are what they were.
+
+    Gives the modules.
+    """
+    modes = {module: module.training for module in modules}
+    parameters = {parameter: parameter.requires_grad for module in modes for parameter in module.parameters(False)}
+    for module in modes:
+        module.training = False
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield list(modes)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, needed in parameters.items():
+            parameter.requires_grad_(needed)
+
+
+def quickest(
+    stage: Stage, networks: Networks, few: Tensor, engine: Engine, store: Outputs | None
+) -> tuple[Networks, dict[str, Reader]]:
+    """The networks to run in a stage, lean copies in place of those that rest, and readers in place of a run.
+
+    Args:
+        stage: what is read.
+        networks: by name.
+        few: inputs to try the lean copies on.
+        engine: precision, and whether to compile.
+        store: the teacher's tensors; used where it has all that the stage reads.
+    """
+    reads = {tap for term in stage.terms.values() for tap in term.reads}
+    learning = {name.partition(".")[0] for name in stage.learns}
+    quick, readers = dict(networks), dict[str, Reader]()
+    for name in sorted({tap.source for tap in reads} - learning - {"batch"}):
+        taps = [tap for tap in reads if tap.source == name]
+        if store is not None and store.taps >= set(taps):
+            near = store if engine.device.type == "cpu" else Resident(store, engine.device)
+            readers[name] = lambda batch: near.read(batch.index, batch.view)
+            continue
+        quick[name] = engine.lean(networks[name], few, taps)
+        if engine.compile:
+            readers[name] = engine.reader(quick[name], taps)
+    return quick, readers

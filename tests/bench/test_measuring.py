@@ -1,0 +1,144 @@
+import math
+
+import pytest
+
+from limbeck.bench.machine import Reading
+from limbeck.bench.measuring import (
+    AGAIN,
+    DISTURBED,
+    Sample,
+    Spread,
+    interleaved,
+    ratios,
+    sample_seconds,
+    spread,
+    steps_for,
+    warm_up,
+)
+
+
+class Machine:
+    """A machine of one CPU whose time only passes where it is told to: while a variant runs, and others with it."""
+
+    def __init__(self, seconds, others=()):
+        self.seconds = dict(seconds)
+        self.others = list(others)  # the shares that others take of one sample after the other, then nothing
+        self.wall = self.own = self.busy = 0.0
+        self.ran = []
+
+    def runs(self):
+        return {name: lambda steps, name=name: self._run(name, steps) for name in self.seconds}
+
+    def read(self):
+        return Reading(self.wall, self.own, self.busy, 1)
+
+    def _run(self, name, steps):
+        share = self.others.pop(0) if self.others else 0.0
+        work = self.seconds[name] * steps
+        self.ran.append((name, steps))
+        self.own += work
+        self.wall += work / (1 - share)
+        self.busy += work / (1 - share)
+
+
+def test_every_round_has_every_variant_and_begins_with_another():
+    machine = Machine({"a": 1.0, "b": 2.0, "c": 3.0})
+    steps = {"a": 3, "b": 2, "c": 1}
+    samples = list(interleaved(machine.runs(), steps, 4, read=machine.read))
+    assert [sample.variant for sample in samples] == list("abcbcacababc")
+    assert [sample.round for sample in samples] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert machine.ran[:3] == [("a", 3), ("b", 2), ("c", 1)]
+    assert {(sample.variant, sample.seconds) for sample in samples} == {("a", 1.0), ("b", 2.0), ("c", 3.0)}
+    assert all(sample.outside == 0.0 and not sample.repeated and not sample.disturbed for sample in samples)
+
+
+def test_a_disturbed_sample_is_taken_again():
+    machine = Machine({"a": 1.0, "b": 1.0}, others=[0.5, 0.0, 0.2, 0.2, 0.0])
+    samples = list(interleaved(machine.runs(), {"a": 1, "b": 1}, 1, read=machine.read))
+    assert [(one.variant, one.repeated, one.disturbed) for one in samples] == [("a", 1, False), ("b", 2, False)]
+    assert [one.seconds for one in samples] == pytest.approx([1.0, 1.0])
+    assert [name for name, _ in machine.ran] == ["a", "a", "b", "b", "b"]
+
+
+def test_of_samples_that_stay_disturbed_the_least_disturbed_is_kept():
+    machine = Machine({"a": 1.0}, others=[0.5, 0.4, 0.1, 0.2, 0.0])
+    (sample,) = interleaved(machine.runs(), {"a": 1}, 1, read=machine.read)
+    assert sample.outside == pytest.approx(0.1)
+    assert sample.seconds == pytest.approx(1 / 0.9)
+    assert sample.disturbed
+    assert sample.repeated == AGAIN == 3
+
+
+def test_a_share_at_the_threshold_is_not_a_disturbance():
+    machine = Machine({"a": 1.0}, others=[DISTURBED - 1e-9])
+    (sample,) = interleaved(machine.runs(), {"a": 1}, 1, read=machine.read)
+    assert sample.repeated == 0
+    assert not sample.disturbed
+
+
+def test_nothing_is_repeated_when_the_time_is_up():
+    machine = Machine({"a": 1.0}, others=[0.5] * 9)
+    first, second = interleaved(machine.runs(), {"a": 1}, 2, until=3.0, read=machine.read)
+    assert (first.repeated, second.repeated) == (1, 0)  # the samples end at 2, 4 and 6 s
+    assert first.disturbed
+    assert second.disturbed
+
+
+def test_nothing_is_repeated_where_the_share_is_not_known():
+    class Silent(Machine):
+        def read(self):
+            return Reading(self.wall, self.own, None, 1)
+
+    machine = Silent({"a": 1.0}, others=[0.9])
+    (sample,) = interleaved(machine.runs(), {"a": 1}, 1, read=machine.read)
+    assert sample.outside is None
+    assert not sample.disturbed
+    assert machine.ran == [("a", 1)]
+
+
+def test_warming_up_takes_its_time_and_gives_the_first_and_the_last_step():
+    machine = Machine({"a": 0.5}, others=[0.75])
+    assert warm_up(machine.runs()["a"], 3.0, read=machine.read) == pytest.approx((2.0, 0.5))
+    assert machine.ran == [("a", 1)] * 3
+
+
+def test_warming_up_runs_one_step_at_least():
+    machine = Machine({"a": 7.0})
+    assert warm_up(machine.runs()["a"], 0.1, read=machine.read) == (7.0, 7.0)
+    assert warm_up(machine.runs()["a"], 0.0, read=machine.read) == (7.0, 7.0)
+
+
+def test_samples_have_as_many_steps_as_fit():
+    assert steps_for({"fast": 0.1, "slow": 0.7, "slower": 3.0}, 1.5) == {"fast": 15, "slow": 2, "slower": 1}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rounds", "budget", "length"),
+    [
+        ({"a": 0.1, "b": 0.1}, 5, math.inf, 2.0),  # no hurry: the most
+        ({"a": 0.1, "b": 0.1}, 5, 5.0, 0.5),
+        ({"a": 0.7, "b": 0.1}, 5, 5.0, 0.3),  # a takes 0.7 of each round's second
+        ({"a": 0.7, "b": 0.2, "c": 0.05}, 5, 5.0, 0.1),  # b takes its 0.2
+        ({"a": 3.0, "b": 2.0}, 5, 5.0, 0.0),  # one step each is too much already
+        ({"a": 0.1}, 5, 0.0, 0.0),
+    ],
+)
+def test_samples_are_as_long_as_the_budget_allows(seconds, rounds, budget, length):
+    found = sample_seconds(seconds, rounds, budget, 2.0)
+    assert found == pytest.approx(length)
+    taken = sum(steps * seconds[name] for name, steps in steps_for(seconds, found).items())
+    assert taken * rounds <= max(budget, rounds * sum(seconds.values())) + 1e-9
+
+
+def test_ratios_are_taken_round_by_round():
+    samples = [
+        Sample(variant, number, seconds, None, 0)
+        for number, pair in enumerate([(2.0, 1.0), (30.0, 10.0), (5.0, 1.0)])
+        for variant, seconds in zip("ab", pair, strict=True)
+    ]
+    assert ratios(samples, "a", "b") == Spread(3.0, 2.0, 5.0)
+    assert ratios(samples[::-1], "b", "a") == Spread(1 / 3, 1 / 5, 1 / 2)
+
+
+def test_a_spread_is_median_and_range():
+    assert spread([3.0, 1.0, 2.0, 10.0]) == Spread(2.5, 1.0, 10.0)

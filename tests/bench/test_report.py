@@ -1,0 +1,167 @@
+import json
+
+import pytest
+
+from limbeck.bench.measuring import Sample
+from limbeck.bench.report import GATES, SHOWN, Measured, report, rows, sentences
+from limbeck.bench.variants import VARIANTS
+from limbeck.bench.workloads import WORKLOADS
+
+# Seconds of a step in each of three rounds; in the second the machine was twice as slow.
+SECONDS = {
+    "plain": (0.64, 1.28, 0.64),
+    "plain_tuned": (0.32, 0.64, 0.32),
+    "live": (0.105, 0.21, 0.11),
+    "store": (0.064, 0.128, 0.064),
+    "floor_live": (0.1, 0.2, 0.1),
+    "floor_store": (0.05, 0.1, 0.05),
+}
+
+
+def samples(seconds, outside=0.01, repeated=0):
+    return [
+        Sample(name, number, value, outside, repeated)
+        for name, values in seconds.items()
+        for number, value in enumerate(values)
+    ]
+
+
+def measured(name="kd", **changes):
+    given = {
+        "precision": "32",
+        "reason": "asked for",
+        "samples": samples(SECONDS),
+        "steps": dict.fromkeys(SECONDS, 2),
+        "costs": {"store_build_s": 1.5},
+        "skipped": {"torchdistill": "it is not there", "live_compiled": "no time"},
+    }
+    return Measured(WORKLOADS[name], **(given | changes))
+
+
+LOOPS = samples({"plain": (300e-6, 310e-6, 290e-6), "live": (350e-6, 380e-6, 345e-6)}, outside=0.02)
+
+
+@pytest.fixture
+def result():
+    return report([measured()], LOOPS, {"plain": 1000.0, "live": 1100.0}, 0.25, kept=True)
+
+
+def test_the_result_has_the_agreed_keys(result):
+    assert {"machine", "workloads", "step_overhead_us", "peak_memory_mb", "startup_s"} <= set(result)
+    kd = result["workloads"]["kd"]
+    assert {"images_per_second", "range", "rounds", "outside_share"} <= set(kd)
+    assert list(kd["images_per_second"]) == list(kd["range"]) == list(SHOWN)
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_every_variant_is_shown():
+    assert sorted(SHOWN) == sorted(VARIANTS)
+
+
+def test_speeds_are_medians_with_their_range(result):
+    kd = result["workloads"]["kd"]
+    assert kd["images_per_second"]["plain"] == pytest.approx(100)
+    assert kd["range"]["plain"] == pytest.approx([50, 100])
+    assert kd["images_per_second"]["store"] == pytest.approx(1000)
+    assert kd["images_per_second"]["torchdistill"] is None
+    assert kd["range"]["live_compiled"] is None
+    assert kd["rounds"] == 3
+    assert kd["batch_size"] == 64
+
+
+def test_ratios_are_of_the_same_round(result):
+    kd = result["workloads"]["kd"]
+    assert kd["over_floor"]["live"] == pytest.approx({"median": 1.05, "least": 1.05, "most": 1.1})
+    assert kd["over_floor"]["store"] == pytest.approx({"median": 1.28, "least": 1.28, "most": 1.28})
+    assert set(kd["over_floor"]) == {"live", "store"}
+    assert kd["faster_than_plain"]["plain_tuned"] == pytest.approx({"median": 2, "least": 2, "most": 2})
+    assert "plain" not in kd["faster_than_plain"]
+
+
+def test_it_says_what_others_took_and_what_was_left_out(result):
+    kd = result["workloads"]["kd"]
+    assert kd["outside_share"] == pytest.approx(0.01)
+    assert (kd["disturbed"], kd["repeated"]) == (0, 0)
+    assert kd["skipped"] == {"torchdistill": "it is not there", "live_compiled": "no time"}
+    assert kd["store_build_s"] == 1.5
+    assert (kd["precision"], kd["precision_reason"]) == ("32", "asked for")
+    noisy = measured(samples=samples(SECONDS, outside=0.2, repeated=3))
+    found = report([noisy], LOOPS, {"plain": 1.0, "live": 1.0}, 0.1, kept=True)["workloads"]["kd"]
+    assert found["outside_share"] == pytest.approx(0.2)
+    assert (found["disturbed"], found["repeated"]) == (18, 54)
+
+
+def test_the_overhead_is_paired_and_in_microseconds(result):
+    assert result["step_overhead_us"] == pytest.approx(55)
+    over = result["step_overhead"]
+    assert (over["least"], over["most"]) == pytest.approx((50, 70))
+    assert (over["plain_us"], over["live_us"]) == pytest.approx((300, 350))
+    assert over["outside_share"] == pytest.approx(0.02)
+
+
+def test_the_machine_is_described(result):
+    assert result["machine"]["allocator"] == "keeps memory"
+    assert result["machine"]["device"] == "cpu"
+    assert result["machine"]["cores"] >= 1
+    as_it_is = report([measured()], LOOPS, {"plain": 1.0, "live": 1.0}, 0.1, kept=False)
+    assert as_it_is["machine"]["allocator"] == "as it is"
+
+
+def test_gates_are_held_or_missed(result):
+    found = {gate["what"]: (gate["value"], gate["limit"], gate["holds"]) for gate in result["gates"]}
+    assert found["kd: live over floor_live"] == (pytest.approx(1.05), 1.10, True)
+    assert found["kd: store over floor_store"] == (pytest.approx(1.28), 1.08, False)
+    assert found["overhead of a step, us"] == (pytest.approx(55), 60, True)
+    assert found["peak memory, live over plain"] == (pytest.approx(1.1), 1.15, True)
+    assert found["start-up of the command, s"] == (0.25, 0.4, True)
+    assert len(found) == 5
+
+
+def test_every_gate_of_a_workload_is_checked():
+    everything = report([measured(name) for name in WORKLOADS], LOOPS, {"plain": 1.0, "live": 1.2}, 0.5, kept=True)
+    assert len(everything["gates"]) == len(GATES) + 3
+    found = {gate["what"]: gate["holds"] for gate in everything["gates"]}
+    assert found["srrl: live over floor_live"] is True
+    assert found["hint: store over floor_store"] is False
+    assert found["peak memory, live over plain"] is False
+    assert found["start-up of the command, s"] is False
+
+
+def test_an_unknown_share_stays_unknown():
+    silent = measured(samples=samples(SECONDS, outside=None))
+    result = report([silent], LOOPS, {"plain": 1.0, "live": 1.0}, 0.1, kept=True)
+    assert result["workloads"]["kd"]["outside_share"] is None
+    assert any("what others took is not known" in line for line in sentences(result))
+
+
+def test_the_table_has_a_line_a_variant(result):
+    (table,) = rows(result)
+    assert table.title == "kd, batches of 64, 32 bits (asked for), 3 rounds"
+    lines = {line[0]: line[1:] for line in table.lines}
+    assert [line[0] for line in table.lines[1:]] == list(SHOWN)
+    assert lines["plain"] == ["100.0", "50.0 - 100.0", "1", ""]
+    assert lines["live"] == ["581.8", "304.8 - 609.5", "6.10 [5.82 - 6.10]", "1.05 [1.05 - 1.10]"]
+    assert lines["floor_store"] == ["1,280.0", "640.0 - 1,280.0", "12.80 [12.80 - 12.80]", ""]
+    assert lines["torchdistill"] == ["-", "", "", ""]
+    assert {len(line) for line in table.lines} == {5}
+
+
+def test_the_precision_is_named(result):
+    low = report([measured(precision="bf16")], LOOPS, {"plain": 1.0, "live": 1.0}, 0.1, kept=True)
+    (table,) = rows(low)
+    assert "bfloat16 (asked for)" in table.title
+
+
+def test_the_sentences_say_the_rest(result):
+    said = list(sentences(result))
+    assert "kd: others took 1.0 % of the machine; 0 samples repeated, 0 kept although others took more than 5 %" in said
+    assert "kd: the store was filled in 1.5 s, once" in said
+    assert "kd: no torchdistill: it is not there" in said
+    assert "a step of a tiny network: plain 300 us, live 350 us, +55 us [+50 to +70]" in said
+    assert "peak memory: plain 1,000 MB, live 1,100 MB, 1.10 times" in said
+    assert "start-up of the command: 0.25 s" in said
+    assert "holds: kd: live over floor_live: 1.05, at most 1.1" in said
+    assert "MISSED: kd: store over floor_store: 1.28, at most 1.08" in said
+    assert not [line for line in said if "compiling took" in line]
+    compiled = report([measured(costs={"compile_s": 7.0})], LOOPS, {"plain": 1.0, "live": 1.0}, 0.1, kept=True)
+    assert "kd: compiling took 7.0 s, once" in list(sentences(compiled))

@@ -1,0 +1,593 @@
+import io
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import zipfile
+from contextlib import suppress
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from limbeck.core import LimbeckError
+from limbeck.data import Augment, Batches, augment, load, normalise
+from limbeck.data.decoding import decode
+from limbeck.data.keys import Purpose, key
+from limbeck.data.streaming import AHEAD, Decoder, Wanted
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on a machine of one processor
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # forking, Python 3.12
+]
+
+BOTH = Augment(crop=2, flip=True)
+SIZE = (10, 12)
+NOISE = """
+    import random, numpy, torch
+
+    def noise(size):
+        def change(image):
+            pixels = torch.from_numpy(numpy.array(image.resize((size[1], size[0]))).reshape(*size, -1)).permute(2, 0, 1)
+            drawn = random.randrange(256), numpy.random.randint(256), int(torch.randint(256, ()))
+            return (pixels.int() * (drawn[0] + 1) + 3 * drawn[1] + 7 * drawn[2]).to(torch.uint8)
+        return change
+"""
+
+
+def encoded(pixels, kind="png"):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def files(count=12, shape=(*SIZE, 3)):
+    draw = numpy.random.default_rng(0)
+    names = [f"{part}/{name}/{i:02}.png" for part in ("train", "test") for name in ("ant", "bee") for i in range(count)]
+    return {name: encoded(draw.integers(0, 256, shape, dtype=numpy.uint8)) for name in names}
+
+
+def tree(place, contents):
+    if place.suffix == ".zip":
+        with zipfile.ZipFile(place, "w") as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        return place
+    for name, content in contents.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(content)
+    return place
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tree(tmp_path_factory.mktemp("data") / "set", files())
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("code"), NOISE) + ":noise"
+
+
+def written(place, code):
+    (place / "mine.py").write_text(textwrap.dedent(code))
+    return str(place / "mine.py")
+
+
+def streamed(path, **options):
+    return load("folder", path=path, streaming=True, **{"size": SIZE, "workers": 0, "validation": 0} | options)
+
+
+def batches(data, **options):
+    return Batches(data.train, **{"batch_size": 5, "seed": 0, "mean": data.mean, "std": data.std} | options)
+
+
+def by_index(found):
+    """A pass's inputs by the samples' places."""
+    return {int(place): one for batch in found for place, one in zip(batch.index, batch.inputs, strict=True)}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[place], other[place]) for place in one)
+
+
+def processes():
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+# what a streamed split is
+
+
+@pytest.mark.parametrize("place", ["set", "set.zip"])
+def test_where_nothing_is_resized_it_is_what_a_load_into_memory_is(place, tmp_path):
+    path = tree(tmp_path / place, files())
+    held, data = load("folder", path=path, validation=4), streamed(path, validation=4)
+    assert (data.shape, data.classes, data.mean, data.std) == (held.shape, held.classes, held.mean, held.std)
+    for name in ("train", "validation", "test"):
+        one, other = getattr(data, name), getattr(held, name)
+        assert torch.equal(one.inputs[torch.arange(len(one))], other.inputs)
+        assert torch.equal(one.targets, other.targets)
+        assert (one.names, len(one.inputs)) == (other.names, len(other))
+
+
+def test_its_batches_are_those_of_memory(folder):
+    held, data = load("folder", path=folder, validation=0), streamed(folder)
+    options = {"augment": BOTH, "views": 3, "view_seed": 4, "seed": 2}
+    one, other = batches(data, **options), batches(held, **options)
+    for found, expected in ((one(4), other(4)), (one.sweep(), other.sweep()), (one.view(1), other.view(1))):
+        for batch, wanted in zip(found, expected, strict=True):
+            assert torch.equal(batch.inputs, wanted.inputs)
+            assert torch.equal(batch.targets, wanted.targets)
+            assert torch.equal(batch.index, wanted.index)
+            assert batch.view == wanted.view
+    assert torch.equal(one.few(), other.few())
+    assert torch.equal(one.few(), next(one.sweep()).inputs[:2])
+
+
+def test_select_and_without_choose_images_without_reading_them(folder, tmp_path):
+    data = streamed(tree(tmp_path / "set", files()))
+    (tmp_path / "set" / "train" / "ant" / "03.png").unlink()
+    chosen = data.train.without([1]).select(torch.tensor([3, 0]))
+    assert chosen.names == ("train/ant/03.png", "train/ant/00.png")
+    assert chosen.inputs.names == chosen.names
+    assert chosen.targets.tolist() == [0, 0]
+    assert torch.equal(chosen.inputs[torch.tensor([1])], streamed(folder).train.inputs[torch.tensor([0])])
+    with pytest.raises(LimbeckError, match=r"train/ant/03.png in .* cannot be read: .*No such file"):
+        chosen.inputs[torch.tensor([0])]
+
+
+def test_a_limit_and_no_normalising_work(folder):
+    data = streamed(folder, limit=6, normalise=False)
+    assert (len(data.train), len(data.test), data.mean, data.std) == (6, 6, (0.0,) * 3, (1.0,) * 3)
+
+
+def test_images_that_are_all_grey_have_one_channel(tmp_path):
+    draw = numpy.random.default_rng(1)
+    grey = [draw.integers(0, 256, (*SIZE, 1), dtype=numpy.uint8) for _ in range(4)]
+    contents = {f"{part}/a/{i}.png": encoded(one[..., 0]) for i, one in enumerate(grey) for part in ("train", "test")}
+    contents["train/a/x.png"] = encoded(grey[0].repeat(3, axis=2))
+    path = tree(tmp_path / "set", contents)
+    held, data = load("folder", path=path, validation=0), streamed(path)
+    assert data.shape == (1, *SIZE)
+    assert (data.mean, data.std) == (held.mean, held.std)
+    assert torch.equal(data.train.inputs[torch.arange(5)], held.train.inputs)
+    in_colour = numpy.full((*SIZE, 3), [1, 2, 3], numpy.uint8)
+    coloured = streamed(tree(path, {"test/a/3.png": encoded(in_colour)}))
+    with pytest.raises(LimbeckError, match=r"test/a/3.png in .* is in colour, but the training images .* all grey"):
+        coloured.test.inputs[torch.arange(4)]
+
+
+def test_a_grey_image_among_coloured_ones_has_three_equal_channels(tmp_path):
+    path = tree(tmp_path / "set", files() | {"train/ant/00.png": encoded(numpy.full(SIZE, 7, numpy.uint8))})
+    assert streamed(path).train.inputs[torch.tensor([0])].unique().tolist() == [7]
+
+
+def test_an_image_is_resized_until_it_covers_the_size_and_its_centre_is_cut_out(tmp_path):
+    pixels = numpy.random.default_rng(0).integers(0, 256, (40, 100, 3), dtype=numpy.uint8)
+    path = tree(tmp_path / "set", {f"{part}/a/{i}.png": encoded(pixels) for part in ("train", "test") for i in "12"})
+    small = numpy.asarray(Image.fromarray(pixels).resize((50, 20), Image.Resampling.BILINEAR))
+    for size, (top, left) in (((20, 20), (0, 15)), ((10, 50), (5, 0))):
+        found = streamed(path, size=size).train.inputs[torch.tensor([0])][0]
+        cut = small[top : top + size[0], left : left + size[1]]
+        assert torch.equal(found, torch.from_numpy(cut.copy()).permute(2, 0, 1))
+
+
+def test_a_large_jpeg_is_decoded_smaller_but_to_no_less_than_twice_what_is_needed():
+    draw = numpy.random.default_rng(0)
+    data = encoded(draw.integers(0, 256, (256, 320, 3), dtype=numpy.uint8), "jpeg")
+    sizes = {least: decode("x", data, least=least).size for least in (None, (129, 10), (64, 80), (32, 32), (16, 16))}
+    assert sizes == {
+        None: (320, 256),
+        (129, 10): (320, 256),
+        (64, 80): (160, 128),
+        (32, 32): (80, 64),
+        (16, 16): (40, 32),
+    }
+
+
+# views
+
+
+def expected(data, noise_of, seed, view):
+    """Every sample's view in plain loops."""
+    made = []
+    for index, name in enumerate(data.train.names):
+        word = key(Purpose.TRANSFORM, seed, view, index)
+        random.seed(word)
+        numpy.random.seed(word)
+        torch.manual_seed(word)
+        made.append(noise_of(Image.open(data.train.inputs.reader.place / name)))
+    index = torch.arange(len(made))
+    return normalise(augment(torch.stack(made), index, options=BOTH, seed=seed, view=view), data.mean, data.std)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch_size=st.integers(1, 30),
+    workers=st.sampled_from([0, 0, 0, 0, 0, 0, 1, 2]),
+    seed=st.integers(0, 3),
+    view_seed=st.integers(0, 2**40),
+    views=st.integers(1, 3),
+    epoch=st.integers(0, 5),
+)
+def test_a_view_is_a_function_of_seed_view_and_index_alone(
+    folder, noise, batch_size, workers, seed, view_seed, views, epoch
+):
+    data = streamed(folder, workers=workers, transform=noise)
+    made = batches(data, batch_size=batch_size, seed=seed, view_seed=view_seed, views=views, augment=BOTH)
+    found = by_index(made(epoch))
+    namespace = {}
+    exec(textwrap.dedent(NOISE), namespace)
+    whole = expected(data, namespace["noise"](SIZE), view_seed, epoch % views)
+    assert len(found) == made.samples
+    assert all(torch.equal(one, whole[place]) for place, one in found.items())
+    assert same(by_index(made.view(epoch % views)), dict(enumerate(whole)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_part_of_a_view_is_what_the_epochs_train_on(folder, workers):
+    data = streamed(folder, workers=workers, transform="random_resized_crop")
+    made = batches(data, augment=BOTH, views=2, view_seed=9)
+    trained = by_index(made(3))
+    parts = [by_index(made.view(1, start=start, stop=stop)) for start, stop in ((0, 7), (7, 7), (7, 8), (8, None))]
+    assert [len(part) for part in parts] == [7, 0, 1, 16]
+    assert same(trained, parts[0] | parts[2] | parts[3])
+    assert not torch.equal(trained[0], by_index(made(0))[0])
+
+
+def test_another_view_and_another_seed_make_another_transform(folder, noise):
+    data = streamed(folder, transform=noise)
+    first, again, view, seed = (
+        by_index(batches(data, view_seed=s).view(v)) for s, v in ((0, 0), (0, 0), (0, 1), (1, 0))
+    )
+    assert same(first, again)
+    assert not any(torch.equal(first[place], view[place]) or torch.equal(first[place], seed[place]) for place in first)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_generators_are_left_where_they_were(folder, noise, workers):
+    made = batches(streamed(folder, transform=noise, workers=workers))
+    random.seed(1)
+    numpy.random.seed(2)
+    torch.manual_seed(3)
+    before = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    by_index(made(0))
+    assert (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+
+
+def test_the_transform_is_for_training_views_only(folder, noise):
+    plain, data = streamed(folder), streamed(folder, transform=noise)
+    assert (plain.train.transform, data.train.transform) == (None, noise)
+    assert (data.mean, data.std) == (plain.mean, plain.std)
+    assert same(by_index(batches(data).sweep()), by_index(batches(plain).sweep()))
+    assert same(by_index(batches(data, shuffle=False)(0)), by_index(batches(plain).sweep()))
+    assert torch.equal(batches(data).few(), batches(plain).few())
+
+
+def test_channels_last_changes_the_format_alone(folder, noise):
+    data = streamed(folder, transform=noise)
+    made, plain = (batches(data, channels_last=last, augment=BOTH) for last in (True, False))
+    found = [*made(1), *made.sweep()]
+    assert all(batch.inputs.is_contiguous(memory_format=torch.channels_last) for batch in found)
+    assert made.few().is_contiguous(memory_format=torch.channels_last)
+    for one, other in zip(found, [*plain(1), *plain.sweep()], strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+
+
+@pytest.mark.parametrize("place", ["set", "set.zip"])
+def test_a_decoder_that_was_sent_to_another_process_decodes_the_same(place, tmp_path, noise):
+    # as where processes are not forked
+    inputs = streamed(tree(tmp_path / place, files()), transform=noise).train.inputs
+    decoder = Decoder(inputs, seed=3, channels_last=False)
+    wanted = Wanted(inputs.names[4:8], [4, 5, 6, 7], 2)
+    pixels, problem = decoder[wanted]
+    sent = pickle.loads(pickle.dumps(decoder))
+    assert problem == ""
+    assert torch.equal(sent[wanted][0], pixels)
+
+
+# workers
+
+
+def test_workers_wait_for_the_next_epoch_and_end_with_the_batches(folder):
+    before = processes()
+    made = batches(streamed(folder, workers=2))
+    assert processes() == before
+    seen = []
+    for epoch in range(3):
+        by_index(made(epoch))
+        seen.append(processes() - before)
+    by_index(made.sweep())
+    assert len(seen[0]) == 2
+    assert seen[0] == seen[1] == seen[2] == processes() - before
+    del made
+    assert processes() == before
+
+
+def test_workers_end_with_a_pass_that_is_left_early(folder):
+    before, made = processes(), batches(streamed(folder, workers=2))
+    for _ in made(0):
+        assert len(processes() - before) == 2
+        break
+    assert processes() == before
+    assert same(by_index(made(0)), by_index(made(0)))
+
+
+def test_workers_end_with_an_error_of_who_takes_the_batches(folder):
+    before, made = processes(), batches(streamed(folder, workers=2))
+
+    def use():
+        for batch in made(0):
+            len(batch.index) / 0
+
+    with pytest.raises(ZeroDivisionError) as held:
+        use()
+    assert held.tb is not None
+    assert processes() == before
+
+
+def test_workers_end_with_the_pass_where_nothing_is_shuffled(folder):
+    before, made = processes(), batches(streamed(folder, workers=2), shuffle=False)
+    by_index(made(0))
+    assert processes() == before
+
+
+def test_a_pass_of_one_batch_starts_no_workers(folder):
+    before, made = processes(), batches(streamed(folder, workers=2))
+    assert [processes() for _ in made.view(0, start=3, stop=8)] == [before]
+
+
+def test_two_passes_at_once_do_not_disturb_each_other(folder):
+    before, made = processes(), batches(streamed(folder, workers=1), augment=BOTH)
+    pairs = list(zip(made(0), made(1), strict=True))
+    for epoch in (0, 1):
+        assert same(by_index(pair[epoch] for pair in pairs), by_index(made(epoch)))
+    del made
+    assert processes() == before
+
+
+COUNTING = """
+    import torch
+
+    def counting(size):
+        def change(image):
+            with open({path!r}, "a") as file:
+                file.write(".")
+            return torch.zeros(3, *size, dtype=torch.uint8)
+        return change
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_more_is_decoded_ahead_than_each_worker_may(folder, workers, tmp_path):
+    path = tmp_path / "count"
+    code = written(tmp_path, COUNTING.format(path=str(path)))
+    made = batches(streamed(folder, workers=workers, transform=f"{code}:counting"), batch_size=2)
+    path.unlink()
+    for number, _ in enumerate(made(0), 1):
+        counted, until = -1, time.monotonic() + 0.4
+        while time.monotonic() < until and counted < 24:
+            time.sleep(0.05)
+            counted = len(path.read_text())
+        assert counted <= 2 * (number + AHEAD * workers)
+        if number == 3:
+            break
+    assert (workers == 0) == (counted == 6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_read_is_named(tmp_path, workers):
+    path = tree(tmp_path / "set", files())
+    data, before = streamed(path, workers=workers), processes()
+    (path / "train/bee/05.png").write_bytes(b"nonsense")
+    with pytest.raises(LimbeckError, match=r"^train/bee/05.png in .*set cannot be read as an image") as held:
+        by_index(batches(data)(0))
+    assert processes() == before  # while the traceback is held
+    assert "\n" not in str(held.value)
+
+
+DYING = """
+    import os, torch
+
+    def dying(size):
+        here = os.getpid()
+        def change(image):
+            if os.getpid() != here:
+                os._exit(3)
+            return torch.zeros(3, *size, dtype=torch.uint8)
+        return change
+"""
+
+
+def test_a_worker_that_dies_is_said_so(folder, tmp_path):
+    before, code = processes(), written(tmp_path, DYING)
+    made = batches(streamed(folder, workers=1, transform=f"{code}:dying"))
+    with pytest.raises(LimbeckError, match=r"a process that decodes images failed; workers: 0 does without any: Data"):
+        by_index(made(0))
+    assert processes() == before
+
+
+def test_an_error_of_another_kind_is_left_as_it_is(folder, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    made = batches(streamed(folder))
+    monkeypatch.setattr("limbeck.data.streaming.plain", broken)
+    with pytest.raises(RuntimeError, match="^out of memory$"):
+        by_index(made(0))
+
+
+SLOW = """
+    import time, torch
+
+    def slow(size):
+        def change(image):
+            time.sleep(0.1)
+            return torch.zeros(3, *size, dtype=torch.uint8)
+        return change
+"""
+
+
+def test_an_interrupt_ends_the_workers_even_where_its_traceback_is_kept(folder, tmp_path):
+    before, code = processes(), written(tmp_path, SLOW)
+    made = batches(streamed(folder, workers=2, transform=f"{code}:slow"), batch_size=1)
+
+    def use():
+        for number, _ in enumerate(made(0)):
+            if number == 3:
+                threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as held:
+            use()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert held.tb is not None
+    assert processes() == before
+
+
+def test_ctrl_c_leaves_no_process_and_one_traceback(folder, tmp_path):
+    code = written(tmp_path, SLOW)
+    script = f"""
+        import signal
+        from limbeck.data import Batches, load
+
+        if __name__ == "__main__":
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            data = load("folder", path={str(folder)!r}, streaming=True, size=(4, 4), workers=2, transform="{code}:slow")
+            made = Batches(data.train, batch_size=3, seed=0, mean=data.mean, std=data.std)
+            for _ in made(0):
+                print("ready", flush=True)
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "script.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.count("Traceback") == 1, errors
+    assert errors.strip().endswith("KeyboardInterrupt")
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, 0)
+        pytest.fail("a worker is left")
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("digits", {"streaming": True}, "source 'digits' cannot be streamed; only 'folder' can"),
+        ("folder", {"streaming": True, "size": None}, "streaming needs a size: the height and width"),
+        ("folder", {"streaming": True, "workers": -1}, "workers is -1; allowed are 0 and greater"),
+        ("folder", {"workers": 2}, "workers is 2, but only streamed data has any"),
+        ("folder", {"transform": "random_resized_crop"}, "transform is 'random_resized_crop', but only streamed data"),
+        ("folder", {"streaming": True, "transform": "random_resize"}, "did you mean 'random_resized_crop'"),
+        ("folder", {"streaming": True, "transform": "elsewhere.py:f"}, "there is no file elsewhere.py"),
+    ],
+)
+def test_load_refuses_what_cannot_be_streamed_so(source, options, message, folder):
+    path = {} if source == "digits" else {"path": folder, "size": SIZE}
+    with pytest.raises(LimbeckError, match=message):
+        load(source, **path | options)
+
+
+def test_the_first_image_is_opened_when_loading(tmp_path):
+    path = tree(tmp_path / "set", files() | {"train/ant/00.png": b"nonsense"})
+    with pytest.raises(LimbeckError, match=r"train/ant/00.png in .* cannot be read as an image"):
+        streamed(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "message"),
+    [
+        (
+            "def f(size):\n  return lambda image: 1 / 0",
+            "f",
+            r"mine.py:f fails on train/ant/00.png .*: ZeroDivisionError",
+        ),
+        (
+            "def f(size):\n  return lambda image: image",
+            "f",
+            r"mine.py:f gave Image for train/ant/00.png .*; allowed is",
+        ),
+        (
+            "import torch\ndef f(size):\n  return lambda image: torch.zeros(3, 2, 2)",
+            "f",
+            r"gave torch.float32 of shape \(3, 2, 2\) for .*; allowed is torch.uint8 of shape \(3, 10, 12\)",
+        ),
+        ("def f(size):\n  return 7", "f", "mine.py:f gave int; allowed is a function of an image"),
+        ("def f():\n  pass", "f", r"mine.py:f could not be called with \(10, 12\): TypeError"),
+        ("def crop(size):\n  pass", "crops", r"has no function 'crops'; it has crop; did you mean 'crop'\?"),
+        ("one = 1", "f", r"has no function 'f'; it has none"),
+        ("1 / 0", "f", "could not be imported: ZeroDivisionError"),
+    ],
+)
+def test_a_transform_that_does_not_work_is_refused_when_loading(code, name, message, folder, tmp_path):
+    with pytest.raises(LimbeckError, match=message):
+        streamed(folder, transform=f"{written(tmp_path, code)}:{name}")
+
+
+def test_images_too_small_to_be_augmented_are_refused_at_once(folder):
+    with pytest.raises(LimbeckError, match="does not fit images of 10 x 12 pixels"):
+        batches(streamed(folder), augment=Augment(crop=11))
+
+
+# digest
+
+
+def test_the_digest_knows_names_sizes_beginnings_targets_size_and_transform(tmp_path, noise):
+    contents = files()
+    path = tree(tmp_path / "set", contents)
+    first = streamed(path).train.digest()
+    assert len(first) == 32
+    assert streamed(tree(tmp_path / "moved.zip", contents)).train.digest() == first
+    assert streamed(path, workers=2, seed=4).train.digest() == first
+    split = streamed(path).train
+    renamed = {name.replace("/11", "/12"): content for name, content in contents.items()}
+    longer = contents | {"train/ant/00.png": contents["train/ant/00.png"] + b"x"}
+    others = {
+        streamed(path, size=(9, 9)).train.digest(),
+        streamed(path, transform=noise).train.digest(),
+        streamed(path, transform="random_resized_crop").train.digest(),
+        split.select(torch.arange(23)).digest(),
+        split.select(torch.arange(24).flip(0)).digest(),
+        streamed(tree(tmp_path / "renamed", renamed)).train.digest(),
+        streamed(tree(tmp_path / "longer", longer)).train.digest(),
+        streamed(
+            tree(tmp_path / "other", contents | {"train/ant/00.png": contents["train/ant/01.png"]})
+        ).train.digest(),
+    }
+    assert len(others | {first}) == 9
+
+
+def test_the_digest_knows_a_transforms_code_but_not_its_place(folder, tmp_path, noise):
+    first = streamed(folder, transform=noise).train.digest()
+    code = written(tmp_path, NOISE)
+    assert streamed(folder, transform=f"{code}:noise").train.digest() == first
+    code = written(tmp_path, NOISE + "\n")
+    assert streamed(folder, transform=f"{code}:noise").train.digest() != first
+
+
+def test_the_digest_of_a_file_that_is_gone_is_an_error(tmp_path):
+    split = streamed(tree(tmp_path / "set", files())).train
+    (tmp_path / "set/train/bee/01.png").unlink()
+    with pytest.raises(LimbeckError, match=r"train/bee/01.png in .* cannot be read"):
+        split.digest()
