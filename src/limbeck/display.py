@@ -200,8 +200,9 @@ def store_table(folder: Path) -> Table:
 def bench_tables(result: Mapping[str, Any]) -> Iterator[Table | str]:
     """The figures of a benchmark: a table a workload, and sentences on the rest."""
     for part in report.rows(result):
-        table = Table(*part.cells[0], title=part.title, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-        for row in part.cells[1:]:
-            table.add_row(*row)
+        headings, *lines = part.lines
+        table = Table(*headings, title=part.title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
+        for line in lines:
+            table.add_row(*line)
         yield table
-    yield from report.summary_lines(result)
+    yield from report.sentences(result)

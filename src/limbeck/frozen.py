@@ -79,10 +79,13 @@ def quickest(
     for name in sorted({tap.source for tap in reads} - learning - {"batch"}):
         taps = [tap for tap in reads if tap.source == name]
         if store is not None and store.taps >= set(taps):
-            near = store if engine.device.type == "cpu" else Resident(store, engine.device)
-            readers[name] = lambda batch: near.read(batch.index, batch.view)
+            readers[name] = _from(store if engine.device.type == "cpu" else Resident(store, engine.device))
             continue
         quick[name] = engine.lean(networks[name], few, taps)
         if engine.compile:
             readers[name] = engine.reader(quick[name], taps)
     return quick, readers
+
+
+def _from(store: Outputs) -> Reader:
+    return lambda batch: store.read(batch.index, batch.view)

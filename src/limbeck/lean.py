@@ -113,7 +113,7 @@ def fold(network: nn.Module, inputs: Tensor, taps: Iterable[Tap]) -> tuple[nn.Mo
         layer: Any = made.get_submodule(pairs[norm])
         for name, value in trial.get_submodule(pairs[norm]).named_parameters(recurse=False):
             setattr(layer, name, nn.Parameter(value.to(layer.weight), requires_grad=False))
-        made.set_submodule(norm, nn.Identity())
+        made.set_submodule(norm, nn.Identity().eval())
     return made, folded
 
 
@@ -195,7 +195,7 @@ def _pairs(network: nn.Module, inputs: Tensor) -> dict[str, str]:
 
     handles = []
     for name, module in network.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        if module._forward_hooks or module._forward_pre_hooks:  # a hook may set the weights, as spectral_norm does
             continue
         if type(module) in WEIGHTED:
             handles.append(module.register_forward_hook(gives(name)))

@@ -28,7 +28,9 @@ class Resident:
         """As `limbeck.core.Outputs.read`, on the device."""
         if view != self._view:
             self._there = {}  # before the next is brought: two views need not fit
-            parts = [self._outputs.read(rows, view) for rows in torch.arange(self.rows).split(CHUNK)]
+            starts = range(0, self.rows, CHUNK)
+            chunks = [torch.arange(start, min(start + CHUNK, self.rows)) for start in starts]
+            parts = [self._outputs.read(chunk, view) for chunk in chunks]
             self._there = {tap: torch.cat([part[tap] for part in parts]).to(self._device) for tap in self.taps}
             self._view = view
         return {tap: values[index] for tap, values in self._there.items()}

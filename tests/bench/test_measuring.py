@@ -76,12 +76,23 @@ def test_a_share_at_the_threshold_is_not_a_disturbance():
     assert not sample.disturbed
 
 
-def test_nothing_is_repeated_when_the_time_is_up():
-    machine = Machine({"a": 1.0}, others=[0.5] * 9)
-    first, second = interleaved(machine.runs(), {"a": 1}, 2, until=3.0, read=machine.read)
-    assert (first.repeated, second.repeated) == (1, 0)  # the samples end at 2, 4 and 6 s
-    assert first.disturbed
-    assert second.disturbed
+@pytest.mark.parametrize(
+    ("until", "repeated"),
+    [
+        (math.inf, (3, 3, 3)),
+        (24.0, (3, 3, 3)),  # 12 samples of 2 s
+        (16.0, (3, 2, 0)),
+        (7.9, (0, 0, 0)),  # one more and the others would end at 8 s
+        (8.0, (1, 0, 0)),
+        (0.0, (0, 0, 0)),
+    ],
+)
+def test_nothing_is_repeated_in_time_that_later_rounds_need(until, repeated):
+    machine = Machine({"a": 1.0}, others=[0.5] * 20)
+    samples = list(interleaved(machine.runs(), {"a": 1}, 3, until=until, read=machine.read))
+    assert tuple(sample.repeated for sample in samples) == repeated
+    assert all(sample.disturbed for sample in samples)
+    assert machine.wall <= max(until, 6.0)
 
 
 def test_nothing_is_repeated_where_the_share_is_not_known():
@@ -96,16 +107,17 @@ def test_nothing_is_repeated_where_the_share_is_not_known():
     assert machine.ran == [("a", 1)]
 
 
-def test_warming_up_takes_its_time_and_gives_the_first_and_the_last_step():
+def test_warming_up_gives_the_first_and_the_last_step():
     machine = Machine({"a": 0.5}, others=[0.75])
-    assert warm_up(machine.runs()["a"], 3.0, read=machine.read) == pytest.approx((2.0, 0.5))
-    assert machine.ran == [("a", 1)] * 3
+    assert warm_up(machine.runs()["a"], 1.5, read=machine.read) == pytest.approx((2.0, 0.5))
+    assert machine.ran == [("a", 1)] * 4  # the first does not count
 
 
-def test_warming_up_runs_one_step_at_least():
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 7.0])
+def test_warming_up_runs_two_steps_at_least(seconds):
     machine = Machine({"a": 7.0})
-    assert warm_up(machine.runs()["a"], 0.1, read=machine.read) == (7.0, 7.0)
-    assert warm_up(machine.runs()["a"], 0.0, read=machine.read) == (7.0, 7.0)
+    assert warm_up(machine.runs()["a"], seconds, read=machine.read) == (7.0, 7.0)
+    assert len(machine.ran) == 2
 
 
 def test_samples_have_as_many_steps_as_fit():

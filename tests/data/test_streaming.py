@@ -21,9 +21,10 @@ from PIL import Image
 
 from limbeck.core import LimbeckError
 from limbeck.data import Augment, Batches, augment, load, normalise
-from limbeck.data.decoding import decode
+from limbeck.data.decoding import decode, fitted
 from limbeck.data.keys import Purpose, key
-from limbeck.data.streaming import AHEAD, Decoder, Wanted
+from limbeck.data.streaming import AHEAD, Decoder, Wanted, _go_quietly
+from limbeck.data.trees import Reader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on a machine of one processor
@@ -32,6 +33,7 @@ pytestmark = [
 
 BOTH = Augment(crop=2, flip=True)
 SIZE = (10, 12)
+zipfile_of = zipfile.ZipFile
 NOISE = """
     import random, numpy, torch
 
@@ -166,6 +168,16 @@ def test_images_that_are_all_grey_have_one_channel(tmp_path):
         coloured.test.inputs[torch.arange(4)]
 
 
+def test_one_coloured_image_makes_all_of_them_coloured(tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.data.split._AT_ONCE", 3)
+    grey = {
+        f"{part}/a/{i}.png": encoded(numpy.full(SIZE, i, numpy.uint8)) for part in ("train", "test") for i in range(9)
+    }
+    path = tree(tmp_path / "set", grey | {"train/a/1.png": encoded(numpy.full((*SIZE, 3), [1, 2, 3], numpy.uint8))})
+    held, data = load("folder", path=path, validation=0), streamed(path)
+    assert (data.shape, data.mean, data.std) == (held.shape, held.mean, held.std) == ((3, *SIZE), held.mean, held.std)
+
+
 def test_a_grey_image_among_coloured_ones_has_three_equal_channels(tmp_path):
     path = tree(tmp_path / "set", files() | {"train/ant/00.png": encoded(numpy.full(SIZE, 7, numpy.uint8))})
     assert streamed(path).train.inputs[torch.tensor([0])].unique().tolist() == [7]
@@ -192,6 +204,15 @@ def test_a_large_jpeg_is_decoded_smaller_but_to_no_less_than_twice_what_is_neede
         (32, 32): (80, 64),
         (16, 16): (40, 32),
     }
+
+
+def test_a_large_jpeg_looks_the_same_though_it_is_decoded_smaller(tmp_path):
+    rough = numpy.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=numpy.uint8)
+    data = encoded(numpy.asarray(Image.fromarray(rough).resize((320, 256), Image.Resampling.BICUBIC)), "jpeg")
+    path = tree(tmp_path / "set", {f"{part}/a/{i}.jpg": data for part in ("train", "test") for i in "12"})
+    found = streamed(path, size=(64, 80)).train.inputs[torch.tensor([0])][0]
+    whole = numpy.asarray(fitted(decode("x", data), (64, 80)))
+    assert abs(found.permute(1, 2, 0).numpy().astype(int) - whole).mean() < 5
 
 
 # views
@@ -231,6 +252,19 @@ def test_a_view_is_a_function_of_seed_view_and_index_alone(
     assert len(found) == made.samples
     assert all(torch.equal(one, whole[place]) for place, one in found.items())
     assert same(by_index(made.view(epoch % views)), dict(enumerate(whole)))
+
+
+def test_workers_read_a_zip_file_each_for_itself(folder, tmp_path, monkeypatch):
+    path = tree(tmp_path / "set.zip", files())
+    assert same(by_index(batches(streamed(path, workers=2))(0)), by_index(batches(streamed(folder))(0)))
+    opened, reader = [], Reader(path)
+    monkeypatch.setattr("zipfile.ZipFile", lambda place: opened.append(place) or zipfile_of(place))
+    contents = [reader("train/ant/00.png"), reader("train/ant/00.png")]
+    assert len(opened) == 1
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    contents += [reader("train/ant/00.png"), reader("train/ant/00.png")]
+    assert len(opened) == 2
+    assert set(contents) == {files()["train/ant/00.png"]}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -348,6 +382,7 @@ def test_a_pass_of_one_batch_starts_no_workers(folder):
 
 def test_two_passes_at_once_do_not_disturb_each_other(folder):
     before, made = processes(), batches(streamed(folder, workers=1), augment=BOTH)
+    by_index(made(2))
     pairs = list(zip(made(0), made(1), strict=True))
     for epoch in (0, 1):
         assert same(by_index(pair[epoch] for pair in pairs), by_index(made(epoch)))
@@ -422,7 +457,7 @@ def test_an_error_of_another_kind_is_left_as_it_is(folder, monkeypatch):
 
     made = batches(streamed(folder))
     monkeypatch.setattr("limbeck.data.streaming.plain", broken)
-    with pytest.raises(RuntimeError, match="^out of memory$"):
+    with pytest.raises(RuntimeError, match=r"^out of memory$"):
         by_index(made(0))
 
 
@@ -454,6 +489,29 @@ def test_an_interrupt_ends_the_workers_even_where_its_traceback_is_kept(folder, 
         signal.signal(signal.SIGINT, handler)
     assert held.tb is not None
     assert processes() == before
+
+
+def test_workers_go_on_where_the_interrupt_is_theirs_alone(folder):
+    before, made = processes(), batches(streamed(folder, workers=2), augment=BOTH)
+    expected = by_index(made(0))
+    for worker in processes() - before:
+        os.kill(worker, signal.SIGINT)
+    assert same(by_index(made(0)), expected)
+
+
+@pytest.mark.parametrize(("error", "shown"), [(BrokenPipeError(), False), (EOFError(), False), (ValueError(), True)])
+def test_a_worker_is_silent_on_broken_connections_alone(error, shown, monkeypatch):
+    seen = []
+    monkeypatch.setattr("sys.__excepthook__", lambda *args: seen.append(args))
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)
+    try:
+        _go_quietly(0)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        sys.excepthook(type(error), error, None)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert bool(seen) == shown
 
 
 def test_ctrl_c_leaves_no_process_and_one_traceback(folder, tmp_path):
@@ -561,8 +619,9 @@ def test_the_digest_knows_names_sizes_beginnings_targets_size_and_transform(tmp_
     assert streamed(tree(tmp_path / "moved.zip", contents)).train.digest() == first
     assert streamed(path, workers=2, seed=4).train.digest() == first
     split = streamed(path).train
+    large = {name: content + bytes(5000) for name, content in contents.items()}
+    grown = large | {"train/ant/00.png": large["train/ant/00.png"] + b"x"}
     renamed = {name.replace("/11", "/12"): content for name, content in contents.items()}
-    longer = contents | {"train/ant/00.png": contents["train/ant/00.png"] + b"x"}
     others = {
         streamed(path, size=(9, 9)).train.digest(),
         streamed(path, transform=noise).train.digest(),
@@ -570,12 +629,13 @@ def test_the_digest_knows_names_sizes_beginnings_targets_size_and_transform(tmp_
         split.select(torch.arange(23)).digest(),
         split.select(torch.arange(24).flip(0)).digest(),
         streamed(tree(tmp_path / "renamed", renamed)).train.digest(),
-        streamed(tree(tmp_path / "longer", longer)).train.digest(),
+        streamed(tree(tmp_path / "large", large)).train.digest(),
+        streamed(tree(tmp_path / "grown", grown)).train.digest(),
         streamed(
             tree(tmp_path / "other", contents | {"train/ant/00.png": contents["train/ant/01.png"]})
         ).train.digest(),
     }
-    assert len(others | {first}) == 9
+    assert len(others | {first}) == 10
 
 
 def test_the_digest_knows_a_transforms_code_but_not_its_place(folder, tmp_path, noise):

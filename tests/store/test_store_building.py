@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from limbeck.core import Batch, LimbeckError, Tap
+from limbeck.core import LimbeckError, Tap
 from limbeck.data import Augment, Batches, Split
 from limbeck.models import Ensemble
 from limbeck.store import Format, Store, build, estimate
@@ -168,11 +168,19 @@ def test_a_damaged_shard_is_made_anew_and_no_other(tmp_path, network, undisturbe
     assert reader.samples == 6
 
 
+def test_a_store_that_is_being_mended_is_not_a_finished_one(tmp_path, network, undisturbed):
+    folder = tmp_path / "undisturbed"
+    flip(folder / "tap1-view001-shard0001.safetensors")
+    next(start(folder, network, 0))
+    with pytest.raises(LimbeckError, match="is not finished"):
+        Store(folder, tiny.fingerprint(network))
+
+
 def test_a_shard_of_another_store_is_made_anew(tmp_path, network, undisturbed):
-    tiny.run(tmp_path / "other", network, fingerprint=tiny.fingerprint(network, seed=6))
-    name = "tap0-view000-shard0001.safetensors"
+    tiny.run(tmp_path / "other", tiny.teacher(1))
     start(tmp_path / "s", network, 1).close()
-    shutil.copy(tmp_path / "other" / name, tmp_path / "s")
+    for tap in range(2):
+        shutil.copy(tmp_path / "other" / f"tap{tap}-view000-shard0001.safetensors", tmp_path / "s")
     tiny.run(tmp_path / "s", network)
     assert tiny.contents(tmp_path / "s") == undisturbed
 
@@ -337,11 +345,12 @@ def test_the_estimate_times_the_batches_after_the_first(tmp_path, network):
 
     options = {"fingerprint": tiny.fingerprint(network), "rows": tiny.ROWS, "batches": 2}
     found = estimate(tmp_path, Slow(network), tiny.Source(), **options)
+    assert Slow.pauses == []
     assert 0.03 * 46 / 4 <= found.seconds < 0.5 * 46 / 8
 
 
 class Odd(tiny.Source):
-    """A source whose batches are changed from the third on, which is after the first shard."""
+    """A source whose second batch of the second shard, and so its last, is changed."""
 
     def __init__(self, change):
         super().__init__()
@@ -349,7 +358,12 @@ class Odd(tiny.Source):
 
     def view(self, number, *, start=0, stop=None):
         for batch in super().view(number, start=start, stop=stop):
-            yield self.change(batch) if int(batch.index[0]) >= 6 else batch
+            yield self.change(batch) if batch.index[0] == 10 else batch
+
+
+def one_more(batch):
+    index = torch.cat([batch.index, batch.index[-1:] + 1])
+    return replace(batch, index=index, inputs=batch.inputs.new_zeros(len(index), 2, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -358,7 +372,7 @@ class Odd(tiny.Source):
         lambda batch: replace(batch, index=batch.index.flip(0)),
         lambda batch: replace(batch, index=batch.index + 1),
         lambda batch: replace(batch, view=batch.view + 1),
-        lambda batch: Batch(*(torch.cat([x, x + 4]) for x in (batch.inputs, batch.targets, batch.index)), batch.view),
+        one_more,
     ],
 )
 def test_a_source_that_does_not_give_the_samples_in_order_is_refused(tmp_path, network, change):

@@ -69,6 +69,7 @@ def test_keeping_all_classes_but_one_loses_nothing():
 
 def test_of_equal_logits_the_first_classes_are_kept():
     assert stored(torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]]), top_k=2)["classes"].tolist() == [[1, 2]]
+    assert stored(torch.zeros(1, 5000), top_k=9)["classes"].tolist() == [list(range(9))]
 
 
 def test_logits_at_the_end_of_the_range_give_no_nan():

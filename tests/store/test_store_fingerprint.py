@@ -61,6 +61,18 @@ def test_the_digest_of_a_network_changes_with_weights_buffers_and_structure(chan
     assert changed(change)
 
 
+def test_the_digest_of_a_network_is_the_same_whether_equal_weights_are_one_or_two():
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    assert network_digest(tied) == network_digest(apart(tied))
+
+
+def apart(network):
+    network = copy.deepcopy(network)
+    network[1].weight = nn.Parameter(network[1].weight.detach().clone())
+    return network
+
+
 def test_the_digest_of_a_network_sees_buffers_that_are_not_saved():
     assert network_digest(Odd(table=3.0)) != network_digest(Odd(table=3.5))
 
@@ -99,6 +111,12 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_its_mappings():
     first = fingerprint(versions=versions, transform={"a": 1, "b": 2})
     second = fingerprint(versions=dict(reversed(versions.items())), transform={"b": 2, "a": 1}, taps=turned)
     assert first.digest == second.digest
+
+
+def test_the_digest_of_a_fingerprint_changes_with_the_layout_of_stores(monkeypatch):
+    before = fingerprint().digest
+    monkeypatch.setattr("limbeck.store.fingerprint.SCHEMA", 2)
+    assert fingerprint().digest != before
 
 
 @pytest.mark.parametrize(

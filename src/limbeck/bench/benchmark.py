@@ -35,11 +35,11 @@ class Extent:
 
     rounds: int
     sample: float  # seconds of a sample, at most (one step, where that is longer)
-    warm_up: float  # seconds of each variant before
+    warm_up: float  # seconds of each variant before, besides its first step
     budget: float = inf  # seconds for all; kept as far as the least number of rounds of one step each allows
 
 
-QUICK = Extent(rounds=5, sample=1.0, warm_up=0.3, budget=50.0)
+QUICK = Extent(rounds=5, sample=1.0, warm_up=0.2, budget=50.0)
 """Leaves 10 of 60 seconds to what comes before and after: imports, and the table."""
 
 FULL = Extent(rounds=7, sample=2.0, warm_up=2.0)

@@ -51,9 +51,12 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def warm_up(run: Run, seconds: float, read: Callable[[], Reading] = machine.read) -> tuple[float, float]:
-    """Run steps for that long, one at least, and give the seconds that the first and the last one took."""
+    """Run one step, then others for that long, one at least; give the seconds that the first and the last one took.
+
+    The first does what is done once, such as compiling, and says nothing of the others.
+    """
     times: list[float] = []
-    while not times or sum(times) < seconds:
+    while len(times) < 2 or sum(times[1:]) < seconds:
         before = read().wall
         run(1)
         times.append(read().wall - before)
@@ -90,18 +93,24 @@ def interleaved(
         runs: by the variant's name; warmed up.
         steps: that a sample of each runs.
         rounds: at least 1.
-        until: the moment, as in `Reading.wall`, after which nothing is repeated.
+        until: the moment, as in `Reading.wall`, to end before: nothing is repeated in time that later samples need.
         read: the clock.
     """
     names = list(runs)
-    for number in range(rounds):
-        turned = number % len(names)
-        for name in names[turned:] + names[:turned]:
-            tries = [_sample(runs[name], steps[name], read)]
-            while _is_disturbed(tries[-1][1]) and len(tries) <= AGAIN and read().wall < until:
-                tries.append(_sample(runs[name], steps[name], read))
-            seconds, outside = min(tries, key=lambda one: one[1] or 0.0)
-            yield Sample(name, number, seconds, outside, len(tries) - 1)
+    start, ran = read().wall, 0
+    for place in range(rounds * len(names)):
+        number, position = divmod(place, len(names))
+        name = names[(number + position) % len(names)]
+        tries: list[tuple[float, float | None]] = []
+        again = True
+        while again:
+            tries.append(_sample(runs[name], steps[name], read))
+            ran += 1
+            now = read().wall
+            ahead = (rounds * len(names) - place) * (now - start) / ran  # with one more of this
+            again = _is_disturbed(tries[-1][1]) and len(tries) <= AGAIN and now + ahead <= until
+        seconds, outside = min(tries, key=lambda one: one[1] or 0.0)
+        yield Sample(name, number, seconds, outside, len(tries) - 1)
 
 
 def ratios(samples: Sequence[Sample], over: str, under: str) -> Spread:

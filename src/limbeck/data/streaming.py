@@ -1,8 +1,10 @@
 """Batches of images decoded ahead by worker processes."""
 
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -153,7 +155,7 @@ class Stream:
             prefetch_factor=AHEAD if workers else None,
             persistent_workers=workers > 0 and self._keep,
             pin_memory=self._device.type == "cuda",
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_go_quietly,
             generator=torch.Generator(),  # else it would draw from the global one
         )
         return plan, loader
@@ -192,6 +194,15 @@ def _as_it_is(found: Any) -> Any:
     return found
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal: the main one ends the workers."""
+def _go_quietly(_: int) -> None:
+    """Let a worker leave Ctrl-C, which reaches every process of the terminal, to the main one, which ends the workers.
+
+    Where that was just taking a batch, the connection breaks; a thread of `multiprocessing` would print it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _but_broken_connections
+
+
+def _but_broken_connections(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, where)

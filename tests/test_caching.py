@@ -1,0 +1,159 @@
+"""What is kept of a teacher, and when."""
+
+import pytest
+import torch
+from torch import nn
+
+from limbeck.blocks import CacheBlock
+from limbeck.caching import MOST, cached, decide, fingerprint, finished, keep, wanted
+from limbeck.core import TARGETS, LimbeckError, Stage, Tap, Term, from_student, from_teacher
+from limbeck.data import Augment, arrays
+from limbeck.engine import Engine
+from limbeck.optimizers import sgd
+from limbeck.schedules import constant
+from limbeck.session import Training, training_batches
+from limbeck.train import run
+
+ENGINE = Engine(device="cpu", precision="32")
+LOGITS = frozenset({from_teacher()})
+
+
+def far(student, *others):
+    return student.sum() * 0
+
+
+def stages(*reads, epochs=3, learns=("student",)):
+    terms = {"both": Term(far, (from_student(), *reads))}
+    return (Stage("one", terms, epochs, sgd(lr=0.1), constant(), learns),)
+
+
+def training(**changes):
+    return Training(3, 8, sgd(lr=0.1), constant(), **changes)
+
+
+def decided(block, *reads, shape=(10,), samples=50, epochs=3, learns=("student",), **changes):
+    plan = stages(*(reads or (from_teacher(),)), epochs=epochs, learns=learns)
+    return decide(CacheBlock(**block), plan, training(**changes), samples, lambda tap: shape)
+
+
+def test_what_is_wanted_is_what_is_read_of_a_teacher_that_rests():
+    assert wanted(stages(from_teacher(), from_teacher("2"), TARGETS)) == {from_teacher(), from_teacher("2")}
+    assert wanted(stages(TARGETS)) == frozenset()
+    assert wanted(stages(from_teacher(), learns=("student", "teacher.head"))) == frozenset()
+
+
+def test_auto_keeps_what_changes_nothing():
+    block = decided({})
+    assert (block.use, block.views, block.dtype) == (True, 1, "float32")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"augment": Augment(flip=True)},
+        {"epochs": 1},
+        {"learns": ("teacher",)},
+        {"shape": (MOST,), "samples": 2},
+    ],
+)
+def test_auto_leaves_what_would_change_the_views_or_not_pay(case):
+    assert decided({}, **case).use is False
+
+
+def test_a_teacher_that_is_not_read_is_not_kept():
+    assert decided({}, TARGETS).use is False
+    with pytest.raises(LimbeckError, match="reads nothing of the teacher"):
+        decided({"use": True}, TARGETS)
+
+
+def test_what_is_said_is_taken():
+    block = decided({"use": True, "views": 2, "dtype": "bfloat16"}, augment=Augment(flip=True))
+    assert (block.use, block.views, block.dtype) == (True, 2, "bfloat16")
+    assert decided({"use": False, "views": 7}) == CacheBlock(use=False, views=7)
+
+
+def test_asked_for_augmented_images_are_kept_in_four_views_or_as_many_as_there_are_epochs():
+    assert decided({"use": True}, augment=Augment(flip=True), epochs=9).views == 4
+    assert decided({"use": True}, augment=Augment(flip=True), epochs=3).views == 3
+    block = decided({"use": True})
+    assert (block.views, block.dtype) == (1, "float16")
+
+
+def test_several_views_of_images_that_never_change_are_refused():
+    with pytest.raises(LimbeckError, match=r"cache.views is 4, but nothing is augmented"):
+        decided({"use": True, "views": 4})
+
+
+def test_only_logits_can_be_kept_in_part():
+    data, teacher = small(), nn.Linear(4, 3)
+    block = CacheBlock(use=True, views=1, dtype="float32", top_k=2)
+    assert fingerprint(block, teacher, LOGITS, data, training(), ENGINE).taps[from_teacher()].top_k == 2
+    with pytest.raises(LimbeckError, match=r"cache.top_k keeps logits, but the method reads teacher.0"):
+        fingerprint(block, teacher, LOGITS | {Tap("teacher", "0")}, data, training(), ENGINE)
+
+
+def small():
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(40, 4, generator=generator)
+    return arrays(inputs, torch.arange(40) % 3, validation=0)
+
+
+@pytest.mark.parametrize("part", ["teacher", "data", "transform", "seed", "views", "taps", "precision"])
+def test_the_fingerprint_knows_all_that_the_numbers_depend_on(part):
+    torch.manual_seed(0)
+    data, teacher = small(), nn.Linear(4, 3)
+    block = CacheBlock(use=True, views=1, dtype="float32")
+    base = fingerprint(block, teacher, LOGITS, data, training(), ENGINE)
+    assert base == fingerprint(block, teacher, LOGITS, data, training(), ENGINE)
+    changed = {
+        "teacher": lambda: fingerprint(block, nn.Linear(4, 3), LOGITS, data, training(), ENGINE),
+        "data": lambda: fingerprint(block, teacher, LOGITS, data, training(exclude=(1,)), ENGINE),
+        "transform": lambda: fingerprint(block, teacher, LOGITS, data, training(augment=Augment(flip=True)), ENGINE),
+        "seed": lambda: fingerprint(
+            CacheBlock(**{**dict(block), "seed": 1}), teacher, LOGITS, data, training(), ENGINE
+        ),
+        "views": lambda: fingerprint(
+            CacheBlock(**{**dict(block), "views": 2}), teacher, LOGITS, data, training(), ENGINE
+        ),
+        "taps": lambda: fingerprint(block, teacher, frozenset({Tap("teacher", "", "input")}), data, training(), ENGINE),
+        "precision": lambda: fingerprint(
+            block, teacher, LOGITS, data, training(), Engine(device="cpu", precision="bf16")
+        ),
+    }[part]()
+    differing = [name for name in base.__dataclass_fields__ if getattr(base, name) != getattr(changed, name)]
+    assert differing == [part]
+
+
+def test_a_training_from_the_store_is_the_training_beside_the_teacher(tmp_path):
+    data, block = small(), CacheBlock(use=True, views=1, dtype="float32")
+    found = []
+    for stored in (False, True):
+        torch.manual_seed(3)
+        networks = {"student": nn.Linear(4, 3), "teacher": nn.Linear(4, 3)}
+        terms = {"soft": Term(lambda mine, wanted: (mine - wanted).square().mean(), (from_student(), from_teacher()))}
+        plan = (Stage("one", terms, 3, sgd(lr=0.1), constant()),)
+        way = cached(training(), block)
+        store = None
+        if stored:
+            store = finished(keep(tmp_path / "store", block, networks["teacher"], LOGITS, data, way, ENGINE))
+            networks["teacher"].register_forward_pre_hook(_never)
+        batches = training_batches(data, way, seed=0, engine=ENGINE)
+        found.append([epoch.loss for epoch in run(plan, networks, batches, ENGINE, store=store)])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert found[0][-1] < found[0][0]
+
+
+def _never(module, given):
+    raise AssertionError("the teacher ran although its outputs are kept")
+
+
+def test_a_stage_that_reads_more_than_is_kept_runs_the_teacher(tmp_path):
+    data, block = small(), CacheBlock(use=True, views=1, dtype="float32")
+    networks = {"student": nn.Linear(4, 3), "teacher": nn.Sequential(nn.Linear(4, 3), nn.ReLU())}
+    store = finished(keep(tmp_path / "store", block, networks["teacher"], LOGITS, data, training(), ENGINE))
+    batches = training_batches(data, training(), seed=0, engine=ENGINE)
+    terms = {
+        "both": Term(lambda mine, *theirs: (mine - sum(theirs)).square().mean(), (from_student(), from_teacher("0")))
+    }
+    epochs = list(run((Stage("one", terms, 1, sgd(lr=0.1), constant()),), networks, batches, ENGINE, store=store))
+    assert len(epochs) == 1
