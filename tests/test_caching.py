@@ -60,6 +60,16 @@ def test_auto_leaves_what_would_change_the_views_or_not_pay(case):
     assert decided({}, **case).use is False
 
 
+def test_a_transform_of_the_data_makes_views_too():
+    plan = stages(from_teacher(), epochs=6)
+
+    def of(**block):
+        return decide(CacheBlock(**block), plan, training(), 50, lambda tap: (10,), transformed=True)
+
+    assert of().use is False
+    assert of(use=True).views == 4
+
+
 def test_a_teacher_that_is_not_read_is_not_kept():
     assert decided({}, TARGETS).use is False
     with pytest.raises(LimbeckError, match="reads nothing of the teacher"):

@@ -51,6 +51,7 @@ class DataBlock(Checked):
     seed: Seed = 0
     streaming: bool = False
     workers: NonNegativeInt | None = None
+    transform: str | None = None
 
 
 class CacheBlock(Checked):

@@ -59,6 +59,8 @@ def decide(
     training: Training,
     samples: int,
     shape: Callable[[Tap], tuple[int, ...]],
+    *,
+    transformed: bool = False,
 ) -> CacheBlock:
     """The block with everything decided.
 
@@ -68,6 +70,7 @@ def decide(
         training: as the recipe has it.
         samples: of the training set.
         shape: a tap's tensor's, of one sample.
+        transformed: whether the data has a transform of its own, whose views differ too.
 
     Raises:
         LimbeckError: a store is asked for and the method reads nothing of the teacher, or changes it; several views
@@ -76,7 +79,7 @@ def decide(
     if block.use is False:
         return block
     taps, epochs = wanted(stages), sum(stage.epochs for stage in stages)
-    same = training.augment == NO_AUGMENTATION
+    same = training.augment == NO_AUGMENTATION and not transformed
     if block.use == "auto":
         size = samples * sum(math.prod(shape(tap)) for tap in taps) * 4
         pays = bool(taps) and same and epochs > 1 and size <= MOST

@@ -149,13 +149,18 @@ def placed(recipe: Recipe) -> Recipe:
     def whole(path: str | None) -> str | None:
         return None if path is None else str(Path(path).expanduser().absolute())
 
+    def named(text: str) -> str:
+        file, _, function = text.rpartition(":")
+        return f"{whole(file)}:{function}" if file.endswith(".py") else text
+
     def model(block: dict[str, Any] | None) -> dict[str, Any] | None:
-        file, _, function = str(block and block["name"]).rpartition(":")
-        return {**(block or {}), "name": f"{whole(file)}:{function}"} if file.endswith(".py") else block
+        return {**block, "name": named(block["name"])} if block else block
 
     data, student, teacher = recipe.data, recipe.student, recipe.teacher
     path = data.path if data.path is None or not Path(data.path).exists() else whole(data.path)
-    data = data.model_copy(update={"root": whole(data.root or os.environ.get("LIMBECK_DATA")), "path": path})
+    root = whole(data.root or os.environ.get("LIMBECK_DATA"))
+    transform = data.transform and named(data.transform)
+    data = data.model_copy(update={"root": root, "path": path, "transform": transform})
     student = student.model_copy(update={"weights": whole(student.weights), "model": model(student.model)})
     if teacher is not None:
         weights = None if teacher.weights is None else tuple(map(whole, teacher.weights))

@@ -106,7 +106,14 @@ def settle(
         LimbeckError: what is asked for cannot be had; see `decide` and `engine_for`.
     """
     sizes = shapes(networks, wanted(stages), probe(data))
-    cache = decide(cache, stages, training, len(data.train), sizes.__getitem__)
+    cache = decide(
+        cache,
+        stages,
+        training,
+        len(data.train),
+        sizes.__getitem__,
+        transformed=data.train.transform is not None,
+    )
     batches = training_batches(data, cached(training, cache), seed=seed, engine=Engine(device=device, precision="32"))
     stored = wanted(stages) if cache.use else frozenset()
     engine = engine_for(stages, networks, batches, device=device, precision=precision, compile=compile, stored=stored)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -125,6 +126,17 @@ def test_every_gate_of_a_workload_is_checked():
     assert found["hint: store over floor_store"] is False
     assert found["peak memory, live over plain"] is False
     assert found["start-up of the command, s"] is False
+
+
+def test_gates_of_a_disturbed_machine_are_doubted():
+    loops = [replace(sample, outside=0.06) for sample in LOOPS]
+    noisy = measured("srrl", samples=samples(SECONDS, outside=0.06))
+    found = report([measured(), noisy], loops, {"plain": 1.0, "live": 1.0}, 0.1, kept=True)
+    disturbed = {gate["what"] for gate in found["gates"] if gate["disturbed"]}
+    assert disturbed == {"srrl: live over floor_live", "srrl: store over floor_store", "overhead of a step, us"}
+    said = [line for line in sentences(found) if line.endswith("on a machine that others used too: measure again")]
+    assert len(said) == 3
+    assert said[0].startswith("holds: srrl: live over floor_live: 1.05, at most 1.15, on")
 
 
 def test_an_unknown_share_stays_unknown():

@@ -231,16 +231,16 @@ def test_a_writer_whose_store_another_finishes_meanwhile_goes_on_to_the_end(tmp_
     assert tiny.contents(tmp_path / "s") == undisturbed
 
 
-def test_a_file_that_was_cleared_away_half_written_counts_only_where_it_is_there_whole(tmp_path):
+def test_a_file_that_is_cleared_away_half_written_is_not_needed_only_where_the_store_is_finished(tmp_path):
     def save(temporary):
         temporary.write_text("half")
         temporary.unlink()
 
     with pytest.raises(FileNotFoundError):
         _place(tmp_path / "file", save)
-    (tmp_path / "file").write_text("whole")
+    (tmp_path / "manifest.json").touch()
     _place(tmp_path / "file", save)
-    assert tiny.contents(tmp_path) == {"file": b"whole"}
+    assert tiny.contents(tmp_path) == {"manifest.json": b""}
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):

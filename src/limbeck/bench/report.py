@@ -67,12 +67,18 @@ def report(
     over = spread([1e6 * (live - plain) for plain, live in zip(steps["plain"], steps["live"], strict=True)])
     memory = {**peak, "ratio": peak["live"] / peak["plain"]}
     workloads = {one.workload.name: _workload(one) for one in measured}
+    quiet = _quiet(loops)
     gates = [
-        _gate(f"{name}: {variant} over {FLOORS[variant]}", workloads[name]["over_floor"][variant]["median"], limit)
+        _gate(
+            f"{name}: {variant} over {FLOORS[variant]}",
+            workloads[name]["over_floor"][variant]["median"],
+            limit,
+            workloads[name]["outside_share"],
+        )
         for (name, variant), limit in GATES.items()
         if name in workloads
     ]
-    gates.append(_gate("overhead of a step, us", over.median, MOST_OVERHEAD_US))
+    gates.append(_gate("overhead of a step, us", over.median, MOST_OVERHEAD_US, quiet["outside_share"]))
     gates.append(_gate("peak memory, live over plain", memory["ratio"], MOST_MEMORY))
     gates.append(_gate("start-up of the command, s", startup, MOST_STARTUP_S))
     return {
@@ -83,7 +89,7 @@ def report(
             **asdict(over),
             "plain_us": 1e6 * statistics.median(steps["plain"]),
             "live_us": 1e6 * statistics.median(steps["live"]),
-            **_quiet(loops),
+            **quiet,
         },
         "peak_memory_mb": memory,
         "startup_s": startup,
@@ -126,8 +132,10 @@ def _quiet(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def _gate(what: str, value: float, limit: float) -> dict[str, Any]:
-    return {"what": what, "value": value, "limit": limit, "holds": value <= limit}
+def _gate(what: str, value: float, limit: float, outside: float | None = None) -> dict[str, Any]:
+    """A figure and what it may be at most; ``disturbed`` where others took so much that it says little."""
+    disturbed = outside is not None and outside > DISTURBED
+    return {"what": what, "value": value, "limit": limit, "holds": value <= limit, "disturbed": disturbed}
 
 
 def rows(result: Mapping[str, Any]) -> Iterator[Rows]:
@@ -175,7 +183,8 @@ def sentences(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"start-up of the command: {result['startup_s']:.2f} s"
     for gate in result["gates"]:
         word = "holds" if gate["holds"] else "MISSED"
-        yield f"{word}: {gate['what']}: {gate['value']:.3g}, at most {gate['limit']:g}"
+        doubt = ", on a machine that others used too: measure again" if gate["disturbed"] else ""
+        yield f"{word}: {gate['what']}: {gate['value']:.3g}, at most {gate['limit']:g}{doubt}"
 
 
 def _precision(found: Mapping[str, Any]) -> str:

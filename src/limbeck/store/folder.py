@@ -217,7 +217,7 @@ def _place(path: Path, save: Callable[[Path], None]) -> None:
             save(temporary)
         os.replace(own, path)
     except FileNotFoundError:
-        if not path.is_file():  # else another process finished the store meanwhile, and cleared up behind itself
+        if not (path.parent / MANIFEST).is_file():  # else another process finished the store, and cleared this up
             raise
     finally:
         for left in (own, own.with_name(own.name + ".tmp")):
