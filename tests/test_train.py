@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from limbeck import train
 from limbeck.connectors import Through, linear
 from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Tap, Term, from_student, from_teacher
-from limbeck.engine import Engine
+from limbeck.engine import Engine, can_compile
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.schedules import linear as line
@@ -586,3 +587,52 @@ def test_finish_is_not_called_while_the_last_epoch_is_still_looked_at():
     next(epochs)
     epochs.close()
     assert watched.finished == 0
+
+
+def test_the_means_are_those_of_all_steps_however_many_are_summed_at_once(monkeypatch):
+    found = []
+    for most in (1, 2, 100):
+        monkeypatch.setattr(train._Means, "_MOST", most)
+        torch.manual_seed(9)
+        found.append(next(run([stage()], networks(), Source(), ENGINE)))
+    assert found[0].loss == pytest.approx(found[1].loss, rel=1e-6)
+    assert found[2].loss == pytest.approx(found[1].loss, rel=1e-6)
+    assert found[0].terms == pytest.approx(found[2].terms, rel=1e-6)
+
+
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="needs a C++ compiler")
+def test_compiled_it_trains_to_the_same_losses():
+    found = []
+    for compiled in (False, True):
+        engine = Engine(device="cpu", precision="32", compile=compiled)
+        torch.manual_seed(9)
+        found.append([epoch.loss for epoch in run([stage()], networks(), Source(), engine)])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+class Known:
+    """A teacher's tensors that are nowhere else."""
+
+    taps = frozenset({from_teacher("2")})
+    rows = 24
+
+    def __init__(self):
+        self.asked = []
+
+    def read(self, index, view):
+        self.asked.append((len(index), view))
+        return {from_teacher("2"): torch.ones(len(index), 7)}
+
+
+def test_what_is_known_of_the_teacher_is_read_and_not_run():
+    known, nets = Known(), networks()
+    nets["teacher"].register_forward_pre_hook(lambda *_: pytest.fail("the teacher ran"))
+    list(run([stage()], nets, Source(), ENGINE, store=known))
+    assert known.asked == [(8, 0)] * 3 + [(8, 1)] * 3
+
+
+def test_where_more_is_read_than_is_known_the_teacher_runs():
+    known = Known()
+    more = stage(far=Term(lambda mine, theirs: (mine - theirs).square().mean(), (from_student(), from_teacher())))
+    list(run([more], networks(), Source(), ENGINE, store=known))
+    assert known.asked == []

@@ -167,15 +167,15 @@ class Experiment:
             yield Finished(job, done, reused=True)
             return
         stages = plan(method, networks, self.data, training)
-        if self.recipe.share_first_stage and job.arm == self.recipe.method["name"] and job.seed != self.recipe.seeds[0]:
-            first = self.folder.path / str(Job(job.arm, self.recipe.seeds[0]))
-            load_weights(network, first / f"after_{stages[0].name}.safetensors")
-            stages = stages[1:]
         store = None
         if "teacher" in networks and job.arm == self.recipe.method["name"]:
             store = yield from outputs(
                 self.recipe, self.folder.path, job.seed, stages, networks["teacher"], self.data, training, self.engine
             )
+        if self.recipe.share_first_stage and job.arm == self.recipe.method["name"] and job.seed != self.recipe.seeds[0]:
+            first = self.folder.path / str(Job(job.arm, self.recipe.seeds[0]))
+            load_weights(network, first / f"after_{stages[0].name}.safetensors")
+            stages = stages[1:]
         state = self.folder.state(name)
         batches = training_batches(self.data, training, seed=job.generator_seed, engine=self.engine)
         lengths = [stage.epochs for stage in stages]

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -144,6 +145,16 @@ def test_without_torchdistill_it_is_unavailable(tiny_case, monkeypatch):
     networks = tiny_case("kd").networks()
     with pytest.raises(Unavailable, match="torchdistill cannot be imported: No module named"):
         torchdistill(tiny_case("kd"), networks["student"], networks["teacher"])
+
+
+def test_the_version_of_torchdistill_is_told(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(peer, "version", {"torchdistill": "1.2.3"}.__getitem__)
+    assert peer.installed() == "1.2.3"
+    monkeypatch.setattr(peer, "version", missing)
+    assert peer.installed() is None
 
 
 def test_torchdistills_loop_stops_where_the_loss_is_no_number(tiny_case):

@@ -103,6 +103,7 @@ def test_the_overhead_is_paired_and_in_microseconds(result):
 def test_the_machine_is_described(result):
     assert result["machine"]["allocator"] == "keeps memory"
     assert result["machine"]["device"] == "cpu"
+    assert "torchdistill" in result["machine"]
     assert result["machine"]["cores"] >= 1
     as_it_is = report([measured()], LOOPS, {"plain": 1.0, "live": 1.0}, 0.1, kept=False)
     assert as_it_is["machine"]["allocator"] == "as it is"

@@ -8,6 +8,7 @@ second. Its teacher is put in eval mode, which the examples leave to the caller.
 import itertools
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -50,6 +51,14 @@ def torchdistill(case: Case, student: nn.Module, teacher: nn.Module) -> Iterator
         teacher.eval(), student, {"train": PilImages(case)}, config, torch.device("cpu"), None, False, 1
     )
     return _train(box, log)
+
+
+def installed() -> str | None:
+    """The version of torchdistill that is here; None without one."""
+    try:
+        return version("torchdistill")
+    except PackageNotFoundError:
+        return None
 
 
 def _train(box: Any, log: Any) -> Iterator[float]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from limbeck.bench.measuring import DISTURBED, Sample, ratios, spread
+from limbeck.bench.peer import installed
 from limbeck.bench.workloads import Workload
 from limbeck.environment import environment
 
@@ -82,7 +83,12 @@ def report(
     gates.append(_gate("peak memory, live over plain", memory["ratio"], MOST_MEMORY))
     gates.append(_gate("start-up of the command, s", startup, MOST_STARTUP_S))
     return {
-        "machine": {**environment(), "device": "cpu", "allocator": "keeps memory" if kept else "as it is"},
+        "machine": {
+            **environment(),
+            "torchdistill": installed(),
+            "device": "cpu",
+            "allocator": "keeps memory" if kept else "as it is",
+        },
         "workloads": workloads,
         "step_overhead_us": over.median,
         "step_overhead": {
