@@ -10,7 +10,7 @@ from limbeck.allocator import keep_memory
 if sys.argv[1] == "kept":
     assert keep_memory()
 def work():
-    for _ in range(4):
+    for _ in range(20):
         torch.ones(12 * 2**20)  # 48 MiB each
 work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -26,7 +26,7 @@ def test_pages_are_not_fetched_anew_at_every_step():
         )
 
     if platform.libc_ver()[0] == "glibc":
-        assert faults("kept") * 10 < faults("as it is")
+        assert faults("kept") * 3 < faults("as it is")
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch):
