@@ -3,6 +3,7 @@ import os
 import pickle
 import shutil
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -42,20 +43,23 @@ class Choosing(Net):
         return super().forward(x if x.sum() > 0 else -x)
 
 
-class Centres(nn.Module):
-    """A loss with a parameter, a state that changes, random numbers, and a loop over the batch's classes."""
+class Moving(nn.Module):
+    """A loss with a parameter, a state that changes, and random numbers."""
 
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(6, 6)
         self.register_buffer("mean", torch.zeros(6))
 
-    def forward(self, student, teacher, targets):
+    def forward(self, student, teacher):
         student = self.linear(student) * torch.rand(6)
         with torch.no_grad():
             self.mean.lerp_(student.mean(dim=0), 0.1)
-        classes = torch.stack([student[targets == label].mean(dim=0) for label in targets.unique().tolist()])
-        return (student - teacher).square().mean() + (classes - self.mean).square().mean()
+        return (student - teacher).square().mean() + (student - self.mean).square().mean()
+
+
+def by_class(student, targets):
+    return torch.stack([student[targets == label].square().mean() for label in targets.unique().tolist()]).mean()
 
 
 def distance(student, teacher, power):
@@ -154,35 +158,43 @@ def test_other_tensors_than_the_networks_are_refused(found, low, refused):
 
 @compiles
 def test_a_compiled_loss_is_the_loss_and_leaves_the_module_as_it_is():
-    loss = Centres()
+    loss, before = Moving(), graphs()
     plain = copy.deepcopy(loss)
     fast = compiled_loss(loss)
     for seed, count in enumerate((8, 8, 3)):
-        reads = torch.randn(count, 6), torch.randn(count, 6), torch.arange(count) % 3
+        reads = torch.randn(count, 6), torch.randn(count, 6)
         (value, gradient), (expected, wanted) = step(fast, reads, seed), step(plain, reads, seed)
         assert torch.allclose(value, expected, rtol=1e-5)
         assert torch.allclose(gradient, wanted, rtol=1e-4, atol=1e-7)
-    assert graphs() > 0
+    assert graphs() == before + 1
     assert list(loss.state_dict()) == ["mean", "linear.weight", "linear.bias"]
     assert all(torch.allclose(value, plain.state_dict()[name]) for name, value in loss.state_dict().items())
     assert torch.allclose(loss.linear.weight.grad, plain.linear.weight.grad, rtol=1e-4, atol=1e-7)
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
-        assert torch.equal(step(other, reads, 0)[0], step(loss, reads, 0)[0])
+        assert torch.allclose(step(other, reads, 0)[0], step(copy.deepcopy(plain), reads, 0)[0])
 
 
 @compiles
-def test_the_ninth_loss_of_a_kind_is_compiled_too():
+def test_each_loss_of_a_kind_is_compiled_though_the_compiler_stops_at_a_number():
     reads, before = (torch.randn(4, 6), torch.randn(4, 6)), graphs()
-    losses = [compiled_loss(lambda *reads, power=power: distance(*reads, power=power)) for power in range(1, 10)]
-    found = torch.stack([loss(*reads) for loss in losses])
-    assert torch.allclose(found, torch.stack([distance(*reads, power=power) for power in range(1, 10)]))
-    assert graphs() == before + 9
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for power in (1, 3):
+            assert torch.allclose(compiled_loss(partial(distance, power=power))(*reads), distance(*reads, power=power))
+    assert graphs() == before + 2
 
 
-@compiles
+def test_a_loss_that_is_not_one_graph_runs_as_it_is():
+    reads, before = (torch.randn(9, 6), torch.arange(9) % 3), graphs()
+    fast = compiled_loss(by_class)
+    for seed in range(2):
+        found, expected = step(fast, reads, seed), step(by_class, reads, seed)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert graphs() == before
+
+
 def test_what_a_loss_raises_comes_through():
     with pytest.raises(LimbeckError, match=r"^not one to one$"):
-        compiled_loss(lambda student, teacher: distance(student, teacher, 2))(torch.ones(2), torch.ones(3))
+        compiled_loss(partial(distance, power=2))(torch.ones(2), torch.ones(3))
 
 
 def test_a_compiler_that_is_not_there_is_said():

@@ -65,35 +65,37 @@ def compiled_reader(network: nn.Module, inputs: Tensor, taps: Iterable[Tap]) -> 
 
 
 def compiled_loss(loss: Loss) -> Loss:
-    """A function that gives what the loss gives, forward and backward, through compiled code.
+    """A function that gives what the loss gives, forward and backward, through one compiled graph.
 
     The loss itself is left as it is: a module stays the owner of its parameters and state, and is what learns, is
-    copied and is saved. Compiled at the first call, for that call's shapes; calls with others, such as for a last
-    smaller batch, run the loss as it is. Code that the compiler cannot take in, such as an index by a mask, runs as it
-    is between compiled parts. Random numbers are those of the loss as it is.
+    copied and is saved. Compiled at the first call, for that call's shapes. Random numbers are those of the loss as it
+    is. The loss runs as it is in calls with other shapes, such as for a last smaller batch; and always where its code
+    cannot be one graph, such as with a loop over the classes in a batch, because the pieces would gain nothing.
 
     Raises:
-        CannotCompile: there is no working compiler; at the first call.
+        CannotCompile: at the first call, the compiler is missing or fails.
     """
-    from torch._dynamo.exc import TorchDynamoException  # takes seconds
+    from torch._dynamo.exc import BackendCompilerFailed  # takes seconds
 
     def call(*reads: Tensor) -> Tensor:
         return loss(*reads)
 
     # The compiler counts what it has made by code, and stops at eight: each loss has code of its own.
     own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
-    compiled: Loss = torch.compile(own, dynamic=False, options={"fallback_random": True})
+    compiled: Loss = torch.compile(own, fullgraph=True, dynamic=False, options={"fallback_random": True})
     first: list[list[torch.Size]] = []
 
     def evaluate(*reads: Tensor) -> Tensor:
         shapes = [read.shape for read in reads]
         first[:] = first or [shapes]
-        if shapes != first[0]:
-            return loss(*reads)
-        try:
-            return compiled(*reads)
-        except TorchDynamoException as error:
-            raise CannotCompile(f"a loss cannot be compiled: {reason(error)}") from error
+        if shapes == first[0]:
+            try:
+                return compiled(*reads)
+            except BackendCompilerFailed as error:
+                raise CannotCompile(f"a loss cannot be compiled: {reason(error)}") from error
+            except Exception:  # the tracer raises many kinds, before anything has run; what the loss raises comes again
+                first[0] = []  # which no call has
+        return loss(*reads)
 
     return evaluate
 
@@ -101,7 +103,7 @@ def compiled_loss(loss: Loss) -> Loss:
 def as_it_is(network: nn.Module, inputs: Tensor, taps: tuple[Tap, ...]) -> dict[Tap, Tensor]:
     """The taps' tensors of one network by a plain run."""
     with torch.no_grad(), Taps({tap.source: network for tap in taps}, taps) as tapped:
-        return _read(tapped, inputs)
+        return _read(tapped, inputs, taps)
 
 
 def traced(network: nn.Module, inputs: Tensor, taps: tuple[Tap, ...]) -> ExportedProgram:
@@ -135,8 +137,7 @@ class _Reading(nn.Module):
         self._tapped, self._taps = tapped, taps
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        found = _read(self._tapped, inputs)
-        return tuple(found[tap] for tap in self._taps)
+        return tuple(_read(self._tapped, inputs, self._taps).values())
 
 
 def _compiled(program: ExportedProgram) -> Callable[..., Any]:
@@ -151,8 +152,9 @@ def _compiled(program: ExportedProgram) -> Callable[..., Any]:
     return graph
 
 
-def _read(tapped: Taps, inputs: Tensor) -> dict[Tap, Tensor]:
-    return tapped.read(Batch(inputs, inputs, inputs, 0))
+def _read(tapped: Taps, inputs: Tensor, taps: tuple[Tap, ...]) -> dict[Tap, Tensor]:
+    found = tapped.read(Batch(inputs, inputs, inputs, 0))
+    return {tap: found[tap] for tap in taps}
 
 
 def _kind(inputs: Tensor) -> tuple[Any, ...]:

@@ -197,6 +197,7 @@ def test_what_a_killed_writer_left_is_cleared_and_nothing_else(tmp_path, network
 def test_a_build_killed_after_its_manifest_is_finished(tmp_path, network, undisturbed):
     folder = tmp_path / "undisturbed"
     shutil.copy(folder / "manifest.json", folder / "building.json")
+    (folder / "manifest.json.71-0a1b2c3d.tmp").write_text("half")
     tiny.run(folder, network)
     assert tiny.contents(folder) == undisturbed
 

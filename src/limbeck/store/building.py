@@ -20,8 +20,8 @@ from limbeck.store.folder import (
     Plan,
     begun,
     checksum_of,
+    clear_up,
     has_size,
-    left_overs,
     read_plan,
     write_piece,
     write_plan,
@@ -149,12 +149,13 @@ def _building(
     folder: Path, reader: Reader, source: Views, plan: Plan, own: Sequence[tuple[int, int]]
 ) -> Iterator[Progress]:
     of = sum(_rows(plan, unit) for unit in own)
-    if (folder / MANIFEST).is_file():
-        if read_plan(folder / MANIFEST)[1] == _checksums(folder, plan):
-            (folder / BUILDING).unlink(missing_ok=True)
+    finished = read_plan(folder / MANIFEST)
+    if finished is not None:
+        if finished[1] == _checksums(folder, plan):
+            clear_up(folder)
             yield Progress(of, of, _bytes(plan, own))
             return
-        (folder / MANIFEST).unlink()
+        (folder / MANIFEST).unlink(missing_ok=True)
     write_plan(folder / BUILDING, plan, {})
     done = written = 0
     for unit in own:
@@ -167,9 +168,7 @@ def _building(
     files = _checksums(folder, plan)
     if files is not None:  # else another writer's part is not done yet
         write_plan(folder / MANIFEST, plan, files)
-        (folder / BUILDING).unlink(missing_ok=True)
-        for path in left_overs(folder):
-            path.unlink(missing_ok=True)
+        clear_up(folder)
     yield Progress(done, of, written)
 
 

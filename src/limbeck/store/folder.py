@@ -8,7 +8,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 from limbeck.core import LimbeckError, Tap
 from limbeck.store.encoding import Part, parts_of
 from limbeck.store.fingerprint import SCHEMA, Fingerprint, digest_of
-from limbeck.whole import replacing, write_json
+from limbeck.whole import replacing
 
 MANIFEST = "manifest.json"
 BUILDING = "building.json"
@@ -169,11 +169,16 @@ def write_plan(path: Path, plan: Plan, files: Mapping[str, str]) -> None:
     values = {"schema": SCHEMA, "fingerprint": plan.fingerprint.as_json(), "rows": plan.rows}
     values |= {"shard_rows": plan.shard_rows, "shapes": shapes, "files": files}
     plain = {**values, "xxh3_128": digest_of(values)}
-    _place(path, lambda temporary: write_json(temporary, plain))
+    text = json.dumps(plain, indent=2) + "\n"
+
+    def save(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    _place(path, save)
 
 
-def read_plan(path: Path) -> tuple[Plan, Mapping[str, str]]:
-    """What `write_plan` wrote.
+def read_plan(path: Path) -> tuple[Plan, Mapping[str, str]] | None:
+    """What `write_plan` wrote; None where there is no file, or no longer, because another process was quicker.
 
     Raises:
         LimbeckError: the file is damaged, or of a limbeck whose stores are laid out otherwise.
@@ -182,6 +187,8 @@ def read_plan(path: Path) -> tuple[Plan, Mapping[str, str]]:
         values = json.loads(path.read_text(encoding="utf-8"))
         schema, checksum = values["schema"], values.pop("xxh3_128")
         sound = checksum == digest_of(values)
+    except FileNotFoundError:
+        return None
     except (ValueError, AttributeError, TypeError, KeyError):  # any text may be left of a damaged file
         schema, sound = SCHEMA, False
     if schema != SCHEMA:
@@ -199,14 +206,18 @@ def read_plan(path: Path) -> tuple[Plan, Mapping[str, str]]:
 def begun(folder: Path) -> Plan | None:
     """The plan of the store that the folder holds, finished or not."""
     for name in (BUILDING, MANIFEST):  # in this order, because a finished store loses the first after it got the second
-        if (folder / name).is_file():
-            return read_plan(folder / name)[0]
+        found = read_plan(folder / name)
+        if found is not None:
+            return found[0]
     return None
 
 
-def left_overs(folder: Path) -> Iterator[Path]:
-    """What writers that were killed, or are at work, left of files not yet whole."""
-    yield from (path for path in folder.iterdir() if _LEFT_OVER.fullmatch(path.name))
+def clear_up(folder: Path) -> None:
+    """Remove from a finished store what is no part of it: ``building.json``, and files of writers that were killed."""
+    (folder / BUILDING).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if _LEFT_OVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _place(path: Path, save: Callable[[Path], None]) -> None:

@@ -1,6 +1,6 @@
 """A finished store, opened to be read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, expected: Fingerprint) -> None:
-        plan, files = read_plan(_finished(folder))
+        plan, files = _finished(folder)
         refuse_difference(folder, plan.fingerprint, expected)
         pieces = [piece for unit in plan.units for piece in plan.pieces(*unit)]
         for piece in pieces:
@@ -105,10 +105,11 @@ def _rows(shards: Sequence[NDArray[Any]], places: NDArray[numpy.int64], shard_ro
     return rows
 
 
-def _finished(folder: Path) -> Path:
-    """The manifest's path; LimbeckError where there is none."""
-    if (folder / MANIFEST).is_file():
-        return folder / MANIFEST
+def _finished(folder: Path) -> tuple[Plan, Mapping[str, str]]:
+    """What the manifest says; LimbeckError where there is none."""
+    found = read_plan(folder / MANIFEST)
+    if found is not None:
+        return found
     if (folder / BUILDING).is_file():
         raise LimbeckError(f"the store {folder} is not finished: build it again, which goes on where it stopped")
     raise LimbeckError(f"there is no store in {folder}: build it first")
