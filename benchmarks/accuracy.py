@@ -21,21 +21,22 @@ from limbeck.recipe import read
 from limbeck.watching import show
 
 LIVE = ("precision=32", "cache=false", "compile=false")
+AUTO = ("precision=auto", "compile=auto")
 SHIFT = "train.augment.shift=2"
 STORE = ("cache.use=true", "cache.views=4")
 SETTINGS = {
     "mnist": {
         "32 bits, live": LIVE,
-        "auto": (),
+        "auto": AUTO,
         "bf16, live": ("precision=bf16", "cache=false", "compile=false"),
         "shifted images: 32 bits, live": (*LIVE, SHIFT),
-        "shifted images: auto, store of 4 views": (*STORE, SHIFT),
+        "shifted images: auto, store of 4 views": (*AUTO, *STORE, SHIFT),
     },
     "cifar10": {
         "32 bits, live": LIVE,
-        "auto": (),
+        "auto": AUTO,
+        "auto, store of 4 views": (*AUTO, *STORE),
         "bf16, live": ("precision=bf16", "cache=false", "compile=false"),
-        "auto, store of 4 views": STORE,
     },
 }
 """By data set; the first of a group, up to the colon, is what the others are compared with."""

@@ -14,7 +14,7 @@ from limbeck.data import Batches, load, normalise
 from limbeck.evaluate import metrics
 from limbeck.evaluate.bias import best_shift
 from limbeck.experiment import Experiment
-from limbeck.jobs import Finished, Job, Kept, Started, Trained
+from limbeck.jobs import Expected, Finished, Job, Kept, Started, Trained
 from limbeck.methods import METHODS
 from limbeck.models import load_network
 from limbeck.recipe import dump, read
@@ -190,7 +190,7 @@ def test_the_log_has_one_line_an_epoch_with_every_term():
 
 def test_the_events_say_what_begins_and_ends():
     events = finish(experiment())
-    kinds = [(type(event), str(event.job)) for event in events if not isinstance(event, Trained | Kept)]
+    kinds = [(type(event), str(event.job)) for event in events if not isinstance(event, Trained | Expected | Kept)]
     assert kinds == [(kind, f"{arm}/seed0") for arm in ("teacher", "alone", "kd") for kind in (Started, Finished)]
     assert not any(event.done for event in events if isinstance(event, Started))
     assert not any(event.reused for event in events if isinstance(event, Finished))

@@ -67,5 +67,5 @@ def test_a_missing_library_is_said(monkeypatch):
 
 
 def test_inputs_on_another_device_are_refused():
-    with pytest.raises(LimbeckError, match=r"reads on the CPU here, but the inputs are on meta"):
+    with pytest.raises(LimbeckError, match=r"runs on the CPU here, but the device is meta"):
         openvino_reader(Net().eval(), torch.randn(2, 3, 8, 8, device="meta"), [Tap("teacher")])

@@ -1,6 +1,9 @@
 """The commands about a store, and the runs that use one."""
 
+import importlib.util
 import json
+import re
+import sys
 from pathlib import Path
 
 import numpy
@@ -11,7 +14,7 @@ from typer.testing import CliRunner
 from limbeck.cli import app
 from limbeck.core import LimbeckError
 from limbeck.experiment import Experiment
-from limbeck.jobs import Kept, Started
+from limbeck.jobs import Expected, Kept, Started
 from limbeck.recipe import RecipeError, read
 from limbeck.rehearsal import as_decided
 from limbeck.stores import stores
@@ -51,6 +54,9 @@ def limbeck_does(*arguments, code=0):
 def test_a_store_is_built_looked_at_compared_and_used():
     shown = limbeck_does("cache", "build", "recipe.yaml")
     for seed in (0, 1):
+        assert re.search(
+            rf"teacher/seed{seed}: keeping its outputs takes 3.0 kB \(.*B are free\) and under a second", shown
+        )
         assert f"teacher/seed{seed}: its outputs for 128 samples are kept" in shown
     shown = limbeck_does("cache", "info", "recipe.yaml")
     assert shown.count("finished") == 2
@@ -88,7 +94,11 @@ def test_the_store_may_lie_elsewhere():
 def test_a_run_builds_its_store_and_students_of_one_teacher_share_it():
     recipe = read(Path("recipe.yaml"), overrides=["teacher.seed=0"])
     events = list(Experiment(recipe, Path("run")).run())
-    assert [event.done for event in events if isinstance(event, Kept)][-2:] == [128, 128]
+    kept = [event for event in events if isinstance(event, Kept)]
+    assert [event.done for event in kept[-2:]] == [128, 128]
+    (expected,) = [event for event in events if isinstance(event, Expected)]
+    assert expected.bytes == kept[-1].bytes
+    assert events.index(expected) < events.index(kept[0])
     assert sum(isinstance(event, Started) for event in events) == 5
     assert [path.name for path in Path("run/store").iterdir()] == ["teacher-seed0"]
 
@@ -102,6 +112,24 @@ def test_what_auto_decided_holds_on_resume():
     assert (known.precision, known.compile, known.cache.use, known.cache.views) == ("bf16", False, True, 1)
     said = as_decided(read(Path("recipe.yaml"), overrides=["cache.views=2", "precision=32"]), Path("run"))
     assert (said.precision, said.cache.views) == ("32", 2)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+def test_a_store_is_built_through_openvino_and_compared_through_torch():
+    through = ("--set", "cache.runtime=openvino")
+    limbeck_does("cache", "build", "recipe.yaml", *through)
+    assert (
+        "openvino"
+        in json.loads(Path("runs/tiny/store/teacher-seed0/manifest.json").read_text())["fingerprint"]["versions"]
+    )
+    assert limbeck_does("cache", "verify", "recipe.yaml", *through).count("random rows of") == 2
+
+
+def test_a_runtime_that_is_not_there_is_said_before_any_training(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    shown = limbeck_does("run", "recipe.yaml", "--set", "cache.runtime=openvino", code=2)
+    assert "pip install limbeck[openvino]" in shown
+    assert not Path("runs").exists()
 
 
 def pictures():

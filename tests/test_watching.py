@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import torch
 
 from limbeck import watching
+from limbeck.jobs import Expected, Job
 
 
 def test_watched_batches_can_be_swept_and_looked_at_without_moving_the_bar():
@@ -25,3 +28,10 @@ def test_watched_batches_can_be_swept_and_looked_at_without_moving_the_bar():
     assert list(watched.sweep()) == ["a", "b"]
     assert watched.few().shape == (2, 4)
     assert moved == []
+
+
+def test_a_long_build_is_estimated_in_hours():
+    event = Expected(Job("teacher", 0), Path("store"), 10_000_000, 3725.4, 2 * 10**9)
+    assert watching._expected(event) == (
+        "teacher/seed0: keeping its outputs takes 10.0 MB (2.0 GB are free) and about 1:02:05"
+    )

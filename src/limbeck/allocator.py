@@ -14,7 +14,8 @@ def keep_memory() -> bool:
     """Tell glibc to keep freed memory for the next step; to be called before the first large tensor.
 
     By its defaults glibc maps each block above 32 MiB anew and unmaps it when it is freed, so that every step pays for
-    fresh pages: the activations of a batch of 256 small images are such blocks. It holds for the whole process.
+    fresh pages: the activations of a batch of 256 small images are such blocks. It holds for the whole process. The
+    first ten steps or so still fetch pages, until the kept ones have grown together to where a block fits.
 
     Returns:
         Whether it was set; False where the C library is another one.

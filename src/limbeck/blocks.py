@@ -58,7 +58,8 @@ class CacheBlock(Checked):
     """Whether the teacher's outputs are computed once and kept; see docs/speed.md.
 
     ``true`` and ``false`` stand for the block with ``use`` alone. ``auto`` keeps them where that changes nothing but
-    rounding: the student sees each sample always the same, and the rows fit easily.
+    rounding: the student sees each sample always the same, and the rows fit easily. ``runtime`` is what runs the
+    teacher while a store is built.
     """
 
     use: bool | Literal["auto"] = "auto"
@@ -67,6 +68,7 @@ class CacheBlock(Checked):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     top_k: PositiveInt | None = None
     folder: str | None = None
+    runtime: Literal["torch", "openvino"] = "torch"
 
 
 class TrainBlock(Checked):

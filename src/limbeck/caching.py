@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,16 +15,20 @@ from limbeck.blocks import CacheBlock, Recipe, TeacherBlock
 from limbeck.core import Batch, LimbeckError, Outputs, Reader, Stage, Tap
 from limbeck.data import Data
 from limbeck.engine import Engine
-from limbeck.jobs import Job, Kept
+from limbeck.jobs import Expected, Job, Kept
+from limbeck.lean import fold
 from limbeck.session import NO_AUGMENTATION, Training, training_batches
 from limbeck.store import (
+    Estimate,
     Fingerprint,
     Format,
     Progress,
     Store,
     TableStore,
     Verification,
+    begun,
     build,
+    estimate,
     network_digest,
     read_table,
     rows_for,
@@ -39,7 +43,7 @@ VIEWS = 4
 """Views of each sample that are kept where the training augments and the recipe does not say how many."""
 
 DEPENDS = ("torch", "torchvision", "pillow")
-"""Packages whose version a stored number may depend on."""
+"""Packages whose version a stored number may depend on; besides them the runtime's."""
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -111,21 +115,45 @@ def fingerprint(
         views=block.views or 1,
         taps={tap: Format(block.dtype or "float16", block.top_k) for tap in taps},
         precision=engine.precision,
-        versions={name: version(name) for name in DEPENDS},
+        versions={name: version(name) for name in dict.fromkeys((*DEPENDS, block.runtime))},
     )
 
 
 @contextmanager
-def reading(teacher: nn.Module, taps: frozenset[Tap], few: Tensor, engine: Engine) -> Iterator[Reader]:
-    """A way to the teacher's tensors for any batch: eval mode, no gradient, the engine's precision."""
+def reading(
+    teacher: nn.Module, taps: frozenset[Tap], few: Tensor, engine: Engine, runtime: str = "torch"
+) -> Iterator[Reader]:
+    """A way to the teacher's tensors for any batch: eval mode, no gradient, the engine's precision.
+
+    Through OpenVINO, or compiled where the engine compiles, the first batch makes what is run, for its size.
+    """
+    if runtime == "openvino":
+        yield _through_openvino(teacher, taps, few, engine)
+        return
     quick = engine.lean(engine.place(teacher), few, list(taps))
-    with evaluation_mode([quick]), Taps({"teacher": quick}, taps) as tapped:
+    tapped = None if engine.compile else Taps({"teacher": quick}, taps)
+    source: Reader = engine.reader(quick, list(taps)) if tapped is None else tapped.read
 
-        def read(batch: Batch) -> Mapping[Tap, Tensor]:
-            with torch.no_grad(), engine.autocast():
-                return tapped.read(batch)
+    def read(batch: Batch) -> Mapping[Tap, Tensor]:
+        with torch.no_grad(), engine.autocast():
+            return source(batch)
 
+    with evaluation_mode([quick]), tapped or nullcontext():
         yield read
+
+
+def _through_openvino(teacher: nn.Module, taps: frozenset[Tap], few: Tensor, engine: Engine) -> Reader:
+    from limbeck.openvino_reader import openvino_reader  # the tracer takes a second to import
+
+    folded, _ = fold(engine.place(teacher), few, taps)
+    made: list[Callable[[Tensor], Mapping[Tap, Tensor]]] = []
+
+    def read(batch: Batch) -> Mapping[Tap, Tensor]:
+        if not made:
+            made.append(openvino_reader(folded, batch.inputs, taps, precision=engine.precision))
+        return made[0](batch.inputs)
+
+    return read
 
 
 def keep(
@@ -136,16 +164,21 @@ def keep(
     data: Data,
     training: Training,
     engine: Engine,
-) -> Generator[Progress, None, Store]:
+) -> Generator[Estimate | Progress, None, Store]:
     """Build the store unless it is there, whatever of it is there whole being kept, and give it.
+
+    What a new one will take comes first.
 
     Raises:
         LimbeckError: the folder holds another store; the disk has too little room.
     """
     expected = fingerprint(block, teacher, taps, data, training, engine)
     batches = training_batches(data, training, seed=block.seed, engine=engine)
-    with reading(teacher, taps, batches.few(), engine) as reader:
-        yield from build(folder, reader, batches, fingerprint=expected, rows=len(data.train.without(training.exclude)))
+    rows = len(data.train.without(training.exclude))
+    with reading(teacher, taps, batches.few(), engine, block.runtime) as reader:
+        if begun(folder) is None:
+            yield estimate(folder, reader, batches, fingerprint=expected, rows=rows)
+        yield from build(folder, reader, batches, fingerprint=expected, rows=rows)
     return Store(folder, expected)
 
 
@@ -177,7 +210,7 @@ def outputs(
     data: Data,
     training: Training,
     engine: Engine,
-) -> Generator[Kept, None, Outputs | None]:
+) -> Generator[Expected | Kept, None, Outputs | None]:
     """What the method's stages read of a recipe's teacher, where it is kept: the store is built unless it is there.
 
     Args:
@@ -204,6 +237,9 @@ def outputs(
                 yield event
             store: Outputs = end.value
             return store
+        if isinstance(progress, Estimate):
+            yield Expected(job, folder, progress.bytes, progress.seconds, progress.free)
+            continue
         event = Kept(job, folder, progress.done, progress.of, progress.bytes)
         if progress.done < progress.of:  # the last is told once, when all is on disk
             yield event
@@ -235,7 +271,7 @@ def check(
         return verify(store, reader, batches)
 
 
-def finished(building: Generator[Progress, None, Store]) -> Store:
+def finished(building: Generator[Estimate | Progress, None, Store]) -> Store:
     """The store, for who does not watch it being built."""
     while True:
         try:

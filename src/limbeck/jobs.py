@@ -64,6 +64,17 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """What a store that is not there yet will take."""
+
+    job: Job  # the teacher's
+    folder: Path
+    bytes: int
+    seconds: float
+    free: int  # bytes of the disk
+
+
+@dataclass(frozen=True)
 class Kept:
     """A part of the outputs of a teacher is in its store."""
 
@@ -85,7 +96,7 @@ class Compared:
     allowed: float
 
 
-Event = Started | Trained | Finished | Kept | Compared
+Event = Started | Trained | Finished | Expected | Kept | Compared
 
 Track = Callable[[Job, int, BatchSource], BatchSource]
 """``(job, epochs, batches) -> batches``: how a caller watches the progress within an epoch."""

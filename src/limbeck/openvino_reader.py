@@ -33,9 +33,7 @@ def openvino_reader(
         LimbeckError: OpenVINO is not installed; the inputs are on another device; a tap does not exist or has no one
             value.
     """
-    if inputs.device.type != "cpu":
-        raise LimbeckError(f"OpenVINO reads on the CPU here, but the inputs are on {inputs.device}")
-    openvino = _openvino()
+    openvino = library(inputs.device)
     wanted = tuple(dict.fromkeys(taps))
 
     def plain(batch: Tensor) -> dict[Tap, Tensor]:
@@ -68,7 +66,14 @@ def openvino_reader(
     return read
 
 
-def _openvino() -> Any:
+def library(device: torch.device) -> Any:
+    """OpenVINO, for networks on this device.
+
+    Raises:
+        LimbeckError: it is not installed, or the device is not a CPU.
+    """
+    if device.type != "cpu":
+        raise LimbeckError(f"OpenVINO runs on the CPU here, but the device is {device}")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not to be imported
     try:
         return importlib.import_module("openvino")

@@ -103,7 +103,7 @@ def settle(
     """The cache and the engine with all that `auto` stands for decided for these stages.
 
     Raises:
-        LimbeckError: what is asked for cannot be had; see `decide` and `engine_for`.
+        LimbeckError: what is asked for cannot be had; see `decide`, `engine_for` and the runtime's `library`.
     """
     sizes = shapes(networks, wanted(stages), probe(data))
     cache = decide(
@@ -117,4 +117,8 @@ def settle(
     batches = training_batches(data, cached(training, cache), seed=seed, engine=Engine(device=device, precision="32"))
     stored = wanted(stages) if cache.use else frozenset()
     engine = engine_for(stages, networks, batches, device=device, precision=precision, compile=compile, stored=stored)
+    if cache.use and cache.runtime == "openvino":
+        from limbeck.openvino_reader import library  # the tracer takes a second to import
+
+        library(engine.device)
     return cache, engine

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     Progress,
@@ -23,7 +25,7 @@ from limbeck.bench import benchmark
 from limbeck.core import Batch
 from limbeck.display import result_table, verdicts
 from limbeck.experiment import Experiment
-from limbeck.jobs import Compared, Event, Finished, Job, Kept, Started, Track, Trained
+from limbeck.jobs import Compared, Event, Expected, Finished, Job, Kept, Started, Track, Trained
 from limbeck.train import BatchSource
 
 LINE_EVERY = 10.0
@@ -109,6 +111,8 @@ def follow(start: Callable[[Track], Iterator[Event]], console: Console) -> None:
                 for task in progress.task_ids:
                     progress.update(task, completed=event.done * samples)
                 console.print(f"{event.job}: going on from its checkpoint", highlight=False)
+            elif isinstance(event, Expected):
+                console.print(_expected(event), highlight=False, soft_wrap=True)
             elif isinstance(event, Kept):
                 if keeping is None:
                     keeping = progress.add_task(f"{event.job}'s outputs", total=event.of)
@@ -154,9 +158,14 @@ def _trained(event: Trained) -> str:
     return f"{event.job}: epoch {epoch.number}/{epoch.epochs}{stage}, {terms}{validation}, {speed:,.0f} images/s"
 
 
+def _expected(event: Expected) -> str:
+    size, free = decimal(event.bytes), decimal(event.free)
+    took = "under a second" if event.seconds < 1 else f"about {timedelta(seconds=round(event.seconds))}"
+    return f"{event.job}: keeping its outputs takes {size} ({free} are free) and {took}"
+
+
 def _kept(event: Kept) -> str:
-    size = f"{event.bytes / 1e6:,.1f} MB" if event.bytes >= 1e5 else f"{event.bytes / 1e3:,.1f} kB"
-    return f"{event.job}: its outputs for {event.of:,} samples are kept ({size} in {event.folder})"
+    return f"{event.job}: its outputs for {event.of:,} samples are kept ({decimal(event.bytes)} in {event.folder})"
 
 
 def _compared(event: Compared) -> str:

@@ -254,3 +254,24 @@ def test_channels_last_means_nothing_to_features():
     options = {"batch_size": 6, "seed": 0, "mean": (0.5,), "std": (2.0,)}
     one, other = (next(Batches(split, **options, channels_last=last)(0)).inputs for last in (True, False))
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("count", "made"), [(1, 8), (2, 4), (3, 3), (100, 1)])
+def test_batches_that_are_made_together_are_those_made_alone(monkeypatch, count, made, channels_last):
+    generator = torch.Generator().manual_seed(0)
+    split = Split(torch.randint(0, 256, (23, 2, 6, 5), generator=generator, dtype=torch.uint8), torch.arange(23))
+    options = {"batch_size": 3, "seed": 0, "mean": (0.1, 0.2), "std": (0.5, 0.6), "channels_last": channels_last}
+
+    def passes(most):
+        monkeypatch.setattr("limbeck.data.batches.TOGETHER", most)
+        batches = Batches(split, **options, augment=Augment(flip=True, crop=1, cutout=2))
+        return [list(one) for one in (batches(3), batches.view(1, start=2, stop=21), batches.sweep())]
+
+    alone, several = passes(0), passes(count * 4 * 3 * 2 * 6 * 5)
+    for one, other in zip(alone, several, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            fields = ("inputs", "targets", "index")
+            assert all(torch.equal(getattr(mine, name), getattr(theirs, name)) for name in fields)
+            assert (mine.inputs.stride(), mine.view) == (theirs.inputs.stride(), theirs.view)
+    assert len({batch.inputs.untyped_storage().data_ptr() for batch in several[0]}) == made

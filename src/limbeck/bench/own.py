@@ -1,16 +1,15 @@
 """limbeck's own loop, as a recipe runs it: `limbeck.session.plan`, then `limbeck.train.run`."""
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from torch import Tensor, nn
 
 from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
 from limbeck.blocks import CacheBlock
-from limbeck.caching import cached, keep, wanted
+from limbeck.caching import cached, finished, keep, wanted
 from limbeck.core import Batch, Stage
 from limbeck.engine import Engine
 from limbeck.methods import METHODS, PRESETS
@@ -26,8 +25,6 @@ FOR_EVER = 10**9
 
 STORE = CacheBlock(use=True, views=1, dtype="float16")
 """One view of each sample: reading takes as long with more."""
-
-Result = TypeVar("Result")
 
 
 class Window:
@@ -74,7 +71,7 @@ class Own:
         stages = first_stage(case, networks, training)
         if folder is not None:
             training = cached(training, STORE)
-            store = _last(keep(folder, STORE, networks["teacher"], wanted(stages), case.data, training, engine))
+            store = finished(keep(folder, STORE, networks["teacher"], wanted(stages), case.data, training, engine))
         self._window = Window(training_batches(case.data, training, seed=0, engine=engine))
         self._epochs = run(stages, networks, self._window, engine, store=store)
 
@@ -102,13 +99,3 @@ def first_stage(case: Case, networks: dict[str, nn.Module], training: Training) 
     """The first stage of the case's method: all of it, but for FitNets, whose first is the hint stage."""
     block = fill(METHODS, case.workload.method, kind="method", presets=PRESETS)
     return plan(partial(call, METHODS, block), networks, case.data, training)[:1]
-
-
-def _last(work: Generator[object, None, Result]) -> Result:
-    """What a generator returns, run to its end."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            result: Result = end.value
-            return result

@@ -4,6 +4,7 @@ from limbeck.store.blackbox import BlackBox, TableStore, rows_for
 from limbeck.store.building import SHARD_BYTES, Estimate, Progress, Views, build, estimate
 from limbeck.store.checking import Info, Verification, info, verify
 from limbeck.store.fingerprint import Dtype, Fingerprint, Format, network_digest, tensors_digest
+from limbeck.store.folder import begun
 from limbeck.store.reading import Store
 from limbeck.store.table import Kind, Table, read_table
 
@@ -22,6 +23,7 @@ __all__ = [
     "TableStore",
     "Verification",
     "Views",
+    "begun",
     "build",
     "estimate",
     "info",
