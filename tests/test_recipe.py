@@ -40,6 +40,14 @@ def test_a_recipe_gets_every_default_written_out(tmp_path):
     assert recipe.baseline
 
 
+@pytest.mark.parametrize(
+    ("said", "use"),
+    [("auto", "auto"), ("false", False), ("{}", "auto"), ("{views: 2}", True), ("{use: auto, folder: kept}", "auto")],
+)
+def test_who_says_how_outputs_are_kept_says_that_they_are(tmp_path, said, use):
+    assert read(write(tmp_path, f"{GOOD}cache: {said}\n")).cache.use == use
+
+
 def test_a_dumped_recipe_reads_as_itself(tmp_path):
     recipe = read(write(tmp_path, GOOD.replace("method: kd", "method: {name: kd, preset: fitnet_eq2}")))
     assert recipe.method["soft"] == {"name": "linear", "start": 4.0, "end": 1.0, "until": 1.0}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from limbeck.blocks import CacheBlock
+from limbeck.blocks import CacheBlock, as_cache
 from limbeck.caching import cached, finished, keep, wanted
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
@@ -170,7 +170,7 @@ def _train(
 
 
 def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:
-    block, problems = validate(CacheBlock, {"use": True, **asked} if isinstance(asked, Mapping) else {"use": asked})
+    block, problems = validate(CacheBlock, as_cache(asked))
     if block is None:
         raise LimbeckError("; ".join(f"cache: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
     return block

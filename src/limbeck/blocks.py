@@ -1,5 +1,6 @@
 """The blocks of a recipe: their keys, types and defaults."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
@@ -26,6 +27,13 @@ def as_methods(value: Any) -> Any:
 
 
 Methods = Annotated[dict[str, Any], BeforeValidator(as_methods)]
+
+
+def as_cache(value: Any) -> Any:
+    """``true``, ``false`` or ``auto`` to ``{"use": ...}``; a block that says anything but ``use`` means ``true``."""
+    if isinstance(value, bool | str):
+        return {"use": value}
+    return {"use": True, **value} if isinstance(value, Mapping) and value else value
 
 
 class AugmentBlock(Checked):
@@ -57,7 +65,8 @@ class DataBlock(Checked):
 class CacheBlock(Checked):
     """Whether the teacher's outputs are computed once and kept; see docs/speed.md.
 
-    ``true`` and ``false`` stand for the block with ``use`` alone. ``auto`` keeps them where that changes nothing but
+    ``true``, ``false`` and ``auto`` stand for the block with ``use`` alone, and who says how they are kept without
+    ``use`` says that they are, see `as_cache`. ``auto`` keeps them where that changes nothing but
     rounding: the student sees each sample always the same, and the rows fit easily. ``runtime`` is what runs the
     teacher while a store is built.
     """
@@ -138,7 +147,5 @@ class Recipe(Checked):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
     compile: bool | Literal["auto"] = "auto"
-    cache: Annotated[CacheBlock, BeforeValidator(lambda v: {"use": v} if isinstance(v, bool | str) else v)] = (
-        CacheBlock()
-    )
+    cache: Annotated[CacheBlock, BeforeValidator(as_cache)] = CacheBlock()
     evaluate: EvaluateBlock = EvaluateBlock()
