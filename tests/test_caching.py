@@ -12,6 +12,7 @@ from limbeck.engine import Engine
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.session import Training, training_batches
+from limbeck.store import LEFT_FREE
 from limbeck.train import run
 
 ENGINE = Engine(device="cpu", precision="32")
@@ -31,9 +32,9 @@ def training(**changes):
     return Training(3, 8, sgd(lr=0.1), constant(), **changes)
 
 
-def decided(block, *reads, shape=(10,), samples=50, epochs=3, learns=("student",), **changes):
+def decided(block, *reads, shape=(10,), samples=50, epochs=3, learns=("student",), free=2 * MOST, **changes):
     plan = stages(*(reads or (from_teacher(),)), epochs=epochs, learns=learns)
-    return decide(CacheBlock(**block), plan, training(**changes), samples, lambda tap: shape)
+    return decide(CacheBlock(**block), plan, training(**changes), samples, lambda tap: shape, free=free)
 
 
 def test_what_is_wanted_is_what_is_read_of_a_teacher_that_rests():
@@ -64,7 +65,7 @@ def test_a_transform_of_the_data_makes_views_too():
     plan = stages(from_teacher(), epochs=6)
 
     def of(**block):
-        return decide(CacheBlock(**block), plan, training(), 50, lambda tap: (10,), transformed=True)
+        return decide(CacheBlock(**block), plan, training(), 50, lambda tap: (10,), free=MOST, transformed=True)
 
     assert of().use is False
     assert of(use=True).views == 4
@@ -86,7 +87,8 @@ def test_asked_for_augmented_images_are_kept_in_four_views_or_as_many_as_there_a
     assert decided({"use": True}, augment=Augment(flip=True), epochs=9).views == 4
     assert decided({"use": True}, augment=Augment(flip=True), epochs=3).views == 3
     block = decided({"use": True})
-    assert (block.views, block.dtype) == (1, "float16")
+    assert (block.views, block.dtype) == (1, "float32")
+    assert decided({"use": True}, shape=(MOST,), samples=1).dtype == "float16"
 
 
 def test_several_views_of_images_that_never_change_are_refused():
@@ -98,8 +100,18 @@ def test_only_logits_can_be_kept_in_part():
     data, teacher = small(), nn.Linear(4, 3)
     block = CacheBlock(use=True, views=1, dtype="float32", top_k=2)
     assert fingerprint(block, teacher, LOGITS, data, training(), ENGINE).taps[from_teacher()].top_k == 2
-    with pytest.raises(LimbeckError, match=r"cache.top_k keeps logits, but the method reads teacher.0"):
-        fingerprint(block, teacher, LOGITS | {Tap("teacher", "0")}, data, training(), ENGINE)
+    few = {"use": True, "top_k": 2}
+    assert decided(few).top_k == 2
+    with pytest.raises(LimbeckError, match=r"cache.top_k keeps the teacher's logits, but the method reads teacher.0,"):
+        decided(few, from_teacher(), from_teacher("0"), Tap("teacher", "0", "output", 0))
+    with pytest.raises(LimbeckError, match=r"top_k is 10 for a tensor of \(10,\) a sample"):
+        decided({"use": True, "top_k": 10})
+
+
+def test_auto_takes_no_more_than_the_disk_has():
+    size = 50 * 10 * 4
+    assert decided({}, free=LEFT_FREE + size).use is True
+    assert decided({}, free=LEFT_FREE + size - 1).use is False
 
 
 def small():

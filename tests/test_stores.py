@@ -57,7 +57,7 @@ def test_a_store_is_built_looked_at_compared_and_used():
         assert re.search(
             rf"teacher/seed{seed}: keeping its outputs takes 3.0 kB \(.*B are free\) and under a second", shown
         )
-        assert f"teacher/seed{seed}: its outputs for 128 samples are kept" in shown
+        assert f"teacher/seed{seed}: its outputs, 128 rows, are kept" in shown
     shown = limbeck_does("cache", "info", "recipe.yaml")
     assert shown.count("finished") == 2
     assert "64, 2 views of seed 0" in shown
@@ -88,7 +88,7 @@ def test_a_recipe_without_a_teacher_has_no_store():
 
 def test_the_store_may_lie_elsewhere():
     experiment = Experiment(read(Path("recipe.yaml"), overrides=["cache.folder=kept"]), Path("run"))
-    assert list(stores(experiment).values()) == [Path.cwd() / "kept" / f"teacher-seed{seed}" for seed in (1, 0)]
+    assert list(stores(experiment).values()) == [Path.cwd() / "kept" / f"teacher-seed{seed}" for seed in (0, 1)]
 
 
 def test_a_run_builds_its_store_and_students_of_one_teacher_share_it():
@@ -178,7 +178,7 @@ def test_a_table_needs_data_of_files():
     ("settings", "words"),
     [
         (("teacher={table: labels.csv, members: 2}", "cache={}"), "a teacher with a table: has no network"),
-        (("teacher={table: labels.csv}",), "a teacher with a table: is kept already"),
+        (("teacher={table: labels.csv}",), "the table: is what is kept of this teacher"),
         (("teacher.values=logits",), "says what is in a table:, which is missing"),
         (("cache.views=0",), "cache.views"),
         (("cache=sometimes",), "cache"),

@@ -1,10 +1,11 @@
 """Distillation in one call, for your own modules and arrays."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from limbeck.blocks import CacheBlock, as_cache
 from limbeck.caching import cached, finished, keep, wanted
-from limbeck.core import LimbeckError, Method
+from limbeck.core import LimbeckError, Method, Stage
 from limbeck.data import Augment, Data
 from limbeck.engine import Engine, Precision
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
@@ -23,6 +24,7 @@ from limbeck.options import Block, call, fill, validate
 from limbeck.rehearsal import settle
 from limbeck.schedules import SCHEDULES
 from limbeck.session import NO_AUGMENTATION, Training, logits_of, measure, plan, time_together, training_batches
+from limbeck.store import Store
 from limbeck.train import Epoch, run
 
 
@@ -75,10 +77,10 @@ def distill(
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 
     Returns:
-        The student, in eval mode, and the result: ``method``, ``seed``, and for ``student``, ``teacher`` (if given),
-        ``alone`` (with ``baseline``) and ``teacher_after`` (where the method has trained a copy of the teacher) their
-        ``test`` figures, ``parameters``, ``macs`` and ``file_bytes``, and but for the last ``latency_ms`` and
-        ``latency_p95_ms``.
+        The student, in eval mode, and the result: ``method``, ``seed``, ``decided`` (what ``auto`` came to), and for
+        ``student``, ``teacher`` (if given), ``alone`` (with ``baseline``) and ``teacher_after`` (where the method has
+        trained a copy of the teacher) their ``test`` figures, ``parameters``, ``macs`` and ``file_bytes``, and but for
+        the last ``latency_ms`` and ``latency_p95_ms``.
 
     Raises:
         LimbeckError: a name, an option, a layer or a shape is wrong; found before any training.
@@ -88,10 +90,8 @@ def distill(
     name, function = _method(method)
     training = _training(epochs, batch_size, optimizer, schedule, augment)
     arms = _arms(name, function, student, teacher, networks or {}, baseline=baseline)
-    plans = {}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        for role, (_, arm, group) in arms.items():
-            plans[role] = plan(arm, group, data, training)
+        plans = {role: plan(arm, group, data, training) for role, (_, arm, group) in arms.items()}
         if teacher is not None and any(teaches(stages) for stages in plans.values()):
             arms["student"][2]["teacher"] = copy.deepcopy(teacher)
         block, engine = settle(
@@ -104,19 +104,22 @@ def distill(
             device=device,
             precision=precision,
             compile=compile,
+            folder=Path(gettempdir()),
         )
-    result: dict[str, Any] = {"method": name, "seed": seed}
+    decided = engine.decided | {"cache": block.model_dump()}
+    result: dict[str, Any] = {"method": name, "seed": seed, "decided": decided}
     guide = None
     if teacher is not None:
         guide = logits_of(teacher, data.test, data, engine)
         result["teacher"] = measure(teacher, data, engine)
-    for role, (label, arm, group) in arms.items():
-        watch = None if on_epoch is None else partial(on_epoch, label)
-        _train(arm, group, data, cached(training, block), seed, engine, block, watch)
-        if group.get("teacher", teacher) is not teacher:  # the copy that the method has trained
-            result["teacher_after"] = measure(group["teacher"], data, engine)
-            guide = logits_of(group["teacher"], data.test, data, engine)
-        result[role] = measure(group["student"], data, engine, teacher=guide)
+    training = cached(training, block)
+    with _store(block, plans["student"], arms["student"][2], data, training, engine) as store:
+        for role, (label, arm, group) in arms.items():
+            _train(arm, group, data, training, seed, engine, store, on_epoch and partial(on_epoch, label))
+            if group.get("teacher", teacher) is not teacher:  # the copy that the method has trained
+                result["teacher_after"] = measure(group["teacher"], data, engine)
+                guide = logits_of(group["teacher"], data.test, data, engine)
+            result[role] = measure(group["student"], data, engine, teacher=guide)
     trained = {role: group["student"].eval() for role, (_, _, group) in arms.items()}
     student.zero_grad(set_to_none=True)
     for role, times in time_together(trained | ({} if teacher is None else {"teacher": teacher}), data, 100).items():
@@ -146,6 +149,25 @@ def _arms(
     return arms
 
 
+@contextmanager
+def _store(
+    block: CacheBlock,
+    stages: Sequence[Stage],
+    networks: Mapping[str, nn.Module],
+    data: Data,
+    training: Training,
+    engine: Engine,
+) -> Iterator[Store | None]:
+    """The teacher's outputs, built before any student is trained, so that what hinders it is told then."""
+    taps = wanted(stages)
+    with TemporaryDirectory() as temporary:
+        if block.use and taps:
+            folder = Path(block.folder or temporary)
+            yield finished(keep(folder, block, networks["teacher"], taps, data, training, engine))
+        else:
+            yield None
+
+
 def _train(
     method: Method,
     networks: Mapping[str, nn.Module],
@@ -153,16 +175,12 @@ def _train(
     training: Training,
     seed: int,
     engine: Engine,
-    cache: CacheBlock,
+    store: Store | None,
     watch: Callable[[Epoch], object] | None,
 ) -> None:
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), TemporaryDirectory() as temporary:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         engine.seed(seed)
         stages = plan(method, networks, data, training)
-        store = None
-        if cache.use and wanted(stages):
-            folder = Path(cache.folder or temporary)
-            store = finished(keep(folder, cache, networks["teacher"], wanted(stages), data, training, engine))
         batches = training_batches(data, training, seed=seed, engine=engine)
         for epoch in run(stages, networks, batches, engine, store=store):
             if watch is not None:

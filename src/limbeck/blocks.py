@@ -1,9 +1,9 @@
 """The blocks of a recipe: their keys, types and defaults."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from limbeck.options import Checked, Named, as_block
 
@@ -78,6 +78,13 @@ class CacheBlock(Checked):
     top_k: PositiveInt | None = None
     folder: str | None = None
     runtime: Literal["torch", "openvino"] = "torch"
+
+    @model_validator(mode="after")
+    def _auto_changes_nothing(self) -> Self:
+        said = [name for name in ("views", "dtype", "top_k") if getattr(self, name) is not None]
+        if self.use == "auto" and said:
+            raise ValueError(f"auto keeps what changes nothing: leave out {', '.join(said)}, or say use: true")
+        return self
 
 
 class TrainBlock(Checked):

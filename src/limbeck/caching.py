@@ -1,6 +1,7 @@
 """Whether the teacher's outputs are kept, what a store of them depends on, and how they are computed."""
 
 import math
+import secrets
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -19,6 +20,7 @@ from limbeck.jobs import Expected, Job, Kept
 from limbeck.lean import fold
 from limbeck.session import NO_AUGMENTATION, Training, training_batches
 from limbeck.store import (
+    LEFT_FREE,
     Estimate,
     Fingerprint,
     Format,
@@ -30,6 +32,7 @@ from limbeck.store import (
     build,
     estimate,
     network_digest,
+    parts_of,
     read_table,
     rows_for,
     verify,
@@ -40,9 +43,9 @@ MOST = 2**30
 """Bytes up to which `auto` keeps outputs."""
 
 VIEWS = 4
-"""Views of each sample that are kept where the training augments and the recipe does not say how many."""
+"""Views of each sample that are kept where the training augments and nobody says how many; no more than epochs."""
 
-DEPENDS = ("torch", "torchvision", "pillow")
+DEPENDS = ("limbeck", "torch", "torchvision", "pillow")
 """Packages whose version a stored number may depend on; besides them the runtime's."""
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -64,6 +67,7 @@ def decide(
     samples: int,
     shape: Callable[[Tap], tuple[int, ...]],
     *,
+    free: int,
     transformed: bool = False,
 ) -> CacheBlock:
     """The block with everything decided.
@@ -74,46 +78,56 @@ def decide(
         training: as the recipe has it.
         samples: of the training set.
         shape: a tap's tensor's, of one sample.
+        free: bytes of the disk that the store would be on.
         transformed: whether the data has a transform of its own, whose views differ too.
 
     Raises:
         LimbeckError: a store is asked for and the method reads nothing of the teacher, or changes it; several views
-            of a training that does not augment.
+            of a training that does not augment; what the method reads cannot be kept as it is asked for.
     """
     if block.use is False:
         return block
     taps, epochs = wanted(stages), sum(stage.epochs for stage in stages)
     same = training.augment == NO_AUGMENTATION and not transformed
+    size = samples * sum(math.prod(shape(tap)) for tap in taps) * 4
     if block.use == "auto":
-        size = samples * sum(math.prod(shape(tap)) for tap in taps) * 4
-        pays = bool(taps) and same and epochs > 1 and size <= MOST
-        return block.model_copy(
-            update={"use": pays, "views": 1, "dtype": block.dtype or "float32"} if pays else {"use": False}
-        )
+        pays = bool(taps) and same and epochs > 1 and size <= min(MOST, free - LEFT_FREE)
+        return block.model_copy(update={"use": True, "views": 1, "dtype": "float32"} if pays else {"use": False})
     if not taps:
         raise LimbeckError("cache: the method reads nothing of the teacher, or changes it, so nothing can be kept")
     if same and (block.views or 1) > 1:
         raise LimbeckError(f"cache.views is {block.views}, but nothing is augmented, so all views are the same: use 1")
-    views = min(block.views or (1 if same else VIEWS), max(stage.epochs for stage in stages))
-    return block.model_copy(update={"views": views, "dtype": block.dtype or "float16"})
+    views = block.views or (1 if same else min(VIEWS, max(stage.epochs for stage in stages)))
+    dtype = block.dtype or ("float32" if same and size <= MOST else "float16")
+    decided = block.model_copy(update={"views": views, "dtype": dtype})
+    for tap, form in formats(decided, taps).items():
+        parts_of(form, shape(tap))
+    return decided
+
+
+def formats(block: CacheBlock, taps: frozenset[Tap]) -> dict[Tap, Format]:
+    """How each tap's rows are stored.
+
+    Raises:
+        LimbeckError: the greatest logits are to be kept, and a tap is not the whole teacher's output.
+    """
+    others = sorted(str(tap) for tap in taps if tap != Tap("teacher"))
+    if block.top_k is not None and others:
+        raise LimbeckError(f"cache.top_k keeps the teacher's logits, but the method reads {', '.join(others)}")
+    return {tap: Format(block.dtype or "float16", block.top_k) for tap in taps}
 
 
 def fingerprint(
     block: CacheBlock, teacher: nn.Module, taps: frozenset[Tap], data: Data, training: Training, engine: Engine
 ) -> Fingerprint:
     """All that the stored numbers depend on."""
-    logits = {tap for tap in taps if not tap.layer and tap.side == "output"}
-    if block.top_k is not None and taps - logits:
-        raise LimbeckError(
-            f"cache.top_k keeps logits, but the method reads {', '.join(map(str, sorted(taps - logits)))}"
-        )
     return Fingerprint(
         teacher=network_digest(teacher),
         data=data.train.without(training.exclude).digest(),
         transform={"augment": asdict(training.augment), "mean": list(data.mean), "std": list(data.std)},
         seed=block.seed,
         views=block.views or 1,
-        taps={tap: Format(block.dtype or "float16", block.top_k) for tap in taps},
+        taps=formats(block, taps),
         precision=engine.precision,
         versions={name: version(name) for name in dict.fromkeys((*DEPENDS, block.runtime))},
     )
@@ -260,7 +274,7 @@ def check(
     training: Training,
     engine: Engine,
 ) -> Verification:
-    """Compare a finished store with the teacher on random rows.
+    """Compare a finished store with the teacher on random rows, others each time.
 
     Raises:
         LimbeckError: it is not finished, damaged, of something else, or a row is not what the teacher gives.
@@ -268,7 +282,7 @@ def check(
     store = Store(folder, fingerprint(block, teacher, taps, data, training, engine))
     batches = training_batches(data, training, seed=block.seed, engine=engine)
     with reading(teacher, taps, batches.few(), engine) as reader:
-        return verify(store, reader, batches)
+        return verify(store, reader, batches, seed=secrets.randbits(32))
 
 
 def finished(building: Generator[Estimate | Progress, None, Store]) -> Store:

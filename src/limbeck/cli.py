@@ -265,16 +265,22 @@ def _experiment(
     from limbeck.experiment import Experiment
 
     checked = _read(recipe, override, seed, data_root)
-    return Experiment(checked, out or Path("runs") / checked.name, resume=True)
+    experiment = Experiment(checked, out or Path("runs") / checked.name, resume=True)
+    _choose_threads(experiment)
+    return experiment
+
+
+def _choose_threads(experiment: "Experiment") -> None:
+    import torch
+
+    if experiment.macs < SMALL:
+        torch.set_num_threads(1)
 
 
 def _run(recipe: "Recipe", out: Path, *, resume: bool) -> None:
-    import torch
-
     from limbeck.experiment import Experiment
     from limbeck.watching import show
 
     experiment = Experiment(recipe, out, resume=resume)
-    if experiment.macs < SMALL:
-        torch.set_num_threads(1)
+    _choose_threads(experiment)
     show(experiment, Console(markup=False), out)

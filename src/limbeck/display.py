@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from rich import box
+from rich.filesize import decimal
 from rich.table import Table
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -178,7 +179,7 @@ def store_table(folder: Path) -> Table:
     rows = {
         "folder": str(folder),
         "state": state,
-        "size": f"{found.bytes / 1e6:,.1f} MB in {found.files} files",
+        "size": f"{decimal(found.bytes)} in {found.files} file{'s' if found.files != 1 else ''}",
         "samples": f"{found.rows:,}, {known.views} view{'s' if known.views > 1 else ''} of seed {known.seed}",
         **{
             f"tap {tap}": f"{' x '.join(map(str, found.shapes[tap]))}, {form.dtype}"

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from limbeck.allocator import keep_memory
 from limbeck.core import Batch, LimbeckError, Loss, Reader, Tap
@@ -62,6 +63,12 @@ class Engine:
         self._fabric = Fabric(accelerator=self.device.type, devices=1, precision=_FABRIC_PRECISION[self.precision])
         library.setLevel(level)
 
+    @property
+    def decided(self) -> dict[str, Any]:
+        """Device, precision, why this one, and whether it compiles, as plain values."""
+        picked = {"device": str(self.device), "precision": self.precision, "why": self.reason}
+        return {**picked, "compile": self.compile}
+
     def seed(self, seed: int) -> None:
         """Set the generators that dropout and initialisation draw from."""
         torch.manual_seed(seed)
@@ -74,10 +81,19 @@ class Engine:
         """The context in which a network's forward runs in the engine's precision."""
         return nullcontext() if self.precision == "32" else self._fabric.autocast()
 
+    def alone(self) -> Any:
+        """A context in which an autocast of the caller's ends, so that losses see what `autocast` leaves them."""
+        kind = self.device.type
+        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
     @contextmanager
     def layout(self, networks: Iterable[nn.Module], inputs: Tensor) -> Iterator[None]:
-        """Inside the block, the weights of networks that learn and run in channels_last lie so in memory."""
-        moved = [network for network in networks if runs_channels_last(network, inputs, learns=True)]
+        """Inside the block, the weights of networks that learn and run in channels_last lie so in memory.
+
+        Those that come so stay so.
+        """
+        others = [network for network in networks if not _lies_channels_last(network)]
+        moved = [network for network in others if runs_channels_last(network, inputs, learns=True)]
         for network in moved:
             network.to(memory_format=torch.channels_last)
         try:
@@ -135,6 +151,23 @@ class Engine:
             torch.cuda.set_rng_state(states["cuda"], self.device)
         if "mps" in states and self.device.type == "mps":
             torch.mps.set_rng_state(states["mps"])
+
+
+def as_parameters_lie(optimizer: Optimizer) -> None:
+    """Lay a restored optimizer's tensors in memory as their parameters.
+
+    Fused steps on a CPU go through memory in order: where the momentum lies in another format than its weight, as after
+    a checkpoint of another machine, they would mix it up without a word.
+    """
+    for parameter, held in optimizer.state.items():
+        for name, value in held.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _lies_channels_last(network: nn.Module) -> bool:
+    weights = [weight for weight in network.parameters() if weight.dim() == 4 and not weight.is_contiguous()]
+    return any(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
 def pick_device(device: str) -> torch.device:

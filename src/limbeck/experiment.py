@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from limbeck.arms import arms_of, method_of, needed, teacher_of, training_of
 from limbeck.blocks import Recipe, TeacherBlock
 from limbeck.caching import cached, outputs
-from limbeck.core import LimbeckError, Method
+from limbeck.core import LimbeckError, Method, Outputs, Stage
 from limbeck.data import load
 from limbeck.environment import environment
 from limbeck.evaluate import bias_study
@@ -55,7 +55,7 @@ class Experiment:
             if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
                 raise LimbeckError(f"the {name} split has no sample of shift_bias: {list(recipe.evaluate.shift_bias)}")
         known = as_decided(self.recipe, folder) if resume else self.recipe
-        rehearsal = rehearse(known, self.data, self.cast)
+        rehearsal = rehearse(known, self.data, self.cast, folder)
         self.recipe, self.engine, self.macs = rehearsal.recipe, rehearsal.engine, rehearsal.macs
         self._teaching = rehearsal.teaching
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
@@ -83,18 +83,16 @@ class Experiment:
 
     def run(self, track: Track = lambda job, epochs, batches: batches) -> Iterator[Event]:
         """Train what is not there yet, yielding as it goes; at the end the run's `result.json` is written."""
-        engine, cache = self.engine, self.recipe.cache.model_dump(mode="json")
-        picked: dict[str, Any] = {"device": str(engine.device), "precision": engine.precision, "why": engine.reason}
-        picked |= {"compile": engine.compile, "cache": cache}
-        self.folder.open(environment() | picked)
+        self.folder.open(environment() | self.engine.decided | {"cache": self.recipe.cache.model_dump(mode="json")})
         for seed in self.recipe.seeds:
             teacher = guide = None
             if self.recipe.teacher is not None:
                 teacher = yield from self.teacher(self.recipe.teacher, seed, track)
                 if not (self.recipe.teacher.untrained or self.recipe.teacher.table):
                     guide = logits_of(teacher, self.data.test, self.data, self.engine)
+            store = yield from self._outputs(seed, teacher)
             for arm in self.arms:
-                yield from self._student(Job(arm, seed), teacher, guide, track)
+                yield from self._student(Job(arm, seed), teacher, store, guide, track)
         self._conclude()
 
     def teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
@@ -120,6 +118,28 @@ class Experiment:
         self._networks.setdefault("teacher", network)
         return network
 
+    def reading(self, seed: int, teacher: nn.Module) -> tuple[tuple[Stage, ...], Training]:
+        """The method's stages for a seed, which say what is read of the teacher, and the training they are for."""
+        student, _, others = self.cast.student(seed)
+        training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
+        networks = {"student": student, **others, "teacher": teacher}
+        return plan(method_of(self.recipe, self.recipe.method["name"]), networks, self.data, training), training
+
+    def outputs(self, seed: int, teacher: nn.Module) -> Generator[Event, None, Outputs | None]:
+        """What the method reads of a seed's teacher, where it is kept: the store is built unless it is there."""
+        stages, training = self.reading(seed, teacher)
+        path = self.folder.path
+        store = yield from outputs(self.recipe, path, seed, stages, teacher, self.data, training, self.engine)
+        return store
+
+    def _outputs(self, seed: int, teacher: nn.Module | None) -> Generator[Event, None, Outputs | None]:
+        """The same, before any student is trained: what hinders it is told then."""
+        job = Job(self.recipe.method["name"], seed)
+        if teacher is None or self.folder.result(str(job)) is not None:
+            return None
+        store = yield from self.outputs(seed, teacher)
+        return store
+
     def _member(self, block: TeacherBlock, job: Job, track: Track) -> Generator[Event, None, nn.Module]:
         self.engine.seed(job.generator_seed)
         network, spec = self.cast.teacher(block)
@@ -129,10 +149,12 @@ class Experiment:
             load_weights(network, self.folder.path / str(job) / job.file)
         else:
             training = training_of(block.train, self.data)
-            yield from self._fit(job, METHODS["alone"], {"student": network}, training, spec, None, track)
+            yield from self._fit(job, METHODS["alone"], {"student": network}, training, spec, None, None, track)
         return network
 
-    def _student(self, job: Job, teacher: nn.Module | None, guide: Tensor | None, track: Track) -> Iterator[Event]:
+    def _student(
+        self, job: Job, teacher: nn.Module | None, store: Outputs | None, guide: Tensor | None, track: Track
+    ) -> Iterator[Event]:
         self.engine.seed(job.seed)
         network, spec, others = self.cast.student(job.seed)
         networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
@@ -140,7 +162,7 @@ class Experiment:
             networks["teacher"], guide = copy.deepcopy(teacher), None
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         yield from self._fit(
-            job, method_of(self.recipe, job.arm), needed(job.arm, networks), training, spec, guide, track
+            job, method_of(self.recipe, job.arm), needed(job.arm, networks), training, spec, store, guide, track
         )
         self._networks.setdefault(job.arm, network)
 
@@ -151,6 +173,7 @@ class Experiment:
         networks: dict[str, nn.Module],
         training: Training,
         spec: NetworkSpec,
+        store: Outputs | None,
         guide: Tensor | None,
         track: Track,
     ) -> Iterator[Event]:
@@ -167,11 +190,6 @@ class Experiment:
             yield Finished(job, done, reused=True)
             return
         stages = plan(method, networks, self.data, training)
-        store = None
-        if "teacher" in networks and job.arm == self.recipe.method["name"]:
-            store = yield from outputs(
-                self.recipe, self.folder.path, job.seed, stages, networks["teacher"], self.data, training, self.engine
-            )
         if self.recipe.share_first_stage and job.arm == self.recipe.method["name"] and job.seed != self.recipe.seeds[0]:
             first = self.folder.path / str(Job(job.arm, self.recipe.seeds[0]))
             load_weights(network, first / f"after_{stages[0].name}.safetensors")

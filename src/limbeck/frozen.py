@@ -73,10 +73,10 @@ def quickest(
         engine: precision, and whether to compile.
         store: the teacher's tensors; used where it has all that the stage reads.
     """
-    reads = {tap for term in stage.terms.values() for tap in term.reads}
+    reads = list(dict.fromkeys(tap for term in stage.terms.values() for tap in term.reads))
     learning = {name.partition(".")[0] for name in stage.learns}
     quick, readers = dict(networks), dict[str, Reader]()
-    for name in sorted({tap.source for tap in reads} - learning - {"batch"}):
+    for name in [name for name in networks if name not in learning and any(tap.source == name for tap in reads)]:
         taps = [tap for tap in reads if tap.source == name]
         if store is not None and store.taps >= set(taps):
             readers[name] = _from(store if engine.device.type == "cpu" else Resident(store, engine.device))
@@ -85,6 +85,11 @@ def quickest(
         if engine.compile:
             readers[name] = engine.reader(quick[name], taps)
     return quick, readers
+
+
+def versions_of(networks: Iterable[nn.Module]) -> tuple[int, ...]:
+    """Numbers that change when a parameter or buffer is written to."""
+    return tuple(tensor._version for network in networks for tensor in (*network.parameters(), *network.buffers()))
 
 
 def _from(store: Outputs) -> Reader:

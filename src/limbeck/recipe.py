@@ -128,6 +128,7 @@ def smoke(recipe: Recipe) -> Recipe:
             "train": short(recipe.train),
             "method": _short_stages(recipe.method),
             "share_first_stage": False,
+            "cache": recipe.cache.model_copy(update={"folder": None}),
             "seeds": recipe.seeds[:1],
             "evaluate": recipe.evaluate.model_copy(update={"latency_runs": 10}),
         }
@@ -252,7 +253,12 @@ def _contradictions(recipe: Recipe) -> list[Problem]:
                 Problem(("teacher",), "a teacher with a table: has no network: leave out all but table: and values:")
             )
         if recipe.cache.use is True:
-            problems.append(Problem(("cache",), "a teacher with a table: is kept already: leave out cache:"))
+            problems.append(
+                Problem(
+                    ("cache",),
+                    "the table: is what is kept of this teacher: there is nothing to build; leave out cache:",
+                )
+            )
     if teacher is not None and teacher.values is not None and teacher.table is None:
         problems.append(Problem(("teacher", "values"), "says what is in a table:, which is missing"))
     reserved = sorted({"student", "teacher", "batch"} & set(recipe.networks))

@@ -11,7 +11,7 @@ from torch import nn
 from limbeck.arms import arms_of, method_of, needed, training_of
 from limbeck.blocks import CacheBlock, Recipe
 from limbeck.caching import bought, cached, decide, wanted
-from limbeck.core import Stage
+from limbeck.core import LimbeckError, Stage
 from limbeck.data import Data
 from limbeck.engine import Engine, Precision
 from limbeck.evaluate import macs
@@ -19,6 +19,7 @@ from limbeck.methods import METHODS
 from limbeck.networks import Cast, check_use, joined, teaches
 from limbeck.recipe import read
 from limbeck.session import Training, plan, probe, training_batches
+from limbeck.store import free_bytes
 from limbeck.taps import shapes
 from limbeck.trial import engine_for
 
@@ -33,8 +34,14 @@ class Rehearsal:
     teaching: Mapping[str, bool]  # by arm: whether the method changes its teacher
 
 
-def rehearse(recipe: Recipe, data: Data, cast: Cast) -> Rehearsal:
+def rehearse(recipe: Recipe, data: Data, cast: Cast, folder: Path) -> Rehearsal:
     """Build every network, plan every arm, read every tap.
+
+    Args:
+        recipe: checked.
+        data: its data.
+        cast: what builds its networks.
+        folder: the run's.
 
     Raises:
         LimbeckError: a file, a network, a layer or an option is wrong.
@@ -66,6 +73,7 @@ def rehearse(recipe: Recipe, data: Data, cast: Cast) -> Rehearsal:
             device=recipe.device,
             precision=recipe.precision,
             compile=recipe.compile,
+            folder=folder,
         )
     picked = {"device": engine.device.type, "precision": engine.precision, "compile": engine.compile, "cache": cache}
     return Rehearsal(recipe.model_copy(update=picked), engine, work, teaching)
@@ -99,12 +107,15 @@ def settle(
     device: str,
     precision: Precision,
     compile: bool | Literal["auto"],  # noqa: A002 (what torch calls it)
+    folder: Path,
 ) -> tuple[CacheBlock, Engine]:
-    """The cache and the engine with all that `auto` stands for decided for these stages.
+    """The cache and the engine with all that `auto` stands for decided for these stages; ``folder`` is the run's.
 
     Raises:
         LimbeckError: what is asked for cannot be had; see `decide`, `engine_for` and the runtime's `library`.
     """
+    if compile not in (True, False, "auto"):
+        raise LimbeckError(f"compile is {compile!r}: allowed are True, False and 'auto'")
     sizes = shapes(networks, wanted(stages), probe(data))
     cache = decide(
         cache,
@@ -112,6 +123,7 @@ def settle(
         training,
         len(data.train),
         sizes.__getitem__,
+        free=free_bytes(Path(cache.folder or folder)),
         transformed=data.train.transform is not None,
     )
     batches = training_batches(data, cached(training, cache), seed=seed, engine=Engine(device=device, precision="32"))

@@ -3,16 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import nn
-
-from limbeck.arms import method_of, teacher_of, training_of
+from limbeck.arms import teacher_of
 from limbeck.blocks import TeacherBlock
-from limbeck.caching import cached, check, folder_of, outputs, wanted
-from limbeck.core import LimbeckError, Stage
+from limbeck.caching import check, folder_of, wanted
+from limbeck.core import LimbeckError
 from limbeck.environment import environment
 from limbeck.experiment import Experiment
 from limbeck.jobs import Compared, Event, Job, Track
-from limbeck.session import Training, plan
 from limbeck.store import info
 
 
@@ -34,9 +31,7 @@ def build_stores(experiment: Experiment, track: Track = lambda job, epochs, batc
         experiment.folder.open(environment())
     for seed in _teachers(experiment).values():
         teacher = yield from experiment.teacher(block, seed, track)
-        stages, training = _reading(experiment, seed, teacher)
-        path, data, engine = experiment.folder.path, experiment.data, experiment.engine
-        yield from outputs(experiment.recipe, path, seed, stages, teacher, data, training, engine)
+        yield from experiment.outputs(seed, teacher)
 
 
 def compare_stores(experiment: Experiment) -> Iterator[Event]:
@@ -46,11 +41,16 @@ def compare_stores(experiment: Experiment) -> Iterator[Event]:
         LimbeckError: a store is not finished, damaged, of something else, or a row is not what the teacher gives.
     """
     block = _block(experiment)
+    for folder in stores(experiment).values():
+        info(folder)  # says what is missing before anything is restored
     for job, folder in stores(experiment).items():
-        info(folder)  # says what is missing before anything is trained or restored
+        run = experiment.folder.path
+        names = [job] if block.members == 1 else [Job("member", job.seed, number) for number in range(block.members)]
+        if block.train is not None and any(experiment.folder.result(str(name)) is None for name in names):
+            raise LimbeckError(f"{job}, which the store is of, was not trained in {run}: name its run folder by --out")
         seed = _teachers(experiment)[job]
         teacher = yield from experiment.teacher(block, seed, lambda job, epochs, batches: batches)
-        stages, training = _reading(experiment, seed, teacher)
+        stages, training = experiment.reading(seed, teacher)
         cache, data, engine = experiment.recipe.cache, experiment.data, experiment.engine
         found = check(folder, cache, teacher, wanted(stages), data, training, engine)
         yield Compared(job, folder, found.rows, found.deviation, found.allowed)
@@ -65,13 +65,7 @@ def _block(experiment: Experiment) -> TeacherBlock:
 
 def _teachers(experiment: Experiment) -> dict[Job, int]:
     """Each teacher with a seed that it is of."""
-    return {teacher_of(experiment.recipe, seed): seed for seed in reversed(experiment.recipe.seeds)}
-
-
-def _reading(experiment: Experiment, seed: int, teacher: nn.Module) -> tuple[tuple[Stage, ...], Training]:
-    """What a method's stages read, and on what."""
-    recipe, data = experiment.recipe, experiment.data
-    student, _, others = experiment.cast.student(seed)
-    networks = {"student": student, **others, "teacher": teacher}
-    training = cached(training_of(recipe.train, data), recipe.cache)
-    return plan(method_of(recipe, recipe.method["name"]), networks, data, training), training
+    found: dict[Job, int] = {}
+    for seed in experiment.recipe.seeds:
+        found.setdefault(teacher_of(experiment.recipe, seed), seed)
+    return found

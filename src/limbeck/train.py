@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck.core import Batch, LimbeckError, Loss, Networks, Outputs, Stage, Tap
-from limbeck.engine import Engine
-from limbeck.frozen import frozen, learners, quickest, resting
+from limbeck.engine import Engine, as_parameters_lie
+from limbeck.frozen import frozen, learners, quickest, resting, versions_of
 from limbeck.taps import Taps, evaluation_mode
 
 
@@ -78,14 +79,13 @@ class Step(nn.Module):
 
     def forward(self, read: Mapping[Tap, Tensor], progress: float) -> list[Tensor]:
         """Every term's value, and the loss as the last entry."""
-        values, loss = [], None
+        values, summands = [], []
         for term, reads, weight in self._terms:
             value = term(*[_full(read[tap]) for tap in reads])
             factor = weight(progress) if callable(weight) else weight
-            summand = value if factor == 1 else factor * value
-            loss = summand if loss is None else loss + summand
             values.append(value)
-        return values if loss is None else [*values, loss]
+            summands.append(value if factor == 1 else factor * value)
+        return [*values, functools.reduce(operator.add, summands)]
 
 
 class TrainingSweep:
@@ -165,17 +165,23 @@ def _stage(
         engine.place(step)
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])
-            engine.restore_generators(state["generators"])
+            as_parameters_lie(optimizer)
         if engine.compile:
             step.compile(engine.compiled)
-        quick, readers = quickest(stage, networks, batches.few(), engine, store)
         reads = [tap for term in stage.terms.values() for tap in term.reads]
-        taps = Taps(quick, reads, learns={name.partition(".")[0] for name in stage.learns}, readers=readers)
+        learns = {name.partition(".")[0] for name in stage.learns}
+        copied: tuple[int, ...] | None = None
+        if state is not None:
+            engine.restore_generators(state["generators"])
         for number in range(state["epoch"] if state else 0, stage.epochs):
             start = time.perf_counter()
             if stage.prepare is not None:
                 stage.prepare(TrainingSweep(number, networks, batches, engine))
-            with taps:
+            versions = versions_of(network for name, network in networks.items() if name not in learns)
+            if versions != copied:  # at first, and when a network that rests was changed between epochs
+                quick, readers = quickest(stage, networks, batches.few(), engine, store)
+                taps, copied = Taps(quick, reads, learns=learns, readers=readers), versions
+            with taps, engine.alone():
                 step.train()
                 for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
                     part.training = False
@@ -206,6 +212,7 @@ def _epoch(
     engine: Engine,
 ) -> tuple[list[float], int]:
     images, means = 0, _Means()
+    optimizer.zero_grad(set_to_none=True)  # what others left
     for position, batch in enumerate(batches(number)):
         progress = (number + position / len(batches)) / stage.epochs
         factor = stage.schedule(progress)
@@ -228,6 +235,7 @@ def _update(
     values[-1].backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    torch.clear_autocast_cache()  # which would keep the old weights inside a block of the caller's
     return [value.detach() for value in values]
 
 

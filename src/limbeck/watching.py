@@ -165,7 +165,7 @@ def _expected(event: Expected) -> str:
 
 
 def _kept(event: Kept) -> str:
-    return f"{event.job}: its outputs for {event.of:,} samples are kept ({decimal(event.bytes)} in {event.folder})"
+    return f"{event.job}: its outputs, {event.of:,} rows, are kept ({decimal(event.bytes)} in {event.folder})"
 
 
 def _compared(event: Compared) -> str:

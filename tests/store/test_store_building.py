@@ -168,12 +168,27 @@ def test_a_damaged_shard_is_made_anew_and_no_other(tmp_path, network, undisturbe
     assert reader.samples == 6
 
 
-def test_a_store_that_is_being_mended_is_not_a_finished_one(tmp_path, network, undisturbed):
+def test_a_store_that_is_being_mended_is_refused_for_what_is_damaged(tmp_path, network, undisturbed):
     folder = tmp_path / "undisturbed"
     flip(folder / "tap1-view001-shard0001.safetensors")
-    next(start(folder, network, 0))
-    with pytest.raises(LimbeckError, match="is not finished"):
+    mending = start(folder, network, 0)
+    next(mending)
+    with pytest.raises(LimbeckError, match=r"tap1-view001-shard0001\.safetensors"):
         Store(folder, tiny.fingerprint(network))
+    list(mending)
+    Store(folder, tiny.fingerprint(network))
+
+
+def test_a_slower_builder_takes_no_finished_store_away(tmp_path, network, undisturbed):
+    folder = tmp_path / "undisturbed"
+    flip(folder / "tap1-view001-shard0001.safetensors")
+    slower = start(folder, network, 0)
+    next(slower)
+    tiny.run(folder, network)
+    next(slower)
+    Store(folder, tiny.fingerprint(network))
+    list(slower)
+    assert tiny.contents(folder) == undisturbed
 
 
 def test_a_shard_of_another_store_is_made_anew(tmp_path, network, undisturbed):

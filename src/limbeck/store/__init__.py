@@ -1,14 +1,16 @@
 """A teacher's outputs, computed once and read back; or bought elsewhere, as a table."""
 
 from limbeck.store.blackbox import BlackBox, TableStore, rows_for
-from limbeck.store.building import SHARD_BYTES, Estimate, Progress, Views, build, estimate
+from limbeck.store.building import LEFT_FREE, SHARD_BYTES, Estimate, Progress, Views, build, estimate, free_bytes
 from limbeck.store.checking import Info, Verification, info, verify
+from limbeck.store.encoding import parts_of
 from limbeck.store.fingerprint import Dtype, Fingerprint, Format, network_digest, tensors_digest
 from limbeck.store.folder import begun
 from limbeck.store.reading import Store
 from limbeck.store.table import Kind, Table, read_table
 
 __all__ = [
+    "LEFT_FREE",
     "SHARD_BYTES",
     "BlackBox",
     "Dtype",
@@ -26,8 +28,10 @@ __all__ = [
     "begun",
     "build",
     "estimate",
+    "free_bytes",
     "info",
     "network_digest",
+    "parts_of",
     "read_table",
     "rows_for",
     "tensors_digest",

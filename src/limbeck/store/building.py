@@ -80,7 +80,7 @@ def estimate(
             encode(tap, tensor, fingerprint.taps[tap], batch.index)
         timed += len(batch.index)
     a_row = (time.perf_counter() - began) / timed
-    return Estimate(_bytes(plan, plan.units), a_row * rows * fingerprint.views, _free(folder))
+    return Estimate(_bytes(plan, plan.units), a_row * rows * fingerprint.views, free_bytes(folder))
 
 
 def build(
@@ -125,7 +125,7 @@ def build(
         raise LimbeckError(f"the store {folder} has {plan.rows} samples in a view, needed are {rows}")
     own = plan.units[part[0] :: part[1]]
     missing = [unit for unit in own if not all(has_size(folder, plan, piece) for piece in plan.pieces(*unit))]
-    needed, free = _bytes(plan, missing), _free(folder)
+    needed, free = _bytes(plan, missing), free_bytes(folder)
     if missing and needed + LEFT_FREE > free:
         raise LimbeckError(
             f"the store needs {needed:,} bytes, and {LEFT_FREE:,} are to stay free, but the disk of {folder} has "
@@ -150,12 +150,11 @@ def _building(
 ) -> Iterator[Progress]:
     of = sum(_rows(plan, unit) for unit in own)
     finished = read_plan(folder / MANIFEST)
-    if finished is not None:
-        if finished[1] == _checksums(folder, plan):
-            clear_up(folder)
-            yield Progress(of, of, _bytes(plan, own))
-            return
-        (folder / MANIFEST).unlink(missing_ok=True)
+    if finished is not None and finished[1] == _checksums(folder, plan):
+        clear_up(folder)
+        yield Progress(of, of, _bytes(plan, own))
+        return
+    # The manifest of a damaged store stays, and is written anew at the end: until then readers see what is damaged.
     write_plan(folder / BUILDING, plan, {})
     done = written = 0
     for unit in own:
@@ -236,7 +235,7 @@ def _bytes(plan: Plan, units: Iterable[tuple[int, int]]) -> int:
     return sum(plan.size(piece) for unit in units for piece in plan.pieces(*unit))
 
 
-def _free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Bytes that the disk has which the folder is on, or would be."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free

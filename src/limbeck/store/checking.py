@@ -106,7 +106,7 @@ def info(folder: Path) -> Info:
     pieces = [piece for unit in plan.units for piece in plan.pieces(*unit)]
     there = [piece for piece in pieces if has_size(folder, plan, piece)]
     return Info(
-        finished=(folder / MANIFEST).is_file(),
+        finished=(folder / MANIFEST).is_file() and len(there) == len(pieces),
         fingerprint=plan.fingerprint,
         rows=plan.rows,
         shapes=plan.shapes,

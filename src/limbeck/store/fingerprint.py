@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal, get_args
 
 import torch
@@ -48,7 +49,9 @@ class Format:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Everything that the numbers of a store depend on; two stores with equal fingerprints hold equal rows.
+    """What the numbers of a store depend on, as far as it can be known without computing them.
+
+    The code of the teacher's forward is not in it, and neither is the device: rows that a GPU made serve on a CPU.
 
     Raises:
         LimbeckError: there are no views or no taps, or no such precision.
@@ -138,15 +141,33 @@ def digest_of(values: Mapping[str, Any]) -> str:
 
 
 def network_digest(network: nn.Module) -> str:
-    """32 hex digits of a network's parameters, buffers and structure (its ``repr``).
+    """32 hex digits of a network's parameters, buffers and structure.
 
-    Where the network is, its memory format and whether its activations work in place do not count. What its forward
-    does beyond its ``repr`` cannot be seen here: after a change of such code run `limbeck.store.verify`.
+    The structure is the network's ``repr`` and every module's class and plain attributes, such as ``norm_first`` or an
+    ensemble's ``mean``. Where the network is, its memory format and whether its activations work in place do not count.
+    The code of a forward is not seen here: after a change of it run `limbeck.store.verify`.
     """
     # An object's address in a repr, such as of a function that a layer holds, changes from run to run.
     structure = re.sub(r"(, )?inplace=(True|False)| at 0x[0-9a-fA-F]+", "", repr(network))
+    lines = [f"{name} {_attributes(module)}" for name, module in network.named_modules(remove_duplicate=False)]
     named = chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
-    return xxh3_128_hexdigest(f"{structure}\n{_digest(named)}".encode())
+    return xxh3_128_hexdigest("\n".join([structure, *lines, _digest(named)]).encode())
+
+
+def _attributes(module: nn.Module) -> str:
+    """The module's class, and those of its attributes that are plain values or functions."""
+    kind, every = type(module), vars(nn.Module())
+    plain = {
+        name: getattr(value, "__qualname__", repr(value))
+        for name, value in vars(module).items()
+        if name not in every and name != "inplace" and _is_plain(value)
+    }
+    return f"{kind.__module__}.{kind.__qualname__} {sorted(plain.items())}"
+
+
+def _is_plain(value: Any) -> bool:
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return isinstance(value, FunctionType) or all(isinstance(part, bool | int | float | str | None) for part in parts)
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

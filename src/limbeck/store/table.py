@@ -1,7 +1,9 @@
 """Soft labels from elsewhere, such as bought from an API: a table keyed by file name."""
 
 import csv
+import tokenize
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,12 @@ FLOOR = 1e-8
 _SUM = 1e-3  # how far from 1 the probabilities of a row may sum, as from rounding to few digits
 
 _MOST = float(numpy.finfo(numpy.float32).max)
+
+_NO_NPZ = (
+    *(ValueError, TypeError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile),
+    *(zlib.error, SyntaxError, tokenize.TokenError),  # of a damaged one, the last two of its header
+)
+"""What numpy raises of a file that it cannot read."""
 
 Read = tuple[Sequence[str], Sequence[str] | None, NDArray[numpy.float64]]  # names, classes, values (N, C)
 
@@ -61,6 +69,8 @@ def read_table(path: Path, kind: Kind | None = None) -> Table:
     if not path.is_file():
         raise LimbeckError(f"there is no table {path}")
     written, classes, values = _READERS[path.suffix](path)
+    if not all(written):
+        raise LimbeckError(f"{path} has a row without a file's name")
     names = [PurePosixPath(name.replace("\\", "/")).as_posix() for name in written]
     _refuse_doubled(names, f"{path} has more than one row for")
     _refuse_doubled(classes or (), f"{path} has more than one column for")
@@ -88,7 +98,7 @@ def _logits(path: Path, names: Sequence[str], values: NDArray[numpy.float64], ki
     if off.any():
         raise LimbeckError(
             f"{path} has no {kind} that are 0 or greater and sum to 1 within {_SUM} for {few(_where(names, off))}: "
-            "normalise them, or if they are scores whose softmax is meant, say kind: logits"
+            "normalise them, or if they are scores whose softmax is meant, say logits (as teacher.values in a recipe)"
         )
     return numpy.log(numpy.maximum(probabilities, FLOOR))
 
@@ -108,7 +118,7 @@ def _recognised(path: Path, values: NDArray[numpy.float64]) -> Kind:
         return "logits"
     raise LimbeckError(
         f"{path} has values from {values.min():.6g} to {values.max():.6g} that could be several things: "
-        f"say which kind they are, {', '.join(get_args(Kind))}"
+        f"say which (as teacher.values in a recipe): {', '.join(get_args(Kind))}; or a class's column is missing"
     )
 
 
@@ -136,17 +146,17 @@ def _refuse_doubled(names: Sequence[str], sentence: str) -> None:
 def _csv(path: Path) -> Read:
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file)
-        heads = next(lines, [])
-        place, classes = _heads(path, heads)
         names, values = [], []
-        for line in filter(None, lines):
-            if len(line) != len(heads):
-                raise LimbeckError(f"{path}, line {lines.line_num}: {len(line)} values under {len(heads)} columns")
-            names.append(line.pop(place))
-            try:
+        try:
+            heads = next(lines, [])
+            place, classes = _heads(path, heads)
+            for line in filter(None, lines):
+                if len(line) != len(heads):
+                    raise ValueError(f"{len(line)} values under {len(heads)} columns")
+                names.append(line.pop(place))
                 values.append([float(text) for text in line])
-            except ValueError as error:
-                raise LimbeckError(f"{path}, line {lines.line_num}: {error}") from error
+        except (ValueError, csv.Error) as error:  # bytes that are no UTF-8 are a ValueError too
+            raise LimbeckError(f"{path}, line {lines.line_num}: {error}") from error
     return names, classes, numpy.array(values)
 
 
@@ -159,7 +169,7 @@ def _npz(path: Path) -> Read:
         classes = arrays["classes"].astype(str).tolist() if "classes" in arrays else None
     except KeyError as error:
         raise LimbeckError(f"{path} has no array {error}: needed are files and values, and classes if named") from error
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:  # what numpy raises of any other file
+    except _NO_NPZ as error:
         raise LimbeckError(f"{path} cannot be read: {error}") from error
     return names, classes, values
 
@@ -172,10 +182,10 @@ def _parquet(path: Path) -> Read:
     try:
         table = parquet.ParquetFile(path).read()
         place, classes = _heads(path, table.column_names)
-        names = [str(name) for name in table.columns[place].to_pylist()]
+        names = ["" if name is None else str(name) for name in table.columns[place].to_pylist()]
         columns = [column for number, column in enumerate(table.columns) if number != place]
         values = [column.to_numpy().astype(numpy.float64) for column in columns]
-    except (ValueError, TypeError) as error:  # pyarrow's own errors are ValueErrors
+    except (ValueError, TypeError, OSError, NotImplementedError) as error:  # pyarrow's own are among them
         raise LimbeckError(f"{path} cannot be read: {error}") from error
     return names, classes, numpy.array(values).T
 
