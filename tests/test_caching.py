@@ -1,11 +1,13 @@
 """What is kept of a teacher, and when."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from limbeck.blocks import CacheBlock
-from limbeck.caching import MOST, cached, decide, fingerprint, finished, keep, wanted
+from limbeck.blocks import CacheBlock, TeacherBlock
+from limbeck.caching import MOST, bought, cached, decide, fingerprint, finished, keep, wanted
 from limbeck.core import TARGETS, LimbeckError, Stage, Tap, Term, from_student, from_teacher
 from limbeck.data import Augment, arrays
 from limbeck.engine import Engine
@@ -163,6 +165,83 @@ def test_a_training_from_the_store_is_the_training_beside_the_teacher(tmp_path):
         found.append([epoch.loss for epoch in run(plan, networks, batches, ENGINE, store=store)])
     assert found[0] == pytest.approx(found[1], rel=1e-6)
     assert found[0][-1] < found[0][0]
+
+
+IMAGES = {"crop": 1, "flip": True}
+
+
+def pictures(**options):
+    images = torch.randint(0, 256, (30, 3, 8, 8), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    return arrays(images, torch.arange(30) % 3, validation=0, **options)
+
+
+def convolution():
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Flatten(), nn.Linear(288, 3))
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_stored_row_is_what_the_teacher_gives_on_the_very_image_that_is_trained_on(tmp_path, precision):
+    data, teacher, engine = pictures(), convolution(), Engine(device="cpu", precision=precision)
+    block = CacheBlock(use=True, views=3, seed=9, dtype="float32")
+    way = cached(training(augment=Augment(**IMAGES), exclude=(1,)), block)
+    taps = frozenset({from_teacher(), from_teacher("0")})
+    store = finished(keep(tmp_path / "store", block, teacher, taps, data, way, engine))
+    assert teacher.training
+    teacher.eval()
+    low = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    for epoch in range(5):
+        for batch in training_batches(data, way, seed=1, engine=engine)(epoch):
+            with torch.no_grad(), low:
+                maps = teacher[0](batch.inputs)
+                expected = {from_teacher("0"): maps, from_teacher(): teacher[1:](maps)}
+            read = store.read(batch.index, batch.view)
+            off = 2e-2 if precision == "bf16" else 1e-5
+            assert all((read[tap] - expected[tap]).norm() <= off * expected[tap].norm() for tap in taps)
+    others = training_batches(data, replace(way, view_seed=1), seed=1, engine=engine)
+    batch = next(iter(others(0)))
+    assert (store.read(batch.index, batch.view)[from_teacher("0")] - teacher[0](batch.inputs)).norm() > 1
+
+
+def test_low_precision_is_seen_in_what_is_kept(tmp_path):
+    data, teacher, block = pictures(), convolution(), CacheBlock(use=True, views=1, dtype="float32")
+    found = [
+        finished(
+            keep(
+                tmp_path / precision,
+                block,
+                teacher,
+                LOGITS,
+                data,
+                training(),
+                Engine(device="cpu", precision=precision),
+            )
+        ).read(torch.arange(24), 0)[from_teacher()]
+        for precision in ("32", "bf16")
+    ]
+    assert 1e-4 < (found[0] - found[1]).norm() / found[0].norm() < 2e-2
+
+
+def test_the_fingerprint_knows_how_images_are_normalised():
+    block = CacheBlock(use=True, views=1, dtype="float32")
+    one, other = (
+        fingerprint(block, nn.Linear(2, 2), LOGITS, data, training(), ENGINE).transform
+        for data in (pictures(), pictures(normalise=False))
+    )
+    assert {key for key in one if one[key] != other[key]} == {"mean", "std"}
+
+
+def test_rows_of_a_table_are_those_of_the_samples_that_are_left(tmp_path):
+    data = pictures()
+    names = tuple(f"{number}.png" for number in range(len(data.train)))
+    data = replace(data, train=replace(data.train, names=names))
+    lines = [f"{number}.png,{number},{-number},0.5" for number in reversed(range(len(names)))]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,0,1,2", *lines]) + "\n")
+    block = TeacherBlock(table=str(tmp_path / "labels.csv"), values="logits")
+    table = bought(block, data, training(exclude=(1,)))
+    left = torch.nonzero(data.train.targets != 1).flatten()
+    assert 0 < len(left) < len(names)
+    assert table.read(torch.arange(len(left)), 0)[from_teacher()][:, 0].tolist() == left.tolist()
 
 
 def _never(module, given):

@@ -12,7 +12,7 @@ import limbeck
 from limbeck.api import distill
 from limbeck.connectors import Through, linear
 from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Tap, Term, from_student, from_teacher
-from limbeck.data import arrays
+from limbeck.data import Augment, arrays
 from limbeck.engine import Engine
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble
@@ -324,6 +324,38 @@ def test_a_label_that_is_no_class_is_refused(label):
 
 
 # --- distill
+
+
+def test_distilling_from_a_store_is_distilling_beside_the_teacher_on_the_same_views(tmp_path):
+    images = torch.randint(0, 256, (60, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    data = arrays(images, torch.arange(60) % 3, validation=0)
+    losses = {}
+    for name, cache in (("live", False), ("kept", {"views": 9, "dtype": "float32", "folder": str(tmp_path)})):
+        seen = losses[name] = []
+        torch.manual_seed(0)
+        networks = [nn.Sequential(nn.Flatten(), nn.Linear(36, 3)) for _ in range(2)]
+        options = {"epochs": 3, "batch_size": 16, "augment": Augment(shift=1), "cache": cache, **QUICK}
+        result = distill(*networks, data, on_epoch=lambda arm, epoch, seen=seen: seen.append(epoch.loss), **options)[1]
+        assert result["decided"]["cache"]["use"] is bool(cache)
+    assert losses["live"] == pytest.approx(losses["kept"], rel=1e-4)
+    assert len(losses["kept"]) == 6
+
+
+def test_what_hinders_a_store_is_said_before_any_training(data, tmp_path):
+    def never(arm, epoch):
+        raise AssertionError("trained before the store was refused")
+
+    def attempt(teacher, **cache):
+        distill(teacher, network(), data, epochs=1, batch_size=16, cache=cache, on_epoch=never, **QUICK)
+
+    folder = str(tmp_path / "outputs")
+    distill(network(16, seed=2), network(), data, epochs=1, batch_size=16, cache={"folder": folder}, **QUICK)
+    with pytest.raises(LimbeckError, match="with another teacher"):
+        attempt(network(16, seed=3), folder=folder)
+    with pytest.raises(LimbeckError, match="top_k is 40"):
+        attempt(network(16, seed=2), top_k=40)
+    with pytest.raises(LimbeckError, match=r"compile is 'maybe': allowed are True, False and 'auto'"):
+        distill(network(16, seed=2), network(), data, epochs=1, compile="maybe", on_epoch=never)
 
 
 def test_distilling_trains_the_student_in_place_and_measures_all(data):

@@ -15,7 +15,7 @@ from limbeck.cli import app
 from limbeck.core import LimbeckError
 from limbeck.experiment import Experiment
 from limbeck.jobs import Expected, Kept, Started
-from limbeck.recipe import RecipeError, read
+from limbeck.recipe import RecipeError, read, smoke
 from limbeck.rehearsal import as_decided
 from limbeck.stores import stores
 
@@ -130,6 +130,40 @@ def test_a_runtime_that_is_not_there_is_said_before_any_training(monkeypatch):
     shown = limbeck_does("run", "recipe.yaml", "--set", "cache.runtime=openvino", code=2)
     assert "pip install limbeck[openvino]" in shown
     assert not Path("runs").exists()
+
+
+def test_a_teacher_that_was_trained_elsewhere_is_not_trained_to_be_compared():
+    limbeck_does("cache", "build", "recipe.yaml", "--set", "cache.folder=kept")
+    shown = limbeck_does("cache", "verify", "recipe.yaml", "--set", "cache.folder=kept", "--out", "other", code=2)
+    assert "teacher/seed0, which the store is of, was not trained in other: name its run folder by --out" in shown
+    assert not Path("other").exists()
+
+
+def test_the_tiny_version_leaves_a_shared_store_alone():
+    recipe = read(Path("recipe.yaml"), overrides=["cache.folder=kept"])
+    assert smoke(recipe).cache.folder is None
+
+
+def test_what_hinders_a_store_is_said_before_a_student_is_trained():
+    limbeck_does("run", "recipe.yaml", "--set", "cache.folder=kept")
+    shown = limbeck_does(
+        "run", "recipe.yaml", "--set", "cache.folder=kept", "--set", "cache.seed=1", "--out", "b", code=2
+    )
+    assert "another seed" in shown
+    assert "alone" not in shown
+    shown = limbeck_does("run", "recipe.yaml", "--set", "cache.top_k=10", "--out", "c", code=2)
+    assert "top_k is 10" in shown
+    assert not Path("c").exists()
+
+
+def test_images_that_a_transform_changes_are_not_kept_by_auto():
+    pictures()
+    settings = [
+        "data={source: folder, path: pictures, validation: 0, size: [8, 8], streaming: true, transform: random_resized_crop}"
+    ]
+    settings += ["cache={}", "train.augment={}", "student.model={name: mlp, hidden: [4]}"]
+    experiment = Experiment(read(Path("recipe.yaml"), overrides=settings), Path("run"))
+    assert experiment.recipe.cache.use is False
 
 
 def pictures():

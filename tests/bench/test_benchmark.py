@@ -68,6 +68,7 @@ class Variant:
 
     def __init__(self, name, build_seconds=0.0):
         self.build_seconds = build_seconds
+        self.filling = 0.25
         self.steps = []
 
     def run(self, steps):
@@ -88,8 +89,31 @@ def test_compiling_is_done_where_there_is_time_and_its_cost_is_told(tiny, made):
     found = end.result["workloads"]["mnist_mlp"]
     assert list(made) == list(VARIANTS)
     assert found["compile_s"] == pytest.approx(1.0 + 3.5 - 0.5)
-    assert found["store_build_s"] == 1.0
+    assert found["store_build_s"] == 0.25
     assert found["skipped"] == {}
+
+
+def test_the_time_limit_and_the_warm_up_reach_what_measures(tiny, made, monkeypatch):
+    """In 90 s, two workloads: 30 s at most of overhead, and then each until its share of what is left."""
+    given = []
+    loops = [Sample(name, 0, 1e-4, 0.0, 0) for name in ("plain", "live")]
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: 1000.0)
+    monkeypatch.setattr(benchmark.overhead, "step_overhead", lambda *asked: given.append(asked) or loops)
+    monkeypatch.setattr(benchmark.measuring, "warm_up", lambda run, seconds: given.append(seconds) or (3.5, 0.5))
+
+    def interleaved(runs, steps, rounds, *, until):
+        given.append((rounds, until))
+        yield from (Sample(name, 0, 0.5, 0.0, 0) for name in runs)
+
+    monkeypatch.setattr(benchmark.measuring, "interleaved", interleaved)
+    list(bench([tiny("mnist_mlp"), tiny("mnist_mlp")], Extent(rounds=2, sample=1.0, warm_up=0.125, budget=90.0)))
+    assert given == [
+        (2, 0.25, 1030.0),
+        *[0.125] * len(VARIANTS),
+        (2, 1045.0),
+        *[0.125] * len(VARIANTS),
+        (2, 1090.0),
+    ]
 
 
 def test_what_cannot_run_here_is_left_out_with_its_reason(tiny, made, monkeypatch):

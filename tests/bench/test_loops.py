@@ -174,12 +174,8 @@ def test_a_floor_goes_forward_and_backward_and_changes_no_weight(tiny_case, tmp_
     assert math.isfinite(made.run(2))
     assert all(torch.equal(before[name], parameter) for name, parameter in made.student.named_parameters())
     reached = {name for name, parameter in made.student.named_parameters() if parameter.grad is not None}
-    used = {name for name, _ in made.student.named_parameters() if not (workload == "hint" and _above(name))}
-    assert reached == used
-
-
-def _above(name):
-    return name.startswith(("stage3", "head"))
+    unused = ("stage3", "head") if workload == "hint" else ()
+    assert reached == {name for name, _ in made.student.named_parameters() if not name.startswith(unused)}
 
 
 @pytest.mark.parametrize(("workload", "runs"), [("kd", True), ("hint", False)])

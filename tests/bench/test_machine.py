@@ -1,9 +1,11 @@
 import os
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 
-from limbeck.bench.machine import STAT, Reading, outside_share, parse, read
+from limbeck.bench.machine import STAT, Reading, outside_cores, parse, read
 
 TWO_CPUS = """cpu  100 10 20 5000 30 1 2 3 40 50
 cpu0 60 5 10 2500 15 0 1 2 20 25
@@ -23,23 +25,28 @@ def test_the_columns_of_an_old_kernel_are_enough():
 
 
 @pytest.mark.parametrize(
-    ("busy", "own", "share"),
+    ("busy", "own", "cores"),
     [
         (4.0, 4.0, 0.0),  # all of it was ours
-        (4.0, 3.0, 0.25),
-        (4.0, 0.0, 1.0),
+        (4.0, 3.0, 0.5),  # one second of two
+        (4.0, 0.0, 2.0),
         (3.9, 4.0, 0.0),  # ticks are coarse
-        (4.2, 0.0, 1.0),
+        (4.2, 0.0, 2.0),
     ],
 )
-def test_the_outside_share_is_what_is_not_ours_of_all_cpus(busy, own, share):
+def test_the_outside_cores_are_what_is_not_ours_of_the_time(busy, own, cores):
     after = Reading(wall=12.0, own=3.0 + own, busy=100.0 + busy, cpus=2)
-    assert outside_share(START, after) == pytest.approx(share)
+    assert outside_cores(START, after) == pytest.approx(cores)
 
 
-def test_the_outside_share_is_unknown_where_the_system_does_not_say():
-    assert outside_share(START, replace(START, wall=11.0, busy=None)) is None
-    assert outside_share(replace(START, busy=None), START) is None
+def test_a_process_beside_ours_is_one_core_on_a_large_machine_too():
+    large = replace(START, cpus=64)
+    assert outside_cores(large, replace(large, wall=12.0, own=4.0, busy=103.0)) == pytest.approx(1.0)
+
+
+def test_the_outside_cores_are_unknown_where_the_system_does_not_say():
+    assert outside_cores(START, replace(START, wall=11.0, busy=None)) is None
+    assert outside_cores(replace(START, busy=None), START) is None
 
 
 def test_reads_this_process(tmp_path):
@@ -51,6 +58,19 @@ def test_reads_this_process(tmp_path):
     assert before.busy == after.busy == 136 / os.sysconf("SC_CLK_TCK")
     assert after.wall > before.wall
     assert after.own > before.own
+
+
+def test_every_thread_of_this_process_is_ours():
+    def work():
+        while time.thread_time() < 0.05:
+            sum(range(1000))
+
+    before, mine = read().own, time.thread_time()
+    other = threading.Thread(target=work)
+    other.start()
+    other.join()
+    assert time.thread_time() - mine < 0.05
+    assert read().own - before >= 0.05
 
 
 def test_a_system_without_the_file_says_nothing(tmp_path):

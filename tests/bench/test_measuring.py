@@ -41,15 +41,29 @@ class Machine:
         self.busy += work / (1 - share)
 
 
-def test_every_round_has_every_variant_and_begins_with_another():
+def test_every_round_has_every_variant():
     machine = Machine({"a": 1.0, "b": 2.0, "c": 3.0})
     steps = {"a": 3, "b": 2, "c": 1}
     samples = list(interleaved(machine.runs(), steps, 4, read=machine.read))
-    assert [sample.variant for sample in samples] == list("abcbcacababc")
+    assert [sample.variant for sample in samples] == list("abccbabcaacb")
     assert [sample.round for sample in samples] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     assert machine.ran[:3] == [("a", 3), ("b", 2), ("c", 1)]
     assert {(sample.variant, sample.seconds) for sample in samples} == {("a", 1.0), ("b", 2.0), ("c", 3.0)}
     assert all(sample.outside == 0.0 and not sample.repeated and not sample.disturbed for sample in samples)
+
+
+@pytest.mark.parametrize("names", ["ab", "abc", "abcdefgh"])
+def test_none_always_follows_the_same_other_or_always_runs_early(names):
+    machine = Machine(dict.fromkeys(names, 1.0))
+    rounds = 2 * len(names)
+    ran = [one.variant for one in interleaved(machine.runs(), dict.fromkeys(names, 1), rounds, read=machine.read)]
+    orders = [ran[start : start + len(names)] for start in range(0, len(ran), len(names))]
+    assert all(sorted(order) == list(names) for order in orders)
+    for name in names:
+        places = [order.index(name) for order in orders]
+        assert sum(places) / rounds == (len(names) - 1) / 2  # in the middle, on average
+        others = [order[order.index(name) - 1] for order in orders if order[0] != name]
+        assert max(others.count(other) for other in names) <= rounds / 2
 
 
 def test_a_disturbed_sample_is_taken_again():
@@ -61,12 +75,18 @@ def test_a_disturbed_sample_is_taken_again():
 
 
 def test_of_samples_that_stay_disturbed_the_least_disturbed_is_kept():
-    machine = Machine({"a": 1.0}, others=[0.5, 0.4, 0.1, 0.2, 0.0])
+    machine = Machine({"a": 1.0}, others=[0.5, 0.4, 0.2, 0.3, 0.0])
     (sample,) = interleaved(machine.runs(), {"a": 1}, 1, read=machine.read)
-    assert sample.outside == pytest.approx(0.1)
-    assert sample.seconds == pytest.approx(1 / 0.9)
+    assert sample.outside == pytest.approx(0.2)
+    assert sample.seconds == pytest.approx(1 / 0.8)
     assert sample.disturbed
     assert sample.repeated == AGAIN == 3
+
+
+def test_two_cores_are_disturbed_from_a_twentieth_of_them_on():
+    assert DISTURBED / 2 == 0.05
+    assert Sample("a", 0, 1.0, 0.11, 0).disturbed
+    assert not Sample("a", 0, 1.0, 0.1, 0).disturbed
 
 
 def test_a_share_at_the_threshold_is_not_a_disturbance():

@@ -1,12 +1,14 @@
 import math
 import runpy
+import signal
+import subprocess
 import sys
 
 import pytest
 import torch
 
 from limbeck import allocator
-from limbeck.bench import memory, overhead, workloads
+from limbeck.bench import memory, overhead, own, workloads
 from limbeck.bench.memory import peak_mb, train
 from limbeck.bench.overhead import in_memory, peak_memory, startup_seconds, step_overhead
 from limbeck.bench.workloads import DIGITS, prepare
@@ -37,8 +39,8 @@ def test_plain_and_live_are_measured_in_turn_with_one_thread():
         ("live", 0),
         ("live", 1),
         ("plain", 1),
-        ("plain", 2),
         ("live", 2),
+        ("plain", 2),
     ]
     assert all(0 < one.seconds < math.inf for one in samples)
     assert seen == {1}
@@ -54,6 +56,30 @@ def test_the_threads_come_back_when_it_is_stopped(monkeypatch):
     assert asked == [1]
     samples.close()
     assert asked == [1, 7]
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Those that limbeck's loop is given."""
+    found, loop = [], own.Own
+
+    def watched(case, networks, engine):
+        found.append((engine.device.type, engine.precision, engine.compile))
+        return loop(case, networks, engine)
+
+    monkeypatch.setattr(own, "Own", watched)
+    monkeypatch.setattr(overhead, "Own", watched)
+    return found
+
+
+def test_the_overhead_is_that_of_32_bits_as_the_plain_loop_has(engines):
+    list(step_overhead(1, 0.0, until=0.0))
+    assert engines == [("cpu", "32", False)]
+
+
+def test_the_memory_is_that_of_32_bits_as_the_plain_loop_has(engines, tiny_case):
+    train("live", tiny_case("mnist_mlp"))
+    assert engines == [("cpu", "32", False)]
 
 
 def test_the_peak_is_read_from_the_system(tmp_path):
@@ -119,6 +145,31 @@ def test_a_process_that_fails_is_an_error_with_its_last_words(command):
     command("exit 3")
     with pytest.raises(LimbeckError, match="the memory of plain failed: exit status 3"):
         peak_memory("kd")
+
+
+class Begun(subprocess.Popen):
+    """Each is noted; nothing is waited for by `communicate`, which is interrupted."""
+
+    every = ()
+    interruption = KeyboardInterrupt
+
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        type(self).every += (self,)
+
+    def communicate(self):
+        raise self.interruption
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError])
+def test_no_process_goes_on_where_the_measurement_is_interrupted(command, monkeypatch, interruption):
+    command("exec sleep 60")
+    monkeypatch.setattr(Begun, "every", ())
+    monkeypatch.setattr(Begun, "interruption", interruption)
+    monkeypatch.setattr(overhead.subprocess, "Popen", Begun)
+    with pytest.raises(interruption):
+        peak_memory("kd")
+    assert [process.poll() for process in Begun.every] == [-signal.SIGKILL] * 2
 
 
 def test_the_start_up_is_a_median_of_runs(monkeypatch):

@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import pytest
 
+from limbeck.bench import machine
+from limbeck.bench.machine import Reading
 from limbeck.bench.measuring import Sample
 from limbeck.bench.report import GATES, SHOWN, Measured, report, rows, sentences
 from limbeck.bench.variants import VARIANTS
@@ -40,6 +42,12 @@ def measured(name="kd", **changes):
 
 
 LOOPS = samples({"plain": (300e-6, 310e-6, 290e-6), "live": (350e-6, 380e-6, 345e-6)}, outside=0.02)
+
+
+@pytest.fixture(autouse=True)
+def four_cpus(monkeypatch):
+    """The machine that report.py sees."""
+    monkeypatch.setattr(machine, "read", lambda: Reading(wall=0.0, own=0.0, busy=0.0, cpus=4))
 
 
 @pytest.fixture
@@ -81,14 +89,14 @@ def test_ratios_are_of_the_same_round(result):
 
 def test_it_says_what_others_took_and_what_was_left_out(result):
     kd = result["workloads"]["kd"]
-    assert kd["outside_share"] == pytest.approx(0.01)
+    assert (kd["outside_cores"], kd["outside_share"]) == pytest.approx((0.01, 0.0025))
     assert (kd["disturbed"], kd["repeated"]) == (0, 0)
     assert kd["skipped"] == {"torchdistill": "it is not there", "live_compiled": "no time"}
     assert kd["store_build_s"] == 1.5
     assert (kd["precision"], kd["precision_reason"]) == ("32", "asked for")
     noisy = measured(samples=samples(SECONDS, outside=0.2, repeated=3))
     found = report([noisy], LOOPS, {"plain": 1.0, "live": 1.0}, 0.1, kept=True)["workloads"]["kd"]
-    assert found["outside_share"] == pytest.approx(0.2)
+    assert (found["outside_cores"], found["outside_share"]) == pytest.approx((0.2, 0.05))
     assert (found["disturbed"], found["repeated"]) == (18, 54)
 
 
@@ -97,7 +105,7 @@ def test_the_overhead_is_paired_and_in_microseconds(result):
     over = result["step_overhead"]
     assert (over["least"], over["most"]) == pytest.approx((50, 70))
     assert (over["plain_us"], over["live_us"]) == pytest.approx((300, 350))
-    assert over["outside_share"] == pytest.approx(0.02)
+    assert (over["outside_cores"], over["outside_share"]) == pytest.approx((0.02, 0.005))
 
 
 def test_the_machine_is_described(result):
@@ -130,8 +138,8 @@ def test_every_gate_of_a_workload_is_checked():
 
 
 def test_gates_of_a_disturbed_machine_are_doubted():
-    loops = [replace(sample, outside=0.06) for sample in LOOPS]
-    noisy = measured("srrl", samples=samples(SECONDS, outside=0.06))
+    loops = [replace(sample, outside=0.11) for sample in LOOPS]
+    noisy = measured("srrl", samples=samples(SECONDS, outside=0.11))
     found = report([measured(), noisy], loops, {"plain": 1.0, "live": 1.0}, 0.1, kept=True)
     disturbed = {gate["what"] for gate in found["gates"] if gate["disturbed"]}
     assert disturbed == {"srrl: live over floor_live", "srrl: store over floor_store", "overhead of a step, us"}
@@ -143,7 +151,8 @@ def test_gates_of_a_disturbed_machine_are_doubted():
 def test_an_unknown_share_stays_unknown():
     silent = measured(samples=samples(SECONDS, outside=None))
     result = report([silent], LOOPS, {"plain": 1.0, "live": 1.0}, 0.1, kept=True)
-    assert result["workloads"]["kd"]["outside_share"] is None
+    kd = result["workloads"]["kd"]
+    assert (kd["outside_cores"], kd["outside_share"]) == (None, None)
     assert any("what others took is not known" in line for line in sentences(result))
 
 
@@ -162,13 +171,26 @@ def test_the_table_has_a_line_a_variant(result):
 def test_the_precision_is_named(result):
     low = report([measured(precision="bf16")], LOOPS, {"plain": 1.0, "live": 1.0}, 0.1, kept=True)
     (table,) = rows(low)
-    assert "bfloat16 (asked for)" in table.title
+    assert table.title == (
+        "kd, batches of 64, limbeck, plain_tuned and the floors in bfloat16 (asked for), "
+        "plain and torchdistill in 32 bits, 3 rounds"
+    )
+
+
+def test_it_says_which_loops_run_more_than_the_method_needs():
+    found = report([measured(name) for name in WORKLOADS], LOOPS, {"plain": 1.0, "live": 1.0}, 0.1, kept=True)
+    assert [line for line in sentences(found) if "layers above" in line] == [
+        "hint: plain and plain_tuned also run the layers above the hint, as people write it"
+    ]
 
 
 def test_the_sentences_say_the_rest(result):
     said = list(sentences(result))
-    assert "kd: others took 1.0 % of the machine; 0 samples repeated, 0 kept although others took more than 5 %" in said
-    assert "kd: the store was filled in 1.5 s, once" in said
+    assert (
+        "kd: others took 0.01 cores on average; 0 samples repeated, "
+        "0 kept although others took more than 0.1 of a core" in said
+    )
+    assert "kd: the store of its 256 samples was filled in 1.5 s, once" in said
     assert "kd: no torchdistill: it is not there" in said
     assert "a step of a tiny network: plain 300 us, live 350 us, +55 us [+50 to +70]" in said
     assert "peak memory: plain 1,000 MB, live 1,100 MB, 1.10 times" in said

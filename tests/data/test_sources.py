@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy
@@ -15,9 +16,11 @@ from PIL import Image
 
 from limbeck.core import LimbeckError
 from limbeck.data import load, split_off
+from limbeck.data.decoding import decode
 from limbeck.data.sources import SOURCES, images
 from limbeck.data.sources.base import data_root
 from limbeck.data.sources.idx import read_idx
+from limbeck.data.trees import Reader
 
 
 @pytest.fixture(autouse=True)
@@ -462,8 +465,8 @@ def test_a_missing_path_is_refused_with_the_nearest_name_and_not_for_the_data_ro
             two_classes() | {"cat/z.png": picture(size=(5, 4))},
             r"ant/00.png is 4 x 4, cat/z.png is 4 x 5 \(height x width\); give size=",
         ),
-        (two_classes() | {"cat/z.png": Image.new("I;16", (4, 4))}, "cat/z.png in .* has Pillow's mode I;16; allowed"),
-        (two_classes() | {"cat/z.tif": encoded(Image.new("F", (4, 4)), "tiff")}, "has Pillow's mode F"),
+        (two_classes() | {"cat/z.png": Image.new("I;16", (4, 4))}, r"cat/z.png in .* has more than 8 .*mode I;16\)"),
+        (two_classes() | {"cat/z.tif": encoded(Image.new("F", (4, 4)), "tiff")}, r"Pillow's mode F\)"),
     ],
 )
 @pytest.mark.parametrize("place", ["set", "set.zip"])
@@ -571,6 +574,83 @@ def test_an_error_in_a_thread_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "_SMALL", 0)
     with pytest.raises(LimbeckError, match=r"cat/z.png in .* cannot be read as an image"):
         load("folder", path=tree(tmp_path / "set.zip", two_classes() | {"cat/z.png": b"nonsense"}))
+
+
+def png_of_16_bits(kind):
+    """A PNG of this colour type whose every sample is 0x1234."""
+    samples = {2: 3, 4: 2, 6: 4}[kind]
+    rows = zlib.compress((b"\0" + b"\x12\x34" * samples * 4) * 4)
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, kind, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
+    chunks = (
+        struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data)) for tag, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def tiff_of_16_bits():
+    """A TIFF of one red, green and blue pixel of 16 bits each, uncompressed."""
+    tags = [(256, 3, 1, 1), (257, 3, 1, 1), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 128)]
+    tags += [(277, 3, 1, 3), (278, 3, 1, 1), (279, 4, 1, 6)]
+    listed = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return (
+        b"II*\0"
+        + struct.pack("<IH", 8, len(tags))
+        + listed
+        + bytes(4)
+        + struct.pack("<HHH", 16, 16, 16)
+        + b"\x12\x34" * 3
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_of_16_bits(2),
+        png_of_16_bits(4),
+        png_of_16_bits(6),
+        tiff_of_16_bits(),
+        b"P6 1 1 65535\n" + bytes(6),
+        b"P3 1 1 256\n1 2 3\n",
+    ],
+)
+def test_colours_of_16_bits_are_refused(data):
+    with pytest.raises(LimbeckError, match=r"^x has more than 8 bits a channel \(and Pillow's mode RGBA?\); allowed"):
+        decode("x", data)
+
+
+def test_colours_of_8_bits_and_fewer_are_not_refused():
+    bitmap = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 58, 0, 0, 54, 40, 1, 1, 1, 16, 0, 4, 0, 0, 0, 0) + bytes(4)
+    files = [bitmap, b"P6 1 1 100\n" + bytes(3), b"P3 1 1 255\n0 0 0\n", encoded(picture(0, mode="RGB"), "tiff")]
+    assert [decode("x", data).mode for data in files] == ["RGB"] * 4
+
+
+def test_an_orientation_in_exif_data_is_not_followed():
+    image = picture(size=(5, 3))
+    turned = image.getexif()
+    turned[0x112] = 6
+    data = encoded(image, "jpeg", exif=turned)
+    assert Image.open(io.BytesIO(data)).getexif()[0x112] == 6
+    assert decode("x", data).size == (5, 3)
+
+
+def test_a_link_to_a_folder_that_it_is_in_is_not_followed(tmp_path):
+    place = tree(tmp_path / "set", two_classes(count=5) | {"cat/deep/00.png": picture()})
+    expected = Reader(place).names()
+    (place / "cat" / "deep" / "up").symlink_to("..")
+    (place / "ant" / "top").symlink_to(place)
+    (place / "self").symlink_to(".")
+    assert Reader(place).names() == expected
+
+
+def test_links_to_other_folders_are_followed(tmp_path):
+    place = tree(tmp_path / "set", two_classes("train/", 3) | two_classes("test/", 2))
+    (place / "validation").symlink_to("test")
+    elsewhere = tree(tmp_path / "more", {"deep/x.png": picture()})
+    (place / "train" / "cat" / "link").symlink_to(elsewhere)
+    (place / "train" / "cat" / "beside").symlink_to("../ant")
+    data = load("folder", path=place)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [10, 4, 4]
+    assert {"train/cat/link/deep/x.png", "train/cat/beside/00.png"} < set(data.train.names)
 
 
 @pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("test", "val")])

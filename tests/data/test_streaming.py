@@ -18,10 +18,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from limbeck.core import LimbeckError
-from limbeck.data import Augment, Batches, augment, load, normalise
+from limbeck.data import Augment, Batches, augment, load, normalise, split_off
 from limbeck.data.decoding import decode, fitted
+from limbeck.data.images import plain
 from limbeck.data.keys import Purpose, key
 from limbeck.data.streaming import AHEAD, Decoder, Wanted, _go_quietly
 from limbeck.data.trees import Reader
@@ -162,20 +164,80 @@ def test_images_that_are_all_grey_have_one_channel(tmp_path):
     assert data.shape == (1, *SIZE)
     assert (data.mean, data.std) == (held.mean, held.std)
     assert torch.equal(data.train.inputs[torch.arange(5)], held.train.inputs)
-    in_colour = numpy.full((*SIZE, 3), [1, 2, 3], numpy.uint8)
-    coloured = streamed(tree(path, {"test/a/3.png": encoded(in_colour)}))
-    with pytest.raises(LimbeckError, match=r"test/a/3.png in .* is in colour, but the training images .* all grey"):
-        coloured.test.inputs[torch.arange(4)]
 
 
-def test_one_coloured_image_makes_all_of_them_coloured(tmp_path, monkeypatch):
+IN_COLOUR = encoded(numpy.full((*SIZE, 3), [1, 2, 3], numpy.uint8))
+PARTS = ("train", "validation", "test")
+
+
+def grey_files(count=9):
+    return {f"{part}/a/{i}.png": encoded(numpy.full(SIZE, i, numpy.uint8)) for part in PARTS for i in range(count)}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_one_coloured_image_makes_all_of_them_coloured(part, tmp_path, monkeypatch):
     monkeypatch.setattr("limbeck.data.split._AT_ONCE", 3)
-    grey = {
-        f"{part}/a/{i}.png": encoded(numpy.full(SIZE, i, numpy.uint8)) for part in ("train", "test") for i in range(9)
-    }
-    path = tree(tmp_path / "set", grey | {"train/a/1.png": encoded(numpy.full((*SIZE, 3), [1, 2, 3], numpy.uint8))})
-    held, data = load("folder", path=path, validation=0), streamed(path)
+    path = tree(tmp_path / "set", grey_files() | {f"{part}/a/1.png": IN_COLOUR})
+    held, data = load("folder", path=path), streamed(path)
     assert (data.shape, data.mean, data.std) == (held.shape, held.mean, held.std) == ((3, *SIZE), held.mean, held.std)
+    assert {getattr(data, name).inputs.channels for name in PARTS} == {3}
+
+
+def test_a_coloured_image_that_was_not_looked_at_among_grey_ones_is_refused_when_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.data.split._LOOKED_AT", 5)
+    path = tree(tmp_path / "set", grey_files())
+    drawn = split_off(5, streamed(path).test, 0)[1].names
+    name = next(name for name in grey_files() if name.startswith("test") and name not in drawn)
+    data = streamed(tree(path, {name: IN_COLOUR}))
+    with pytest.raises(
+        LimbeckError, match=rf"{name} in .* is in colour, but the images that were looked at .* all grey"
+    ):
+        data.test.inputs[torch.arange(9)]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_broken_image_of_each_split_is_found_when_loading(part, tmp_path):
+    path = tree(tmp_path / "set", grey_files() | {f"{part}/a/7.png": b"nonsense"})
+    with pytest.raises(LimbeckError, match=rf"{part}/a/7.png in .* cannot be read as an image"):
+        streamed(path)
+
+
+def test_of_each_split_no_more_is_looked_at_than_is_said(tmp_path, monkeypatch):
+    path, read = tree(tmp_path / "set", grey_files()), []
+    monkeypatch.setattr("limbeck.data.split._LOOKED_AT", 4)
+    monkeypatch.setattr(Reader, "__call__", lambda self, name: read.append(name) or (self.place / name).read_bytes())
+    streamed(path)
+    assert [sum(name.startswith(part) for name in read) for part in PARTS] == [4, 4, 4]
+    assert len(set(read)) == 12
+
+
+GREY = """
+    import numpy, torch
+
+    def one(size):
+        return lambda image: torch.from_numpy(numpy.array(image.convert("L").resize((size[1], size[0]))))[None]
+
+    def three(size):
+        return lambda image: one(size)(image).expand(3, -1, -1)
+"""
+
+
+def test_a_transform_of_grey_images_gives_one_channel(tmp_path):
+    path, code = tree(tmp_path / "set", grey_files()), written(tmp_path, GREY)
+    data = streamed(path, transform=f"{code}:one")
+    assert [tuple(batch.inputs.shape[1:]) for batch in batches(data, batch_size=9)(0)] == [(1, *SIZE)]
+    allowed = (
+        r"gave torch.uint8 of shape \(3, 10, 12\) for train/a/0.png .*; allowed is torch.uint8 of shape \(1, 10, 12\)"
+    )
+    with pytest.raises(LimbeckError, match=allowed):
+        streamed(path, transform=f"{code}:three")
+
+
+def test_a_transform_is_given_a_grey_image_among_coloured_ones_in_colour(tmp_path, noise):
+    path = tree(tmp_path / "set", files() | {"train/ant/03.png": encoded(numpy.full(SIZE, 7, numpy.uint8))})
+    found = by_index(batches(streamed(path, transform=noise), mean=(0.0,) * 3, std=(1.0,) * 3)(0))
+    assert found[3].shape == (3, *SIZE)
+    assert len(found[3].unique()) == 1
 
 
 def test_a_grey_image_among_coloured_ones_has_three_equal_channels(tmp_path):
@@ -204,6 +266,19 @@ def test_a_large_jpeg_is_decoded_smaller_but_to_no_less_than_twice_what_is_neede
         (32, 32): (80, 64),
         (16, 16): (40, 32),
     }
+
+
+def test_a_jpeg_that_is_made_smaller_is_decoded_smaller(monkeypatch):
+    seen = []
+
+    def watched(*given, **options):
+        seen.append(decode(*given, **options))
+        return seen[-1]
+
+    monkeypatch.setattr("limbeck.data.images.decode", watched)
+    data = encoded(numpy.zeros((256, 320, 3), numpy.uint8), "jpeg")
+    assert plain("x", data, (64, 80), 3).shape == (64, 80, 3)
+    assert [image.size for image in seen] == [(160, 128)]
 
 
 def test_a_large_jpeg_looks_the_same_though_it_is_decoded_smaller(tmp_path):
@@ -431,23 +506,66 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, workers):
 
 
 DYING = """
-    import os, torch
+    import os, signal, torch
 
     def dying(size):
         here = os.getpid()
         def change(image):
             if os.getpid() != here:
-                os._exit(3)
+                {how}
             return torch.zeros(3, *size, dtype=torch.uint8)
         return change
 """
 
 
-def test_a_worker_that_dies_is_said_so(folder, tmp_path):
-    before, code = processes(), written(tmp_path, DYING)
+@pytest.mark.parametrize("how", ["os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_worker_that_dies_is_said_so(how, folder, tmp_path):
+    before, code = processes(), written(tmp_path, DYING.format(how=how))
     made = batches(streamed(folder, workers=1, transform=f"{code}:dying"))
     with pytest.raises(LimbeckError, match=r"a process that decodes images failed; workers: 0 does without any: Data"):
         by_index(made(0))
+    assert processes() == before
+
+
+def killed(workers):
+    """Kill one of them; torch tells it at once, wherever the process is."""
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid .*\) is killed by signal: Killed"):  # noqa: PT012
+        os.kill(min(workers), signal.SIGKILL)
+        time.sleep(5)
+
+
+def test_workers_of_which_one_died_between_epochs_are_replaced(folder, monkeypatch):
+    # torch looks whether they are alive after so many seconds: 5, unless changed
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+    before, made = processes(), batches(streamed(folder, workers=2), augment=BOTH)
+    expected = by_index(made(0))
+    first = processes() - before
+    killed(first)
+    assert same(by_index(made(0)), expected)
+    second = processes() - before
+    assert len(second) == 2
+    assert not first & second
+    assert same(by_index(made(0)), expected)
+    assert processes() - before == second
+    del made
+    assert processes() == before
+
+
+def test_workers_of_which_one_dies_while_they_start_are_said_to(folder, monkeypatch):
+    before, made = processes(), batches(streamed(folder, workers=2))
+
+    def started(loader):
+        found = iter(loader)
+        os.kill(min(processes() - before), signal.SIGKILL)
+        time.sleep(5)
+        return found
+
+    monkeypatch.setattr("limbeck.data.streaming.iter", started, raising=False)
+    with pytest.raises(
+        LimbeckError, match=r"a process that decodes images failed; .* is killed by signal: Killed"
+    ) as held:
+        by_index(made(0))
+    assert held.tb is not None
     assert processes() == before
 
 
@@ -559,6 +677,7 @@ def test_ctrl_c_leaves_no_process_and_one_traceback(folder, tmp_path):
         ("folder", {"transform": "random_resized_crop"}, "transform is 'random_resized_crop', but only streamed data"),
         ("folder", {"streaming": True, "transform": "random_resize"}, "did you mean 'random_resized_crop'"),
         ("folder", {"streaming": True, "transform": "elsewhere.py:f"}, "there is no file elsewhere.py"),
+        ("folder", {"streaming": True, "transform": "mine.txt:f"}, "there is no transform 'mine.txt:f'; allowed are"),
     ],
 )
 def test_load_refuses_what_cannot_be_streamed_so(source, options, message, folder):
@@ -603,6 +722,28 @@ def test_a_transform_that_does_not_work_is_refused_when_loading(code, name, mess
         streamed(folder, transform=f"{written(tmp_path, code)}:{name}")
 
 
+def test_a_transform_that_does_not_exist_is_refused_before_an_image_is_read(tmp_path):
+    path = tree(tmp_path / "set", dict.fromkeys(files(), b"nonsense"))
+    with pytest.raises(LimbeckError, match="there is no transform 'mine'"):
+        streamed(path, transform="mine")
+
+
+def test_a_transforms_file_that_cannot_be_read_is_refused(folder, noise, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refused)
+    with pytest.raises(LimbeckError, match=r"mine.py cannot be read: .*Permission denied"):
+        streamed(folder, transform=noise)
+
+
+def test_workers_are_one_a_processor_and_at_most_4(folder, monkeypatch):
+    for processors, expected in ((3, 3), (9, 4)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, count=processors: set(range(count)), raising=False)
+        monkeypatch.setattr("os.cpu_count", lambda count=processors: count)
+        assert streamed(folder, workers=None).train.inputs.workers == expected
+
+
 def test_images_too_small_to_be_augmented_are_refused_at_once(folder):
     with pytest.raises(LimbeckError, match="does not fit images of 10 x 12 pixels"):
         batches(streamed(folder), augment=Augment(crop=11))
@@ -644,6 +785,31 @@ def test_the_digest_knows_a_transforms_code_but_not_its_place(folder, tmp_path, 
     assert streamed(folder, transform=f"{code}:noise").train.digest() == first
     code = written(tmp_path, NOISE + "\n")
     assert streamed(folder, transform=f"{code}:noise").train.digest() != first
+
+
+def test_the_digest_sees_4_kib_of_a_file_and_no_more(tmp_path):
+    content, digests = files(1)["train/ant/00.png"].ljust(6000, b"\0"), []
+    assert content[4000:] == bytes(2000)  # the image ends before
+    for changed in (None, 4000, 4095, 4096):
+        other = bytearray(content)
+        if changed is not None:
+            other[changed] ^= 1
+        digests.append(streamed(tree(tmp_path / "set", files(1) | {"train/ant/00.png": bytes(other)})).train.digest())
+    assert len(set(digests[:3])) == 3
+    assert digests[3] == digests[0]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_transform_stays_what_it_was_when_loaded(gone, folder, tmp_path):
+    code = written(tmp_path, NOISE)
+    data = streamed(folder, transform=f"{code}:noise")
+    digest, views = data.train.digest(), by_index(batches(data)(0))
+    written(tmp_path, NOISE.replace("3 * drawn", "5 * drawn"))
+    assert not same(by_index(batches(streamed(folder, transform=f"{code}:noise"))(0)), views)
+    if gone:
+        os.remove(code)
+    assert data.train.digest() == digest
+    assert same(by_index(batches(data)(0)), views)
 
 
 def test_the_digest_of_a_file_that_is_gone_is_an_error(tmp_path):

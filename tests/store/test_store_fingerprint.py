@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from limbeck.core import LimbeckError, Tap
+from limbeck.models import Ensemble
 from limbeck.store import Fingerprint, Format, network_digest, tensors_digest
 from limbeck.store.fingerprint import refuse_difference
 
@@ -59,6 +60,24 @@ def test_the_digest_of_a_network_does_not_depend_on_addresses():
 )
 def test_the_digest_of_a_network_changes_with_weights_buffers_and_structure(change):
     assert changed(change)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        [nn.TransformerEncoderLayer(8, 2, 16, norm_first=first) for first in (True, False)],
+        [nn.TransformerEncoderLayer(8, 2, 16, activation=function) for function in ("relu", "gelu")],
+        [nn.TransformerEncoderLayer(8, heads, 16) for heads in (2, 4)],
+        [Ensemble([nn.Linear(2, 2)], mean) for mean in ("arithmetic", "geometric")],
+    ],
+    ids=["order", "activation", "heads", "mean"],
+)
+def test_the_digest_of_a_network_changes_with_what_its_repr_does_not_show(pair):
+    one, other = pair
+    other.load_state_dict(one.state_dict())
+    assert repr(one) == repr(other)
+    assert network_digest(one) != network_digest(other)
+    assert network_digest(one) == network_digest(copy.deepcopy(one))
 
 
 def test_the_digest_of_a_network_is_the_same_whether_equal_weights_are_one_or_two():

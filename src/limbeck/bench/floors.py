@@ -18,6 +18,9 @@ def floor(case: Case, student: nn.Module, teacher: nn.Module | None, *, bf16: bo
         student: in training mode; its weights stay as they are.
         teacher: run forward in each step, its norms folded into its convolutions; None leaves it out.
         bf16: the student's forward by autocast, the teacher's weights and inputs in bfloat16.
+
+    Raises:
+        RuntimeError: see `fastest`.
     """
     workload = case.workload
     inputs = normalise(case.images[: workload.batch_size], case.data.mean, case.data.std)
@@ -37,6 +40,13 @@ def floor(case: Case, student: nn.Module, teacher: nn.Module | None, *, bf16: bo
 
 
 def fastest(network: nn.Module, few: Tensor, dtype: torch.dtype) -> nn.Module:
-    """A copy of a frozen network in its fastest eager form: folded, channels_last, its weights of this type."""
+    """A copy of a frozen network in its fastest eager form: folded, channels_last, its weights of this type.
+
+    Raises:
+        RuntimeError: a norm could not be folded; what is measured with it would be no floor.
+    """
     folded, _ = fold(network.eval(), few, ())
+    left = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    if left:
+        raise RuntimeError(f"the floor's teacher keeps norms that were to be folded: {', '.join(left)}")
     return folded.to(dtype).to(memory_format=torch.channels_last)

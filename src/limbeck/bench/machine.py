@@ -1,4 +1,4 @@
-"""How busy the machine was, and with whom: the share that others took of a stretch of time."""
+"""How busy the machine was, and with whom: the cores that others took over a stretch of time."""
 
 import os
 import time
@@ -34,12 +34,12 @@ def read(stat: Path = STAT) -> Reading:
     return Reading(time.perf_counter(), time.process_time(), busy, cpus)
 
 
-def outside_share(before: Reading, after: Reading) -> float | None:
-    """What others took of all CPUs' time between two readings, in [0, 1]; None where the system does not say.
+def outside_cores(before: Reading, after: Reading) -> float | None:
+    """How many cores others took on average between two readings, up to all; None where the system does not say.
 
-    The kernel counts in ticks, 0.01 seconds on most systems: over 0.2 seconds on two CPUs one tick is 2.5 %.
+    The kernel counts in ticks, 0.01 seconds on most systems: over 0.2 seconds one tick is 0.05 cores.
     """
     if before.busy is None or after.busy is None:
         return None
     others = after.busy - before.busy - (after.own - before.own)
-    return min(max(others / ((after.wall - before.wall) * after.cpus), 0.0), 1.0)
+    return min(max(others / (after.wall - before.wall), 0.0), float(after.cpus))

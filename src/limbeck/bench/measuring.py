@@ -1,7 +1,7 @@
-"""Interleaved rounds: every variant once a round, the order turned by one each time, disturbed samples again.
+"""Interleaved rounds: every variant once a round, in an order that changes, disturbed samples again.
 
 A machine has slow phases, and they hit whatever runs then. What is compared is therefore measured side by side, ratios
-are taken round by round, and a sample during which others took a share of the machine is taken once more.
+are taken round by round, and a sample during which others took cores is taken once more.
 """
 
 import statistics
@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from limbeck.bench import machine
-from limbeck.bench.machine import Reading, outside_share
+from limbeck.bench.machine import Reading, outside_cores
 
 Run = Callable[[int], object]
 """Runs as many steps as it is told."""
 
-DISTURBED = 0.05
-"""The share that others take of a sample from which on it is taken again."""
+DISTURBED = 0.1
+"""Cores: a sample during which others took more on average is taken again. A share of the machine would hide, on
+many cores, a process that takes a whole one.
+"""
 AGAIN = 3
 """How often at most."""
 
@@ -27,7 +29,7 @@ class Sample:
     variant: str
     round: int
     seconds: float  # a step
-    outside: float | None  # see `outside_share`
+    outside: float | None  # see `outside_cores`
     repeated: int  # samples that were thrown away for this one
 
     @property
@@ -89,6 +91,9 @@ def interleaved(
 ) -> Iterator[Sample]:
     """Measure every variant in every round.
 
+    Two rounds at a time have the same order, there and back; the next two begin one variant later. So none always runs
+    early, or always after the same other.
+
     Args:
         runs: by the variant's name; warmed up.
         steps: that a sample of each runs.
@@ -100,7 +105,7 @@ def interleaved(
     start, ran = read().wall, 0
     for place in range(rounds * len(names)):
         number, position = divmod(place, len(names))
-        name = names[(number + position) % len(names)]
+        name = _order(names, number)[position]
         tries: list[tuple[float, float | None]] = []
         again = True
         while again:
@@ -111,6 +116,12 @@ def interleaved(
             again = _is_disturbed(tries[-1][1]) and len(tries) <= AGAIN and now + ahead <= until
         seconds, outside = min(tries, key=lambda one: one[1] or 0.0)
         yield Sample(name, number, seconds, outside, len(tries) - 1)
+
+
+def _order(names: Sequence[str], number: int) -> list[str]:
+    first = number // 2 % len(names)
+    turned = [*names[first:], *names[:first]]
+    return turned[::-1] if number % 2 else turned
 
 
 def ratios(samples: Sequence[Sample], over: str, under: str) -> Spread:
@@ -127,4 +138,4 @@ def _sample(run: Run, steps: int, read: Callable[[], Reading]) -> tuple[float, f
     before = read()
     run(steps)
     after = read()
-    return (after.wall - before.wall) / steps, outside_share(before, after)
+    return (after.wall - before.wall) / steps, outside_cores(before, after)

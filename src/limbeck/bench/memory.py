@@ -17,7 +17,7 @@ STATUS = Path("/proc/self/status")
 
 
 def train(variant: str, case: Case) -> None:
-    """Run `STEPS` steps of ``plain`` or ``live``, importing only what it needs."""
+    """Run `STEPS` steps of ``plain`` or ``live``, both in 32 bits, importing only what each needs."""
     networks = case.networks()
     if variant == "plain":
         from limbeck.bench.plain import plain
@@ -26,9 +26,10 @@ def train(variant: str, case: Case) -> None:
         for _ in range(STEPS):
             next(losses)
     else:
-        from limbeck.bench.own import Own, pick_engine
+        from limbeck.bench.own import Own
+        from limbeck.engine import Engine
 
-        Own(case, networks, pick_engine(case))(STEPS)
+        Own(case, networks, Engine(device="cpu", precision="32"))(STEPS)
 
 
 def peak_mb(status: Path = STATUS) -> float:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from math import inf
 
 import torch
@@ -80,17 +81,19 @@ def peak_memory(workload: str) -> dict[str, float]:
     Raises:
         LimbeckError: one of them failed.
     """
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "limbeck.bench.memory", name, workload],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},  # or they would wait for each other
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("plain", "live")
-    }
-    said = {name: process.communicate() for name, process in processes.items()}
+    processes: dict[str, subprocess.Popen[str]] = {}
+    with ExitStack() as ends:
+        for name in ("plain", "live"):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "limbeck.bench.memory", name, workload],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},  # or they would wait for each other
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            processes[name] = ends.enter_context(process)  # which is waited for
+            ends.callback(process.kill)  # before that; one that has ended feels nothing of it
+        said = {name: process.communicate() for name, process in processes.items()}
     for name, process in processes.items():
         if process.returncode:
             last = [f"exit status {process.returncode}", *said[name][1].strip().splitlines()][-1]

@@ -1,6 +1,7 @@
 """limbeck's own loop, as a recipe runs it: `limbeck.session.plan`, then `limbeck.train.run`."""
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -64,14 +65,20 @@ class Own:
         networks: ``student``, trained in place, and ``teacher``.
         engine: device, precision, compilation.
         folder: where to put a store of the teacher's outputs, to be read instead of running it; None runs it.
+
+    Attributes:
+        filling: seconds that filling the store took; 0 without one.
     """
 
     def __init__(self, case: Case, networks: dict[str, nn.Module], engine: Engine, folder: Path | None = None) -> None:
         training, store = training_of(case), None
+        self.filling = 0.0
         stages = first_stage(case, networks, training)
         if folder is not None:
             training = cached(training, STORE)
+            start = time.perf_counter()
             store = finished(keep(folder, STORE, networks["teacher"], wanted(stages), case.data, training, engine))
+            self.filling = time.perf_counter() - start
         self._window = Window(training_batches(case.data, training, seed=0, engine=engine))
         self._epochs = run(stages, networks, self._window, engine, store=store)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from limbeck.bench import machine
 from limbeck.bench.measuring import DISTURBED, Sample, ratios, spread
 from limbeck.bench.peer import installed
 from limbeck.bench.workloads import Workload
@@ -74,12 +75,12 @@ def report(
             f"{name}: {variant} over {FLOORS[variant]}",
             workloads[name]["over_floor"][variant]["median"],
             limit,
-            workloads[name]["outside_share"],
+            workloads[name]["outside_cores"],
         )
         for (name, variant), limit in GATES.items()
         if name in workloads
     ]
-    gates.append(_gate("overhead of a step, us", over.median, MOST_OVERHEAD_US, quiet["outside_share"]))
+    gates.append(_gate("overhead of a step, us", over.median, MOST_OVERHEAD_US, quiet["outside_cores"]))
     gates.append(_gate("peak memory, live over plain", memory["ratio"], MOST_MEMORY))
     gates.append(_gate("start-up of the command, s", startup, MOST_STARTUP_S))
     return {
@@ -120,6 +121,8 @@ def _workload(measured: Measured) -> dict[str, Any]:
         "over_floor": {name: times(name, under) for name, under in FLOORS.items() if name in speeds},
         "faster_than_plain": {name: times("plain", name) for name in speeds if name != "plain"},
         "batch_size": measured.workload.batch_size,
+        "samples": measured.workload.batches * measured.workload.batch_size,
+        "ends": measured.workload.ends,
         "steps_a_sample": dict(measured.steps),
         "precision": measured.precision,
         "precision_reason": measured.reason,
@@ -129,17 +132,19 @@ def _workload(measured: Measured) -> dict[str, Any]:
 
 
 def _quiet(samples: Sequence[Sample]) -> dict[str, Any]:
-    """How much of the machine others took while these were taken."""
+    """How much of the machine others took while these were taken: cores, and their share of all."""
     known = [sample.outside for sample in samples if sample.outside is not None]
+    cores = statistics.mean(known) if known else None
     return {
-        "outside_share": statistics.mean(known) if known else None,
+        "outside_cores": cores,
+        "outside_share": None if cores is None else cores / machine.read().cpus,
         "disturbed": sum(sample.disturbed for sample in samples),
         "repeated": sum(sample.repeated for sample in samples),
     }
 
 
 def _gate(what: str, value: float, limit: float, outside: float | None = None) -> dict[str, Any]:
-    """A figure and what it may be at most; ``disturbed`` where others took so much that it says little."""
+    """A figure and what it may be at most; ``disturbed`` where others took so many cores that it says little."""
     disturbed = outside is not None and outside > DISTURBED
     return {"what": what, "value": value, "limit": limit, "holds": value <= limit, "disturbed": disturbed}
 
@@ -169,16 +174,19 @@ def rows(result: Mapping[str, Any]) -> Iterator[Rows]:
 def sentences(result: Mapping[str, Any]) -> Iterator[str]:
     """What the tables do not say, one line each."""
     for name, found in result["workloads"].items():
-        share = found["outside_share"]
-        others = "what others took is not known" if share is None else f"others took {100 * share:.1f} % of the machine"
+        cores = found["outside_cores"]
+        others = "what others took is not known" if cores is None else f"others took {cores:.2f} cores on average"
         yield (
             f"{name}: {others}; {found['repeated']} samples repeated, {found['disturbed']} kept although "
-            f"others took more than {100 * DISTURBED:.0f} %"
+            f"others took more than {DISTURBED:g} of a core"
         )
+        if found["ends"]:
+            yield f"{name}: plain and plain_tuned also run the layers above the hint, as people write it"
         if "compile_s" in found:
             yield f"{name}: compiling took {found['compile_s']:.1f} s, once"
         if "store_build_s" in found:
-            yield f"{name}: the store was filled in {found['store_build_s']:.1f} s, once"
+            seconds = found["store_build_s"]
+            yield f"{name}: the store of its {found['samples']:,} samples was filled in {seconds:.1f} s, once"
         yield from (f"{name}: no {variant}: {reason}" for variant, reason in found["skipped"].items())
     over, memory = result["step_overhead"], result["peak_memory_mb"]
     yield (
@@ -194,7 +202,11 @@ def sentences(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _precision(found: Mapping[str, Any]) -> str:
-    return f"{'bfloat16' if found['precision'] == 'bf16' else '32 bits'} ({found['precision_reason']})"
+    """Which loops run in which: those of others, but for the tuned one, know of 32 bits alone."""
+    reason = found["precision_reason"]
+    if found["precision"] != "bf16":
+        return f"32 bits ({reason})"
+    return f"limbeck, plain_tuned and the floors in bfloat16 ({reason}), plain and torchdistill in 32 bits"
 
 
 def _spread(found: Mapping[str, float]) -> str:

@@ -26,6 +26,7 @@ class Variant:
     run: Callable[[int], float]  # that many steps; gives the last one's loss, or their mean
     student: nn.Module
     build_seconds: float
+    filling: float = 0.0  # seconds of these that a store's filling took
 
 
 def make(name: str, case: Case, engine: Engine, folder: Path) -> Variant:
@@ -45,6 +46,7 @@ def make(name: str, case: Case, engine: Engine, folder: Path) -> Variant:
     student, teacher = networks["student"], networks["teacher"]
     bf16 = engine.precision == "bf16"
     run: Callable[[int], float]
+    filling = 0.0
     match name:
         case "plain":
             run = _steps(plain(case, student, teacher))
@@ -57,14 +59,15 @@ def make(name: str, case: Case, engine: Engine, folder: Path) -> Variant:
         case "live_compiled":
             run = Own(case, networks, _compiling(engine))
         case "store":
-            run = Own(case, networks, engine, folder / "store")
+            run = own = Own(case, networks, engine, folder / "store")
+            filling = own.filling
         case "floor_live":
             run = _steps(floor(case, student, teacher, bf16=bf16))
         case "floor_store":
             run = _steps(floor(case, student, None, bf16=bf16))
         case _:
             raise ValueError(f"there is no variant {name!r}")
-    return Variant(run, student, time.perf_counter() - start)
+    return Variant(run, student, time.perf_counter() - start, filling)
 
 
 def _steps(losses: Iterator[float]) -> Callable[[int], float]:

@@ -2,11 +2,12 @@
 
 import io
 import struct
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from limbeck.core import LimbeckError
 
@@ -20,6 +21,8 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.D
 
 def decode(label: str, data: bytes, *, least: tuple[int, int] | None = None) -> Image.Image:
     """Decode a file to an image of mode L, if it is grey, or RGB; transparency is dropped.
+
+    It is as it lies in the file, whatever orientation its EXIF data tells.
 
     Args:
         label: what messages call the file.
@@ -38,7 +41,9 @@ def decode(label: str, data: bytes, *, least: tuple[int, int] | None = None) -> 
     except _UNREADABLE as error:
         raise LimbeckError(f"{label} cannot be read as an image: {error}") from error
     if picture is None:
-        raise LimbeckError(f"{label} has Pillow's mode {mode}; allowed are images of 8 bits a channel")
+        raise LimbeckError(
+            f"{label} has more than 8 bits a channel (and Pillow's mode {mode}); allowed are images of at most 8"
+        )
     return picture
 
 
@@ -60,11 +65,22 @@ def is_grey(pixels: Pixels) -> bool:
     return pixels.ndim == 2 or bool((pixels == pixels[..., :1]).all())
 
 
-def _eight_bits(image: Image.Image) -> Image.Image | None:
+def _deeper(image: ImageFile.ImageFile) -> bool:
+    """Whether it has more than 8 bits a channel. Of colour the header alone tells it: Pillow gives the upper 8."""
     if image.mode.startswith(("I", "F")):
-        return None  # Pillow would clip the values
-    if image.mode in ("1", "L", "LA", "La"):
+        return True
+    if isinstance(image, TiffImageFile):
+        return bool(max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8)
+    # What Pillow's decoders are told: a PNG's layout such as RGB;16B, a PPM's layout and greatest value.
+    told: list[tuple[str, Any]] = [(name, how) for name, _, _, how in image.tile]
+    return any(str(how).endswith(";16B") or (name.startswith("ppm") and how[1] > 255) for name, how in told)
+
+
+def _eight_bits(image: ImageFile.ImageFile) -> Image.Image | None:
+    if _deeper(image):
+        return None
+    if image.mode in ("1", "L", "LA"):
         return image.convert("L")
     if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # straight to RGB it warns of a transparent palette
+        return image.convert("RGBA").convert("RGB")  # straight to RGB it warns of a transparent palette
     return image.convert("RGB")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.decoding import Pixels, decode, fitted, is_grey
-from limbeck.data.transforms import identity
+from limbeck.data.transforms import code_of, identity
 from limbeck.data.trees import Reader
 
 _THREADS = 4
@@ -25,6 +25,9 @@ class Images:
     """Image files in the place of a tensor (N, C, H, W) uint8: of a split that does not fit in memory.
 
     It has the tensor's ``shape``, ``dtype``, ``dim()`` and length, and ``images[index]`` decodes those of an index.
+
+    Raises:
+        LimbeckError: the transform's file does not exist, or cannot be read.
     """
 
     reader: Reader  # of the folder or zip file
@@ -33,8 +36,13 @@ class Images:
     channels: int = 3  # 3 (RGB), or 1 where all are grey
     workers: int = 0  # processes that decode for `Batches`; 0: the one that asks
     transform: str | None = None  # of the training views; see `limbeck.data.transforms`
+    code: bytes = b""  # of the transform's file; read when the transform is given, as the file may change later
 
     dtype: ClassVar[torch.dtype] = torch.uint8
+
+    def __post_init__(self) -> None:
+        if self.transform is not None and not self.code:
+            object.__setattr__(self, "code", code_of(self.transform))
 
     @property
     def shape(self) -> torch.Size:
@@ -70,7 +78,7 @@ class Images:
 
     def fingerprint(self) -> Iterator[bytes]:
         """What `Split.digest` sees of them, piece by piece."""
-        made_by = identity(self.transform) if self.transform is not None else b""
+        made_by = identity(self.transform, self.code) if self.transform is not None else b""
         yield repr((tuple(self.shape), len(made_by))).encode() + made_by
         for name in self.names:
             size, head = self.reader.head(name, _HEAD)
@@ -102,7 +110,7 @@ def with_channels(label: str, image: Image.Image, channels: int) -> Image.Image:
     """
     if channels == 1 and image.mode != "L":
         if not is_grey(numpy.asarray(image)):
-            raise LimbeckError(f"{label} is in colour, but the training images that were looked at are all grey")
+            raise LimbeckError(f"{label} is in colour, but the images that were looked at when loading are all grey")
         return image.getchannel(0)
     return image.convert("RGB") if channels == 3 and image.mode != "RGB" else image
 

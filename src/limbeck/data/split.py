@@ -12,9 +12,10 @@ from limbeck.data.images import Images, Inputs, pieces
 from limbeck.data.keys import Purpose, key
 from limbeck.data.scaling import channels, check_scaling, counts, measure, moments
 from limbeck.data.streaming import try_transform
+from limbeck.data.transforms import make_transform
 
 _CHUNK = 1024  # samples whose bytes are put in order at a time
-_LOOKED_AT, _AT_ONCE = 2000, 64  # images on disk that mean and deviation are measured on, and are held at a time
+_LOOKED_AT, _AT_ONCE = 2000, 64  # images on disk that are looked at of each split, and are held at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +52,9 @@ class Split:
 
         In memory: type, shape and bytes of inputs and targets; not ``names``. On disk: the targets, the names and sizes
         of the files, the first 4 KiB of each, the channels, height and width they are decoded to, and the transform
-        (its name, and the bytes of its file). It does not see what changes behind the first 4 KiB of a file that
-        keeps its size, what a transform's file imports, or another version of Pillow or torchvision.
+        (its name, and the bytes of its file as they were when it was loaded). It does not see what changes behind the
+        first 4 KiB of a file that keeps its size, what a transform's file imports, or another version of Pillow or
+        torchvision.
 
         Raises:
             LimbeckError: a file cannot be read.
@@ -187,11 +189,12 @@ def _count(count_or_fraction: float, total: int) -> int:
 def build(*, train: Split, validation: Split, test: Split, classes: tuple[str, ...], normalise: bool) -> Data:
     """Put splits together as `Data`, with mean and std measured on train; 0 and 1 unless ``normalise``.
 
-    Of images on disk at most 2,000 of train are measured, as evenly over the classes as `split_off` takes them, and
-    without transform. Where all these are grey the images have one channel.
+    Of images on disk at most 2,000 of each split are looked at, as evenly over the classes as `split_off` takes them,
+    and without transform; those of train are measured. Where all these are grey the images have one channel.
 
     Raises:
-        LimbeckError: the splits do not fit together; an image that is looked at cannot be read.
+        LimbeckError: the splits do not fit together; an image that is looked at cannot be read; there is no such
+            transform, or it fails on the first image of train.
     """
     count = channels(train.inputs)
     data = Data(train, validation, test, classes, mean=(0.0,) * count, std=(1.0,) * count)
@@ -205,19 +208,27 @@ def build(*, train: Split, validation: Split, test: Split, classes: tuple[str, .
 
 def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
     """The data with the channels that its images have, and their mean and std."""
-    if data.train.transform is not None:
-        try_transform(images)
-    few = split_off(min(_LOOKED_AT, len(images)), data.train, 0)[1]
-    grey, counted = True, torch.zeros(images.channels, 256, dtype=torch.int64)
+    if images.transform is not None:
+        make_transform(images.transform, images.size, images.code)  # refused before the work of looking at images
+    parts = (data.train, data.validation, data.test)
+    seen = [_look(part) for part in parts]
+    kept = 1 if all(grey for grey, _ in seen) else images.channels
+    mean, std = moments(seen[0][1][:kept]) if normalise else ((0.0,) * kept, (1.0,) * kept)
+    train, validation, test = (_with_channels(part, kept) for part in parts)
+    if images.transform is not None:
+        try_transform(replace(images, channels=kept))
+    return Data(train, validation, test, data.classes, mean, std)
+
+
+def _look(split: Split) -> tuple[bool, Tensor]:
+    """Whether those that are looked at are all grey, and how often each channel has each value, (C, 256)."""
+    few = split_off(min(_LOOKED_AT, len(split)), split, 0)[1]
+    grey, counted = True, torch.zeros(channels(split.inputs), 256, dtype=torch.int64)
     for index in pieces(torch.arange(len(few)), _AT_ONCE):
         pixels = few.inputs[index]
         grey = grey and torch.equal(pixels, pixels[:, :1].expand_as(pixels))
         counted += counts(pixels)
-    kept = 1 if grey else images.channels
-    mean, std = moments(counted[:kept]) if normalise else ((0.0,) * kept, (1.0,) * kept)
-    parts = (data.train, data.validation, data.test)
-    train, validation, test = (_with_channels(part, kept) for part in parts)
-    return Data(train, validation, test, data.classes, mean, std)
+    return grey, counted
 
 
 def _with_channels(split: Split, channels: int) -> Split:

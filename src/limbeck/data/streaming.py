@@ -2,10 +2,11 @@
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from limbeck.core import LimbeckError
 from limbeck.data.decoding import decode
 from limbeck.data.images import Images, by_pixel, pieces, plain, with_channels
 from limbeck.data.transforms import Transform, generators_kept, make_transform, seed_generators
+
+_Found = TypeVar("_Found")
 
 AHEAD = 2
 """Batches that each worker decodes before they are asked for: no more of them are ever held."""
@@ -43,11 +46,11 @@ class Decoder(Dataset[tuple[Tensor, str]]):
     def __init__(self, images: Images, *, seed: int, channels_last: bool) -> None:
         self._reader, self._shape, self._size, self._seed = images.reader, images.shape[1:], images.size, seed
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._text = images.transform
+        self._text, self._code = images.transform, images.code
         self._build()
 
     def _build(self) -> None:
-        self._transform = None if self._text is None else make_transform(self._text, self._size)
+        self._transform = None if self._text is None else make_transform(self._text, self._size, self._code)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_transform": None}  # a user's function need not be something that can be sent
@@ -105,7 +108,12 @@ class Stream:
     """Decoded batches of images, in any order; so many are decoded ahead as `AHEAD` says.
 
     Workers start with a pass and end when it does, or when it is left early; with ``keep`` those of a pass that came to
-    its end wait for the next, until the stream is gone. A pass of a single batch does without any.
+    its end wait for the next, until the stream is gone; where one has died by then, new ones are started. A pass of a
+    single batch does without any.
+
+    Where a worker is killed, torch raises a RuntimeError ("DataLoader worker (pid 7) is killed by signal") wherever
+    the main thread happens to be, from its handler of SIGCHLD. Where that waits for a batch it becomes a LimbeckError;
+    anywhere else, such as in a training step, it cannot be caught here and stays what it is.
 
     Args:
         images: what to decode.
@@ -130,11 +138,9 @@ class Stream:
     def __call__(self, order: Tensor, view: int | None) -> Iterator[Tensor]:
         """The images at these places, (M,) int64, batch by batch, uint8 on the device; unchanged without a view."""
         workers = self._images.workers if len(order) > self._batch_size else 0
-        plan, loader = self._waiting.pop() if workers and self._waiting else self._start(workers)
-        plan.order, plan.view = order, view
-        ahead = iter(loader)
+        plan, loader, ahead = self._begin(workers, order, view)
         try:
-            while (found := _next(ahead)) is not None:
+            while (found := _unless_died(partial(next, ahead, None))) is not None:
                 pixels, problem = found
                 if problem:
                     raise LimbeckError(problem)
@@ -143,6 +149,21 @@ class Stream:
                 self._waiting.append((plan, loader))
         finally:
             del ahead, loader  # the workers end with the last reference, which a traceback must not hold
+
+    def _begin(
+        self, workers: int, order: Tensor, view: int | None
+    ) -> tuple[_Plan, DataLoader[Any], Iterator[tuple[Tensor, str]]]:
+        kept = workers > 0 and len(self._waiting) > 0
+        plan, loader = self._waiting.pop() if kept else self._start(workers)
+        plan.order, plan.view = order, view
+        try:
+            return plan, loader, _unless_died(partial(iter, loader))
+        except _DiedError:
+            if not kept:
+                raise
+        finally:
+            del loader
+        return self._begin(workers, order, view)  # one that waited has died: the others end, and new ones start
 
     def _start(self, workers: int) -> tuple[_Plan, DataLoader[Any]]:
         plan = _Plan(self._images.names, self._batch_size, torch.arange(0))
@@ -172,22 +193,32 @@ def try_transform(images: Images) -> None:
         raise LimbeckError(problem)
 
 
-def _next(ahead: Iterator[tuple[Tensor, str]]) -> tuple[Tensor, str] | None:
-    """The next batch; None where there is none.
+class _DiedError(LimbeckError):
+    """A worker ended that should not have."""
+
+
+def _unless_died(take: Callable[[], _Found]) -> _Found:
+    """What the loader gives.
 
     What ends the pass here is raised anew: the traceback of the first error holds the loader, and so its workers.
+
+    Raises:
+        _DiedError: a worker died.
     """
     ended: BaseException
     try:
-        return next(ahead, None)
+        return take()
     except KeyboardInterrupt:
         ended = KeyboardInterrupt()
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        ended = LimbeckError(f"a process that decodes images failed; workers: 0 does without any: {error}")
-    del ahead
-    raise ended
+        ended = _DiedError(f"a process that decodes images failed; workers: 0 does without any: {error}")
+    del take
+    try:
+        raise ended
+    finally:
+        del ended  # it would hold this frame and so itself, and the stream
 
 
 def _as_it_is(found: Any) -> Any:

@@ -14,19 +14,20 @@ from torch import Tensor
 from limbeck.core import LimbeckError
 from limbeck.data.keys import Purpose, key
 from limbeck.data.trees import nearest
-from limbeck.data.userfile import function
+from limbeck.data.userfile import contents, function
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 """An image of mode L or RGB to (C, H, W) uint8; it may draw from `random`, `numpy.random` and torch's CPU generator."""
 
 
-def make_transform(text: str, size: tuple[int, int]) -> Transform:
+def make_transform(text: str, size: tuple[int, int], code: bytes) -> Transform:
     """The transform that a recipe calls by this text.
 
     Args:
         text: ``random_resized_crop``, torchvision's (a part of 8 to 100 % of the area and of proportions 3:4 to 4:3,
             resized, bilinear), or ``path/to/file.py:function``; the function takes the size and returns a `Transform`.
         size: height and width of what it gives.
+        code: what `code_of` gave for the text.
 
     Raises:
         LimbeckError: there is no such transform, or the function fails.
@@ -39,7 +40,7 @@ def make_transform(text: str, size: tuple[int, int]) -> Transform:
             f"there is no transform {text!r}; allowed are {', '.join(_NAMED)} and path/to/file.py:function"
             f"{nearest(text, _NAMED)}"
         )
-    make = function(Path(file).expanduser(), name)
+    make = function(Path(file).expanduser(), name, code)
     try:
         made: Transform = make(size)
     except Exception as error:  # the user's function may raise anything
@@ -49,10 +50,19 @@ def make_transform(text: str, size: tuple[int, int]) -> Transform:
     return made
 
 
-def identity(text: str) -> bytes:
+def code_of(text: str) -> bytes:
+    """The bytes of the transform's file as it is now; none where the text names no Python file.
+
+    Raises:
+        LimbeckError: the file does not exist, or cannot be read.
+    """
+    file = text.rpartition(":")[0]
+    return contents(Path(file).expanduser()) if file.endswith(".py") else b""
+
+
+def identity(text: str, code: bytes) -> bytes:
     """What tells a transform from another, wherever it lies: its name, and its file's bytes."""
-    file, _, name = text.rpartition(":")
-    return name.encode() + b":" + (Path(file).expanduser().read_bytes() if file else b"")
+    return text.rpartition(":")[2].encode() + b":" + code
 
 
 def seed_generators(seed: int, view: int, index: int) -> None:

@@ -87,10 +87,24 @@ class Reader:
 
 
 def _walk(path: Path) -> Iterator[str]:
+    """All in a folder and in what links lead to, but for a folder that is inside of itself: that would never end.
+
+    Two links to one folder, such as a validation folder that is the test folder, are followed both.
+    """
+    around = {os.fspath(path): frozenset({_which(path)})}  # each folder to itself and those that it is in
     for folder, folders, files in os.walk(path, followlinks=True):
+        known = around.pop(folder)
+        below = {name: _which(Path(folder, name)) for name in folders}
+        folders[:] = [name for name, which in below.items() if which not in known]
+        around |= {os.path.join(folder, name): known | {below[name]} for name in folders}
         inside = Path(folder).relative_to(path)
         yield from ((inside / name).as_posix() + "/" for name in folders)
         yield from ((inside / name).as_posix() for name in files)
+
+
+def _which(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def _hidden(part: str) -> bool:

@@ -35,7 +35,10 @@ def folder(request: Request) -> Parts:
     On top there may be ``train``, ``test`` and ``validation`` (or ``val``, ``valid``), each with the same class
     folders; all of this may be inside one more folder. Folders inside a class folder belong to the class. Hidden
     files, ``__MACOSX`` and files that are no images by their name are left out. A path that does not exist as it is
-    is looked for in the data root.
+    is looked for in the data root. Links to folders are followed, but for those to a folder that the link is in.
+
+    An orientation in an image's EXIF data is not followed, nor is it by torchvision's ImageFolder: pixels stay as they
+    lie in the file.
 
     With ``streaming`` the images stay where they are, see `limbeck.data.images`, and count as colour images until they
     have been looked at.
