@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from limbeck.core import LimbeckError, Tap
-from limbeck.exact import NotCopied, close, keep, read
+from limbeck.exact import NotCopied, close, copied, keep, read
 from limbeck.lean import fold, lean, low_precision, runs_channels_last
 from limbeck.models import build
 
@@ -146,6 +146,48 @@ class Random(Net):
         return F.dropout(super().between(x))  # in eval mode too
 
 
+class DeadUse(Net):
+    """What the few samples do not reach, others would."""
+
+    def between(self, x):
+        x = self.conv1(x)
+        return self.norm1(x) + F.relu(x - 80)
+
+
+class DeadMask(Net):
+    def between(self, x):
+        x = self.conv1(x)
+        return self.norm1(x).masked_fill(x > 80, 0)
+
+
+class Keeping(Net):
+    """A hook keeps a tensor in the very network that made it: a copy's hook does so too."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+        self.act.register_forward_hook(lambda module, args, output: self.kept.update(x=output))
+
+    def between(self, x):
+        self.act(super().between(x))
+        return self.kept["x"]
+
+
+class Stubborn(Net):
+    """Dropout stays on, whatever mode is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.dropout.train()
+
+    def between(self, x):
+        return self.dropout(super().between(x))
+
+
 class NotToBeCopied(Net):
     def __init__(self):
         super().__init__()
@@ -211,6 +253,8 @@ def test_folds_whatever_the_dimensions_the_bias_and_the_factors(first, norm, sha
         (Random, ("norm1", "norm2")),
         (NormGivenByKeyword, ("norm2",)),
         (RawOutputUsedToo, ("norm2",)),
+        (DeadUse, ("norm2",)),
+        (DeadMask, ("norm2",)),
         (ChangedInPlaceBetween, ("norm2",)),
         (SumEntersTheNorm, ("norm2",)),
         (ConvolutionRunsTwice, ("norm2",)),
@@ -253,7 +297,8 @@ def test_a_tap_between_them_costs_no_search(monkeypatch):
     runs, forward = [], Net.forward
     monkeypatch.setattr(Net, "forward", lambda self, x: (runs.append(x.dtype), forward(self, x))[1])
     assert fold(Net(), images(), [Tap("teacher", "conv1")])[1] == ("norm2",)
-    assert runs == [torch.float32, *[torch.float64] * 3]  # the taps exist; as it was, what follows what, as it is
+    # The network and its copy, on two lots; then as it was, what follows what, as it is.
+    assert runs == [*[torch.float32] * 4, *[torch.float64] * 3]
 
 
 def test_a_tap_on_a_group_that_ends_in_the_convolution_keeps_its_norm():
@@ -282,6 +327,53 @@ def test_folding_draws_no_random_number():
 def test_folding_a_network_that_cannot_be_copied_is_refused():
     with pytest.raises(NotCopied, match=r"cannot be copied: RuntimeError: Only Tensors created explicitly"):
         fold(NotToBeCopied(), images(), [])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("ran", [True, False])
+def test_a_copy_that_is_not_like_the_network_is_refused(count, ran):
+    network, inputs = Keeping().eval(), images(count)
+    if ran:
+        read(network, inputs, [])  # what the copy then has is right for these samples
+    with pytest.raises(NotCopied, match="gives something else than the network" if ran else "does not run: KeyError"):
+        fold(network, inputs, [])
+    assert lean(network, inputs, [], precision="32", channels_last=False).network is network
+    assert runs_channels_last(network, inputs) is False
+
+
+def test_a_copy_is_compared_by_what_is_tapped_too():
+    class Beside(Keeping):
+        def __init__(self):
+            super().__init__()
+            self.side = nn.Identity()
+
+        def forward(self, x):
+            self.side(self.between(x))
+            return self.head(x[:, :1].mean(dim=(2, 3)).expand(-1, 4))
+
+    network, inputs = Beside().eval(), images()
+    read(network, inputs, [])
+    assert copied(network, inputs)
+    with pytest.raises(NotCopied):
+        copied(network, inputs, [Tap("teacher", "side")])
+
+
+def test_a_copy_rests_though_the_networks_own_train_would_not_let_it():
+    network, inputs = Stubborn(), images()
+    network.train()
+    folded, _ = fold(network, inputs, [])
+    assert not any(module.training for module in folded.modules())
+    assert same(values(network, inputs), values(folded, inputs))
+    assert network.training
+
+
+def test_no_generator_of_another_device_is_seeded(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.mps, "manual_seed", seeded.append)
+    fold(Random(), images(), [])
+    runs_channels_last(Dropping(), images(), learns=True)
+    assert seeded == []
 
 
 def test_folding_for_a_tap_to_nowhere_is_refused():
@@ -376,6 +468,28 @@ def test_channels_last_is_for_images_and_convolutions_alone():
 
 def test_channels_last_can_be_asked_of_a_network_with_nothing_to_learn():
     assert runs_channels_last(Net().requires_grad_(False), images(), learns=True)
+
+
+class ViewedAtRest(Flattened):
+    """In eval mode it needs the one layout, and its own `train` keeps it from that mode."""
+
+    def train(self, mode=True):
+        super().train()
+
+    def flat(self, x):
+        return x.flatten(1) if self.training else x.view(len(x), -1)
+
+
+def test_channels_last_is_tried_in_the_mode_in_which_networks_rest():
+    assert runs_channels_last(ViewedAtRest(), images()) is False
+
+
+def test_channels_last_is_tried_in_the_mode_that_the_network_learns_in():
+    class NeverLearns(ViewedInTraining):
+        def train(self, mode=True):
+            super().train(False)
+
+    assert runs_channels_last(NeverLearns(), images(), learns=True) is True
 
 
 def test_trying_channels_last_leaves_no_trace():
@@ -532,6 +646,18 @@ def test_a_network_that_cannot_be_copied_is_given_back_as_it_is():
 )
 def test_close_tensors_differ_by_a_share_of_the_greatest_value(one, other, alike):
     assert close(one, other, 0.1) is alike
+
+
+def test_tensors_of_a_device_without_64_bits_are_compared_elsewhere():
+    class Narrow(torch.Tensor):
+        def double(self):
+            raise TypeError("no float64")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    one, other = (torch.tensor([1.0, value]).as_subclass(Narrow) for value in (2.0, 2.1))
+    assert close(one, other, 0.1) is True
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3, 6, 100])

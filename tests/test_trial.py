@@ -9,7 +9,9 @@ from torch import nn
 
 from limbeck import engine as engine_module
 from limbeck import trial
-from limbeck.core import TARGETS, Batch, Stage, Term, from_student, from_teacher
+from limbeck.compiled import CannotCompile
+from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Term, from_student, from_teacher
+from limbeck.exact import NotCopied
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.trial import engine_for
@@ -106,16 +108,73 @@ def test_a_long_training_is_compiled_where_that_is_faster(times, step, compiled,
     assert taken == ["p32", "p32"] + (["compiled_32"] if step == 60.0 else [])
 
 
-def test_what_cannot_be_compiled_stays_eager(times, monkeypatch):
-    from limbeck.compiled import CannotCompile
-
+@pytest.mark.parametrize("error", [CannotCompile("no"), NotCopied("it does not run")])
+def test_what_cannot_be_compiled_stays_eager(monkeypatch, error):
     def timed(stage, networks, batches, engine, zeros):
         if engine.compile:
-            raise CannotCompile("no")
+            raise error
         return 60.0
 
     monkeypatch.setattr(trial, "_seconds", timed)
     assert pick(precision="32", compile="auto").compile is False
+
+
+@pytest.mark.parametrize(("turns", "picked"), [((1.0, 0.9, 1.0, 0.5), "bf16"), ((0.5, 0.9, 1.0, 0.5), "32")])
+def test_the_best_of_two_turns_counts(units, monkeypatch, turns, picked):
+    left = iter(turns)
+    monkeypatch.setattr(trial, "_seconds", lambda *_: next(left))
+    assert pick().precision == picked
+    assert list(left) == []
+
+
+def plan(*stages_):
+    """Stages by name, epochs and what they are like."""
+    made = []
+    for name, epochs, kind in stages_:
+        ((stage,), changes) = (stages(), {"learns": ("student", "teacher")} if kind == "both learn" else {})
+        terms = {"hard": stage.terms["hard"]} if kind == "no teacher" else stage.terms
+        prepare = _nothing if kind == "prepares" else None
+        made.append(Stage(name, terms, epochs, stage.optimizer, stage.schedule, prepare=prepare, **changes))
+    return tuple(made)
+
+
+def _nothing(sweep):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("stages_", "tried"),
+    [
+        ((("a", 1, "no teacher"), ("b", 9, "")), "b b b"),
+        ((("a", 9, "no teacher"), ("b", 1, "")), "b b"),  # 600 s of it: not long enough
+        ((("a", 1, ""), ("b", 2, ""), ("c", 9, "prepares")), "b b b"),
+        ((("a", 9, "both learn"), ("b", 3, "")), "b b b"),
+        ((("a", 9, "both learn"),), ""),
+        ((("a", 9, "prepares"), ("b", 9, "no teacher")), ""),
+    ],
+)
+def test_compiling_is_tried_on_the_longest_stage_that_runs_a_resting_teacher(monkeypatch, stages_, tried):
+    seen = []
+    monkeypatch.setattr(trial, "_seconds", lambda stage, *_: (seen.append(stage.name), 60.0)[1])
+    pick(plan(*stages_), precision="32", compile="auto")
+    assert " ".join(seen) == tried
+
+
+def test_bf16_is_tried_on_the_longest_stage_and_compiling_on_that_with_the_teacher(units, monkeypatch):
+    seen = []
+
+    def timed(stage, networks, batches, engine, zeros):
+        seen.append((stage.name, engine.precision, engine.compile))
+        return {"32": 70.0, "bf16": 50.0}[engine.precision] / (2 if engine.compile else 1)
+
+    monkeypatch.setattr(trial, "_seconds", timed)
+    engine = pick(plan(("a", 2, ""), ("b", 9, "no teacher")), compile="auto")
+    assert (engine.precision, engine.compile) == ("bf16", True)
+    both = [("b", "32", False), ("b", "bf16", False)]
+    assert seen == [*both * 2, *[("a", "bf16", False)] * 2, ("a", "bf16", True)]
+    seen.clear()
+    pick(plan(("a", 2, "")), compile="auto")
+    assert [name for name, *_ in seen] == ["a"] * 5  # the times by which bf16 was picked serve once more
 
 
 def test_a_teacher_that_is_read_from_a_store_is_not_compiled(times):
@@ -147,7 +206,133 @@ def test_the_trial_stops_when_its_patience_is_over(units, monkeypatch):
     monkeypatch.setattr(trial.time, "perf_counter", lambda: next(clock))
     source = Source()
     engine_for(stages(), networks(), source, device="cpu", precision="auto", compile=False)
-    assert source.given == 4 * 2
+    assert source.given == 4 * 3
+
+
+class Late:
+    """A training's run whose steps take these seconds, by the clock that the trial reads."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.now, self.seconds, self.steps = 0.0, seconds, 0
+        monkeypatch.setattr(trial.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(trial, "run", self.run)
+
+    def run(self, stages, networks, batches, engine, store):
+        for _, seconds in zip(batches(0), self.seconds, strict=False):
+            self.now += seconds
+            self.steps += 1
+        yield
+
+
+@pytest.mark.parametrize(
+    ("seconds", "median", "steps"),
+    [
+        ([12.0, *[0.5] * 9], 0.5, 5),  # a first step that compiles
+        ([12.0, 0.4, 0.9, 0.5, 0.7, 9.0], 0.6, 5),
+        ([1.0, 30.0, 1.0], 30.0, 2),
+        ([1.0, 6.0, 6.0, 1.0], 6.0, 3),
+    ],
+)
+def test_the_first_step_is_neither_counted_nor_waited_for(monkeypatch, seconds, median, steps):
+    late = Late(monkeypatch, seconds)
+    found = trial._seconds(stages()[0], networks(), Source(), trial.Engine(device="cpu", precision="32"), None)
+    assert found == pytest.approx(median)
+    assert late.steps == steps
+
+
+class OneBatch(Source):
+    def __len__(self):
+        return 1
+
+    def __call__(self, epoch):
+        self.given += 1
+        yield Batch(self.inputs, torch.arange(40) % 2, torch.arange(40), epoch)
+
+
+def test_a_training_of_one_batch_an_epoch_is_timed_after_its_first_step_too(units, monkeypatch):
+    Late(monkeypatch, [12.0, *[0.5] * 9])
+    engine = trial.Engine(device="cpu", precision="32")
+    assert trial._seconds(stages()[0], networks(), OneBatch(), engine, None) == 0.5
+
+
+def test_no_step_of_the_trial_is_beyond_the_end_of_its_training(units):
+    progress = []
+    ((stage,),) = (stages(),)
+    plan = (Stage("one", stage.terms, 1, stage.optimizer, lambda passed: (progress.append(passed), 1.0)[1]),)
+    pick(plan, OneBatch())
+    assert len(progress) == 4 * (trial.STEPS + 1)
+    assert max(progress) < 1
+
+
+class NotToBeCopied(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 2)
+        self.scale = self.weight.sum()  # not a leaf
+
+    def forward(self, x):
+        return super().forward(x) * self.scale.detach()
+
+
+class Keeping(nn.Linear):
+    """A copy's hook keeps its tensor in the network that was copied."""
+
+    def __init__(self):
+        super().__init__(6, 2)
+        self.kept = {}
+        self.inner = nn.Identity()
+        self.inner.register_forward_hook(lambda module, args, output: self.kept.update(x=output))
+
+    def forward(self, x):
+        self.inner(super().forward(x))
+        return self.kept["x"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (NotToBeCopied, "not tried: the networks cannot be copied"),
+        (Keeping, "not tried: a copy of the networks does not run"),
+    ],
+)
+def test_networks_that_cannot_be_copied_are_not_tried_and_it_is_said(units, kind, reason):
+    def pick(**asked):
+        given = networks() | {"student": kind()}
+        options = {"device": "cpu", "precision": "auto", "compile": "auto"} | asked
+        return engine_for(stages(), given, Source(), **options)
+
+    engine = pick()
+    assert (engine.precision, engine.compile, engine.reason) == ("32", False, reason)
+    engine = pick(precision="bf16")
+    assert (engine.precision, engine.compile, engine.reason) == ("bf16", False, "asked for")
+    assert pick(compile=True).compile is True
+
+
+def test_what_the_user_can_mend_is_said_by_the_trial(units):
+    def refuses(student, teacher):
+        raise LimbeckError("mend me")
+
+    with pytest.raises(LimbeckError, match=r"^mend me$"):
+        pick((Stage("one", {"soft": Term(refuses, (from_student(), from_teacher()))}, 2, sgd(lr=0.1), constant()),))
+
+
+def test_a_trial_that_fails_leaves_the_generators_as_they_were(units):
+    def refuses(student, teacher):
+        torch.rand(1)
+        raise LimbeckError("no")
+
+    plan = (Stage("one", {"soft": Term(refuses, (from_student(), from_teacher()))}, 2, sgd(lr=0.1), constant()),)
+    given, state = networks(), torch.get_rng_state()
+    with pytest.raises(LimbeckError):
+        engine_for(plan, given, Source(), device="cpu", precision="auto", compile=False)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_compiler_that_is_missing_is_said_before_anything_is_tried(units, times, monkeypatch):
+    monkeypatch.setattr(engine_module, "can_compile", lambda device: False)
+    taken = times()
+    with pytest.raises(LimbeckError, match="has no compiler"):
+        pick(compile=True)
+    assert taken == []
 
 
 def test_a_training_that_diverges_is_left_to_tell_it_itself(units):

@@ -13,6 +13,9 @@ from limbeck.taps import dry_run
 ROUNDING = 1e-9
 """The greatest difference of two tensors in 64 bits that is rounding, as a share of the greatest value."""
 
+ALIKE = 1e-3
+"""The same for a network and its copy where they run, as not every device sums in the same order at each run."""
+
 Change = Callable[[], Callable[[], None]]
 """Makes a change of a network and gives what takes it back."""
 
@@ -23,21 +26,42 @@ class NotCopied(LimbeckError):
     """A network that cannot be copied."""
 
 
-def copied(network: nn.Module) -> nn.Module:
-    """A copy on the same device.
+def copied(network: nn.Module, inputs: Tensor, taps: Iterable[Tap] = ()) -> nn.Module:
+    """A copy on the same device, in eval mode, that gives what the network gives: on the samples, and on others.
+
+    Eval mode is each module's flag, as in training: a network's own ``train`` or ``eval`` may leave some modules out.
+
+    Args:
+        network: left as it is.
+        inputs: (N, ...) a few samples in 32 bits, on the network's device.
+        taps: what is compared besides the output.
 
     Raises:
-        NotCopied: the network refuses, as one with the old `weight_norm` does.
+        NotCopied: the network refuses, as one with the old `weight_norm` does; or the copy fails or gives something
+            else, as that of a network does whose hooks keep tensors in the network itself.
+        LimbeckError: a tap does not exist or has no one value.
     """
+    wanted = tuple(taps)
     try:
-        return copy.deepcopy(network)
+        made = copy.deepcopy(network)
     except Exception as error:  # the network may be the user's, and raise anything
         raise NotCopied(f"the network cannot be copied: {type(error).__name__}: {error}") from error
+    for module in made.modules():
+        module.training = False
+    for samples in (inputs, _others(inputs)):
+        expected = read(network, samples, wanted)
+        try:
+            found = read(made, samples, wanted)
+        except Exception as error:
+            raise NotCopied(f"a copy of the network does not run: {type(error).__name__}: {error}") from error
+        if not agree(expected, found, ALIKE):
+            raise NotCopied("a copy of the network gives something else than the network")
+    return made
 
 
 def in_64_bits(network: nn.Module) -> nn.Module:
     """A copy in float64 on the CPU: not every device has such numbers, and not every one has each layout of them."""
-    return copied(network).to("cpu", torch.float64)
+    return copy.deepcopy(network).cpu().double()
 
 
 def read(network: nn.Module, inputs: Tensor, taps: Iterable[Tap]) -> Values:
@@ -56,7 +80,10 @@ def read(network: nn.Module, inputs: Tensor, taps: Iterable[Tap]) -> Values:
 def same_numbers(device: torch.device) -> Iterator[None]:
     """The same random numbers in every such block, and the generators afterwards as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed those of all devices
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
         yield
 
 
@@ -69,7 +96,7 @@ def close(one: Tensor, other: Tensor, tolerance: float) -> bool:
     """Whether two tensors differ nowhere by more than a share of the greatest value; NaN differs from all."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    one, other = one.double(), other.double()
+    one, other = one.cpu().double(), other.cpu().double()
     return one.numel() == 0 or bool((one - other).abs().max() <= tolerance * one.abs().max())
 
 
@@ -98,3 +125,9 @@ def keep(changes: Mapping[str, Change], holds: Callable[[], bool]) -> tuple[str,
         else:
             undo()
     return tuple(kept)
+
+
+def _others(inputs: Tensor) -> Tensor:
+    """Other samples of the same kind: in the opposite order or, where that is the same, each turned round too."""
+    swapped = inputs.flip(0)
+    return inputs.flip(tuple(range(inputs.dim()))) if torch.equal(swapped, inputs) else swapped

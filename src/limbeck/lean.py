@@ -4,6 +4,7 @@ No step is taken on trust: it is kept only where a run on a few samples shows th
 tensors stay as they were. Call all of this outside a `Taps` block, because a copy of a network has its hooks too.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from limbeck.core import Tap
 from limbeck.exact import (
@@ -82,9 +85,10 @@ def fold(network: nn.Module, inputs: Tensor, taps: Iterable[Tap]) -> tuple[nn.Mo
     """A copy in which each BatchNorm that can be is folded into the layer before it, and the names of those.
 
     Folded is a BatchNorm with running statistics that is given the very tensor that one convolution or linear layer
-    gives, both run once in a forward, where in 64 bits the network's output and every tapped tensor stay as they were
-    up to rounding. An `nn.Identity` takes its place. A layer with hooks or a parametrisation stays, and so does one
-    whose output is tapped. Nothing is folded in a network that does not run in 64 bits on the CPU.
+    gives and nothing else uses, both run once in a forward, where in 64 bits the network's output and every tapped
+    tensor stay as they were up to rounding. An `nn.Identity` takes its place. A layer with hooks or a parametrisation
+    stays, and so does one whose output is tapped. Nothing is folded in a network that does not run in 64 bits on the
+    CPU.
 
     Args:
         network: left as it is; on any device, where the copy is too.
@@ -92,21 +96,19 @@ def fold(network: nn.Module, inputs: Tensor, taps: Iterable[Tap]) -> tuple[nn.Mo
         taps: what will be read of it.
 
     Raises:
-        NotCopied: `copy.deepcopy` refuses the network.
+        NotCopied: `copy.deepcopy` refuses the network, or gives one that is not like it.
         LimbeckError: a tap does not exist or has no one value.
     """
     wanted = tuple(taps)
-    made = copied(network).eval().requires_grad_(False)
-    read(made, inputs, wanted)
+    made = copied(network, inputs, wanted).requires_grad_(False)
     try:
-        trial, samples = in_64_bits(made), inputs.to("cpu", torch.float64)
+        trial, samples = in_64_bits(made), inputs.cpu().double()
         before = read(trial, samples, wanted)
+        found = _pairs(trial, samples)
     except Exception:  # the network may be the user's, and raise anything
         return made, ()
     raw = {(tap.layer, tap.side) for tap in wanted}
-    pairs = {
-        norm: layer for norm, layer in _pairs(trial, samples).items() if not raw & {(norm, "input"), (layer, "output")}
-    }
+    pairs = {norm: layer for norm, layer in found.items() if not raw & {(norm, "input"), (layer, "output")}}
     changes = {norm: _folding(trial, layer, norm) for norm, layer in pairs.items()}
     folded = keep(changes, lambda: agree(before, read(trial, samples, wanted), ROUNDING))
     for norm in folded:
@@ -159,10 +161,13 @@ def runs_channels_last(network: nn.Module, inputs: Tensor, *, learns: bool = Fal
     if inputs.dim() != 4 or not any(isinstance(module, nn.Conv2d) for module in network.modules()):
         return False
     try:
-        trial = copied(network).to(memory_format=torch.channels_last)
-        for mode in (False, True) if learns else (False,):
-            _outcome(trial.train(mode), inputs.contiguous(memory_format=torch.channels_last), learns)
-        exact, samples = in_64_bits(network).eval(), inputs.to("cpu", torch.float64)
+        trial = copied(network, inputs)
+        exact, samples = in_64_bits(trial), inputs.cpu().double()
+        trial.to(memory_format=torch.channels_last)
+        _outcome(trial, inputs.contiguous(memory_format=torch.channels_last), learns)
+        if learns:
+            trial.train()  # as training asks it, whose own `train` may keep some modules in eval mode
+            _outcome(trial, inputs.contiguous(memory_format=torch.channels_last), learns)
         before = _outcome(exact, samples.contiguous(), learns)
         exact.to(memory_format=torch.channels_last)
         after = _outcome(exact, samples.contiguous(memory_format=torch.channels_last), learns)
@@ -182,13 +187,33 @@ def _outcome(network: nn.Module, inputs: Tensor, learns: bool) -> list[Tensor]:
     return [output.detach(), torch.cat([gradient.flatten() for gradient in found if gradient is not None])]
 
 
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is not typed
+    """How many operations of a run take an object, by its id."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = Counter[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count.update({id(leaf) for leaf in tree_leaves((args, kwargs))})
+        return func(*args, **(kwargs or {}))
+
+
 def _pairs(network: nn.Module, inputs: Tensor) -> dict[str, str]:
-    """The norms that are given just what a convolution or linear layer gave, with that layer's name; from one run."""
+    """The norms that are given just what a convolution or linear layer gave, with that layer's name; from one run.
+
+    No other operation takes that tensor: with other samples than these few, that might show in what is read.
+    """
+    uses = _Uses()
     given: dict[str, list[tuple[Tensor, int]]] = {}
     entered: dict[str, list[tuple[Tensor, int]]] = {}
 
     def gives(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda module, args, output: given.setdefault(name, []).append((output, output._version))
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            given.setdefault(name, []).append((output, output._version))
+            uses.count[id(output)] = 0  # which is its own from here on: what had it before is gone
+
+        return hook
 
     def enters(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda module, args: entered.setdefault(name, []).extend((tensor, tensor._version) for tensor in args)
@@ -201,11 +226,12 @@ def _pairs(network: nn.Module, inputs: Tensor) -> dict[str, str]:
             handles.append(module.register_forward_hook(gives(name)))
         if type(module) in NORMS and module.running_var is not None:
             handles.append(module.register_forward_pre_hook(enters(name)))
-    with same_numbers(inputs.device), torch.no_grad():
+    with same_numbers(inputs.device), torch.no_grad(), uses:
         network(inputs)
     for handle in handles:
         handle.remove()
-    sources = {(id(runs[0][0]), runs[0][1]): name for name, runs in given.items() if len(runs) == 1}
+    once = {name: runs[0] for name, runs in given.items() if len(runs) == 1}
+    sources = {(id(tensor), version): name for name, (tensor, version) in once.items() if uses.count[id(tensor)] == 1}
     single = {name: (id(runs[0][0]), runs[0][1]) for name, runs in entered.items() if len(runs) == 1}
     return {name: sources[tensor] for name, tensor in single.items() if tensor in sources}
 

@@ -6,21 +6,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain, count, pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from limbeck.core import Batch, Networks, Outputs, Stage, Tap
-from limbeck.engine import Engine, Precision, can_compile, has_bf16_units, pick_device
+from limbeck.core import Batch, LimbeckError, Networks, Outputs, Stage, Tap
+from limbeck.engine import Engine, Precision, can_compile, has_bf16_units
+from limbeck.exact import NotCopied
 from limbeck.taps import shapes
 from limbeck.train import BatchSource, Diverged, run
 
 STEPS = 4
-"""Timed in each precision and turn, after one that is not; the turns are two."""
+"""Timed in each precision and turn, after one that is not, because it may compile; the turns are two."""
 
 PATIENCE = 10.0
-"""Seconds after which a turn ends, whatever its steps."""
+"""Seconds of timed steps after which a turn ends; one is always timed."""
 
 FASTER = 1.15
 """How many times bf16 must be faster to be taken: less is within what the timing of a few steps swings by."""
@@ -49,7 +51,7 @@ class Zeros:
 
 
 class _Timed:
-    """A few batches, and the times at which they were asked for."""
+    """A few batches, of as many epochs as it takes, and the times at which they were asked for."""
 
     def __init__(self, batches: BatchSource, device: torch.device) -> None:
         self.samples = batches.samples
@@ -57,15 +59,14 @@ class _Timed:
         self.times: list[float] = []
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return max(len(self._batches), STEPS + 1)  # so that no step is beyond the end of the training
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
-        for number, batch in enumerate(self._batches(epoch)):
+        for number, batch in enumerate(chain.from_iterable(map(self._batches, count(epoch)))):
             self._note()
-            if number > STEPS or self.times[-1] - self.times[0] > PATIENCE:
+            if number > STEPS or (number > 1 and self.times[-1] - self.times[1] > PATIENCE):
                 return
             yield batch
-        self._note()
 
     def sweep(self) -> Iterator[Batch]:
         yield from self._batches.sweep()
@@ -91,9 +92,11 @@ def engine_for(
 ) -> Engine:
     """The engine with what ``auto`` stands for decided, by a trial where the machine leaves a choice.
 
-    The networks and losses are copied for it, and no generator moves. bf16 is taken where the first stage that needs
-    no preparation is at least `FASTER` times as fast in it; frozen networks are compiled where the whole training
-    would take more than `COMPILE_AFTER`, they are not read from a store, and the compiled step is `COMPILED_FASTER`.
+    The networks and losses are copied for it, and no generator moves. bf16 is taken where the longest stage is at least
+    `FASTER` times as fast in it. Frozen networks are compiled where the stages that run a frozen teacher would take
+    more than `COMPILE_AFTER`, each of their steps as long as one of the longest of them, and such a step is
+    `COMPILED_FASTER` compiled. Stages that need preparation are left out of all this. Nothing is tried where the
+    networks cannot be copied, and `auto` then stands for 32 bits and not compiled.
 
     Args:
         stages: of the training.
@@ -107,45 +110,85 @@ def engine_for(
     Raises:
         LimbeckError: there is no such device or precision; compiling is asked for and there is no compiler.
     """
-    place = pick_device(device)
+    untried = Engine(device=device, precision=precision, compile=compile is True)
     ready = [stage for stage in stages if stage.prepare is None]
-    resting = {tap for stage in stages for term in stage.terms.values() for tap in term.reads} - stored
-    runs_teacher = any(tap.source == "teacher" for tap in resting)
-    open_precision = precision == "auto" and has_bf16_units(place)
-    open_compile = compile == "auto" and runs_teacher and can_compile(place)
+    taught = [stage for stage in ready if _runs_teacher(stage, stored)]
+    open_precision = precision == "auto" and has_bf16_units(untried.device)
+    open_compile = compile == "auto" and bool(taught) and can_compile(untried.device)
     if not ready or not (open_precision or open_compile):
-        return Engine(device=device, precision=precision, compile=compile is True)
-    candidates: tuple[Precision, ...] = ("32", "bf16") if open_precision else (precision,)
+        return untried
     zeros = _zeros(networks, stored, batches.few(), batches.samples + 1)
-    times: dict[str, list[float]] = {candidate: [] for candidate in candidates}
-    for candidate in candidates * 2:
-        engine = Engine(device=device, precision=candidate)
-        times[candidate].append(_seconds(ready[0], networks, batches, engine, zeros))
-    best = {candidate: min(found) for candidate, found in times.items()}
-    faster = best["32"] / best["bf16"] >= FASTER if open_precision else None
-    step = best["bf16"] if faster else best[candidates[0]]
-    seconds = step * len(batches) * sum(stage.epochs for stage in stages)
-    pays = compile is True
-    if open_compile and seconds > COMPILE_AFTER:
+
+    def seconds(stage: Stage, engine: Engine) -> float:
+        return _seconds(stage, networks, batches, engine, zeros)
+
+    def best(stage: Stage, *precisions: Precision) -> dict[Precision, float]:
+        engines = [Engine(device=device, precision=one) for one in precisions]
+        turns = [[seconds(stage, engine) for engine in engines] for _ in range(2)]
+        return dict(zip(precisions, map(min, *turns), strict=True))
+
+    found, faster = dict[Precision, float](), None
+    try:
+        if open_precision:
+            found = best(_longest(ready), "32", "bf16")
+            faster = found["32"] / found["bf16"] >= FASTER
+        eager = Engine(device=device, precision=precision, compile=compile is True, faster=faster)
+        if not open_compile:
+            return eager
+        longest = _longest(taught)
+        if longest is not _longest(ready) or not found:
+            found = best(longest, eager.precision)
+    except NotCopied as error:
+        if open_precision:
+            untried.reason = f"not tried: {error}"
+        return untried
+    step = found[eager.precision]
+    if step * len(batches) * sum(stage.epochs for stage in taught) > COMPILE_AFTER:
         from limbeck.compiled import CannotCompile  # the compiler takes a second to import
 
-        with suppress(CannotCompile):  # then it does not pay
-            engine = Engine(device=device, precision=precision, compile=True, faster=faster)
-            pays = step / _seconds(ready[0], networks, batches, engine, zeros) >= COMPILED_FASTER
-    return Engine(device=device, precision=precision, compile=pays, faster=faster)
+        with suppress(CannotCompile, NotCopied):  # then it does not pay
+            compiled = Engine(device=device, precision=precision, compile=True, faster=faster)
+            if step / seconds(longest, compiled) >= COMPILED_FASTER:
+                return compiled
+    return eager
+
+
+def _longest(stages: Sequence[Stage]) -> Stage:
+    return max(stages, key=lambda stage: stage.epochs)
+
+
+def _runs_teacher(stage: Stage, stored: frozenset[Tap]) -> bool:
+    """Whether it reads a teacher that does not learn in it, and not from a store."""
+    learning = {name.partition(".")[0] for name in stage.learns}
+    read = {tap for term in stage.terms.values() for tap in term.reads} - stored
+    return "teacher" not in learning and any(tap.source == "teacher" for tap in read)
 
 
 def _seconds(stage: Stage, networks: Networks, batches: BatchSource, engine: Engine, zeros: Outputs | None) -> float:
-    """The median time of a step."""
-    stage, copies = copy.deepcopy((replace(stage, epochs=1, finish=None), dict(networks)))
+    """The median time of a step after the first.
+
+    Raises:
+        NotCopied: there is no copy to try it on, or none that runs, though the training itself may.
+    """
+    try:
+        stage, copies = copy.deepcopy((replace(stage, epochs=1, finish=None), dict(networks)))
+    except Exception as error:  # the networks may be the user's, and raise anything
+        raise NotCopied("the networks cannot be copied") from error
     timed = _Timed(batches, engine.device)
     generators = engine.generators()
-    with suppress(Diverged):  # the training itself will tell
+    try:
         for _ in run([stage], copies, timed, engine, store=zeros):
             pass
-    engine.restore_generators(generators)
-    passed = [after - before for before, after in zip(timed.times, timed.times[1:], strict=False)]
-    return statistics.median(passed[1:] or passed)
+    except Diverged:  # the training itself will tell
+        pass
+    except LimbeckError:
+        raise
+    except Exception as error:
+        raise NotCopied("a copy of the networks does not run") from error
+    finally:
+        engine.restore_generators(generators)
+    passed = [after - before for before, after in pairwise(timed.times)]
+    return statistics.median(passed[1:])
 
 
 def _zeros(networks: Networks, stored: frozenset[Tap], few: Tensor, samples: int) -> Outputs | None:
