@@ -158,9 +158,8 @@ def test_what_hinders_a_store_is_said_before_a_student_is_trained():
 
 def test_images_that_a_transform_changes_are_not_kept_by_auto():
     pictures()
-    settings = [
-        "data={source: folder, path: pictures, validation: 0, size: [8, 8], streaming: true, transform: random_resized_crop}"
-    ]
+    streamed = "source: folder, path: pictures, validation: 0, size: [8, 8], streaming: true"
+    settings = [f"data={{{streamed}, transform: random_resized_crop}}"]
     settings += ["cache={}", "train.augment={}", "student.model={name: mlp, hidden: [4]}"]
     experiment = Experiment(read(Path("recipe.yaml"), overrides=settings), Path("run"))
     assert experiment.recipe.cache.use is False

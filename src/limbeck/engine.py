@@ -81,10 +81,16 @@ class Engine:
         """The context in which a network's forward runs in the engine's precision."""
         return nullcontext() if self.precision == "32" else self._fabric.autocast()
 
-    def alone(self) -> Any:
-        """A context in which an autocast of the caller's ends, so that losses see what `autocast` leaves them."""
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside the block an autocast of the caller's ends, so that losses see what `autocast` leaves them.
+
+        So do the casts that it holds: one made without gradients would be taken where a gradient is wanted.
+        """
         kind = self.device.type
-        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            torch.clear_autocast_cache()
+            yield
 
     @contextmanager
     def layout(self, networks: Iterable[nn.Module], inputs: Tensor) -> Iterator[None]:

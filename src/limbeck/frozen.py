@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 from torch import Tensor, nn
 
@@ -87,9 +88,17 @@ def quickest(
     return quick, readers
 
 
-def versions_of(networks: Iterable[nn.Module]) -> tuple[int, ...]:
-    """Numbers that change when a parameter or buffer is written to."""
-    return tuple(tensor._version for network in networks for tensor in (*network.parameters(), *network.buffers()))
+class Versions:
+    """Which tensors networks have, and how often each was written to; what is written through ``.data`` is not seen.
+
+    Attributes:
+        numbers: equal while no parameter or buffer is replaced or written to, and for as long as this object lives.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        both = (chain(network.parameters(), network.buffers()) for network in networks)
+        self._held = list(chain.from_iterable(both))  # or a new tensor might get the number of one that is gone
+        self.numbers = [(id(tensor), tensor._version) for tensor in self._held]
 
 
 def _from(store: Outputs) -> Reader:

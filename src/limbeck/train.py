@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from limbeck.core import Batch, LimbeckError, Loss, Networks, Outputs, Stage, Tap
 from limbeck.engine import Engine, as_parameters_lie
-from limbeck.frozen import frozen, learners, quickest, resting, versions_of
+from limbeck.frozen import Versions, frozen, learners, quickest, resting
 from limbeck.taps import Taps, evaluation_mode
 
 
@@ -100,7 +100,8 @@ class TrainingSweep:
         read = [self._networks[name] for name in dict.fromkeys(tap.source for tap in taps) if name in self._networks]
         with evaluation_mode(read), Taps(self._networks, taps) as tapped:
             for batch in self._batches.sweep():
-                with torch.no_grad(), self._engine.autocast():  # for the networks, not for what the caller computes
+                # for the networks, not for what the caller computes
+                with torch.no_grad(), self._engine.alone(), self._engine.autocast():
                     values = tapped.read(batch)
                 yield tuple(_full(values[tap]) for tap in taps)
 
@@ -170,15 +171,17 @@ def _stage(
             step.compile(engine.compiled)
         reads = [tap for term in stage.terms.values() for tap in term.reads]
         learns = {name.partition(".")[0] for name in stage.learns}
-        copied: tuple[int, ...] | None = None
+        copied: Versions | None = None
         if state is not None:
             engine.restore_generators(state["generators"])
         for number in range(state["epoch"] if state else 0, stage.epochs):
             start = time.perf_counter()
             if stage.prepare is not None:
                 stage.prepare(TrainingSweep(number, networks, batches, engine))
-            versions = versions_of(network for name, network in networks.items() if name not in learns)
-            if versions != copied:  # at first, and when a network that rests was changed between epochs
+            versions = Versions(network for name, network in networks.items() if name not in learns)
+            if (
+                copied is None or versions.numbers != copied.numbers
+            ):  # at first, and when a network that rests was changed between epochs
                 quick, readers = quickest(stage, networks, batches.few(), engine, store)
                 taps, copied = Taps(quick, reads, learns=learns, readers=readers), versions
             with taps, engine.alone():
