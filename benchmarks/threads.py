@@ -37,9 +37,9 @@ CASES = {
 
 SETTINGS = {
     "1 thread": {"OMP_NUM_THREADS": "1"},
-    "all threads, asleep": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "all threads, as they are": {},
-    "all threads, spinning": {"OMP_WAIT_POLICY": "ACTIVE"},
+    "all, asleep at once": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "all, as the commands": {"GOMP_SPINCOUNT": "30000"},
+    "all, as they are": {},
 }
 
 BUSY = "while True: pass"
@@ -62,7 +62,7 @@ def child(name: str, seconds: float) -> None:
 
 def sample(name: str, setting: str, seconds: float) -> float:
     """The milliseconds of a step in a process with this setting."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     command = [sys.executable, __file__, "--child", name, "--seconds", str(seconds)]
     done = subprocess.run(command, env={**kept, **SETTINGS[setting]}, capture_output=True, text=True, check=True)
     return float(done.stdout)

@@ -478,15 +478,17 @@ def test_doctor_tells_of_a_data_folder_that_is_not_there_yet(monkeypatch, tmp_pa
     assert f"{tmp_path}/.cache/limbeck (not there yet)" in limbeck_does("doctor")
 
 
-@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "30000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
 def test_waiting_threads_leave_the_processor_to_others_unless_the_user_says_otherwise(given, found):
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    kept = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     code = (
         "import os, sys, limbeck.cli as cli\ncli.main(version=False)\n"
-        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     )
-    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    shown = subprocess.run([sys.executable, "-c", code], env=kept | given, capture_output=True, text=True, check=True)
     assert shown.stdout.split() == [found, "False"]
 
 

@@ -191,7 +191,8 @@ def keep(
     rows = len(data.train.without(training.exclude))
     with reading(teacher, taps, batches.few(), engine, block.runtime) as reader:
         if begun(folder) is None:
-            yield estimate(folder, reader, batches, fingerprint=expected, rows=rows)
+            timed = max(1, min(3, len(batches) * expected.views // 50))  # not much beside the work itself
+            yield estimate(folder, reader, batches, fingerprint=expected, rows=rows, batches=timed)
         yield from build(folder, reader, batches, fingerprint=expected, rows=rows)
     return Store(folder, expected)
 

@@ -16,9 +16,17 @@ if TYPE_CHECKING:
     from limbeck.experiment import Experiment
 
 SMALL = 2_000_000
-"""Multiply-accumulates of one sample through teacher and student below which several threads cost more than they save.
+"""Multiply-accumulates of one sample through teacher and student below which one thread does all.
 
-On 2 cores, the demo (1.7 million) took 32 s with one thread and 69 s with two; MNIST (3.7 million) gains from two.
+On 2 cores a second one gains nothing on two small MLPs and a fifth on the demo (1.7 million) where the machine is idle,
+and costs a third of a step there beside other work; from 4 million on it gains nearly all. See docs/speed.md.
+"""
+
+SPINS = "30000"
+"""How often a thread of GNU's OpenMP looks for work before it sleeps.
+
+Threads that look ten times as often, as they do unless told otherwise, keep the processors from each other where other
+work runs too; those that sleep at once cost up to a third of a step where none does. See docs/speed.md for figures.
 """
 
 WIDTH = 96
@@ -45,10 +53,8 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="R
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Distil a trained teacher into a small student, with evidence of what distilling brought."""
-    # Threads that wait by spinning, as they do unless told otherwise, make training beside other work many times
-    # slower: beside two busy processes on 2 cores one run took 22 s with this and over 60 s without (one reading each).
-    # Read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is first imported
     if version:
         from limbeck import __version__
 
