@@ -19,7 +19,7 @@ SMALL = 2_000_000
 """Multiply-accumulates of one sample through teacher and student below which one thread does all.
 
 On 2 cores a second one gains nothing on two small MLPs and a fifth on the demo (1.7 million) where the machine is idle,
-and costs a third of a step there beside other work; from 4 million on it gains nearly all. See docs/speed.md.
+and makes both several times slower beside other work; from 3.7 million on it gains nearly all. See docs/speed.md.
 """
 
 SPINS = "30000"
