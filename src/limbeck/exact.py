@@ -52,7 +52,7 @@ def copied(network: nn.Module, inputs: Tensor, taps: Iterable[Tap] = ()) -> nn.M
         expected = read(network, samples, wanted)
         try:
             found = read(made, samples, wanted)
-        except Exception as error:
+        except Exception as error:  # as above
             raise NotCopied(f"a copy of the network does not run: {type(error).__name__}: {error}") from error
         if not agree(expected, found, ALIKE):
             raise NotCopied("a copy of the network gives something else than the network")
