@@ -25,8 +25,8 @@ def imported(tree):
 
 
 def ours(tree):
-    """The parts of limbeck that a tree imports: `core`, `methods`, ..."""
-    return {module.split(".")[1] for module in imported(tree) if module.startswith("limbeck.")}
+    """The parts of limbeck that a tree imports: `core`, `methods`, ...; all may use `errors`."""
+    return {module.split(".")[1] for module in imported(tree) if module.startswith("limbeck.")} - {"errors"}
 
 
 def outside(tree):
@@ -59,6 +59,7 @@ def test_imports_are_read_rightly(source, expected):
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
+        ("errors", set()),
         ("core", set()),
         ("taps", {"core"}),
         ("connectors", {"core"}),
@@ -130,7 +131,7 @@ def test_help_does_not_wait_for_torch(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_stays_short(name):
-    assert len(FILES[name].read_text().splitlines()) <= 300
+    assert len(FILES[name].read_text().splitlines()) <= 400
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -9,7 +9,9 @@ from limbeck.options import Checked, Named, as_block
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Refusal = Literal["chance", "permuted", "probabilities", "random", "not_finite", "shared"]
 ClassName = NonNegativeInt | str
+Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(lambda v: (v, v) if type(v) is int else v)]
 Files = Annotated[
     tuple[str, ...],
     Field(min_length=1),
@@ -54,7 +56,8 @@ class DataBlock(Checked):
     validation: NonNegativeInt | Share = 0.1
     normalise: bool = True
     download: bool = True
-    size: tuple[PositiveInt, PositiveInt] | None = None
+    size: Size | None = None
+    exif_orientation: bool = True
     limit: PositiveInt | None = None
     seed: Seed = 0
     streaming: bool = False
@@ -103,11 +106,14 @@ class TeacherBlock(Checked):
 
     ``untrained`` leaves the training to a method that trains its teacher, such as ``class_distance``. ``table`` is a
     file of soft labels by image name, of a teacher that nobody has; ``values`` says what it holds where that is not
-    plain.
+    plain. ``init: fine_tune`` starts a teacher that is trained here from the ``weights``, all but the classifier.
+    ``output`` says what of the network's output are the logits, see `limbeck.outputs`.
     """
 
     model: Named | None = None
     weights: Files | None = None
+    init: Literal["as_is", "fine_tune"] = "as_is"
+    output: str | None = None
     table: str | None = None
     values: Literal["probabilities", "log-probabilities", "logits"] | None = None
     train: TrainBlock | None = None
@@ -127,6 +133,7 @@ class StudentBlock(Checked):
 
     model: Named
     weights: str | None = None
+    output: str | None = None
     init: Literal["as_is", "fine_tune", "net2net"] = "as_is"
     noise: Annotated[float, Field(ge=0)] = 0.0
 
@@ -139,7 +146,10 @@ class EvaluateBlock(Checked):
 
 
 class Recipe(Checked):
-    """One experiment. Every named block (model, method, optimizer, schedule) has all its options written out."""
+    """One experiment. Every named block (model, method, optimizer, schedule) has all its options written out.
+
+    ``allow`` names the refusals of a teacher or a network that are left out, see `limbeck.preflight`.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     data: DataBlock
@@ -154,5 +164,6 @@ class Recipe(Checked):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    allow: tuple[Refusal, ...] = ()
     cache: Annotated[CacheBlock, BeforeValidator(as_cache)] = CacheBlock()
     evaluate: EvaluateBlock = EvaluateBlock()

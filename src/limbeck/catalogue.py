@@ -17,10 +17,10 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Method, Schedule, Setup, Stage, Tap
 from limbeck.data import arrays
+from limbeck.errors import nearest
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.models import build
 from limbeck.optimizers import sgd
-from limbeck.options import nearest
 from limbeck.schedules import constant
 from limbeck.session import Training, plan
 

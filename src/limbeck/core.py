@@ -1,7 +1,7 @@
 """The nouns of limbeck: everything a distillation method needs is said with the types on this page.
 
 A method is a function that returns stages; a stage is a set of terms; a term is ``weight * loss(*reads)``; a read
-is a tap: one tensor of one network or of the batch. This module imports nothing else of limbeck.
+is a tap: one tensor of one network or of the batch. This module imports nothing else of limbeck but its error.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from limbeck.errors import LimbeckError as LimbeckError
 
 Networks = Mapping[str, nn.Module]
 """The networks of a run by name: ``student``, ``teacher``, and any more that a method names."""
@@ -22,10 +24,6 @@ Schedule = Callable[[float], float]
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 """Parameters to a fresh optimizer."""
-
-
-class LimbeckError(Exception):
-    """Something the user can mend; the message says what was got, what is allowed and the nearest name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +130,7 @@ class Stage:
     learns: tuple[str, ...] = ("student",)  # "network", or "network.layer"; all else is frozen and in eval mode
     prepare: Callable[[Sweep], None] | None = None  # before each epoch, such as for the centres of the classes
     finish: Callable[[], None] | None = None  # after the last epoch, such as to take over the teacher's classifier
+    notes: tuple[str, ...] = ()  # what the method chose by itself and a user should know; shown before training
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from limbeck.core import LimbeckError
 from limbeck.data import data_root
 from limbeck.engine import pick_precision
 from limbeck.environment import environment
+from limbeck.errors import nearest
 from limbeck.evaluate import parameters
 from limbeck.experiment import Experiment
 from limbeck.models import MODELS, build, layers
 from limbeck.models import options as model_options
-from limbeck.options import nearest
 from limbeck.store import info
 from limbeck.summary import summarise
 

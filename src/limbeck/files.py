@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from limbeck.core import LimbeckError
-from limbeck.options import nearest
+from limbeck.errors import nearest
 
 _FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")
 

@@ -4,17 +4,16 @@ A block is ``{"name": ..., **options}``, or the name alone. The function's signa
 options, their types and defaults are written down.
 """
 
-import difflib
 import inspect
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
-from os.path import commonprefix
+from collections.abc import Callable, Collection, Mapping
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from limbeck.core import LimbeckError, Schedule
+from limbeck.errors import nearest
 from limbeck.schedules import SCHEDULES
 
 Block = Mapping[str, Any]
@@ -40,15 +39,6 @@ def as_block(value: Any) -> Any:
 
 
 Named = Annotated[dict[str, Any], BeforeValidator(as_block)]
-
-
-def nearest(name: object, allowed: Iterable[str]) -> str:
-    """What is allowed, and what was probably meant."""
-    names = sorted(allowed)
-    likeness = {other: _likeness(str(name).lower(), other.lower()) for other in names}
-    near = max(names, key=lambda other: likeness[other], default=None)
-    listed = f"allowed are {', '.join(names)}" if names else "nothing is allowed here"
-    return f"did you mean {near!r}? {listed}" if near and likeness[near][0] >= 0.5 else listed
 
 
 def keyword_model(function: Callable[..., Any]) -> type[Checked]:
@@ -123,11 +113,6 @@ def validate(model: type[Model], values: Any) -> tuple[Model | None, list[Proble
         return model.model_validate_json(json.dumps(values, default=str)), []
     except ValidationError as error:
         return None, [_problem(model, details) for details in error.errors(include_url=False)]
-
-
-def _likeness(name: str, other: str) -> tuple[float, int]:
-    """How alike two names are, in [0, 1], and among equals how long they begin alike."""
-    return difflib.SequenceMatcher(None, other, name).ratio(), len(commonprefix([name, other]))  # noqa: RUF071 (no paths)
 
 
 def _problem(model: type[BaseModel], details: Mapping[str, Any]) -> Problem:

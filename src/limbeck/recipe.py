@@ -12,10 +12,11 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from limbeck.blocks import Recipe, TrainBlock, as_methods
 from limbeck.core import LimbeckError
 from limbeck.data import SOURCES
+from limbeck.errors import nearest
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.models import MODELS
 from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Problem, as_block, complete, nearest, validate
+from limbeck.options import Problem, as_block, complete, validate
 from limbeck.schedules import SCHEDULES
 
 

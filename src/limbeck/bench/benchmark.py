@@ -20,7 +20,7 @@ from limbeck.bench.variants import VARIANTS, make
 from limbeck.bench.workloads import WORKLOADS, Case, Workload, prepare
 from limbeck.core import LimbeckError
 from limbeck.engine import Engine
-from limbeck.options import nearest
+from limbeck.errors import nearest
 
 LEAST = 5
 """Rounds: a median of fewer is not one."""

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from limbeck.core import LimbeckError
+from limbeck.errors import nearest
 from limbeck.models.cifar_resnet import CIFAR_RESNETS
 from limbeck.models.convnet import convnet_big, convnet_small
 from limbeck.models.fitnets import FITNETS
@@ -18,7 +19,7 @@ from limbeck.models.resnet import RESNETS
 from limbeck.models.shufflenet import shufflenet_v1, shufflenet_v2
 from limbeck.models.vgg import vgg8, vgg13
 from limbeck.models.wide_resnet import WIDE_RESNETS
-from limbeck.options import keyword_model, nearest, validate
+from limbeck.options import keyword_model, validate
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,

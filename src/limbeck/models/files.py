@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError
+from limbeck.errors import nearest
 from limbeck.models.building import build
 from limbeck.models.fitting import check_fit
 from limbeck.models.reuse import Reuse, apply_reuse, find_reuse
-from limbeck.options import nearest
 from limbeck.whole import replacing
 
 _KEY = "limbeck"

@@ -5,9 +5,9 @@ from pathlib import Path
 from torch import nn
 
 from limbeck.core import LimbeckError
+from limbeck.errors import nearest
 from limbeck.models.files import read_state
 from limbeck.models.fitting import check_fit
-from limbeck.options import nearest
 
 
 def load_all_but_classifier(network: nn.Module, path: Path, classifier: str) -> None:

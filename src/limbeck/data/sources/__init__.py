@@ -39,6 +39,7 @@ def load(
     streaming: bool = False,
     workers: int | None = None,
     transform: str | None = None,
+    exif_orientation: bool = True,
 ) -> Data:
     """Load a data set into memory, or with ``streaming`` leave its images on disk until they are needed.
 
@@ -88,6 +89,7 @@ def load(
         streaming=streaming,
         workers=_processors() if workers is None else workers,
         transform=transform,
+        exif_orientation=exif_orientation,
     )
     parts = SOURCES[source](request)
     train, valid, test = _divide(parts, validation, seed)

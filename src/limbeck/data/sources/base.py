@@ -30,6 +30,7 @@ class Request:
     streaming: bool = False  # whether images stay on disk; then there is a size
     workers: int = 0  # processes that decode them
     transform: str | None = None  # of the training images; see `limbeck.data.transforms`
+    exif_orientation: bool = True  # whether an image is turned as its EXIF data says
 
 
 @dataclass(frozen=True, eq=False)
