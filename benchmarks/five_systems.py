@@ -52,7 +52,7 @@ def row(name: str, summary: dict[str, Any], alone: dict[int, int], runs: list[di
     if name not in ("teacher", "alone") and len(pairs) > 1:
         values = torch.tensor(pairs, dtype=torch.float64)
         gain = f"{values.mean():+.1f} (SE {values.std() / len(pairs) ** 0.5:.1f})"
-    after = [run["teacher_after"]["accuracy"] for run in runs if "teacher_after" in run]
+    after = [run["teacher_after"]["test"]["accuracy"] for run in runs if "teacher_after" in run]
     taught = f"{100 * sum(after) / len(after):.2f}" if after else ""
     return f"| {name} | {shown} | {accuracy['n']} | {gain} | {taught} |"
 

@@ -160,7 +160,7 @@ def test_elsewhere_than_on_a_terminal_each_network_is_one_plain_line():
 def test_elsewhere_than_on_a_terminal_a_long_training_is_told_of(monkeypatch):
     monkeypatch.setattr(watching, "LINE_EVERY", -1.0)
     text = shown(experiment())
-    pattern = r"^{}: \w+ {}/2, {}, validation \d+\.\d\d %, [\d,]+ images/s$"
+    pattern = r"^\[\d/3\] {}: epoch {}/2, {}, validation \d+\.\d\d %, [\d,]+ images/s(, \d:\d\d:\d\d left)?$"
     for job, number, terms in (
         ("teacher/seed0", 1, r"hard \d+\.\d{4}"),
         ("alone/seed0", 2, r"hard \d+\.\d{4}"),
@@ -172,7 +172,7 @@ def test_elsewhere_than_on_a_terminal_a_long_training_is_told_of(monkeypatch):
 
 def test_an_epoch_is_told_without_validation_where_there_is_none():
     epoch = Epoch("kd", 0, 3, 9, {"hard": 0.5, "soft": 1.25}, 1.0, 3000, 2.0, dict)
-    line = watching._trained(Trained(Job("kd", 4), epoch, None))
+    line = watching._trained(Trained(Job("kd", 4), epoch, None), "kd/seed4")
     assert line == "kd/seed4: epoch 3/9, hard 0.5000, soft 1.2500, 1,500 images/s"
 
 
@@ -186,34 +186,38 @@ def test_a_terminal_shows_a_bar_with_the_speed_and_the_time_left(monkeypatch):
     monkeypatch.setattr(watching, "LINE_EVERY", -1.0)
     text = shown(experiment("train.epochs=60"), terminal=True)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    frames = [line for line in re.split(r"[\r\n]", plain) if re.match(r"(alone|kd)/seed0 .*━", line)]
+    frames = [line for line in re.split(r"[\r\n]", plain) if re.match(r"\[\d/3\] (alone|kd)/seed0 .*━", line)]
     assert len(frames) >= 4
-    assert any(re.search(r"\b\d+% +[\d,]+ images/s +\d:\d\d:\d\d\s*$", frame) for frame in frames)
-    parts = [int(match[1]) for frame in frames if frame.startswith("kd") and (match := re.search(r"(\d+)%", frame))]
-    assert parts == sorted(parts)
+    told = r"\d+% \d:\d\d:\d\d left epoch \d+/60, loss \d\.\d{4}, validation \d+\.\d %, [\d,]+ images/s\s*$"
+    assert any(re.search(told, frame) for frame in frames)
+    parts = [int(match[1]) for frame in frames if (match := re.search(r"(\d+)%", frame))]
+    assert parts == sorted(parts)  # of the whole run
     assert parts[-1] > parts[0]
     assert "soft" not in plain  # the plain lines are for elsewhere
     assert re.search(r"kd/seed0: test accuracy", plain)
 
 
-def test_the_bar_counts_every_image_of_every_epoch(monkeypatch):
-    totals = {}
-    real = watching.Progress
+def test_one_bar_counts_the_whole_run_by_what_each_training_takes():
+    jobs = [Job("teacher", 0), Job("alone", 0), Job("kd", 0)]
+    account = watching._Account(dict(zip(jobs, (60.0, 10.0, 30.0), strict=True)))
+    assert (account.done, account.total, account.left) == (0.0, 100.0, "")
+    account.reach(jobs[0], 1.0, found=True)  # as a resumed run has it
+    assert (account.done, account.left) == (60.0, "")  # nothing is known of the speed yet
+    account.advance(jobs[1], 0.5)
+    assert account.done == 65.0
+    account._start -= 5  # the five units took five seconds
+    assert account.left == "0:00:35"
+    assert account.place(jobs[2]) == "[3/3] kd/seed0"
 
-    class Recorded(real):
-        def add_task(self, description, **options):
-            task = super().add_task(description, **options)
-            totals[description] = self.tasks[-1]
-            return task
 
-    monkeypatch.setattr(watching, "Progress", Recorded)
-    shown(experiment("train.epochs=3"), terminal=True)
-    assert {job: (task.total, task.completed) for job, task in totals.items()} == {
-        "teacher/seed0": (128, 128),
-        "alone/seed0": (192, 192),
-        "teacher/seed0's outputs": (64, 64),
-        "kd/seed0": (192, 192),
-    }
+def test_a_run_ends_with_a_full_bar():
+    trial = experiment("train.epochs=3")
+    account = watching._Account(trial.work)
+    assert set(trial.work) == {Job("teacher", 0), Job("alone", 0), Job("kd", 0)}
+    for event in trial.run():
+        if isinstance(event, Finished):
+            account.reach(event.job, 1.0)
+    assert account.done == pytest.approx(account.total)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -240,8 +244,8 @@ def test_the_doctor_says_what_is_wrong_with_the_data_root(monkeypatch):
 
 def test_a_stage_is_named_where_it_is_not_the_methods_own():
     epoch = Epoch("hint", 0, 3, 9, {"hint": 0.5}, 0.5, 1500, 1.0, dict)
-    assert watching._trained(Trained(Job("fitnets", 4), epoch, None)).startswith(
-        "fitnets/seed4: epoch 3/9 of hint, hint"
+    assert watching._trained(Trained(Job("fitnets", 4), epoch, None), "[2/2] fitnets/seed4").startswith(
+        "[2/2] fitnets/seed4: epoch 3/9 of hint, hint"
     )
 
 

@@ -126,6 +126,7 @@ def test_the_result_has_the_documented_keys_and_types():
             "student": network_schema(taught=True),
             "alone": network_schema(taught=True),
             "summary": {"teacher": both, "alone": both, "kd": both | gained},
+            "notes": list,
             "runs": list,
         },
     )

@@ -1,36 +1,51 @@
 """Distillation in one call, for your own modules and arrays."""
 
-import copy
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from limbeck.blocks import CacheBlock, as_cache
-from limbeck.caching import cached, finished, keep, wanted
-from limbeck.core import LimbeckError, Method, Stage
+from limbeck.blocks import (
+    AugmentBlock,
+    CacheBlock,
+    DataBlock,
+    Recipe,
+    Refusal,
+    StudentBlock,
+    TeacherBlock,
+    TrainBlock,
+    as_cache,
+)
+from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
-from limbeck.engine import Engine, Precision
+from limbeck.engine import Precision
+from limbeck.experiment import Experiment
+from limbeck.given import NAME, Given, MakeStudent, OwnNetworks
+from limbeck.jobs import Event, Track, Trained
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.combined import combined
-from limbeck.networks import teaches
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import Block, call, fill, validate
-from limbeck.rehearsal import settle
 from limbeck.schedules import SCHEDULES
-from limbeck.session import NO_AUGMENTATION, Training, logits_of, measure, plan, time_together, training_batches
-from limbeck.store import Store
-from limbeck.train import Epoch, run
+from limbeck.session import NO_AUGMENTATION
+from limbeck.store import network_digest
+from limbeck.threads import threads_for
+from limbeck.train import Epoch
+
+OnEpoch = Callable[[str, Epoch], object]
 
 
 def distill(
     teacher: nn.Module | None,
-    student: nn.Module,
+    student: nn.Module | MakeStudent,
     data: Data,
     *,
     method: str | Block | Sequence[str | Block] | Method = "kd",
@@ -41,150 +56,171 @@ def distill(
     schedule: str | Block = "cosine",
     augment: Augment | None = None,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
     baseline: bool = True,
     device: str = "auto",
     precision: Precision = "auto",
     compile: bool | Literal["auto"] = "auto",  # noqa: A002 (what torch calls it)
     cache: bool | Literal["auto"] | Mapping[str, Any] = "auto",
-    on_epoch: Callable[[str, Epoch], object] | None = None,
+    teacher_output: str | None = None,
+    student_output: str | None = None,
+    allow: Sequence[Refusal] = (),
+    out: str | Path | None = None,
+    progress: bool | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Distil a trained teacher into a student: your own modules, your own arrays.
+
+    Small networks are computed with one thread for the time of the call, as `limbeck.threads` says.
 
     Args:
         teacher: maps inputs to logits (N, K); frozen, and afterwards as it was, buffers too, on the device; a method
             that trains its teacher (``class_distance``, ``mutual``) trains a copy. None for a method without one, such
             as ``alone``, which trains the student on the labels: a way to get a teacher.
-        student: maps the same inputs to logits (N, K); trained in place.
+        student: maps the same inputs to logits (N, K); trained in place by the method with the first seed, and all
+            other trainings start from copies of it. Or a function without arguments that builds one: it is called
+            for every training, so that each seed has weights of its own.
         data: from `limbeck.arrays` or `limbeck.load`. Both networks get its inputs as they are there: normalised by the
             training set's mean and deviation unless it was made with ``normalise=False``. A trained teacher must have
             been trained on the same.
         method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
             a list of such to combine, or a function ``setup -> stages`` of your own.
-        networks: other networks that the method names, such as assistants or peers; trained in place.
+        networks: other networks that the method names, such as assistants or peers; trained in place with the first
+            seed, as copies with the others.
         epochs: passes over the training set.
         batch_size: samples a step.
         optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
         schedule: the learning rate's, likewise.
         augment: random changes of the training images; none by default.
         seed: of the data's order, the augmentation and dropout. Same seed, same student, on a CPU to the bit.
+        seeds: several of them, in the place of ``seed``: the result then has means and deviations over them.
         baseline: also train a copy of the student without the teacher, which is the evidence that it helped.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``32`` or ``bf16``.
         compile: compile the teacher and the losses on maps, or ``auto``: where the training is long enough to gain.
         cache: compute the teacher's outputs once and read them back: True, False, ``auto`` (where that changes nothing
             but rounding), or a block such as ``{"views": 4, "dtype": "float16", "folder": "outputs"}``; without a
-            folder they lie in a temporary one.
+            folder they lie in ``out``, or in a temporary one.
+        teacher_output: which part of the teacher's output are the logits, see `limbeck.outputs`; found where it can be.
+        student_output: the same of the student.
+        allow: refusals of `limbeck.preflight` to leave out, by their names.
+        out: a run folder, as `limbeck run` writes one. Where it holds this very run already, finished or stopped, it is
+            resumed; the networks' weights at the call are part of what makes it the same run.
+        progress: show how far the training is, and what it finds; by default on a terminal and in a notebook.
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 
     Returns:
-        The student, in eval mode, and the result: ``method``, ``seed``, ``decided`` (what ``auto`` came to), and for
-        ``student``, ``teacher`` (if given), ``alone`` (with ``baseline``) and ``teacher_after`` (where the method has
-        trained a copy of the teacher) their ``test`` figures, ``parameters``, ``macs`` and ``file_bytes``, and but for
-        the last ``latency_ms`` and ``latency_p95_ms``.
+        The student of the first seed, in eval mode, and the result: ``method``, ``seed``, ``seeds``, ``decided`` (what
+        ``auto`` came to), ``notes`` (what a user should know), ``summary`` and ``runs`` (of all seeds, as in a run's
+        result.json), and of the first seed for ``student``, ``teacher`` (if given), ``alone`` (with ``baseline``) and
+        ``teacher_after`` (where the method has trained a copy of the teacher) their ``test`` figures, ``parameters``,
+        ``macs`` and ``file_bytes``, and but for the last ``latency_ms`` and ``latency_p95_ms``.
 
     Raises:
-        LimbeckError: a name, an option, a layer or a shape is wrong; found before any training.
+        LimbeckError: a name, an option, a layer or a shape is wrong, or the teacher cannot be right; found before any
+            training. Or ``out`` holds another run.
     """
     if not isinstance(data, Data):
         raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
-    name, function = _method(method)
-    training = _training(epochs, batch_size, optimizer, schedule, augment)
-    arms = _arms(name, function, student, teacher, networks or {}, baseline=baseline)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        plans = {role: plan(arm, group, data, training) for role, (_, arm, group) in arms.items()}
-        if teacher is not None and any(teaches(stages) for stages in plans.values()):
-            arms["student"][2]["teacher"] = copy.deepcopy(teacher)
-        block, engine = settle(
-            plans["student"],
-            arms["student"][2],
-            data,
-            training,
-            seed=seed,
-            cache=_cache(cache),
-            device=device,
-            precision=precision,
-            compile=compile,
-            folder=Path(gettempdir()),
+    name, function, block = _method(method)
+    _refuse_names(name, teacher, networks or {})
+    every = (seed,) if seeds is None else tuple(seeds)
+    train = _train_block(epochs, batch_size, optimizer, schedule, augment)
+    recipe = Recipe.model_construct(
+        name="distill",
+        data=DataBlock.model_construct(source=NAME if out is None else f"{NAME} {_digest(data)}"),
+        teacher=None if teacher is None else _teacher_block(teacher, teacher_output, out),
+        student=StudentBlock.model_construct(model=_model_block(student, out), output=student_output),
+        method=block,
+        train=train,
+        baseline=baseline,
+        seeds=every,
+        device=device,
+        precision=precision,
+        compile=compile,
+        cache=_cache(cache),
+        allow=tuple(allow),
+    )
+    with (
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        TemporaryDirectory() if out is None else nullcontext(str(out)) as folder,
+    ):
+        several = len(every) > 1 or (baseline and name != "alone")
+        own = OwnNetworks(student, teacher, networks or {}, first=(every[0], name), several=several, data=data)
+        experiment = Experiment(
+            recipe, Path(folder), resume=out is not None, given=Given(data, own, function), resumable=out is not None
         )
-    decided = engine.decided | {"cache": block.model_dump()}
-    result: dict[str, Any] = {"method": name, "seed": seed, "decided": decided}
-    guide = None
-    if teacher is not None:
-        guide = logits_of(teacher, data.test, data, engine)
-        result["teacher"] = measure(teacher, data, engine)
-    training = cached(training, block)
-    with _store(block, plans["student"], arms["student"][2], data, training, engine) as store:
-        for role, (label, arm, group) in arms.items():
-            _train(arm, group, data, training, seed, engine, store, on_epoch and partial(on_epoch, label))
-            if group.get("teacher", teacher) is not teacher:  # the copy that the method has trained
-                result["teacher_after"] = measure(group["teacher"], data, engine)
-                guide = logits_of(group["teacher"], data.test, data, engine)
-            result[role] = measure(group["student"], data, engine, teacher=guide)
-    trained = {role: group["student"].eval() for role, (_, _, group) in arms.items()}
+        with threads_for(experiment.macs):
+            _follow(experiment, on_epoch, progress)
+    return _outcome(experiment)
+
+
+def _outcome(experiment: Experiment) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained student, and the result as `distill` describes it."""
+    method = experiment.recipe.method["name"]
+    for role, network in experiment.networks.items():
+        if role != "teacher":
+            network.eval()
+    student = experiment.networks[method]
     student.zero_grad(set_to_none=True)
-    for role, times in time_together(trained | ({} if teacher is None else {"teacher": teacher}), data, 100).items():
-        result[role] |= times
+    known = experiment.result
+    result = {key: known[key] for key in ("method", "seed", "seeds", "notes", "summary", "runs")}
+    result["decided"] = experiment.engine.decided | {"cache": experiment.recipe.cache.model_dump()}
+    for role in ("teacher", "alone", "student"):
+        if known[role] is not None and role != method:
+            result[role] = {key: value for key, value in known[role].items() if key not in _LABELS}
+    if "teacher_after" in result["student"]:
+        result["teacher_after"] = result["student"].pop("teacher_after")
     return student, result
 
 
-def _arms(
-    name: str,
-    method: Method,
-    student: nn.Module,
-    teacher: nn.Module | None,
-    networks: Mapping[str, nn.Module],
-    *,
-    baseline: bool,
-) -> dict[str, tuple[str, Method, dict[str, nn.Module]]]:
-    """What is trained, the student last: by role, its label, its method and the networks that take part."""
+_LABELS = ("arm", "seed", "weights_sha256")
+"""What tells one run from another, and is no figure."""
+
+
+def _follow(experiment: Experiment, on_epoch: OnEpoch | None, progress: bool | None) -> None:
+    def start(track: Track) -> Iterator[Event]:
+        for event in experiment.run(track):
+            if on_epoch is not None and isinstance(event, Trained):
+                on_epoch(event.job.arm, event.epoch)
+            yield event
+
+    if progress is False or (progress is None and not _watched()):
+        for _ in start(lambda job, epochs, batches: batches):
+            pass
+        return
+    from limbeck.watching import watch  # what shows progress takes a while to import
+
+    watch(experiment, start)
+
+
+def _watched() -> bool:
+    """Whether somebody looks at what is written: on a terminal, or in a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def _refuse_names(method: str, teacher: nn.Module | None, networks: Mapping[str, nn.Module]) -> None:
     taken = sorted({"student", "teacher", "batch"} & set(networks))
     if taken:
         raise LimbeckError(f"networks: the name {taken[0]!r} is taken: choose another")
-    if teacher is None and name in set(METHODS) - set(TEACHERLESS):
-        raise LimbeckError(f"the method {name} needs a teacher, got None")
-    given = dict(networks) | ({} if teacher is None else {"teacher": teacher})
-    arms = {"student": (name, method, {"student": student, **given})}
-    if baseline and name != "alone":
-        arms = {"alone": ("alone", METHODS["alone"], {"student": copy.deepcopy(student)}), **arms}
-    return arms
+    if teacher is None and method in set(METHODS) - set(TEACHERLESS):
+        raise LimbeckError(f"the method {method} needs a teacher, got None")
+    if method in ("teacher", "member"):
+        raise LimbeckError(f"a method cannot be called {method!r}: rename the function")
 
 
-@contextmanager
-def _store(
-    block: CacheBlock,
-    stages: Sequence[Stage],
-    networks: Mapping[str, nn.Module],
-    data: Data,
-    training: Training,
-    engine: Engine,
-) -> Iterator[Store | None]:
-    """The teacher's outputs, built before any student is trained, so that what hinders it is told then."""
-    taps = wanted(stages)
-    with TemporaryDirectory() as temporary:
-        if block.use and taps:
-            folder = Path(block.folder or temporary)
-            yield finished(keep(folder, block, networks["teacher"], taps, data, training, engine))
-        else:
-            yield None
+def _digest(data: Data) -> str:
+    return " ".join(split.digest() for split in (data.train, data.validation, data.test))
 
 
-def _train(
-    method: Method,
-    networks: Mapping[str, nn.Module],
-    data: Data,
-    training: Training,
-    seed: int,
-    engine: Engine,
-    store: Store | None,
-    watch: Callable[[Epoch], object] | None,
-) -> None:
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        engine.seed(seed)
-        stages = plan(method, networks, data, training)
-        batches = training_batches(data, training, seed=seed, engine=engine)
-        for epoch in run(stages, networks, batches, engine, store=store):
-            if watch is not None:
-                watch(epoch)
+def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> dict[str, Any]:
+    """What stands for a network in the recipe: with a run folder, what it was at the call."""
+    digest = network_digest(network) if out is not None and isinstance(network, nn.Module) else None
+    return {"name": NAME} if digest is None else {"name": NAME, "digest": digest}
+
+
+def _teacher_block(teacher: nn.Module, output: str | None, out: str | Path | None) -> TeacherBlock:
+    return TeacherBlock.model_construct(model=_model_block(teacher, out), weights=(NAME,), output=output)
 
 
 def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:
@@ -194,23 +230,28 @@ def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:
     return block
 
 
-def _training(
+def _train_block(
     epochs: int, batch_size: int, optimizer: str | Block, schedule: str | Block, augment: Augment | None
-) -> Training:
-    return Training(
-        epochs,
-        batch_size,
-        call(OPTIMIZERS, fill(OPTIMIZERS, optimizer, kind="optimizer")),
-        call(SCHEDULES, fill(SCHEDULES, schedule, kind="schedule")),
-        augment or NO_AUGMENTATION,
+) -> TrainBlock:
+    """The training as a recipe says it; what is wrong with it is found when it is made of the block."""
+    return TrainBlock.model_construct(
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=fill(OPTIMIZERS, optimizer, kind="optimizer"),
+        schedule=fill(SCHEDULES, schedule, kind="schedule"),
+        augment=AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
     )
 
 
-def _method(method: str | Block | Sequence[str | Block] | Method) -> tuple[str, Method]:
+def _method(method: str | Block | Sequence[str | Block] | Method) -> tuple[str, Method, dict[str, Any]]:
+    """A method's name, what it calls, and its block in a recipe."""
     if callable(method):
-        return getattr(method, "__name__", "method"), method
+        name = re.sub(r"[^\w.+-]", "", getattr(method, "__name__", "method"))
+        return name, method, {"name": name}
     if not isinstance(method, str | Mapping):
         named = [_method(part) for part in method]
-        return "+".join(name for name, _ in named), partial(combined, parts=[part for _, part in named])
+        name = "+".join(name for name, _, _ in named)
+        parts = [block for _, _, block in named]
+        return name, partial(combined, parts=[part for _, part, _ in named]), {"name": name, "parts": parts}
     block = fill(METHODS, method, kind="method", presets=PRESETS)
-    return block["name"], partial(call, METHODS, block)
+    return block["name"], partial(call, METHODS, block), block

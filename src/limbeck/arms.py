@@ -23,11 +23,13 @@ def arms_of(recipe: Recipe) -> tuple[str, ...]:
     return ("alone", name) if recipe.baseline and name != "alone" else (name,)
 
 
-def method_of(recipe: Recipe, arm: str) -> Method:
-    """The method by which an arm's student is trained."""
+def method_of(recipe: Recipe, arm: str, own: Method | None = None) -> Method:
+    """The method by which an arm's student is trained; ``own`` is what the recipe's name stands for, if given."""
     block = recipe.method
     if arm != block["name"]:
         return METHODS["alone"]
+    if own is not None:
+        return own
     if "parts" in block:
         return partial(combined, parts=[partial(call, METHODS, part) for part in block["parts"]])
     return partial(call, METHODS, block)

@@ -11,7 +11,10 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Refusal = Literal["chance", "permuted", "probabilities", "random", "not_finite", "shared"]
 ClassName = NonNegativeInt | str
-Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(lambda v: (v, v) if type(v) is int else v)]
+Size = Annotated[
+    tuple[PositiveInt, PositiveInt],
+    BeforeValidator(lambda v: (v, v) if type(v) is int else tuple(v) if isinstance(v, list) else v),
+]
 Files = Annotated[
     tuple[str, ...],
     Field(min_length=1),

@@ -15,13 +15,6 @@ if TYPE_CHECKING:
     from limbeck.blocks import Recipe
     from limbeck.experiment import Experiment
 
-SMALL = 2_000_000
-"""Multiply-accumulates of one sample through teacher and student below which one thread does all.
-
-On 2 cores a second one gains nothing on two small MLPs and a fifth on the demo (1.7 million) where the machine is idle,
-and makes both several times slower beside other work; from 3.7 million on it gains nearly all. See docs/speed.md.
-"""
-
 SPINS = "30000"
 """How often a thread of GNU's OpenMP looks for work before it sleeps.
 
@@ -114,10 +107,12 @@ def cache_build(
     """
     with reporting(_again("cache build", recipe, override, seed, out, data_root)):
         from limbeck.stores import build_stores
+        from limbeck.threads import threads_for
         from limbeck.watching import follow
 
         experiment = _experiment(recipe, [*(override or ()), "cache.use=true"], seed, out, data_root)
-        follow(lambda track: build_stores(experiment, track), Console(markup=False))
+        with threads_for(experiment.macs):
+            follow(lambda track: build_stores(experiment, track), Console(markup=False), experiment.work)
 
 
 @cache.command("verify")
@@ -127,10 +122,12 @@ def cache_verify(
     """Compare the store with the teacher on random rows; every file's hash is checked too."""
     with reporting():
         from limbeck.stores import compare_stores
+        from limbeck.threads import threads_for
         from limbeck.watching import follow
 
         experiment = _experiment(recipe, [*(override or ()), "cache.use=true"], seed, out, data_root)
-        follow(lambda track: compare_stores(experiment), Console(markup=False))
+        with threads_for(experiment.macs):
+            follow(lambda track: compare_stores(experiment), Console(markup=False), {})
 
 
 @cache.command("info")
@@ -271,22 +268,14 @@ def _experiment(
     from limbeck.experiment import Experiment
 
     checked = _read(recipe, override, seed, data_root)
-    experiment = Experiment(checked, out or Path("runs") / checked.name, resume=True)
-    _choose_threads(experiment)
-    return experiment
-
-
-def _choose_threads(experiment: "Experiment") -> None:
-    import torch
-
-    if experiment.macs < SMALL:
-        torch.set_num_threads(1)
+    return Experiment(checked, out or Path("runs") / checked.name, resume=True)
 
 
 def _run(recipe: "Recipe", out: Path, *, resume: bool) -> None:
     from limbeck.experiment import Experiment
+    from limbeck.threads import threads_for
     from limbeck.watching import show
 
     experiment = Experiment(recipe, out, resume=resume)
-    _choose_threads(experiment)
-    show(experiment, Console(markup=False), out)
+    with threads_for(experiment.macs):
+        show(experiment, Console(markup=False), out)

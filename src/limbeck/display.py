@@ -81,8 +81,8 @@ def verdicts(experiment: Experiment) -> Iterator[str]:
     for result in experiment.results.values():
         taught = result.get("teacher_after")
         if taught is not None:
-            of = f"{result['arm']} seed {result['seed']}"
-            yield f"{of}: the teacher that it trained gets {100 * taught['accuracy']:.2f} % of the test split right"
+            of, right = f"{result['arm']} seed {result['seed']}", taught["test"]["accuracy"]
+            yield f"{of}: the teacher that it trained gets {100 * right:.2f} % of the test split right"
         study = result.get("bias_shift")
         if study is not None:
             before, after, oracle = study["before"], study["validation_tuned"], study["test_tuned"]

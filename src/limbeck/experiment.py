@@ -1,6 +1,5 @@
 """A recipe run: teachers, students alone and distilled students over seeds, in a folder that a crash leaves whole."""
 
-import copy
 import hashlib
 import shutil
 from collections.abc import Generator, Iterator, Mapping
@@ -17,6 +16,7 @@ from limbeck.core import LimbeckError, Method, Outputs, Stage
 from limbeck.data import load
 from limbeck.environment import environment
 from limbeck.evaluate import bias_study
+from limbeck.given import Given, copied
 from limbeck.jobs import Event, Finished, Job, Started, Track, Trained
 from limbeck.methods import METHODS
 from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structure, save_network
@@ -37,39 +37,70 @@ class Experiment:
         recipe: what to run.
         folder: the run folder.
         resume: go on with what the folder holds; otherwise it must not hold a run.
+        overwrite: a run that the folder holds is deleted when this one begins.
+        trust_code: let a file of weights name the Python file that builds its network.
+        given: what stands for the recipe's data, networks and method, where they are the caller's own.
+        resumable: whether checkpoints are written.
 
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
-            through teacher and student. cast: what builds its networks.
+            through teacher and student. cast: what builds its networks. notes: what a user should know of it.
 
     Raises:
         LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
-        self.recipe = placed(recipe)
-        self.data = load(**recipe.data.model_dump())
-        self.cast = Cast(self.recipe, self.data)
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        trust_code: bool = False,
+        given: Given | None = None,
+        resumable: bool = True,
+    ) -> None:
+        self.recipe = placed(recipe) if given is None else recipe
+        self.data = load(**recipe.data.model_dump()) if given is None else given.data
+        self.cast = Cast(self.recipe, self.data) if given is None else given.networks
+        self._method = None if given is None else given.method
         self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
                 raise LimbeckError(f"the {name} split has no sample of shift_bias: {list(recipe.evaluate.shift_bias)}")
         known = as_decided(self.recipe, folder) if resume else self.recipe
-        rehearsal = rehearse(known, self.data, self.cast, folder)
+        rehearsal = rehearse(known, self.data, self.cast, folder, self._method)
         self.recipe, self.engine, self.macs = rehearsal.recipe, rehearsal.engine, rehearsal.macs
-        self._teaching = rehearsal.teaching
+        self.notes = rehearsal.notes
+        self._teaching, self._work = rehearsal.teaching, rehearsal.work
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
             if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
                 training_batches(self.data, training_of(block, self.data), seed=0, engine=self.engine)
         self.folder = RunFolder(folder, dump(self.recipe), resume=resume)
+        self._resumable = resumable
         self._results: dict[Job, dict[str, Any]] = {}
         self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
         self._figures: dict[str, dict[str, Any]] = {}
+        self._result: dict[str, Any] = {}
 
     @property
     def arms(self) -> tuple[str, ...]:
         """The student's arms: alone where the recipe has a baseline, then the method."""
         return arms_of(self.recipe)
+
+    @property
+    def work(self) -> Mapping[Job, float]:
+        """All that is trained, in order, with about how many multiply-accumulates it takes."""
+        jobs: list[Job] = []
+        for seed in self.recipe.seeds:
+            teacher, block = teacher_of(self.recipe, seed), self.recipe.teacher
+            if block is not None and block.train is not None:
+                jobs += (
+                    [teacher] if block.members == 1 else [Job("member", teacher.seed, n) for n in range(block.members)]
+                )
+            jobs += [Job(arm, seed) for arm in self.arms]
+        return {job: self._work[job.arm] for job in jobs}
 
     @property
     def results(self) -> Mapping[Job, Mapping[str, Any]]:
@@ -80,6 +111,16 @@ class Experiment:
     def figures(self) -> Mapping[str, Mapping[str, Any]]:
         """By arm, the first seed's figures with the latency: there when the run is over."""
         return self._figures
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """By arm, the trained networks of the first seed."""
+        return self._networks
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """What result.json holds: there when the run is over."""
+        return self._result
 
     def run(self, track: Track = lambda job, epochs, batches: batches) -> Iterator[Event]:
         """Train what is not there yet, yielding as it goes; at the end the run's `result.json` is written."""
@@ -120,10 +161,10 @@ class Experiment:
 
     def reading(self, seed: int, teacher: nn.Module) -> tuple[tuple[Stage, ...], Training]:
         """The method's stages for a seed, which say what is read of the teacher, and the training they are for."""
-        student, _, others = self.cast.student(seed)
+        student, _, others = self.cast.student(seed, self.recipe.method["name"])
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         networks = {"student": student, **others, "teacher": teacher}
-        return plan(method_of(self.recipe, self.recipe.method["name"]), networks, self.data, training), training
+        return plan(self._method_of(self.recipe.method["name"]), networks, self.data, training), training
 
     def outputs(self, seed: int, teacher: nn.Module) -> Generator[Event, None, Outputs | None]:
         """What the method reads of a seed's teacher, where it is kept: the store is built unless it is there."""
@@ -156,13 +197,13 @@ class Experiment:
         self, job: Job, teacher: nn.Module | None, store: Outputs | None, guide: Tensor | None, track: Track
     ) -> Iterator[Event]:
         self.engine.seed(job.seed)
-        network, spec, others = self.cast.student(job.seed)
+        network, spec, others = self.cast.student(job.seed, job.arm)
         networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
         if self._teaching[job.arm] and teacher is not None:
-            networks["teacher"], guide = copy.deepcopy(teacher), None
+            networks["teacher"], guide = copied("teacher", teacher), None
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         yield from self._fit(
-            job, method_of(self.recipe, job.arm), needed(job.arm, networks), training, spec, store, guide, track
+            job, self._method_of(job.arm), needed(job.arm, networks), training, spec, store, guide, track
         )
         self._networks.setdefault(job.arm, network)
 
@@ -198,18 +239,19 @@ class Experiment:
         batches = training_batches(self.data, training, seed=job.generator_seed, engine=self.engine)
         lengths = [stage.epochs for stage in stages]
         watched = track(job, sum(lengths), batches)
-        yield Started(job, done=sum(lengths[: state["stage"]]) + state["epoch"] if state else 0)
+        yield Started(job, sum(lengths[: state["stage"]]) + state["epoch"] if state else 0, sum(lengths))
         for epoch in run(stages, networks, watched, self.engine, store=store, state=state):
             learning = any(part.partition(".")[0] == "student" for part in stages[epoch.position].learns)
             validation = self._validation(network) if learning else None
             self.folder.log(log_line(name, epoch, validation))
             if learning and epoch.number == epoch.epochs and epoch.position + 1 < len(stages):
                 save_network(network, self.folder.path / name / f"after_{epoch.stage}.safetensors", spec=spec)
-            self.folder.save(name, epoch.state)
+            if self._resumable:
+                self.folder.save(name, epoch.state)
             yield Trained(job, epoch, validation)
         taught = {}
         if guide is None and self._teaching.get(job.arm) and "teacher" in networks:
-            taught["teacher_after"] = measure(networks["teacher"], self.data, self.engine)["test"]
+            taught["teacher_after"] = measure(networks["teacher"], self.data, self.engine)
             guide = logits_of(networks["teacher"], self.data.test, self.data, self.engine)
         figures = measure(network, self.data, self.engine, teacher=guide)
         self._results[job] = _labelled(job, figures | taught | self._shifted(job, network))
@@ -228,21 +270,23 @@ class Experiment:
         student = Job(method, seed)
         with replacing(self.folder.path / student.file) as temporary:
             shutil.copyfile(self.folder.path / str(student) / student.file, temporary)
-        write_json(
-            self.folder.path / "result.json",
-            {
-                "schema": 1,
-                "name": self.recipe.name,
-                "method": method,
-                "seed": seed,
-                "seeds": list(self.recipe.seeds),
-                "teacher": shown.get("teacher"),
-                "student": shown[method],
-                "alone": shown.get("alone"),
-                "summary": summarise(self._results.values()),
-                "runs": list(self._results.values()),
-            },
-        )
+        self._result = {
+            "schema": 1,
+            "name": self.recipe.name,
+            "method": method,
+            "seed": seed,
+            "seeds": list(self.recipe.seeds),
+            "teacher": shown.get("teacher"),
+            "student": shown[method],
+            "alone": shown.get("alone"),
+            "summary": summarise(self._results.values()),
+            "notes": list(self.notes),
+            "runs": list(self._results.values()),
+        }
+        write_json(self.folder.path / "result.json", self._result)
+
+    def _method_of(self, arm: str) -> Method:
+        return method_of(self.recipe, arm, self._method)
 
     def _validation(self, network: nn.Module) -> float | None:
         split = self.data.validation

@@ -43,6 +43,15 @@ class Started:
 
     job: Job
     done: int  # epochs that the checkpoint holds, of all stages
+    epochs: int  # of all stages
+
+
+@dataclass(frozen=True)
+class Found:
+    """Another run beside this one has trained the very same network, which is taken from there."""
+
+    job: Job
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class Compared:
     allowed: float
 
 
-Event = Started | Trained | Finished | Expected | Kept | Compared
+Event = Started | Found | Trained | Finished | Expected | Kept | Compared
 
 Track = Callable[[Job, int, BatchSource], BatchSource]
 """``(job, epochs, batches) -> batches``: how a caller watches the progress within an epoch."""

@@ -27,7 +27,7 @@ class Cast:
     def __init__(self, recipe: Recipe, data: Data) -> None:
         self._recipe, self._data = recipe, data
 
-    def student(self, seed: int) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
+    def student(self, seed: int, arm: str) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
         """The student, what builds it again, and the recipe's other networks by name, all new."""
         made = {
             name: self._started(name, block, seed)

@@ -186,6 +186,21 @@ def dump(recipe: Recipe) -> str:
     return text.getvalue()
 
 
+def reread(path: Path) -> Recipe:
+    """The recipe that a run folder holds: everything is written out, and names are not looked up.
+
+    Raises:
+        RecipeError: it is damaged.
+    """
+    try:
+        recipe, problems = validate(Recipe, _parse(path.read_text(encoding="utf-8"), str(path)))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is damaged: it is not text ({error})") from error
+    if recipe is None:
+        raise RecipeError(f"{path} is damaged: {problems[0].message}")
+    return recipe
+
+
 def _parse(text: str, name: str) -> dict[str, Any]:
     try:
         raw = YAML(typ="rt").load(text)

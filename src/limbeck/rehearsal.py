@@ -11,13 +11,14 @@ from torch import nn
 from limbeck.arms import arms_of, method_of, needed, training_of
 from limbeck.blocks import CacheBlock, Recipe
 from limbeck.caching import bought, cached, decide, wanted
-from limbeck.core import LimbeckError, Stage
+from limbeck.core import LimbeckError, Method, Stage
 from limbeck.data import Data
 from limbeck.engine import Engine, Precision
 from limbeck.evaluate import macs
+from limbeck.given import OwnNetworks
 from limbeck.methods import METHODS
 from limbeck.networks import Cast, check_use, joined, teaches
-from limbeck.recipe import read
+from limbeck.recipe import reread
 from limbeck.session import Training, plan, probe, training_batches
 from limbeck.store import free_bytes
 from limbeck.taps import shapes
@@ -32,9 +33,11 @@ class Rehearsal:
     engine: Engine
     macs: int  # multiply-accumulates of one sample through all networks
     teaching: Mapping[str, bool]  # by arm: whether the method changes its teacher
+    work: Mapping[str, float]  # by arm, a teacher's too: about how many multiply-accumulates its training takes
+    notes: tuple[str, ...]  # what a user should know before anything is trained
 
 
-def rehearse(recipe: Recipe, data: Data, cast: Cast, folder: Path) -> Rehearsal:
+def rehearse(recipe: Recipe, data: Data, cast: Cast | OwnNetworks, folder: Path, own: Method | None) -> Rehearsal:
     """Build every network, plan every arm, read every tap.
 
     Args:
@@ -42,27 +45,34 @@ def rehearse(recipe: Recipe, data: Data, cast: Cast, folder: Path) -> Rehearsal:
         data: its data.
         cast: what builds its networks.
         folder: the run's.
+        own: the method, where the recipe's name stands for a function of the caller's.
 
     Raises:
         LimbeckError: a file, a network, a layer or an option is wrong.
     """
-    teaching = {}
+    teaching, work, notes = dict[str, bool](), dict[str, float](), list[str]()
     with torch.random.fork_rng(devices=[]):
-        student, _, others = cast.student(recipe.seeds[0])
+        method = recipe.method["name"]
+        student, _, others = cast.student(recipe.seeds[0], method)
         networks = {"student": student, **others}
         block = recipe.teacher
         if block is not None:
             members = cast.restored(block) or [cast.teacher(block)[0] for _ in range(block.members)]
             networks["teacher"] = joined(members, block)
             if block.train is not None:
-                plan(METHODS["alone"], {"student": members[0]}, data, training_of(block.train, data))
-        for arm in arms_of(recipe):
-            stages = plan(method_of(recipe, arm), needed(arm, networks), data, training_of(recipe.train, data))
-            teaching[arm] = teaches(stages)
+                training = training_of(block.train, data)
+                plan(METHODS["alone"], {"student": members[0]}, data, training)
+                work["member"] = work["teacher"] = _work(training, data, 3 * macs(members[0], data.shape))
         training = training_of(recipe.train, data)
+        costs = {name: macs(network, data.shape) for name, network in networks.items()}
+        for arm in arms_of(recipe):
+            stages = plan(method_of(recipe, arm, own), needed(arm, networks), data, training)
+            teaching[arm] = teaches(stages)
+            notes += [note for stage in stages for note in stage.notes]
+            step = 3 * costs["student"] + (0 if arm != method else sum(costs.values()) - costs["student"])
+            work[arm] = _work(training, data, step) * sum(stage.epochs for stage in stages) / training.epochs
         table = bought(block, data, training) if block is not None else None
         check_use(recipe, stages)  # the method's own arm is the last
-        work = sum(macs(network, data.shape) for network in networks.values())
         cache, engine = settle(
             stages,
             networks,
@@ -76,7 +86,13 @@ def rehearse(recipe: Recipe, data: Data, cast: Cast, folder: Path) -> Rehearsal:
             folder=folder,
         )
     picked = {"device": engine.device.type, "precision": engine.precision, "compile": engine.compile, "cache": cache}
-    return Rehearsal(recipe.model_copy(update=picked), engine, work, teaching)
+    decided = recipe.model_copy(update=picked)
+    return Rehearsal(decided, engine, sum(costs.values()), teaching, work, tuple(dict.fromkeys(notes)))
+
+
+def _work(training: Training, data: Data, step: int) -> float:
+    """Multiply-accumulates of a training whose samples take so many each; a backward counts as two forwards."""
+    return float(training.epochs * len(data.train) * step)
 
 
 def as_decided(recipe: Recipe, folder: Path) -> Recipe:
@@ -88,7 +104,7 @@ def as_decided(recipe: Recipe, folder: Path) -> Recipe:
     file = folder / "recipe.yaml"
     if not file.is_file():
         return recipe
-    known = read(file)
+    known = reread(file)
     update = {key: getattr(known, key) for key in ("device", "precision", "compile") if getattr(recipe, key) == "auto"}
     if recipe.cache.use in ("auto", known.cache.use):
         said = recipe.cache.model_dump(exclude_none=True, exclude={"use"})

@@ -1,7 +1,7 @@
 """What the commands show while they work: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -12,30 +12,21 @@ from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     Progress,
-    ProgressColumn,
-    Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
-from rich.text import Text
 from torch import Tensor
 
 from limbeck.bench import benchmark
 from limbeck.core import Batch
 from limbeck.display import result_table, verdicts
 from limbeck.experiment import Experiment
-from limbeck.jobs import Compared, Event, Expected, Finished, Job, Kept, Started, Track, Trained
+from limbeck.jobs import Compared, Event, Expected, Finished, Found, Job, Kept, Started, Track, Trained
 from limbeck.train import BatchSource
 
 LINE_EVERY = 10.0
 """Seconds between progress lines where there is no terminal."""
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} images/s")
 
 
 class _Watched:
@@ -61,71 +52,172 @@ class _Watched:
         return self._batches.few()
 
 
-def show(experiment: Experiment, console: Console, out: Path) -> None:
-    """Run an experiment, showing a progress bar on a terminal and plain lines elsewhere, then its table."""
+def introduce(experiment: Experiment, console: Console) -> None:
+    """Say what is about to be run: on what, from where, and what a user should know of it."""
     engine, data = experiment.engine, experiment.data
-    console.print(
+    lines = [
         f"{experiment.recipe.name}: {len(data.train):,} training, {len(data.validation):,} validation and "
         f"{len(data.test):,} test samples of {len(data.classes)} classes; on {engine.device.type} in "
         f"{'bfloat16' if engine.precision == 'bf16' else '32 bits'} ({engine.reason})"
         f"{', frozen networks compiled' if engine.compile else ''}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    follow(experiment.run, console)
+        *(f"note: {note}" for note in experiment.notes),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def show(experiment: Experiment, console: Console, out: Path) -> None:
+    """Run an experiment, showing a progress bar on a terminal and plain lines elsewhere, then its table."""
+    introduce(experiment, console)
+    follow(experiment.run, console, experiment.work)
     console.print(result_table(experiment))
     for line in verdicts(experiment):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"written: {out}/result.json and {out}/student.safetensors", highlight=False, soft_wrap=True)
 
 
-def follow(start: Callable[[Track], Iterator[Event]], console: Console) -> None:
-    """Do what ``start`` begins, showing a progress bar on a terminal and plain lines elsewhere."""
+def watch(experiment: Experiment, start: Callable[[Track], Iterator[Event]]) -> None:
+    """Show a training that is no command's own, beside what its program writes."""
+    console = Console(stderr=True, markup=False)
+    introduce(experiment, console)
+    follow(start, console, experiment.work)
+
+
+class _Account:
+    """How much of a run is done: the whole of it is one bar, whatever it trains.
+
+    Args:
+        work: what each training takes, in order.
+    """
+
+    def __init__(self, work: Mapping[Job, float]) -> None:
+        self._work, self._places = work, {job: place for place, job in enumerate(work, start=1)}
+        self._done: dict[Job, float] = {}  # a share of each
+        self._found = 0.0  # what was there already
+        self._start = time.monotonic()
+        self.total = sum(work.values())
+
+    def place(self, job: Job) -> str:
+        """``[2/6] kd/seed0``; the name alone where one thing is done."""
+        return (
+            f"[{self._places[job]}/{len(self._work)}] {job}"
+            if job in self._places and len(self._work) > 1
+            else str(job)
+        )
+
+    def reach(self, job: Job, share: float, *, found: bool = False) -> None:
+        """So much of a training is done, or was there."""
+        if found:
+            self._found += (share - self._done.get(job, 0.0)) * self._work.get(job, 0.0)
+        self._done[job] = share
+
+    def advance(self, job: Job, share: float) -> None:
+        """So much more of it is done."""
+        self._done[job] = min(1.0, self._done.get(job, 0.0) + share)
+
+    @property
+    def done(self) -> float:
+        """Of `total`."""
+        return sum(share * self._work.get(job, 0.0) for job, share in self._done.items())
+
+    @property
+    def left(self) -> str:
+        """The time until all is done, as it went so far; empty while that cannot be told."""
+        here = self.done - self._found
+        if here <= 0 or self.total <= 0:
+            return ""
+        seconds = (time.monotonic() - self._start) * (self.total - self.done) / here
+        return str(timedelta(seconds=max(0, round(seconds))))
+
+
+def follow(start: Callable[[Track], Iterator[Event]], console: Console, work: Mapping[Job, float]) -> None:
+    """Do what ``start`` begins, showing a progress bar on a terminal and plain lines elsewhere.
+
+    Args:
+        start: gives the events.
+        console: where to show them.
+        work: all trainings with about what each takes; see `Experiment.work`.
+    """
     progress = Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=20),
         TextColumn("{task.percentage:>3.0f}%"),
-        _Speed(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[epoch]}"),
         console=console,
         transient=True,
-        speed_estimate_period=10,
     )
-    terminal = console.is_terminal
-    samples, keeping = 0, None
+    screen = _Screen(console, progress, _Account(work))
 
     def track(job: Job, epochs: int, batches: BatchSource) -> BatchSource:
-        nonlocal samples
-        samples = batches.samples
-        task = progress.add_task(str(job), total=epochs * samples)
-        return _Watched(batches, lambda count: progress.advance(task, count))
+        return _Watched(batches, lambda count: screen.advance(job, count / (epochs * batches.samples)))
 
-    with progress if terminal else nullcontext():
-        spoken = time.monotonic()
+    with progress if screen.terminal else nullcontext():
         for event in start(track):
-            if isinstance(event, Finished):
-                console.print(_finished(event), highlight=False, soft_wrap=True)
-                for task in progress.task_ids:
-                    progress.remove_task(task)
-            elif isinstance(event, Started) and event.done:
-                for task in progress.task_ids:
-                    progress.update(task, completed=event.done * samples)
-                console.print(f"{event.job}: going on from its checkpoint", highlight=False)
-            elif isinstance(event, Expected):
-                console.print(_expected(event), highlight=False, soft_wrap=True)
-            elif isinstance(event, Kept):
-                if keeping is None:
-                    keeping = progress.add_task(f"{event.job}'s outputs", total=event.of)
-                progress.update(keeping, completed=event.done)
-                if event.done == event.of:
-                    progress.remove_task(keeping)
-                    keeping = None
-                    console.print(_kept(event), highlight=False, soft_wrap=True)
-            elif isinstance(event, Compared):
-                console.print(_compared(event), highlight=False, soft_wrap=True)
-            elif isinstance(event, Trained) and not terminal and time.monotonic() - spoken > LINE_EVERY:
-                spoken = time.monotonic()
-                console.print(_trained(event), highlight=False, soft_wrap=True)
+            screen.tell(event)
+
+
+class _Screen:
+    """What is written of each event."""
+
+    def __init__(self, console: Console, progress: Progress, account: _Account) -> None:
+        self.terminal = console.is_terminal or console.is_jupyter
+        self._console, self._progress, self._account = console, progress, account
+        self._run: TaskID | None = None
+        self._keeping: TaskID | None = None
+        self._spoken = time.monotonic()
+        self._epoch = ""
+
+    def advance(self, job: Job, share: float) -> None:
+        """Move the bar."""
+        self._account.advance(job, share)
+        self._show(job)
+
+    def tell(self, event: Event) -> None:
+        """Write a line, or change the bar."""
+        if isinstance(event, Started):
+            self._account.reach(event.job, event.done / event.epochs, found=True)
+            if event.done:
+                self._print(f"{event.job}: going on from its checkpoint")
+            self._show(event.job, "")
+        elif isinstance(event, Trained):
+            self._show(event.job, _epoch(event))
+            if not self.terminal and time.monotonic() - self._spoken > LINE_EVERY:
+                self._spoken = time.monotonic()
+                left = self._account.left
+                self._print(f"{_trained(event, self._account.place(event.job))}{left and f', {left} left'}")
+        elif isinstance(event, Finished):
+            self._account.reach(event.job, 1.0, found=event.reused)
+            self._print(_finished(event))
+        elif isinstance(event, Kept):
+            self._keep(event)
+        else:
+            self._print(_LINES[type(event)](event))
+
+    def _show(self, job: Job, epoch: str | None = None) -> None:
+        if not self.terminal or not self._account.total:
+            return
+        if self._run is None:
+            self._run = self._progress.add_task("", total=self._account.total, left="", epoch="")
+        left = self._account.left
+        left = f"{left} left" if left else ""
+        place, done = self._account.place(job), self._account.done
+        self._epoch = self._epoch if epoch is None else epoch
+        self._progress.update(self._run, description=place, completed=done, left=left, epoch=self._epoch)
+
+    def _keep(self, event: Kept) -> None:
+        if self.terminal and self._keeping is None:
+            self._keeping = self._progress.add_task(f"{event.job}'s outputs", total=event.of, left="", epoch="")
+        if self._keeping is not None:
+            self._progress.update(self._keeping, completed=event.done)
+        if event.done == event.of:
+            if self._keeping is not None:
+                self._progress.remove_task(self._keeping)
+                self._keeping = None
+            self._print(_kept(event))
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def followed(events: Iterator[benchmark.Progress | benchmark.Report], console: Console) -> dict[str, Any]:
@@ -149,13 +241,26 @@ def _finished(event: Finished) -> str:
     return f"{event.job}{how}: {share}, {test['errors']} errors of {test['samples']:,}"
 
 
-def _trained(event: Trained) -> str:
+def _trained(event: Trained, place: str) -> str:
     epoch = event.epoch
     terms = ", ".join(f"{name} {value:.4f}" for name, value in epoch.terms.items())
     validation = "" if event.validation is None else f", validation {100 * event.validation:.2f} %"
     speed = epoch.images / epoch.seconds
     stage = "" if epoch.stage in ("alone", event.job.arm) else f" of {epoch.stage}"
-    return f"{event.job}: epoch {epoch.number}/{epoch.epochs}{stage}, {terms}{validation}, {speed:,.0f} images/s"
+    return f"{place}: epoch {epoch.number}/{epoch.epochs}{stage}, {terms}{validation}, {speed:,.0f} images/s"
+
+
+def _epoch(event: Trained) -> str:
+    """What stands behind the bar."""
+    epoch = event.epoch
+    validation = "" if event.validation is None else f", validation {100 * event.validation:.1f} %"
+    stage = "" if epoch.stage in ("alone", event.job.arm) else f" of {epoch.stage}"
+    speed = epoch.images / epoch.seconds
+    return f"epoch {epoch.number}/{epoch.epochs}{stage}, loss {epoch.loss:.4f}{validation}, {speed:,.0f} images/s"
+
+
+def _found(event: Found) -> str:
+    return f"{event.job}: found in {event.folder}: the same student, data and training"
 
 
 def _expected(event: Expected) -> str:
@@ -173,3 +278,6 @@ def _compared(event: Compared) -> str:
         f"{event.job}: {event.rows} random rows of {event.folder} are what the teacher gives "
         f"(the greatest deviation is {event.deviation:.2g}, {event.allowed:.2g} is allowed)"
     )
+
+
+_LINES: Mapping[type, Callable[[Any], str]] = {Expected: _expected, Compared: _compared, Found: _found}

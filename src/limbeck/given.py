@@ -1,0 +1,88 @@
+"""Networks and data of one's own, in the form in which a recipe's are run: what `limbeck.distill` hands on."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from limbeck.blocks import TeacherBlock
+from limbeck.core import LimbeckError, Method
+from limbeck.data import Data
+from limbeck.models import NetworkSpec
+
+NAME = "given"
+"""What stands for a network or a data set of the caller's where a recipe has a name."""
+
+MakeStudent = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a recipe cannot say: the data, the networks, and a method that may be any function."""
+
+    data: Data
+    networks: "OwnNetworks"
+    method: Method
+
+
+class OwnNetworks:
+    """The networks of one call of `distill`, for every arm and seed.
+
+    Args:
+        student: a module, or a function that builds one. A module is trained in place by ``first``; all others train a
+            copy of it as it was given. A function is called anew for every arm and seed.
+        teacher: trained; None for a method without one.
+        others: further networks by name, in place for ``first``, else copies.
+        first: the seed and the arm that train in place.
+        several: whether there are more seeds or arms than this one.
+        data: what they are for.
+
+    Raises:
+        LimbeckError: a module that has to be copied cannot be.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module | MakeStudent,
+        teacher: nn.Module | None,
+        others: Mapping[str, nn.Module],
+        *,
+        first: tuple[int, str],
+        several: bool,
+        data: Data,
+    ) -> None:
+        self._make = None if isinstance(student, nn.Module) else student
+        self._own = {"student": student, **others} if isinstance(student, nn.Module) else dict(others)
+        self._kept = {name: copied(name, network) for name, network in self._own.items()} if several else {}
+        self._teacher, self._first, self._data = teacher, first, data
+
+    def student(self, seed: int, arm: str) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
+        """The student of a seed and an arm, what its file says of it, and the other networks by name.
+
+        Raises:
+            LimbeckError: the student's function gives no module.
+        """
+        if (seed, arm) == self._first:
+            networks = dict(self._own)
+        else:
+            networks = {name: copied(name, network) for name, network in self._kept.items()}
+        student = self._make() if self._make else networks.pop("student")
+        if not isinstance(student, nn.Module):
+            raise LimbeckError(f"student gives a {type(student).__name__}: a function must build a torch.nn.Module")
+        data = self._data
+        spec = NetworkSpec(NAME, {}, len(data.classes), data.shape, data.classes, mean=data.mean, std=data.std)
+        return student, spec, networks
+
+    def teacher(self, block: TeacherBlock) -> tuple[nn.Module, NetworkSpec]:
+        """Nothing: a teacher that is given is not trained."""
+        raise LimbeckError("a teacher that is given as a module is not trained")
+
+    def restored(self, block: TeacherBlock) -> list[nn.Module]:
+        """The teacher."""
+        return [] if self._teacher is None else [self._teacher]
+
+
+def copied(name: str, network: nn.Module) -> nn.Module:
+    """A copy of a network of the caller's, by its name."""
+    return copy.deepcopy(network)
