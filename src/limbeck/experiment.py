@@ -175,8 +175,10 @@ class Experiment:
 
     def _outputs(self, seed: int, teacher: nn.Module | None) -> Generator[Event, None, Outputs | None]:
         """The same, before any student is trained: what hinders it is told then."""
-        job = Job(self.recipe.method["name"], seed)
-        if teacher is None or self.folder.result(str(job)) is not None:
+        job, block = Job(self.recipe.method["name"], seed), self.recipe.teacher
+        if teacher is None or block is None or not (self.recipe.cache.use or block.table):
+            return None
+        if self.folder.result(str(job)) is not None:
             return None
         store = yield from self.outputs(seed, teacher)
         return store

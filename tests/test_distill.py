@@ -1,0 +1,162 @@
+"""The Python call beside a run: several seeds, a folder to resume from, progress, threads."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+import limbeck
+from limbeck.core import LimbeckError
+from limbeck.threads import SMALL, threads_for
+
+QUICK = {"epochs": 2, "batch_size": 16, "device": "cpu", "precision": "32", "compile": False, "cache": False}
+
+
+def network(width=8, *, seed=1):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3))
+
+
+@pytest.fixture
+def data():
+    torch.manual_seed(0)
+    targets = torch.arange(120) % 3
+    return limbeck.arrays(torch.randn(120, 6) + 2 * targets[:, None], targets)
+
+
+@pytest.fixture
+def teacher(data):
+    made, _ = limbeck.distill(None, network(16, seed=2), data, method="alone", **QUICK | {"epochs": 10})
+    return made
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+class Stop(Exception):
+    pass
+
+
+def stops_after(count):
+    epochs = []
+
+    def stop(arm, epoch):
+        epochs.append(arm)
+        if len(epochs) == count:
+            raise Stop
+
+    return stop
+
+
+def test_several_seeds_give_means_and_the_student_of_the_first(data, teacher):
+    student = network()
+    trained, result = limbeck.distill(teacher, student, data, seeds=(3, 4), **QUICK)
+    assert trained is student
+    assert (result["seed"], result["seeds"]) == (3, [3, 4])
+    assert result["summary"]["kd"]["accuracy"]["n"] == result["summary"]["alone"]["accuracy"]["n"] == 2
+    assert sorted((run["arm"], run["seed"]) for run in result["runs"]) == [
+        *(("alone", seed) for seed in (3, 4)),
+        *(("kd", seed) for seed in (3, 4)),
+        ("teacher", 3),
+    ]
+    one = network()
+    limbeck.distill(teacher, one, data, seed=3, **QUICK)
+    assert same(one, student)
+    second = network()
+    _, other = limbeck.distill(teacher, second, data, seed=4, **QUICK)
+    of_second = next(run for run in result["runs"] if (run["arm"], run["seed"]) == ("kd", 4))
+    assert of_second["test"] == other["student"]["test"]
+
+
+def test_a_function_builds_the_student_of_every_seed_and_arm_anew(data, teacher):
+    starts = []
+
+    def make():
+        made = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        starts.append(made[0].weight.detach().clone())
+        return made
+
+    student, result = limbeck.distill(teacher, make, data, seeds=(0, 1), **QUICK)
+    assert isinstance(student, nn.Sequential)
+    times = Counter(tuple(start.flatten().tolist()) for start in starts)
+    assert sorted(times.values())[-2:] == [2, 2]  # alone and kd of a seed start alike, seeds do not
+    assert result["summary"]["kd"]["accuracy"]["n"] == 2
+
+
+def test_a_function_that_builds_no_module_is_refused(data, teacher):
+    with pytest.raises(LimbeckError, match=r"student gives a int: a function must build a torch.nn.Module"):
+        limbeck.distill(teacher, lambda: 3, data, **QUICK)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_stopped_call_goes_on_from_its_folder_to_the_same_bits(data, teacher, tmp_path, monkeypatch, count):
+    monkeypatch.setattr("limbeck.runfolder.CHECKPOINT_SHARE", 1e9)
+    whole, stopped = network(), network()
+    _, expected = limbeck.distill(teacher, whole, data, **QUICK)
+    with pytest.raises(Stop):
+        limbeck.distill(teacher, stopped, data, out=tmp_path / "run", on_epoch=stops_after(count), **QUICK)
+    resumed, told = network(), []
+    _, result = limbeck.distill(
+        teacher, resumed, data, out=tmp_path / "run", on_epoch=lambda arm, epoch: told.append(arm), **QUICK
+    )
+    assert same(whole, resumed)
+    assert len(told) == 4 - count
+    for role in ("alone", "student"):
+        assert result[role]["test"] == expected[role]["test"]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["student"]["test"] == result["student"]["test"]
+
+
+def test_a_finished_call_is_read_from_its_folder(data, teacher, tmp_path):
+    student, again = network(), network()
+    limbeck.distill(teacher, student, data, out=tmp_path, **QUICK)
+    _, result = limbeck.distill(teacher, again, data, out=tmp_path, on_epoch=stops_after(1), **QUICK)
+    assert same(student, again)
+    assert result["method"] == "kd"
+
+
+@pytest.mark.parametrize("changed", ["student", "teacher", "data", "option"])
+def test_a_folder_of_another_call_is_refused(data, teacher, tmp_path, changed):
+    limbeck.distill(teacher, network(), data, out=tmp_path, **QUICK)
+    student = network(seed=7) if changed == "student" else network()
+    teacher = network(16, seed=9) if changed == "teacher" else teacher
+    options = QUICK | ({"epochs": 3} if changed == "option" else {})
+    if changed == "data":
+        data = limbeck.arrays(torch.randn(120, 6), torch.arange(120) % 3)
+    with pytest.raises(LimbeckError, match="holds a run of another recipe"):
+        limbeck.distill(teacher, student, data, out=tmp_path, allow=("chance",), **options)
+
+
+def test_progress_is_shown_where_it_is_asked_for_and_goes_to_standard_error(data, teacher, capsys):
+    limbeck.distill(teacher, network(), data, progress=True, **QUICK)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.search(r"^distill: \d+ training, \d+ validation and \d+ test samples of 3 classes", shown.err)
+    assert re.search(r"^kd/seed0: test accuracy", shown.err, re.MULTILINE)
+    limbeck.distill(teacher, network(), data, progress=False, **QUICK)
+    assert capsys.readouterr().err == ""
+
+
+def test_small_networks_take_one_thread_for_the_time_of_the_call(data, teacher):
+    torch.set_num_threads(2)
+    try:
+        seen = []
+        note = lambda arm, epoch: seen.append(torch.get_num_threads())  # noqa: E731
+        limbeck.distill(teacher, network(), data, on_epoch=note, **QUICK)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+        with threads_for(SMALL):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_method_cannot_be_called_as_the_teacher_is(data, teacher):
+    def member(setup):
+        raise AssertionError
+
+    with pytest.raises(LimbeckError, match="a method cannot be called 'member'"):
+        limbeck.distill(teacher, network(), data, method=member, **QUICK)
