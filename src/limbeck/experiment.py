@@ -1,8 +1,10 @@
 """A recipe run: teachers, students alone and distilled students over seeds, in a folder that a crash leaves whole."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Generator, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from limbeck.data import load
 from limbeck.environment import environment
 from limbeck.evaluate import bias_study
 from limbeck.given import Given, copied
-from limbeck.jobs import Event, Finished, Job, Started, Track, Trained
+from limbeck.jobs import Event, Finished, Found, Job, Started, Track, Trained
 from limbeck.methods import METHODS
 from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structure, save_network
 from limbeck.networks import Cast, joined
@@ -25,6 +27,7 @@ from limbeck.recipe import dump, placed
 from limbeck.rehearsal import as_decided, rehearse
 from limbeck.runfolder import RunFolder, log_line
 from limbeck.session import Training, label_indices, logits_of, measure, plan, time_together, training_batches
+from limbeck.store import network_digest
 from limbeck.summary import summarise
 from limbeck.train import run
 from limbeck.whole import replacing, write_json
@@ -232,6 +235,13 @@ class Experiment:
             self._results[job] = done
             yield Finished(job, done, reused=True)
             return
+        known = self._known_as(job, network, training)
+        other = None if known is None else self.folder.found(name, known)
+        if other is not None:
+            load_weights(network, other / name / job.file)
+            yield Found(job, other)
+            yield from self._measured(job, networks, spec, guide, known)
+            return
         stages = plan(method, networks, self.data, training)
         if self.recipe.share_first_stage and job.arm == self.recipe.method["name"] and job.seed != self.recipe.seeds[0]:
             first = self.folder.path / str(Job(job.arm, self.recipe.seeds[0]))
@@ -251,7 +261,14 @@ class Experiment:
             if self._resumable:
                 self.folder.save(name, epoch.state)
             yield Trained(job, epoch, validation)
-        taught = {}
+        yield from self._measured(job, networks, spec, guide, known)
+
+    def _measured(
+        self, job: Job, networks: dict[str, nn.Module], spec: NetworkSpec, guide: Tensor | None, known: str | None
+    ) -> Iterator[Event]:
+        """Measure a network whose training is over, and write it with its figures."""
+        name, network = str(job), networks["student"]
+        taught: dict[str, Any] = {} if known is None else {"trained_as": known}
         if guide is None and self._teaching.get(job.arm) and "teacher" in networks:
             taught["teacher_after"] = measure(networks["teacher"], self.data, self.engine)
             guide = logits_of(networks["teacher"], self.data.test, self.data, self.engine)
@@ -262,6 +279,20 @@ class Experiment:
         self._results[job]["weights_sha256"] = _digest(file)
         write_json(file.parent / "result.json", self._results[job])
         yield Finished(job, self._results[job], reused=False)
+
+    def _known_as(self, job: Job, network: nn.Module, training: Training) -> str | None:
+        """All that decides the bits of a student alone, by which another run finds it; None for other networks."""
+        if job.arm != "alone" or not self._resumable:
+            return None
+        parts = {
+            "seed": job.seed,
+            "student": [network_digest(network), self.recipe.student.model_dump(mode="json")],
+            "train": [self.recipe.train.model_dump(mode="json"), training.views, training.view_seed],
+            "data": [self.data.train.without(training.exclude).digest(), self.data.mean, self.data.std],
+            "engine": [str(self.engine.device), self.engine.precision, self.engine.compile, torch.get_num_threads()],
+            "versions": {name: version(name) for name in ("limbeck", "torch")},
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _conclude(self) -> None:
         """The run's own result.json and student, of the first seed, and every seed's figures beside them."""
