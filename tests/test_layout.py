@@ -60,6 +60,8 @@ def test_imports_are_read_rightly(source, expected):
     ("module", "allowed"),
     [
         ("errors", set()),
+        ("opening", set()),
+        ("user_code", {"opening"}),
         ("core", set()),
         ("taps", {"core"}),
         ("connectors", {"core"}),
@@ -91,10 +93,10 @@ def test_a_method_needs_only_the_nouns(name):
 @pytest.mark.parametrize(
     ("folder", "allowed"),
     [
-        ("data", {"core", "data"}),
-        ("models", {"core", "connectors", "taps", "options", "whole", "models"}),
+        ("data", {"core", "data", "opening", "user_code"}),
+        ("models", {"core", "connectors", "taps", "options", "opening", "user_code", "whole", "models"}),
         ("evaluate", {"core", "taps", "evaluate"}),
-        ("store", {"core", "data", "taps", "whole", "store"}),
+        ("store", {"core", "data", "opening", "taps", "whole", "store"}),
     ],
 )
 def test_a_folder_imports_only_what_lies_below_it(folder, allowed):
@@ -104,6 +106,33 @@ def test_a_folder_imports_only_what_lies_below_it(folder, allowed):
 def test_few_modules_know_the_methods():
     knowing = {name for name, tree in TREES.items() if "methods" in ours(tree) and part(name) != "methods"}
     assert knowing <= {"recipe", "api", "arms", "experiment", "rehearsal", "catalogue", "cli", "compare", "bench/own"}
+
+
+def test_only_one_module_runs_the_code_of_users():
+    def runs(tree):
+        named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        named |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        ways = {"exec_module", "SourceFileLoader", "spec_from_file_location", "exec", "eval_code", "__import__"}
+        loads = {module.split(".")[0] for module in imported(tree)} & {"runpy", "imp", "pickle", "marshal", "shelve"}
+        files = {"importlib.machinery", "importlib.util"} & imported(tree)
+        return bool(named & ways or loads or files)
+
+    # pickle is imported for the name of its error alone; what torch.save wrote is read by torch's safe reader
+    assert {name for name, tree in TREES.items() if runs(tree)} == {"user_code", "models/pickled"}
+    assert "pickle.UnpicklingError" in FILES["models/pickled"].read_text()
+
+
+def test_what_torch_saved_is_only_read_where_it_may_hold_no_code():
+    def loads(tree):
+        return [
+            {word.arg: ast.unparse(word.value) for word in node.keywords}
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "jit.load", "torch.jit.load")
+        ]
+
+    found = {name: loads(tree) for name, tree in TREES.items() if loads(tree)}
+    assert set(found) == {"checkpoint", "models/pickled"}
+    assert all(words.get("weights_only") == "True" for calls in found.values() for words in calls)
 
 
 def test_only_the_engine_knows_its_library():
