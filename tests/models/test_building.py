@@ -204,7 +204,7 @@ def test_missing_file_is_answered_with_the_nearest(user_file):
 
 def test_missing_function_is_answered_with_the_nearest_and_all(user_file):
     path = user_file(USER)
-    with pytest.raises(LimbeckError, match=r"no function 'want_all': did you mean wants_all.*gives_text"):
+    with pytest.raises(LimbeckError, match=r"no function 'want_all': did you mean 'wants_all'.*gives_text"):
         build(f"{path}:want_all", classes=3, shape=(6,))
 
 
