@@ -729,10 +729,10 @@ def test_a_transform_that_does_not_exist_is_refused_before_an_image_is_read(tmp_
 
 
 def test_a_transforms_file_that_cannot_be_read_is_refused(folder, noise, monkeypatch):
-    def refused(path):
+    def refused(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", refused)
+    monkeypatch.setattr("pathlib.Path.open", refused)
     with pytest.raises(LimbeckError, match=r"mine.py cannot be read: .*Permission denied"):
         streamed(folder, transform=noise)
 
