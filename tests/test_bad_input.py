@@ -272,7 +272,7 @@ def test_a_students_own_network_that_does_not_fit_is_refused():
     assert "the student gives (7,) a sample, but the data has 10 classes" in message
     message = refused("recipe.yaml", *changed("student.model='net.py:coloured'"))
     assert "the student does not run on samples of shape (1, 8, 8)" in message
-    assert "net.py has no function 'sevn': did you mean seven?" in refused(
+    assert "net.py has no function 'sevn': did you mean 'seven'?" in refused(
         "recipe.yaml", *changed("student.model='net.py:sevn'")
     )
 

@@ -60,6 +60,8 @@ def test_imports_are_read_rightly(source, expected):
     ("module", "allowed"),
     [
         ("errors", set()),
+        ("opening", set()),
+        ("user_code", {"opening"}),
         ("core", set()),
         ("taps", {"core"}),
         ("connectors", {"core"}),
@@ -91,10 +93,10 @@ def test_a_method_needs_only_the_nouns(name):
 @pytest.mark.parametrize(
     ("folder", "allowed"),
     [
-        ("data", {"core", "data"}),
-        ("models", {"core", "connectors", "taps", "options", "whole", "models"}),
+        ("data", {"core", "data", "opening", "user_code"}),
+        ("models", {"core", "connectors", "taps", "options", "opening", "user_code", "whole", "models"}),
         ("evaluate", {"core", "taps", "evaluate"}),
-        ("store", {"core", "data", "taps", "whole", "store"}),
+        ("store", {"core", "data", "opening", "taps", "whole", "store"}),
     ],
 )
 def test_a_folder_imports_only_what_lies_below_it(folder, allowed):
@@ -104,6 +106,39 @@ def test_a_folder_imports_only_what_lies_below_it(folder, allowed):
 def test_few_modules_know_the_methods():
     knowing = {name for name, tree in TREES.items() if "methods" in ours(tree) and part(name) != "methods"}
     assert knowing <= {"recipe", "api", "arms", "experiment", "rehearsal", "catalogue", "cli", "compare", "bench/own"}
+
+
+def test_only_one_module_runs_the_code_of_users():
+    ways = {"exec_module", "module_from_spec", "spec_from_file_location", "SourceFileLoader", "exec", "eval", "compile"}
+
+    def runs(tree):
+        called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        names = {node.id for node in called if isinstance(node, ast.Name)}
+        names |= {node.attr for node in called if isinstance(node, ast.Attribute)} - {"eval", "compile"}  # torch's
+        loaders = imported(tree) & {"importlib.machinery", "runpy", "imp", "marshal", "shelve", "dill"}
+        return bool(names & ways or loaders)
+
+    assert {name for name, tree in TREES.items() if runs(tree)} == {"user_code"}
+
+
+def test_only_the_reader_of_what_torch_saved_knows_pickles():
+    # and of the module only its error: what torch.save wrote is read by torch, where it may hold no code
+    knowing = {name for name, tree in TREES.items() if imported(tree) & {"pickle", "_pickle", "cPickle", "joblib"}}
+    assert knowing == {"models/pickled"}
+    assert "from pickle import UnpicklingError\n" in FILES["models/pickled"].read_text()
+
+
+def test_what_torch_saved_is_only_read_where_it_may_hold_no_code():
+    def loads(tree):
+        return [
+            {word.arg: ast.unparse(word.value) for word in node.keywords}
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "jit.load", "torch.jit.load")
+        ]
+
+    found = {name: loads(tree) for name, tree in TREES.items() if loads(tree)}
+    assert set(found) == {"checkpoint", "models/pickled"}
+    assert all(words.get("weights_only") == "True" for calls in found.values() for words in calls)
 
 
 def test_only_the_engine_knows_its_library():

@@ -64,4 +64,5 @@ def teacher_of(recipe: Recipe, seed: int) -> Job:
     block = recipe.teacher
     if block is not None and block.seed is not None:
         return Job("teacher", block.seed)
-    return Job("teacher", recipe.seeds[0] if block is not None and block.weights else seed)
+    shared = block is not None and block.weights and block.init == "as_is"
+    return Job("teacher", recipe.seeds[0] if shared else seed)

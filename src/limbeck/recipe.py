@@ -259,9 +259,18 @@ def _contradictions(recipe: Recipe) -> list[Problem]:
                 "or a table: of its soft labels",
             )
         )
-    if teacher is not None and teacher.weights and (teacher.train or teacher.members > 1 or teacher.untrained):
+    trained = teacher is not None and (teacher.train or teacher.members > 1 or teacher.untrained)
+    if teacher is not None and teacher.weights and trained and teacher.init == "as_is":
         problems.append(
-            Problem(("teacher",), "a teacher with weights: is not trained: leave out train:, untrained: and members:")
+            Problem(
+                ("teacher",),
+                "a teacher with weights: is not trained: leave out train:, untrained: and members:, or say "
+                "init: fine_tune to train it further, with a new classifier",
+            )
+        )
+    if teacher is not None and teacher.init == "fine_tune" and not (teacher.weights and teacher.model and trained):
+        problems.append(
+            Problem(("teacher", "init"), "fine_tune needs a model:, weights: of it to start from, and train: for here")
         )
     if teacher is not None and teacher.table is not None:
         if teacher.model or teacher.weights or teacher.train or teacher.untrained or teacher.members > 1:

@@ -712,8 +712,8 @@ def test_the_first_image_is_opened_when_loading(tmp_path):
         ),
         ("def f(size):\n  return 7", "f", "mine.py:f gave int; allowed is a function of an image"),
         ("def f():\n  pass", "f", r"mine.py:f could not be called with \(10, 12\): TypeError"),
-        ("def crop(size):\n  pass", "crops", r"has no function 'crops'; it has crop; did you mean 'crop'\?"),
-        ("one = 1", "f", r"has no function 'f'; it has none"),
+        ("def crop(size):\n  pass", "crops", r"has no function 'crops': did you mean 'crop'\?"),
+        ("one = 1", "f", r"has no function 'f': it has none"),
         ("1 / 0", "f", "could not be imported: ZeroDivisionError"),
     ],
 )
@@ -729,10 +729,10 @@ def test_a_transform_that_does_not_exist_is_refused_before_an_image_is_read(tmp_
 
 
 def test_a_transforms_file_that_cannot_be_read_is_refused(folder, noise, monkeypatch):
-    def refused(path):
+    def refused(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", refused)
+    monkeypatch.setattr("pathlib.Path.open", refused)
     with pytest.raises(LimbeckError, match=r"mine.py cannot be read: .*Permission denied"):
         streamed(folder, transform=noise)
 

@@ -139,7 +139,8 @@ def test_classes_of_an_npz_may_be_numbers(tmp_path):
     ("content", "message"),
     [
         ("name,cat,dog\na,0.5,0.5\n", r"has the columns 3 \(name, cat, dog\): needed are one named file"),
-        ("", "has the columns none: needed are one named file"),
+        ("", "cannot be read: it is empty"),
+        ("\n\n", "has the columns none: needed are one named file"),
         ("file,cat,dog\na,0.5\n", "line 2: 2 values under 3 columns"),
         ("file,cat,dog\na,0.5,0.5\nb,0.5,much\n", "line 3: could not convert string to float: 'much'"),
         ("file,cat,dog\na,0.5,\n", "line 2: could not convert string to float: ''"),
@@ -189,12 +190,15 @@ def test_one_array_in_the_place_of_an_npz_is_refused(tmp_path):
 
 
 def test_a_parquet_file_of_texts_is_refused(tmp_path):
-    with pytest.raises(LimbeckError, match=r"table\.parquet cannot be read: could not convert string to float"):
+    with pytest.raises(
+        LimbeckError,
+        match=r"table\.parquet cannot be read: the column 'cat' is of string, needed are texts of file, else num",
+    ):
         read_table(written_parquet(tmp_path, numpy.array([["a", "b", "c"]] * 3)))
 
 
 def test_a_parquet_file_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
-    (tmp_path / "table.parquet").touch()
+    (tmp_path / "table.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(LimbeckError, match=r"needs pyarrow to be read: pip install 'limbeck\[parquet\]'"):
         read_table(tmp_path / "table.parquet")
@@ -205,5 +209,5 @@ def test_a_file_that_is_no_table_or_not_there_is_refused(tmp_path):
         LimbeckError, match=r"table\.xlsx is no table that can be read: allowed are \.csv, \.npz, \.par"
     ):
         read_table(tmp_path / "table.xlsx")
-    with pytest.raises(LimbeckError, match=r"there is no table .*table\.csv"):
+    with pytest.raises(LimbeckError, match=r"there is no file .*table\.csv"):
         read_table(tmp_path / "table.csv")

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.keys import Purpose, key
-from limbeck.data.trees import nearest
-from limbeck.data.userfile import contents, function
+from limbeck.errors import nearest
+from limbeck.user_code import contents, function, named
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 """An image of mode L or RGB to (C, H, W) uint8; it may draw from `random`, `numpy.random` and torch's CPU generator."""
@@ -34,16 +33,16 @@ def make_transform(text: str, size: tuple[int, int], code: bytes) -> Transform:
     """
     if text in _NAMED:
         return _NAMED[text](size)
-    file, _, name = text.rpartition(":")
-    if not file.endswith(".py"):
+    found = named(text)
+    if found is None:
         raise LimbeckError(
-            f"there is no transform {text!r}; allowed are {', '.join(_NAMED)} and path/to/file.py:function"
+            f"there is no transform {text!r}; allowed are {', '.join(_NAMED)} and path/to/file.py:function: "
             f"{nearest(text, _NAMED)}"
         )
-    make = function(Path(file).expanduser(), name, code)
+    make = function(*found, code)
     try:
         made: Transform = make(size)
-    except Exception as error:  # the user's function may raise anything
+    except (Exception, SystemExit) as error:  # the user's function may raise anything
         raise LimbeckError(f"{text} could not be called with {size}: {type(error).__name__}: {error}") from error
     if not callable(made):
         raise LimbeckError(f"{text} gave {type(made).__name__}; allowed is a function of an image")
@@ -56,8 +55,8 @@ def code_of(text: str) -> bytes:
     Raises:
         LimbeckError: the file does not exist, or cannot be read.
     """
-    file = text.rpartition(":")[0]
-    return contents(Path(file).expanduser()) if file.endswith(".py") else b""
+    found = named(text)
+    return b"" if found is None else contents(found[0])
 
 
 def identity(text: str, code: bytes) -> bytes:

@@ -6,20 +6,15 @@ from limbeck.models.cifar_resnet import cifar_resnet
 from limbeck.models.convnet import convnet_big, convnet_small
 from limbeck.models.describe import Layer, layers
 from limbeck.models.ensemble import Ensemble
-from limbeck.models.files import (
-    NetworkSpec,
-    load_network,
-    load_weights,
-    read_spec,
-    restore_structure,
-    save_network,
-)
+from limbeck.models.files import load_network, load_weights, read_spec, save_network
 from limbeck.models.fitnets import fitnet_depth, fitnet_mnist
 from limbeck.models.maxout import MaxNormConv2d
 from limbeck.models.maxout_teachers import maxout_cifar, maxout_mnist, maxout_svhn
 from limbeck.models.mlp import MaxNormLinear, mlp
 from limbeck.models.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v2_half
+from limbeck.models.rebuilding import restore_structure
 from limbeck.models.shufflenet import shufflenet_v1, shufflenet_v2
+from limbeck.models.spec import NetworkSpec
 from limbeck.models.vgg import vgg8, vgg13
 from limbeck.models.wide_resnet import wide_resnet
 

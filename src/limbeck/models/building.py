@@ -20,6 +20,7 @@ from limbeck.models.shufflenet import shufflenet_v1, shufflenet_v2
 from limbeck.models.vgg import vgg8, vgg13
 from limbeck.models.wide_resnet import WIDE_RESNETS
 from limbeck.options import keyword_model, validate
+from limbeck.user_code import named
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -73,9 +74,9 @@ def build(name: str, /, *, classes: int, shape: tuple[int, ...], **options: Any)
         return from_timm(rest, classes=classes, shape=shape, options=options)
     if source == "torchvision":
         return from_torchvision(rest, classes=classes, shape=shape, options=options)
-    file, _, function = name.rpartition(":")
-    if file.endswith(".py"):
-        return from_file(file, function, classes=classes, shape=shape, options=options)
+    code = named(name)
+    if code is not None:
+        return from_file(*code, classes=classes, shape=shape, options=options)
     if colon:
         raise LimbeckError(f"there are no models in {source!r}: {_FORMS}")
     return _from_zoo(name, classes, shape, options)

@@ -7,11 +7,21 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 
+FINE_TUNE = "in a recipe init: fine_tune starts from all but the classifier, for a teacher together with train:"
+"""The way out where a file is of other classes."""
+
 _SHOWN = 3
 
 
-def check_fit(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise LimbeckError, saying what differs, unless the file's tensors have the names and shapes of the network's."""
+def check_fit(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], held: str = "") -> None:
+    """Raise LimbeckError, saying what differs, unless the file's tensors have the names and shapes of the network's.
+
+    Args:
+        path: the file.
+        state: its tensors.
+        wanted: the network's.
+        held: what the file holds in all, to be said where names differ.
+    """
     missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]
     reshaped = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
@@ -22,7 +32,7 @@ def check_fit(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tens
         if classes:
             raise LimbeckError(
                 f"{path} does not fit the network: the checkpoint has {classes[0]} classes, the data {classes[1]}; "
-                "all other layers agree"
+                f"all other layers agree: {FINE_TUNE}"
             )
     shapes = [f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}" for name in reshaped]
     found = [
@@ -30,7 +40,9 @@ def check_fit(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tens
         _listed(unexpected, "unexpected"),
         _listed(shapes, "of another shape"),
     ]
-    raise LimbeckError(f"{path} does not fit the network: {'; '.join(text for text in found if text)}")
+    differs = "; ".join(text for text in found if text)
+    said = f" ({held})" if held and (missing or unexpected) else ""
+    raise LimbeckError(f"{path} does not fit the network: {differs}{said}")
 
 
 def _other_classes(

@@ -2,17 +2,14 @@
 
 import difflib
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import module_from_spec
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from limbeck.core import LimbeckError
+from limbeck.user_code import contents, function
 
 Options = Mapping[str, Any]
 
@@ -53,7 +50,7 @@ def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options
     return _call(f"torchvision:{name}", models.get_model, name, given=given, options={"weights": None, **options})
 
 
-def from_file(file: str, name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:
+def from_file(file: Path, name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:
     """What a function (or class) in a Python file makes of the options, and of the classes and shape if it wants them.
 
     Raises:
@@ -61,8 +58,8 @@ def from_file(file: str, name: str, *, classes: int, shape: tuple[int, ...], opt
             returns is no module.
     """
     label = f"{file}:{name}"
-    factory = _attribute(_module(Path(file)), file, name)
-    parameters = inspect.signature(factory).parameters
+    factory = function(file, name, contents(file))
+    parameters = _parameters(label, factory)
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         unknown = [key for key in options if key not in parameters]
         if unknown:
@@ -80,40 +77,36 @@ def _call(label: str, factory: Callable[..., Any], *places: str, given: Options,
         raise LimbeckError(f"{label}: {taken[0]} comes from the data, leave it out of the options")
     try:
         network = factory(*places, **given, **options)
-    except Exception as error:  # others' code may raise anything
+    except (Exception, SystemExit) as error:  # others' code may raise anything
+        if (options.get("pretrained") or options.get("weights")) and _is_of_the_network(error):
+            raise LimbeckError(
+                f"{label}: its pretrained weights could not be downloaded ({type(error).__name__}: {error}): build it "
+                "once with a connection to the internet, after which they are kept on this machine; or bring the file "
+                "here and name it under weights:, without pretrained: true"
+            ) from error
         raise LimbeckError(f"{label} could not be built: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise LimbeckError(f"{label} gave {type(network).__name__}, a model is a torch.nn.Module")
     return network
 
 
-def _module(file: Path) -> ModuleType:
-    path = file.expanduser().resolve()
-    if not path.is_file():
-        others = [other.name for other in path.parent.glob("*.py")]
-        raise LimbeckError(f"there is no file {file}{_close(path.name, others)}")
-    name = "_limbeck_file_" + path.as_posix().replace("/", "_").replace(".", "_")
-    loader = SourceFileLoader(name, str(path))
-    spec = ModuleSpec(name, loader, origin=str(path))
-    spec.has_location = True
-    module = module_from_spec(spec)
-    # dataclasses and pickling look a class's module up by its name
-    sys.modules[name] = module
+def _parameters(label: str, factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        loader.exec_module(module)
-    except Exception as error:  # the user's file may raise anything
-        del sys.modules[name]
-        raise LimbeckError(f"{file} could not be imported: {type(error).__name__}: {error}") from error
-    return module
+        return inspect.signature(factory).parameters
+    except (ValueError, TypeError) as error:  # of some that are written in C
+        raise LimbeckError(f"{label} does not say which arguments it takes: wrap it in a function") from error
 
 
-def _attribute(module: ModuleType, file: str, name: str) -> Callable[..., Any]:
-    functions = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("__")}
-    if name not in functions:
-        own = [key for key, value in functions.items() if getattr(value, "__module__", None) == module.__name__]
-        raise LimbeckError(f"{file} has no function {name!r}{_close(name, own)}; it has {', '.join(own) or 'none'}")
-    factory: Callable[..., Any] = functions[name]
-    return factory
+def _is_of_the_network(error: BaseException) -> bool:
+    """Whether an error, or one that it came of, is of a connection: of the system, or of the library for downloads."""
+    chain: Iterator[BaseException] = _causes(error)
+    return any(isinstance(cause, OSError) or type(cause).__module__.startswith("httpx") for cause in chain)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _close(name: str, names: Iterable[str]) -> str:

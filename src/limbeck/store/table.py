@@ -1,21 +1,24 @@
 """Soft labels from elsewhere, such as bought from an API: a table keyed by file name."""
 
 import csv
+import math
 import tokenize
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 import numpy
 import torch
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.core import LimbeckError
+from limbeck.opening import check_zip, file_size
 
 Kind = Literal["probabilities", "log-probabilities", "logits"]
 
@@ -26,11 +29,20 @@ _SUM = 1e-3  # how far from 1 the probabilities of a row may sum, as from roundi
 
 _MOST = float(numpy.finfo(numpy.float32).max)
 
+LARGEST = 2**30
+"""The most bytes of a table's file, and of its texts when unpacked: 1 GiB."""
+
+NUMBERS = 2**27
+"""The most numbers of a table, rows times classes: 1 GiB in 64 bits. More are kept as a store."""
+
+LINE = 2**22
+"""The most characters of a line of a table in text: 4 MiB, of some 200,000 classes."""
+
 _NO_NPZ = (
-    *(ValueError, TypeError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile),
-    *(zlib.error, SyntaxError, tokenize.TokenError),  # of a damaged one, the last two of its header
+    *(ValueError, TypeError, EOFError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile),
+    *(zlib.error, SyntaxError, tokenize.TokenError, MemoryError, OverflowError),  # of a damaged one, or of its header
 )
-"""What numpy raises of a file that it cannot read."""
+"""What numpy and zipfile raise of a file that they cannot read."""
 
 Read = tuple[Sequence[str], Sequence[str] | None, NDArray[numpy.float64]]  # names, classes, values (N, C)
 
@@ -61,13 +73,14 @@ def read_table(path: Path, kind: Kind | None = None) -> Table:
             on both sides of 0.
 
     Raises:
-        LimbeckError: the file is not there or not such a table; a file or class is in it twice; a number is missing,
-            is none, or does not fit the kind; the kind is not given and not certain.
+        LimbeckError: the file is not there, no regular file, larger than `LARGEST`, or not such a table; it has more
+            than `NUMBERS`, or says so; a file or class is in it twice; a number is missing, is none, or does not fit
+            the kind; the kind is not given and not certain.
     """
     if path.suffix not in _READERS:
         raise LimbeckError(f"{path} is no table that can be read: allowed are {', '.join(_READERS)}")
-    if not path.is_file():
-        raise LimbeckError(f"there is no table {path}")
+    if not file_size(path, most=LARGEST, endings=tuple(_READERS)):
+        raise LimbeckError(f"{path} cannot be read: it is empty")
     written, classes, values = _READERS[path.suffix](path)
     if not all(written):
         raise LimbeckError(f"{path} has a row without a file's name")
@@ -144,26 +157,49 @@ def _refuse_doubled(names: Sequence[str], sentence: str) -> None:
 
 
 def _csv(path: Path) -> Read:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file)
-        names, values = [], []
-        try:
-            heads = next(lines, [])
-            place, classes = _heads(path, heads)
-            for line in filter(None, lines):
-                if len(line) != len(heads):
-                    raise ValueError(f"{len(line)} values under {len(heads)} columns")
-                names.append(line.pop(place))
-                values.append([float(text) for text in line])
-        except (ValueError, csv.Error) as error:  # bytes that are no UTF-8 are a ValueError too
-            raise LimbeckError(f"{path}, line {lines.line_num}: {error}") from error
-    return names, classes, numpy.array(values)
+    names, values, number, place = [], [], 1, 0
+    heads: list[str] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LINE), ""), 1):  # noqa: B007 (read in the except)
+                row = _fields(line)
+                if not heads:
+                    heads = row
+                    place = _heads(path, heads)[0] if heads else 0
+                elif row:
+                    if len(row) != len(heads):
+                        raise ValueError(f"{len(row)} values under {len(heads)} columns")
+                    names.append(row.pop(place))
+                    values.append(numpy.array([float(text) for text in row]))
+                    _check_count(path, len(names), len(row))
+    except (ValueError, csv.Error, OSError) as error:  # bytes that are no UTF-8 are a ValueError too
+        raise LimbeckError(f"{path}, line {number}: {error}") from error
+    return names, _heads(path, heads)[1], numpy.array(values)
+
+
+def _fields(line: str) -> list[str]:
+    """The fields of a line; none of an empty one.
+
+    Raises:
+        ValueError: it is longer than `LINE`.
+        csv.Error: it ends within a field.
+    """
+    if len(line) == LINE and not line.endswith("\n"):
+        raise ValueError(f"it is longer than {LINE:,} characters")
+    return next(csv.reader([line], strict=True), [])
 
 
 def _npz(path: Path) -> Read:
+    check_zip(path)
     try:
-        with path.open("rb") as file, numpy.load(file, allow_pickle=False) as held:
-            arrays = dict(held)
+        with zipfile.ZipFile(path) as held:
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in held.infolist()}
+            arrays = {}
+            for name in ("files", "values", "classes")[: 3 if "classes" in entries else 2]:
+                with held.open(entries[name]) as stream:
+                    _check_array(path, name, stream, entries[name].file_size)
+                with held.open(entries[name]) as stream:
+                    arrays[name] = npy.read_array(stream, allow_pickle=False)
         values = arrays["values"].astype(numpy.float64)
         names = arrays["files"].astype(str).tolist()
         classes = arrays["classes"].astype(str).tolist() if "classes" in arrays else None
@@ -171,23 +207,88 @@ def _npz(path: Path) -> Read:
         raise LimbeckError(f"{path} has no array {error}: needed are files and values, and classes if named") from error
     except _NO_NPZ as error:
         raise LimbeckError(f"{path} cannot be read: {error}") from error
+    if not isinstance(names, list) or not isinstance(classes, list | None):
+        raise LimbeckError(f"{path} cannot be read: files and classes are lists of texts")
     return names, classes, values
+
+
+def _check_array(path: Path, name: str, stream: IO[bytes], size: int) -> None:
+    """Raise where an array says that it is larger than its entry, or than a table may be: numpy takes that memory.
+
+    Raises:
+        ValueError: the header is none, or not of this entry; the array holds Python objects, which would be unpickled.
+        LimbeckError: it is too large.
+    """
+    version = npy.read_magic(stream)
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"the array {name} is of the version {version}, allowed are {', '.join(map(str, readers))}")
+    shape, _, dtype = readers[version](stream)
+    if dtype.hasobject:
+        raise ValueError(f"the array {name} holds Python objects, for which a pickle would be run: allowed are texts")
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or count * dtype.itemsize != size - stream.tell():
+        raise ValueError(f"the array {name} says its shape is {shape}, but its entry is not of this size")
+    if name == "values":
+        _check_count(path, count, 1)
+    elif size > LARGEST or count > NUMBERS:
+        raise LimbeckError(f"{path} has {size:,} bytes of {name}, allowed are at most {LARGEST:,}")
+
+
+def _check_count(path: Path, rows: int, columns: int) -> None:
+    if rows * columns > NUMBERS:
+        raise LimbeckError(
+            f"{path} has {rows * columns:,} numbers or more, allowed are at most {NUMBERS:,} in a table: more are kept "
+            "as a store, which limbeck builds of a teacher"
+        )
 
 
 def _parquet(path: Path) -> Read:
     try:
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        import pyarrow  # type: ignore[import-untyped]
+        from pyarrow import parquet
     except ImportError as error:
         raise LimbeckError(f"{path} needs pyarrow to be read: pip install 'limbeck[parquet]'") from error
     try:
-        table = parquet.ParquetFile(path).read()
-        place, classes = _heads(path, table.column_names)
-        names = ["" if name is None else str(name) for name in table.columns[place].to_pylist()]
-        columns = [column for number, column in enumerate(table.columns) if number != place]
-        values = [column.to_numpy().astype(numpy.float64) for column in columns]
-    except (ValueError, TypeError, OSError, NotImplementedError) as error:  # pyarrow's own are among them
+        # the names stay as they are written, each once, until it is known how long they are in all
+        with parquet.ParquetFile(path, read_dictionary=["file"]) as file:
+            place, classes = _heads(path, file.schema_arrow.names)
+            _check_count(path, file.metadata.num_rows, len(classes))
+            _check_types(file.schema_arrow, place)
+            table = file.read()
+            names = _parquet_names(path, table.columns[place])
+            columns = [column for number, column in enumerate(table.columns) if number != place]
+            values = [column.to_numpy().astype(numpy.float64) for column in columns]
+    except (ValueError, TypeError, OSError, OverflowError, MemoryError, pyarrow.ArrowException) as error:
         raise LimbeckError(f"{path} cannot be read: {error}") from error
     return names, classes, numpy.array(values).T
+
+
+def _check_types(schema: Any, place: int) -> None:
+    """Raise ValueError where a column of a parquet file is of another kind than numbers, or the names' than texts."""
+    from pyarrow import types
+
+    numbers = (types.is_floating, types.is_integer, types.is_decimal, types.is_boolean, types.is_null)
+    texts = (types.is_string, types.is_large_string, types.is_integer, types.is_dictionary)
+    for number, field in enumerate(schema):
+        allowed = texts if number == place else numbers
+        if not any(test(field.type) for test in allowed):
+            raise ValueError(
+                f"the column {field.name[:60]!r} is of {field.type}, needed are texts of file, else numbers"
+            )
+
+
+def _parquet_names(path: Path, column: Any) -> list[str]:
+    from pyarrow import compute, types
+
+    names: list[str] = []
+    for chunk in column.chunks:
+        if types.is_dictionary(chunk.type):
+            lengths = compute.binary_length(chunk.dictionary).take(chunk.indices)
+            if (compute.sum(lengths).as_py() or 0) > LARGEST:
+                raise LimbeckError(f"{path} has more than {LARGEST:,} bytes of names")
+        names += ["" if name is None else str(name) for name in chunk.to_pylist()]
+    return names
 
 
 def _heads(path: Path, heads: Sequence[str]) -> tuple[int, list[str]]:

@@ -1,0 +1,214 @@
+"""A network built on the word of a weights file: of no code that it names, and only if it fits the file's tensors."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from limbeck.core import LimbeckError
+from limbeck.models.building import MODELS, build
+from limbeck.models.reuse import Reuse, apply_reuse, projector
+from limbeck.models.spec import NetworkSpec
+from limbeck.user_code import named
+
+LARGEST = 2**32
+"""The most bytes of a network built on the word of its file alone: 4 GiB. The model of a larger one is named."""
+
+NUMBER, VALUES = 2**20, 10_000
+"""The largest number, and the most numbers and texts, in a network's options in a file."""
+
+_LIBRARIES = ("timm", "torchvision")
+
+_FETCHED = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
+_FETCHED |= {"weights", "weights_backbone", "progress"}
+"""Options of the libraries that say which weights to begin with: left out, as the file has the weights."""
+
+_STRUCTURAL = re.compile("pretrained|checkpoint|weights|features_only|feature_c|scriptable|exportable|_cfg$|^cfg|hub")
+"""Names of options of the libraries that no file may set: of others' files, or of another kind of network."""
+
+_FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace)
+
+
+def portable(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A network's name and options without the folders of the machine that it was made on."""
+    file, _, function = name.rpartition(":")
+    short = f"{PureWindowsPath(file).name}:{function}" if file.endswith(".py") else name
+    return short, {key: _without_folders(value) for key, value in options.items()}
+
+
+def rebuild(
+    path: Path,
+    spec: NetworkSpec,
+    shapes: Mapping[str, Tensor],
+    *,
+    model: str | None,
+    trust_code: bool,
+    fits: Callable[[nn.Module], None],
+) -> nn.Module:
+    """The network that a file describes, with random weights.
+
+    Args:
+        path: the file.
+        spec: what it says of its network.
+        shapes: its tensors, of which nothing but the names and shapes is used.
+        model: the name to build instead of the one in the file.
+        trust_code: whether a Python file that the file names may be run.
+        fits: raises LimbeckError where a network is not of the file's tensors.
+
+    Raises:
+        LimbeckError: it names code; an option is not plain or loads something; it cannot be built, or does not fit.
+    """
+    name = spec.name if model is None else model
+    code = named(name)
+    if code is not None and model is None and not trust_code:
+        raise LimbeckError(
+            f"{path} names code, the function {code[1]} in a file {code[0]}, and reading weights runs none: pass the "
+            "network it is of (network=...), name the model (model='path/to/file.py:function', in a recipe model: "
+            "beside weights:), or, if you know where the weights are from, say trust_code=True (--trust-code)"
+        )
+    options = dict(spec.options) if code is not None else _checked(path, name, spec.options)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in shapes.values())
+
+    def made() -> nn.Module:
+        network = build(name, classes=spec.classes, shape=spec.shape, **options)
+        restore_structure(network, spec)
+        return network
+
+    if code is not None or model is not None:  # somebody names it who is here
+        check_reuse(path, spec, shapes)
+        return made()
+    if size > LARGEST:
+        raise LimbeckError(
+            f"{path} has {size:,} bytes of weights, and a network is built on the word of its file alone up to "
+            f"{LARGEST:,}: pass network=, or name the model= (in a recipe model: beside weights:)"
+        )
+    _look(path, made, len(shapes), size, fits, plain=not options and name not in MODELS)
+    return made()
+
+
+def restore_structure(network: nn.Module, spec: NetworkSpec | None) -> None:
+    """Change a freshly built network as the one was that the spec is of.
+
+    Raises:
+        LimbeckError: the spec, which may be None, describes no such change, or the network cannot be so changed.
+    """
+    reuse = _reuse(spec)
+    if reuse is not None:
+        apply_reuse(network, reuse)
+
+
+def check_reuse(path: Path, spec: NetworkSpec | None, shapes: Mapping[str, Tensor]) -> None:
+    """Raise LimbeckError where the change of a network that a file describes is larger than the file."""
+    reuse = _reuse(spec)
+    if reuse is None:
+        return
+    with torch.device("meta"):
+        added = [projector(reuse), nn.Linear(reuse.outside, reuse.classes)]
+    count = sum(parameter.numel() for module in added for parameter in module.parameters())
+    if count - reuse.classes > sum(tensor.numel() for tensor in shapes.values()):
+        raise LimbeckError(f"{path} describes a projector and classifier of {count:,} weights, which it does not hold")
+
+
+def _reuse(spec: NetworkSpec | None) -> Reuse | None:
+    if spec is None or spec.reuse is None:
+        return None
+    try:
+        reuse = TypeAdapter(Reuse).validate_python(dict(spec.reuse), extra="forbid")
+    except (ValidationError, TypeError) as error:
+        raise LimbeckError(f"the file describes no classifier that a student can reuse: {spec.reuse}") from error
+    numbers = (reuse.channels, reuse.outside, reuse.classes, reuse.factor, *(reuse.size or ()))
+    if reuse.side not in ("output", "input") or not all(0 < number <= NUMBER for number in numbers):
+        raise LimbeckError(f"the file describes no classifier that a student can reuse: {spec.reuse}")
+    return reuse
+
+
+class _Bounded(TorchFunctionMode):
+    """Raises once more is made than a network of so many tensors and bytes needs."""
+
+    def __init__(self, tensors: int, size: int) -> None:
+        super().__init__()
+        self._calls, self._bytes = 32 * tensors + 10_000, 8 * size + 2**28
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FACTORIES:  # before it takes the memory
+            self._count(func(*args, **{**kwargs, "device": "meta"}))
+        made = func(*args, **kwargs)
+        if isinstance(made, Tensor) and func not in _FACTORIES and not (args and made is args[0]):
+            self._count(made)
+        self._calls -= 1
+        return made
+
+    def _count(self, made: Tensor) -> None:
+        self._bytes -= made.numel() * made.element_size()
+        if self._bytes < 0 or self._calls < 0:
+            raise LimbeckError("it is larger than the file")
+
+
+def _look(
+    path: Path, made: Callable[[], nn.Module], tensors: int, size: int, fits: Callable[[nn.Module], None], plain: bool
+) -> None:
+    """Build the network without memory, and compare it with the file.
+
+    Some of the libraries' cannot be built so. Where no option is given, they have the size that they were published
+    with, and are built with bounded memory.
+    """
+    try:
+        with torch.device("meta"), _Bounded(tensors, size):
+            network = made()
+    except (LimbeckError, RuntimeError, MemoryError, RecursionError, OverflowError) as error:
+        if not (plain and isinstance(error.__cause__, NotImplementedError)):
+            raise LimbeckError(f"{path} describes a network that cannot be built: {error}") from error
+        with _Bounded(tensors, size):
+            network = made()
+    fits(network)
+
+
+def _checked(path: Path, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, if they are plain values of a sane size.
+
+    Raises:
+        LimbeckError: one is not, or says what to load.
+    """
+    library = name.partition(":")[0] in _LIBRARIES
+    kept = {key: value for key, value in options.items() if not (library and key in _FETCHED)}
+    for key, value in kept.items():
+        if library and _STRUCTURAL.search(key):
+            raise LimbeckError(f"{path} gives {name} the option {key!r}, which no weights file may set")
+        for count, one in enumerate(_leaves(value)):
+            wrong = isinstance(one, int | float) and abs(one) > NUMBER
+            wrong |= isinstance(one, str) and (len(one) > 100 or any(sign in one for sign in "/\\:"))
+            if count > VALUES or wrong or not isinstance(one, bool | int | float | str | None):
+                raise LimbeckError(
+                    f"{path} gives {name} the option {key!r} with {str(one)[:60]!r}: allowed are true, false, short "
+                    f"texts that are no paths, and numbers up to {NUMBER:,}, and lists of them"
+                )
+    return kept
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _leaves(inner)
+    else:
+        yield value
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_without_folders(inner) for inner in value]
+    if isinstance(value, Mapping):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, Path):
+        return value.name
+    whole = isinstance(value, str) and len(value) > 1 and _is_whole(value)
+    return PureWindowsPath(value).name if whole else value
+
+
+def _is_whole(text: str) -> bool:
+    return text.startswith("~") or PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()

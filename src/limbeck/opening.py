@@ -1,0 +1,83 @@
+"""What is looked at before a file is opened: that it is a regular file, and of which size. Nothing here needs torch."""
+
+import stat
+import struct
+from collections.abc import Collection
+from itertools import islice
+from pathlib import Path
+
+from limbeck.errors import LimbeckError, nearest
+
+DIRECTORY = 2**24
+"""The most bytes that the directory of a zip file takes: 300,000 entries and more, which take about 200 MB to list."""
+
+_NEIGHBOURS = 1000  # that are looked at for a name that was meant
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def expanded(text: str | Path) -> Path:
+    """The path, with a leading ``~`` replaced by the home folder.
+
+    Raises:
+        LimbeckError: there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise LimbeckError(f"{text}: {error}") from error
+
+
+def file_size(path: Path, *, most: int, endings: Collection[str] = ()) -> int:
+    """The size in bytes of a file that may be opened: opening it does not wait, and reading it ends.
+
+    A file of /proc or /dev that says it has no bytes may have any number: read no more than this.
+
+    Args:
+        path: the file.
+        most: the largest size that is allowed.
+        endings: of the files beside it that may have been meant where there is no such file.
+
+    Raises:
+        LimbeckError: there is no such file, it is a folder, pipe, device or socket, or it is larger.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        beside = [other.name for other in islice(path.parent.glob("*"), _NEIGHBOURS) if other.suffix in endings]
+        near = f": {nearest(path.name, beside)}" if beside else ""
+        raise LimbeckError(f"there is no file {path}{near}") from error
+    except (OSError, ValueError) as error:  # no permission, a loop of links, a NUL in the name
+        raise LimbeckError(f"{path} cannot be opened: {error}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise LimbeckError(f"{path} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, needed is a regular file")
+    if found.st_size > most:
+        raise LimbeckError(f"{path} has {found.st_size:,} bytes, allowed are at most {most:,} here")
+    return found.st_size
+
+
+def check_zip(path: Path) -> None:
+    """Raise LimbeckError where the directory of a zip file is so large that listing it takes the memory of a bomb.
+
+    Args:
+        path: a regular file. One that is no zip file passes: who opens it will see.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 2**16 - 100))
+        tail = file.read()
+    plain = len(tail) - 22
+    end = plain if plain >= 0 and tail.startswith(b"PK\5\6", plain) else tail.rfind(b"PK\5\6")
+    if end < 0 or len(tail) < end + 22:
+        return
+    large = end - 76  # of a zip64 file: its record of 56 bytes, and a pointer of 20
+    sizes = [struct.unpack_from("<L", tail, end + 12)[0] % 0xFFFFFFFF]
+    sizes += struct.unpack_from("<Q", tail, large + 40) if large >= 0 and tail.startswith(b"PK\6\6", large) else ()
+    if max(sizes) > DIRECTORY:
+        raise LimbeckError(f"{path} lists {max(sizes):,} bytes of entries, allowed are at most {DIRECTORY:,}")
