@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from limbeck.core import TARGETS, LimbeckError, Schedule, Section, Setup, Stage, Tap, Term, from_student, weighted
 from limbeck.methods import reading
 from limbeck.methods.alone import hard_loss
+from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.reading import last_map, logits
 from limbeck.taps import replaced
@@ -53,7 +54,7 @@ def softmax_regression_loss(
         return feature_matching_loss(student, target, average=average)
     if form == "kl":
         return soft_loss(student, target, temperature=temperature, temperature_squared=False)
-    return F.cross_entropy(student / temperature, (target / temperature).softmax(dim=1))
+    return like(F.cross_entropy(wide(student) / temperature, (wide(target) / temperature).softmax(dim=1)), student)
 
 
 class Representation(nn.Module):
