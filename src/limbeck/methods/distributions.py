@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -24,8 +22,8 @@ def like(value: Tensor, tensor: Tensor) -> Tensor:
     return value.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def divergence(student: Tensor, *teachers: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(p || q) of each sample, (N,), never below 0; no gradient reaches the teachers.
+def divergence(student: Tensor, *teachers: Tensor, temperature: float = 1.0, factor: float | None = None) -> Tensor:
+    """KL(p || q) of each sample, (N,), or its sum times a factor; never below 0. No gradient reaches the teachers.
 
     q is the softmax of the student's logits over T, p the teacher's, of several the arithmetic mean of theirs. The
     value has at least 32 bits.
@@ -34,8 +32,9 @@ def divergence(student: Tensor, *teachers: Tensor, temperature: float = 1.0) -> 
         student: logits (N, K).
         teachers: logits (N, K), one tensor a teacher.
         temperature: T > 0.
+        factor: of the sum over the samples, at least 0.
     """
-    value: Tensor = _Divergence.apply(student, temperature, *teachers)
+    value: Tensor = _Divergence.apply(student, temperature, factor, *teachers)
     return value
 
 
@@ -43,27 +42,28 @@ class _Divergence(torch.autograd.Function):
     """`divergence` and its gradient (q - p) / T as one node of the graph, because a small step feels every node."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, temperature: float, *teachers: Tensor) -> Tensor:
+    def forward(ctx: Any, student: Tensor, temperature: float, factor: float | None, *teachers: Tensor) -> Tensor:
         compute = in_32_bits if student.device.type == "mps" else in_64_bits
         values, difference = compute(student, teachers, temperature)
-        ctx.save_for_backward(difference)
-        ctx.temperature, ctx.dtype = temperature, student.dtype
-        return like(values, student)
+        ctx.save_for_backward((difference * ((1.0 if factor is None else factor) / temperature)).to(student.dtype))
+        value = values.sum(dim=1) if factor is None else values.sum() * factor
+        return like(value.clamp_min(0), student)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (difference,) = ctx.saved_tensors
-        own = (difference * (gradient / ctx.temperature).unsqueeze(1)).to(ctx.dtype)
+        if torch.is_grad_enabled():  # as under create_graph
+            raise RuntimeError("the divergence of softened distributions has no second derivative here")
+        (slope,) = ctx.saved_tensors
+        own = slope * gradient if gradient.dim() == 0 else slope * gradient.unsqueeze(1).to(slope.dtype)
         return (own, *(None for _ in ctx.needs_input_grad[1:]))
 
 
 def in_64_bits(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
-    """`divergence` (N,), and q - p (N, K)."""
-    own, *others = (F.log_softmax(wide(logits) / temperature, dim=1) for logits in (student, *teachers))
+    """Numbers (N, K) whose sum over K is the divergence, and q - p (N, K)."""
+    own, *others = [torch.log_softmax(wide(logits) / temperature, dim=1) for logits in (student, *teachers)]
     target = others[0] if len(others) == 1 else torch.stack(others).logsumexp(dim=0) - math.log(len(others))
     weights = target.exp()
-    return (weights * (target - own)).sum(dim=1).clamp_min(0), own.exp() - weights
+    return weights * (target - own), own.exp() - weights
 
 
 def in_32_bits(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
@@ -73,21 +73,21 @@ def in_32_bits(student: Tensor, teachers: Sequence[Tensor], temperature: float) 
     inverse = torch.expm1(-ratios.clamp(-1, 1)).mean(dim=0).log1p()  # log p - log q of the mean p
     far = torch.logsumexp(-ratios, dim=0) - math.log(len(members))
     ratio = -torch.where(ratios.abs().amax(dim=0) < 1, inverse, far)
-    weights = torch.stack([F.softmax(logits / temperature, dim=1) for logits in members]).mean(dim=0)
+    weights = torch.stack([torch.softmax(logits / temperature, dim=1) for logits in members]).mean(dim=0)
     series = ratio.square() * (1 / 2 + ratio * (1 / 6 + ratio * (1 / 24 + ratio / 120)))
     near = weights * torch.where(ratio.abs() < 0.1, series, torch.expm1(ratio.clamp_max(1)) - ratio)
     difference = torch.where(
         ratio.abs() < 1,
         weights * torch.expm1(ratio.clamp_max(1)),
-        F.softmax(ours / temperature, dim=1) - weights,
+        torch.softmax(ours / temperature, dim=1) - weights,
     )
     values = torch.where(ratio.abs() < 1, near, difference - weights * ratio)
-    return values.sum(dim=1).clamp_min(0), difference
+    return values, difference
 
 
 def _log_ratio(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Log q - log p (N, K), whose error is small beside it and not only beside log p."""
-    logs = F.log_softmax(teacher / temperature, dim=1)
+    logs = torch.log_softmax(teacher / temperature, dim=1)
     apart = (student - teacher) / temperature
     apart = apart - (logs.exp() * apart).sum(dim=1, keepdim=True)
     near = (logs.exp() * torch.expm1(apart.clamp_max(1))).sum(dim=1, keepdim=True).log1p()

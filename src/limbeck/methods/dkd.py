@@ -27,7 +27,7 @@ def target_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, temperatur
         temperature: T > 0.
     """
     pair, wanted = (_label_and_rest(wide(logits) / temperature, targets) for logits in (student, teacher.detach()))
-    return like(temperature**2 * divergence(pair, wanted).mean(), student)
+    return like(divergence(pair, wanted, factor=temperature**2 / len(student)), student)
 
 
 def nontarget_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
@@ -37,7 +37,7 @@ def nontarget_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, tempera
     and the source are those of `target_loss`.
     """
     rest, wanted = (_rest(logits, targets) for logits in (student, teacher.detach()))
-    return temperature**2 * divergence(rest, wanted, temperature=temperature).mean()
+    return divergence(rest, wanted, temperature=temperature, factor=temperature**2 / len(student))
 
 
 def dkd(

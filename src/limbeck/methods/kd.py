@@ -43,7 +43,7 @@ def soft_loss(
     """
     averaged = len(student) if average == "batch" else student.numel()
     factor = (temperature**2 if temperature_squared else 1.0) / averaged
-    return divergence(student, *teachers, temperature=temperature).sum() * factor
+    return divergence(student, *teachers, temperature=temperature, factor=factor)
 
 
 def kd(
