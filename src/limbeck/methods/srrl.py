@@ -184,16 +184,17 @@ def srrl(
             have no such sections; batches of 1 where the connector's BatchNorm would see one value a channel.
     """
     _check(alpha, beta, temperature, positions, student_layer)
+    outline = reading.with_classifier(setup, "teacher", method="srrl")
     student_logits, teacher_logits = logits(setup)
     make = partial(Representation, alpha=alpha, beta=beta, form=form, average=average)
     terms = {"hard": Term(hard_loss, (from_student(), TARGETS), hard)}
     for position in positions:
         place = _PLACES[position]
         if place == 0:
-            student, teacher = last_map(setup, "student", student_layer), setup.outline("teacher").feature
+            student, teacher = last_map(setup, "student", student_layer), outline.feature
             above: nn.Module = Classifier(setup.module("teacher", teacher.layer))
             inputs: tuple[Tap, ...] = ()
-            activated = setup.outline("teacher").nonnegative
+            activated = outline.nonnegative
         else:
             sections = [_section(setup, network, place, position) for network in ("student", "teacher")]
             student, teacher = (section.last for section in sections)
