@@ -4,6 +4,7 @@ A connector learns with the student and is dropped afterwards: it never counts a
 Shapes are those of one sample, without N: ``(C, H, W)`` or ``(D,)``.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -40,6 +41,44 @@ def conv1x1(source: Sequence[int], target: Sequence[int]) -> nn.Module:
             f"a 1x1 connector maps (C, H, W) to (C', H, W) of the same size, got {tuple(source)} -> {tuple(target)}"
         )
     return nn.Conv2d(source[0], target[0], kernel_size=1)
+
+
+class AsMap(nn.Module):
+    """`as_map` as a layer, before those of maps."""
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(N, C, H, W), (N, L, D) or (N, D) to (N, C, H, W)."""
+        return as_map(feature)
+
+
+_BESIDE_PATCHES = (0, 1, 2, 5)
+"""Tokens that transformers have before those of the patches: none, a class token, DeiT's two, DINOv2's five."""
+
+
+def map_shape(shape: Sequence[int]) -> tuple[int, int, int] | None:
+    """The shape (C, H, W) of what `as_map` makes of a map, a vector (D,) or tokens (L, D); None where it cannot."""
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    if len(shape) == 1:
+        return shape[0], 1, 1
+    side = math.isqrt(shape[0])
+    return (shape[1], side, side) if len(shape) == 2 and shape[0] - side**2 in _BESIDE_PATCHES else None
+
+
+def as_map(feature: Tensor) -> Tensor:
+    """A map (N, C, H, W) as it is, a vector (N, D) as a map of one place, tokens (N, L, D) as the map of their patches.
+
+    Patches are taken to lie in a square, row by row, after the class token and its like, which are left out.
+
+    Raises:
+        LimbeckError: the tokens are not those of a square, or the tensor is none of the three.
+    """
+    shape = map_shape(feature.shape[1:])
+    if shape is None:
+        raise LimbeckError(f"what gives {tuple(feature.shape[1:])} cannot be taken as a map: its tokens form no square")
+    if feature.dim() != 3:
+        return feature.reshape(len(feature), *shape)
+    return feature[:, -shape[1] * shape[2] :].mT.reshape(len(feature), *shape)
 
 
 class Maxout(nn.Module):

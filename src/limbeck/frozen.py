@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Networks, Outputs, Reader, Stage, Tap
@@ -16,7 +17,7 @@ def learners(stage: Stage, networks: Networks) -> list[nn.Module]:
     """The modules that a stage's ``learns`` names: networks, or parts of them.
 
     Raises:
-        LimbeckError: there is no such network or layer.
+        LimbeckError: there is no such network or layer, or its weights were made under ``torch.inference_mode``.
     """
     found = []
     for name in stage.learns:
@@ -27,18 +28,42 @@ def learners(stage: Stage, networks: Networks) -> list[nn.Module]:
             )
         check(networks, Tap(network, layer))
         found.append(networks[network].get_submodule(layer))
+        if any(parameter.is_inference() for parameter in found[-1].parameters()):
+            raise LimbeckError(
+                f"the weights of the {network} were made under torch.inference_mode and cannot learn: build or load it "
+                f"outside of that, or pass copy.deepcopy({network})"
+            )
     return found
 
 
+def frozen_parts(network: nn.Module) -> tuple[str, ...]:
+    """The names of the parts all of whose parameters, one or more, have ``requires_grad`` False.
+
+    Of a part and what it holds only the part is named; "" is the whole network.
+    """
+    found: list[str] = []
+    for name, module in network.named_modules():
+        held = any(name.startswith(f"{part}.") or not part for part in found)
+        parameters = list(module.parameters())
+        if parameters and not held and not any(parameter.requires_grad for parameter in parameters):
+            found.append(name)
+    return tuple(found)
+
+
 def resting(stage: Stage, networks: Networks) -> list[nn.Module]:
-    """The modules that do not learn: those of whole networks, and of the others the parts that are not named."""
+    """The modules that do not learn.
+
+    Those of whole networks, of the others the parts that are not named, and what is named where all of its parameters
+    are frozen (`frozen_parts`). Modules without parameters, such as dropout, belong to the part that holds them.
+    """
     found = []
     for name, network in networks.items():
         named = [layer for layer in stage.learns if layer.partition(".")[0] == name]
         if name not in named:
             learning = {part for layer in named for part in network.get_submodule(layer.partition(".")[2]).modules()}
             found += [module for module in network.modules() if module not in learning]
-    return found
+        found += [module for part in frozen_parts(network) for module in network.get_submodule(part).modules()]
+    return list(dict.fromkeys(found))
 
 
 @contextmanager
@@ -59,7 +84,8 @@ def frozen(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
         for module, mode in modes.items():
             module.training = mode
         for parameter, needed in parameters.items():
-            parameter.requires_grad_(needed)
+            with torch.inference_mode(parameter.is_inference()):  # where alone such a flag can be raised
+                parameter.requires_grad_(needed)
 
 
 def quickest(
@@ -92,13 +118,14 @@ class Versions:
     """Which tensors networks have, and how often each was written to; what is written through ``.data`` is not seen.
 
     Attributes:
-        numbers: equal while no parameter or buffer is replaced or written to, and for as long as this object lives.
+        numbers: equal while no parameter or buffer is replaced or written to, and for as long as this object lives;
+            what was made under ``torch.inference_mode`` does not count what is written to it.
     """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         both = (chain(network.parameters(), network.buffers()) for network in networks)
         self._held = list(chain.from_iterable(both))  # or a new tensor might get the number of one that is gone
-        self.numbers = [(id(tensor), tensor._version) for tensor in self._held]
+        self.numbers = [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in self._held]
 
 
 def _from(store: Outputs) -> Reader:

@@ -6,6 +6,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -13,13 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck.core import Batch, LimbeckError, Loss, Networks, Outputs, Stage, Tap
+from limbeck.divergence import Diverged as Diverged
+from limbeck.divergence import NotFinite, cause
 from limbeck.engine import Engine, as_parameters_lie
 from limbeck.frozen import Versions, frozen, learners, quickest, resting
 from limbeck.taps import Taps, evaluation_mode
-
-
-class Diverged(LimbeckError):
-    """A term became NaN or infinite."""
 
 
 class BatchSource(Protocol):
@@ -106,6 +105,7 @@ class TrainingSweep:
                 yield tuple(_full(values[tap]) for tap in taps)
 
 
+@torch.inference_mode(mode=False)  # with gradients, and as one around each part of a generator, not around its yields
 def run(
     stages: Sequence[Stage],
     networks: Networks,
@@ -118,10 +118,12 @@ def run(
     """Train stage after stage, yielding after every epoch; what happens between epochs is the caller's.
 
     What a stage's ``learns`` names and its losses' own parameters learn, as far as their ``requires_grad`` says; all
-    else is in eval mode, gets no gradient and stays bit-identical, buffers too. Each stage has a fresh optimizer. Each
-    network runs once a batch. Losses see tensors in at least 32 bits, whatever the engine's precision. A stage's
-    ``finish`` is called when its last epoch has been yielded and the next is asked for; what it changes in a network's
-    structure (not its values) is for a last stage only, because no checkpoint is taken after it.
+    else is in eval mode, gets no gradient and stays bit-identical, buffers too: a part whose parameters are all frozen
+    (`limbeck.frozen.frozen_parts`) with its BatchNorm and without its dropout. A ``no_grad`` or ``inference_mode`` of
+    the caller's does not reach in here. Each stage has a fresh optimizer. Each network runs once a batch. Losses see
+    tensors in at least 32 bits, whatever the engine's precision. A stage's ``finish`` is called when its last epoch has
+    been yielded and the next is asked for; what it changes in a network's structure (not its values) is for a last
+    stage only, because no checkpoint is taken after it.
 
     Args:
         stages: what to train, on what, in order.
@@ -133,7 +135,8 @@ def run(
 
     Raises:
         LimbeckError: a tap does not exist or has no one value; nothing in a stage can learn.
-        Diverged: a term became NaN or infinite.
+        Diverged: a term became NaN or infinite; the message says where that came from. The networks that learn are not
+            to be used any more.
     """
     for network in networks.values():
         engine.place(network)
@@ -179,16 +182,20 @@ def _stage(
             if stage.prepare is not None:
                 stage.prepare(TrainingSweep(number, networks, batches, engine))
             versions = Versions(network for name, network in networks.items() if name not in learns)
-            if (
-                copied is None or versions.numbers != copied.numbers
-            ):  # at first, and when a network that rests was changed between epochs
+            # at first, and when a network that rests was changed between epochs
+            if copied is None or versions.numbers != copied.numbers:
                 quick, readers = quickest(stage, networks, batches.few(), engine, store)
                 taps, copied = Taps(quick, reads, learns=learns, readers=readers), versions
-            with taps, engine.alone():
-                step.train()
-                for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
-                    part.training = False
-                means, images = _epoch(stage, number, step, taps, optimizer, rates, batches, engine)
+            try:
+                with taps, engine.alone():
+                    step.train()
+                    for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
+                        part.training = False
+                    means, images = _epoch(stage, number, step, taps, optimizer, rates, batches, engine)
+            except NotFinite as first:
+                still = Taps(quick, [tap for tap in reads if tap.source not in learns], readers=readers)
+                sweep = TrainingSweep(number, networks, batches, engine)
+                raise Diverged(_explained(stage, number, first, still, batches, engine, sweep)) from None
             yield Epoch(
                 stage=stage.name,
                 position=position,
@@ -223,9 +230,7 @@ def _epoch(
             group["lr"] = rate * factor
         means.add(_update(step, taps, optimizer, batch, progress, engine))
         images += len(batch.targets)
-    found = means.read()
-    _check_finite(stage, number, found)
-    return found, images
+    return means.read(), images
 
 
 def _update(
@@ -243,13 +248,17 @@ def _update(
 
 
 class _Means:
-    """The means of the steps' values, without waiting for the device before the epoch's end."""
+    """The means of the steps' values, without waiting for the device at every step.
+
+    Raises:
+        NotFinite: a value is not finite; told when the values are summed.
+    """
 
     _MOST = 100  # steps whose values wait to be summed: a sum at every step would cost more than all else here
 
     def __init__(self) -> None:
         self._waiting: list[Tensor] = []
-        self._sums: list[Tensor] = []
+        self._sums: list[list[float]] = []
         self._steps = 0
 
     def add(self, values: Sequence[Tensor]) -> None:
@@ -261,11 +270,18 @@ class _Means:
     def read(self) -> list[float]:
         if self._waiting:
             self._sum(len(self._waiting) // (self._steps % self._MOST))
-        return (torch.stack(self._sums).sum(0) / self._steps).tolist()
+        return [math.fsum(sums) / self._steps for sums in zip(*self._sums, strict=True)]
 
     def _sum(self, values: int) -> None:
-        self._sums.append(torch.stack(self._waiting).view(-1, values).sum(0))
+        steps = torch.stack(self._waiting).view(-1, values)
+        sums: list[float] = steps.sum(0).tolist()
+        self._sums.append(sums)
         self._waiting = []
+        if not all(map(math.isfinite, sums)):
+            bad = ~steps.isfinite()
+            first = int(bad.any(dim=1).int().argmax())
+            places = bad[first].nonzero().flatten().tolist()
+            raise NotFinite(self._steps - len(steps) + first, places or range(values))  # finite, and too large a sum
 
 
 def _snapshot(position: int, epoch: int, steps: Sequence[Step], optimizer: Any, engine: Engine) -> dict[str, Any]:
@@ -287,10 +303,25 @@ def _full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _check_finite(stage: Stage, number: int, means: list[float]) -> None:
-    bad = [name for name, mean in zip([*stage.terms, "loss"], means, strict=True) if not math.isfinite(mean)]
-    if bad:
-        raise Diverged(
-            f"stage {stage.name!r}, epoch {number + 1}: {', '.join(bad)} became NaN or infinite; "
-            "lower the learning rate or the term's weight"
+def _explained(
+    stage: Stage, number: int, first: NotFinite, still: Taps, batches: BatchSource, engine: Engine, sweep: TrainingSweep
+) -> str:
+    """What became NaN or infinite, when, and where that came from; ``still`` are the taps of what does not learn."""
+    names = [*stage.terms, "loss"]
+    what = f"{', '.join(names[place] for place in first.places)} became NaN or infinite"
+    head = f"stage {stage.name!r}, epoch {number + 1}: {what} at step {first.step + 1} of {len(batches)}"
+    (batch,) = islice(batches(number), first.step, first.step + 1)
+    with still, torch.no_grad(), engine.alone(), engine.autocast():
+        why = cause(batch, still.read(batch), sweep)
+    if why:
+        return f"{head}, because {why}; correct that, or leave these samples out"
+    learning = " and ".join(dict.fromkeys(name.partition(".")[0] for name in stage.learns)) or "what the losses hold"
+    if number == 0 and first.step == 0:
+        return (
+            f"{head}, before anything was learnt, from finite inputs: look for NaN in the weights and the forward of "
+            f"{learning}, and in the loss"
         )
+    return (
+        f"{head}; the inputs and the frozen networks are finite: lower the learning rate or the term's weight, and "
+        f"start again, because the weights of {learning} are of no more use"
+    )

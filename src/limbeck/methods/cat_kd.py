@@ -112,7 +112,7 @@ def cat_kd(
 
 
 def _map(setup: Setup, network: str, layer: str) -> Tap:
-    outline = setup.outline(network)
+    outline = reading.with_classifier(setup, network, method="cat_kd")
     if not layer and not (outline.pools and outline.sections):
         raise LimbeckError(
             f"cat_kd applies the classifier at every place of the last map, which needs a {network} whose classifier "

@@ -44,7 +44,11 @@ def combined(setup: Setup, parts: Sequence[Callable[[Setup], tuple[Stage, ...]]]
     if len(preparing) > 1:
         raise LimbeckError(f"{names} cannot be one stage: both prepare something before each epoch")
     united = replace(
-        lasts[0], name="+".join(stage.name for stage in lasts), terms=_united(lasts), prepare=(*preparing, None)[0]
+        lasts[0],
+        name="+".join(stage.name for stage in lasts),
+        terms=_united(lasts),
+        prepare=(*preparing, None)[0],
+        notes=tuple(note for stage in lasts for note in stage.notes),
     )
     return (*(stage for stages in made for stage in stages[:-1]), united)
 

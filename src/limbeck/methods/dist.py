@@ -8,6 +8,7 @@ from torch.linalg import vector_norm
 from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.alone import hard_loss
+from limbeck.methods.distributions import like, wide
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
@@ -34,7 +35,8 @@ def inter_loss(
         temperature: T > 0 of both softmaxes.
         temperature_squared: the factor T² of the authors' code. The paper's formula has none; at T = 1 they agree.
     """
-    value = 1 - correlation((student / temperature).softmax(1), (teacher.detach() / temperature).softmax(1)).mean()
+    ours, theirs = _softened(student, teacher, temperature)
+    value = like(1 - correlation(ours, theirs).mean(), student)
     return value * temperature**2 if temperature_squared else value
 
 
@@ -46,9 +48,14 @@ def intra_loss(
     Of one sample no class varies: the value is 1 (times T²) and the gradient 0. Arguments and source are those of
     `inter_loss`.
     """
-    columns = (student / temperature).softmax(1).T, (teacher.detach() / temperature).softmax(1).T
-    value = 1 - correlation(*columns).mean()
+    ours, theirs = _softened(student, teacher, temperature)
+    value = like(1 - correlation(ours.T, theirs.T).mean(), student)
     return value * temperature**2 if temperature_squared else value
+
+
+def _softened(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Both distributions; 1 less a correlation near 1 takes 64 bits."""
+    return (wide(student) / temperature).softmax(1), (wide(teacher.detach()) / temperature).softmax(1)
 
 
 def dist(

@@ -4,12 +4,12 @@ import math
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.alone import hard_loss
+from limbeck.methods.distributions import divergence, like, wide
 
 
 def target_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
@@ -26,9 +26,8 @@ def target_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, temperatur
         targets: class indices (N,), int64.
         temperature: T > 0.
     """
-    pair = _label_and_rest(student / temperature, targets)
-    wanted = _label_and_rest(teacher.detach() / temperature, targets)
-    return temperature**2 * _divergence(pair, wanted)
+    pair, wanted = (_label_and_rest(wide(logits) / temperature, targets) for logits in (student, teacher.detach()))
+    return like(divergence(pair, wanted, factor=temperature**2 / len(student)), student)
 
 
 def nontarget_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
@@ -37,8 +36,8 @@ def nontarget_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, tempera
     Sum over the K - 1 classes, mean over the batch; no gradient reaches the teacher. Of 2 classes it is 0. The shapes
     and the source are those of `target_loss`.
     """
-    rest = _rest(student / temperature, targets)
-    return temperature**2 * _divergence(rest, _rest(teacher.detach() / temperature, targets))
+    rest, wanted = (_rest(logits, targets) for logits in (student, teacher.detach()))
+    return divergence(rest, wanted, temperature=temperature, factor=temperature**2 / len(student))
 
 
 def dkd(
@@ -110,8 +109,3 @@ def _rest(logits: Tensor, targets: Tensor) -> Tensor:
     """The logits (N, K - 1) of the classes that are not the label."""
     places = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
     return logits.gather(1, places + (places >= targets[:, None]))
-
-
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL of the softmax of two tensors of logits, teacher to student, mean over the batch."""
-    return F.kl_div(F.log_softmax(student, 1), F.log_softmax(teacher, 1), reduction="batchmean", log_target=True)

@@ -3,12 +3,12 @@
 import math
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.connectors import Maxout, Through, valid_conv
+from limbeck.connectors import AsMap, Maxout, Through, as_map, map_shape, valid_conv
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Sweep, Tap, Term, tap
 from limbeck.methods.kd import kd
 from limbeck.methods.shared import rated
@@ -16,6 +16,8 @@ from limbeck.methods.shared import rated
 Average = Literal["batch", "code", "elements"]
 Regressor = Literal["conv", "full", "upsample"]
 Activation = Literal["relu", "maxout", "none"]
+
+_MOST_WEIGHTS = 2**25  # of a regressor that nobody asked for
 
 
 def hint_loss(student: Tensor, teacher: Tensor, *, average: Average = "batch") -> Tensor:
@@ -33,6 +35,11 @@ def hint_loss(student: Tensor, teacher: Tensor, *, average: Average = "batch") -
         return squares.mean()
     half = squares.flatten(1).sum(dim=1).mean() / 2
     return half / (teacher.shape[1] * teacher.shape[-1]) if average == "code" and teacher.dim() == 4 else half
+
+
+def hint_map_loss(student: Tensor, teacher: Tensor, *, average: Average = "batch") -> Tensor:
+    """`hint_loss` of a hint that is tokens or a vector, with the hint as a map; see `limbeck.connectors.as_map`."""
+    return hint_loss(student, as_map(teacher), average=average)
 
 
 def regressor(
@@ -66,7 +73,8 @@ def regressor(
         return nn.Sequential(nn.Flatten(), full, after, nn.Unflatten(1, target))
     if len(source) != len(target) or (len(source) == 2 and source[0] != target[0]):
         raise LimbeckError(
-            f"the guided layer gives {source} and the hint is {target}: set regressor: full, or name other layers"
+            f"the guided layer gives {source} and the hint is {target}: set regressor: auto or full, or name other "
+            "layers"
         )
     if len(source) < 3:
         if len(source) == 2 and activation == "maxout":
@@ -75,8 +83,58 @@ def regressor(
     if kind == "upsample":
         resize = nn.Upsample(size=target[1:], mode="bilinear")
         return nn.Sequential(resize, nn.Conv2d(source[0], target[0] * count, 1), after)
-    refuse_larger(source, target, ", or set regressor: upsample")
+    refuse_larger(source, target)
     return nn.Sequential(valid_conv(source, target, pieces=count), after)
+
+
+class Fit(NamedTuple):
+    """The regressor that ``auto`` stands for."""
+
+    kind: Regressor
+    source: tuple[int, ...]  # what it is made for: the guided layer's shape, or that of its tensor taken as a map
+    target: tuple[int, ...]  # the hint's, likewise
+    notes: tuple[str, ...] = ()  # what to say of it
+
+
+def fitting(source: tuple[int, ...], target: tuple[int, ...]) -> Fit:
+    """``conv`` wherever that is possible, as published; else ``upsample``, else ``full``.
+
+    Tokens beside maps, beside vectors or beside tokens of another number are taken as maps (`limbeck.connectors`), and
+    so is a vector as the hint of a map.
+
+    Args:
+        source: the guided layer's shape, (C, H, W), (L, D) or (D,).
+        target: the hint's.
+
+    Raises:
+        LimbeckError: such a regressor, where it is not the published one, would have more than 2**25 weights.
+    """
+    what = f"fitnets: the guided layer gives {source} and the hint is {target}"
+    alike = len(source) == len(target) and (len(source) != 2 or source[0] == target[0])
+    if alike and len(source) < 3:
+        return Fit("conv", source, target)
+    ours, theirs = map_shape(source), map_shape(target)
+    if ours is None or theirs is None or (len(source) == 1 and not alike):
+        check_weights(math.prod(source) * math.prod(target), what)
+        return Fit("full", source, target, (f"{what}: the regressor is fully connected (regressor: full)",))
+    larger = ours[1] < theirs[1] or ours[2] < theirs[2]
+    if not alike:
+        places = 1 if larger else (ours[1] - theirs[1] + 1) * (ours[2] - theirs[2] + 1)
+        check_weights(ours[0] * theirs[0] * places, what)
+        what += f", which are compared as maps {ours} and {theirs}"
+    if larger:
+        note = f"{what}: the regressor enlarges the guided map bilinearly (regressor: upsample)"
+        return Fit("upsample", ours, theirs, (note,))
+    return Fit("conv", ours, theirs, () if alike else (what,))
+
+
+def check_weights(count: int, what: str) -> None:
+    """Raise LimbeckError where a regressor that nobody asked for would be huge."""
+    if count > _MOST_WEIGHTS:
+        raise LimbeckError(
+            f"{what}: a regressor from one to the other would have {count:,} weights; name a guided_layer and a "
+            "hint_layer of fewer elements"
+        )
 
 
 def annealed(start: float, end: float, *, begin_epoch: int, end_epoch: int, epochs: int) -> Schedule:
@@ -101,7 +159,7 @@ def fitnets(
     *,
     hint_layer: str = "",
     guided_layer: str = "",
-    regressor: Regressor = "conv",
+    regressor: Literal["auto", "conv", "full", "upsample"] = "auto",
     activation: Literal["auto", "relu", "maxout", "none"] = "auto",
     pieces: int = 2,
     average: Average = "batch",
@@ -131,7 +189,10 @@ def fitnets(
             networks name its choice: ``layer2`` of the maxout teachers, and ``layer6``, ``layer6``, ``layer8`` or
             ``layer11`` of FitNets 1 to 4 as guided layer, which are after pooling.
         guided_layer: the student's guided layer, v_g; likewise.
-        regressor: ``conv``, ``full`` or ``upsample``.
+        regressor: ``conv``, the published one, is a convolution without padding. ``upsample`` enlarges the guided map
+            bilinearly first, ``full`` is fully connected. ``auto`` is ``conv`` wherever it is possible, ``upsample``
+            where the hint map is larger than the guided map, and ``full`` from vectors to maps; tokens beside maps are
+            taken as the map of their patches. Where it is not ``conv`` on maps the plan says so.
         activation: of the regressor, the hint layer's own: ``relu``, ``maxout`` or ``none``. ``auto`` is ``maxout``
             with the layer's own pieces where it has one, ``none`` for what no activation gives (the maps of a wide
             ResNet, a transformer's tokens), else ``relu``.
@@ -154,7 +215,8 @@ def fitnets(
             leaves the networks as they were built.
 
     Raises:
-        LimbeckError: the hint is larger than the guided map; the shapes are of two kinds; a number is out of range.
+        LimbeckError: the regressor asked for cannot take the guided layer's shape to the hint's, or would be huge; a
+            number is out of range.
     """
     numbers = {"hint_epochs": hint_epochs or 0, "hint_rate": hint_rate, "lambda_start": lambda_start}
     numbers |= {"lambda_end": lambda_end, "guided_rate": guided_rate, "conv_rate": conv_rate}
@@ -163,7 +225,10 @@ def fitnets(
         raise LimbeckError(f"got {listed}: none may be below 0")
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
     own, pieces = (activation, pieces) if activation != "auto" else _own_activation(setup, teacher, pieces)
-    connector = _regressor(setup.shape(student), setup.shape(teacher), kind=regressor, activation=own, pieces=pieces)
+    shapes = setup.shape(student), setup.shape(teacher)
+    fit = fitting(*shapes) if regressor == "auto" else Fit(regressor, *shapes)
+    connector = _regressor(fit.source, fit.target, kind=fit.kind, activation=own, pieces=pieces)
+    loss = partial(hint_loss if fit.target == shapes[1] else hint_map_loss, average=average)
     if anneal == "code" and not 0 <= anneal_from < anneal_until:
         raise LimbeckError(f"anneal_from is {anneal_from} and anneal_until {anneal_until}: the first must be before")
     if init == "paper":
@@ -176,10 +241,11 @@ def fitnets(
     convolutions = _convolutions(setup.module("student", ""), conv_rate)
     hint = Stage(
         "hint",
-        {"hint": Term(Through(connector, partial(hint_loss, average=average)), (student, teacher))},
+        {"hint": Term(Through(_of(connector, shapes[0], fit.source), loss), (student, teacher))},
         setup.epochs if hint_epochs is None else hint_epochs,
         rated(setup.optimizer, convolutions),
         lambda progress: hint_rate * setup.schedule(progress),
+        notes=fit.notes,
     )
     below = setup.below(student) if guided_rate != 1 else ()
     guided = {one: guided_rate * convolutions.get(one, 1.0) for one in below}
@@ -229,12 +295,18 @@ def _own_activation(setup: Setup, hint: Tap, pieces: int) -> tuple[Activation, i
 _regressor = regressor  # the option of the same name hides it
 
 
-def refuse_larger(source: tuple[int, ...], target: tuple[int, ...], way_out: str = "") -> None:
+def _of(connector: nn.Module, given: tuple[int, ...], made_for: tuple[int, ...]) -> nn.Module:
+    """The connector, after the map of what is given where it is made for that."""
+    return connector if given == made_for else nn.Sequential(AsMap(), connector)
+
+
+def refuse_larger(source: tuple[int, ...], target: tuple[int, ...]) -> None:
     """Raise LimbeckError where a convolution without padding would have to enlarge the guided map."""
     if source[1] < target[1] or source[2] < target[2]:
         raise LimbeckError(
             f"the hint map, {target[1]}x{target[2]}, is larger than the guided map, {source[1]}x{source[2]}, and a "
-            f"convolution without padding cannot enlarge: choose a later hint or an earlier guided layer{way_out}"
+            "convolution without padding cannot enlarge: set regressor: auto or upsample, or choose a later hint or an "
+            "earlier guided layer"
         )
 
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core import (
@@ -19,6 +17,7 @@ from limbeck.core import (
     weighted,
 )
 from limbeck.methods.alone import hard_loss
+from limbeck.methods.distributions import divergence
 
 
 def soft_loss(
@@ -31,8 +30,8 @@ def soft_loss(
     """T² * KL(p || q), p and q the softened distributions of teacher and student (Eq. 1).
 
     Of several teachers p is the arithmetic mean of their softened distributions. The gradient is that of the
-    paper's cross-entropy with soft targets; the value is lower by T² times the entropy of p. None of it reaches
-    the teachers.
+    paper's cross-entropy with soft targets; the value is lower by T² times the entropy of p, never below 0, and
+    computed in 64 bits, because at a high temperature 32 are too few. No gradient reaches the teachers.
 
     Args:
         student: logits (N, K).
@@ -42,11 +41,9 @@ def soft_loss(
         average: "batch" sums over classes and takes the mean over N; "elements" takes the mean over N and K, as
             ``F.kl_div`` does by default, and so weighs K times less.
     """
-    members = [F.softmax(logits.detach() / temperature, dim=1) for logits in teachers]
-    target = members[0] if len(members) == 1 else torch.stack(members).mean(dim=0)
-    divergence = F.kl_div(F.log_softmax(student / temperature, dim=1), target, reduction="sum")
     averaged = len(student) if average == "batch" else student.numel()
-    return divergence * ((temperature**2 if temperature_squared else 1.0) / averaged)
+    factor = (temperature**2 if temperature_squared else 1.0) / averaged
+    return divergence(student, *teachers, temperature=temperature, factor=factor)
 
 
 def kd(

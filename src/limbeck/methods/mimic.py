@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from limbeck.connectors import Through, linear
 from limbeck.core import LimbeckError, Setup, Stage, Tap, Term
-from limbeck.methods.reading import features
+from limbeck.methods.reading import with_classifier
 
 
 def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def mimic(setup: Setup, *, adapter: Literal["none", "linear"] = "none") -> tuple
     Raises:
         LimbeckError: the widths differ and there is no adapter; the student's classifier has no bias to take over.
     """
-    student, teacher = features(setup)
+    student, teacher = (with_classifier(setup, name, method="mimic").feature for name in ("student", "teacher"))
     widths = setup.shape(student), setup.shape(teacher)
     module = linear(*widths) if adapter == "linear" else nn.Identity()
     if adapter == "none" and widths[0] != widths[1]:

@@ -5,12 +5,12 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.alone import hard_loss
+from limbeck.methods.distributions import divergence, like, wide
 
 Masks = Literal["select", "scale", "none"]
 
@@ -155,32 +155,31 @@ def _averaged(
 ) -> Tensor:
     teacher = teacher.detach()
     values = torch.stack([level(student, teacher, temperature) for temperature in temperatures]).sum(dim=0)
-    return (counts * values).mean()
+    return like((counts * values).mean(), student)
 
 
 def _instances(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    logs = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
-    return temperature**2 * F.kl_div(*logs, reduction="none", log_target=True).sum(dim=1)
+    return temperature**2 * divergence(student, teacher, temperature=temperature)
 
 
 def _between_samples(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    ours, theirs = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
+    ours, theirs = ((wide(logits) / temperature).softmax(1) for logits in (student, teacher))
     return (ours @ ours.T - theirs @ theirs.T).square().sum(dim=1)
 
 
 def _between_classes(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    ours, theirs = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
+    ours, theirs = ((wide(logits) / temperature).softmax(1) for logits in (student, teacher))
     return (ours.T @ ours - theirs.T @ theirs).square().sum(dim=1)
 
 
 def _samples(teacher: Tensor, masks: Masks) -> Tensor:
     """How much each sample counts, (N,) or one number for all."""
-    return _counts(teacher.detach().softmax(1).amax(dim=1), masks)
+    return _counts(wide(teacher.detach()).softmax(1).amax(dim=1), masks)
 
 
 def _classes(teacher: Tensor, masks: Masks) -> Tensor:
     """How much each class counts, (K,) or one number for all."""
-    return _counts(teacher.detach().softmax(1).sum(dim=0), masks)
+    return _counts(wide(teacher.detach()).softmax(1).sum(dim=0), masks)
 
 
 def _counts(confidence: Tensor, masks: Masks) -> Tensor:

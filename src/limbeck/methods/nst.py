@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.distributions import like, wide
 from limbeck.methods.reading import in_order
 from limbeck.methods.shared import label_terms, over_layers, pooled_alike, unit
 
@@ -31,9 +32,10 @@ def selectivity_loss(student: Tensor, teacher: Tensor, *, kernel: Kernel = "poly
     student, teacher = pooled_alike(student, teacher.detach())
     mine, wanted = unit(student.flatten(2)), unit(teacher.flatten(2))
     width = 2 * _squared_distances(mine, wanted).detach().mean(dim=(1, 2), keepdim=True)
-    similarity = _KERNELS[kernel]
-    values = similarity(wanted, wanted, width).mean(dim=(1, 2)) + similarity(mine, mine, width).mean(dim=(1, 2))
-    return (values - 2 * similarity(mine, wanted, width).mean(dim=(1, 2))).mean()
+    pairs = ((wanted, wanted), (mine, mine), (mine, wanted))
+    # a small difference of large means: what is summed is in 64 bits
+    theirs, own, between = (wide(_KERNELS[kernel](*pair, width)).mean(dim=(1, 2)) for pair in pairs)
+    return like((theirs + own - 2 * between).mean().clamp_min(0), student)
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, from_student, weighted
 from limbeck.methods import reading
 from limbeck.methods.alone import hard_loss
+from limbeck.methods.distributions import like, wide
 from limbeck.methods.shared import several_samples
 
 Form = Literal["code", "paper"]
@@ -33,15 +34,15 @@ def probability_loss(student: Tensor, teacher: Tensor, *, form: Form = "code") -
     """
     mine, wanted = (_probabilities(one.flatten(1), form) for one in (student, teacher.detach()))
     if form == "code":
-        return (wanted * ((wanted + _LEAST) / (mine + _LEAST)).log()).mean()
-    return (wanted * (wanted.clamp_min(_LEAST) / mine.clamp_min(_LEAST)).log()).sum()
+        return like((wanted * ((wanted + _LEAST) / (mine + _LEAST)).log()).mean(), student)
+    return like((wanted * (wanted.clamp_min(_LEAST) / mine.clamp_min(_LEAST)).log()).sum(), student)
 
 
 def _probabilities(vectors: Tensor, form: Form) -> Tensor:
     directions = vectors / (torch.linalg.vector_norm(vectors, dim=1, keepdim=True) + _LEAST)
-    similarities = (directions @ directions.T + 1) / 2
+    similarities = (wide(directions @ directions.T) + 1) / 2  # whose rows would not sum to 1 well enough in 32 bits
     if form == "paper":
-        others = 1 - torch.eye(len(vectors), dtype=vectors.dtype, device=vectors.device)
+        others = 1 - torch.eye(len(vectors), dtype=similarities.dtype, device=vectors.device)
         similarities = similarities * others
     return torch.div(similarities, similarities.sum(dim=1, keepdim=True).clamp_min(_LEAST))
 

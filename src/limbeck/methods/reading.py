@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from limbeck.core import LimbeckError, Section, Setup, Tap, tap
+from limbeck.core import LimbeckError, Outline, Section, Setup, Tap, tap
 
 Pair = tuple[Tap, Tap]
 """A student's tap and a teacher's."""
@@ -22,6 +22,21 @@ def logits(setup: Setup, student_layer: str = "", teacher_layer: str = "") -> Pa
             "give it mean: geometric, or name a member as teacher_layer: members.0"
         )
     return tap("student", student_layer), teacher[0]
+
+
+def with_classifier(setup: Setup, network: str, *, method: str) -> Outline:
+    """The outline of a network without whose linear classifier the method cannot do.
+
+    Raises:
+        LimbeckError: it has none.
+    """
+    try:
+        return setup.outline(network)
+    except LimbeckError as error:
+        raise LimbeckError(
+            f"{method} needs the linear classifier of the {network}, and there is none (an ensemble has none, nor has "
+            "a head of another kind): take a single network, or a method of outputs alone, such as kd"
+        ) from error
 
 
 def features(setup: Setup, student_layer: str = "", teacher_layer: str = "") -> Pair:
@@ -68,7 +83,8 @@ def sections(setup: Setup, network: str, *, method: str) -> tuple[Section, ...]:
     found = setup.outline(network).sections
     if not found:
         raise LimbeckError(
-            f"{method} compares maps (C, H, W), and the {network} has none: it gives vectors or tokens only"
+            f"{method} compares maps (C, H, W), and the {network} has none: it gives vectors or tokens only; take a "
+            "method that needs none, such as kd, sp, rkd or srrl"
         )
     return found
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, weighted
+from limbeck.methods.reading import with_classifier
 from limbeck.methods.shared import check_norm, pooled_alike
 from limbeck.models.reuse import Reuse, apply_reuse, find_reuse, projected_classifier, projector
 
@@ -91,7 +92,7 @@ def _classifier(setup: Setup) -> nn.Linear:
     Raises:
         LimbeckError: it is more than a linear layer.
     """
-    name = setup.outline("teacher").classifier
+    name = with_classifier(setup, "teacher", method="simkd").classifier
     found = setup.module("teacher", name)
     if not isinstance(found, nn.Linear) or not _is_plain(found):
         raise LimbeckError(
@@ -109,7 +110,7 @@ def _is_plain(layer: nn.Linear) -> bool:
 
 def _plan(setup: Setup, classifier: nn.Linear, factor: int, final_relu: bool | None) -> tuple[tuple[Tap, Tap], Reuse]:
     """What is read, and how the student is to be changed."""
-    student, teacher = setup.outline("student"), setup.outline("teacher")
+    student, teacher = (with_classifier(setup, name, method="simkd") for name in ("student", "teacher"))
     places = student.pools and teacher.pools
     taps = (student.sections[-1].last, teacher.sections[-1].last) if places else (student.feature, teacher.feature)
     mine, its = setup.shape(taps[0]), setup.shape(taps[1])

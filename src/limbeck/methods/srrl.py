@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from limbeck.core import TARGETS, LimbeckError, Schedule, Section, Setup, Stage, Tap, Term, from_student, weighted
 from limbeck.methods import reading
 from limbeck.methods.alone import hard_loss
+from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.reading import last_map, logits
 from limbeck.taps import replaced
@@ -53,7 +54,7 @@ def softmax_regression_loss(
         return feature_matching_loss(student, target, average=average)
     if form == "kl":
         return soft_loss(student, target, temperature=temperature, temperature_squared=False)
-    return F.cross_entropy(student / temperature, (target / temperature).softmax(dim=1))
+    return like(F.cross_entropy(wide(student) / temperature, (wide(target) / temperature).softmax(dim=1)), student)
 
 
 class Representation(nn.Module):
@@ -183,16 +184,17 @@ def srrl(
             have no such sections; batches of 1 where the connector's BatchNorm would see one value a channel.
     """
     _check(alpha, beta, temperature, positions, student_layer)
+    outline = reading.with_classifier(setup, "teacher", method="srrl")
     student_logits, teacher_logits = logits(setup)
     make = partial(Representation, alpha=alpha, beta=beta, form=form, average=average)
     terms = {"hard": Term(hard_loss, (from_student(), TARGETS), hard)}
     for position in positions:
         place = _PLACES[position]
         if place == 0:
-            student, teacher = last_map(setup, "student", student_layer), setup.outline("teacher").feature
+            student, teacher = last_map(setup, "student", student_layer), outline.feature
             above: nn.Module = Classifier(setup.module("teacher", teacher.layer))
             inputs: tuple[Tap, ...] = ()
-            activated = setup.outline("teacher").nonnegative
+            activated = outline.nonnegative
         else:
             sections = [_section(setup, network, place, position) for network in ("student", "teacher")]
             student, teacher = (section.last for section in sections)

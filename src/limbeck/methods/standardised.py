@@ -9,6 +9,7 @@ from torch import Tensor
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.alone import hard_loss
+from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import soft_loss
 
 Deviation = Literal["population", "sample"]
@@ -48,9 +49,8 @@ def standardised_loss(
         temperature: T > 0, the paper's base temperature.
         deviation: see `standardise`.
     """
-    return soft_loss(
-        standardise(student, deviation=deviation), standardise(teacher, deviation=deviation), temperature=temperature
-    )
+    ours, theirs = (standardise(wide(logits), deviation=deviation) for logits in (student, teacher.detach()))
+    return like(soft_loss(ours, theirs, temperature=temperature), student)
 
 
 def kd_standardised(

@@ -127,7 +127,10 @@ def vid(
     pairs = feature_pairs(setup, student_layers, teacher_layers, sections)
     for one in (tap for pair in pairs for tap in pair):
         if len(setup.shape(one)) not in (1, 3):
-            raise LimbeckError(f"vid reads maps (C, H, W) or vectors (D,), but {one} gives {setup.shape(one)}")
+            raise LimbeckError(
+                f"vid reads maps (C, H, W) or vectors (D,), but {one} gives {setup.shape(one)}: name layers that give "
+                "such as student_layers and teacher_layers (what enters a classifier is written as its name and :input)"
+            )
     channels = [(setup.shape(student)[0], setup.shape(teacher)[0]) for student, teacher in pairs]
     losses = [Information(*pair, hidden=hidden, variance=variance, floor=floor, average=average) for pair in channels]
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)

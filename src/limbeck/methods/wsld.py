@@ -9,6 +9,7 @@ from torch import Tensor
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.alone import hard_loss
+from limbeck.methods.distributions import like, wide
 
 
 def sample_weights(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -35,8 +36,9 @@ def weighted_soft_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, tem
         targets: class indices (N,), int64.
         temperature: T > 0.
     """
-    soft = F.cross_entropy(student / temperature, (teacher.detach() / temperature).softmax(1), reduction="none")
-    return temperature**2 * (sample_weights(student, teacher, targets) * soft).mean()
+    ours, theirs = wide(student), wide(teacher.detach())  # for the gradient at a high temperature
+    soft = F.cross_entropy(ours / temperature, (theirs / temperature).softmax(1), reduction="none")
+    return like(temperature**2 * (sample_weights(ours, theirs, targets) * soft).mean(), student)
 
 
 def wsld(
