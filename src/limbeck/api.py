@@ -1,7 +1,6 @@
 """Distillation in one call, for your own modules and arrays."""
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,14 +15,26 @@ from limbeck.caching import cached, finished, keep, wanted
 from limbeck.core import LimbeckError, Method, Stage
 from limbeck.data import Augment, Data
 from limbeck.engine import Engine, Precision
+from limbeck.exact import copy_of
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.combined import combined
 from limbeck.networks import teaches
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import Block, call, fill, validate
+from limbeck.outputs import logits_only
+from limbeck.preflight import check_run, refuse_shared, unwrapped
 from limbeck.rehearsal import settle
 from limbeck.schedules import SCHEDULES
-from limbeck.session import NO_AUGMENTATION, Training, logits_of, measure, plan, time_together, training_batches
+from limbeck.session import (
+    NO_AUGMENTATION,
+    Training,
+    logits_of,
+    measure,
+    plan,
+    probe,
+    time_together,
+    training_batches,
+)
 from limbeck.store import Store
 from limbeck.train import Epoch, run
 
@@ -46,6 +57,9 @@ def distill(
     precision: Precision = "auto",
     compile: bool | Literal["auto"] = "auto",  # noqa: A002 (what torch calls it)
     cache: bool | Literal["auto"] | Mapping[str, Any] = "auto",
+    teacher_output: str | None = None,
+    student_output: str | None = None,
+    allow: Collection[str] = (),
     on_epoch: Callable[[str, Epoch], object] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Distil a trained teacher into a student: your own modules, your own arrays.
@@ -74,6 +88,9 @@ def distill(
         cache: compute the teacher's outputs once and read them back: True, False, ``auto`` (where that changes nothing
             but rounding), or a block such as ``{"views": 4, "dtype": "float16", "folder": "outputs"}``; without a
             folder they lie in a temporary one.
+        teacher_output: what of the teacher's output are the logits, where that is no tensor; see `limbeck.outputs`.
+        student_output: the same of the student.
+        allow: refusals to leave out, see `limbeck.preflight`.
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 
     Returns:
@@ -87,44 +104,88 @@ def distill(
     """
     if not isinstance(data, Data):
         raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
-    name, function = _method(method)
     training = _training(epochs, batch_size, optimizer, schedule, augment)
-    arms = _arms(name, function, student, teacher, networks or {}, baseline=baseline)
+    given = {"student": student, **(networks or {})} | ({} if teacher is None else {"teacher": teacher})
+    inside, looked = unwrapped(given)
+    shared = refuse_shared(inside, allow=allow)
+    outputs = {"teacher": teacher_output, "student": student_output}
+    named = {role: output for role, output in outputs.items() if output is not None}
+    with logits_only(inside, probe(data), len(data.classes), outputs=named, layers=_layers(method)) as notes:
+        result = _distil(
+            inside,
+            data,
+            method,
+            training,
+            seed,
+            baseline=baseline,
+            cache=_cache(cache),
+            on_epoch=on_epoch,
+            chosen={"device": device, "precision": precision, "compile": compile},
+        )
+    result["notes"] = [*looked.notes, *shared.notes, *notes, *result.get("notes", [])]
+    return student.eval(), result
+
+
+def _distil(
+    networks: dict[str, nn.Module],
+    data: Data,
+    method: str | Block | Sequence[str | Block] | Method,
+    training: Training,
+    seed: int,
+    *,
+    baseline: bool,
+    cache: CacheBlock,
+    on_epoch: Callable[[str, Epoch], object] | None,
+    chosen: Mapping[str, Any],
+) -> dict[str, Any]:
+    name, function = _method(method)
+    student, teacher = networks["student"], networks.get("teacher")
+    others = {role: network for role, network in networks.items() if role not in ("student", "teacher")}
+    arms = _arms(name, function, student, teacher, others, baseline=baseline, data=data)
+    notes: list[str] = []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         plans = {role: plan(arm, group, data, training) for role, (_, arm, group) in arms.items()}
         if teacher is not None and any(teaches(stages) for stages in plans.values()):
-            arms["student"][2]["teacher"] = copy.deepcopy(teacher)
+            arms["student"][2]["teacher"] = copy_of(teacher, probe(data).inputs, name="teacher")
         block, engine = settle(
             plans["student"],
             arms["student"][2],
             data,
             training,
             seed=seed,
-            cache=_cache(cache),
-            device=device,
-            precision=precision,
-            compile=compile,
+            cache=cache,
             folder=Path(gettempdir()),
+            **chosen,
         )
+        for role, (_, _, group) in arms.items():
+            notes += check_run(plans[role], group, data, training, engine).notes
     decided = engine.decided | {"cache": block.model_dump()}
-    result: dict[str, Any] = {"method": name, "seed": seed, "decided": decided}
+    result: dict[str, Any] = {"method": name, "seed": seed, "decided": decided, "notes": list(dict.fromkeys(notes))}
     guide = None
     if teacher is not None:
-        guide = logits_of(teacher, data.test, data, engine)
-        result["teacher"] = measure(teacher, data, engine)
+        guide = logits_of(teacher, data.test, data, engine, name="teacher")
+        result["teacher"] = measure(teacher, data, engine, name="teacher")
     training = cached(training, block)
     with _store(block, plans["student"], arms["student"][2], data, training, engine) as store:
         for role, (label, arm, group) in arms.items():
             _train(arm, group, data, training, seed, engine, store, on_epoch and partial(on_epoch, label))
             if group.get("teacher", teacher) is not teacher:  # the copy that the method has trained
-                result["teacher_after"] = measure(group["teacher"], data, engine)
-                guide = logits_of(group["teacher"], data.test, data, engine)
-            result[role] = measure(group["student"], data, engine, teacher=guide)
+                result["teacher_after"] = measure(group["teacher"], data, engine, name="teacher")
+                guide = logits_of(group["teacher"], data.test, data, engine, name="teacher")
+            result[role] = measure(group["student"], data, engine, teacher=guide, name="student")
     trained = {role: group["student"].eval() for role, (_, _, group) in arms.items()}
     student.zero_grad(set_to_none=True)
     for role, times in time_together(trained | ({} if teacher is None else {"teacher": teacher}), data, 100).items():
         result[role] |= times
-    return student, result
+    return result
+
+
+def _layers(method: str | Block | Sequence[str | Block] | Method) -> dict[str, str]:
+    """The layers that a method's options name as the networks' logits."""
+    named = (
+        {role: method.get(f"{role}_layer") for role in ("student", "teacher")} if isinstance(method, Mapping) else {}
+    )
+    return {role: layer for role, layer in named.items() if isinstance(layer, str) and layer}
 
 
 def _arms(
@@ -135,6 +196,7 @@ def _arms(
     networks: Mapping[str, nn.Module],
     *,
     baseline: bool,
+    data: Data,
 ) -> dict[str, tuple[str, Method, dict[str, nn.Module]]]:
     """What is trained, the student last: by role, its label, its method and the networks that take part."""
     taken = sorted({"student", "teacher", "batch"} & set(networks))
@@ -145,7 +207,8 @@ def _arms(
     given = dict(networks) | ({} if teacher is None else {"teacher": teacher})
     arms = {"student": (name, method, {"student": student, **given})}
     if baseline and name != "alone":
-        arms = {"alone": ("alone", METHODS["alone"], {"student": copy.deepcopy(student)}), **arms}
+        twin = copy_of(student, probe(data).inputs, name="student", otherwise="; baseline=False goes without")
+        arms = {"alone": ("alone", METHODS["alone"], {"student": twin}), **arms}
     return arms
 
 

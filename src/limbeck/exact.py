@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-
 from torch.utils._pytree import tree_leaves
 
 from limbeck.core import Batch, LimbeckError, Tap
@@ -111,7 +110,9 @@ def deep_copy(thing: Thing, networks: Mapping[str, nn.Module], *, otherwise: str
 def _computed(networks: Mapping[str, nn.Module]) -> dict[int, Tensor]:
     """What deepcopy refuses: tensors with a history that modules keep, by id, and copies without."""
     kept = [leaf for network in networks.values() for module in network.modules() for leaf in tree_leaves(vars(module))]
-    kept += [leaf for one in kept if not isinstance(one, nn.Module) for leaf in tree_leaves(getattr(one, "__dict__", ()))]
+    kept += [
+        leaf for one in kept if not isinstance(one, nn.Module) for leaf in tree_leaves(getattr(one, "__dict__", ()))
+    ]
     return {id(one): one.detach().clone() for one in kept if isinstance(one, Tensor) and not one.is_leaf}
 
 

@@ -1,8 +1,8 @@
 """Networks whose output is no tensor of logits: what of it they are is found, or named, and read in its place.
 
 Found are, in this order: what is called ``logits``, ``out`` or ``output``, and else the first tensor with one number a
-class; in tuples, lists, mappings, named tuples and dataclasses, and in those inside them. ``output`` names it otherwise:
-a key (``logits``), a place (``0``), several of them (``0.logits``), or a layer of the network. ``probabilities`` says
+class; in tuples, lists, mappings, named tuples and dataclasses, and in those inside them. ``output`` names another: a
+key (``logits``), a place (``0``), several of them (``0.logits``), or a layer of the network. ``probabilities`` says
 that the network ends in softmax: the logarithm of what it gives is read.
 """
 
@@ -41,6 +41,7 @@ class Logits:
     given: list[Tensor] = field(default_factory=list)  # what the layer gave in this forward
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Tensor:
+        """The hook of the network."""
         if self.layer:
             logits = self._of_layer()
         elif isinstance(output, Tensor):

@@ -174,8 +174,8 @@ def check(networks: Networks, tap: Tap) -> None:
     closed = _closed(networks[tap.source], tap.layer)
     if closed is not None and tap != Tap(tap.source):
         raise LimbeckError(
-            f"{tap} cannot be read, because {closed or 'the network'} is TorchScript, which gives its output alone: take "
-            "the module that it was made from, or a method that reads outputs only, such as kd"
+            f"{tap} cannot be read, because {closed or 'the network'} is TorchScript, which gives its output alone: "
+            "take the module that it was made from, or a method that reads outputs only, such as kd"
         )
 
 

@@ -124,9 +124,7 @@ def _check_pair(logits: Tensor, targets: Tensor) -> None:
         )
 
 
-def check_finite(
-    logits: Tensor, *, name: str = "network", split: str = "", files: Sequence[str] | None = None
-) -> None:
+def check_finite(logits: Tensor, *, name: str = "network", split: str = "", files: Sequence[str] | None = None) -> None:
     """Raise LimbeckError, naming the network and the first such sample, where a logit is NaN or infinite."""
     bad = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten().tolist()
     if not bad:
