@@ -105,6 +105,9 @@ def distill(
     if not isinstance(data, Data):
         raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
     training = _training(epochs, batch_size, optimizer, schedule, augment)
+    taken = sorted({"student", "teacher", "batch"} & set(networks or {}))
+    if taken:
+        raise LimbeckError(f"networks: the name {taken[0]!r} is taken: choose another")
     given = {"student": student, **(networks or {})} | ({} if teacher is None else {"teacher": teacher})
     inside, looked = unwrapped(given)
     shared = refuse_shared(inside, allow=allow)
@@ -199,9 +202,6 @@ def _arms(
     data: Data,
 ) -> dict[str, tuple[str, Method, dict[str, nn.Module]]]:
     """What is trained, the student last: by role, its label, its method and the networks that take part."""
-    taken = sorted({"student", "teacher", "batch"} & set(networks))
-    if taken:
-        raise LimbeckError(f"networks: the name {taken[0]!r} is taken: choose another")
     if teacher is None and name in set(METHODS) - set(TEACHERLESS):
         raise LimbeckError(f"the method {name} needs a teacher, got None")
     given = dict(networks) | ({} if teacher is None else {"teacher": teacher})

@@ -3,14 +3,14 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from limbeck.core import Batch, LimbeckError, Tap
-from limbeck.taps import dry_run
+from limbeck.taps import dry_run, scripted
 
 ROUNDING = 1e-9
 """The greatest difference of two tensors in 64 bits that is rounding, as a share of the greatest value."""
@@ -73,8 +73,8 @@ def copy_of(
     """
     wanted = tuple(taps)
     made = deep_copy(network, {name: network}, otherwise=otherwise)
-    own = {id(parameter) for parameter in network.parameters()}
-    if any(id(parameter) in own for parameter in made.parameters()):
+    own = list(network.parameters())
+    if {id(parameter) for parameter in own} & {id(parameter) for parameter in list(made.parameters())}:
         raise NotCopied(f"a copy of the {name} shares parameters with it{otherwise}")
     device = next((parameter.device for parameter in network.parameters()), inputs.device)
     for samples in (inputs.to(device), _others(inputs.to(device))):
@@ -100,8 +100,14 @@ def deep_copy(thing: Thing, networks: Mapping[str, nn.Module], *, otherwise: str
         NotCopied: a part of it cannot be copied; the message names the network and the attribute.
     """
     computed = _computed(networks)
+    memo: dict[int, Any] = dict(computed)
     try:
-        return copy.deepcopy(thing, dict(computed))
+        made = copy.deepcopy(thing, memo)
+        for module in (module for network in networks.values() for module in network.modules()):
+            if scripted(module) and id(module) in memo:  # whose copied parameters have a history, back to the first
+                for own, other in zip(module.parameters(), memo[id(module)].parameters(), strict=True):
+                    other.detach_().requires_grad_(own.requires_grad)
+        return made
     except Exception as error:  # the network may be the user's, and raise anything
         why = _refusing(networks, computed) or f"the {' or '.join(networks)} cannot be copied"
         raise NotCopied(f"{why}: {type(error).__name__}: {error}{otherwise}") from error

@@ -14,7 +14,7 @@ from limbeck.engine import Engine
 from limbeck.evaluate import file_bytes, macs, predict
 from limbeck.exact import deep_copy
 from limbeck.session import Training
-from limbeck.taps import shapes
+from limbeck.taps import evaluation_mode, shapes
 from limbeck.train import Diverged, run
 from limbeck.trial import Zeros
 
@@ -70,6 +70,9 @@ def first_step(
                 notes = []
             except torch.OutOfMemoryError:
                 notes = [f"a step of {len(batch.index)} samples was not tried: there is no memory for it besides"]
+            if engine.compile:
+                for stage in stages:
+                    _check_graphs(stage, networks, batch, eager, stored)
             idle = {tap.source for tap in stored} - {
                 tap.source for stage in stages for term in stage.terms.values() for tap in set(term.reads) - stored
             }
@@ -188,13 +191,41 @@ def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: 
     return [] if counted else [f"the multiply-accumulates of the {name} cannot be counted"]
 
 
+def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine, stored: frozenset[Tap]) -> None:
+    """Raise CannotCompile, naming it, where a frozen network that will be compiled cannot be one graph."""
+    from limbeck.compiled import CannotCompile, reason, traced  # the compiler takes a second to import
+
+    learning = {name.partition(".")[0] for name in stage.learns}
+    for name in [name for name in networks if name not in learning]:
+        taps = tuple(sorted({tap for tap in _reads(stage) - stored if tap.source == name}, key=str))
+        try:
+            if taps:
+                with evaluation_mode([networks[name]]), engine.autocast():
+                    traced(engine.place(networks[name]), batch.inputs, taps)
+        except LimbeckError:
+            raise
+        except Exception as error:  # the network may be the user's, and the compiler raises many kinds
+            raise CannotCompile(
+                f"compile is true, but the {name} cannot be compiled: {reason(error)}; leave compile at auto, or false"
+            ) from error
+
+
 def _check_learner(name: str, network: nn.Module) -> None:
     """Raise LimbeckError where a network is of a kind that does not learn."""
     if any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers())):
         raise LimbeckError(
-            f"the {name}'s weights were made under torch.inference_mode, so they cannot learn: make it outside of that, "
-            "or take copy.deepcopy of it, whose weights can"
+            f"the {name}'s weights were made under torch.inference_mode, so they cannot learn: make it outside of "
+            "that, or take copy.deepcopy of it, whose weights can"
         )
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.train()
+        network.eval()
+    except Exception as error:  # the network may be the user's, and raise anything; those of torch.export do
+        raise LimbeckError(f"the {name} cannot be put into train mode and eval mode: {_said(error)}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
     for layer, module in network.named_modules():
         if type(module).__module__.startswith(_QUANTISED):
             raise LimbeckError(

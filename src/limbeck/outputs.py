@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from limbeck.core import Batch, LimbeckError, Networks
+from limbeck.core import Batch, LimbeckError, Networks, Tap
 from limbeck.models import Ensemble
-from limbeck.taps import evaluation_mode, layer_of, scripted
+from limbeck.taps import check, evaluation_mode, layer_of, scripted
 
 NAMES = ("logits", "out", "output")
 PROBABILITIES = "probabilities"
@@ -137,8 +137,9 @@ def install(
         for one in others if not hook.layer and hook.path is None else ():
             find(name, one, classes)
     except LimbeckError:
-        if not layer:
+        if not layer or ":" in layer:  # a side or a run that is not the layer's one output
             raise
+        check({name: network}, Tap(name, layer))
         hook.layer = layer
     if scripted(network):
         raise LimbeckError(f"the {name} is TorchScript, which gives no part of its output: {_WRAP}")

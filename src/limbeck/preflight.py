@@ -76,11 +76,13 @@ def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> Finding
     activation, may be shared.
 
     Raises:
-        LimbeckError: there are such, and ``shared`` is not allowed.
+        LimbeckError: there are such, and ``shared`` is not allowed; two networks are one and the same.
     """
     parts = {name: _parts(network) for name, network in networks.items()}
     told = []
     for one, other in combinations(networks, 2):
+        if networks[one] is networks[other]:
+            raise LimbeckError(f"{one} and {other} are one and the same module: give each its own")
         both = [(*parts[one][key], parts[other][key][0]) for key in parts[one] if key in parts[other]]
         outer = {place for place, _, _ in both}
         tops = [part for part in dict.fromkeys(both) if not any(_within(part[0], place) for place in outer)]
@@ -238,11 +240,11 @@ def _fitting(predicted: Tensor, targets: Tensor, classes: int) -> list[int] | No
 
     An order is judged on samples that it was not found on, by the classes that it moves.
     """
-    places = torch.arange(len(targets))
     order = _assignment(predicted, targets, classes)
     moved = (order != torch.arange(classes))[targets]
     held_out = torch.empty_like(predicted)
-    for half in (places % 2 == 0, places % 2 == 1):
+    first = _ranks(targets) % 2 == 0
+    for half in (first, ~first):
         held_out[half] = _assignment(predicted[~half], targets[~half], classes)[predicted[half]]
     gained = moved & (held_out == targets) & (predicted != targets)
     lost = moved & (held_out != targets) & (predicted == targets)
@@ -250,6 +252,15 @@ def _fitting(predicted: Tensor, targets: Tensor, classes: int) -> list[int] | No
     if count == 0 or (more - less) / count < 0.3 or _at_least(more, more + less, 0.5) > UNSURE / 10:
         return None
     return [int(place) for place in order]
+
+
+def _ranks(targets: Tensor) -> Tensor:
+    """The place of each sample among those of its class."""
+    by_class = torch.argsort(targets, stable=True)
+    sizes = torch.bincount(targets)
+    ranks = torch.empty_like(targets)
+    ranks[by_class] = torch.arange(len(targets)) - (sizes.cumsum(0) - sizes)[targets[by_class]]
+    return ranks
 
 
 def _assignment(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
@@ -297,9 +308,9 @@ def _against_chance(
             f"the {name} is {how} than by chance: {hits / count:.1%} of {count} validation samples, where chance is "
             f"{chance:.1%}",
             "Most likely it was trained on inputs of another kind: another normalisation (data.normalise), "
-            "range of values ([0, 1] or 0 to 255) or size; or its classes are in another order; or these are not its weights. "
-            "Where its normalisation is another, take the data's away and do its own (std and mean are data.std and "
-            "data.mean as tensors of shape (C, 1, 1))"
+            "range of values ([0, 1] or 0 to 255) or size; or its classes are in another order; or these are not its "
+            "weights. Where its normalisation is another, take the data's away and do its own (std and mean are "
+            "data.std and data.mean as tensors of shape (C, 1, 1))"
             + _wrapper("Normalised", "self.network((inputs * std + mean - its_mean) / its_std)"),
         )
     elif not above:
