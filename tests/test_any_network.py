@@ -100,16 +100,17 @@ def quantised():
 
 
 @pytest.mark.parametrize(
-    "make", [pruned, weight_normed, Kept, scripted, traced, exported, Serving, loaded, tuples, dicts, quantised]
+    "make", [pruned, weight_normed, Kept, scripted, traced, exported, Serving, loaded, tuples, dicts]
 )
 def test_a_teacher_of_any_form_teaches_and_stays_as_it_was(data, make):
     teacher = make()
+    hooks = list(teacher._forward_hooks)
     before = {name: value.clone() for name, value in teacher.state_dict().items() if isinstance(value, torch.Tensor)}
     _, result = distill(teacher, mlp(), data, baseline=False, **QUICK)
     assert result["student"]["test"]["agreement"] > 0
     after = teacher.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert not teacher._forward_hooks
+    assert list(teacher._forward_hooks) == hooks
 
 
 @pytest.mark.parametrize("baseline", [True, False])
@@ -149,7 +150,7 @@ def test_a_student_that_cannot_learn_is_refused_before_any_training(data, make):
     assert told == []
 
 
-@pytest.mark.parametrize("method", ["mimic", "at", {"name": "kd", "teacher_layer": "0"}])
+@pytest.mark.parametrize("method", ["mimic", {"name": "kd", "teacher_layer": "0"}])
 @pytest.mark.parametrize("make", [scripted, traced, exported])
 def test_layers_inside_torchscript_are_refused_before_any_training(data, make, method):
     told = []

@@ -14,7 +14,7 @@ from limbeck.engine import Engine
 from limbeck.evaluate import file_bytes, macs, predict
 from limbeck.exact import deep_copy
 from limbeck.session import Training
-from limbeck.taps import evaluation_mode, shapes
+from limbeck.taps import evaluation_mode, scripted, shapes
 from limbeck.train import Diverged, run
 from limbeck.trial import Zeros
 
@@ -79,7 +79,7 @@ def first_step(
             evaluated = [name for name in dict.fromkeys((*learning, *networks)) if name not in idle]
             single = next((which for which, one in _splits(data).items() if len(one) == 1), "")
             for name in evaluated:
-                notes += _evaluated(name, eager.place(networks[name]), batch, data, single)
+                notes += _evaluated(name, eager.place(networks[name]), batch, data, single, learns=name in learning)
     finally:
         engine.restore_generators(state)
     return notes
@@ -152,7 +152,7 @@ def _tried(network: nn.Module, inputs: Tensor, *, learns: bool) -> Any:
             return error
 
 
-def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: str) -> list[str]:
+def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: str, *, learns: bool) -> list[str]:
     """Evaluate a network and measure its cost on these samples; gives what cannot be measured.
 
     Args:
@@ -161,10 +161,12 @@ def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: 
         batch: real samples.
         data: whose samples' shape is measured with.
         single: the split that has a single sample, so that the network must run on one.
+        learns: it will be saved.
 
     Raises:
         LimbeckError: it cannot be evaluated, or not be saved.
     """
+    notes = []
     try:
         predict(network, [batch], name=name)
     except LimbeckError:
@@ -174,7 +176,9 @@ def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: 
     try:
         file_bytes(network)
     except Exception as error:  # as above, and the state may hold anything
-        raise LimbeckError(f"the {name}'s state cannot be saved to a file: {_said(error)}") from error
+        if learns:
+            raise LimbeckError(f"the {name}'s state cannot be saved to a file: {_said(error)}") from error
+        notes.append(f"the {name}'s state cannot be saved to a file, so the size of one is not measured")
     try:
         predict(network, [replace(batch, inputs=batch.inputs[:1])], name=name)
     except Exception as error:  # as above
@@ -183,12 +187,12 @@ def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: 
                 f"the {name} does not run on one sample, and the {single} split has no more: {_said(error)}"
             ) from error
         alone = f"the {name} does not run on one sample, so its multiply-accumulates and latency are not measured"
-        return [f"{alone} ({_said(error)})"]
+        return [*notes, f"{alone} ({_said(error)})"]
     try:
         counted = macs(network, data.shape) is not None
     except Exception:  # as above
         counted = False
-    return [] if counted else [f"the multiply-accumulates of the {name} cannot be counted"]
+    return notes if counted else [*notes, f"the multiply-accumulates of the {name} cannot be counted"]
 
 
 def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine, stored: frozenset[Tap]) -> None:
@@ -205,8 +209,9 @@ def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine
         except LimbeckError:
             raise
         except Exception as error:  # the network may be the user's, and the compiler raises many kinds
+            why = "it is TorchScript" if scripted(networks[name]) else reason(error)
             raise CannotCompile(
-                f"compile is true, but the {name} cannot be compiled: {reason(error)}; leave compile at auto, or false"
+                f"compile is true, but the {name} cannot be compiled: {why}; leave compile at auto, or set it to false"
             ) from error
 
 

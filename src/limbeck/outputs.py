@@ -50,6 +50,10 @@ class Logits:
             logits = at(output, self.path or find(self.name, output, self.classes), self.name)
         return _log(logits) if self.probabilities else logits
 
+    def begin(self, module: nn.Module, args: Any) -> None:
+        """The hook before a forward; the one before may have been broken off."""
+        self.given = []
+
     def keep(self, module: nn.Module, args: Any, output: Any) -> None:
         """The hook of the layer."""
         self.given.append(output)
@@ -220,8 +224,11 @@ def _check_probabilities(name: str, given: Tensor) -> None:
 
 
 def _hook(hook: Logits, network: nn.Module) -> list[RemovableHandle]:
-    inner = [layer_of(network, hook.layer).register_forward_hook(hook.keep)] if hook.layer else []
-    return [*inner, network.register_forward_hook(hook)]
+    handles = [network.register_forward_hook(hook)]
+    if hook.layer:
+        handles.append(network.register_forward_pre_hook(hook.begin))
+        handles.append(layer_of(network, hook.layer).register_forward_hook(hook.keep))
+    return handles
 
 
 def _notes(hook: Logits, given: list[Any]) -> list[str]:
