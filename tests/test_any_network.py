@@ -60,6 +60,11 @@ class Serving(nn.Module):
         return self.network(inputs)
 
 
+class Lazy(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
+
+
 class Wrapped(nn.Module):
     def __init__(self, wrap, network=None):
         super().__init__()
@@ -182,3 +187,9 @@ def test_a_teacher_that_ends_in_softmax_teaches_as_its_logits_do(data):
         for one, other in zip(student.parameters(), same.parameters(), strict=True)
     )
     assert "the teacher gives probabilities: their logarithm is read" in result["notes"]
+
+
+def test_a_network_whose_sizes_are_not_known_yet_is_trained(data):
+    student = Lazy()
+    _, result = distill(mlp(), student, data, **QUICK)
+    assert result["student"]["parameters"] == result["alone"]["parameters"] == 6 * 8 + 8 + 8 * 3 + 3

@@ -139,6 +139,11 @@ def test_a_copy_that_is_not_like_the_network_is_refused(ran, message):
         copy_of(Outside(ran), torch.randn(2, 6), name="student")
 
 
+def test_a_network_that_does_not_run_is_named():
+    with pytest.raises(LimbeckError, match=r"the student does not run on samples of shape \(5,\): RuntimeError"):
+        copy_of(mlp(), torch.randn(2, 5), name="student")
+
+
 class Same(nn.Linear):
     def __deepcopy__(self, memo):
         return self

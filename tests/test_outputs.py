@@ -122,6 +122,7 @@ def test_auxiliary_heads_of_train_mode_are_dropped_and_it_is_told():
         assert network.eval()(given.inputs).shape == (2, CLASSES)
     assert "auxiliary outputs of the student are not trained" in notes
     assert "in train mode" in notes[0]
+    assert install("teacher", network, given, CLASSES)[1] == []
 
 
 def test_the_logarithm_of_probabilities_is_read_and_is_finite():

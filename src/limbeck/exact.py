@@ -78,10 +78,16 @@ def copy_of(
         raise NotCopied(f"a copy of the {name} shares parameters with it{otherwise}")
     device = next((parameter.device for parameter in network.parameters()), inputs.device)
     for samples in (inputs.to(device), _others(inputs.to(device))):
-        expected = read(network, samples, wanted)
+        try:
+            expected = read(network, samples, wanted)
+        except LimbeckError:
+            raise
+        except Exception as error:  # the network may be the user's, and raise anything
+            shape, why = tuple(inputs.shape[1:]), f"{type(error).__name__}: {error}"
+            raise LimbeckError(f"the {name} does not run on samples of shape {shape}: {why}") from error
         try:
             found = read(made, samples, wanted)
-        except Exception as error:  # the network may be the user's, and raise anything
+        except Exception as error:  # as above
             raise NotCopied(f"a copy of the {name} does not run: {type(error).__name__}: {error}{otherwise}") from error
         if not agree(expected, found, ALIKE):
             raise NotCopied(f"a copy of the {name} gives something else than the {name}{otherwise}")

@@ -237,7 +237,8 @@ def _notes(hook: Logits, given: list[Any]) -> list[str]:
         return [f"the {name}'s logits are what its layer {hook.layer} gives"]
     notes = [f"the {name} gives probabilities: their logarithm is read"] if hook.probabilities else []
     seen = set[str]()
-    for output, mode in zip(given, ("", " in train mode"), strict=False):
+    modes = ("",) if name.startswith("teacher") else ("", " in train mode")  # a teacher rests, as a rule
+    for output, mode in zip(given, modes, strict=False):
         if isinstance(output, Tensor) or _kind(output) in seen:
             continue
         seen.add(_kind(output))

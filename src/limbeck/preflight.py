@@ -10,6 +10,7 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from limbeck.core import LimbeckError, Networks, Stage, Tap
 from limbeck.data import Data, Split
@@ -195,7 +196,7 @@ def _or_allow(key: str) -> str:
 
 
 def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:
-    """What must not be shared, to its name and kind: modules and tensors as they are, and the memory of tensors."""
+    """What must not be shared, to its name and kind: modules by themselves, tensors by their memory."""
     found: dict[tuple[str, int], tuple[str, str]] = {}
     for layer, module in network.named_modules():
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -205,11 +206,10 @@ def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:
             found.setdefault(("module", id(module)), (layer, type(module).__name__))
         for key, tensor in own:
             kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
-            place = f"{layer}.{key}" if layer else key
-            memory = tensor.untyped_storage()
-            if memory.nbytes() and memory.data_ptr():
-                found.setdefault(("memory", memory.data_ptr()), (place, kind))
-            found.setdefault(("tensor", id(tensor)), (place, kind))
+            plain = tensor.layout == torch.strided and not is_lazy(tensor)
+            memory = tensor.untyped_storage().data_ptr() if plain else 0
+            if memory:  # of a view it is that of the whole
+                found.setdefault(("memory", memory), (f"{layer}.{key}" if layer else key, kind))
     return found
 
 
