@@ -17,7 +17,7 @@ from limbeck import train
 from limbeck.connectors import Through
 from limbeck.core import TARGETS, Batch, Stage, Tap, Term, from_student, from_teacher
 from limbeck.engine import Engine, as_parameters_lie, can_compile
-from limbeck.frozen import Versions, quickest
+from limbeck.frozen import Versions, frozen, quickest
 from limbeck.optimizers import adam, sgd
 from limbeck.schedules import constant
 from limbeck.train import run
@@ -533,3 +533,12 @@ def test_a_restored_optimizers_tensors_lie_as_their_parameters_with_the_same_val
         for name, value in after["state"][position].items():
             assert torch.equal(value, before["state"][position][name])
             assert value.dim() == 0 or value.stride() == parameter.stride()
+
+
+def test_weights_made_under_inference_mode_rest_and_are_left_as_they_were():
+    with torch.inference_mode():
+        network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    with frozen([*network.modules()]):
+        assert not network.training
+    assert network.training
+    assert Versions([network]).numbers == Versions([network]).numbers

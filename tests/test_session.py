@@ -513,6 +513,7 @@ def test_a_classifier_that_both_networks_share_is_read_as_each_ones_own(data):
         method=method,
         epochs=1,
         baseline=False,
+        allow=("shared",),
         on_epoch=lambda _, epoch: losses.append(epoch.terms["features"]),
         **QUICK,
     )

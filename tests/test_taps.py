@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from limbeck.core import Batch, LimbeckError, Tap
-from limbeck.taps import Taps, evaluation_mode, shapes
+from limbeck.taps import Taps, check, evaluation_mode, shapes
 
 
 class Block(nn.Module):
@@ -233,3 +233,39 @@ def test_evaluation_mode_is_undone_after_an_error():
 def test_a_tap_reads_like_a_path():
     assert str(Tap("student", "stage1.0", "input")) == "student.stage1.0 (input)"
     assert str(Tap("teacher")) == "teacher"
+
+
+# --- TorchScript, and forwards under inference_mode
+
+
+class Serving(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+
+    @torch.inference_mode()
+    def forward(self, inputs):
+        return self.network(inputs)
+
+
+@pytest.mark.parametrize("layer", ["", "network.0"])
+def test_what_a_forward_under_inference_mode_gives_can_be_learnt_from(layer):
+    inputs, network = torch.randn(2, 4), Serving()
+    tap = Tap("teacher", layer)
+    with Taps({"teacher": network}, [tap]) as tapped:
+        value = tapped.read(Batch(inputs, torch.zeros(2).long(), torch.arange(2), 0))[tap]
+    assert not value.is_inference()
+    student = torch.randn(2, 3, requires_grad=True)
+    (student * value).sum().backward()
+    assert torch.equal(student.grad, value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tap", [Tap("teacher", "1"), Tap("teacher", "1.0"), Tap("teacher", "1", "input")])
+def test_a_layer_inside_torchscript_is_refused_and_one_beside_it_is_read(tap):
+    inside = torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
+    networks = {"teacher": nn.Sequential(nn.Linear(4, 4), inside)}
+    with pytest.raises(LimbeckError, match="cannot be read, because 1 is TorchScript, which gives its output alone"):
+        check(networks, tap)
+    found = shapes(networks, [Tap("teacher", "0"), Tap("teacher")], Batch(torch.randn(2, 4), None, torch.arange(2), 0))
+    assert found == {Tap("teacher", "0"): (4,), Tap("teacher"): (3,)}

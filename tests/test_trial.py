@@ -1,6 +1,7 @@
 """What `auto` decides by: the trial's times are given here, not taken."""
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -267,10 +268,7 @@ def test_no_step_of_the_trial_is_beyond_the_end_of_its_training(units):
 class NotToBeCopied(nn.Linear):
     def __init__(self):
         super().__init__(6, 2)
-        self.scale = self.weight.sum()  # not a leaf
-
-    def forward(self, x):
-        return super().forward(x) * self.scale.detach()
+        self.lock = threading.Lock()
 
 
 class Keeping(nn.Linear):
@@ -290,7 +288,7 @@ class Keeping(nn.Linear):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (NotToBeCopied, "not tried: the networks cannot be copied"),
+        (NotToBeCopied, "not tried: the student cannot be copied, because its lock is a lock: TypeError"),
         (Keeping, "not tried: a copy of the networks does not run"),
     ],
 )
@@ -301,7 +299,8 @@ def test_networks_that_cannot_be_copied_are_not_tried_and_it_is_said(units, kind
         return engine_for(stages(), given, Source(), **options)
 
     engine = pick()
-    assert (engine.precision, engine.compile, engine.reason) == ("32", False, reason)
+    assert (engine.precision, engine.compile) == ("32", False)
+    assert engine.reason.startswith(reason)
     engine = pick(precision="bf16")
     assert (engine.precision, engine.compile, engine.reason) == ("bf16", False, "asked for")
     assert pick(compile=True).compile is True

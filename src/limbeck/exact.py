@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from limbeck.core import Batch, LimbeckError, Tap
-from limbeck.taps import dry_run
+from limbeck.taps import dry_run, scripted
 
 ROUNDING = 1e-9
 """The greatest difference of two tensors in 64 bits that is rounding, as a share of the greatest value."""
@@ -20,6 +22,9 @@ Change = Callable[[], Callable[[], None]]
 """Makes a change of a network and gives what takes it back."""
 
 Values = Mapping[Tap, Tensor]
+
+
+Thing = TypeVar("Thing")
 
 
 class NotCopied(LimbeckError):
@@ -37,31 +42,116 @@ def copied(network: nn.Module, inputs: Tensor, taps: Iterable[Tap] = ()) -> nn.M
         taps: what is compared besides the output.
 
     Raises:
-        NotCopied: the network refuses, as one with the old `weight_norm` does; or the copy fails or gives something
-            else, as that of a network does whose hooks keep tensors in the network itself.
+        NotCopied: see `copy_of`.
         LimbeckError: a tap does not exist or has no one value.
     """
-    wanted = tuple(taps)
-    try:
-        made = copy.deepcopy(network)
-    except Exception as error:  # the network may be the user's, and raise anything
-        raise NotCopied(f"the network cannot be copied: {type(error).__name__}: {error}") from error
+    made = copy_of(network, inputs, taps=taps)
     for module in made.modules():
         module.training = False
-    for samples in (inputs, _others(inputs)):
-        expected = read(network, samples, wanted)
+    return made
+
+
+def copy_of(
+    network: nn.Module, inputs: Tensor, *, taps: Iterable[Tap] = (), name: str = "network", otherwise: str = ""
+) -> nn.Module:
+    """A copy of the network, in the same mode and on the same device, that gives what the network gives in eval mode.
+
+    Tensors that the network keeps and that were computed (the weight of a pruned or weight-normalised layer, a feature
+    of an earlier forward) are copied without what they were computed from.
+
+    Args:
+        network: left as it is.
+        inputs: (N, ...) a few samples in 32 bits.
+        taps: what is compared besides the output.
+        name: what errors call the network.
+        otherwise: what errors say can be done instead.
+
+    Raises:
+        NotCopied: the network cannot be copied; the copy does not run, shares parameters with the network, or gives
+            something else, as that of a network does whose hooks keep tensors in the network itself.
+        LimbeckError: the network does not run; a tap does not exist or has no one value.
+    """
+    wanted = tuple(taps)
+    made = deep_copy(network, {name: network}, otherwise=otherwise)
+    own = list(network.parameters())
+    if {id(parameter) for parameter in own} & {id(parameter) for parameter in list(made.parameters())}:
+        raise NotCopied(f"a copy of the {name} shares parameters with it{otherwise}")
+    device = next((parameter.device for parameter in network.parameters()), inputs.device)
+    for samples in (inputs.to(device), _others(inputs.to(device))):
+        try:
+            expected = read(network, samples, wanted)
+        except LimbeckError:
+            raise
+        except Exception as error:  # the network may be the user's, and raise anything
+            shape, why = tuple(inputs.shape[1:]), f"{type(error).__name__}: {error}"
+            raise LimbeckError(f"the {name} does not run on samples of shape {shape}: {why}") from error
         try:
             found = read(made, samples, wanted)
         except Exception as error:  # as above
-            raise NotCopied(f"a copy of the network does not run: {type(error).__name__}: {error}") from error
+            raise NotCopied(f"a copy of the {name} does not run: {type(error).__name__}: {error}{otherwise}") from error
         if not agree(expected, found, ALIKE):
-            raise NotCopied("a copy of the network gives something else than the network")
+            raise NotCopied(f"a copy of the {name} gives something else than the {name}{otherwise}")
     return made
+
+
+def deep_copy(thing: Thing, networks: Mapping[str, nn.Module], *, otherwise: str = "") -> Thing:
+    """`copy.deepcopy` of networks and what holds them, with tensors that were computed copied as plain numbers.
+
+    Args:
+        thing: what to copy.
+        networks: those in it, by the names that errors call them.
+        otherwise: what errors say can be done instead.
+
+    Raises:
+        NotCopied: a part of it cannot be copied; the message names the network and the attribute.
+    """
+    computed = _computed(networks)
+    memo: dict[int, Any] = dict(computed)
+    try:
+        made = copy.deepcopy(thing, memo)
+        for module in (module for network in networks.values() for module in network.modules()):
+            if scripted(module) and id(module) in memo:  # whose copied parameters have a history, back to the first
+                for own, other in zip(module.parameters(), memo[id(module)].parameters(), strict=True):
+                    other.detach_().requires_grad_(own.requires_grad)
+        return made
+    except Exception as error:  # the network may be the user's, and raise anything
+        why = _refusing(networks, computed) or f"the {' or '.join(networks)} cannot be copied"
+        raise NotCopied(f"{why}: {type(error).__name__}: {error}{otherwise}") from error
+
+
+def _computed(networks: Mapping[str, nn.Module]) -> dict[int, Tensor]:
+    """What deepcopy refuses: tensors with a history that modules keep, by id, and copies without."""
+    kept = [leaf for network in networks.values() for module in network.modules() for leaf in tree_leaves(vars(module))]
+    kept += [
+        leaf for one in kept if not isinstance(one, nn.Module) for leaf in tree_leaves(getattr(one, "__dict__", ()))
+    ]
+    return {id(one): one.detach().clone() for one in kept if isinstance(one, Tensor) and not one.is_leaf}
+
+
+def _refusing(networks: Mapping[str, nn.Module], computed: Mapping[int, Tensor]) -> str:
+    """Which attribute of which network cannot be copied; nothing where it is no single one."""
+    for name, network in networks.items():
+        for layer, module in network.named_modules():
+            for attribute, value in vars(module).items():
+                try:
+                    if attribute != "_modules":
+                        copy.deepcopy(value, dict(computed))
+                except Exception:  # what it raises is told by the caller
+                    place = f"{layer}.{attribute}" if layer else attribute
+                    return f"the {name} cannot be copied, because its {place} is a {type(value).__name__}"
+    return ""
 
 
 def in_64_bits(network: nn.Module) -> nn.Module:
     """A copy in float64 on the CPU: not every device has such numbers, and not every one has each layout of them."""
-    return copy.deepcopy(network).cpu().double()
+    return deep_copy(network, {"network": network}).cpu().double()
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """The network, with no parameter that needs a gradient; parameter by parameter, as TorchScript asks it."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
 
 
 def read(network: nn.Module, inputs: Tensor, taps: Iterable[Tap]) -> Values:

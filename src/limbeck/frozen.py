@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from limbeck.core import LimbeckError, Networks, Outputs, Reader, Stage, Tap
 from limbeck.engine import Engine
 from limbeck.resident import Resident
-from limbeck.taps import check
+from limbeck.taps import check, layer_of, version
 
 
 def learners(stage: Stage, networks: Networks) -> list[nn.Module]:
@@ -27,7 +27,7 @@ def learners(stage: Stage, networks: Networks) -> list[nn.Module]:
                 f"stage {stage.name!r}: there is no network {network!r} to learn; there are {', '.join(networks)}"
             )
         check(networks, Tap(network, layer))
-        found.append(networks[network].get_submodule(layer))
+        found.append(layer_of(networks[network], layer))
         if any(parameter.is_inference() for parameter in found[-1].parameters()):
             raise LimbeckError(
                 f"the weights of the {network} were made under torch.inference_mode and cannot learn: build or load it "
@@ -73,7 +73,13 @@ def frozen(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
     Gives the modules.
     """
     modes = {module: module.training for module in modules}
-    parameters = {parameter: parameter.requires_grad for module in modes for parameter in module.parameters(False)}
+    # those made under inference_mode get no gradient as it is, and refuse to be told that they need one
+    parameters = {
+        parameter: parameter.requires_grad
+        for module in modes
+        for parameter in module.parameters(False)
+        if not parameter.is_inference()
+    }
     for module in modes:
         module.training = False
     for parameter in parameters:
@@ -125,7 +131,7 @@ class Versions:
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         both = (chain(network.parameters(), network.buffers()) for network in networks)
         self._held = list(chain.from_iterable(both))  # or a new tensor might get the number of one that is gone
-        self.numbers = [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in self._held]
+        self.numbers = [(id(tensor), version(tensor)) for tensor in self._held]
 
 
 def _from(store: Outputs) -> Reader:

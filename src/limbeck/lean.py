@@ -24,11 +24,13 @@ from limbeck.exact import (
     agree,
     close,
     copied,
+    freeze,
     in_64_bits,
     keep,
     read,
     same_numbers,
 )
+from limbeck.taps import version
 
 # Exact types: a subclass may do more, as timm's BatchNormAct2d applies an activation too.
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -96,11 +98,11 @@ def fold(network: nn.Module, inputs: Tensor, taps: Iterable[Tap]) -> tuple[nn.Mo
         taps: what will be read of it.
 
     Raises:
-        NotCopied: `copy.deepcopy` refuses the network, or gives one that is not like it.
+        NotCopied: the network cannot be copied, or the copy is not like it.
         LimbeckError: a tap does not exist or has no one value.
     """
     wanted = tuple(taps)
-    made = copied(network, inputs, wanted).requires_grad_(False)
+    made = freeze(copied(network, inputs, wanted))
     try:
         trial, samples = in_64_bits(made), inputs.cpu().double()
         before = read(trial, samples, wanted)
@@ -210,13 +212,13 @@ def _pairs(network: nn.Module, inputs: Tensor) -> dict[str, str]:
 
     def gives(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            given.setdefault(name, []).append((output, output._version))
+            given.setdefault(name, []).append((output, version(output)))
             uses.count[id(output)] = 0  # which is its own from here on: what had it before is gone
 
         return hook
 
     def enters(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, args: entered.setdefault(name, []).extend((tensor, tensor._version) for tensor in args)
+        return lambda module, args: entered.setdefault(name, []).extend((tensor, version(tensor)) for tensor in args)
 
     handles = []
     for name, module in network.named_modules():

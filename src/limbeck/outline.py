@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from limbeck.connectors import Maxout
 from limbeck.core import Batch, LimbeckError, Outline, Section, Tap
-from limbeck.taps import evaluation_mode, out_of_place
+from limbeck.taps import check, evaluation_mode, layer_of, out_of_place, scripted, version
 
 _ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -51,8 +51,9 @@ def outline(name: str, network: nn.Module, batch: Batch) -> Outline:
     """The outline of the network called ``name``.
 
     Raises:
-        LimbeckError: no linear layer gives its logits.
+        LimbeckError: no linear layer gives its logits; the network is TorchScript.
     """
+    check({name: network}, Tap(name, "", "input"))
     events, logits = _watched(network, batch)
     classifier = next((event for event in reversed(events) if _classifies(event, logits)), None)
     if classifier is None or classifier.entered is None:
@@ -61,7 +62,7 @@ def outline(name: str, network: nn.Module, batch: Batch) -> Outline:
             "name the layers to read"
         )
     # what is overwritten after it was given cannot be read
-    before = [event for event in events[: events.index(classifier)] if event.given._version == event.version]
+    before = [event for event in events[: events.index(classifier)] if version(event.given) == event.version]
     blocks = [event for event in before if _is_block(event, network)]
     sizes = _section_sizes(before, blocks)
     pooled = _pooled(before, classifier.entered) if sizes else None
@@ -88,12 +89,13 @@ def _watched(network: nn.Module, batch: Batch) -> tuple[list[_Event], Tensor]:
         if isinstance(output, Tensor):
             entered = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
             runs[layer] = runs.get(layer, -1) + 1
-            events.append(_Event(layer, module, entered, output, runs[layer], output._version))
+            events.append(_Event(layer, module, entered, output, runs[layer], version(output)))
 
     def hook(layer: str) -> Any:
         return lambda module, inputs, output: keep(layer, module, inputs, output)
 
-    handles = [module.register_forward_hook(hook(layer)) for layer, module in network.named_modules() if layer]
+    layers = [(layer, module) for layer, module in network.named_modules() if layer and not scripted(module)]
+    handles = [module.register_forward_hook(hook(layer)) for layer, module in layers]
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     try:
         with evaluation_mode([network]), out_of_place([network]), torch.no_grad():
@@ -110,7 +112,7 @@ def _classifies(event: _Event, logits: Tensor) -> bool:
 
 
 def _is_block(event: _Event, network: nn.Module) -> bool:
-    parent = network.get_submodule(event.name.rpartition(".")[0])
+    parent = layer_of(network, event.name.rpartition(".")[0])
     if not isinstance(parent, nn.Sequential | nn.ModuleList) or isinstance(event.module, nn.Sequential):
         return False
     return sum(isinstance(module, _WEIGHTED) for module in event.module.modules()) > 1

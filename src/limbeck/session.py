@@ -1,6 +1,5 @@
 """One network's training and its figures: what `limbeck.experiment` and `limbeck.distill` share."""
 
-import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +23,10 @@ from limbeck.core import (
 from limbeck.data import Augment, Batches, Data, Split, normalise
 from limbeck.engine import Engine
 from limbeck.evaluate import Latency, file_bytes, latency, macs, metrics, parameters, predict
+from limbeck.exact import deep_copy
 from limbeck.models import Ensemble
 from limbeck.outline import outline
-from limbeck.taps import Taps, check, dry_run, evaluation_mode, shapes
+from limbeck.taps import Taps, check, dry_run, evaluation_mode, layer_of, shapes
 
 EVALUATION_BATCH = 500
 NO_AUGMENTATION = Augment()
@@ -125,8 +125,8 @@ def training_batches(data: Data, training: Training, *, seed: int, engine: Engin
     )
 
 
-def logits_of(network: nn.Module, split: Split, data: Data, engine: Engine) -> Tensor:
-    """The network's logits (N, K) on a split, in 32 bits, in eval mode, without augmentation."""
+def logits_of(network: nn.Module, split: Split, data: Data, engine: Engine, *, name: str = "network") -> Tensor:
+    """The logits (N, K) on a split of what errors call ``name``, in 32 bits, in eval mode, without augmentation."""
     batches = Batches(
         split,
         batch_size=EVALUATION_BATCH,
@@ -136,10 +136,12 @@ def logits_of(network: nn.Module, split: Split, data: Data, engine: Engine) -> T
         shuffle=False,
         device=engine.device,
     )
-    return predict(engine.place(network), batches(0))
+    return predict(engine.place(network), batches(0), name=name)
 
 
-def measure(network: nn.Module, data: Data, engine: Engine, *, teacher: Tensor | None = None) -> dict[str, Any]:
+def measure(
+    network: nn.Module, data: Data, engine: Engine, *, teacher: Tensor | None = None, name: str = "network"
+) -> dict[str, Any]:
     """A trained network's figures: quality on the test split (and on validation where there is one), and cost.
 
     Args:
@@ -147,12 +149,14 @@ def measure(network: nn.Module, data: Data, engine: Engine, *, teacher: Tensor |
         data: the splits; the test split is read to evaluate trained networks, never to train or select.
         engine: the device to run on.
         teacher: the teacher's logits on the test split, for agreement and KL.
+        name: what errors call the network.
     """
-    figures: dict[str, Any] = {
-        "test": metrics(logits_of(network, data.test, data, engine), data.test.targets, teacher_logits=teacher)
-    }
-    if len(data.validation):
-        figures["validation"] = metrics(logits_of(network, data.validation, data, engine), data.validation.targets)
+    splits = {"test": data.test} | ({"validation": data.validation} if len(data.validation) else {})
+    figures: dict[str, Any] = {}
+    for which, split in splits.items():
+        logits, guide = logits_of(network, split, data, engine, name=name), teacher if which == "test" else None
+        known: Any = {"name": name, "split": which, "files": split.names}
+        figures[which] = metrics(logits, split.targets, teacher_logits=guide, **known)
     figures["parameters"] = parameters(network)
     figures["macs"] = macs(network, data.shape)
     figures["file_bytes"] = file_bytes(network)
@@ -167,7 +171,7 @@ def time_together(networks: Networks, data: Data, runs: int) -> dict[str, dict[s
 
 def _module(networks: Networks, source: str, layer: str) -> nn.Module:
     check(networks, Tap(source, layer))
-    return networks[source].get_submodule(layer)
+    return layer_of(networks[source], layer)
 
 
 def _below(networks: Networks, tap: Tap, probe: Batch) -> tuple[nn.Parameter, ...]:
@@ -189,7 +193,7 @@ def _rehearse(stages: Sequence[Stage], networks: Networks, probe: Batch) -> None
     values = dry_run(networks, {tap for _, term in terms for tap in term.reads}, probe)
     for name, term in terms:
         reads = [values[tap].cpu() for tap in term.reads]
-        loss = copy.deepcopy(term.loss).cpu() if isinstance(term.loss, nn.Module) else term.loss
+        loss = deep_copy(term.loss, {"loss": term.loss}).cpu() if isinstance(term.loss, nn.Module) else term.loss
         try:
             with torch.enable_grad():
                 value = loss(*reads)

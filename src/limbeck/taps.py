@@ -72,7 +72,7 @@ class Taps:
         tapped = dict.fromkeys(tap.source for tap in self._hooked if tap.layer)
         self._out_of_place.enter_context(out_of_place(self._networks[name] for name in tapped))
         for tap in self._hooked:
-            module = self._networks[tap.source].get_submodule(tap.layer)
+            module = layer_of(self._networks[tap.source], tap.layer)
             if tap.side == "output":
                 handle = module.register_forward_hook(self._output_hook(tap))
             else:
@@ -106,12 +106,14 @@ class Taps:
         for name, reader in self._readers.items():
             given = reader(batch)
             for tap in self._given[name]:
-                values[tap], self._versions[tap] = given[tap], given[tap]._version
+                values[tap], self._versions[tap] = given[tap], version(given[tap])
         for tap in self._taps:
             if tap.source == "batch":
                 values[tap] = getattr(batch, tap.layer)
             elif tap not in values:
                 raise LimbeckError(f"{tap} never ran in the forward of {tap.source}: tap a layer that does")
+            elif values[tap].is_inference():  # of a forward under inference_mode: autograd takes a copy only
+                values[tap] = values[tap].clone()
             elif values[tap]._version != self._versions[tap]:
                 raise LimbeckError(
                     f"{tap} was overwritten in place after it was read (by an operation such as `x += y` in the "
@@ -144,9 +146,10 @@ class Taps:
                 f"or say which run: {tap.layer}:{tap.side}:0"
             )
         if not isinstance(value, Tensor):
-            raise LimbeckError(f"{tap} is a {type(value).__name__}, not one tensor: tap a layer inside it")
+            advice = "tap a layer inside it" if tap.layer else "say with `output` which part of it are the logits"
+            raise LimbeckError(f"{tap} is a {type(value).__name__}, not one tensor: {advice}")
         self._values[tap] = value
-        self._versions[tap] = value._version
+        self._versions[tap] = version(value)
         self._missing[tap.source] -= 1
         if self._missing[tap.source] == 0 and not self._to_the_end and tap.layer:
             raise _Enough
@@ -168,6 +171,34 @@ def check(networks: Networks, tap: Tap) -> None:
         top = [name for name, _ in networks[tap.source].named_children()]
         hint = f"did you mean {' or '.join(near)}?" if near else f"its top layers are {', '.join(top)}"
         raise LimbeckError(f"the {tap.source} has no layer {tap.layer!r}: {hint} (`limbeck taps` lists all)")
+    closed = _closed(networks[tap.source], tap.layer)
+    if closed is not None and tap != Tap(tap.source):
+        raise LimbeckError(
+            f"{tap} cannot be read, because {closed or 'the network'} is TorchScript, which gives its output alone: "
+            "take the module that it was made from, or a method that reads outputs only, such as kd"
+        )
+
+
+def layer_of(network: nn.Module, layer: str) -> nn.Module:
+    """The layer of that name; "" is the network, which `get_submodule` of a TorchScript module refuses to give."""
+    return network.get_submodule(layer) if layer else network
+
+
+def scripted(module: nn.Module) -> bool:
+    """Whether it is TorchScript, which takes no hooks and hides what its layers give."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def version(tensor: Tensor) -> int:
+    """How often the tensor was written to; 0 for one made under `torch.inference_mode`, which does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _closed(network: nn.Module, layer: str) -> str | None:
+    """The outermost TorchScript module on the way to a layer."""
+    parts = layer.split(".") if layer else []
+    ways = [".".join(parts[:count]) for count in range(len(parts) + 1)]
+    return next((way for way in ways if scripted(dict(network.named_modules())[way])), None)
 
 
 def dry_run(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, Tensor]:
@@ -205,7 +236,7 @@ def replaced(network: nn.Module, layer: str, value: Tensor, inputs: Tensor) -> T
 
     The layers below the one that is replaced run too, and for nothing.
     """
-    handle = network.get_submodule(layer).register_forward_hook(lambda module, args, output: value)
+    handle = layer_of(network, layer).register_forward_hook(lambda module, args, output: value)
     try:
         given: Tensor = network(inputs)
     finally:
@@ -217,7 +248,10 @@ def replaced(network: nn.Module, layer: str, value: Tensor, inputs: Tensor) -> T
 def out_of_place(networks: Iterable[nn.Module]) -> Iterator[None]:
     """Inside the block no activation of the networks overwrites its input; afterwards each is as it was."""
     changed = [
-        module for network in networks for module in network.modules() if getattr(module, "inplace", False) is True
+        module
+        for network in networks
+        for module in network.modules()
+        if getattr(module, "inplace", False) is True and not scripted(module)
     ]
     for module in changed:
         module.inplace = False  # type: ignore[assignment]  # modules' attributes are typed as tensors

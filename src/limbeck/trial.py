@@ -1,6 +1,5 @@
 """A few steps of the very training, timed before it begins: what `auto` decides by."""
 
-import copy
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from limbeck.core import Batch, LimbeckError, Networks, Outputs, Stage, Tap
 from limbeck.engine import Engine, Precision, can_compile, has_bf16_units
-from limbeck.exact import NotCopied
+from limbeck.exact import NotCopied, deep_copy
 from limbeck.taps import shapes
 from limbeck.train import BatchSource, Diverged, run
 
@@ -170,10 +169,7 @@ def _seconds(stage: Stage, networks: Networks, batches: BatchSource, engine: Eng
     Raises:
         NotCopied: there is no copy to try it on, or none that runs, though the training itself may.
     """
-    try:
-        stage, copies = copy.deepcopy((replace(stage, epochs=1, finish=None), dict(networks)))
-    except Exception as error:  # the networks may be the user's, and raise anything
-        raise NotCopied("the networks cannot be copied") from error
+    stage, copies = deep_copy((replace(stage, epochs=1, finish=None), dict(networks)), networks)
     timed = _Timed(batches, engine.device)
     generators = engine.generators()
     try:

@@ -177,11 +177,41 @@ def test_without_a_teacher_nothing_is_said_of_one():
         (torch.zeros(2), torch.zeros(2).long(), None, r"logits are \(2,\)"),
         (torch.zeros(2, 3), torch.tensor([0, 3]), None, "0 to 3: allowed are 0 to 2"),
         (torch.zeros(2, 3), torch.tensor([-1, 0]), None, "-1 to 0"),
-        (torch.full((2, 3), math.nan), torch.zeros(2).long(), None, "6 of the logits"),
-        (torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(2, 4), r"\(2, 4\), the student's \(2, 3\)"),
-        (torch.zeros(2, 3), torch.zeros(2).long(), torch.full((2, 3), math.inf), "6 of the teacher's logits"),
+        (
+            torch.full((2, 3), math.nan),
+            torch.zeros(2).long(),
+            None,
+            "the network gives NaN or infinite logits for 2 samples, which is all",
+        ),
+        (torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(2, 4), r"\(2, 4\), the network's \(2, 3\)"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).long(),
+            torch.full((2, 3), math.inf),
+            "the teacher gives NaN or infinite logits for 2 samples",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(logits, targets, teacher, message):
     with pytest.raises(LimbeckError, match=message):
         metrics(logits, targets, teacher_logits=teacher)
+
+
+def test_errors_name_the_network_the_split_and_the_sample():
+    logits, targets = torch.zeros(400, 3), torch.zeros(400).long()
+    logits[5, 1] = math.nan
+    files = [f"train/cat/{number}.png" for number in range(400)]
+    message = r"the teacher gives NaN or infinite logits for 1 of 400 test samples \(0\.2%\), the first is number 5"
+    with pytest.raises(LimbeckError, match=message + r" \(train/cat/5\.png\)"):
+        metrics(logits, targets, name="teacher", split="test", files=files)
+    with pytest.raises(LimbeckError, match="the student gives a tuple"):
+        predict(Pair(), [batch(2)], name="student")
+
+
+class Pair(nn.Module):
+    def forward(self, inputs):
+        return inputs, inputs
+
+
+def batch(count):
+    return Batch(torch.zeros(count, 3), torch.zeros(count).long(), torch.arange(count), 0)

@@ -1,6 +1,6 @@
 """How good a network is, from its logits: accuracy, cross-entropy, calibration, likeness to the teacher."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ ECE_BINS = 15
 _BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1
 
 
-def predict(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
+def predict(network: nn.Module, batches: Iterable[Batch], *, name: str = "network") -> Tensor:
     """The network's logits of all batches, in their order.
 
     The network runs in eval mode and without gradients where it is; afterwards, even after an error, every submodule
@@ -23,6 +23,7 @@ def predict(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
     Args:
         network: maps inputs to logits (N, K).
         batches: on the network's device; only ``inputs`` is read.
+        name: what errors call the network.
 
     Returns:
         (N, K) float32 on the CPU, N over all batches.
@@ -34,20 +35,31 @@ def predict(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
     with evaluation_mode([network]), torch.no_grad():
         for batch in batches:
             output = network(batch.inputs)
-            _check_output(output, len(batch.inputs))
+            _check_output(name, output, len(batch.inputs))
             parts.append(output.float().cpu())
     if not parts:
         raise LimbeckError("there is no batch to predict: the split is empty")
     return torch.cat(parts)
 
 
-def metrics(logits: Tensor, targets: Tensor, *, teacher_logits: Tensor | None = None) -> dict[str, float]:
+def metrics(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    teacher_logits: Tensor | None = None,
+    name: str = "network",
+    split: str = "",
+    files: Sequence[str] | None = None,
+) -> dict[str, float]:
     """A network's figures on one split; all means are over the N samples and computed in 64 bits.
 
     Args:
         logits: (N, K), K at least 2.
         targets: (N,) int64 in [0, K).
         teacher_logits: (N, K), of the same samples in the same order.
+        name: what errors call the network.
+        split: what they call the samples, such as ``test``.
+        files: the samples' names, to tell one that went wrong.
 
     Returns:
         ``accuracy``: share of samples whose greatest logit (the first among equals) is the target's, in [0, 1].
@@ -60,6 +72,7 @@ def metrics(logits: Tensor, targets: Tensor, *, teacher_logits: Tensor | None = 
         LimbeckError: no sample; shapes that do not fit; a target outside [0, K); a logit that is NaN or infinite.
     """
     _check_pair(logits, targets)
+    check_finite(logits, name=name, split=split, files=files)
     predicted = logits.argmax(dim=1)
     errors = int((predicted != targets).sum())
     log_probabilities = F.log_softmax(logits.double(), dim=1)
@@ -73,9 +86,9 @@ def metrics(logits: Tensor, targets: Tensor, *, teacher_logits: Tensor | None = 
     if teacher_logits is not None:
         if teacher_logits.shape != logits.shape:
             raise LimbeckError(
-                f"the teacher's logits are {tuple(teacher_logits.shape)}, the student's {tuple(logits.shape)}"
+                f"the teacher's logits are {tuple(teacher_logits.shape)}, the {name}'s {tuple(logits.shape)}"
             )
-        _check_finite("the teacher's logits", teacher_logits)
+        check_finite(teacher_logits, name="teacher", split=split, files=files)
         teacher = F.log_softmax(teacher_logits.double(), dim=1)
         figures["agreement"] = (predicted == teacher_logits.argmax(dim=1)).double().mean().item()
         figures["kl_to_teacher"] = F.kl_div(log_probabilities, teacher, reduction="batchmean", log_target=True).item()
@@ -88,12 +101,12 @@ def _calibration_error(probabilities: Tensor, targets: Tensor) -> float:
     return multiclass_calibration_error(inside, targets, inside.shape[1], n_bins=ECE_BINS, norm="l1").item()
 
 
-def _check_output(output: object, samples: int) -> None:
+def _check_output(name: str, output: object, samples: int) -> None:
     if not isinstance(output, Tensor):
-        raise LimbeckError(f"the network gives a {type(output).__name__}: it must give one tensor of logits (N, K)")
+        raise LimbeckError(f"the {name} gives a {type(output).__name__}: it must give one tensor of logits (N, K)")
     if output.ndim != 2 or len(output) != samples:
         raise LimbeckError(
-            f"the network gives a tensor {tuple(output.shape)} for {samples} samples: it must give logits (N, K)"
+            f"the {name} gives a tensor {tuple(output.shape)} for {samples} samples: it must give logits (N, K)"
         )
 
 
@@ -109,10 +122,17 @@ def _check_pair(logits: Tensor, targets: Tensor) -> None:
         raise LimbeckError(
             f"targets go from {int(targets.min())} to {int(targets.max())}: allowed are 0 to {logits.shape[1] - 1}"
         )
-    _check_finite("the logits", logits)
 
 
-def _check_finite(name: str, logits: Tensor) -> None:
-    bad = int((~torch.isfinite(logits)).sum())
-    if bad:
-        raise LimbeckError(f"{bad} of {name} are NaN or infinite: the network's weights are most likely not finite")
+def check_finite(logits: Tensor, *, name: str = "network", split: str = "", files: Sequence[str] | None = None) -> None:
+    """Raise LimbeckError, naming the network and the first such sample, where a logit is NaN or infinite."""
+    bad = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten().tolist()
+    if not bad:
+        return
+    first = f"{bad[0]} ({files[bad[0]]})" if files is not None else str(bad[0])
+    samples = f"{split} samples" if split else "samples"
+    if len(bad) == len(logits):
+        which = f"{len(bad)} {samples}, which is all of them: its weights are most likely not finite"
+    else:
+        which = f"{len(bad)} of {len(logits)} {samples} ({len(bad) / len(logits):.1%}), the first is number {first}"
+    raise LimbeckError(f"the {name} gives NaN or infinite logits for {which}")
