@@ -453,7 +453,7 @@ def test_taps_lists_layers_with_their_shapes():
         (["resnet8", "--shape", "64"], "a convolutional network needs (C, H, W)"),
         (["convnet_small", "--shape", "3,2,2"], "this network needs at least 8x8"),
         (["resnet88"], "did you mean 'resnet8'?"),
-        (["mlp", "--set", "hidden"], "mlp.hidden: got None"),
+        (["mlp", "--set", "hidden"], "mlp.hidden: got nothing"),
         (["mlp", "--set", "hidden=[8"], "--set option=value"),
         (["net.py:coloured", "--shape", "1,8,8"], "does not run on samples of shape (1, 8, 8)"),
     ],

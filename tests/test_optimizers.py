@@ -90,9 +90,9 @@ def test_a_block_makes_the_same_optimizer(name):
     ("block", "message"),
     [
         ("sgd", "optimizer: the key 'lr' is missing"),
-        ({"name": "sgd", "lr": "0.1"}, "optimizer.lr: got '0.1': input should be a valid number"),
+        ({"name": "sgd", "lr": "0.1"}, "optimizer.lr: got '0.1': it must be a number"),
         ({"name": "adam", "beta": [0.9, 0.9]}, "optimizer.beta: unknown key 'beta': did you mean 'betas'?"),
-        ({"name": "adam", "betas": 0.9}, "optimizer.betas: got 0.9: input should be a valid array"),
+        ({"name": "adam", "betas": 0.9}, "optimizer.betas: got 0.9: it must be a list"),
         ("admw", "optimizer.name: there is no optimizer 'admw': did you mean 'adamw'?"),
     ],
 )

@@ -1,25 +1,70 @@
 """The blocks of a recipe: their keys, types and defaults."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, model_validator
 
+from limbeck.files import expanded
 from limbeck.options import Checked, Named, as_block
+from limbeck.wording import needed
 
+
+def _several(value: Any) -> Any:
+    if not isinstance(value, str | list | tuple):
+        raise needed("a path or a list of paths")
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _square(value: Any) -> Any:
+    if type(value) is not int and not isinstance(value, list | tuple):
+        raise needed("a number of pixels, or a list of height and width")
+    return (value, value) if type(value) is int else value
+
+
+def _kept(value: Any) -> Any:
+    if not isinstance(value, bool | str | Mapping | CacheBlock):
+        raise needed("true, false, auto or a block that says how")
+    return as_cache(value)
+
+
+def _methods(value: Any) -> Any:
+    if not isinstance(value, str | Mapping | list):
+        raise needed("a name, a block with a name, or a list of these")
+    return as_methods(value)
+
+
+def _path(value: str) -> str:
+    expanded(value)
+    return value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise needed("a name for a folder: letters, digits, . _ and -, beginning with a letter or digit")
+    return value
+
+
+def _network(value: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
+        raise needed("a name of lower-case letters, digits and _, beginning with a letter")
+    return value
+
+
+# Upper bounds keep a slip of the finger from asking for more memory or processes than a machine has.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Samples = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Pixels = Annotated[int, Field(ge=0, le=10_000)]
+Side = Annotated[int, Field(ge=1, le=10_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Refusal = Literal["chance", "permuted", "probabilities", "random", "not_finite", "shared"]
 ClassName = NonNegativeInt | str
-Size = Annotated[
-    tuple[PositiveInt, PositiveInt],
-    BeforeValidator(lambda v: (v, v) if type(v) is int else tuple(v) if isinstance(v, list) else v),
-]
-Files = Annotated[
-    tuple[str, ...],
-    Field(min_length=1),
-    BeforeValidator(lambda v: (v,) if isinstance(v, str) else tuple(v) if isinstance(v, list) else v),
-]
+Output = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
+PathText = Annotated[str, AfterValidator(_path)]
+Files = Annotated[tuple[PathText, ...], Field(min_length=1, max_length=100), BeforeValidator(_several)]
 
 
 def as_methods(value: Any) -> Any:
@@ -31,7 +76,7 @@ def as_methods(value: Any) -> Any:
     return {"name": "+".join(names), "parts": parts}
 
 
-Methods = Annotated[dict[str, Any], BeforeValidator(as_methods)]
+Methods = Annotated[dict[str, Any], BeforeValidator(_methods)]
 
 
 def as_cache(value: Any) -> Any:
@@ -44,27 +89,27 @@ def as_cache(value: Any) -> Any:
 class AugmentBlock(Checked):
     """See `limbeck.data.Augment`."""
 
-    crop: NonNegativeInt = 0
-    shift: NonNegativeInt = 0
+    crop: Pixels = 0
+    shift: Pixels = 0
     flip: bool = False
-    cutout: NonNegativeInt = 0
+    cutout: Pixels = 0
 
 
 class DataBlock(Checked):
     """See `limbeck.data.load`."""
 
     source: str
-    root: str | None = None
-    path: str | None = None
-    validation: NonNegativeInt | Share = 0.1
+    root: PathText | None = None
+    path: PathText | None = None
+    validation: Annotated[int, Field(ge=0, le=1_000_000_000)] | Share = 0.1
     normalise: bool = True
     download: bool = True
     size: Size | None = None
     exif_orientation: bool = True
-    limit: PositiveInt | None = None
+    limit: Samples | None = None
     seed: Seed = 0
     streaming: bool = False
-    workers: NonNegativeInt | None = None
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
     transform: str | None = None
 
 
@@ -78,11 +123,11 @@ class CacheBlock(Checked):
     """
 
     use: bool | Literal["auto"] = "auto"
-    views: PositiveInt | None = None
+    views: Count | None = None
     seed: Seed = 0
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    top_k: PositiveInt | None = None
-    folder: str | None = None
+    top_k: Count | None = None
+    folder: PathText | None = None
     runtime: Literal["torch", "openvino"] = "torch"
 
     @model_validator(mode="after")
@@ -96,8 +141,8 @@ class CacheBlock(Checked):
 class TrainBlock(Checked):
     """How a network is trained; ``exclude`` names classes that are left out of its training set."""
 
-    epochs: PositiveInt
-    batch_size: PositiveInt = 128
+    epochs: Count
+    batch_size: Count = 128
     optimizer: Named = Field(default={"name": "adam"})
     schedule: Named = Field(default={"name": "cosine"})
     augment: AugmentBlock = AugmentBlock()
@@ -116,12 +161,12 @@ class TeacherBlock(Checked):
     model: Named | None = None
     weights: Files | None = None
     init: Literal["as_is", "fine_tune"] = "as_is"
-    output: str | None = None
-    table: str | None = None
+    output: Output | None = None
+    table: PathText | None = None
     values: Literal["probabilities", "log-probabilities", "logits"] | None = None
     train: TrainBlock | None = None
     untrained: bool = False
-    members: PositiveInt = 1
+    members: Annotated[int, Field(ge=1, le=100)] = 1
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
     seed: Seed | None = None
 
@@ -135,17 +180,22 @@ class StudentBlock(Checked):
     """
 
     model: Named
-    weights: str | None = None
-    output: str | None = None
+    weights: PathText | None = None
+    output: Output | None = None
     init: Literal["as_is", "fine_tune", "net2net"] = "as_is"
     noise: Annotated[float, Field(ge=0)] = 0.0
+
+
+Networks = Annotated[
+    dict[Annotated[str, Field(max_length=100), AfterValidator(_network)], StudentBlock], Field(max_length=100)
+]
 
 
 class EvaluateBlock(Checked):
     """What is measured besides the usual: ``shift_bias`` names the classes of the omitted-class study."""
 
     shift_bias: tuple[ClassName, ...] = ()
-    latency_runs: PositiveInt = 100
+    latency_runs: Annotated[int, Field(ge=1, le=100_000)] = 100
 
 
 class Recipe(Checked):
@@ -154,19 +204,19 @@ class Recipe(Checked):
     ``allow`` names the refusals of a teacher or a network that are left out, see `limbeck.preflight`.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(max_length=100), AfterValidator(_name)]
     data: DataBlock
     student: StudentBlock
     train: TrainBlock
     method: Methods
-    networks: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], StudentBlock] = Field(default_factory=dict)
+    networks: Networks = Field(default_factory=dict)
     share_first_stage: bool = False
     teacher: TeacherBlock | None = None
     baseline: bool = True
-    seeds: tuple[Seed, ...] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(max_length=1000)] = (0,)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
     compile: bool | Literal["auto"] = "auto"
     allow: tuple[Refusal, ...] = ()
-    cache: Annotated[CacheBlock, BeforeValidator(as_cache)] = CacheBlock()
+    cache: Annotated[CacheBlock, BeforeValidator(_kept)] = CacheBlock()
     evaluate: EvaluateBlock = EvaluateBlock()

@@ -1,30 +1,32 @@
 """A function's keyword arguments as the keys of a recipe block: checked, completed, and turned into the call.
 
 A block is ``{"name": ..., **options}``, or the name alone. The function's signature is the only place where its
-options, their types and defaults are written down.
+options, their types and defaults are written down; `limbeck.signatures` has a copy that is read without torch.
 """
 
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping
-from types import UnionType
-from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from limbeck.core import LimbeckError, Schedule
-from limbeck.errors import nearest
+from limbeck.errors import LimbeckError, nearest
 from limbeck.schedules import SCHEDULES
+from limbeck.wording import Problem, needed, problems_of, shown
 
 Block = Mapping[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
+Signature = Mapping[str, Mapping[str, Any]]
+"""A function's options by name: ``{"type": "float | Schedule", "default": 4.0}``, without a default where needed."""
 
-class Problem(NamedTuple):
-    """One thing that is wrong with a recipe."""
+Known = Callable[..., Any] | Signature
+"""What a block's name stands for: the function, or what is known of it."""
 
-    path: tuple[str | int, ...]
-    message: str
+LARGEST = 2**31
+"""Whole numbers among a block's options lie below; no count, size or place is as large."""
 
 
 class Checked(BaseModel):
@@ -38,24 +40,49 @@ def as_block(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-Named = Annotated[dict[str, Any], BeforeValidator(as_block)]
+def _named(value: Any) -> Any:
+    block = as_block(value)
+    if not isinstance(block, Mapping):
+        raise needed("a name or a block with a name")
+    return block
 
 
-def keyword_model(function: Callable[..., Any]) -> type[Checked]:
-    """A pydantic model with one field for each keyword-only argument of the function, but for shape and classes."""
-    hints = get_type_hints(function)
-    fields: dict[str, Any] = {}
+Named = Annotated[dict[str, Any], BeforeValidator(_named)]
+
+_TYPES = {
+    "Whole": Annotated[int, Field(gt=-LARGEST, lt=LARGEST)],
+    "Schedule": Named,  # where a function takes a schedule, a recipe has its block
+    "Literal": Literal,
+    "Sequence": Sequence,
+}
+
+
+def signature(function: Callable[..., Any]) -> Signature:
+    """A function's keyword-only arguments, but for shape and classes, which the data gives."""
+    found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY and name not in ("shape", "classes"):
-            default = ... if parameter.default is parameter.empty else parameter.default
-            fields[name] = (_recipe_type(hints[name]), default)
-    model: type[Checked] = create_model(function.__name__, __base__=Checked, **fields)
+            text = re.sub(r"\b(typing|collections\.abc)\.", "", inspect.formatannotation(parameter.annotation))
+            option = {"type": text.replace("Callable[[float], float]", "Schedule")}
+            found[name] = option if parameter.default is parameter.empty else {**option, "default": parameter.default}
+    return found
+
+
+def keyword_model(known: Known) -> type[Checked]:
+    """A pydantic model with one field for each option."""
+    fields: dict[str, Any] = {}
+    for name, option in _signature(known).items():
+        default = option.get("default", ...)
+        listed = tuple(default) if isinstance(default, list) else default  # a file has no tuples
+        fields[name] = (re.sub(r"\bint\b", "Whole", option["type"]), listed)
+    model: type[Checked] = create_model("Options", __base__=Checked, **fields)
+    model.model_rebuild(_types_namespace=_TYPES)
     return model
 
 
 def complete(
     block: Any,
-    table: Mapping[str, Callable[..., Any]],
+    table: Mapping[str, Known],
     *,
     kind: str,
     presets: Mapping[str, Mapping[str, Block]] | None = None,
@@ -63,18 +90,17 @@ def complete(
     """The block with every option written out, and what is wrong with it (paths inside the block)."""
     block = as_block(block)
     if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
-        return {}, [Problem((), f"got {block!r}, a {kind} is a name or a block with a name: {nearest('', table)}")]
+        return {}, [Problem((), f"got {shown(block)}, a {kind} is a name or a block with a name: {nearest('', table)}")]
     options = dict(block)
     name = options.pop("name")
     if name not in table:
-        return {}, [Problem(("name",), f"there is no {kind} {name!r}: {nearest(name, table)}")]
+        return {}, [Problem(("name",), f"there is no {kind} {shown(name)}: {nearest(name, table)}")]
     if "preset" in options and presets is not None:
         preset, known = options.pop("preset"), presets.get(name, {})
         if not isinstance(preset, str) or preset not in known:
-            return {}, [Problem(("preset",), f"{name} has no preset {preset!r}: {nearest(preset, known)}")]
+            return {}, [Problem(("preset",), f"{name} has no preset {shown(preset)}: {nearest(preset, known)}")]
         options = {**known[preset], **options}
-    model = keyword_model(table[name])
-    values, problems = validate(model, options)
+    values, problems = validate(keyword_model(table[name]), options)
     if values is None:
         return {}, problems
     for key in _schedules(table[name], values.model_dump()):
@@ -85,7 +111,7 @@ def complete(
 
 
 def fill(
-    table: Mapping[str, Callable[..., Any]],
+    table: Mapping[str, Known],
     block: Any,
     *,
     kind: str,
@@ -112,52 +138,15 @@ def validate(model: type[Model], values: Any) -> tuple[Model | None, list[Proble
     try:
         return model.model_validate_json(json.dumps(values, default=str)), []
     except ValidationError as error:
-        return None, [_problem(model, details) for details in error.errors(include_url=False)]
+        return None, problems_of(error, model)
 
 
-def _problem(model: type[BaseModel], details: Mapping[str, Any]) -> Problem:
-    path = tuple(part for part in details["loc"] if not (isinstance(part, str) and _is_type_name(part)))
-    if details["type"] == "extra_forbidden":
-        key = details["loc"][-1]  # whatever it is: it may be called as a type is
-        above = path[:-1] if path[-1:] == (key,) else path
-        return Problem((*above, key), f"unknown key {key!r}: {nearest(key, _fields_at(model, above))}")
-    if details["type"] == "missing" and isinstance(path[-1], str):
-        return Problem(path[:-1], f"the key {path[-1]!r} is missing")
-    return Problem(path, f"got {details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}")
+def _signature(known: Known) -> Signature:
+    return known if isinstance(known, Mapping) else signature(known)
 
 
-def _is_type_name(part: str) -> bool:
-    """Whether part of an error's location names a member of a union, not a key."""
-    return part in ("int", "float", "str", "bool") or "[" in part
-
-
-def _fields_at(model: type[BaseModel], path: Collection[str | int]) -> list[str]:
-    for part in path:
-        inner = [model.model_fields[str(part)].annotation]
-        inner += get_args(inner[0])
-        model = next(kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return list(model.model_fields)
-
-
-def _recipe_type(hint: Any) -> Any:
-    """The type a recipe writes for a parameter: where the function takes a schedule, the recipe has its block."""
-    members = _members(hint)
-    if Schedule in members:
-        others = [member for member in members if member != Schedule]
-        union: Any = Named
-        for member in others:
-            union = member | union
-        return union
-    return hint
-
-
-def _schedules(function: Callable[..., Any], options: Block) -> list[str]:
-    hints = get_type_hints(function)
+def _schedules(known: Known, options: Block) -> list[str]:
+    types = {key: option["type"].split(" | ") for key, option in _signature(known).items()}
     return [
-        key for key, value in options.items() if Schedule in _members(hints.get(key)) and isinstance(value, Mapping)
+        key for key, value in options.items() if "Schedule" in types.get(key, ()) and isinstance(value, Mapping)
     ]
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; anything else is its own only one."""
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

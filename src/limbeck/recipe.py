@@ -7,103 +7,120 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from limbeck.blocks import Recipe, TrainBlock, as_methods
-from limbeck.core import LimbeckError
-from limbeck.data import SOURCES
+from limbeck.contradictions import contradictions
 from limbeck.errors import nearest
-from limbeck.methods import METHODS, PRESETS, TEACHERLESS
-from limbeck.models import MODELS
-from limbeck.optimizers import OPTIMIZERS
+from limbeck.files import expanded, near
+from limbeck.named_paths import missing
 from limbeck.options import Problem, as_block, complete, validate
-from limbeck.schedules import SCHEDULES
+from limbeck.recipe_text import RecipeError as RecipeError
+from limbeck.recipe_text import line_of, plain, read_text
+from limbeck.signatures import known
+from limbeck.wording import shortened, shown
 
+Place = tuple[str | int, ...]
 
-class RecipeError(LimbeckError):
-    """All that is wrong with a recipe."""
+SHOWN = 20
+"""Problems that are told at once."""
 
-
-_NAMED: tuple[tuple[tuple[str, ...], str, Mapping[str, Any]], ...] = (
-    (("teacher", "model"), "model", MODELS),
-    (("student", "model"), "model", MODELS),
-    (("train", "optimizer"), "optimizer", OPTIMIZERS),
-    (("train", "schedule"), "schedule", SCHEDULES),
-    (("teacher", "train", "optimizer"), "optimizer", OPTIMIZERS),
-    (("teacher", "train", "schedule"), "schedule", SCHEDULES),
+_NAMED: tuple[tuple[Place, str], ...] = (
+    (("teacher", "model"), "model"),
+    (("student", "model"), "model"),
+    (("train", "optimizer"), "optimizer"),
+    (("train", "schedule"), "schedule"),
+    (("teacher", "train", "optimizer"), "optimizer"),
+    (("teacher", "train", "schedule"), "schedule"),
 )
 
 
-def read(path: Path, *, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
-    """Read a recipe file.
+def read(
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    allow: Sequence[str] = (),
+    check_paths: bool = False,
+) -> Recipe:
+    """Read a recipe file. Torch is not imported.
 
     Args:
         path: the YAML file.
         overrides: ``a.b=c`` each, c read as YAML; they replace or add keys.
         seed: run this seed alone.
+        allow: refusals to leave out besides the recipe's own.
+        check_paths: whether the files that the recipe names must be there.
 
     Raises:
         RecipeError: whatever is wrong, all of it.
     """
-    if not path.is_file():
-        others = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
-        raise RecipeError(f"there is no recipe {path}: {nearest(path.name, [other.name for other in others])}")
-    try:
-        raw = _parse(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is no recipe: it is not text ({error})") from error
-    given: dict[tuple[str, ...], str] = {}
+    if not path.exists():
+        meant = near(path.absolute())
+        raise RecipeError(f"there is no recipe {path}{': ' if meant else ''}{meant}")
+    raw = _parse(read_text(path), str(path))
+    given: dict[Place, str] = {}
     for override in overrides:
-        given[_override(raw, override)] = f"--set {override}"
+        given[_override(raw, override)] = f"--set {shortened(override)}"
     if seed is not None:
         raw["seeds"] = [seed]
         raw.pop("share_first_stage", None)
+    for name in allow:
+        listed = raw.setdefault("allow", [])
+        given[("allow", len(listed))] = f"--allow {shortened(name)}"
+        raw["allow"] = [*listed, name]
     recipe, problems = check(raw)
+    if recipe is not None and check_paths:
+        problems = missing(recipe)
     if recipe is None or problems:
-        raise RecipeError("\n".join(_located(problem, raw, str(path), given) for problem in problems))
+        lines = sorted((_line(problem, raw, given), _located(problem, raw, str(path), given)) for problem in problems)
+        raise RecipeError(_screen([line for _, line in lines]))
     return recipe
 
 
 def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     """The recipe as values, completed, and all that is wrong with it."""
+    names = known()
     recipe, problems = validate(Recipe, raw)
     values: dict[str, Any] = recipe.model_dump(mode="json") if recipe else dict(raw)
     wrong = {problem.path for problem in problems}
     if ("method",) not in wrong and "method" in values:
         values["method"], found = _methods(values["method"])
         problems += found
+    tables = {"model": names.models, "optimizer": names.optimizers, "schedule": names.schedules}
     others = values.get("networks")
-    names = list(others) if isinstance(others, dict) else []
-    more = [(("networks", name, "model"), "model", MODELS) for name in names]
-    for path, kind, table in (*_NAMED, *more):
+    more = [(("networks", name, "model"), "model") for name in (others if isinstance(others, dict) else ())]
+    for path, kind in (*_NAMED, *more):
         parent, block = _at(values, path[:-1]), _at(values, path)
         if block is None or path in wrong:
             continue
         if kind == "model" and _foreign(as_block(block)):
             filled, found = as_block(block), []
         else:
-            filled, found = complete(block, table, kind=kind)
+            filled, found = complete(block, tables[kind], kind=kind)
         problems += [Problem((*path, *problem.path), problem.message) for problem in found]
         if recipe and parent is not None:
             parent[path[-1]] = filled
     source = _at(values, ("data", "source"))
-    if isinstance(source, str) and source not in SOURCES:
-        problems.append(Problem(("data", "source"), f"there is no source {source!r}: {nearest(source, SOURCES)}"))
+    if isinstance(source, str) and source not in names.sources:
+        problems.append(
+            Problem(("data", "source"), f"there is no source {shown(source)}: {nearest(source, names.sources)}")
+        )
     if recipe is None:
         return None, problems
-    problems += _contradictions(recipe)
+    problems += contradictions(recipe, names.teacherless)
     return (Recipe.model_validate(values, strict=False) if not problems else None), problems
 
 
 def _methods(block: Any) -> tuple[dict[str, Any], list[Problem]]:
     """The method's block, or that of several methods together, with every option written out."""
+    names = known()
     block = as_methods(block)
     if not isinstance(block, dict) or "parts" not in block:
-        filled, found = complete(block, METHODS, kind="method", presets=PRESETS)
+        filled, found = complete(block, names.methods, kind="method", presets=names.presets)
         return filled, [Problem(("method", *problem.path), problem.message) for problem in found]
     parts, problems = [], []
     for place, part in enumerate(block["parts"]):
-        filled, found = complete(part, METHODS, kind="method", presets=PRESETS)
+        filled, found = complete(part, names.methods, kind="method", presets=names.presets)
         parts.append(filled)
         problems += [Problem(("method", place, *problem.path), problem.message) for problem in found]
     if len(parts) < 2:
@@ -149,7 +166,7 @@ def placed(recipe: Recipe) -> Recipe:
     """The recipe with whole paths, so that it is the same from any folder; LIMBECK_DATA is written out."""
 
     def whole(path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().absolute())
+        return None if path is None else str(expanded(path).absolute())
 
     def named(text: str) -> str:
         file, _, function = text.rpartition(":")
@@ -202,36 +219,32 @@ def reread(path: Path) -> Recipe:
 
 
 def _parse(text: str, name: str) -> dict[str, Any]:
-    try:
-        raw = YAML(typ="rt").load(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{name}:{line}: {(error.problem or str(error)).splitlines()[0]}") from error
-    except YAMLError as error:
-        raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from error
+    raw = plain(text, name)
     if not isinstance(raw, dict):
-        raise RecipeError(f"{name}: a recipe is a block of keys, got {type(raw).__name__}")
+        raise RecipeError(f"{name}: a recipe is a block of keys, got {shown(raw)}")
     return raw
 
 
 def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
     key, equals, value = override.partition("=")
     path = tuple(key.split("."))
+    label = f"--set {shortened(override)}"
     if not equals or not all(path):
-        raise RecipeError(f"--set {override}: write it as key.key=value")
+        raise RecipeError(f"{label}: write it as key.key=value")
+    try:
+        new = plain(value, label)
+    except RecipeError as error:
+        raise RecipeError(f"{label}: the value is not YAML: {str(error).rpartition(': ')[2]}") from error
     node = raw
     for part in path[:-1]:
         block = as_block(node.get(part))
         node[part] = block if isinstance(block, dict) else {}
         node = node[part]
-    try:
-        node[path[-1]] = YAML(typ="safe").load(value)
-    except YAMLError as error:
-        raise RecipeError(f"--set {override}: the value is not YAML") from error
+    node[path[-1]] = new
     return path
 
 
-def _at(values: Any, path: tuple[str, ...]) -> Any:
+def _at(values: Any, path: Place) -> Any:
     for part in path:
         values = values.get(part) if isinstance(values, dict) else None
     return values
@@ -242,80 +255,27 @@ def _foreign(block: Any) -> bool:
     return isinstance(block, dict) and ":" in str(block.get("name"))
 
 
-def _contradictions(recipe: Recipe) -> list[Problem]:
-    """What is right by itself and wrong together."""
-    teacher, problems = recipe.teacher, []
-    if teacher is None and recipe.method.get("name") not in TEACHERLESS:
-        problems.append(Problem((), f"the method {recipe.method.get('name')} needs a teacher: block"))
-    if (
-        teacher is not None
-        and not (teacher.weights or teacher.table)
-        and (teacher.model is None or (teacher.train is None) is not teacher.untrained)
-    ):
-        problems.append(
-            Problem(
-                ("teacher",),
-                "a teacher has weights:, or a model: and train: to be trained here, or a model: and untrained: true, "
-                "or a table: of its soft labels",
-            )
-        )
-    trained = teacher is not None and (teacher.train or teacher.members > 1 or teacher.untrained)
-    if teacher is not None and teacher.weights and trained and teacher.init == "as_is":
-        problems.append(
-            Problem(
-                ("teacher",),
-                "a teacher with weights: is not trained: leave out train:, untrained: and members:, or say "
-                "init: fine_tune to train it further, with a new classifier",
-            )
-        )
-    if teacher is not None and teacher.init == "fine_tune" and not (teacher.weights and teacher.model and trained):
-        problems.append(
-            Problem(("teacher", "init"), "fine_tune needs a model:, weights: of it to start from, and train: for here")
-        )
-    if teacher is not None and teacher.table is not None:
-        if teacher.model or teacher.weights or teacher.train or teacher.untrained or teacher.members > 1:
-            problems.append(
-                Problem(("teacher",), "a teacher with a table: has no network: leave out all but table: and values:")
-            )
-        if recipe.cache.use is True:
-            problems.append(
-                Problem(
-                    ("cache",),
-                    "the table: is what is kept of this teacher: there is nothing to build; leave out cache:",
-                )
-            )
-    if teacher is not None and teacher.values is not None and teacher.table is None:
-        problems.append(Problem(("teacher", "values"), "says what is in a table:, which is missing"))
-    reserved = sorted({"student", "teacher", "batch"} & set(recipe.networks))
-    if reserved:
-        problems.append(Problem(("networks", reserved[0]), f"the name {reserved[0]!r} is taken: choose another"))
-    for path, block in ((("student",), recipe.student), *((("networks", n), o) for n, o in recipe.networks.items())):
-        if block.init != "as_is" and block.weights is None:
-            problems.append(Problem((*path, "init"), f"got {block.init!r} without weights: to start from"))
-        if block.noise and block.init != "net2net":
-            problems.append(Problem((*path, "noise"), f"got {block.noise} without init: net2net, which alone uses it"))
-    if recipe.share_first_stage and len(recipe.seeds) < 2:
-        problems.append(Problem(("share_first_stage",), "a first stage is shared by several seeds: name two or more"))
-    if not recipe.seeds:
-        problems.append(Problem(("seeds",), "got []: at least one is needed"))
-    if len(set(recipe.seeds)) < len(recipe.seeds):
-        problems.append(Problem(("seeds",), f"got {list(recipe.seeds)}: each seed once"))
-    return problems
-
-
-def _located(problem: Problem, raw: Any, name: str, given: Mapping[tuple[str, ...], str]) -> str:
-    dotted = ".".join(map(str, problem.path))
+def _given(problem: Problem, given: Mapping[Place, str]) -> str | None:
+    """The option of the command line that a problem comes from, if one does."""
     for path, label in given.items():
         unknown = problem.message.startswith("unknown key") and path[: len(problem.path)] == problem.path
         if problem.path[: len(path)] == path or unknown:
-            return f"{label}: {dotted}: {problem.message}"
-    line = 1
-    node: Any = raw  # of ruamel's types, which know their lines
-    for part in problem.path:
-        try:
-            place = node.lc
-            line = (place.key(part) if isinstance(node, dict) else place.item(part))[0] + 1
-            node = node[part]
-        except (AttributeError, KeyError, IndexError, TypeError):
-            break
-    return f"{name}:{line}: {dotted}: {problem.message}" if dotted else f"{name}:{line}: {problem.message}"
+            return label
+    return None
+
+
+def _line(problem: Problem, raw: Any, given: Mapping[Place, str]) -> int:
+    """Of the recipe; 0 for what comes from the command line."""
+    return 0 if _given(problem, given) else line_of(raw, problem.path)
+
+
+def _located(problem: Problem, raw: Any, name: str, given: Mapping[Place, str]) -> str:
+    place = _given(problem, given) or f"{name}:{line_of(raw, problem.path)}"
+    dotted = shortened(".".join(map(str, problem.path)))
+    return f"{place}: {dotted}: {problem.message}" if dotted else f"{place}: {problem.message}"
+
+
+def _screen(lines: list[str]) -> str:
+    """The first of many messages, so that they fit on a screen."""
+    rest = len(lines) - SHOWN
+    return "\n".join([*lines[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])])
