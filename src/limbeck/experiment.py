@@ -1,8 +1,6 @@
 """A recipe run: teachers, students alone and distilled students over seeds, in a folder that a crash leaves whole."""
 
 import copy
-import hashlib
-import shutil
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,11 @@ from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structu
 from limbeck.networks import Cast, joined
 from limbeck.recipe import dump, placed
 from limbeck.rehearsal import as_decided, rehearse
+from limbeck.resuming import check_state
 from limbeck.runfolder import RunFolder, log_line
 from limbeck.session import Training, label_indices, logits_of, measure, plan, time_together, training_batches
 from limbeck.summary import summarise
 from limbeck.train import run
-from limbeck.whole import replacing, write_json
 
 
 class Experiment:
@@ -146,7 +144,7 @@ class Experiment:
         if block.train is None:  # left untrained, for the method
             return network
         if job in self._results:
-            load_weights(network, self.folder.path / str(job) / job.file)
+            load_weights(network, self.folder.weights(str(job), job.file))
         else:
             training = training_of(block.train, self.data)
             yield from self._fit(job, METHODS["alone"], {"student": network}, training, spec, None, None, track)
@@ -181,20 +179,18 @@ class Experiment:
         name, network = str(job), networks["student"]
         done = self.folder.result(name)
         if done is not None:
-            file = self.folder.path / name / job.file
+            file = self.folder.weights(name, job.file)
             restore_structure(network, read_spec(file))
             load_weights(network, file)
-            if _digest(file) != done["weights_sha256"]:
-                raise LimbeckError(f"{file} is not the file that was written: delete {file.parent} to train it again")
             self._results[job] = done
             yield Finished(job, done, reused=True)
             return
         stages = plan(method, networks, self.data, training)
         if self.recipe.share_first_stage and job.arm == self.recipe.method["name"] and job.seed != self.recipe.seeds[0]:
-            first = self.folder.path / str(Job(job.arm, self.recipe.seeds[0]))
-            load_weights(network, first / f"after_{stages[0].name}.safetensors")
+            first = str(Job(job.arm, self.recipe.seeds[0]))
+            load_weights(network, self.folder.weights(first, f"after_{stages[0].name}.safetensors"))
             stages = stages[1:]
-        state = self.folder.state(name)
+        state = self.folder.state(name, lambda state: check_state(state, stages, networks, self.engine))
         batches = training_batches(self.data, training, seed=job.generator_seed, engine=self.engine)
         lengths = [stage.epochs for stage in stages]
         watched = track(job, sum(lengths), batches)
@@ -204,7 +200,9 @@ class Experiment:
             validation = self._validation(network) if learning else None
             self.folder.log(log_line(name, epoch, validation))
             if learning and epoch.number == epoch.epochs and epoch.position + 1 < len(stages):
-                save_network(network, self.folder.path / name / f"after_{epoch.stage}.safetensors", spec=spec)
+                after = f"after_{epoch.stage}.safetensors"
+                save_network(network, self.folder.path / name / after, spec=spec)
+                self.folder.keep(name, after)
             self.folder.save(name, epoch.state)
             yield Trained(job, epoch, validation)
         taught = {}
@@ -212,37 +210,37 @@ class Experiment:
             taught["teacher_after"] = measure(networks["teacher"], self.data, self.engine)["test"]
             guide = logits_of(networks["teacher"], self.data.test, self.data, self.engine)
         figures = measure(network, self.data, self.engine, teacher=guide)
-        self._results[job] = _labelled(job, figures | taught | self._shifted(job, network))
-        file = self.folder.path / name / job.file
-        save_network(network, file, spec=spec)
-        self._results[job]["weights_sha256"] = _digest(file)
-        write_json(file.parent / "result.json", self._results[job])
+        save_network(network, self.folder.path / name / job.file, spec=spec)
+        labelled = _labelled(job, figures | taught | self._shifted(job, network))
+        self._results[job] = self.folder.finish(name, labelled, job.file)
         yield Finished(job, self._results[job], reused=False)
 
     def _conclude(self) -> None:
         """The run's own result.json and student, of the first seed, and every seed's figures beside them."""
-        times = time_together(self._networks, self.data, self.recipe.evaluate.latency_runs)
         method, seed = self.recipe.method["name"], self.recipe.seeds[0]
-        first = {job.arm: result for job, result in reversed(list(self._results.items())) if job.arm in times}
-        shown = self._figures = {arm: result | times[arm] for arm, result in first.items()}
-        student = Job(method, seed)
-        with replacing(self.folder.path / student.file) as temporary:
-            shutil.copyfile(self.folder.path / str(student) / student.file, temporary)
-        write_json(
-            self.folder.path / "result.json",
-            {
-                "schema": 1,
-                "name": self.recipe.name,
-                "method": method,
-                "seed": seed,
-                "seeds": list(self.recipe.seeds),
-                "teacher": shown.get("teacher"),
-                "student": shown[method],
-                "alone": shown.get("alone"),
-                "summary": summarise(self._results.values()),
-                "runs": list(self._results.values()),
-            },
-        )
+        student, runs = str(Job(method, seed)), list(self._results.values())
+        result = self.folder.concluded(runs, student)
+        if result is None:
+            times = time_together(self._networks, self.data, self.recipe.evaluate.latency_runs)
+            first = {job.arm: found for job, found in reversed(list(self._results.items())) if job.arm in times}
+            shown = {arm: found | times[arm] for arm, found in first.items()}
+            result = self.folder.conclude(
+                {
+                    "schema": 1,
+                    "name": self.recipe.name,
+                    "method": method,
+                    "seed": seed,
+                    "seeds": list(self.recipe.seeds),
+                    "teacher": shown.get("teacher"),
+                    "student": shown[method],
+                    "alone": shown.get("alone"),
+                    "summary": summarise(self._results.values()),
+                    "runs": runs,
+                },
+                student,
+            )
+        arms = {"teacher": result["teacher"], "alone": result["alone"], method: result["student"]}
+        self._figures = {arm: figures for arm, figures in arms.items() if figures is not None}
 
     def _validation(self, network: nn.Module) -> float | None:
         split = self.data.validation
@@ -261,10 +259,6 @@ class Experiment:
             for split in (self.data.validation, self.data.test)
         ]
         return {"bias_shift": bias_study(pairs[0], pairs[1], self._shift)}
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _labelled(job: Job, figures: dict[str, Any]) -> dict[str, Any]:
