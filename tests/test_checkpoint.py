@@ -1,5 +1,10 @@
+import hashlib
+import os
 import pickle
+import resource
+from contextlib import contextmanager
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -31,6 +36,17 @@ def state():
             "generators": {"cpu": torch.get_rng_state()},
         },
     }
+
+
+@contextmanager
+def limited(room):
+    """Inside the block, no file of this process grows beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def octets(tensor):
@@ -78,7 +94,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_state_whole(tmp_path, monkeyp
     checkpoint.save(tmp_path / "last.pt", state())
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", fails)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(whole.NoSpace, match=r"last\.pt cannot be written: No space left.* --resume"):
             checkpoint.save(tmp_path / "last.pt", {"epoch": 2})
     assert same(checkpoint.load(tmp_path / "last.pt"), state())
     checkpoint.save(tmp_path / "last.pt", {"epoch": 3})  # over what was left behind
@@ -86,15 +102,16 @@ def test_a_save_that_fails_half_way_leaves_the_old_state_whole(tmp_path, monkeyp
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_a_first_save_that_fails_leaves_no_checkpoint(tmp_path, monkeypatch):
+def test_a_first_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def fails(state, file):
         file.write_bytes(b"PK")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", fails)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(whole.NoSpace, match=r"last\.pt cannot be written: No space left.* --resume"):
             checkpoint.save(tmp_path / "last.pt", {"epoch": 2})
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(LimbeckError, match="there is no checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
 
@@ -126,21 +143,66 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
             checkpoint.load(file)
 
 
-def test_a_flipped_byte_is_refused_or_harmless(tmp_path):
+@pytest.mark.parametrize("bits", [0xFF, 0x01])
+def test_every_flipped_byte_is_refused(tmp_path, bits):
     file = tmp_path / "last.pt"
     checkpoint.save(file, state())
     whole = file.read_bytes()
-    refused = 0
-    places = [*range(100), *range(100, len(whole), 67)]
-    for place in places:
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
-        try:
-            found = checkpoint.load(file)
-        except LimbeckError:
-            refused += 1
-        else:
-            assert same(found, state()), f"byte {place} changed the state unseen"
-    assert refused > len(places) / 3  # the rest is padding
+    for place in [*range(100), *range(100, len(whole), 67), *range(len(whole) - 100, len(whole))]:
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :])
+        with pytest.raises(LimbeckError, match="is not a whole checkpoint"):
+            checkpoint.load(file)
+
+
+def test_bytes_after_the_end_are_refused(tmp_path):
+    checkpoint.save(tmp_path / "last.pt", state())
+    with (tmp_path / "last.pt").open("ab") as file:
+        file.write(b"\0" * 7)
+    with pytest.raises(LimbeckError, match="is not a whole checkpoint"):
+        checkpoint.load(tmp_path / "last.pt")
+
+
+def test_a_state_that_was_edited_and_saved_by_torch_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "last.pt", state())
+    torch.save(torch.load(tmp_path / "last.pt", weights_only=True), tmp_path / "last.pt")
+    with pytest.raises(LimbeckError, match="is not a whole checkpoint: it is damaged, was changed"):
+        checkpoint.load(tmp_path / "last.pt")
+
+
+def test_torch_itself_reads_a_checkpoint(tmp_path):
+    checkpoint.save(tmp_path / "last.pt", state())
+    assert same(torch.load(tmp_path / "last.pt", weights_only=True), state())
+
+
+def test_a_compressed_checkpoint_that_would_take_more_memory_than_its_file_is_refused(tmp_path):
+    torch.save({"zeros": torch.zeros(10**6)}, tmp_path / "plain.pt")
+    with ZipFile(tmp_path / "plain.pt") as plain, ZipFile(tmp_path / "last.pt", "w", ZIP_DEFLATED) as small:
+        for part in plain.infolist():
+            small.writestr(part.filename, plain.read(part))
+    packed = (tmp_path / "last.pt").read_bytes()[:-2]
+    seal = b"limbeck " + hashlib.sha256(packed).hexdigest().encode()
+    (tmp_path / "last.pt").write_bytes(packed + len(seal).to_bytes(2, "little") + seal)
+    with pytest.raises(LimbeckError, match="is not a whole checkpoint"):
+        checkpoint.load(tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device", "link to a device"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, kind):
+    if kind == "FIFO":
+        os.mkfifo(tmp_path / "last.pt")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    file = {"FIFO": tmp_path / "last.pt", "device": Path("/dev/zero"), "link to a device": tmp_path / "link"}[kind]
+    with pytest.raises(LimbeckError, match="there is no checkpoint"):
+        checkpoint.load(file)
+
+
+@pytest.mark.parametrize("room", [100, 3000, 9000])
+def test_a_disk_that_takes_no_more_is_told_and_the_old_state_stays(tmp_path, room):
+    checkpoint.save(tmp_path / "last.pt", {"epoch": 1})
+    with limited(room), pytest.raises(whole.NoSpace, match=r"last\.pt cannot be written: File too large"):
+        checkpoint.save(tmp_path / "last.pt", {"values": torch.zeros(5000)})
+    assert checkpoint.load(tmp_path / "last.pt") == {"epoch": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_a_flipped_byte_in_a_tensor_is_seen(tmp_path):
@@ -185,7 +247,7 @@ def test_reading_runs_no_code(tmp_path):
         def __reduce__(self):
             return (Path.touch, (tmp_path / "ran",))
 
-    torch.save({"trap": Trap()}, tmp_path / "last.pt")
+    checkpoint.save(tmp_path / "last.pt", {"trap": Trap()})
     with pytest.raises(LimbeckError, match="UnpicklingError"):
         checkpoint.load(tmp_path / "last.pt")
     assert not (tmp_path / "ran").exists()

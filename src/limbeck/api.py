@@ -150,31 +150,28 @@ def distill(
         experiment = Experiment(
             recipe, Path(folder), resume=out is not None, given=Given(data, own, function), resumable=out is not None
         )
-        with threads_for(experiment.macs):
+        with experiment.cast, threads_for(experiment.macs):
             _follow(experiment, on_epoch, progress)
-    return _outcome(experiment)
+    trained = experiment.networks[name]
+    trained.zero_grad(set_to_none=True)
+    return (student if isinstance(student, nn.Module) else trained).eval(), _outcome(experiment)
 
 
-def _outcome(experiment: Experiment) -> tuple[nn.Module, dict[str, Any]]:
-    """The trained student, and the result as `distill` describes it."""
+def _outcome(experiment: Experiment) -> dict[str, Any]:
+    """The result as `distill` describes it."""
     method = experiment.recipe.method["name"]
-    for role, network in experiment.networks.items():
-        if role != "teacher":
-            network.eval()
-    student = experiment.networks[method]
-    student.zero_grad(set_to_none=True)
     known = experiment.result
-    result = {key: known[key] for key in ("method", "seed", "seeds", "notes", "summary", "runs")}
+    result = {key: known[key] for key in ("method", "seed", "seeds", "splits", "notes", "summary", "runs")}
     result["decided"] = experiment.engine.decided | {"cache": experiment.recipe.cache.model_dump()}
     for role in ("teacher", "alone", "student"):
         if known[role] is not None and role != method:
             result[role] = {key: value for key, value in known[role].items() if key not in _LABELS}
     if "teacher_after" in result["student"]:
         result["teacher_after"] = result["student"].pop("teacher_after")
-    return student, result
+    return result
 
 
-_LABELS = ("arm", "seed", "weights_sha256")
+_LABELS = ("arm", "seed", "weights_sha256", "trained_as")
 """What tells one run from another, and is no figure."""
 
 

@@ -66,12 +66,12 @@ def demo(
     with reporting(shlex.join(["limbeck", "run", "digits_kd", "--set", "name=demo", "--out", str(out), "--resume"])):
         from limbeck import recipe
         from limbeck.files import bundled
-        from limbeck.runfolder import clear
+        from limbeck.runfiles import clear
 
         checked = recipe.read(bundled("digits_kd.yaml"), overrides=["name=demo"])
         known = out / "recipe.yaml"
         if known.is_file() and f"name: {checked.name}" in known.read_text(encoding="utf-8").splitlines():
-            clear(out, arms=("teacher", "alone", checked.method["name"]))
+            clear(out)
         _run(checked, out, resume=False)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Generator, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,19 +17,22 @@ from limbeck.core import LimbeckError, Method, Outputs, Stage
 from limbeck.data import load
 from limbeck.environment import environment
 from limbeck.evaluate import bias_study
-from limbeck.given import Given, copied
+from limbeck.exact import copy_of
+from limbeck.given import Given
 from limbeck.jobs import Event, Finished, Found, Job, Started, Track, Trained
 from limbeck.methods import METHODS
 from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structure, save_network
 from limbeck.networks import Cast, joined
+from limbeck.prepared import Prepared
 from limbeck.recipe import dump, placed
 from limbeck.rehearsal import as_decided, rehearse
+from limbeck.resuming import check_state
+from limbeck.runfiles import clear
 from limbeck.runfolder import RunFolder, log_line
-from limbeck.session import Training, label_indices, logits_of, measure, plan, time_together, training_batches
+from limbeck.session import Training, label_indices, logits_of, measure, plan, probe, time_together, training_batches
 from limbeck.store import network_digest
 from limbeck.summary import summarise
 from limbeck.train import run
-from limbeck.whole import replacing, write_json
 
 
 class Experiment:
@@ -47,7 +49,7 @@ class Experiment:
 
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
-            through teacher and student. cast: what builds its networks. notes: what a user should know of it.
+            through teacher and student. cast: what gives its networks.
 
     Raises:
         LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
@@ -66,7 +68,8 @@ class Experiment:
     ) -> None:
         self.recipe = placed(recipe) if given is None else recipe
         self.data = load(**recipe.data.model_dump()) if given is None else given.data
-        self.cast = Cast(self.recipe, self.data) if given is None else given.networks
+        source = given.networks if given else Cast(self.recipe, self.data, trust_code=trust_code)
+        self.cast = Prepared(source, self.recipe, self.data)
         self._method = None if given is None else given.method
         self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
@@ -75,12 +78,14 @@ class Experiment:
         known = as_decided(self.recipe, folder) if resume else self.recipe
         rehearsal = rehearse(known, self.data, self.cast, folder, self._method)
         self.recipe, self.engine, self.macs = rehearsal.recipe, rehearsal.engine, rehearsal.macs
-        self.notes = rehearsal.notes
         self._teaching, self._work = rehearsal.teaching, rehearsal.work
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
             if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
                 training_batches(self.data, training_of(block, self.data), seed=0, engine=self.engine)
+        if overwrite:
+            clear(folder)
         self.folder = RunFolder(folder, dump(self.recipe), resume=resume)
+        self._found = rehearsal.notes
         self._resumable = resumable
         self._results: dict[Job, dict[str, Any]] = {}
         self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
@@ -91,6 +96,11 @@ class Experiment:
     def arms(self) -> tuple[str, ...]:
         """The student's arms: alone where the recipe has a baseline, then the method."""
         return arms_of(self.recipe)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the run, so far."""
+        return tuple(dict.fromkeys((*self.data.notes, *self.cast.notes, *self._found, *self.folder.notes)))
 
     @property
     def work(self) -> Mapping[Job, float]:
@@ -133,7 +143,7 @@ class Experiment:
             if self.recipe.teacher is not None:
                 teacher = yield from self.teacher(self.recipe.teacher, seed, track)
                 if not (self.recipe.teacher.untrained or self.recipe.teacher.table):
-                    guide = logits_of(teacher, self.data.test, self.data, self.engine)
+                    guide = logits_of(teacher, self.data.test, self.data, self.engine, name="teacher")
             store = yield from self._outputs(seed, teacher)
             for arm in self.arms:
                 yield from self._student(Job(arm, seed), teacher, store, guide, track)
@@ -147,7 +157,7 @@ class Experiment:
         for number, member in enumerate(members if len(members) > 1 else ()):
             job = Job("member", shared, number)
             if job not in self._results:
-                self._results[job] = _labelled(job, measure(member, self.data, self.engine))
+                self._results[job] = _labelled(job, measure(member, self.data, self.engine, name="teacher"))
                 yield Finished(job, self._results[job], reused=True)
         if not members:
             jobs = [teacher] if block.members == 1 else [Job("member", shared, n) for n in range(block.members)]
@@ -157,7 +167,7 @@ class Experiment:
         if block.untrained or block.table:
             return network
         if teacher not in self._results:
-            self._results[teacher] = _labelled(teacher, measure(network, self.data, self.engine))
+            self._results[teacher] = _labelled(teacher, measure(network, self.data, self.engine, name="teacher"))
             yield Finished(teacher, self._results[teacher], reused=bool(block.weights))
         self._networks.setdefault("teacher", network)
         return network
@@ -192,7 +202,7 @@ class Experiment:
         if block.train is None:  # left untrained, for the method
             return network
         if job in self._results:
-            load_weights(network, self.folder.path / str(job) / job.file)
+            load_weights(network, self.folder.weights(str(job), job.file))
         else:
             training = training_of(block.train, self.data)
             yield from self._fit(job, METHODS["alone"], {"student": network}, training, spec, None, None, track)
@@ -205,7 +215,7 @@ class Experiment:
         network, spec, others = self.cast.student(job.seed, job.arm)
         networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
         if self._teaching[job.arm] and teacher is not None:
-            networks["teacher"], guide = copied("teacher", teacher), None
+            networks["teacher"], guide = copy_of(teacher, probe(self.data).inputs, name="teacher"), None
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         yield from self._fit(
             job, self._method_of(job.arm), needed(job.arm, networks), training, spec, store, guide, track
@@ -227,11 +237,9 @@ class Experiment:
         name, network = str(job), networks["student"]
         done = self.folder.result(name)
         if done is not None:
-            file = self.folder.path / name / job.file
+            file = self.folder.weights(name, job.file)
             restore_structure(network, read_spec(file))
             load_weights(network, file)
-            if _digest(file) != done["weights_sha256"]:
-                raise LimbeckError(f"{file} is not the file that was written: delete {file.parent} to train it again")
             self._results[job] = done
             yield Finished(job, done, reused=True)
             return
@@ -244,10 +252,10 @@ class Experiment:
             return
         stages = plan(method, networks, self.data, training)
         if self.recipe.share_first_stage and job.arm == self.recipe.method["name"] and job.seed != self.recipe.seeds[0]:
-            first = self.folder.path / str(Job(job.arm, self.recipe.seeds[0]))
-            load_weights(network, first / f"after_{stages[0].name}.safetensors")
+            first = str(Job(job.arm, self.recipe.seeds[0]))
+            load_weights(network, self.folder.weights(first, f"after_{stages[0].name}.safetensors"))
             stages = stages[1:]
-        state = self.folder.state(name)
+        state = self.folder.state(name, lambda state: check_state(state, stages, networks, self.engine))
         batches = training_batches(self.data, training, seed=job.generator_seed, engine=self.engine)
         lengths = [stage.epochs for stage in stages]
         watched = track(job, sum(lengths), batches)
@@ -257,7 +265,9 @@ class Experiment:
             validation = self._validation(network) if learning else None
             self.folder.log(log_line(name, epoch, validation))
             if learning and epoch.number == epoch.epochs and epoch.position + 1 < len(stages):
-                save_network(network, self.folder.path / name / f"after_{epoch.stage}.safetensors", spec=spec)
+                after = f"after_{epoch.stage}.safetensors"
+                save_network(network, self.folder.path / name / after, spec=spec)
+                self.folder.keep(name, after)
             if self._resumable:
                 self.folder.save(name, epoch.state)
             yield Trained(job, epoch, validation)
@@ -270,14 +280,12 @@ class Experiment:
         name, network = str(job), networks["student"]
         taught: dict[str, Any] = {} if known is None else {"trained_as": known}
         if guide is None and self._teaching.get(job.arm) and "teacher" in networks:
-            taught["teacher_after"] = measure(networks["teacher"], self.data, self.engine)
-            guide = logits_of(networks["teacher"], self.data.test, self.data, self.engine)
-        figures = measure(network, self.data, self.engine, teacher=guide)
-        self._results[job] = _labelled(job, figures | taught | self._shifted(job, network))
-        file = self.folder.path / name / job.file
-        save_network(network, file, spec=spec)
-        self._results[job]["weights_sha256"] = _digest(file)
-        write_json(file.parent / "result.json", self._results[job])
+            taught["teacher_after"] = measure(networks["teacher"], self.data, self.engine, name="teacher")
+            guide = logits_of(networks["teacher"], self.data.test, self.data, self.engine, name="teacher")
+        figures = measure(network, self.data, self.engine, teacher=guide, name=str(job))
+        save_network(network, self.folder.path / name / job.file, spec=spec)
+        labelled = _labelled(job, figures | taught | self._shifted(job, network))
+        self._results[job] = self.folder.finish(name, labelled, job.file)
         yield Finished(job, self._results[job], reused=False)
 
     def _known_as(self, job: Job, network: nn.Module, training: Training) -> str | None:
@@ -296,27 +304,33 @@ class Experiment:
 
     def _conclude(self) -> None:
         """The run's own result.json and student, of the first seed, and every seed's figures beside them."""
-        times = time_together(self._networks, self.data, self.recipe.evaluate.latency_runs)
         method, seed = self.recipe.method["name"], self.recipe.seeds[0]
-        first = {job.arm: result for job, result in reversed(list(self._results.items())) if job.arm in times}
-        shown = self._figures = {arm: result | times[arm] for arm, result in first.items()}
-        student = Job(method, seed)
-        with replacing(self.folder.path / student.file) as temporary:
-            shutil.copyfile(self.folder.path / str(student) / student.file, temporary)
-        self._result = {
-            "schema": 1,
-            "name": self.recipe.name,
-            "method": method,
-            "seed": seed,
-            "seeds": list(self.recipe.seeds),
-            "teacher": shown.get("teacher"),
-            "student": shown[method],
-            "alone": shown.get("alone"),
-            "summary": summarise(self._results.values()),
-            "notes": list(self.notes),
-            "runs": list(self._results.values()),
-        }
-        write_json(self.folder.path / "result.json", self._result)
+        student, runs = str(Job(method, seed)), list(self._results.values())
+        result = self.folder.concluded(runs, student)
+        if result is None:
+            times = time_together(self._networks, self.data, self.recipe.evaluate.latency_runs)
+            first = {job.arm: found for job, found in reversed(list(self._results.items())) if job.arm in times}
+            shown = {arm: found | times[arm] for arm, found in first.items()}
+            result = self.folder.conclude(
+                {
+                    "schema": 1,
+                    "name": self.recipe.name,
+                    "method": method,
+                    "seed": seed,
+                    "seeds": list(self.recipe.seeds),
+                    "splits": dict(self.data.origins),
+                    "teacher": shown.get("teacher"),
+                    "student": shown[method],
+                    "alone": shown.get("alone"),
+                    "summary": summarise(self._results.values()),
+                    "notes": list(self.notes),
+                    "runs": runs,
+                },
+                student,
+            )
+        arms = {"teacher": result["teacher"], "alone": result["alone"], method: result["student"]}
+        self._figures = {arm: figures for arm, figures in arms.items() if figures is not None}
+        self._result = result
 
     def _method_of(self, arm: str) -> Method:
         return method_of(self.recipe, arm, self._method)
@@ -338,10 +352,6 @@ class Experiment:
             for split in (self.data.validation, self.data.test)
         ]
         return {"bias_shift": bias_study(pairs[0], pairs[1], self._shift)}
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _labelled(job: Job, figures: dict[str, Any]) -> dict[str, Any]:

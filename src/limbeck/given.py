@@ -1,6 +1,5 @@
 """Networks and data of one's own, in the form in which a recipe's are run: what `limbeck.distill` hands on."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,7 +8,9 @@ from torch import nn
 from limbeck.blocks import TeacherBlock
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Data
+from limbeck.exact import copy_of
 from limbeck.models import NetworkSpec
+from limbeck.session import probe
 
 NAME = "given"
 """What stands for a network or a data set of the caller's where a recipe has a name."""
@@ -54,8 +55,10 @@ class OwnNetworks:
     ) -> None:
         self._make = None if isinstance(student, nn.Module) else student
         self._own = {"student": student, **others} if isinstance(student, nn.Module) else dict(others)
-        self._kept = {name: copied(name, network) for name, network in self._own.items()} if several else {}
         self._teacher, self._first, self._data = teacher, first, data
+        self._kept = {name: self._copied(name, network) for name, network in self._own.items()} if several else {}
+
+    notes: tuple[str, ...] = ()
 
     def student(self, seed: int, arm: str) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
         """The student of a seed and an arm, what its file says of it, and the other networks by name.
@@ -66,7 +69,7 @@ class OwnNetworks:
         if (seed, arm) == self._first:
             networks = dict(self._own)
         else:
-            networks = {name: copied(name, network) for name, network in self._kept.items()}
+            networks = {name: self._copied(name, network) for name, network in self._kept.items()}
         student = self._make() if self._make else networks.pop("student")
         if not isinstance(student, nn.Module):
             raise LimbeckError(f"student gives a {type(student).__name__}: a function must build a torch.nn.Module")
@@ -82,7 +85,7 @@ class OwnNetworks:
         """The teacher."""
         return [] if self._teacher is None else [self._teacher]
 
-
-def copied(name: str, network: nn.Module) -> nn.Module:
-    """A copy of a network of the caller's, by its name."""
-    return copy.deepcopy(network)
+    def _copied(self, name: str, network: nn.Module) -> nn.Module:
+        way = "; give a function that builds it" if name == "student" else ""
+        otherwise = f"{way}, or one seed and baseline=False, which need no copy"
+        return copy_of(network, probe(self._data).inputs, name=name, otherwise=otherwise)

@@ -11,13 +11,15 @@ from torch import nn
 from limbeck.arms import arms_of, method_of, needed, training_of
 from limbeck.blocks import CacheBlock, Recipe
 from limbeck.caching import bought, cached, decide, wanted
-from limbeck.core import LimbeckError, Method, Stage
+from limbeck.core import LimbeckError, Method, Stage, Tap
 from limbeck.data import Data
 from limbeck.engine import Engine, Precision
 from limbeck.evaluate import macs
-from limbeck.given import OwnNetworks
+from limbeck.frozen import frozen_parts
 from limbeck.methods import METHODS
-from limbeck.networks import Cast, check_use, joined, teaches
+from limbeck.networks import check_use, joined, teaches
+from limbeck.preflight import check_run, check_teacher, refuse_shared
+from limbeck.prepared import Prepared
 from limbeck.recipe import reread
 from limbeck.session import Training, plan, probe, training_batches
 from limbeck.store import free_bytes
@@ -37,42 +39,32 @@ class Rehearsal:
     notes: tuple[str, ...]  # what a user should know before anything is trained
 
 
-def rehearse(recipe: Recipe, data: Data, cast: Cast | OwnNetworks, folder: Path, own: Method | None) -> Rehearsal:
+def rehearse(recipe: Recipe, data: Data, cast: Prepared, folder: Path, own: Method | None) -> Rehearsal:
     """Build every network, plan every arm, read every tap.
 
     Args:
         recipe: checked.
         data: its data.
-        cast: what builds its networks.
+        cast: what gives its networks.
         folder: the run's.
         own: the method, where the recipe's name stands for a function of the caller's.
 
     Raises:
         LimbeckError: a file, a network, a layer or an option is wrong.
     """
-    teaching, work, notes = dict[str, bool](), dict[str, float](), list[str]()
+    method = recipe.method["name"]
     with torch.random.fork_rng(devices=[]):
-        method = recipe.method["name"]
         student, _, others = cast.student(recipe.seeds[0], method)
-        networks = {"student": student, **others}
+        networks, members = {"student": student, **others}, list[nn.Module]()
         block = recipe.teacher
         if block is not None:
             members = cast.restored(block) or [cast.teacher(block)[0] for _ in range(block.members)]
             networks["teacher"] = joined(members, block)
-            if block.train is not None:
-                training = training_of(block.train, data)
-                plan(METHODS["alone"], {"student": members[0]}, data, training)
-                work["member"] = work["teacher"] = _work(training, data, 3 * macs(members[0], data.shape))
-        training = training_of(recipe.train, data)
-        costs = {name: macs(network, data.shape) for name, network in networks.items()}
-        for arm in arms_of(recipe):
-            stages = plan(method_of(recipe, arm, own), needed(arm, networks), data, training)
-            teaching[arm] = teaches(stages)
-            notes += [note for stage in stages for note in stage.notes]
-            step = 3 * costs["student"] + (0 if arm != method else sum(costs.values()) - costs["student"])
-            work[arm] = _work(training, data, step) * sum(stage.epochs for stage in stages) / training.epochs
+        notes = list(refuse_shared(networks, allow=recipe.allow).notes)
+        trainings = _trainings(recipe, data, networks, members, own)
+        stages, training = trainings[method][0], trainings[method][2]
         table = bought(block, data, training) if block is not None else None
-        check_use(recipe, stages)  # the method's own arm is the last
+        check_use(recipe, stages)
         cache, engine = settle(
             stages,
             networks,
@@ -85,14 +77,59 @@ def rehearse(recipe: Recipe, data: Data, cast: Cast | OwnNetworks, folder: Path,
             compile=recipe.compile,
             folder=folder,
         )
+        stored = wanted(stages) if cache.use or table else frozenset[Tap]()
+        for planned, taking_part, its in trainings.values():
+            notes += [note for stage in planned for note in stage.notes]
+            notes += check_run(planned, taking_part, data, its, engine, stored=stored).notes
+        if block is not None and block.weights and block.init == "as_is":
+            notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow).notes
+        rest = [f"student.{part}" if part else "student" for part in frozen_parts(student)]
+        if rest:
+            notes.append(f"frozen, and left as they are: {', '.join(rest)}")
+        costs = {name: macs(network, data.shape) or 0 for name, network in networks.items()}
     picked = {"device": engine.device.type, "precision": engine.precision, "compile": engine.compile, "cache": cache}
-    decided = recipe.model_copy(update=picked)
-    return Rehearsal(decided, engine, sum(costs.values()), teaching, work, tuple(dict.fromkeys(notes)))
+    return Rehearsal(
+        recipe=recipe.model_copy(update=picked),
+        engine=engine,
+        macs=sum(costs.values()),
+        teaching={arm: teaches(planned) for arm, (planned, _, _) in trainings.items()},
+        work={arm: _work(arm, method, trainings[arm][0], trainings[arm][2], data, costs) for arm in trainings},
+        notes=tuple(dict.fromkeys(notes)),
+    )
 
 
-def _work(training: Training, data: Data, step: int) -> float:
-    """Multiply-accumulates of a training whose samples take so many each; a backward counts as two forwards."""
-    return float(training.epochs * len(data.train) * step)
+Planned = tuple[tuple[Stage, ...], Mapping[str, nn.Module], Training]
+"""An arm's stages, the networks that take part, and how they are trained."""
+
+
+def _trainings(
+    recipe: Recipe, data: Data, networks: Mapping[str, nn.Module], members: Sequence[nn.Module], own: Method | None
+) -> dict[str, Planned]:
+    """All that is trained, by arm: the teacher, or one of the members of an ensemble; the student's, the method's last.
+
+    Raises:
+        LimbeckError: a network, a layer or an option is wrong.
+    """
+    found: dict[str, Planned] = {}
+    block = recipe.teacher
+    if block is not None and block.train is not None:
+        training, taking_part = training_of(block.train, data), {"student": members[0]}
+        stages = plan(METHODS["alone"], taking_part, data, training)
+        found["teacher" if block.members == 1 else "member"] = (stages, taking_part, training)
+    training = training_of(recipe.train, data)
+    for arm in arms_of(recipe):
+        taking_part = needed(arm, networks)
+        found[arm] = (plan(method_of(recipe, arm, own), taking_part, data, training), taking_part, training)
+    return found
+
+
+def _work(
+    arm: str, method: str, stages: Sequence[Stage], training: Training, data: Data, costs: Mapping[str, int]
+) -> float:
+    """About how many multiply-accumulates an arm takes, where a backward counts as two forwards."""
+    learns = costs["teacher"] if arm in ("teacher", "member") else costs["student"]
+    read = sum(costs.values()) - learns if arm == method else 0
+    return float(sum(stage.epochs for stage in stages) * len(data.train) * (3 * learns + read))
 
 
 def as_decided(recipe: Recipe, folder: Path) -> Recipe:

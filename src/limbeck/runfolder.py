@@ -1,4 +1,4 @@
-"""A run on disk. Every file is written whole or not at all, except for the log of epochs, which grows line by line.
+"""A run on disk: what is written there, and what of it is believed when it is read again.
 
 runs/<name>/
   recipe.yaml          the recipe with everything written out; running it again gives the same run
@@ -9,25 +9,47 @@ runs/<name>/
   <arm>/seed<N>/       one folder a trained network: its weights and its result.json
   student.safetensors  the distilled student of the first seed
   result.json          the final figures
+
+Every file is written whole or not at all, except for the log of epochs, which grows line by line. A file that a figure
+or a weight is read from has a hash: JSON in its last key, a checkpoint in its zip's comment, weights and the log in the
+network's result.json, or in the checkpoint until there is one. A hash shows damage and edits; it is no signature.
 """
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from limbeck import checkpoint
 from limbeck.core import LimbeckError
+from limbeck.epochlog import EpochLog
+from limbeck.runfiles import (
+    CHECKPOINT,
+    LOG,
+    RECIPE,
+    RECIPE_BYTES,
+    RESULT,
+    STUDENT,
+    are_records,
+    clear_taken_over,
+    copy_whole,
+    file_record,
+    holds,
+    holds_epoch,
+    is_summary,
+    read_network,
+)
 from limbeck.train import Epoch
-from limbeck.whole import write, write_json
-
-LEFT_BY_RUNS = ("checkpoint", "metrics.jsonl", "result.json", "recipe.yaml")
-"""What shows that a folder holds a run."""
+from limbeck.whole import read, read_sealed, write, write_sealed
 
 CHECKPOINT_SHARE = 0.1
 """At most this share of a run's time goes into writing checkpoints."""
+
+SIBLINGS = 500
+"""Folders beside a run that `RunFolder.found` looks into."""
 
 
 class RunFolder:
@@ -38,113 +60,280 @@ class RunFolder:
         recipe: the recipe's text, everything written out.
         resume: go on with what the folder holds.
 
+    Attributes:
+        path: the folder. notes: what a user should be told, as sentences: what was missing or damaged and is made anew.
+
     Raises:
-        LimbeckError: without ``resume``, the folder already holds a run; with it, one of another recipe, or a
-            damaged one.
+        LimbeckError: without ``resume``, the folder already holds a finished epoch; with it, those of another recipe,
+            or a damaged file.
     """
 
     def __init__(self, path: Path, recipe: str, *, resume: bool) -> None:
         self.path = path
-        self._recipe = recipe
-        self._checkpoint = path / "checkpoint" / "last.pt"
-        self._log = path / "metrics.jsonl"
-        self._resume = resume
-        self._saved, self._save_after = "", 0.0
-        known = path / "recipe.yaml"
+        self.notes: list[str] = []
+        self._recipe, self._recipe_hash = recipe, sha256(recipe.encode()).hexdigest()
+        self._checkpoint = path / CHECKPOINT
+        self._results: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, dict[str, Any]] = {}  # by network, what lies in its folder
+        self._saved, self._save_after, self._trained = "", 0.0, False
         if path.exists() and not path.is_dir():
             raise LimbeckError(f"{path} is no folder: give another one by --out")
-        if not resume and any((path / name).exists() for name in LEFT_BY_RUNS):
+        self._begun = holds_epoch(path)
+        if self._begun and not resume:
             raise LimbeckError(
-                f"{path} already holds a run: go on with it by --resume, or give another folder by --out"
+                f"{path} already holds a run: go on with it by --resume, or give another folder by --out, "
+                "or replace it by --overwrite"
             )
-        if known.exists():
-            text = known.read_bytes().decode("utf-8", errors="replace")
-            if text != recipe:
-                differences = _differences(text, recipe)
-                raise LimbeckError(f"{path} holds a run of another recipe, so it cannot be resumed:\n{differences}")
-        self._state: dict[str, Any] = (
-            checkpoint.load(self._checkpoint) if resume and self._checkpoint.exists() else {"job": ""}
-        )
-        if not isinstance(self._state.get("job"), str) or ("train" in self._state) != bool(self._state["job"]):
-            raise LimbeckError(f"{self._checkpoint} is no checkpoint of a run: delete it to train that network again")
+        if self._begun:
+            self._refuse_other_recipe()
+        self._log = EpochLog(path / LOG, kept=self._begun)
+        self._state = self._read_checkpoint() if self._begun and self._checkpoint.exists() else None
 
     def open(self, environment: Mapping[str, Any]) -> None:
-        """Create the folder and write what is known before training; what a resumed run had before is kept."""
-        write(self.path / "recipe.yaml", self._recipe)
+        """Create the folder and write what is known before training; what a resumed run had before is kept.
+
+        Raises:
+            NoSpace: the disk is full.
+            LimbeckError: the folder may not be written.
+        """
+        if not self._begun:
+            clear_taken_over(self.path)
+        elif not (self.path / RECIPE).is_file():
+            self.notes.append(f"{self.path / RECIPE} was missing and is written anew")
+        write(self.path / RECIPE, self._recipe)
         file = self.path / "environment.json"
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        before: dict[str, Any] = {}
+        if self._begun:
+            try:
+                before = read_sealed(file) or {}
+                lost = "" if before else "was missing"
+            except LimbeckError:
+                lost = "was damaged, or was changed"
+            if lost:
+                self.notes.append(f"{file} {lost}: it is written anew, without what it said of the run so far")
         earlier = before.pop("earlier", [])
         if before and before != environment:
             earlier = [*earlier, before]
-        write_json(file, {**environment, "earlier": earlier} if earlier else environment)
+        write_sealed(file, {**environment, "earlier": earlier} if earlier else environment)
 
     def result(self, name: str) -> dict[str, Any] | None:
-        """A finished network's figures, or None while it is not finished.
+        """A finished network's figures, or None while it is not finished; its weights are whole then.
 
         Raises:
-            LimbeckError: they are damaged.
+            LimbeckError: the figures, the weights or the network's lines in the log are damaged, or of another network
+                or recipe.
         """
-        file = self.path / name / "result.json"
-        if not self._resume or not file.is_file():
+        if name in self._results or not self._begun:
+            return self._results.get(name)
+        folder = self.path / name
+        found = read_network(folder, name)
+        if found is None:
             return None
-        try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            found["arm"], found["seed"], found["test"]["errors"], found["weights_sha256"]
-        except (ValueError, TypeError, KeyError) as error:
+        if found.recipe != self._recipe_hash:
             raise LimbeckError(
-                f"{file} is damaged ({type(error).__name__}): delete it, and {name} is trained again"
-            ) from error
-        return found
+                f"{folder / RESULT} is of a run of another recipe: delete {folder}, and {name} is trained again"
+            )
+        if not self._log.check(name, found.log):
+            self.notes.append(f"{self._log.path} has lost the epochs of {name}")
+        self._files[name], self._results[name] = dict(found.files), dict(found.figures)
+        return self._results[name]
 
-    def state(self, name: str) -> dict[str, Any] | None:
+    def finish(self, name: str, figures: Mapping[str, Any], weights: str) -> dict[str, Any]:
+        """Write a finished network's result.json, and give its figures with the hash of its weights.
+
+        Args:
+            name: the network's.
+            figures: as plain values, with ``arm`` and ``seed``.
+            weights: the name of the file in the network's folder, which is written already.
+
+        Raises:
+            NoSpace: the disk is full.
+        """
+        self.keep(name, weights)
+        self._log.sync()
+        files = self._files[name]
+        whole = {**figures, "weights_sha256": files[weights]["sha256"]}
+        held = {"files": files, "log": self._log.summary(name), "recipe": self._recipe_hash}
+        write_sealed(self.path / name / RESULT, whole | held)
+        self._results[name] = whole
+        return whole
+
+    def keep(self, name: str, file: str) -> None:
+        """Remember the hash of a file of weights in a network's folder, which `weights` and `result` then check."""
+        self._files.setdefault(name, {})[file] = file_record(self.path / name / file)
+
+    def weights(self, name: str, file: str) -> Path:
+        """A file that `keep` or `finish` saw, as it was then.
+
+        Raises:
+            LimbeckError: it is missing or damaged.
+        """
+        path = self.path / name / file
+        record = self._files.get(name, {}).get(file)
+        if record is None or not holds(path, record):
+            raise LimbeckError(f"{path} is missing or damaged: delete {path.parent}, and {name} is trained again")
+        return path
+
+    def state(
+        self, name: str, check: Callable[[Mapping[str, Any]], None] = lambda state: None
+    ) -> dict[str, Any] | None:
         """Where the training of this network stands, None at its beginning; later epochs leave the log.
 
+        Args:
+            name: the network's.
+            check: raises LimbeckError where the state is not one that its training can go on from; see
+                `limbeck.resuming.check_state`.
+
         Raises:
-            LimbeckError: the log is damaged, not only cut short.
+            LimbeckError: the checkpoint or what belongs to it is damaged, or of another training.
         """
-        state = self._state["train"] if self._state["job"] == name else None
-        text = self._log.read_bytes().decode("utf-8", errors="replace") if self._log.exists() else ""
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]  # the last may be cut short
+        self._trained = True
+        held, again = self._state, f"delete {self._checkpoint} to train {name} again from its beginning"
+        if held is None or held["job"] != name:
+            if self._log.count(name):
+                self.notes.append(f"{name} was begun, but has neither a result nor a checkpoint: it is trained again")
+            self._log.begin(name)
+            self._log.sync()
+            return None
         try:
-            whole = [json.loads(line) for line in lines]
-            kept = [line for line in whole if line["job"] != name or (state is not None and _reached(line, state))]
-        except (ValueError, TypeError, KeyError) as error:
-            raise LimbeckError(f"{self._log} is damaged ({error}): delete its broken lines") from error
-        wanted = "".join(json.dumps(line) + "\n" for line in kept)
-        if wanted != text:
-            write(self._log, wanted)
-        if state is not None:
-            self._state = {"job": ""}  # it is needed once, and may be large
+            check(held["train"])
+        except LimbeckError as error:
+            raise LimbeckError(f"{self._checkpoint} does not fit this training: {error}: {again}") from error
+        for file, record in held["files"].items():
+            if not holds(self.path / name / file, record):
+                raise LimbeckError(f"{self.path / name / file} is missing or damaged: {again}")
+        if not self._log.check(name, held["log"]):
+            self.notes.append(f"{self._log.path} has lost the epochs of {name} so far")
+        self._log.sync()
+        self._files[name] = dict(held["files"])
+        self._state = None  # it is needed once, and may be large
+        state: dict[str, Any] = held["train"]
         return state
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the log of epochs."""
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Add a line to the log of epochs.
+
+        Raises:
+            NoSpace: the disk is full.
+        """
+        self._log.add(line)
 
     def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
         """Write the checkpoint: for a network's first epoch, and then unless it took more than its share of the time.
 
         An epoch that is not in the checkpoint is trained again on resume, to the same result.
+
+        Raises:
+            NoSpace: the disk is full; the checkpoint before is whole.
         """
         start = time.monotonic()
         if start >= self._save_after or name != self._saved:
-            checkpoint.save(self._checkpoint, {"job": name, "train": state()})
+            self._log.sync()  # the checkpoint has the hash of its lines
+            held = {"files": self._files.get(name, {}), "log": self._log.summary(name), "recipe": self._recipe_hash}
+            checkpoint.save(self._checkpoint, {"job": name, **held, "train": state()})
             end = time.monotonic()
             self._saved, self._save_after = name, end + (end - start) / CHECKPOINT_SHARE
 
+    def concluded(self, runs: list[Any], student: str) -> dict[str, Any] | None:
+        """The run's own result.json where it is whole and made of these figures; None where it is to be made.
 
-def clear(path: Path, *, arms: Iterable[str]) -> None:
-    """Delete the run of these arms that a folder holds; whatever else lies there stays."""
-    for name in (*LEFT_BY_RUNS, *arms, "store", "environment.json", "student.safetensors"):
-        if (path / name).is_dir():
-            shutil.rmtree(path / name)
-        else:
-            (path / name).unlink(missing_ok=True)
+        Args:
+            runs: every network's figures.
+            student: the name of the network that is the run's student.
+        """
+        if not self._begun:
+            return None
+        self._log.sync()
+        file = self.path / RESULT
+        try:
+            found = read_sealed(file)
+            wrong = "was missing" if found is None else ""
+        except LimbeckError:
+            found, wrong = None, "was damaged, or was changed"
+        if found is not None and _plain(found) != _plain({**found, "recipe": self._recipe_hash, "runs": runs}):
+            wrong = "did not agree with the networks' own"
+        if wrong:
+            if not self._trained:  # else the run was not finished
+                self.notes.append(f"{file} {wrong}: it is made anew, with latencies that are measured anew")
+            return None
+        if copy_whole(self.weights(student, STUDENT), self.path / STUDENT):
+            self.notes.append(f"{self.path / STUDENT} was missing or damaged, and is copied anew")
+        return found
+
+    def conclude(self, result: Mapping[str, Any], student: str) -> dict[str, Any]:
+        """Write the run's own result.json, and the student of that name beside it.
+
+        Raises:
+            NoSpace: the disk is full.
+        """
+        copy_whole(self.weights(student, STUDENT), self.path / STUDENT)
+        whole = {**result, "recipe": self._recipe_hash}
+        write_sealed(self.path / RESULT, whole)
+        return whole
+
+    def found(self, name: str, trained_as: str) -> Path | None:
+        """A run beside this one that has finished the network of this name, trained in the same way, and whole.
+
+        Args:
+            name: the network's.
+            trained_as: what its figures must hold under ``trained_as``.
+        """
+        if not self.path.parent.is_dir():
+            return None
+        beside = sorted(islice(self.path.parent.iterdir(), SIBLINGS))
+        for other in beside:
+            if other.name != self.path.name and not other.is_symlink() and (other / name / RESULT).is_file():
+                try:
+                    network = read_network(other / name, name, trained_as=trained_as)
+                except LimbeckError:  # what is damaged there is the other run's matter
+                    continue
+                if network is not None:
+                    return other
+        return None
+
+    def adopt(self, name: str, other: Path) -> dict[str, Any]:
+        """Take a finished network over from another run's folder, and give its figures; `result` then has them too.
+
+        Raises:
+            LimbeckError: it is not finished there, or damaged.
+            NoSpace: the disk is full.
+        """
+        found = read_network(other / name, name)
+        if found is None:
+            raise LimbeckError(f"{other} has no finished {name}")
+        for file in found.files:
+            copy_whole(other / name / file, self.path / name / file)
+        self._files[name] = dict(found.files)
+        self._log.begin(name)
+        figures = {**found.figures, "taken_from": other.name}
+        held = {"files": self._files[name], "log": self._log.summary(name), "recipe": self._recipe_hash}
+        write_sealed(self.path / name / RESULT, figures | held)
+        self._results[name] = figures
+        return figures
+
+    def _refuse_other_recipe(self) -> None:
+        found = read(self.path / RECIPE, RECIPE_BYTES)
+        text = self._recipe if found is None else found.decode("utf-8", errors="replace").replace("\r\n", "\n")
+        if text != self._recipe:
+            differences = _differences(text, self._recipe)
+            raise LimbeckError(f"{self.path} holds a run of another recipe, so it cannot be resumed:\n{differences}")
+
+    def _read_checkpoint(self) -> dict[str, Any]:
+        state = checkpoint.load(self._checkpoint)
+        kinds = {"job": str, "files": dict, "log": dict, "recipe": str, "train": dict}
+        typed = state.keys() == kinds.keys() and all(isinstance(state[key], kind) for key, kind in kinds.items())
+        if not (typed and are_records(state["files"]) and is_summary(state["log"])):
+            raise LimbeckError(f"{self._checkpoint} is no checkpoint of a run: delete it to train that network again")
+        if state["recipe"] != self._recipe_hash:
+            raise LimbeckError(
+                f"{self._checkpoint} is of a run of another recipe: delete it to train {state['job']} again"
+            )
+        return state
 
 
-def _reached(line: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
-    return (line["stage_number"], line["epoch"]) <= (state["stage"], state["epoch"])
+def _plain(values: Any) -> str:
+    """Plain values as text, so that NaN equals itself and a tuple a list."""
+    return json.dumps(values, sort_keys=True)
 
 
 def _differences(old: str, new: str) -> str:
