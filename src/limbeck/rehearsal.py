@@ -78,9 +78,10 @@ def rehearse(recipe: Recipe, data: Data, cast: Prepared, folder: Path, own: Meth
             folder=folder,
         )
         stored = wanted(stages) if cache.use or table else frozenset[Tap]()
-        for planned, taking_part, its in trainings.values():
+        for arm, (planned, taking_part, its) in trainings.items():
             notes += [note for stage in planned for note in stage.notes]
-            notes += check_run(planned, taking_part, data, its, engine, stored=stored).notes
+            kept = stored if arm == method else frozenset[Tap]()
+            notes += check_run(planned, taking_part, data, its, engine, stored=kept).notes
         if block is not None and block.weights and block.init == "as_is":
             notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow).notes
         rest = [f"student.{part}" if part else "student" for part in frozen_parts(student)]
