@@ -13,7 +13,7 @@ from limbeck.data import Data, Split, normalise
 from limbeck.engine import Engine
 from limbeck.evaluate import file_bytes, macs, predict
 from limbeck.exact import deep_copy
-from limbeck.session import Training
+from limbeck.session import Training, check_learns
 from limbeck.taps import evaluation_mode, scripted, shapes
 from limbeck.train import Diverged, run
 from limbeck.trial import Zeros
@@ -217,11 +217,7 @@ def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine
 
 def _check_learner(name: str, network: nn.Module) -> None:
     """Raise LimbeckError where a network is of a kind that does not learn."""
-    if any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers())):
-        raise LimbeckError(
-            f"the {name}'s weights were made under torch.inference_mode, so they cannot learn: make it outside of "
-            "that, or take copy.deepcopy of it, whose weights can"
-        )
+    check_learns(name, network)
     modes = [(module, module.training) for module in network.modules()]
     try:
         network.train()

@@ -174,8 +174,18 @@ def _module(networks: Networks, source: str, layer: str) -> nn.Module:
     return layer_of(networks[source], layer)
 
 
+def check_learns(name: str, network: nn.Module) -> None:
+    """Raise LimbeckError where a network's weights were made under `torch.inference_mode`: they get no gradients."""
+    if any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers())):
+        raise LimbeckError(
+            f"the {name}'s weights were made under torch.inference_mode, so they cannot learn: make it outside of "
+            "that, or take copy.deepcopy of it, whose weights can"
+        )
+
+
 def _below(networks: Networks, tap: Tap, probe: Batch) -> tuple[nn.Parameter, ...]:
     network = networks[tap.source]
+    check_learns(tap.source, network)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
         return ()
