@@ -23,7 +23,7 @@ from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structu
 from limbeck.networks import Cast, joined
 from limbeck.recipe import dump, placed
 from limbeck.rehearsal import as_decided, rehearse
-from limbeck.runfolder import RunFolder, log_line
+from limbeck.runfolder import RunFolder, clear, log_line
 from limbeck.session import Training, label_indices, logits_of, measure, plan, time_together, training_batches
 from limbeck.summary import summarise
 from limbeck.train import run
@@ -46,7 +46,9 @@ class Experiment:
         LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: bool = False, trust_code: bool = False
+    ) -> None:
         self.recipe = placed(recipe)
         self.data = load(**recipe.data.model_dump())
         self.cast = Cast(self.recipe, self.data)
@@ -61,6 +63,8 @@ class Experiment:
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
             if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
                 training_batches(self.data, training_of(block, self.data), seed=0, engine=self.engine)
+        if overwrite:
+            clear(folder, arms=("teacher", "member", *arms_of(self.recipe)))
         self.folder = RunFolder(folder, dump(self.recipe), resume=resume)
         self._results: dict[Job, dict[str, Any]] = {}
         self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
