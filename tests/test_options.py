@@ -188,7 +188,9 @@ def test_an_unknown_name_gets_the_nearest():
 
 @pytest.mark.parametrize("block", [None, 3, ["cook"], {}, {"minutes": 3}, {"name": 3}, {"name": None}, ("cook",)])
 def test_what_is_no_block_is_refused(block):
-    assert wrong(block) == [((), f"got {shown(block)}, a dish is a name or a block with a name: allowed are cook, wait")]
+    assert wrong(block) == [
+        ((), f"got {shown(block)}, a dish is a name or a block with a name: allowed are cook, wait")
+    ]
 
 
 def test_a_preset_fills_in_and_a_key_beside_it_wins():

@@ -90,7 +90,11 @@ def test_every_error_is_told_at_once_with_its_line(tmp_path):
         ("method: kd", "method: {name: kd, soft: {name: linaer}}", "method.soft.name: there is no schedule 'linaer'"),
         ("method: kd", "method: {name: kd, average: sum}", "method.average: got 'sum': allowed are batch, elements"),
         ("name: tiny", "name: a b", "recipe.yaml:1: name: got 'a b'"),
-        ("train: {epochs: 3}", "members: 2", "recipe.yaml:3: teacher: it is not clear what this teacher is: write weights: FILE"),
+        (
+            "train: {epochs: 3}",
+            "members: 2",
+            "recipe.yaml:3: teacher: it is not clear what this teacher is: write weights: FILE",
+        ),
         ("train: {epochs: 3}", "weights: x\n  train: {epochs: 3}", "a teacher with weights: is not trained"),
         ("train: {epochs: 3}", "train: {epoch: 3}", "teacher.train.epoch: unknown key 'epoch': did you mean 'epochs'?"),
     ],

@@ -76,7 +76,9 @@ def _restored(teacher: TeacherBlock) -> Iterator[Problem]:
             yield Problem(("teacher", "members"), "list the members' files: weights: [FILE, FILE]; leave out members:")
         return
     if teacher.train is None or teacher.model is None:
-        lacking = [key for key, value in (("model: NAME", teacher.model), ("train: {epochs: N}", teacher.train)) if not value]
+        lacking = [
+            key for key, value in (("model: NAME", teacher.model), ("train: {epochs: N}", teacher.train)) if not value
+        ]
         yield Problem(("teacher",), f"init: fine_tune trains a model: from the weights: write {' and '.join(lacking)}")
     if len(teacher.weights or ()) > 1:
         yield Problem(("teacher", "weights"), "init: fine_tune starts from one file: write weights: FILE")

@@ -147,6 +147,4 @@ def _signature(known: Known) -> Signature:
 
 def _schedules(known: Known, options: Block) -> list[str]:
     types = {key: option["type"].split(" | ") for key, option in _signature(known).items()}
-    return [
-        key for key, value in options.items() if "Schedule" in types.get(key, ()) and isinstance(value, Mapping)
-    ]
+    return [key for key, value in options.items() if "Schedule" in types.get(key, ()) and isinstance(value, Mapping)]

@@ -196,7 +196,9 @@ class _Reader:
                 merged += self._merged(inner, value)
                 continue
             if key in block:
-                self._refuse(event, f"the key {_whole(key)!r} is here a second time, line {block.lines[key]} has it too")
+                self._refuse(
+                    event, f"the key {_whole(key)!r} is here a second time, line {block.lines[key]} has it too"
+                )
             block[key], block.lines[key] = value, _line(event)
         for other in merged:
             for key in other:
@@ -254,7 +256,9 @@ class _Reader:
             self._refuse(event, f"a text of {len(text):,} characters: at most {LETTERS:,} are allowed")
         odd = _ODD.search(text)
         if odd:
-            self._refuse(event, f"the character U+{ord(odd[0]):04X} is in {_whole(ascii(text))}: it is not allowed in text")
+            self._refuse(
+                event, f"the character U+{ord(odd[0]):04X} is in {_whole(ascii(text))}: it is not allowed in text"
+            )
         return text
 
     def _refuse(self, event: Event, message: str) -> NoReturn:

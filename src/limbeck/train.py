@@ -6,7 +6,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from limbeck.taps import Taps, evaluation_mode
 
 class Diverged(LimbeckError):
     """A term became NaN or infinite."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class BatchSource(Protocol):
