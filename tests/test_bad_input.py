@@ -166,7 +166,7 @@ def test_a_recipe_that_is_no_text_is_refused():
 def test_a_missing_image_folder_is_told_with_the_nearest():
     image_folder("pictures")
     message = refused("recipe.yaml", *changed("data={source: folder, path: picturs}"))
-    assert "picturs does not exist; did you mean 'pictures'?" in message
+    assert "picturs does not exist: did you mean 'pictures'?" in message
 
 
 @pytest.mark.parametrize("source", ["{source: folder, path: pictures}", "{source: mnist, download: false}"])

@@ -17,7 +17,9 @@ from limbeck.experiment import Experiment
 from limbeck.jobs import Expected, Finished, Job, Kept, Started, Trained
 from limbeck.methods import METHODS
 from limbeck.models import load_network
+from limbeck.options import signature
 from limbeck.recipe import dump, read
+from limbeck.signatures import known
 
 RECIPE = """\
 name: tiny
@@ -419,6 +421,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(METHODS, "two", two_stages)
+        patch.setitem(known().methods, "two", signature(two_stages))
         patch.chdir(folder)
         finish(experiment(*INTERRUPTED))
         yield folder / "run"

@@ -125,14 +125,13 @@ def distill(
     name, function, block = _method(method)
     _refuse_names(name, teacher, networks or {})
     every = (seed,) if seeds is None else tuple(seeds)
-    train = _train_block(epochs, batch_size, optimizer, schedule, augment)
     recipe = Recipe.model_construct(
         name="distill",
         data=DataBlock.model_construct(source=NAME if out is None else f"{NAME} {_digest(data)}"),
         teacher=None if teacher is None else _teacher_block(teacher, teacher_output, out),
         student=StudentBlock.model_construct(model=_model_block(student, out), output=student_output),
         method=block,
-        train=train,
+        train=_train_block(epochs, batch_size, optimizer, schedule, augment),
         baseline=baseline,
         seeds=every,
         device=device,

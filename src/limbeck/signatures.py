@@ -32,6 +32,11 @@ def known() -> Names:
     return Names(**json.loads(FILE.read_text(encoding="utf-8")))
 
 
+def stale() -> bool:
+    """Whether the file says otherwise than it should."""
+    return not FILE.exists() or FILE.read_text(encoding="utf-8") != written()
+
+
 def written() -> str:
     """What the file should say."""
     from limbeck.data import SOURCES

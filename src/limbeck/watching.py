@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from limbeck import terminal
 from limbeck.bench import benchmark
 from limbeck.core import Batch
 from limbeck.display import result_table, verdicts
@@ -78,7 +79,7 @@ def show(experiment: Experiment, console: Console, out: Path) -> None:
 
 def watch(experiment: Experiment, start: Callable[[Track], Iterator[Event]]) -> None:
     """Show a training that is no command's own, beside what its program writes."""
-    console = Console(stderr=True, markup=False)
+    console = terminal.console(stderr=True)
     introduce(experiment, console)
     follow(start, console, experiment.work)
 
