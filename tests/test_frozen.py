@@ -17,7 +17,7 @@ from limbeck import train
 from limbeck.connectors import Through
 from limbeck.core import TARGETS, Batch, Stage, Tap, Term, from_student, from_teacher
 from limbeck.engine import Engine, as_parameters_lie, can_compile
-from limbeck.frozen import Versions, frozen, quickest
+from limbeck.frozen import Versions, frozen, frozen_parts, quickest
 from limbeck.optimizers import adam, sgd
 from limbeck.schedules import constant
 from limbeck.train import run
@@ -542,3 +542,29 @@ def test_weights_made_under_inference_mode_rest_and_are_left_as_they_were():
         assert not network.training
     assert network.training
     assert Versions([network]).numbers == Versions([network]).numbers
+
+
+# --- what the user froze
+
+
+def test_the_topmost_parts_whose_parameters_are_all_frozen_are_named():
+    network = nn.Sequential(
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()),
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False)),
+        nn.Dropout(),
+        nn.Linear(4, 2),
+    )
+    assert frozen_parts(network) == ()
+    network[0].requires_grad_(False)
+    network[1][1].requires_grad_(False)
+    network[3].bias.requires_grad_(False)  # half a layer is none
+    assert frozen_parts(network) == ("0", "1.1")
+    assert frozen_parts(network.requires_grad_(False)) == ("",)
+    assert frozen_parts(nn.ReLU()) == ()
+
+
+def test_the_layers_of_a_part_are_not_taken_for_those_of_one_whose_name_begins_alike():
+    network = nn.ModuleDict({"block": nn.Linear(2, 2), "block2": nn.Linear(2, 2), "rest": nn.Linear(2, 2)})
+    network["block"].requires_grad_(False)
+    network["block2"].requires_grad_(False)
+    assert frozen_parts(network) == ("block", "block2")

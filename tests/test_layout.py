@@ -76,6 +76,7 @@ def test_imports_are_read_rightly(source, expected):
         ("resident", {"core"}),
         ("frozen", {"core", "taps", "engine", "resident"}),
         ("divergence", {"core"}),
+        ("terms", {"core", "taps", "frozen"}),
         ("train", {"core", "taps", "engine", "frozen", "divergence"}),
         ("allocator", set()),
         ("checkpoint", {"core", "whole"}),

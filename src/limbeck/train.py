@@ -310,11 +310,11 @@ def _explained(
     names = [*stage.terms, "loss"]
     what = f"{', '.join(names[place] for place in first.places)} became NaN or infinite"
     head = f"stage {stage.name!r}, epoch {number + 1}: {what} at step {first.step + 1} of {len(batches)}"
-    (batch,) = islice(batches(number), first.step, first.step + 1)
-    with still, torch.no_grad(), engine.alone(), engine.autocast():
-        why = cause(batch, still.read(batch), sweep)
-    if why:
-        return f"{head}, because {why}; correct that, or leave these samples out"
+    for batch in islice(batches(number), first.step, first.step + 1):  # the step's once more
+        with still, torch.no_grad(), engine.alone(), engine.autocast():
+            why = cause(batch, still.read(batch), sweep)
+        if why:
+            return f"{head}, because {why}; correct that, or leave these samples out"
     learning = " and ".join(dict.fromkeys(name.partition(".")[0] for name in stage.learns)) or "what the losses hold"
     if number == 0 and first.step == 0:
         return (

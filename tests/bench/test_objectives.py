@@ -18,7 +18,10 @@ def both(case):
     networks = case.networks()
     student, teacher = networks["student"].eval(), networks["teacher"].eval()
     (stage,) = first_stage(case, networks, training_of(case))
-    inputs = normalise(case.images, case.data.mean, case.data.std)
+    for module in (student, teacher, *(term.loss for term in stage.terms.values())):
+        if isinstance(module, torch.nn.Module):
+            module.double()  # in 32 bits the plain loss is not right to five digits at T = 20
+    inputs = normalise(case.images, case.data.mean, case.data.std).double()
     targets = case.data.train.targets
     layers = case.workload.layers
 
@@ -26,7 +29,7 @@ def both(case):
     mine, theirs = Watched(plain_student, layers), Watched(copy.deepcopy(teacher), layers)
     with torch.no_grad():
         taught = theirs(inputs)
-    criterion = objective(case.workload.method, layers, mine(inputs), taught, copy.deepcopy(teacher.head))
+    criterion = objective(case.workload.method, layers, mine(inputs), taught, copy.deepcopy(teacher.head)).double()
     own = [term.loss for term in stage.terms.values() if hasattr(term.loss, "connector")]
     for loss in own:  # random connectors: limbeck's weights for both
         plain = getattr(criterion, "regressor", None) or criterion.connector

@@ -19,10 +19,10 @@ def logits(n=4, k=5, scale=3.0):
     return [scale * torch.randn(n, k, dtype=torch.float64) for _ in range(2)]
 
 
-def planned(**options):
-    data = arrays(torch.rand(40, 3, 16, 16), torch.arange(40) % 4)
+def planned(classes=4, **options):
+    data = arrays(torch.rand(40, 3, 16, 16), torch.arange(40) % classes)
     networks = {"student": "resnet8", "teacher": "resnet14"}
-    built = {role: build(name, classes=4, shape=(3, 16, 16)) for role, name in networks.items()}
+    built = {role: build(name, classes=classes, shape=(3, 16, 16)) for role, name in networks.items()}
     training = Training(epochs=3, batch_size=8, optimizer=sgd(lr=0.1), schedule=constant())
     (stage,) = plan(partial(dist, **options), built, data, training)
     return stage
@@ -131,3 +131,13 @@ def test_options_reach_both_losses():
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(LimbeckError, match=message):
         planned(**options)
+
+
+def test_of_two_classes_the_term_inter_teaches_next_to_nothing_which_is_said():
+    student, teacher = logits(k=2)
+    inter_loss(student.requires_grad_(), teacher).backward()
+    assert student.grad.norm() < 1e-5
+    (note,) = planned(classes=2).notes
+    assert note == "dist: two probabilities correlate by 1 or -1, so with 2 classes the term 'inter' teaches nothing"
+    assert planned(classes=2, inter=0).notes == ()
+    assert planned().notes == ()

@@ -26,8 +26,8 @@ def inter_loss(
 ) -> Tensor:
     """1 less the correlation of a sample's two softened distributions, mean over the samples.
 
-    As `DIST` of hunto/image_classification_sota (lib/models/losses/dist_kd.py, 6f7a70a). None of the gradient
-    reaches the teacher.
+    As `DIST` of hunto/image_classification_sota (lib/models/losses/dist_kd.py, 6f7a70a). Of 2 classes a correlation is
+    1 or -1, and the gradient next to 0. None of the gradient reaches the teacher.
 
     Args:
         student: logits (N, K).
@@ -72,7 +72,8 @@ def dist(
     """Correlations instead of values: of each sample's classes, and of each class's samples in the batch.
 
     The defaults are those for ImageNet; for CIFAR-100 the temperature is 4. That the default has the factor T² follows
-    the authors' code, which all their results at T = 4 come from; at the default T it changes nothing.
+    the authors' code, which all their results at T = 4 come from; at the default T it changes nothing. With 2 classes
+    the term ``inter`` teaches nothing, which the plan says.
 
     Args:
         setup: epochs, optimizer and schedule.
@@ -95,9 +96,14 @@ def dist(
     def of(loss: Loss) -> Loss:
         return partial(loss, temperature=temperature, temperature_squared=temperature_squared)
 
-    terms = {
-        "hard": Term(hard_loss, (student, TARGETS), hard),
-        "inter": Term(of(inter_loss), (student, teacher), inter),
-        "intra": Term(of(intra_loss), (student, teacher), intra),
-    }
-    return (Stage("dist", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+    terms = weighted(
+        {
+            "hard": Term(hard_loss, (student, TARGETS), hard),
+            "inter": Term(of(inter_loss), (student, teacher), inter),
+            "intra": Term(of(intra_loss), (student, teacher), intra),
+        }
+    )
+    notes: tuple[str, ...] = ()
+    if setup.classes == 2 and "inter" in terms:
+        notes = ("dist: two probabilities correlate by 1 or -1, so with 2 classes the term 'inter' teaches nothing",)
+    return (Stage("dist", terms, setup.epochs, setup.optimizer, setup.schedule, notes=notes),)

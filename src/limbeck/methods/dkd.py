@@ -54,7 +54,8 @@ def dkd(
     """Decoupled soft targets: how sure the teacher is of the label, and its distribution over the other classes.
 
     The defaults are the paper's for ResNet-32x4 to ResNet-8x4 on CIFAR-100. ``target: 1`` and ``nontarget: 1 - p_y``
-    of the teacher, sample by sample, would be `kd`.
+    of the teacher, sample by sample, would be `kd`. With 2 classes there is one other class, and its term has no
+    gradient.
 
     Args:
         setup: epochs, optimizer and schedule.

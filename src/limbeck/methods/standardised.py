@@ -65,7 +65,8 @@ def kd_standardised(
 ) -> tuple[Stage, ...]:
     """Soft targets after both networks' logits are standardised, so that only their relations have to match.
 
-    The defaults are the authors' for `kd` on CIFAR-100.
+    The defaults are the authors' for `kd` on CIFAR-100. With 2 classes standardised logits are always 1 and -1, and the
+    soft term has no gradient.
 
     Args:
         setup: epochs, optimizer and schedule.
