@@ -28,13 +28,23 @@ from safetensors.torch import save_file
 from torch import nn
 
 import limbeck
+from limbeck import opening, user_code
 from limbeck.core import LimbeckError
 from limbeck.data import arrays
-from limbeck.models import NetworkSpec, build, load_network, load_weights, read_spec, save_network
-from limbeck.models.pickled import NESTED
+from limbeck.models import (
+    NetworkSpec,
+    build,
+    files,
+    load_network,
+    load_weights,
+    pickled,
+    read_spec,
+    rebuilding,
+    save_network,
+)
+from limbeck.models import spec as spec_of
 from limbeck.networks import restored
-from limbeck.opening import DIRECTORY
-from limbeck.store import read_table
+from limbeck.store import read_table, table
 
 SECONDS, MEGABYTES = 5, 400
 SPEC = NetworkSpec("mlp", {"hidden": [5]}, 3, (4,))
@@ -231,6 +241,21 @@ LIES = {
 def test_metadata_that_lies_is_refused_before_memory_is_taken(lie):
     with pytest.raises(LimbeckError, match=r"weights\.safetensors "):
         load_network(described(LIES[lie]))
+
+
+def test_options_that_lie_are_refused_for_a_model_that_is_named_too():
+    with pytest.raises(LimbeckError, match="it is larger than the file"):
+        load_network(described(LIES["a layer of 60,000 by 60,000"]), model="mlp")
+
+
+def test_every_bound_stands_in_the_documentation():
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "security.md").read_text()
+    bounds = [
+        *(user_code.LARGEST, files.LEAST, files.TIMES, files.HEADER, rebuilding.LARGEST, rebuilding.NUMBER),
+        *(rebuilding.VALUES, spec_of.LONGEST, pickled.PICKLE, pickled.NESTED, pickled.HANDLED, opening.DIRECTORY),
+        *(table.LARGEST, table.NUMBERS, table.LINE),
+    ]
+    assert [bound for bound in bounds if f"{bound:,}" not in text] == []
 
 
 @pytest.mark.parametrize("lie", ["a projector of a billion", "a projector without a size", "a place that is none"])
@@ -466,7 +491,7 @@ def test_tuples_that_hold_each_other_twice_are_refused():
 
 
 def test_long_plain_values_load():
-    log = {"steps": tuple(range(NESTED - 10)), "losses": [0.5] * 100_000}
+    log = {"steps": tuple(range(pickled.NESTED - 10)), "losses": [0.5] * 100_000}
     torch.save({"model": small().state_dict(), "log": log}, "a.pt")
     load_weights(small(), "a.pt")
 
@@ -500,7 +525,7 @@ def directory_of(size, large):
     [("a.pt", lambda: load_weights(small(), "a.pt")), ("a.npz", lambda: read_table(pathlib.Path("a.npz")))],
 )
 def test_an_archive_of_too_many_entries_is_refused(large, name, open_it):
-    pathlib.Path(name).write_bytes(b"\0" * 100 + directory_of(DIRECTORY + 1, large))
+    pathlib.Path(name).write_bytes(b"\0" * 100 + directory_of(opening.DIRECTORY + 1, large))
     with pytest.raises(LimbeckError, match="lists 16,777,217 bytes of entries"):
         open_it()
 
@@ -526,8 +551,8 @@ def test_only_regular_files_are_opened(ending, kind):
     elif kind != "nothing":
         targets = {"device": "/dev/zero", "loop": file.name, "proc": "/proc/self/maps", "memory": "/proc/self/mem"}
         file.symlink_to(targets[kind])
-    table = ending in (".csv", ".npz", ".parquet")
-    for open_it in [read_table] if table else [load_network, read_spec, lambda path: load_weights(small(), path)]:
+    tables = ending in (".csv", ".npz", ".parquet")
+    for open_it in [read_table] if tables else [load_network, read_spec, lambda path: load_weights(small(), path)]:
         with pytest.raises(LimbeckError, match=rf"it\{ending}"):
             open_it(file)
 

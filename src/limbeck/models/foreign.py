@@ -54,8 +54,8 @@ def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options
             raise
         raise LimbeckError(
             f"torchvision:{name} with the option weights has the classes that those were trained for, not {classes}: "
-            "take timm:NAME with pretrained: true, which gets a new classifier; or save its state_dict() in a file, and "
-            "start from that by weights: and init: fine_tune"
+            "take timm:NAME with pretrained: true, which gets a new classifier; or save its state_dict() in a file, "
+            "and start from that by weights: and init: fine_tune"
         ) from error
 
 

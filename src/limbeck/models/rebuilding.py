@@ -82,10 +82,10 @@ def rebuild(
         restore_structure(network, spec)
         return network
 
-    if code is not None or model is not None:  # somebody names it who is here
+    if code is not None:  # the caller's own, which may not be buildable without memory
         check_reuse(path, spec, shapes)
         return made()
-    if size > LARGEST:
+    if model is None and size > LARGEST:
         raise LimbeckError(
             f"{path} has {size:,} bytes of weights, and a network is built on the word of its file alone up to "
             f"{LARGEST:,}: pass network=, or name the model= (in a recipe model: beside weights:)"
