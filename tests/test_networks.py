@@ -1,4 +1,6 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,9 +8,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from limbeck.core import LimbeckError
-from limbeck.data import arrays
-from limbeck.models import NetworkSpec, save_network
-from limbeck.networks import find_weights, fresh, restored
+from limbeck.data import arrays, load
+from limbeck.experiment import Experiment
+from limbeck.models import NetworkSpec, build, load_network, save_network
+from limbeck.networks import Cast, find_weights, fresh, restored
+from limbeck.recipe import read
 
 MLP = {"name": "mlp", "hidden": [4]}
 
@@ -171,3 +175,131 @@ def test_a_path_may_start_at_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "run" / "teacher.safetensors").write_bytes(b"")
     assert find_weights("~/run") == tmp_path / "run" / "teacher.safetensors"
     assert find_weights("~/net.pt") == tmp_path / "net.pt"
+
+
+RECIPE = """\
+name: tiny
+data: {source: digits, limit: 64}
+teacher: {model: {name: mlp, hidden: [4]}, weights: theirs.pt}
+student: {model: {name: mlp, hidden: [3]}}
+method: kd
+train: {epochs: 1, batch_size: 16}
+evaluate: {latency_runs: 1}
+"""
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+    """A teacher's weights for 5 classes, as a training script saves them, and what reads the recipe beside them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LIMBECK_DATA", raising=False)
+    network = build("mlp", classes=5, shape=(1, 8, 8), hidden=[4])
+    content = {"state_dict": {f"model.{name}": tensor for name, tensor in network.state_dict().items()}, "epoch": 3}
+    torch.save(content, "theirs.pt")
+
+    def made(*settings):
+        Path("recipe.yaml").write_text(RECIPE)
+        recipe = read(Path("recipe.yaml"), overrides=settings)
+        return recipe, Cast(recipe, load(**recipe.data.model_dump()))
+
+    return network, made
+
+
+def test_a_teacher_of_other_classes_says_how_to_begin_from_it(theirs):
+    recipe, cast = theirs[1]()
+    with pytest.raises(LimbeckError, match=r"has 5 classes, the data 10; .* init: fine_tune .* together with train:"):
+        cast.restored(recipe.teacher)
+
+
+def test_a_teacher_may_begin_from_weights_of_other_classes(theirs):
+    network, made = theirs
+    recipe, cast = made("teacher.init=fine_tune", "teacher.train={epochs: 1}")
+    assert cast.restored(recipe.teacher) == []
+    teacher, spec = cast.teacher(recipe.teacher)
+    assert spec.classes == 10
+    assert teacher.head.out_features == 10
+    assert torch.equal(teacher.stage1.linear.weight, network.stage1.linear.weight)
+    assert cast.notes == ("teacher: of theirs.pt takes the weights under 'state_dict', without the prefix 'model.'",)
+
+
+def test_a_teacher_that_begins_from_weights_is_trained_in_the_run(theirs):
+    network, made = theirs
+    recipe, _ = made("teacher.init=fine_tune", "teacher.train={epochs: 1, batch_size: 16}")
+    list(Experiment(recipe, Path("run")).run())
+    trained = load_network("run/teacher/seed0/teacher.safetensors")[0]
+    assert trained.head.out_features == 10
+    assert not torch.equal(trained.stage1.linear.weight, network.stage1.linear.weight)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("teacher.weights=null", "teacher.train={epochs: 1}"), ("teacher.model=null", "teacher.train={epochs: 1}")],
+)
+def test_a_teacher_that_cannot_begin_from_weights_is_told_in_the_recipe(theirs, settings):
+    with pytest.raises(
+        LimbeckError, match="fine_tune needs a model:, weights: of it to start from, and train: for here"
+    ):
+        theirs[1]("teacher.init=fine_tune", *settings)
+
+
+def test_the_weights_of_a_student_that_were_taken_are_noted(theirs):
+    network = build("mlp", classes=10, shape=(1, 8, 8), hidden=[3])
+    torch.save({"net": network.state_dict(), "ema": network.state_dict()}, "student.pt")
+    _, cast = theirs[1]("student.weights=student.pt")
+    cast.student(0)
+    cast.student(1)
+    assert cast.notes == ("student: of student.pt takes the weights under 'net', one of 2 sets that fit",)
+
+
+def test_a_teacher_of_code_needs_its_model_named_or_trust(theirs):
+    Path("net.py").write_text(
+        "from torch import nn\ndef make(classes):\n  return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    network = build("net.py:make", classes=10, shape=(1, 8, 8))
+    save_network(network, Path("t.safetensors"), spec=NetworkSpec("net.py:make", {}, 10, (1, 8, 8)))
+    recipe, cast = theirs[1]("teacher={weights: t.safetensors}")
+    with pytest.raises(
+        LimbeckError, match=r"names code as its network, 'net\.py:make'.*in a recipe model: beside weights:"
+    ):
+        cast.restored(recipe.teacher)
+    trusting = Cast(recipe, load(**recipe.data.model_dump()), trust_code=True)
+    named, other = theirs[1]("teacher={weights: t.safetensors, model: net.py:make}")
+    for members in (trusting.restored(recipe.teacher), other.restored(named.teacher)):
+        assert same(members[0], network)
+
+
+def test_a_run_whose_student_is_code_is_resumed(theirs, tmp_path):
+    Path("net.py").write_text(
+        "from torch import nn\ndef make(classes):\n  return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    recipe, _ = theirs[1]("teacher=null", "method=alone", "student={model: net.py:make}")
+    first = list(Experiment(recipe, Path("run")).run())
+    again = list(Experiment(recipe, Path("run"), resume=True).run())
+    assert [event.reused for event in again if hasattr(event, "reused")] == [True]
+    assert len(first) > len(again)
+    assert str(tmp_path).encode() not in Path("run/student.safetensors").read_bytes()
+    with pytest.raises(LimbeckError, match=r"names code as its network, 'net\.py:make'"):
+        load_network("run/student.safetensors")
+
+
+@pytest.mark.parametrize("names", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"])
+def test_a_folder_of_hugging_face_is_a_network(tmp_path, names):
+    trained, _ = fresh(MLP, data())
+    (tmp_path / "config.json").write_text("{}")
+    if names == "pytorch_model.bin":
+        torch.save(trained.state_dict(), tmp_path / names)
+    else:
+        save_file(
+            trained.state_dict(),
+            tmp_path / "model.safetensors" if "index" not in names else tmp_path / "part.safetensors",
+        )
+    if "index" in names:
+        (tmp_path / names).write_text(
+            json.dumps({"weight_map": dict.fromkeys(trained.state_dict(), "part.safetensors")})
+        )
+    assert same(restored(str(tmp_path), MLP, data()), trained)
+
+
+def test_a_home_folder_that_is_not_there_is_told():
+    with pytest.raises(LimbeckError, match="~nobody_of_this_name"):
+        find_weights("~nobody_of_this_name/net.pt")

@@ -241,3 +241,62 @@ def test_function_must_give_a_module(user_file):
     path = user_file(USER)
     with pytest.raises(LimbeckError, match=r"gives_text gave str, a model is a torch\.nn\.Module"):
         build(f"{path}:gives_text", classes=3, shape=(6,))
+
+
+class _Offline(Exception):
+    """Raised by a library for downloads."""
+
+
+_Offline.__module__ = "httpx"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "place"),
+    [
+        ("timm:test_resnet", {"pretrained": True}, "timm.models._builder.load_pretrained"),
+        ("torchvision:squeezenet1_1", {"weights": "DEFAULT"}, "torchvision.models._api.WeightsEnum.get_state_dict"),
+    ],
+)
+@pytest.mark.parametrize("error", [ConnectionError("no route"), _Offline("no route"), FileNotFoundError("not kept")])
+def test_pretrained_weights_without_the_internet_say_what_to_do(monkeypatch, name, options, place, error):
+    def fails(*_, **__):
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("in vain") from cause
+
+    monkeypatch.setattr(place, fails)
+    with pytest.raises(LimbeckError, match=r"pretrained weights could not be downloaded .*name it under weights:"):
+        build(name, classes=1000, shape=(3, 64, 64), **options)
+
+
+def test_pretrained_weights_of_torchvision_for_other_classes_say_what_to_do():
+    with pytest.raises(LimbeckError, match=r"not 3: take timm:NAME with pretrained: true.*init: fine_tune"):
+        build("torchvision:squeezenet1_1", classes=3, shape=(3, 64, 64), weights="DEFAULT")
+
+
+def test_what_else_fails_of_a_pretrained_network_is_said_as_it_is(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("another shape")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", fails)
+    with pytest.raises(LimbeckError, match="could not be built: RuntimeError: another shape"):
+        build("timm:test_resnet", classes=3, shape=(3, 64, 64), pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import sys\ndef make():\n    sys.exit(3)", "could not be built: SystemExit: 3"),
+        ("make = type", "does not say which arguments it takes|could not be built|gave type"),
+        ("make = 3", "has no function 'make'"),
+    ],
+)
+def test_code_that_is_no_network_is_told(user_file, code, message):
+    with pytest.raises(LimbeckError, match=message):
+        build(f"{user_file(code)}:make", classes=3, shape=(4,))
+
+
+def test_a_file_without_a_function_says_what_to_write(user_file):
+    with pytest.raises(LimbeckError, match=r"names a file and no function in it: write .*\.py:FUNCTION"):
+        build(str(user_file("")), classes=3, shape=(4,))

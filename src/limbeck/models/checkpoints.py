@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from limbeck.models.pickled import StandIn
+
 Keys = tuple[str, ...]
 
 _WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -53,7 +55,7 @@ class _Candidate:
         words = [*self.keys, *filter(None, self.prefix.split("."))]
         copies = any(word in text.lower() for text in words for word in _LAST)
         places = [_FIRST.index(word) if word in _FIRST else len(_FIRST) for word in words]
-        return (-self.matched if self.wrong else -1, self.wrong, copies, len(words) + sum(places))
+        return (bool(self.wrong), -self.matched, self.wrong, copies, len(words) + sum(places))
 
 
 def find_state(content: Any, wanted: Mapping[str, Tensor], *, classifier: str = "") -> Found | None:
@@ -88,9 +90,11 @@ def find_state(content: Any, wanted: Mapping[str, Tensor], *, classifier: str = 
 
 
 def described(content: Any) -> str:
-    """What a file holds: its first keys, and the names of some tensors."""
+    """What a file holds: its first keys, and the names of some tensors; or the object whose code would be needed."""
+    if isinstance(content, StandIn):
+        return f"it holds an object of {content.path}, whose code would have to be run"
     if not isinstance(content, Mapping):
-        return f"it holds {getattr(content, 'path', '') or f'a {type(content).__name__}'}"
+        return f"it holds a {type(content).__name__}"
     if not content:
         return "it is empty"
     names = (".".join((*place, name)) for place, state in _mappings(content) for name in state)
@@ -99,7 +103,9 @@ def described(content: Any) -> str:
     keys = [str(key)[:60] if isinstance(key, str | int) else type(key).__name__ for key in islice(content, 6)]
     more = f" and {len(content) - len(keys)} more" if len(content) > len(keys) else ""
     plain = all(isinstance(value, Tensor) for value in islice(content.values(), 6))
-    return tensors if plain else f"its keys are {', '.join(keys)}{more}; {tensors}"
+    objects = [f"{str(key)[:60]!r} is an object of {it.path}" for key, it in content.items() if isinstance(it, StandIn)]
+    code = f"; {objects[0]}, whose code would have to be run" if objects and not few else ""
+    return tensors if plain else f"its keys are {', '.join(keys)}{more}; {tensors}{code}"
 
 
 def _mappings(content: Any) -> Iterator[tuple[Keys, dict[str, Tensor]]]:
@@ -159,7 +165,7 @@ def _candidate(
             beside += 1
     known = all(part in _FIRST or any(word in part.lower() for word in _LAST) for part in prefix.split(".")[:-1])
     for name, tensor in wanted.items():
-        if name.rpartition(".")[2] == "num_batches_tracked":
+        if name.rpartition(".")[2] in _NO_WEIGHTS:
             renamed.setdefault(name, tensor)
     matched = sum(name in renamed and renamed[name].shape == tensor.shape for name, tensor in wanted.items())
     unexpected = sum(name not in wanted for name in renamed)

@@ -22,7 +22,7 @@ from limbeck.models.pickled import ALONE, damaged, read_pickled
 from limbeck.models.rebuilding import check_reuse, portable, rebuild, restore_structure
 from limbeck.models.reuse import find_reuse
 from limbeck.models.spec import NetworkSpec, parse
-from limbeck.opening import file_size
+from limbeck.opening import expanded, file_size
 from limbeck.whole import replacing
 
 HEADER = 2**24
@@ -75,7 +75,7 @@ def read_spec(path: Path) -> NetworkSpec | None:
     return _header(path, size)[0] if _is_safetensors(path) else None
 
 
-def load_weights(network: nn.Module, path: Path) -> str:
+def load_weights(network: nn.Module, path: Path | str) -> str:
     """Load a file's parameters and buffers, all of them, into a network of the same layers.
 
     Args:
@@ -90,7 +90,7 @@ def load_weights(network: nn.Module, path: Path) -> str:
         LimbeckError: there is no such file, it is damaged, or it holds no weights that fit the network; then the
             network is as it was.
     """
-    found = read_state(path, network.state_dict())
+    found = read_state(expanded(path), network.state_dict())
     network.load_state_dict(found.state)
     return found.said
 
@@ -125,7 +125,7 @@ def load_network(
         LimbeckError: there is no such file, it is damaged, names code or another network than it has the weights of,
             limbeck did not write it, or its network cannot be built.
     """
-    path = Path(path)
+    path = expanded(path)
     if network is not None and model is not None:
         raise LimbeckError("load_network takes a network= or a model=, not both")
     size = _size(path, LARGEST)
@@ -168,10 +168,22 @@ def read_state(path: Path, wanted: Mapping[str, Tensor], *, classifier: str = ""
         check_fit(path, found.state, wanted, described(content))
         raise LimbeckError(f"{path} does not fit the network: {described(content)}")
     for name, tensor in found.state.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
-            kind = "quantized" if tensor.is_quantized else "without numbers" if tensor.is_meta else "sparse or nested"
-            raise LimbeckError(f"{path} holds the weights {name} {kind}: save a dense tensor")
+        _check_numbers(path, name, tensor, wanted[name])
     return found
+
+
+def _check_numbers(path: Path, name: str, tensor: Tensor, wanted: Tensor) -> None:
+    """Raise LimbeckError unless a tensor holds numbers that a network's own can be set to."""
+    kinds = {
+        "sparse or nested": tensor.layout != torch.strided or tensor.is_nested,
+        "quantized": tensor.is_quantized,
+        "without numbers": tensor.is_meta,
+        f"as {tensor.dtype} for {wanted.dtype}": tensor.is_complex() != wanted.is_complex()
+        or (wanted.is_floating_point() and not tensor.is_floating_point()),
+    }
+    wrong = [kind for kind, found in kinds.items() if found]
+    if wrong:
+        raise LimbeckError(f"{path} holds the weights {name} {wrong[0]}: save dense tensors of the network's own type")
 
 
 def _content(path: Path, most: int) -> Any:

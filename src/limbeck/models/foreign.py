@@ -47,7 +47,16 @@ def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options
             f"torchvision:{name} needs 3 channels, but the data has {shape[0]}: timm:NAME takes any number"
         )
     given = {"num_classes": classes}
-    return _call(f"torchvision:{name}", models.get_model, name, given=given, options={"weights": None, **options})
+    try:
+        return _call(f"torchvision:{name}", models.get_model, name, given=given, options={"weights": None, **options})
+    except LimbeckError as error:
+        if options.get("weights") is None or "'num_classes'" not in str(error):
+            raise
+        raise LimbeckError(
+            f"torchvision:{name} with the option weights has the classes that those were trained for, not {classes}: "
+            "take timm:NAME with pretrained: true, which gets a new classifier; or save its state_dict() in a file, "
+            "and start from that by weights: and init: fine_tune"
+        ) from error
 
 
 def from_file(file: Path, name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:

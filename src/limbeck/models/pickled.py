@@ -42,7 +42,7 @@ _HARMFUL = frozenset(
 _HARMFUL_BUILTINS = frozenset(
     f"builtins.{name}"
     for name in ("eval", "exec", "compile", "open", "input", "breakpoint", "__import__", "bytearray", "delattr")
-)
+) | {"io.open", "_io.open"}
 
 _FILLS: dict[str, type[Any]] = {
     "SETITEM": OrderedDict,
@@ -55,10 +55,6 @@ _FILLS: dict[str, type[Any]] = {
 _KEEPS = ("REDUCE", "NEWOBJ", "BUILD", *_FILLS)  # what they leave is the first that they take, or what that makes
 
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of PyTorch before 1.6 begin
-
-_RAISED = (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, OSError, MemoryError)
-"""What torch and zipfile raise of a damaged file, beside what says that it holds code."""
-
 
 Names = dict[str, type[Any]]
 """What a pickle names, and what is to be in its place: something that takes all, a dictionary or a list."""
@@ -105,10 +101,13 @@ def read_pickled(path: Path, size: int) -> Any:
             warnings.simplefilter("ignore")  # of protocols that the reader may not know: it says so by an error too
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError as error:
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise LimbeckError(
-            f"{path} is damaged, or holds what cannot be read without running code ({_first_line(error)}): {ALONE}"
+            f"{path} is damaged, or holds what cannot be read without running code ({reason[:200]}): {ALONE}"
         ) from error
-    except (*_RAISED, BadZipFile) as error:
+    except LimbeckError:
+        raise
+    except Exception as error:  # of a damaged file zipfile, pickletools and torch raise a dozen kinds
         raise damaged(path, error) from error
 
 
@@ -172,6 +171,8 @@ def _names(path: Path, stream: IO[bytes], size: int) -> Names:
             marks.append(len(stack))
         elif code.name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
+        elif code.name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
         elif code.name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
         elif code.name == "GLOBAL":

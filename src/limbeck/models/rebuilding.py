@@ -19,8 +19,8 @@ from limbeck.user_code import named
 LARGEST = 2**32
 """The most bytes of a network built on the word of its file alone: 4 GiB. The model of a larger one is named."""
 
-NUMBER, VALUES = 2**20, 10_000
-"""The largest number, and the most numbers and texts, in a network's options in a file."""
+NUMBER, VALUES = 2**16, 10_000
+"""The largest number in a network's options in a file, unless its tensors have a larger size; and how many values."""
 
 _LIBRARIES = ("timm", "torchvision")
 
@@ -64,14 +64,17 @@ def rebuild(
         LimbeckError: it names code; an option is not plain or loads something; it cannot be built, or does not fit.
     """
     name = spec.name if model is None else model
-    code = named(name)
+    try:
+        code = named(name)
+    except LimbeckError as error:
+        raise LimbeckError(f"{path} is of a network that has no name: {error}") from error
     if code is not None and model is None and not trust_code:
         raise LimbeckError(
-            f"{path} names code, the function {code[1]} in a file {code[0]}, and reading weights runs none: pass the "
-            "network it is of (network=...), name the model (model='path/to/file.py:function', in a recipe model: "
-            "beside weights:), or, if you know where the weights are from, say trust_code=True (--trust-code)"
+            f"{path} names code as its network, {name!r}, and reading weights runs none. Pass the network that it is "
+            "of (network=...); or name the model (model='path/to/file.py:function', in a recipe model: beside "
+            "weights:); or, if you know where the file is from, say trust_code=True (--trust-code)"
         )
-    options = dict(spec.options) if code is not None else _checked(path, name, spec.options)
+    options = dict(spec.options) if code is not None else _checked(path, name, spec.options, shapes)
     size = sum(tensor.numel() * tensor.element_size() for tensor in shapes.values())
 
     def made() -> nn.Module:
@@ -79,10 +82,10 @@ def rebuild(
         restore_structure(network, spec)
         return network
 
-    if code is not None or model is not None:  # somebody names it who is here
+    if code is not None:  # the caller's own, which may not be buildable without memory
         check_reuse(path, spec, shapes)
         return made()
-    if size > LARGEST:
+    if model is None and size > LARGEST:
         raise LimbeckError(
             f"{path} has {size:,} bytes of weights, and a network is built on the word of its file alone up to "
             f"{LARGEST:,}: pass network=, or name the model= (in a recipe model: beside weights:)"
@@ -122,7 +125,7 @@ def _reuse(spec: NetworkSpec | None) -> Reuse | None:
     except (ValidationError, TypeError) as error:
         raise LimbeckError(f"the file describes no classifier that a student can reuse: {spec.reuse}") from error
     numbers = (reuse.channels, reuse.outside, reuse.classes, reuse.factor, *(reuse.size or ()))
-    if reuse.side not in ("output", "input") or not all(0 < number <= NUMBER for number in numbers):
+    if reuse.side not in ("output", "input") or not all(0 < number <= 2**20 for number in numbers):
         raise LimbeckError(f"the file describes no classifier that a student can reuse: {spec.reuse}")
     return reuse
 
@@ -159,34 +162,42 @@ def _look(
     with, and are built with bounded memory.
     """
     try:
-        with torch.device("meta"), _Bounded(tensors, size):
-            network = made()
-    except (LimbeckError, RuntimeError, MemoryError, RecursionError, OverflowError) as error:
-        if not (plain and isinstance(error.__cause__, NotImplementedError)):
-            raise LimbeckError(f"{path} describes a network that cannot be built: {error}") from error
-        with _Bounded(tensors, size):
-            network = made()
+        try:
+            with torch.device("meta"), _Bounded(tensors, size):
+                network = made()
+        except LimbeckError as error:
+            if not (plain and isinstance(error.__cause__, NotImplementedError)):
+                raise
+            with _Bounded(tensors, size):
+                network = made()
+    except Exception as error:  # a stranger chose the values that it is built of
+        raise LimbeckError(f"{path} describes a network that cannot be built: {_first_line(error)}") from error
     fits(network)
 
 
-def _checked(path: Path, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def _checked(path: Path, name: str, options: Mapping[str, Any], shapes: Mapping[str, Tensor]) -> dict[str, Any]:
     """The options, if they are plain values of a sane size.
 
     Raises:
         LimbeckError: one is not, or says what to load.
     """
+    most = max([NUMBER, *(size for tensor in shapes.values() if tensor.numel() for size in tensor.shape)])
     library = name.partition(":")[0] in _LIBRARIES
     kept = {key: value for key, value in options.items() if not (library and key in _FETCHED)}
     for key, value in kept.items():
         if library and _STRUCTURAL.search(key):
             raise LimbeckError(f"{path} gives {name} the option {key!r}, which no weights file may set")
         for count, one in enumerate(_leaves(value)):
-            wrong = isinstance(one, int | float) and abs(one) > NUMBER
+            wrong = isinstance(one, int | float) and abs(one) > most
             wrong |= isinstance(one, str) and (len(one) > 100 or any(sign in one for sign in "/\\:"))
             if count > VALUES or wrong or not isinstance(one, bool | int | float | str | None):
                 raise LimbeckError(
                     f"{path} gives {name} the option {key!r} with {str(one)[:60]!r}: allowed are true, false, short "
-                    f"texts that are no paths, and numbers up to {NUMBER:,}, and lists of them"
+                    f"texts that are no paths, and numbers up to {most:,}, and lists of them"
                 )
     return kept
 

@@ -207,7 +207,7 @@ def _npz(path: Path) -> Read:
         raise LimbeckError(f"{path} has no array {error}: needed are files and values, and classes if named") from error
     except _NO_NPZ as error:
         raise LimbeckError(f"{path} cannot be read: {error}") from error
-    if not isinstance(names, list) or not isinstance(classes, list | None):
+    if any(array.ndim != 1 for name, array in arrays.items() if name != "values"):
         raise LimbeckError(f"{path} cannot be read: files and classes are lists of texts")
     return names, classes, values
 
