@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from limbeck.files import bundled
@@ -232,3 +235,200 @@ def test_a_path_inside_the_data_root_is_left_as_it_is(tmp_path, monkeypatch):
 
 def test_an_unknown_key_in_set_is_not_blamed_on_the_file(tmp_path):
     assert fail(tmp_path, GOOD, overrides=["a.b=c"]).startswith("--set a.b=c: a: unknown key 'a'")
+
+
+FOLDER = GOOD.replace("{source: digits}", "{source: folder, path: photos, size: 32}")
+TRAINED = "train: {epochs: 3}"
+
+
+@pytest.mark.parametrize(("said", "size"), [("32", (32, 32)), ("[24, 32]", (24, 32))])
+def test_a_size_is_one_number_or_height_and_width(tmp_path, said, size):
+    recipe = read(write(tmp_path, FOLDER.replace("size: 32", f"size: {said}")))
+    assert recipe.data.size == size
+    assert read(write(tmp_path, dump(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "size: 32",
+            "size: 32x32",
+            "data.size: got '32x32': it must be a number of pixels, or a list of height and width",
+        ),
+        ("size: 32", "size: [32]", "data.size: got [32]: it must be a list of 2 values"),
+        ("size: 32", "size: 100000", "data.size.0: got 100000: it must be at most 10000"),
+        ("method: kd", "method: 3", "method: got 3: it must be a name, a block with a name, or a list of these"),
+        ("method: kd", "method: kd\ncache: 3", "cache: got 3: it must be true, false, auto or a block that says how"),
+        (
+            "method: kd",
+            "method: kd\nallow: [chanc]",
+            "allow.0: got 'chanc': did you mean 'chance'? allowed are chance, not",
+        ),
+        ("method: kd", "method: kd\nallow: chance", "allow: got 'chance': it must be a list"),
+        ("method: kd", "method: kd\ncompile: 3", "compile: got 3: it must be true, false or auto"),
+        (
+            "method: kd",
+            "method: {name: kd, soft: true}",
+            "method.soft: got true: it must be a number or a name or a block",
+        ),
+        ("epochs: 4", "epochs:", "train.epochs: got nothing: it must be a whole number"),
+        (
+            "epochs: 4",
+            "epochs: 1000000000000000000",
+            "train.epochs: got 1000000000000000000: it must be at most 1000000",
+        ),
+        ("epochs: 4", "epochs: 4\n  batch_size: 9999999", "train.batch_size: got 9999999: it must be at most 1000000"),
+        ("epochs: 4", "epochs: 4\n  augment: {crop: 10001}", "train.augment.crop: got 10001: it must be at most 10000"),
+        ("epochs: 4", "epochs: 4\n  augment: true", "train.augment: got true: it must be a block of keys"),
+        ("hidden: [8]", "hidden: [1000000000000]", "student.model.hidden.0: got 1000000000000: it must be below"),
+        (TRAINED, "train: {epochs: 3}\n  members: 101", "teacher.members: got 101: it must be at most 100"),
+        (TRAINED, "weights: 3", "teacher.weights: got 3: it must be a path or a list of paths"),
+        (TRAINED, "weights: ~nobody_of_this_name/x", "there is no user 'nobody_of_this_name'"),
+        ("name: tiny", "name: [tiny]", "recipe.yaml:1: name: got ['tiny']: it must be text"),
+        ("name: tiny", "name: ../x", "it must be a name for a folder: letters, digits, . _ and -"),
+        ("name: tiny", "name: tiny\nnetworks: {Big: {model: mlp}}", "it must be a name of lower-case letters"),
+    ],
+)
+def test_messages_speak_the_recipes_language(tmp_path, old, new, message):
+    assert old in FOLDER
+    found = fail(tmp_path, FOLDER.replace(old, new, 1))
+    assert message in found
+    assert not {"array", "tuple", "NoneType", "integer", "boolean", "None", "True", "dict"} & set(found.split())
+
+
+def test_many_errors_stay_on_a_screen_and_long_values_are_shortened(tmp_path):
+    assert len(fail(tmp_path, FOLDER + "".join(f"key{n}: 1\n" for n in range(300))).splitlines()) == 11
+    assert "and 290 more" in fail(tmp_path, FOLDER + "".join(f"key{n}: 1\n" for n in range(300)))
+    assert len(fail(tmp_path, FOLDER.replace("epochs: 4", f"epochs: [{'1, ' * 2000}]"))) < 300
+
+
+def test_seeds_are_at_most_a_thousand(tmp_path):
+    assert "seeds: got [0, 1, 2" in fail(tmp_path, GOOD + f"seeds: {list(range(1001))}\n")
+
+
+def test_errors_come_in_the_order_of_their_lines(tmp_path):
+    text = GOOD.replace("epochs: 4", "epoch: 4").replace("name: tiny", "nam: tiny")
+    numbers = [int(line.split(":")[1]) for line in fail(tmp_path, text).splitlines()]
+    assert numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize("output", ["logits", "0", "probabilities"])
+def test_the_output_is_a_key_or_a_place(tmp_path, output):
+    recipe = read(write(tmp_path, GOOD.replace(TRAINED, f"train: {{epochs: 3}}\n  output: {output}")))
+    assert recipe.teacher.output == output
+
+
+def test_a_teacher_is_fine_tuned_from_weights(tmp_path):
+    recipe = read(write(tmp_path, GOOD.replace(TRAINED, f"{TRAINED}\n  weights: t.pt\n  init: fine_tune")))
+    assert (recipe.teacher.init, recipe.teacher.weights, recipe.teacher.train.epochs) == ("fine_tune", ("t.pt",), 3)
+    assert smoke(recipe).teacher.init == "fine_tune"
+    assert placed(recipe).teacher.init == "fine_tune"
+
+
+def test_a_pretrained_teacher_is_trained_here(tmp_path):
+    text = GOOD.replace("{name: mlp, hidden: [32]}", "{name: 'timm:resnet18', pretrained: true}")
+    assert read(write(tmp_path, text)).teacher.model["pretrained"]
+    assert "write train: {epochs: N} to train it here" in fail(tmp_path, text.replace("  train: {epochs: 3}\n", ""))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (
+            "model: mlp\n  train: {epochs: 1}\n  weights: t.pt",
+            "leave out train:, or write init: fine_tune to train it here",
+        ),
+        ("model: {name: mlp, hidden: [8]}\n  weights: t.pt\n  init: fine_tune", "write train: {epochs: N}"),
+        ("train: {epochs: 1}\n  weights: t.pt\n  init: fine_tune", "write model: NAME"),
+        ("model: resnet8\n  train: {epochs: 1}\n  weights: [a, b]\n  init: fine_tune", "starts from one file"),
+        (
+            "model: resnet8\n  train: {epochs: 1}\n  init: fine_tune",
+            "without the weights: to start from: write weights: FILE",
+        ),
+        ("model: resnet8\n  weights: t.pt\n  members: 2", "list the members' files: weights: [FILE, FILE]"),
+        ("model: resnet8\n  weights: t.pt\n  untrained: true", "leave out untrained:"),
+        ("table: t.csv\n  output: logits", "write values: for what it holds"),
+        ("model: resnet8\n  train: {epochs: 1}\n  values: logits", "which is missing: write table: FILE"),
+    ],
+)
+def test_a_contradiction_says_the_line_that_would_be_right(tmp_path, teacher, message):
+    text = GOOD.replace("model: {name: mlp, hidden: [32]}\n  train: {epochs: 3}", teacher, 1)
+    assert message in fail(tmp_path, text)
+
+
+def test_set_changes_one_of_two_blocks_that_an_alias_makes_alike(tmp_path):
+    text = GOOD.replace("{name: mlp, hidden: [32]}", "&net {name: mlp, hidden: [32]}")
+    text = text.replace("{name: mlp, hidden: [8]}", "*net")
+    recipe = read(write(tmp_path, text), overrides=["student.model.hidden=[4]"])
+    assert (recipe.teacher.model["hidden"], recipe.student.model["hidden"]) == ([32], [4])
+
+
+def test_allow_on_the_command_line_adds_to_the_recipes(tmp_path):
+    assert read(write(tmp_path, GOOD + "allow: [chance]\n"), allow=["random"]).allow == ("chance", "random")
+    assert fail(tmp_path, GOOD, allow=["chanc"]).startswith(
+        "--allow chanc: allow.0: got 'chanc': did you mean 'chance'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            TRAINED,
+            "weights: teacher.pth",
+            "recipe.yaml:5: teacher.weights.0: there is no file HERE/teacher.pth: did you mean",
+        ),
+        (TRAINED, "weights: fifo", "HERE/fifo is no regular file"),
+        (
+            "model: {name: mlp, hidden: [32]}\n  train: {epochs: 3}",
+            "table: t.csv",
+            "teacher.table: there is no table HERE/t.csv",
+        ),
+        ("student:", "student:\n  weights: no/where.pt", "student.weights: there is no file HERE/no/where.pt"),
+        ("{name: mlp, hidden: [8]}", "net.py:make", "student.model.name: there is no file HERE/net.py"),
+        (
+            "{source: digits}",
+            "{source: folder, path: phots}",
+            "data.path: phots does not exist: did you mean 'photos'?",
+        ),
+        ("{source: digits}", "{source: folder, path: fifo}", "data.path: fifo is neither a folder nor a zip file"),
+        (
+            "{source: digits}",
+            "{source: folder, path: x, root: nowhere}",
+            "data.root: the data root nowhere is no folder",
+        ),
+        (
+            "{source: digits}",
+            "{source: folder, path: photos, streaming: true, size: 8, transform: 'cut.py:make'}",
+            "data.transform: there is no file HERE/cut.py",
+        ),
+        (TRAINED, f"weights: {'x' * 3000}", "teacher.weights.0: there is no file /"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_told_with_the_recipe(tmp_path, monkeypatch, old, new, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LIMBECK_DATA", raising=False)
+    os.mkfifo("fifo")
+    Path("photos").mkdir()
+    Path("teacher.pt").touch()
+    found = fail(tmp_path, GOOD.replace(old, new, 1), check_paths=True)
+    assert message.replace("HERE", str(tmp_path)) in found
+    assert len(found) < 400
+
+
+def test_a_path_in_the_data_root_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lake" / "pictures").mkdir(parents=True)
+    text = GOOD.replace("{source: digits}", "{source: folder, path: pictures, root: lake}")
+    assert read(write(tmp_path, text), check_paths=True).data.path == "pictures"
+    monkeypatch.setenv("LIMBECK_DATA", str(tmp_path / "lake"))
+    assert read(write(tmp_path, text.replace(", root: lake", "")), check_paths=True)
+    monkeypatch.setenv("LIMBECK_DATA", "~nobody_of_this_name")
+    assert "there is no user" in fail(tmp_path, text.replace(", root: lake", ""), check_paths=True)
+
+
+@pytest.mark.parametrize("name", ["peer", "weights", "model"])
+def test_an_unknown_key_of_a_further_network_gets_the_nearest(tmp_path, name):
+    text = GOOD + f"networks: {{{name}: {{model: mlp, weigths: x}}}}\n"
+    assert f"networks.{name}.weigths: unknown key 'weigths': did you mean 'weights'?" in fail(tmp_path, text)

@@ -35,7 +35,7 @@ def _all_weights(recipe: Recipe) -> Iterator[tuple[Place, str]]:
 
 def _all_code(recipe: Recipe) -> Iterator[tuple[Place, str]]:
     models: list[tuple[Place, Block | None]] = [
-        (("teacher", "model"), recipe.teacher and recipe.teacher.model),
+        (("teacher", "model"), recipe.teacher.model if recipe.teacher is not None else None),
         (("student", "model"), recipe.student.model),
         *((("networks", name, "model"), other.model) for name, other in recipe.networks.items()),
     ]

@@ -14,7 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from limbeck.errors import LimbeckError, nearest
 from limbeck.schedules import SCHEDULES
-from limbeck.wording import Problem, needed, problems_of, shown
+from limbeck.wording import Problem as Problem
+from limbeck.wording import needed, problems_of, shown
 
 Block = Mapping[str, Any]
 Model = TypeVar("Model", bound=BaseModel)

@@ -13,15 +13,15 @@ from limbeck.contradictions import contradictions
 from limbeck.errors import nearest
 from limbeck.files import expanded, near
 from limbeck.named_paths import missing
-from limbeck.options import Problem, as_block, complete, validate
+from limbeck.options import as_block, complete, validate
 from limbeck.recipe_text import RecipeError as RecipeError
 from limbeck.recipe_text import line_of, plain, read_text
 from limbeck.signatures import known
-from limbeck.wording import shortened, shown
+from limbeck.wording import Problem, shortened, shown
 
 Place = tuple[str | int, ...]
 
-SHOWN = 20
+SHOWN = 10
 """Problems that are told at once."""
 
 _NAMED: tuple[tuple[Place, str], ...] = (

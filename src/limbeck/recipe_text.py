@@ -138,7 +138,7 @@ class _Reader:
                 self._refuse(event, "a second document begins here: a recipe is one")
         return value
 
-    def _parsed(self, text: str) -> Iterator[Event]:
+    def _parsed(self, text: str) -> Iterator[Any]:
         """The events, each counted."""
         try:
             for event in YAML(typ="safe", pure=True).parse(text):
@@ -157,7 +157,7 @@ class _Reader:
         except (ValueError, IndexError, KeyError, AttributeError, TypeError, NotImplementedError) as error:
             raise RecipeError(f"{self._name}: this is not YAML") from error  # the parser stumbles over some texts
 
-    def _value(self, event: Event, depth: int) -> Any:
+    def _value(self, event: Any, depth: int) -> Any:
         if depth > DEPTH:
             self._refuse(event, f"more than {DEPTH} blocks or lists inside each other")
         if isinstance(event, AliasEvent):
@@ -206,7 +206,7 @@ class _Reader:
                     block[key], block.lines[key] = other[key], other.lines[key]
         return block
 
-    def _key(self, event: Event) -> str:
+    def _key(self, event: Any) -> str:
         if not isinstance(event, ScalarEvent) or event.tag is not None:
             self._refuse(event, "a key is a word: it cannot be a list, a block, an alias or have a tag")
         return self._checked(event)

@@ -7,24 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
-_PLAIN = {
-    "±": "+-",
-    "²": "^2",
-    "³": "^3",
-    "×": "x",
-    "·": "*",
-    "…": "...",
-    "–": "-",
-    "—": "-",
-    "→": "->",
-    "≤": "<=",
-    "≥": ">=",
-}
-_PLAIN |= {"‘": "'", "’": "'", "“": '"', "”": '"', "µ": "u"}
+_PLAIN = {"±": "+-", "²": "^2", "³": "^3", "·": "*", "…": "...", "→": "->", "≤": "<=", "≥": ">="}
 
 
 def plain_where_needed() -> None:
-    r"""Let this process's two streams write what they cannot encode plainly: ``±`` as ``+-``, others as ``\\xe4``."""
+    """Let this process's two streams write plainly what they cannot encode: ``±`` as ``+-``, others as Python does."""
     codecs.register_error("limbeck.plain", _replaced)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a notebook's or a test's may be no file

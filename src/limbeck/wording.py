@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
@@ -22,7 +22,7 @@ class Problem(NamedTuple):
 
 def needed(what: str) -> PydanticCustomError:
     """The error of a validator whose value is not ``what``, such as "a path or a list of paths"."""
-    return PydanticCustomError("needed", what.replace("{", "{{").replace("}", "}}"))  # type: ignore[arg-type]
+    return PydanticCustomError("needed", what)
 
 
 def shown(value: object) -> str:
@@ -135,10 +135,12 @@ def _is_type_name(part: str) -> bool:
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    for part in path:
-        if str(part) not in model.model_fields:  # the block lies under a name of the user's
-            continue
-        inner = [model.model_fields[str(part)].annotation]
-        inner += [deep for kind in get_args(inner[0]) for deep in (kind, *get_args(kind))]
-        model = next(kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel))
+    """The keys of the block at a path."""
+    parts = iter(path)
+    for part in parts:
+        annotation = model.model_fields[str(part)].annotation
+        if get_origin(annotation) is dict:
+            next(parts, None)  # blocks under names of the user's
+        kinds = (annotation, *get_args(annotation))
+        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
     return list(model.model_fields)
