@@ -350,7 +350,9 @@ def test_every_flipped_bit_of_a_networks_figures_is_refused(tmp_path):
 def test_figures_that_were_edited_are_refused(tmp_path):
     file = finished(tmp_path) / "kd" / "seed0" / "result.json"
     file.write_text(file.read_text().replace('"errors": 3', '"errors": 0'))
-    with pytest.raises(LimbeckError, match=r"was changed after it was written: delete .* and kd/seed0 is trained again"):
+    with pytest.raises(
+        LimbeckError, match=r"was changed after it was written: delete .* and kd/seed0 is trained again"
+    ):
         opened(tmp_path, resume=True).result("kd/seed0")
 
 

@@ -62,7 +62,7 @@ def rehearse(recipe: Recipe, data: Data, cast: Cast, folder: Path) -> Rehearsal:
         training = training_of(recipe.train, data)
         table = bought(block, data, training) if block is not None else None
         check_use(recipe, stages)  # the method's own arm is the last
-        work = sum(macs(network, data.shape) for network in networks.values())
+        work = sum(macs(network, data.shape) or 0 for network in networks.values())
         cache, engine = settle(
             stages,
             networks,

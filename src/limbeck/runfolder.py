@@ -319,7 +319,10 @@ class RunFolder:
             raise LimbeckError(f"{self.path} holds a run of another recipe, so it cannot be resumed:\n{differences}")
 
     def _read_checkpoint(self) -> dict[str, Any]:
-        state = checkpoint.load(self._checkpoint)
+        try:
+            state = checkpoint.load(self._checkpoint)
+        except LimbeckError as error:
+            raise LimbeckError(f"{error}: delete it, and its network is trained again from its beginning") from error
         kinds = {"job": str, "files": dict, "log": dict, "recipe": str, "train": dict}
         typed = state.keys() == kinds.keys() and all(isinstance(state[key], kind) for key, kind in kinds.items())
         if not (typed and are_records(state["files"]) and is_summary(state["log"])):
