@@ -290,3 +290,5 @@ def _run(recipe: "Recipe", out: Path, *, resume: bool) -> None:
     experiment = Experiment(recipe, out, resume=resume)
     _choose_threads(experiment)
     show(experiment, Console(markup=False), out)
+    for note in experiment.folder.notes:
+        Console(markup=False).print(f"note: {note}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Random damages and kills, for the tests and for `benchmarks/fuzz.py`."""
