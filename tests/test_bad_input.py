@@ -313,14 +313,16 @@ def test_a_damaged_result_is_not_resumed(job, content):
     file.write_text(content)
     message = refused("recipe.yaml", "--resume")
     assert f"{job}/result.json is damaged" in message
-    assert "delete it" in message
+    assert f"delete runs/tiny/{job}, and {job} is trained again" in message
 
 
 def test_a_damaged_network_of_a_finished_job_is_not_resumed():
     assert invoke("recipe.yaml").exit_code == 0
     file = Path("runs/tiny/teacher/seed0/teacher.safetensors")
     file.write_bytes(file.read_bytes()[:-10])
-    assert "teacher.safetensors is cut short or damaged" in refused("recipe.yaml", "--resume")
+    assert "teacher.safetensors is missing, damaged or another one than was written" in refused(
+        "recipe.yaml", "--resume"
+    )
 
 
 def test_the_demo_says_that_its_folder_holds_another_run():
@@ -385,7 +387,9 @@ def test_a_finished_network_whose_file_was_changed_is_not_resumed():
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert "student.safetensors is not the file that was written" in refused("recipe.yaml", "--resume")
+    assert "student.safetensors is missing, damaged or another one than was written" in refused(
+        "recipe.yaml", "--resume"
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_told():

@@ -569,7 +569,7 @@ def test_a_runs_student_that_is_not_whole_is_copied_anew_and_this_is_said(tmp_pa
     assert file.read_bytes() == b"weights"
 
 
-def test_a_network_that_another_run_trained_in_the_same_way_is_found_and_taken_over(tmp_path):
+def test_a_network_that_another_run_trained_in_the_same_way_is_found_with_its_epochs(tmp_path):
     finished(tmp_path / "a", "alone/seed0", trained_as="one way", weights=b"of a")
     finished(tmp_path / "b", "alone/seed0", trained_as="another way")
     (tmp_path / "c").mkdir()
@@ -578,14 +578,9 @@ def test_a_network_that_another_run_trained_in_the_same_way_is_found_and_taken_o
     assert folder.found("alone/seed0", "a third way") is None
     assert folder.found("alone/seed1", "one way") is None
     assert folder.found("alone/seed0", "one way") == tmp_path / "a"
-    figures = folder.adopt("alone/seed0", tmp_path / "a")
-    assert figures["taken_from"] == "a"
-    assert folder.result("alone/seed0") == figures
-    assert folder.weights("alone/seed0", "student.safetensors").read_bytes() == b"of a"
-    folder.log(line("kd/seed0", 1))
-    again = opened(tmp_path / "run", "name: other\n", resume=True)
-    assert again.result("alone/seed0") == figures
-    assert again.notes == []
+    folder.take_log("alone/seed0", tmp_path / "a")
+    ours, theirs = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("run", "a"))
+    assert ours == [one for one in theirs if json.loads(one)["job"] == "alone/seed0"] != []
 
 
 @pytest.mark.parametrize("file", ["student.safetensors", "result.json"])
@@ -593,22 +588,10 @@ def test_a_network_that_is_damaged_elsewhere_is_not_found(tmp_path, file):
     finished(tmp_path / "a", "alone/seed0", trained_as="one way")
     flip(tmp_path / "a" / "alone" / "seed0" / file, 5)
     assert opened(tmp_path / "run").found("alone/seed0", "one way") is None
-    with pytest.raises(LimbeckError, match="damaged"):
-        opened(tmp_path / "run").adopt("alone/seed0", tmp_path / "a")
 
 
 def test_a_run_finds_nothing_where_nothing_lies_beside_it(tmp_path):
     assert RunFolder(tmp_path / "deep" / "er", RECIPE, resume=False).found("alone/seed0", "one way") is None
-    with pytest.raises(LimbeckError, match="has no finished alone/seed0"):
-        opened(tmp_path / "run").adopt("alone/seed0", tmp_path)
-
-
-def test_a_network_that_was_taken_over_makes_no_run(tmp_path):
-    finished(tmp_path / "a", "alone/seed0", trained_as="one way")
-    opened(tmp_path / "run").adopt("alone/seed0", tmp_path / "a")
-    folder = opened(tmp_path / "run", "name: other\n")
-    assert folder.result("alone/seed0") is None
-    assert not (tmp_path / "run" / "alone" / "seed0").exists()
 
 
 def test_a_folder_that_may_not_be_written_is_told(tmp_path, monkeypatch):

@@ -367,7 +367,7 @@ def test_distilling_trains_the_student_in_place_and_measures_all(data):
     assert {"method", "seed", "teacher", "student", "alone"} <= set(result)
     assert (result["method"], result["seed"]) == ("kd", 0)
     for role in ("teacher", "student", "alone"):
-        cost = {"parameters", "macs", "file_bytes", "latency_ms", "latency_p95_ms"}
+        cost = {"parameters", "macs", "file_bytes", "latency_ms", "latency_p95_ms", "latency_disturbed"}
         assert set(result[role]) == {"test", "validation"} | cost
     assert set(result["student"]["test"]) == set(result["alone"]["test"]) == QUALITY | {"agreement", "kl_to_teacher"}
     assert set(result["teacher"]["test"]) == QUALITY

@@ -141,6 +141,7 @@ def distill(
         allow=tuple(allow),
     )
     with (
+        torch.inference_mode(mode=False),  # else what is copied could not learn
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
         TemporaryDirectory() if out is None else nullcontext(str(out)) as folder,
     ):

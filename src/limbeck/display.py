@@ -61,12 +61,16 @@ def result_table(experiment: Experiment) -> Table:
             spread_text(row["accuracy"], 100, 2),
             spread_text(row["errors"], 1, 1),
             f"{sum(agreement) / len(agreement):.2f}" if agreement else "",
-            f"{cost['parameters']:,}" if cost else "",
-            f"{cost['macs']:,}" if cost else "",
-            f"{cost['latency_ms']:.3f}" if cost else "",
-            f"{cost['latency_p95_ms']:.3f}" if cost else "",
+            _figure(cost.get("parameters"), ","),
+            _figure(cost.get("macs"), ","),
+            _figure(cost.get("latency_ms"), ".3f"),
+            _figure(cost.get("latency_p95_ms"), ".3f"),
         )
     return table
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def verdicts(experiment: Experiment) -> Iterator[str]:

@@ -38,6 +38,10 @@ class EpochLog:
         """How many lines a network has."""
         return self._jobs.count(job)
 
+    def of(self, job: str) -> list[dict[str, Any]]:
+        """A network's lines."""
+        return [json.loads(line) for line in self._of(job)]
+
     def summary(self, job: str) -> dict[str, Any]:
         """The number of a network's lines, and the sha256 of them all."""
         return _summary(self._of(job))

@@ -247,6 +247,7 @@ class Experiment:
         other = None if known is None else self.folder.found(name, known)
         if other is not None:
             load_weights(network, other / name / job.file)
+            self.folder.take_log(name, other)
             yield Found(job, other)
             yield from self._measured(job, networks, spec, guide, known)
             return

@@ -11,11 +11,11 @@ from torch import nn
 from limbeck.arms import arms_of, method_of, needed, training_of
 from limbeck.blocks import CacheBlock, Recipe
 from limbeck.caching import bought, cached, decide, wanted
-from limbeck.core import LimbeckError, Method, Stage, Tap
-from limbeck.data import Data
+from limbeck.core import Batch, LimbeckError, Method, Stage, Tap
+from limbeck.data import Data, normalise
 from limbeck.engine import Engine, Precision
 from limbeck.evaluate import macs
-from limbeck.frozen import frozen_parts
+from limbeck.frozen import frozen_parts, learners
 from limbeck.methods import METHODS
 from limbeck.networks import check_use, joined, teaches
 from limbeck.preflight import check_run, check_teacher, refuse_shared
@@ -24,6 +24,7 @@ from limbeck.recipe import reread
 from limbeck.session import Training, plan, probe, training_batches
 from limbeck.store import free_bytes
 from limbeck.taps import shapes
+from limbeck.terms import SAMPLES, meaningless
 from limbeck.trial import engine_for
 
 
@@ -82,6 +83,8 @@ def rehearse(recipe: Recipe, data: Data, cast: Prepared, folder: Path, own: Meth
             notes += [note for stage in planned for note in stage.notes]
             kept = stored if arm == method else frozenset[Tap]()
             notes += check_run(planned, taking_part, data, its, engine, stored=kept).notes
+            if table is None or arm != method:
+                notes += _terms(planned, taking_part, data, its, engine)
         if block is not None and block.weights and block.init == "as_is":
             notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow).notes
         rest = [f"student.{part}" if part else "student" for part in frozen_parts(student)]
@@ -122,6 +125,24 @@ def _trainings(
         taking_part = needed(arm, networks)
         found[arm] = (plan(method_of(recipe, arm, own), taking_part, data, training), taking_part, training)
     return found
+
+
+def _terms(
+    stages: Sequence[Stage], networks: Mapping[str, nn.Module], data: Data, training: Training, engine: Engine
+) -> tuple[str, ...]:
+    """What there is to say of the stages' terms, on a few samples of all classes."""
+    for stage in stages:
+        learners(stage, networks)
+    losses = [term.loss for stage in stages for term in stage.terms.values() if isinstance(term.loss, nn.Module)]
+    for module in (*networks.values(), *losses):
+        engine.place(module)
+    split = data.train.without(training.exclude)
+    count = min(SAMPLES, training.batch_size, len(split))
+    index = torch.arange(count) * len(split) // count
+    inputs = normalise(split.inputs[index], data.mean, data.std).to(engine.device)
+    return meaningless(
+        stages, networks, Batch(inputs, split.targets[index].to(engine.device), index.to(engine.device), 0)
+    )
 
 
 def _work(

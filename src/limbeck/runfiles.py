@@ -1,7 +1,6 @@
 """The files of a run folder: which there are, whether they are whole, and how a run is deleted."""
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,15 +35,7 @@ def holds_epoch(path: Path) -> bool:
         return True
     if (path / LOG).exists() and (not (path / LOG).is_file() or _has_line(path / LOG)):
         return True
-    return any((folder / RESULT).exists() and not is_taken_over(folder) for folder in network_folders(path))
-
-
-def is_taken_over(folder: Path) -> bool:
-    """Whether a network's folder holds one that was trained in another run."""
-    try:
-        return "taken_from" in (read_sealed(folder / RESULT) or {})
-    except LimbeckError:
-        return False
+    return any((folder / RESULT).exists() for folder in network_folders(path))
 
 
 def network_folders(path: Path) -> Iterator[Path]:
@@ -150,12 +141,6 @@ def clear(path: Path) -> None:
             _delete_empty(folder.parent)
     except OSError as error:
         raise LimbeckError(f"{error.filename} cannot be deleted: {error.strerror}") from error
-
-
-def clear_taken_over(path: Path) -> None:
-    """Delete the networks that a run without a finished epoch took over from another run."""
-    for folder in [folder for folder in network_folders(path) if is_taken_over(folder)]:
-        shutil.rmtree(folder)
 
 
 def _stores(path: Path) -> list[Path]:

@@ -34,7 +34,6 @@ from limbeck.runfiles import (
     RESULT,
     STUDENT,
     are_records,
-    clear_taken_over,
     copy_whole,
     file_record,
     holds,
@@ -96,9 +95,7 @@ class RunFolder:
             NoSpace: the disk is full.
             LimbeckError: the folder may not be written.
         """
-        if not self._begun:
-            clear_taken_over(self.path)
-        elif not (self.path / RECIPE).is_file():
+        if self._begun and not (self.path / RECIPE).is_file():
             self.notes.append(f"{self.path / RECIPE} was missing and is written anew")
         write(self.path / RECIPE, self._recipe)
         file = self.path / "environment.json"
@@ -291,25 +288,15 @@ class RunFolder:
                     return other
         return None
 
-    def adopt(self, name: str, other: Path) -> dict[str, Any]:
-        """Take a finished network over from another run's folder, and give its figures; `result` then has them too.
-
-        Raises:
-            LimbeckError: it is not finished there, or damaged.
-            NoSpace: the disk is full.
-        """
-        found = read_network(other / name, name)
-        if found is None:
-            raise LimbeckError(f"{other} has no finished {name}")
-        for file in found.files:
-            copy_whole(other / name / file, self.path / name / file)
-        self._files[name] = dict(found.files)
+    def take_log(self, name: str, other: Path) -> None:
+        """Take over a network's lines of the log of another run's folder, as far as they are whole there."""
+        try:
+            lines = EpochLog(other / LOG, kept=True).of(name)
+        except LimbeckError:
+            return
         self._log.begin(name)
-        figures = {**found.figures, "taken_from": other.name}
-        held = {"files": self._files[name], "log": self._log.summary(name), "recipe": self._recipe_hash}
-        write_sealed(self.path / name / RESULT, figures | held)
-        self._results[name] = figures
-        return figures
+        for line in lines:
+            self._log.add(line)
 
     def _refuse_other_recipe(self) -> None:
         found = read(self.path / RECIPE, RECIPE_BYTES)
@@ -319,7 +306,10 @@ class RunFolder:
             raise LimbeckError(f"{self.path} holds a run of another recipe, so it cannot be resumed:\n{differences}")
 
     def _read_checkpoint(self) -> dict[str, Any]:
-        state = checkpoint.load(self._checkpoint)
+        try:
+            state = checkpoint.load(self._checkpoint)
+        except LimbeckError as error:
+            raise LimbeckError(f"{error}: delete it, and its network is trained again from its beginning") from error
         kinds = {"job": str, "files": dict, "log": dict, "recipe": str, "train": dict}
         typed = state.keys() == kinds.keys() and all(isinstance(state[key], kind) for key, kind in kinds.items())
         if not (typed and are_records(state["files"]) and is_summary(state["log"])):

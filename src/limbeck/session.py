@@ -1,7 +1,7 @@
 """One network's training and its figures: what `limbeck.experiment` and `limbeck.distill` share."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -163,10 +163,18 @@ def measure(
     return figures
 
 
-def time_together(networks: Networks, data: Data, runs: int) -> dict[str, dict[str, float]]:
+def time_together(networks: Networks, data: Data, runs: int) -> dict[str, dict[str, Any]]:
     """Batch-1 latency of several networks, interleaved so that a slow phase of the machine hits all alike."""
-    times: Mapping[str, Latency] = latency(networks, data.shape, runs=runs)
-    return {name: {"latency_ms": time.median_ms, "latency_p95_ms": time.p95_ms} for name, time in times.items()}
+    return {name: _times(found) for name, found in latency(networks, data.shape, runs=runs).items()}
+
+
+def _times(found: Latency | None) -> dict[str, Any]:
+    """None of a network that cannot take one sample."""
+    return {
+        "latency_ms": found and found.median_ms,
+        "latency_p95_ms": found and found.p95_ms,
+        "latency_disturbed": found and found.disturbed,
+    }
 
 
 def _module(networks: Networks, source: str, layer: str) -> nn.Module:

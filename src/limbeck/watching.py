@@ -61,6 +61,7 @@ def introduce(experiment: Experiment, console: Console) -> None:
         f"{len(data.test):,} test samples of {len(data.classes)} classes; on {engine.device.type} in "
         f"{'bfloat16' if engine.precision == 'bf16' else '32 bits'} ({engine.reason})"
         f"{', frozen networks compiled' if engine.compile else ''}",
+        *(f"{split}: {origin}" for split, origin in data.origins.items()),
         *(f"note: {note}" for note in experiment.notes),
     ]
     for line in lines:
@@ -70,7 +71,10 @@ def introduce(experiment: Experiment, console: Console) -> None:
 def show(experiment: Experiment, console: Console, out: Path) -> None:
     """Run an experiment, showing a progress bar on a terminal and plain lines elsewhere, then its table."""
     introduce(experiment, console)
+    told = len(experiment.notes)
     follow(experiment.run, console, experiment.work)
+    for note in experiment.notes[told:]:  # what was found while it ran
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     console.print(result_table(experiment))
     for line in verdicts(experiment):
         console.print(line, highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@ import math
 
 import pytest
 
-from limbeck.bench.machine import Reading
 from limbeck.bench.measuring import (
     AGAIN,
     DISTURBED,
@@ -15,6 +14,7 @@ from limbeck.bench.measuring import (
     steps_for,
     warm_up,
 )
+from limbeck.evaluate.machine import Reading
 
 
 class Machine:

@@ -3,12 +3,12 @@ from dataclasses import replace
 
 import pytest
 
-from limbeck.bench import machine
-from limbeck.bench.machine import Reading
 from limbeck.bench.measuring import Sample
 from limbeck.bench.report import GATES, SHOWN, Measured, report, rows, sentences
 from limbeck.bench.variants import VARIANTS
 from limbeck.bench.workloads import WORKLOADS
+from limbeck.evaluate import machine
+from limbeck.evaluate.machine import Reading
 
 # Seconds of a step in each of three rounds; in the second the machine was twice as slow.
 SECONDS = {

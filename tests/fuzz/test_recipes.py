@@ -3,10 +3,10 @@
 import string
 
 import pytest
-from fuzz import recipes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuzz import recipes
 from limbeck.recipe import RecipeError, check, dump, read
 from limbeck.recipe_text import DEPTH, NODES, plain
 

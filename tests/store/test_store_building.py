@@ -285,7 +285,7 @@ def test_a_damaged_description_is_refused_and_the_shards_kept_once_it_is_gone(tm
     folder = tmp_path / "undisturbed"
     (folder / "manifest.json").rename(folder / name)
     flip(folder / name, 300)
-    with pytest.raises(LimbeckError, match=rf"{name} is damaged: delete this file and build again"):
+    with pytest.raises(LimbeckError, match=rf"{name} is damaged: delete it and build again"):
         tiny.run(folder, network)
     (folder / name).unlink()
     reader = tiny.Reader(network)

@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from limbeck.bench import machine
-from limbeck.bench.machine import Reading, outside_cores
+from limbeck.evaluate import machine
+from limbeck.evaluate.machine import Reading, outside_cores
 
 Run = Callable[[int], object]
 """Runs as many steps as it is told."""

@@ -23,10 +23,12 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 from limbeck.core import LimbeckError, Tap
 from limbeck.store.encoding import Part, parts_of
 from limbeck.store.fingerprint import SCHEMA, Fingerprint, digest_of
-from limbeck.whole import replacing
+from limbeck.whole import explained, read, replacing
 
 MANIFEST = "manifest.json"
 BUILDING = "building.json"
+PLAN_BYTES = 64 * 2**20  # that either may have
+MOST_PIECES = 10**6  # files of a store
 
 # The names of safetensors; and what numpy, which has no bfloat16, maps the bytes as.
 _DTYPES = {
@@ -183,24 +185,41 @@ def read_plan(path: Path) -> tuple[Plan, Mapping[str, str]] | None:
     Raises:
         LimbeckError: the file is damaged, or of a limbeck whose stores are laid out otherwise.
     """
+    again = "delete it and build again, which keeps every whole shard"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        data = read(path, PLAN_BYTES)
+    except LimbeckError as error:
+        raise LimbeckError(f"{error}: {again}") from error
+    if data is None:
+        return None
+    try:
+        values = json.loads(data)
         schema, checksum = values["schema"], values.pop("xxh3_128")
         sound = checksum == digest_of(values)
-    except FileNotFoundError:
-        return None
-    except (ValueError, AttributeError, TypeError, KeyError):  # any text may be left of a damaged file
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):  # anything may be left of a damaged file
         schema, sound = SCHEMA, False
     if schema != SCHEMA:
         raise LimbeckError(
             f"{path} is laid out by schema {schema}, this limbeck reads {SCHEMA}: "
             "delete the folder or name another one, and build again"
         )
-    if not sound:
-        raise LimbeckError(f"{path} is damaged: delete this file and build again, which keeps every whole shard")
-    fingerprint = Fingerprint.from_json(values["fingerprint"])
-    shapes = {tap: tuple(values["shapes"][str(tap)]) for tap in fingerprint.taps}
-    return Plan(fingerprint, values["rows"], values["shard_rows"], shapes), values["files"]
+    plan = _plan_of(values) if sound else None
+    if plan is None:
+        raise LimbeckError(f"{path} is damaged: {again}")
+    return plan, values["files"]
+
+
+def _plan_of(values: Mapping[str, Any]) -> Plan | None:
+    """The plan of plain values; None where there is none of such values."""
+    try:
+        fingerprint = Fingerprint.from_json(values["fingerprint"])
+        shapes = {tap: tuple(values["shapes"][str(tap)]) for tap in fingerprint.taps}
+        plan = Plan(fingerprint, values["rows"], values["shard_rows"], shapes)
+        sizes = [plan.rows, plan.shard_rows, fingerprint.views, *(size for shape in shapes.values() for size in shape)]
+        whole = all(type(size) is int and size > 0 for size in sizes) and isinstance(values["files"], dict)
+        return plan if whole and plan.shards * fingerprint.views * len(plan.parts) <= MOST_PIECES else None
+    except (LimbeckError, AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def begun(folder: Path) -> Plan | None:
@@ -226,7 +245,8 @@ def _place(path: Path, save: Callable[[Path], None]) -> None:
     try:
         with replacing(own) as temporary:
             save(temporary)
-        os.replace(own, path)
+        with explained(path):
+            os.replace(own, path)
     except FileNotFoundError:
         if not (path.parent / MANIFEST).is_file():  # else another process finished the store, and cleared this up
             raise

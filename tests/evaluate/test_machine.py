@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from limbeck.bench.machine import STAT, Reading, outside_cores, parse, read
+from limbeck.evaluate.machine import STAT, Reading, outside_cores, parse, read
 
 TWO_CPUS = """cpu  100 10 20 5000 30 1 2 3 40 50
 cpu0 60 5 10 2500 15 0 1 2 20 25
