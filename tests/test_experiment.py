@@ -32,6 +32,7 @@ student:
 method: kd
 train: {epochs: 3, batch_size: 32}
 evaluate: {latency_runs: 1}
+precision: 32  # two runs of auto may come to different ones
 """
 
 
@@ -129,6 +130,7 @@ def test_the_result_has_the_documented_keys_and_types():
             "student": network_schema(taught=True),
             "alone": network_schema(taught=True),
             "summary": {"teacher": both, "alone": both, "kd": both | gained},
+            "splits": dict,
             "notes": list,
             "runs": list,
             "recipe": str,

@@ -24,6 +24,7 @@ student:
 method: kd
 train: {epochs: 12, batch_size: 16}
 evaluate: {latency_runs: 1}
+precision: 32  # two runs of auto may come to different ones
 """
 
 

@@ -120,10 +120,8 @@ def distill(
         LimbeckError: a name, an option, a layer or a shape is wrong, or the teacher cannot be right; found before any
             training. Or ``out`` holds another run.
     """
-    if not isinstance(data, Data):
-        raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
     name, function, block = _method(method)
-    _refuse_names(name, teacher, networks or {})
+    _check(data, name, teacher, networks or {})
     every = (seed,) if seeds is None else tuple(seeds)
     recipe = Recipe.model_construct(
         name="distill",
@@ -145,8 +143,8 @@ def distill(
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
         TemporaryDirectory() if out is None else nullcontext(str(out)) as folder,
     ):
-        several = len(every) > 1 or (baseline and name != "alone")
-        own = OwnNetworks(student, teacher, networks or {}, first=(every[0], name), several=several, data=data)
+        copies = len(every) > 1 or (baseline and name != "alone")
+        own = OwnNetworks(student, teacher, networks or {}, first=(every[0], name), several=copies, data=data)
         experiment = Experiment(
             recipe, Path(folder), resume=out is not None, given=Given(data, own, function), resumable=out is not None
         )
@@ -196,7 +194,9 @@ def _watched() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def _refuse_names(method: str, teacher: nn.Module | None, networks: Mapping[str, nn.Module]) -> None:
+def _check(data: Data, method: str, teacher: nn.Module | None, networks: Mapping[str, nn.Module]) -> None:
+    if not isinstance(data, Data):
+        raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
     taken = sorted({"student", "teacher", "batch"} & set(networks))
     if taken:
         raise LimbeckError(f"networks: the name {taken[0]!r} is taken: choose another")

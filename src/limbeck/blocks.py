@@ -20,7 +20,7 @@ def _several(value: Any) -> Any:
 def _square(value: Any) -> Any:
     if type(value) is not int and not isinstance(value, list | tuple):
         raise needed("a number of pixels, or a list of height and width")
-    return (value, value) if type(value) is int else tuple(value)
+    return tuple(value) if isinstance(value, list | tuple) else (value, value)
 
 
 def _kept(value: Any) -> Any:

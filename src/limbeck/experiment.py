@@ -100,7 +100,12 @@ class Experiment:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the run, so far."""
-        return tuple(dict.fromkeys((*self.data.notes, *self.cast.notes, *self._found, *self.folder.notes)))
+        return (*self._lasting, *self.folder.notes)
+
+    @property
+    def _lasting(self) -> tuple[str, ...]:
+        """Those that a resumed run has too."""
+        return tuple(dict.fromkeys((*self.data.notes, *self.cast.notes, *self._found)))
 
     @property
     def work(self) -> Mapping[Job, float]:
@@ -324,7 +329,7 @@ class Experiment:
                     "student": shown[method],
                     "alone": shown.get("alone"),
                     "summary": summarise(self._results.values()),
-                    "notes": list(self.notes),
+                    "notes": list(self._lasting),
                     "runs": runs,
                 },
                 student,

@@ -1,6 +1,7 @@
 """The files of a run folder: which there are, whether they are whole, and how a run is deleted."""
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
