@@ -9,7 +9,8 @@ from types import MappingProxyType
 from limbeck.core import LimbeckError
 
 PIXELS = 64_000_000
-"""Of an image, as its header declares them: 61-megapixel photographs pass; decoded as RGB this is 192 MB."""
+"""Of an image, as its header declares them: 61-megapixel photographs pass; decoded this is 256 MB, and twice that
+where it has to be converted."""
 
 SLOW_PIXELS: Mapping[str, int] = MappingProxyType({"ppm": 4_000_000, "ppm_plain": 4_000_000, "bmp_rle": 4_000_000})
 """The same for Pillow's decoders that are written in Python: some seconds."""

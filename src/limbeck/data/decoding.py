@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TILELENGTH, TILEWIDTH, TiffImageFile
 
 from limbeck.core import LimbeckError
@@ -81,7 +81,7 @@ def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, ex
                 orientation = _orientation(image)
             method = _to_turn(image, orientation, exif_orientation)
     except Exception as error:  # damaged files make Pillow raise anything
-        raise LimbeckError(f"{label} cannot be read as an image: {error}") from error
+        raise _unreadable(label, error) from error
     if pixels is None:
         raise LimbeckError(
             f"{label} has more than 8 bits a channel (and Pillow's mode {mode}); allowed are images of at most 8"
@@ -100,7 +100,7 @@ def header(label: str, data: bytes, *, exif_orientation: bool = True) -> Header:
             width, height = image.size if not sideways else image.size[::-1]
             return Header((height, width), exif_orientation and orientation != 1)
     except Exception as error:  # damaged files make Pillow raise anything
-        raise LimbeckError(f"{label} cannot be read as an image: {error}") from error
+        raise _unreadable(label, error) from error
 
 
 @contextmanager
@@ -125,6 +125,12 @@ def is_grey(pixels: Pixels) -> bool:
     return pixels.ndim == 2 or bool((pixels == pixels[..., :1]).all())
 
 
+def _unreadable(label: str, error: Exception) -> LimbeckError:
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = f"it is none of {', '.join(_FORMATS)}, or its header is damaged" if unknown else error
+    return LimbeckError(f"{label} cannot be read as an image: {reason}")
+
+
 def _check_size(image: ImageFile.ImageFile) -> None:
     """Check what a header declares, before memory is taken for it."""
     pixels = image.width * image.height
@@ -132,7 +138,7 @@ def _check_size(image: ImageFile.ImageFile) -> None:
         pixels = max(pixels, image.tag_v2.get(TILEWIDTH, 1) * image.tag_v2.get(TILELENGTH, 1))
     most = min([bounds.PIXELS, *(bounds.SLOW_PIXELS[tile[0]] for tile in image.tile if tile[0] in bounds.SLOW_PIXELS)])
     if pixels > most:
-        raise LimbeckError(f"{image.height} x {image.width} is {pixels:,} pixels; allowed are {most:,}")
+        raise LimbeckError(f"it declares {pixels:,} pixels ({image.height} x {image.width}); allowed are {most:,}")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -165,7 +171,10 @@ def _deeper(image: ImageFile.ImageFile) -> bool:
 def _eight_bits(image: ImageFile.ImageFile) -> Image.Image | None:
     if _deeper(image):
         return None
-    if image.mode in ("1", "L", "LA"):
+    image.load()
+    if image.mode in ("L", "RGB"):
+        return image  # a copy would take as much memory again
+    if image.mode in ("1", "LA"):
         return image.convert("L")
     if image.mode in ("P", "PA"):
         return image.convert("RGBA").convert("RGB")  # straight to RGB it warns of a transparent palette

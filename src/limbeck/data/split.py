@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 import torch
 import xxhash
@@ -225,7 +224,7 @@ def build(
             transform, or it fails on the first image of train.
     """
     count = channels(train.inputs)
-    data = Data(train, validation, test, classes, (0.0,) * count, (1.0,) * count, MappingProxyType({**origins}))
+    data = Data(train, validation, test, classes, (0.0,) * count, (1.0,) * count, {**origins})
     data = replace(data, notes=(*notes, *_empty_classes(data)))
     if isinstance(train.inputs, Images):
         return _looked_at(data, train.inputs, normalise)

@@ -16,7 +16,7 @@ from limbeck.core import LimbeckError
 from limbeck.data.decoding import SUFFIXES
 from limbeck.data.images import Images, Inputs
 from limbeck.data.sources.base import Parts, Request, data_root
-from limbeck.data.sources.images import Size, common_size, look_at, read_images
+from limbeck.data.sources.images import Size, common_size, look_at, read_images, were
 from limbeck.data.split import Split
 from limbeck.data.trees import Listing, Reader, exists, expanded
 
@@ -122,7 +122,7 @@ def _streamed_size(request: Request, reader: Reader, names: Sequence[str]) -> tu
         size, notes = common_size(one.size for one in looked)
     turned = sum(one.turned for one in looked)
     if turned:
-        notes.append(f"of {len(looked):,} images looked at {turned:,} are turned as their EXIF data says, as all are")
+        notes.append(f"{were(turned, 'image')} turned as EXIF data says, of the {len(looked):,} that were looked at")
     return size, notes
 
 
@@ -266,17 +266,12 @@ def _passed_over(listing: Listing, used: Iterable[str]) -> list[str]:
     others = len(rest) - sum(count for _, count in few)
     told += [f"{others:,} others"] * (others > 0) + [f"{listing.hidden:,} hidden"] * (listing.hidden > 0)
     files = len(rest) + listing.hidden
-    notes = [f"{_times(files, 'file')} passed over: {', '.join(told)}"] if files else []
-    folders = {"hidden folder": listing.hidden_folders, "link to a folder around it": listing.circular}
-    return notes + [f"{_times(count, what)} passed over" for what, count in folders.items() if count]
+    notes = [f"{were(files, 'file')} passed over: {', '.join(told)}"] if files else []
+    folders = {"hidden folder": listing.hidden_folders, "circular link": listing.circular}
+    return notes + [f"{were(count, what)} passed over" for what, count in folders.items() if count]
 
 
 def _why(ending: str) -> str:
     if ending in SUFFIXES:
         return " (in no class folder)"
     return " (not an image format that is read)" if ending in _NOT_READ else ""
-
-
-def _times(count: int, what: str) -> str:
-    first, space, rest = what.partition(" to ")
-    return f"1 {what} was" if count == 1 else f"{count:,} {first}s{space}{rest} were"

@@ -70,8 +70,13 @@ def read_images(reader: Reader, names: Sequence[str], size: Size | None, *, exif
     if made is None:
         raise LimbeckError(f"the images in {reader.place} changed while they were read")
     if made.turned:
-        notes.append(f"{made.turned:,} images were turned as their EXIF data says")
+        notes.append(f"{were(made.turned, 'image')} turned as their EXIF data says")
     return Held(made.pixels, tuple(notes))
+
+
+def were(count: int, what: str) -> str:
+    """So many of something, to begin a sentence with."""
+    return f"1 {what} was" if count == 1 else f"{count:,} {what}s were"
 
 
 def look_at(reader: Reader, names: Sequence[str], *, exif_orientation: bool) -> list[Header]:
