@@ -239,7 +239,7 @@ def test_a_failed_download_of_mnist_says_where_it_was_looked_for(error, tmp_path
         ("x", struct.pack(">HBBI", 0, 13, 1, 1) + b"abcd", "is no IDX file of bytes"),
         ("x", struct.pack(">HBBI", 0, 8, 3, 1), "is no IDX file of bytes"),
         ("x", struct.pack(">HBBI", 0, 8, 1, 4) + b"abc", "has 3 values, but its header says 4"),
-        ("x", struct.pack(">HBBI", 0, 8, 1, 4) + b"abcde", "has 5 values, but its header says 4"),
+        ("x", struct.pack(">HBBI", 0, 8, 1, 4) + b"abcde", "has more values, but its header says 4"),
         ("x.gz", b"plain", "cannot be read: Not a gzipped file"),
         ("x.gz", gzip.compress(random.Random(0).randbytes(100), mtime=0)[:60], "cannot be read: Compressed file ended"),
         ("x.gz", gzip.compress(bytes(9), mtime=0)[:10] + b"\xff" * 20, "cannot be read: Error -3"),
@@ -363,7 +363,7 @@ def test_a_folder_has_the_same_test_split_whatever_the_seed(tmp_path):
 @pytest.mark.parametrize("top", ["", "wrapped/"])
 def test_train_test_and_validation_folders_are_used(top, validation, tmp_path):
     files = two_classes(f"{top}train/", 5) | two_classes(f"{top}test/", 3) | two_classes(f"{top}{validation}/", 2)
-    data = load("folder", path=tree(tmp_path / "set.zip", files | {f"{top}README.txt": b"", f"{top}notes/x.png": b""}))
+    data = load("folder", path=tree(tmp_path / "set.zip", files | {f"{top}README.txt": b"", f"{top}.notes/x.png": b""}))
     assert (len(data.train), len(data.validation), len(data.test)) == (10, 4, 6)
     assert data.train.targets.tolist() == [0] * 5 + [1] * 5
     assert data.train.inputs[:, 0, 0, 0].tolist() == [0, 20, 40, 60, 80] * 2
@@ -457,14 +457,10 @@ def test_a_missing_path_is_refused_with_the_nearest_name_and_not_for_the_data_ro
         ({"loose.png": picture()}, "has no class folders"),
         (two_classes() | {"dog/": b""}, "class folder 'dog' of train has no images"),
         (two_classes() | {"dog/notes.txt": b""}, "class folder 'dog' of train has no images"),
-        (two_classes("train/") | two_classes("test/") | {"test/bee/1.png": picture()}, "only one of them has bee"),
-        (two_classes("train/") | {"val/ant/1.png": picture()}, "train and validation .* only one of them has cat"),
+        (two_classes("train/") | two_classes("test/") | {"test/bee/1.png": picture()}, "train/ and test/ must .*; only test/ has bee"),
+        (two_classes("train/") | {"val/ant/1.png": picture()}, "train/ and val/ .*; only train/ has cat"),
         (two_classes() | {"cat/z.png": b"nonsense"}, "cat/z.png in .* cannot be read as an image"),
         (two_classes() | {"cat/z.png": encoded(picture(size=(99, 99)))[:-30]}, "cat/z.png in .* cannot be read as an"),
-        (
-            two_classes() | {"cat/z.png": picture(size=(5, 4))},
-            r"ant/00.png is 4 x 4, cat/z.png is 4 x 5 \(height x width\); give size=",
-        ),
         (two_classes() | {"cat/z.png": Image.new("I;16", (4, 4))}, r"cat/z.png in .* has more than 8 .*mode I;16\)"),
         (two_classes() | {"cat/z.tif": encoded(Image.new("F", (4, 4)), "tiff")}, r"Pillow's mode F\)"),
     ],
@@ -498,7 +494,7 @@ def test_images_of_different_sizes_are_resized_when_asked(tmp_path):
 
 
 def test_height_comes_before_width_when_resizing(tmp_path):
-    gradient = Image.linear_gradient("L").resize((16, 16))  # from black on top to white
+    gradient = Image.linear_gradient("L").resize((16, 4))  # from black on top to white
     data = load("folder", path=tree(tmp_path / "set", {f"a/{i}.png": gradient for i in range(5)}), size=(2, 8))
     expected = numpy.asarray(gradient.resize((8, 2), Image.Resampling.BILINEAR))
     assert data.train.inputs[0, 0].tolist() == expected.tolist()
@@ -624,22 +620,13 @@ def test_colours_of_8_bits_and_fewer_are_not_refused():
     assert [decode("x", data).mode for data in files] == ["RGB"] * 4
 
 
-def test_an_orientation_in_exif_data_is_not_followed():
-    image = picture(size=(5, 3))
-    turned = image.getexif()
-    turned[0x112] = 6
-    data = encoded(image, "jpeg", exif=turned)
-    assert Image.open(io.BytesIO(data)).getexif()[0x112] == 6
-    assert decode("x", data).size == (5, 3)
-
-
 def test_a_link_to_a_folder_that_it_is_in_is_not_followed(tmp_path):
     place = tree(tmp_path / "set", two_classes(count=5) | {"cat/deep/00.png": picture()})
-    expected = Reader(place).names()
+    expected = Reader(place).listing().names
     (place / "cat" / "deep" / "up").symlink_to("..")
     (place / "ant" / "top").symlink_to(place)
     (place / "self").symlink_to(".")
-    assert Reader(place).names() == expected
+    assert Reader(place).listing().names == expected
 
 
 def test_links_to_other_folders_are_followed(tmp_path):
@@ -653,8 +640,8 @@ def test_links_to_other_folders_are_followed(tmp_path):
     assert {"train/cat/link/deep/x.png", "train/cat/beside/00.png"} < set(data.train.names)
 
 
-@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("test", "val")])
-def test_parts_under_other_names_are_not_taken_for_classes(tmp_path, names):
+@pytest.mark.parametrize("names", [("test", "val"), ("Test", "dev"), ("TESTING", "cat")])
+def test_parts_without_a_train_folder_are_not_taken_for_classes(tmp_path, names):
     files = two_classes(f"{names[0]}/", 3) | two_classes(f"{names[1]}/", 3)
     with pytest.raises(LimbeckError, match=r"would be classes; a split into parts is written train/ and test/"):
         load("folder", path=tree(tmp_path / "images", files))

@@ -283,7 +283,7 @@ def test_arrays_makes_any_float_float32_and_copies_it():
 
 def test_arrays_copies_tensors_and_detaches_them():
     values = torch.zeros(10, 3, requires_grad=True)
-    made = arrays(values, torch.arange(10) % 2, test_set=(values, torch.zeros(10)))
+    made = arrays(values, torch.arange(10) % 2, test_set=(values, torch.zeros(10).bool()))
     assert not made.test.inputs.requires_grad
     with torch.no_grad():
         values += 1
@@ -293,7 +293,7 @@ def test_arrays_copies_tensors_and_detaches_them():
 def test_arrays_takes_read_only_and_reversed_numpy_arrays():
     values = numpy.arange(20, dtype=numpy.float32).reshape(10, 2)
     values.setflags(write=False)
-    made = arrays(values[::-1], numpy.zeros(10), test=2, validation=0, normalise=False)
+    made = arrays(values[::-1], numpy.zeros(10, int), test=2, validation=0, normalise=False)
     assert sorted(torch.cat([made.train.inputs, made.test.inputs])[:, 0].tolist()) == list(range(0, 20, 2))
 
 
@@ -333,8 +333,8 @@ def test_arrays_differs_by_seed_and_repeats_with_it():
         ([[1.0], [1.0, 2.0]], [0], {}, "the inputs are not an array of numbers"),
         (numpy.zeros((4, 2)), [0] * 3, {}, "4 inputs, but 3 targets"),
         (numpy.zeros((4, 2)), [[0]] * 4, {}, r"targets have shape \(4, 1\); allowed is \(N,\)"),
-        (numpy.zeros((4, 2)), [0, 1, 0.5, 1], {}, "target 0.5 of sample 2 is no whole number"),
-        (numpy.zeros((4, 2)), [0, float("nan"), 0, 1], {}, "target nan of sample 1 is no whole number"),
+        (numpy.zeros((4, 2)), [0, 1, 0.5, 1], {"classes": "ab"}, "target 0.5 of sample 2 is no whole number"),
+        (numpy.zeros((4, 2)), [0, float("nan"), 0, 1], {"classes": "ab"}, "target nan of sample 1 is no whole number"),
         (numpy.zeros((4, 2)), [0, -1, 0, 1], {}, "target -1 is no class"),
         (numpy.zeros((4, 2)), [0, 1, 0, 1], {"classes": ["a"], "test": 2}, "is no class; allowed are 0 to 0"),
         (numpy.zeros((4, 2)), [0, 1, 0, 1], {"test": 0}, "the test split is empty"),

@@ -570,7 +570,7 @@ def test_workers_of_which_one_dies_while_they_start_are_said_to(folder, monkeypa
 
 
 def test_an_error_of_another_kind_is_left_as_it_is(folder, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("out of memory")
 
     made = batches(streamed(folder))
@@ -671,7 +671,6 @@ def test_ctrl_c_leaves_no_process_and_one_traceback(folder, tmp_path):
     ("source", "options", "message"),
     [
         ("digits", {"streaming": True}, "source 'digits' cannot be streamed; only 'folder' can"),
-        ("folder", {"streaming": True, "size": None}, "streaming needs a size: the height and width"),
         ("folder", {"streaming": True, "workers": -1}, "workers is -1; allowed are 0 and greater"),
         ("folder", {"workers": 2}, "workers is 2, but only streamed data has any"),
         ("folder", {"transform": "random_resized_crop"}, "transform is 'random_resized_crop', but only streamed data"),

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from limbeck.core import Batch, LimbeckError
-from limbeck.data.images import Images, by_channels, pieces
+from limbeck.data.cut import batch_sizes
+from limbeck.data.images import Images, by_channels
 from limbeck.data.keys import Purpose, key
 from limbeck.data.scaling import coefficients, scaled
 from limbeck.data.split import Split
@@ -27,7 +28,8 @@ class Batches:
     With ``shuffle`` the order is a pure function of (seed, epoch), every image is augmented as view number
     ``epoch`` (with ``views``, ``epoch % views``), and a last batch of one single sample is left out, because BatchNorm
     cannot train on it; which sample that is changes from epoch to epoch. Without it samples come in order, all of
-    them, unchanged and as view 0.
+    them, unchanged and as view 0; as in every pass in order, the last two batches share evenly where one sample would
+    be left (`limbeck.data.cut.batch_sizes`).
 
     The view of a sample is a pure function of (view_seed, view, index), whatever the batch size, the order and the
     number of workers. ``batch.index`` is the sample's place in the split.
@@ -102,7 +104,7 @@ class Batches:
             held = split.inputs.to(self._device)
             held = held.contiguous(memory_format=torch.channels_last) if self._last else held
             together = max(1, TOGETHER // (4 * max(1, held[:1].numel()) * batch_size))
-            self._read = functools.partial(_chosen, held, together * batch_size)
+            self._read = functools.partial(_chosen, held, batch_size, together)
 
     def __len__(self) -> int:
         return -(-self.samples // self._batch_size)
@@ -138,6 +140,7 @@ class Batches:
     def _pass(self, order: Tensor, view: int | None) -> Iterator[Batch]:
         """These samples in this order, as this view; unchanged without one. Small batches share memory, not values."""
         there, start = order.to(self._device), 0
+        sizes = iter(batch_sizes(len(order), self._batch_size))
         numbers = None
         if (
             view is not None and self._augment != NONE
@@ -149,7 +152,7 @@ class Batches:
                 inputs = change(inputs, numbers[:, start:stop], options=self._augment)
             index = there[start:stop]
             several = Batch(scaled(inputs, self._scaling), self._targets.index_select(0, index), index, view or 0)
-            yield from _cut(several, self._batch_size)
+            yield from _parts(several, sizes)
             start = stop
 
     def _order(self, epoch: int) -> Tensor:
@@ -159,17 +162,21 @@ class Batches:
         return torch.randperm(len(self._targets), generator=generator)
 
 
-def _cut(batch: Batch, size: int) -> Iterator[Batch]:
-    """Its batches of this size; the last may be smaller."""
-    for start in range(0, len(batch.index), size):
-        part = slice(start, start + size)
+def _parts(batch: Batch, sizes: Iterator[int]) -> Iterator[Batch]:
+    """Its parts of the next sizes."""
+    start = 0
+    while start < len(batch.index):
+        part = slice(start, start + next(sizes))
         yield Batch(batch.inputs[part], batch.targets[part], batch.index[part], batch.view)
+        start = part.stop
 
 
-def _chosen(held: Tensor, batch_size: int, order: Tensor, _: int | None) -> Iterator[Tensor]:
-    """Samples in memory, so many at a time, each time a copy in the set's memory format."""
+def _chosen(held: Tensor, batch_size: int, together: int, order: Tensor, _: int | None) -> Iterator[Tensor]:
+    """Samples in memory, so many batches at a time, each time a copy in the set's memory format."""
     last = held.dim() == 4 and by_channels(held)
     rows = held.permute(0, 2, 3, 1) if last else held  # choosing is fast where a sample is one stretch of memory
-    for index in pieces(order.to(held.device), batch_size):
+    sizes = batch_sizes(len(order), batch_size)
+    stretches = [sum(sizes[first : first + together]) for first in range(0, len(sizes), together)]
+    for index in torch.split(order.to(held.device), stretches):
         chosen = rows.index_select(0, index)
         yield chosen.permute(0, 3, 1, 2) if last else chosen

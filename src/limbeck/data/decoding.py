@@ -1,61 +1,121 @@
 """The bytes of an image file to pixels."""
 
 import io
-import struct
-from typing import Any, TypeAlias
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
-from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TILELENGTH, TILEWIDTH, TiffImageFile
 
 from limbeck.core import LimbeckError
+from limbeck.data import bounds
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """The names of image files end like this, in small or capital letters."""
 
 Pixels: TypeAlias = NDArray[numpy.uint8]  # (H, W), or (H, W, 3) of a colour image
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # others may start programs, as EPS does
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What an EXIF orientation asks for; 1 asks for nothing."""
 
 
-def decode(label: str, data: bytes, *, least: tuple[int, int] | None = None) -> Image.Image:
-    """Decode a file to an image of mode L, if it is grey, or RGB; transparency is dropped.
+class Picture(NamedTuple):
+    """A decoded image of mode L or RGB."""
 
-    It is as it lies in the file, whatever orientation its EXIF data tells.
+    image: Image.Image
+    turned: bool  # as its EXIF data says
+
+
+class Header(NamedTuple):
+    """What an image file says of itself."""
+
+    size: tuple[int, int]  # height and width once it is turned
+    turned: bool
+
+
+def decode(
+    label: str, data: bytes, *, least: tuple[int, int] | None = None, exif_orientation: bool = True
+) -> Image.Image:
+    """The image of `picture`."""
+    return picture(label, data, least=least, exif_orientation=exif_orientation).image
+
+
+def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, exif_orientation: bool = True) -> Picture:
+    """Decode a file to an image of mode L, if it is grey, or RGB; transparency is dropped. Of several the first counts.
+
+    EXIF data that cannot be read is as good as none.
 
     Args:
         label: what messages call the file.
         data: its bytes.
         least: height and width that it will be made smaller to. A JPEG is decoded at a half, a quarter or an eighth of
             its size, which is faster, where that still has twice these; as Pillow's own thumbnails are.
+        exif_orientation: whether it is turned and mirrored as its EXIF data says.
 
     Raises:
-        LimbeckError: it is no image that Pillow can read, or has more than 8 bits a channel.
+        LimbeckError: it is no image that Pillow can read, has more than 8 bits a channel, or is greater than
+            `limbeck.data.bounds` allows.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _check_size(image)
+            orientation = 1 if image.format == "PNG" else _orientation(image)
             if least is not None:
-                image.draft(None, (2 * least[1], 2 * least[0]))
-            mode, picture = image.mode, _eight_bits(image)
-    except _UNREADABLE as error:
-        raise LimbeckError(f"{label} cannot be read as an image: {error}") from error
-    if picture is None:
+                height, width = least if orientation < 5 or not exif_orientation else least[::-1]
+                image.draft(None, (2 * width, 2 * height))
+            mode, pixels = image.mode, _eight_bits(image)
+            if image.format == "PNG":  # its EXIF data may come after its pixels
+                orientation = _orientation(image)
+            method = _to_turn(image, orientation, exif_orientation)
+    except Exception as error:  # damaged files make Pillow raise anything
+        raise _unreadable(label, error) from error
+    if pixels is None:
         raise LimbeckError(
             f"{label} has more than 8 bits a channel (and Pillow's mode {mode}); allowed are images of at most 8"
         )
-    return picture
+    return Picture(pixels if method is None else pixels.transpose(method), exif_orientation and orientation != 1)
 
 
-def stretched(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The whole image at this height and width, whatever its proportions (bilinear, antialiased)."""
-    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+def header(label: str, data: bytes, *, exif_orientation: bool = True) -> Header:
+    """Look at a file, or as much of it as there is, without decoding it; otherwise as `picture`."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _check_size(image)
+            unknown = image.format == "PNG" and "exif" not in image.info  # to look further is to decode it
+            orientation = 1 if unknown else _orientation(image)
+            sideways = orientation >= 5 and exif_orientation != (image.format == "TIFF")
+            width, height = image.size if not sideways else image.size[::-1]
+            return Header((height, width), exif_orientation and orientation != 1)
+    except Exception as error:  # damaged files make Pillow raise anything
+        raise _unreadable(label, error) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warnings, of which there is one for every oddity in a file; not for several threads at once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The greatest part around the centre that has the proportions of this height and width, at that size.
 
-    This is a resize until the image just covers the size, and a centre crop (bilinear, antialiased).
+    This is a resize until the image just covers the size, and a centre crop (bilinear, antialiased). An image of this
+    size stays as it is.
     """
     return ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BILINEAR)
 
@@ -63,6 +123,38 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def is_grey(pixels: Pixels) -> bool:
     """Whether it has one channel, or equal ones: webp and gif have no other way to store a grey image."""
     return pixels.ndim == 2 or bool((pixels == pixels[..., :1]).all())
+
+
+def _unreadable(label: str, error: Exception) -> LimbeckError:
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = f"it is none of {', '.join(_FORMATS)}, or its header is damaged" if unknown else error
+    return LimbeckError(f"{label} cannot be read as an image: {reason}")
+
+
+def _check_size(image: ImageFile.ImageFile) -> None:
+    """Check what a header declares, before memory is taken for it."""
+    pixels = image.width * image.height
+    if isinstance(image, TiffImageFile):
+        pixels = max(pixels, image.tag_v2.get(TILEWIDTH, 1) * image.tag_v2.get(TILELENGTH, 1))
+    most = min([bounds.PIXELS, *(bounds.SLOW_PIXELS[tile[0]] for tile in image.tile if tile[0] in bounds.SLOW_PIXELS)])
+    if pixels > most:
+        raise LimbeckError(f"it declares {pixels:,} pixels ({image.height} x {image.width}); allowed are {most:,}")
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 as EXIF counts them; 1, as it lies, where its EXIF data says nothing that can be understood."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF data makes Pillow raise anything
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _to_turn(image: ImageFile.ImageFile, orientation: int, wanted: bool) -> Image.Transpose | None:
+    """What is left to do: Pillow turns a TIFF while it decodes it, asked or not."""
+    if isinstance(image, TiffImageFile):
+        return None if wanted else _TURNS.get({6: 8, 8: 6}.get(orientation, orientation))
+    return _TURNS.get(orientation) if wanted else None
 
 
 def _deeper(image: ImageFile.ImageFile) -> bool:
@@ -79,7 +171,10 @@ def _deeper(image: ImageFile.ImageFile) -> bool:
 def _eight_bits(image: ImageFile.ImageFile) -> Image.Image | None:
     if _deeper(image):
         return None
-    if image.mode in ("1", "L", "LA"):
+    image.load()
+    if image.mode in ("L", "RGB"):
+        return image  # a copy would take as much memory again
+    if image.mode in ("1", "LA"):
         return image.convert("L")
     if image.mode in ("P", "PA"):
         return image.convert("RGBA").convert("RGB")  # straight to RGB it warns of a transparent palette

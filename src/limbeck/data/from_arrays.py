@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from limbeck.core import LimbeckError
-from limbeck.data.split import Data, Split, build, split_off
+from limbeck.data.split import Data, Split, build, in_words, part_of_train, split_off
 
 Values: TypeAlias = "ArrayLike | Tensor"
 
@@ -30,7 +30,8 @@ def arrays(
     Args:
         inputs: images (N, C, H, W), or (N, H, W) which get one channel, or features (N, D). uint8 (pixels 0..255)
             stays uint8, any floating type becomes float32.
-        targets: (N,) class indices from 0; any whole numbers, also as floats.
+        targets: (N,) class indices from 0, whole numbers or bool. Floats are taken for class indices only where
+            ``classes`` says that there are classes, and where all of them are whole.
         test: size of the test split: a share in [0, 1) if float, a count if int. Ignored if there is a ``test_set``.
         validation: size of the validation split, likewise, of what is left after the test split; may be 0.
         test_set: inputs and targets of a test split of its own.
@@ -39,18 +40,47 @@ def arrays(
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
 
     Raises:
-        LimbeckError: types, shapes, lengths or values do not fit, or a split cannot be that large.
+        LimbeckError: types, shapes, lengths or values do not fit, or a split cannot be that large; or there are more
+            classes than training samples, and ``classes`` does not say so.
     """
-    samples = Split(_inputs(inputs), _targets(targets))
+    samples = _samples(inputs, targets, classes)
+    origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed)}
+    if test_set is None:
+        highest = _highest(samples)
+        _check_number(highest, len(samples), classes)
+        samples, held_out = split_off(test, samples, seed)
+        origins["test"] = f"{in_words(test)} split off what is given, evenly over the classes, seed {seed}"
+    else:
+        held_out = _samples(*test_set, classes)
+        highest = max(_highest(samples), _highest(held_out))
+        _check_number(highest, len(samples), classes)
+    rest, part = split_off(validation, samples, seed)
+    _check_number(highest, len(rest), classes)
+    if test_set is None or len(part):
+        origins["train"] = "what is left of what is given"
+    names = tuple(classes) if classes is not None else tuple(str(number) for number in range(highest + 1))
+    return build(train=rest, validation=part, test=held_out, classes=names, normalise=normalise, origins=origins)
+
+
+def _samples(inputs: Values, targets: Values, classes: Sequence[str] | None) -> Split:
+    samples = Split(_inputs(inputs), _targets(targets, classes))
     if len(samples.inputs) != len(samples):
         raise LimbeckError(f"{len(samples.inputs)} inputs, but {len(samples)} targets")
-    if test_set is None:
-        samples, held_out = split_off(test, samples, seed)
-    else:
-        held_out = Split(_inputs(test_set[0]), _targets(test_set[1]))
-    rest, part = split_off(validation, samples, seed)
-    names = tuple(classes) if classes is not None else _numbered(samples.targets, held_out.targets)
-    return build(train=rest, validation=part, test=held_out, classes=names, normalise=normalise)
+    return samples
+
+
+def _highest(samples: Split) -> int:
+    return int(samples.targets.max()) if len(samples) else -1
+
+
+def _check_number(highest: int, samples: int, classes: Sequence[str] | None) -> None:
+    """Refuse what cannot be class indices, such as years, before there is a name for each of them."""
+    if classes is None and highest >= samples > 0:
+        raise LimbeckError(
+            f"targets up to {highest} are {highest + 1:,} classes, but there are {samples:,} training samples: class "
+            "indices count from 0. numpy.unique(targets, return_inverse=True) gives classes and indices; if there are "
+            "so many classes, name them with classes="
+        )
 
 
 def _tensor(values: Values, what: str) -> Tensor:
@@ -85,19 +115,30 @@ def _inputs(values: Values) -> Tensor:
     return inputs
 
 
-def _targets(values: Values) -> Tensor:
+def _targets(values: Values, classes: Sequence[str] | None) -> Tensor:
     targets = _tensor(values, "targets")
     if targets.dim() != 1:
-        raise LimbeckError(f"targets have shape {tuple(targets.shape)}; allowed is (N,), one class index a sample")
+        one_hot = "; targets.argmax(1) makes them of rows with one value a class" if targets.dim() == 2 else ""
+        raise LimbeckError(
+            f"targets have shape {tuple(targets.shape)}; allowed is (N,), one class index a sample{one_hot}"
+        )
+    if not len(targets):
+        return targets.long()
+    if targets.is_complex() or (targets.is_floating_point() and classes is None):
+        raise LimbeckError(
+            f"targets are {targets.dtype}, the first {targets[0].item()}, which are no class indices; allowed are "
+            "integers and bool: targets.astype(int), or targets.long() of a tensor. Whole floats are taken for classes "
+            "where classes= names these"
+        )
     whole = targets.long()
-    if targets.is_floating_point() and not torch.equal(whole.to(targets.dtype), targets):
+    if not torch.equal(whole.to(targets.dtype), targets):
         first = int(torch.nonzero(whole.to(targets.dtype) != targets)[0, 0])
         raise LimbeckError(f"target {targets[first].item()} of sample {first} is no whole number")
-    if len(whole) and int(whole.min()) < 0:
+    if int(whole.min()) < 0:
         raise LimbeckError(f"target {int(whole.min())} is no class; allowed are 0 and greater")
+    if classes is not None and int(whole.max()) >= len(classes):
+        first = int(torch.nonzero(whole >= len(classes))[0, 0])
+        raise LimbeckError(
+            f"target {int(whole[first])} of sample {first} is no class; allowed are 0 to {len(classes) - 1}"
+        )
     return whole
-
-
-def _numbered(*targets: Tensor) -> tuple[str, ...]:
-    highest = max((int(part.max()) for part in targets if len(part)), default=-1)
-    return tuple(str(number) for number in range(highest + 1))

@@ -1,8 +1,6 @@
 """Images that stay on disk and are decoded when they are asked for."""
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
 
@@ -12,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from limbeck.core import LimbeckError
-from limbeck.data.decoding import Pixels, decode, fitted, is_grey
+from limbeck.data.ahead import in_threads
+from limbeck.data.decoding import Pixels, decode, fitted, is_grey, quiet
 from limbeck.data.transforms import code_of, identity
 from limbeck.data.trees import Reader
 
-_THREADS = 4
 _HEAD = 4096  # bytes of each file that the fingerprint sees
 
 
@@ -36,6 +34,7 @@ class Images:
     channels: int = 3  # 3 (RGB), or 1 where all are grey
     workers: int = 0  # processes that decode for `Batches`; 0: the one that asks
     transform: str | None = None  # of the training views; see `limbeck.data.transforms`
+    exif_orientation: bool = True  # whether each is turned as its EXIF data says
     code: bytes = b""  # of the transform's file; read when the transform is given, as the file may change later
 
     dtype: ClassVar[torch.dtype] = torch.uint8
@@ -65,10 +64,8 @@ class Images:
         names = [self.names[place] for place in index.tolist()]
         result = torch.empty(len(names), *self.shape[1:], dtype=self.dtype)
         grid = by_pixel(result)
-        encoded = [self.reader(name) for name in names]
-        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-            decoded = pool.map(self._plain, names, encoded)
-            for place, pixels in enumerate(decoded):
+        with quiet():
+            for place, pixels in enumerate(in_threads(self._plain, ((name, self.reader(name)) for name in names))):
                 grid[place] = pixels
         return result
 
@@ -79,26 +76,28 @@ class Images:
     def fingerprint(self) -> Iterator[bytes]:
         """What `Split.digest` sees of them, piece by piece."""
         made_by = identity(self.transform, self.code) if self.transform is not None else b""
-        yield repr((tuple(self.shape), len(made_by))).encode() + made_by
+        yield repr((tuple(self.shape), self.exif_orientation, len(made_by))).encode() + made_by
         for name in self.names:
             size, head = self.reader.head(name, _HEAD)
             yield repr((name, size)).encode() + head
 
-    def _plain(self, name: str, data: bytes) -> Pixels:
-        return plain(f"{name} in {self.reader.place}", data, self.size, self.channels)
+    def _plain(self, file: tuple[str, bytes]) -> Pixels:
+        label = f"{file[0]} in {self.reader.place}"
+        return plain(label, file[1], self.size, self.channels, exif_orientation=self.exif_orientation)
 
 
 Inputs: TypeAlias = Tensor | Images
 """A split's inputs: in memory, or on disk."""
 
 
-def plain(label: str, data: bytes, size: tuple[int, int], channels: int) -> Pixels:
-    """An image file as it is, to (H, W, C): `limbeck.data.decoding.fitted` to the size.
+def plain(label: str, data: bytes, size: tuple[int, int], channels: int, *, exif_orientation: bool = True) -> Pixels:
+    """An image file to (H, W, C): `limbeck.data.decoding.fitted` to the size.
 
     Raises:
         LimbeckError: it cannot be read, or is in colour where the others are grey.
     """
-    pixels = numpy.asarray(fitted(with_channels(label, decode(label, data, least=size), channels), size))
+    image = decode(label, data, least=size, exif_orientation=exif_orientation)
+    pixels = numpy.asarray(fitted(with_channels(label, image, channels), size))
     return pixels if channels > 1 else pixels[..., None]
 
 

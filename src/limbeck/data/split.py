@@ -1,6 +1,6 @@
 """Labelled samples: one split, and the three that make a data set."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,6 +16,7 @@ from limbeck.data.transforms import make_transform
 
 _CHUNK = 1024  # samples whose bytes are put in order at a time
 _LOOKED_AT, _AT_ONCE = 2000, 64  # images on disk that are looked at of each split, and are held at a time
+_LISTED = 10  # classes without a sample that are named
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,8 @@ class Data:
     """A data set of three splits whose samples have one shape; only ``validation`` may be empty.
 
     ``mean`` and ``std`` have one number for each channel (a single one for inputs of shape (N, D)) and are of the
-    inputs in [0, 1] where these are uint8, as `normalise` takes them.
+    inputs in [0, 1] where these are uint8, as `normalise` takes them. ``origins`` says of "train", "validation" and
+    "test" where each came from, and ``notes`` what a user should know of how they were loaded, each a sentence.
 
     Raises:
         LimbeckError: lengths, shapes, types, targets or values do not fit; the message names the split.
@@ -188,7 +190,30 @@ def _count(count_or_fraction: float, total: int) -> int:
     )
 
 
-def build(*, train: Split, validation: Split, test: Split, classes: tuple[str, ...], normalise: bool) -> Data:
+def in_words(count_or_fraction: float) -> str:
+    """What `split_off` takes, as a message says it."""
+    return (
+        f"{count_or_fraction:,} samples" if isinstance(count_or_fraction, int) else f"{100 * count_or_fraction:.6g} %"
+    )
+
+
+def part_of_train(count_or_fraction: float, seed: int) -> str:
+    """Where a validation split that `split_off` gave came from."""
+    return (
+        f"{in_words(count_or_fraction)} of train, evenly over the classes, seed {seed}" if count_or_fraction else "none"
+    )
+
+
+def build(
+    *,
+    train: Split,
+    validation: Split,
+    test: Split,
+    classes: tuple[str, ...],
+    normalise: bool,
+    origins: Mapping[str, str],
+    notes: Sequence[str] = (),
+) -> Data:
     """Put splits together as `Data`, with mean and std measured on train; 0 and 1 unless ``normalise``.
 
     Of images on disk at most 2,000 of each split are looked at, as evenly over the classes as `split_off` takes them,
@@ -199,13 +224,24 @@ def build(*, train: Split, validation: Split, test: Split, classes: tuple[str, .
             transform, or it fails on the first image of train.
     """
     count = channels(train.inputs)
-    data = Data(train, validation, test, classes, mean=(0.0,) * count, std=(1.0,) * count)
+    data = Data(train, validation, test, classes, (0.0,) * count, (1.0,) * count, {**origins})
+    data = replace(data, notes=(*notes, *_empty_classes(data)))
     if isinstance(train.inputs, Images):
         return _looked_at(data, train.inputs, normalise)
     if not normalise:
         return data
     mean, std = measure(train.inputs)
     return replace(data, mean=mean, std=std)
+
+
+def _empty_classes(data: Data) -> list[str]:
+    """A note of the classes that nothing is learned of."""
+    counted = torch.bincount(data.train.targets, minlength=len(data.classes))
+    empty = [data.classes[place] for place in torch.nonzero(counted == 0).flatten().tolist()]
+    if not empty:
+        return []
+    listed = ", ".join(empty[:_LISTED]) + ", ..." * (len(empty) > _LISTED)
+    return [f"{len(empty):,} of {len(data.classes):,} classes have no training sample: {listed}"]
 
 
 def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
@@ -219,7 +255,7 @@ def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
     train, validation, test = (_with_channels(part, kept) for part in parts)
     if images.transform is not None:
         try_transform(replace(images, channels=kept))
-    return Data(train, validation, test, data.classes, mean, std)
+    return replace(data, train=train, validation=validation, test=test, mean=mean, std=std)
 
 
 def _look(split: Split) -> tuple[bool, Tensor]:

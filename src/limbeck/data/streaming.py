@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from limbeck.core import LimbeckError
-from limbeck.data.decoding import decode
-from limbeck.data.images import Images, by_pixel, pieces, plain, with_channels
+from limbeck.data.cut import cut
+from limbeck.data.decoding import decode, quiet
+from limbeck.data.images import Images, by_pixel, plain, with_channels
 from limbeck.data.transforms import Transform, generators_kept, make_transform, seed_generators
 
 _Found = TypeVar("_Found")
@@ -46,7 +47,7 @@ class Decoder(Dataset[tuple[Tensor, str]]):
     def __init__(self, images: Images, *, seed: int, channels_last: bool) -> None:
         self._reader, self._shape, self._size, self._seed = images.reader, images.shape[1:], images.size, seed
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._text, self._code = images.transform, images.code
+        self._text, self._code, self._exif_orientation = images.transform, images.code, images.exif_orientation
         self._build()
 
     def _build(self) -> None:
@@ -64,11 +65,13 @@ class Decoder(Dataset[tuple[Tensor, str]]):
         result = torch.empty(len(wanted.names), *self._shape, dtype=torch.uint8, memory_format=self._format)
         grid = by_pixel(result)
         try:
-            with generators_kept():
+            with generators_kept(), quiet():
                 for place, (name, index) in enumerate(zip(wanted.names, wanted.places, strict=True)):
                     label, data = f"{name} in {self._reader.place}", self._reader(name)
                     if wanted.view is None or self._transform is None:
-                        grid[place] = plain(label, data, self._size, self._shape[0])
+                        grid[place] = plain(
+                            label, data, self._size, self._shape[0], exif_orientation=self._exif_orientation
+                        )
                     else:
                         seed_generators(self._seed, wanted.view, index)
                         result[place] = self._transformed(self._transform, label, data)
@@ -77,7 +80,7 @@ class Decoder(Dataset[tuple[Tensor, str]]):
         return result, ""
 
     def _transformed(self, transform: Transform, label: str, data: bytes) -> Tensor:
-        image = with_channels(label, decode(label, data), self._shape[0])
+        image = with_channels(label, decode(label, data, exif_orientation=self._exif_orientation), self._shape[0])
         try:
             made = transform(image)
         except Exception as error:  # others' code may raise anything
@@ -99,7 +102,7 @@ class _Plan:
     view: int | None = None
 
     def __iter__(self) -> Iterator[Wanted]:
-        for index in pieces(self.order, self.batch_size):
+        for index in cut(self.order, self.batch_size):
             places = index.tolist()
             yield Wanted([self.names[place] for place in places], places, self.view)
 
@@ -117,7 +120,7 @@ class Stream:
 
     Args:
         images: what to decode.
-        batch_size: images a batch.
+        batch_size: images a batch, as `limbeck.data.cut` says.
         seed: of the transform.
         keep: whether there will be more passes.
         device: where the batches go.

@@ -2,13 +2,20 @@
 
 import difflib
 import os
-import zipfile
-import zlib
+import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from limbeck.core import LimbeckError
+from limbeck.data import bounds
+from limbeck.data.archives import Archive
+
+_NEAR = 10_000  # names beside a missing path that are compared with it
+_SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+_KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -19,18 +26,51 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 def near_path(path: Path) -> str:
     """As `nearest`, of what lies beside a path that does not exist."""
-    parent = path.absolute().parent
-    return nearest(path.name, [entry.name for entry in parent.iterdir()]) if parent.is_dir() else ""
+    try:
+        with os.scandir(path.absolute().parent) as entries:
+            return nearest(path.name, [entry.name for entry in islice(entries, _NEAR)])
+    except (OSError, ValueError):
+        return ""
 
 
-_UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+def exists(path: Path) -> bool:
+    """Whether there is such a path.
+
+    Raises:
+        LimbeckError: that cannot be found out: it is too long, or in a folder that may not be read.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise LimbeckError(f"{path} cannot be looked for: {error}") from error
+
+
+def expanded(path: Path) -> Path:
+    """The path with a leading ~ or ~user replaced.
+
+    Raises:
+        LimbeckError: there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise LimbeckError(f"{path} cannot be looked for: {error}") from error
+
+
+class Listing(NamedTuple):
+    """What is in a folder or zip file."""
+
+    names: list[str]  # files and folders, sorted, relative to the top, with "/"; a folder's name ends with one
+    hidden: int  # how many files are left out because they are hidden
+    hidden_folders: int  # likewise; they are not entered
+    circular: int  # links to a folder that they are in
 
 
 class Reader:
-    """Reads the files of a folder or zip file, by their names in it.
+    """Reads the files of a folder or zip file, by their names in it, as far as `limbeck.data.bounds` allows.
 
     A zip file is opened when it is first read, and by every process for itself: two that share one would move each
-    other's place in it.
+    other's place in it. Only regular files are opened.
 
     Raises:
         LimbeckError: the place does not exist, or is neither folder nor a sound zip file; a file cannot be read, and
@@ -38,74 +78,149 @@ class Reader:
     """
 
     def __init__(self, place: Path) -> None:
-        if not place.exists():
+        if not exists(place):
             raise LimbeckError(f"{place} does not exist{near_path(place)}")
         self.place = place.absolute()  # so that it stays the same place wherever the process goes
         self._zipped = not place.is_dir()
+        if self._zipped:
+            _regular(place)
         self._process: int | None = None
-        self._open: zipfile.ZipFile | None = None
+        self._open: Archive | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_process": None, "_open": None}
 
-    def names(self) -> list[str]:
-        """Every file and folder, sorted, relative to the top, with "/"; a folder's name ends with one.
+    def listing(self) -> Listing:
+        """All that is there but for what is hidden.
 
-        Left out is what is hidden: any part of the name begins with a dot or is __MACOSX.
+        Hidden is what begins with a dot, and what systems put beside pictures, such as __MACOSX or @eaDir.
         """
-        names = self._zip().namelist() if self._zipped else _walk(self.place)
-        return sorted(name for name in names if not any(_hidden(part) for part in name.split("/")))
+        if not self._zipped:
+            return _walk(self.place)
+        seen: list[str] = []
+        files, folders = 0, set()
+        for name in self._zip().names():
+            parts = name.split("/")
+            first = next((place for place, part in enumerate(parts) if _hidden(part)), None)
+            if first is None:
+                seen.append(name)
+            elif first == len(parts) - 1:
+                files += 1
+            else:
+                folders.add("/".join(parts[: first + 1]))
+        return Listing(sorted(seen), files, len(folders), 0)
 
     def __call__(self, name: str) -> bytes:
         """The whole file."""
-        try:
-            return self._zip().read(name) if self._zipped else (self.place / name).read_bytes()
-        except _UNREADABLE as error:
-            raise self._unreadable(name, error) from error
+        return self.head(name, bounds.FILE_BYTES)[1]
 
     def head(self, name: str, count: int) -> tuple[int, bytes]:
         """The file's size in bytes, and the first of them."""
         try:
             if self._zipped:
-                with self._zip().open(name) as file:
-                    return self._zip().getinfo(name).file_size, file.read(count)
+                size = self._zip().size(name)
+                _small(size)
+                return size, self._zip().read(name, min(size, count))
+            size = _regular(self.place / name)
+            _small(size)
             with (self.place / name).open("rb") as file:
-                return os.fstat(file.fileno()).st_size, file.read(count)
-        except _UNREADABLE as error:
-            raise self._unreadable(name, error) from error
+                return size, file.read(min(size, count))
+        except Exception as error:  # a damaged zip file makes zipfile raise anything
+            raise LimbeckError(f"{name} in {self.place} cannot be read: {error}") from error
 
-    def _zip(self) -> zipfile.ZipFile:
+    def _zip(self) -> Archive:
         if self._open is None or self._process != os.getpid():
-            try:
-                self._open, self._process = zipfile.ZipFile(self.place), os.getpid()
-            except (zipfile.BadZipFile, OSError) as error:
-                raise LimbeckError(f"{self.place} is neither a folder nor a sound zip file: {error}") from error
+            self._open, self._process = Archive(self.place), os.getpid()
         return self._open
 
-    def _unreadable(self, name: str, error: Exception) -> LimbeckError:
-        return LimbeckError(f"{name} in {self.place} cannot be read: {error}")
+
+def _regular(path: Path) -> int:
+    """The file's size in bytes; to open another than a regular one might never end.
+
+    Raises:
+        LimbeckError: it is none.
+        OSError: it is not there.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a device")
+        raise LimbeckError(f"{path} is {kind}; allowed are regular files")
+    return found.st_size
 
 
-def _walk(path: Path) -> Iterator[str]:
-    """All in a folder and in what links lead to, but for a folder that is inside of itself: that would never end.
+def _small(size: int) -> None:
+    if size > bounds.FILE_BYTES:
+        raise LimbeckError(f"it has {size:,} bytes; allowed are {bounds.FILE_BYTES:,}")
+
+
+def _walk(top: Path) -> Listing:
+    """All in a folder and in what links lead to, but for a folder that the link is in: that would never end.
 
     Two links to one folder, such as a validation folder that is the test folder, are followed both.
     """
-    around = {os.fspath(path): frozenset({_which(path)})}  # each folder to itself and those that it is in
-    for folder, folders, files in os.walk(path, followlinks=True):
-        known = around.pop(folder)
-        below = {name: _which(Path(folder, name)) for name in folders}
-        folders[:] = [name for name, which in below.items() if which not in known]
-        around |= {os.path.join(folder, name): known | {below[name]} for name in folders}
-        inside = Path(folder).relative_to(path)
-        yield from ((inside / name).as_posix() + "/" for name in folders)
-        yield from ((inside / name).as_posix() for name in files)
+    names: list[str] = []
+    hidden: Counter[str] = Counter()
+    visits: Counter[tuple[int, int]] = Counter()
+    system = _system()
+    around = frozenset(_which(folder.stat()) for folder in (top.resolve(), *top.resolve().parents))
+    waiting, seen, circular = [("", around)], 0, 0
+    while waiting:
+        inside, around = waiting.pop()
+        for entry in _entries(top, inside):
+            seen += 1
+            if seen > bounds.ENTRIES:
+                raise LimbeckError(f"{top} has more than {bounds.ENTRIES:,} files and folders, those in links included")
+            name, which = inside + entry.name, _folder(entry)
+            if _hidden(entry.name):
+                hidden["file" if which is None else "folder"] += 1
+            elif which is None:
+                names.append(name)
+            elif which in around:
+                circular += 1
+            else:
+                visits[which] += 1
+                if which[0] in system:
+                    raise LimbeckError(f"{name} in {top} leads to the operating system's own files: not allowed")
+                _check_way(top, name, visits[which])
+                names.append(name + "/")
+                waiting.append((name + "/", around | {which}))
+    return Listing(sorted(names), hidden["file"], hidden["folder"], circular)
 
 
-def _which(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
+def _system() -> set[int]:
+    """The devices of file systems that hold no files, where there are any."""
+    places = [Path(name) for name in ("/proc", "/sys", "/dev")]
+    return {place.stat().st_dev for place in places if place.is_dir()} - {Path("/").stat().st_dev}
+
+
+def _entries(top: Path, inside: str) -> Iterator["os.DirEntry[str]"]:
+    try:
+        with os.scandir(top / inside) as entries:
+            yield from entries
+    except OSError as error:
+        raise LimbeckError(f"the folder {top / inside} cannot be listed: {error}") from error
+
+
+def _check_way(top: Path, name: str, visits: int) -> None:
+    if name.count("/") >= bounds.DEPTH:
+        raise LimbeckError(f"{name} in {top} is too deep; allowed are {bounds.DEPTH} folders in each other")
+    if visits > bounds.VISITS:
+        raise LimbeckError(
+            f"{name} in {top} is a folder that more than {bounds.VISITS} ways through links lead to; allowed are fewer"
+        )
+
+
+def _folder(entry: "os.DirEntry[str]") -> tuple[int, int] | None:
+    """Which folder it is; None where it is none."""
+    try:
+        return _which(entry.stat()) if entry.is_dir() else None
+    except OSError:  # a link that leads to itself: like one that leads nowhere, it is told when it is read
+        return None
+
+
+def _which(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
 def _hidden(part: str) -> bool:
-    return part.startswith(".") or part == "__MACOSX"
+    return part.startswith(".") or part in _SYSTEM

@@ -1,14 +1,14 @@
 """What every source is asked for and gives back, and where files are looked for."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from limbeck.core import LimbeckError
 from limbeck.data.split import Split
-from limbeck.data.trees import near_path
+from limbeck.data.trees import expanded, near_path
 
 VARIABLE = "LIMBECK_DATA"
 """The environment variable that names the data root."""
@@ -26,8 +26,8 @@ class Request:
     root: Path | None = None  # see data_root
     path: Path | None = None  # of the folder or zip file
     download: bool = True  # whether files that are missing may be downloaded
-    size: tuple[int, int] | None = None  # height and width to which images of different sizes are resized
-    streaming: bool = False  # whether images stay on disk; then there is a size
+    size: tuple[int, int] | None = None  # height and width that images are brought to; None: their own, or a default
+    streaming: bool = False  # whether images stay on disk
     workers: int = 0  # processes that decode them
     transform: str | None = None  # of the training images; see `limbeck.data.transforms`
     exif_orientation: bool = True  # whether an image is turned as its EXIF data says
@@ -41,6 +41,8 @@ class Parts:
     classes: tuple[str, ...]
     validation: Split | None = None
     test: Split | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)  # of each split that is there, as `Data.origins`
+    notes: tuple[str, ...] = ()  # as `Data.notes`
 
 
 Source: TypeAlias = Callable[[Request], Parts]
@@ -55,7 +57,7 @@ def data_root(given: Path | None) -> Path:
     variable = os.environ.get(VARIABLE)
     if given is None and not variable:
         return Path.home() / ".cache" / "limbeck"
-    root = (given if given is not None else Path(str(variable))).expanduser()
+    root = expanded(given if given is not None else Path(str(variable)))
     if not root.is_dir():
         origin = "" if given is not None else f" (from {VARIABLE})"
         raise LimbeckError(f"the data root {root}{origin} is no folder{near_path(root)}")

@@ -13,4 +13,8 @@ def digits(request: Request) -> Parts:
     loaded = load_digits()
     inputs = torch.from_numpy(loaded.images).mul(255 / 16).round().to(torch.uint8)[:, None]
     targets = torch.from_numpy(loaded.target).long()
-    return Parts(Split(inputs, targets), classes=tuple(str(name) for name in loaded.target_names))
+    return Parts(
+        Split(inputs, targets),
+        classes=tuple(str(name) for name in loaded.target_names),
+        origins={"train": "the 1,797 digits of scikit-learn"},
+    )

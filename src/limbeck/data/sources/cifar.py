@@ -41,7 +41,8 @@ def _read(root: Path, dataset: str, *, download: bool) -> Parts:
     except (OSError, RuntimeError) as error:
         tried = "could not be downloaded to" if download else "cannot be read from"
         raise LimbeckError(f"{dataset} {tried} {root} ({error}); {HOW_TO_GIVE}") from error
-    return Parts(_split(train), classes=tuple(train.classes), test=_split(test))
+    origins = {"train": f"the {dataset} training batches", "test": f"the {dataset} test batch"}
+    return Parts(_split(train), classes=tuple(train.classes), test=_split(test), origins=origins)
 
 
 def _split(dataset: Any) -> Split:

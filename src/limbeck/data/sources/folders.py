@@ -1,9 +1,13 @@
 """A folder or zip file in which each class is a folder of images."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+import sys
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -12,131 +16,262 @@ from limbeck.core import LimbeckError
 from limbeck.data.decoding import SUFFIXES
 from limbeck.data.images import Images, Inputs
 from limbeck.data.sources.base import Parts, Request, data_root
-from limbeck.data.sources.images import read_images
+from limbeck.data.sources.images import Size, common_size, look_at, read_images, were
 from limbeck.data.split import Split
-from limbeck.data.trees import Reader
+from limbeck.data.trees import Listing, Reader, exists, expanded
+
+NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "train": ("train", "training"),
+        "validation": ("val", "valid", "validation", "dev"),
+        "test": ("test", "testing"),
+    }
+)
+"""What the folder of each split may be called, in small or capital letters."""
+
+_ADVICE = "a split into parts is written train/ and test/, and if there is one validation/, each with class folders"
+_LOOKED_AT = 2000  # streamed images whose headers are read
+_NOT_READ = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef"})
+_ENDINGS = 5  # endings of files that were passed over that are told one by one
 
 
 class Tree(NamedTuple):
     """What is in a folder or zip file."""
 
     place: Path
-    names: Sequence[str]  # as `Reader.names` gives them
+    names: Sequence[str]  # as `Reader.listing` gives them
 
 
 Classes: TypeAlias = Mapping[str, Sequence[str]]  # a class's name to its images' names
 
-_VALIDATION = ("validation", "val", "valid")
+
+class Layout(NamedTuple):
+    """Where the splits of a tree are."""
+
+    top: str  # what all names of the data begin with
+    folders: Mapping[str, str]  # each split to the folder's name in the top; empty where the top holds the classes
 
 
 def folder(request: Request) -> Parts:
     """Images of class folders, (N, 1 or 3, H, W) uint8; the classes are the sorted folder names.
 
-    On top there may be ``train``, ``test`` and ``validation`` (or ``val``, ``valid``), each with the same class
-    folders; all of this may be inside one more folder. Folders inside a class folder belong to the class. Hidden
-    files, ``__MACOSX`` and files that are no images by their name are left out. A path that does not exist as it is
-    is looked for in the data root. Links to folders are followed, but for those to a folder that the link is in.
-
-    An orientation in an image's EXIF data is not followed, nor is it by torchvision's ImageFolder: pixels stay as they
-    lie in the file.
+    On top there may be folders of the splits, called as `NAMES` says, each with the same class folders; all of this
+    may be inside one more folder. Folders inside a class folder belong to the class. Hidden files and files that are
+    no images by their name are passed over, which a note counts. A path that does not exist as it is is looked for in
+    the data root. Links to folders are followed, but for those to a folder that the link is in.
 
     With ``streaming`` the images stay where they are, see `limbeck.data.images`, and count as colour images until they
     have been looked at.
 
     Raises:
-        LimbeckError: no path, or it does not exist; no class folder, an empty one, or not the same ones in train and
-            test; an image that cannot be read; images of different sizes without ``size``.
+        LimbeckError: no path, or it does not exist; no class folder, an empty one, or not the same ones in all splits;
+            two folders for one split, or folders beside train that are none; an image that cannot be read.
     """
     if request.path is None:
         raise LimbeckError("source 'folder' needs a path: a folder or zip file of class folders")
     reader = Reader(_place(request.path, request.root))
-    tree = Tree(reader.place, reader.names())
-    found = _layout(tree)
-    classes = _same_classes(tree, found)
+    listing = reader.listing()
+    tree = Tree(reader.place, listing.names)
+    layout = find_layout(tree)
+    found = {split: _children(tree, _at(layout, split)) for split in layout.folders or ("train",)}
+    classes = _same_classes(tree, layout, found)
     names = {part: tuple(name for images in of.values() for name in images) for part, of in found.items()}
+    inputs, notes = _inputs(request, reader, list(names.values()))
     splits = {}
-    for (part, files), inputs in zip(names.items(), _inputs(request, reader, list(names.values())), strict=True):
+    for (part, files), images in zip(names.items(), inputs, strict=True):
         counts = torch.tensor([len(found[part][name]) for name in classes])
-        splits[part] = Split(inputs, torch.repeat_interleave(torch.arange(len(classes)), counts), files)
-    return Parts(splits["train"], classes=classes, validation=splits.get("validation"), test=splits.get("test"))
+        splits[part] = Split(images, torch.repeat_interleave(torch.arange(len(classes)), counts), files)
+    return Parts(
+        splits["train"],
+        classes=classes,
+        validation=splits.get("validation"),
+        test=splits.get("test"),
+        origins=_origins(tree, layout),
+        notes=(*_passed_over(listing, itertools.chain.from_iterable(names.values())), *notes),
+    )
 
 
-def _inputs(request: Request, reader: Reader, names: Sequence[tuple[str, ...]]) -> Sequence[Inputs]:
-    """The images of each part."""
+def _inputs(
+    request: Request, reader: Reader, names: Sequence[tuple[str, ...]]
+) -> tuple[Sequence[Inputs], Sequence[str]]:
+    """The images of each part, and what a user should know of them."""
+    every = [name for part in names for name in part]
     if not request.streaming:
-        everything = read_images(reader, [name for part in names for name in part], request.size)
+        held = read_images(reader, every, request.size, exif_orientation=request.exif_orientation)
         ends = itertools.accumulate(len(part) for part in names)
-        return [everything[end - len(part) : end] for part, end in zip(names, ends, strict=True)]
-    if request.size is None:
-        raise LimbeckError("streaming needs a size: the height and width in pixels that each image is brought to")
-    images = Images(reader, (), request.size, workers=request.workers, transform=request.transform)
-    return [replace(images, names=part) for part in names]
+        return [held.pixels[end - len(part) : end] for part, end in zip(names, ends, strict=True)], held.notes
+    size, notes = _streamed_size(request, reader, every)
+    images = Images(
+        reader,
+        (),
+        size,
+        workers=request.workers,
+        transform=request.transform,
+        exif_orientation=request.exif_orientation,
+    )
+    return [replace(images, names=part) for part in names], notes
 
 
-_PARTS = ("train", "training", "test", "testing", "val", "valid", "validation")
-"""Names that are parts of a data set, not classes."""
+def _streamed_size(request: Request, reader: Reader, names: Sequence[str]) -> tuple[Size, Sequence[str]]:
+    """The size of streamed images, of which a few thousand are looked at, and what was found."""
+    looked = look_at(reader, names[:: -(-len(names) // _LOOKED_AT)], exif_orientation=request.exif_orientation)
+    size, notes = request.size, list[str]()
+    if size is None:
+        if not looked:
+            raise LimbeckError(f"{names[0]} in {reader.place} cannot be read as an image, nor can others")
+        size, notes = common_size(one.size for one in looked)
+    turned = sum(one.turned for one in looked)
+    if turned:
+        notes.append(f"{were(turned, 'image')} turned as EXIF data says, of the {len(looked):,} that were looked at")
+    return size, notes
 
 
 def _place(path: Path, root: Path | None) -> Path:
-    path = path.expanduser()
-    if path.exists() or path.is_absolute():
+    path = expanded(path)
+    if exists(path) or path.is_absolute():
         return path
     inside = data_root(root) / path
-    return inside if inside.exists() else path
+    return inside if exists(inside) else path
 
 
-def _layout(tree: Tree) -> dict[str, Classes]:
-    """The classes of each split, train first."""
+def split_of(name: str) -> str | None:
+    """Which split a folder of this name is; None where it is none."""
+    return next((split for split, names in NAMES.items() if name.lower() in names), None)
+
+
+def find_layout(tree: Tree) -> Layout:
+    """Where the splits are.
+
+    Raises:
+        LimbeckError: folders are called like splits, but none like train, or two like one; other folders, or images in
+            no class folder, lie beside them.
+    """
     top = ""
     tops = list(_children(tree, top))
-    if len(tops) == 1 and _holds_folders_only(tree, f"{tops[0]}/"):
+    if len(tops) == 1 and split_of(tops[0]) is None and _holds_folders_only(tree, f"{tops[0]}/"):
         top = f"{tops[0]}/"
         tops = list(_children(tree, top))
-    parts = [name for name in tops if name.lower() in _PARTS]
-    if parts and "train" not in tops:
+    parts = [(name, split) for name in tops if (split := split_of(name)) is not None]
+    others = [name for name in tops if split_of(name) is None]
+    if not parts or (others and _is_class(tree, top, [name for name, _ in parts])):
+        return Layout(top, {})
+    folders: dict[str, str] = {}
+    for name, split in parts:
+        if split in folders:
+            raise LimbeckError(f"{tree.place}: {folders[split]}/ and {name}/ are both {split}; allowed is one of them")
+        folders[split] = name
+    if "train" not in folders:
+        raise LimbeckError(f"{tree.place}: {', '.join(folders.values())} would be classes; {_ADVICE}")
+    loose = [name for at in (top, *(f"{top}{name}/" for name in folders.values())) for name in _loose(tree, at)]
+    if loose:
+        raise LimbeckError(f"{tree.place}: {_first(loose)}, in no class folder; {_ADVICE}")
+    if others:
+        allowed = ", ".join(f"{name}/" for names in NAMES.values() for name in names)
         raise LimbeckError(
-            f"{tree.place}: {', '.join(parts)} would be classes; a split into parts is written train/ and test/, and "
-            "if there is one validation/, each with class folders"
+            f"{tree.place}: {_first([f'{name}/' for name in others])} beside {folders['train']}/ is no split; allowed "
+            f"are {allowed}, in small or capital letters, and hidden folders"
         )
-    if "train" not in tops or not _holds_folders_only(tree, f"{top}train/"):
-        return {"train": _children(tree, top)}
-    found = {"train": "train", "test": "test", "validation": next((name for name in _VALIDATION if name in tops), "")}
-    return {part: _children(tree, f"{top}{name}/") for part, name in found.items() if name in tops}
+    return Layout(top, {split: folders[split] for split in NAMES if split in folders})
+
+
+def _is_class(tree: Tree, top: str, parts: Sequence[str]) -> bool:
+    """Whether the only folder called like a split is a class that is called train: with images of its own."""
+    return len(parts) == 1 and parts[0].lower() == "train" and not _holds_folders_only(tree, f"{top}{parts[0]}/")
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more"
+
+
+def _at(layout: Layout, split: str) -> str:
+    """What the names of a split's images begin with."""
+    return f"{layout.top}{layout.folders[split]}/" if layout.folders else layout.top
+
+
+def _below(tree: Tree, top: str) -> Sequence[str]:
+    """The names that begin so; they are sorted."""
+    return tree.names[bisect_left(tree.names, top) : bisect_left(tree.names, top + chr(sys.maxunicode))]
 
 
 def _children(tree: Tree, top: str) -> Classes:
     """The folders directly in ``top``, each with the images at any depth in it."""
     children: dict[str, list[str]] = {}
-    for name in tree.names:
+    for name in _below(tree, top):
         child, slash, rest = name[len(top) :].partition("/")
-        if name.startswith(top) and slash:
+        if slash:
             images = children.setdefault(child, [])
             if rest.lower().endswith(SUFFIXES):
                 images.append(name)
     return dict(sorted(children.items()))
 
 
+def _loose(tree: Tree, top: str) -> list[str]:
+    """The images directly in ``top``."""
+    return [name for name in _below(tree, top) if "/" not in name[len(top) :] and name.lower().endswith(SUFFIXES)]
+
+
 def _holds_folders_only(tree: Tree, top: str) -> bool:
-    inside = [name[len(top) :] for name in tree.names if name.startswith(top)]
-    loose = any("/" not in name and name.lower().endswith(SUFFIXES) for name in inside)
-    return any("/" in name for name in inside) and not loose
+    return any("/" in name[len(top) :] for name in _below(tree, top)) and not _loose(tree, top)
 
 
-def _same_classes(tree: Tree, found: Mapping[str, Classes]) -> tuple[str, ...]:
+def _same_classes(tree: Tree, layout: Layout, found: Mapping[str, Classes]) -> tuple[str, ...]:
     train = found["train"]
     if not train:
         raise LimbeckError(f"{tree.place} has no class folders; allowed is one folder of images for each class")
-    for part, classes in found.items():
-        differing = sorted(train.keys() ^ classes.keys())
-        if differing:
-            raise LimbeckError(
-                f"{tree.place}: train and {part} must have the same class folders; "
-                f"only one of them has {', '.join(differing)}"
-            )
+    for split, classes in found.items():
+        missing, more = sorted(train.keys() - classes.keys()), sorted(classes.keys() - train.keys())
+        if missing or more:
+            one, other = layout.folders["train"], layout.folders[split]
+            only = [f"only {name}/ has {', '.join(names)}" for name, names in ((one, missing), (other, more)) if names]
+            raise LimbeckError(f"{tree.place}: {one}/ and {other}/ must have the same class folders; {'; '.join(only)}")
         for name, images in classes.items():
-            if not images:
-                raise LimbeckError(
-                    f"{tree.place}: class folder {name!r} of {part} has no images; their names end with "
-                    f"{', '.join(SUFFIXES)}"
-                )
+            _check_class(tree, layout, split, name, images)
     return tuple(train)
+
+
+def _check_class(tree: Tree, layout: Layout, split: str, name: str, images: Sequence[str]) -> None:
+    if not images:
+        raise LimbeckError(
+            f"{tree.place}: class folder {name!r} of {split} has no images; their names end with {', '.join(SUFFIXES)}"
+        )
+    for image in images:
+        try:
+            image.encode()
+        except UnicodeEncodeError as error:
+            readable = image.encode(errors="backslashreplace").decode()
+            raise LimbeckError(f"{tree.place}: the name {readable} is not UTF-8; allowed are names that are") from error
+    top = f"{_at(layout, split)}{name}/"
+    inside = {image[len(top) :].rpartition("/")[0] for image in images}
+    splits = {split_of(part) for folders in inside for part in folders.split("/")}
+    if "train" in splits and splits & {"validation", "test"}:
+        raise LimbeckError(
+            f"{tree.place}: class folder {top} has folders in it that are called like splits; {_ADVICE}, in the folder "
+            "that path names"
+        )
+
+
+def _origins(tree: Tree, layout: Layout) -> Mapping[str, str]:
+    whole = f"{tree.place.name}/{layout.top}".rstrip("/")
+    if not layout.folders:
+        return {"train": f"the class folders of {whole}"}
+    return {split: f"folder {name}/ of {whole}" for split, name in layout.folders.items()}
+
+
+def _passed_over(listing: Listing, used: Iterable[str]) -> list[str]:
+    """Notes of what is not used, files by their endings."""
+    rest = [name for name in set(listing.names).difference(used) if not name.endswith("/")]
+    endings = Counter(PurePosixPath(name).suffix.lower()[:12] or "without ending" for name in rest)
+    few = sorted(endings.items(), key=lambda one: (-one[1], one[0]))[:_ENDINGS]
+    told = [f"{count:,} {ending}{_why(ending)}" for ending, count in few]
+    others = len(rest) - sum(count for _, count in few)
+    told += [f"{others:,} others"] * (others > 0) + [f"{listing.hidden:,} hidden"] * (listing.hidden > 0)
+    files = len(rest) + listing.hidden
+    notes = [f"{were(files, 'file')} passed over: {', '.join(told)}"] if files else []
+    folders = {"hidden folder": listing.hidden_folders, "circular link": listing.circular}
+    return notes + [f"{were(count, what)} passed over" for what, count in folders.items() if count]
+
+
+def _why(ending: str) -> str:
+    if ending in SUFFIXES:
+        return " (in no class folder)"
+    return " (not an image format that is read)" if ending in _NOT_READ else ""

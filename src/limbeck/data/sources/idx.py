@@ -1,6 +1,7 @@
 """MNIST from its four original files."""
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core import LimbeckError
+from limbeck.data import bounds
 from limbeck.data.sources.base import HOW_TO_GIVE, Parts, Request, data_root
 from limbeck.data.split import Split
 
@@ -30,11 +32,14 @@ def mnist(request: Request) -> Parts:
         found = _find(root)
     if found is None:
         raise LimbeckError(f"{_missing(root)}; {HOW_TO_GIVE}")
-    images, labels, test_images, test_labels = (read_idx(path) for path in found)
+    images, labels, test_images, test_labels = (
+        read_idx(path, dimensions) for path, dimensions in zip(found, (3, 1, 3, 1), strict=True)
+    )
     return Parts(
         Split(images[:, None], labels.long()),
         test=Split(test_images[:, None], test_labels.long()),
         classes=tuple("0123456789"),
+        origins={"train": "the MNIST training files", "test": "the MNIST test files"},
     )
 
 
@@ -64,25 +69,38 @@ def _download(root: Path) -> None:
         raise LimbeckError(f"{_missing(root)}, and the download failed ({error}); {HOW_TO_GIVE}") from error
 
 
-def read_idx(path: Path) -> Tensor:
-    """An IDX file of bytes, plain or gzipped, as a uint8 tensor of its own shape.
+def read_idx(path: Path, dimensions: int | None = None) -> Tensor:
+    """An IDX file of bytes, plain or gzipped, as a uint8 tensor of its own shape; no more is read than it declares.
+
+    Args:
+        path: of the file.
+        dimensions: how many the shape must have; None: 1 to 3.
 
     Raises:
-        LimbeckError: it is no such file, is damaged, or has more or fewer values than its header says.
+        LimbeckError: it is no such file, is damaged, has more or fewer values than its header says, or more than
+            `limbeck.data.bounds` allows.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(4)
+            zeros, kind, found = struct.unpack(">HBB", start) if len(start) == 4 else (0, 0, 0)
+            sizes = file.read(4 * found)
+            if zeros != 0 or kind != 8 or not 1 <= found <= 3 or len(sizes) < 4 * found:
+                raise LimbeckError(f"{path} is no IDX file of bytes: it begins with {start.hex(' ') or 'nothing'}")
+            shape = struct.unpack(f">{found}I", sizes)
+            if dimensions not in (None, found):
+                raise LimbeckError(f"{path} has values of shape {shape}; allowed are {dimensions} dimensions")
+            expected = math.prod(shape)
+            if expected > bounds.IDX_BYTES:
+                raise LimbeckError(f"{path} says it has {expected:,} values; allowed are {bounds.IDX_BYTES:,}")
+            content = file.read(expected + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise LimbeckError(f"{path} cannot be read: {error}") from error
-    zeros, kind, dimensions = struct.unpack(">HBB", content[:4]) if len(content) >= 4 else (0, 0, 0)
-    start = 4 + 4 * dimensions
-    if zeros != 0 or kind != 8 or not 1 <= dimensions <= 3 or len(content) < start:
-        raise LimbeckError(f"{path} is no IDX file of bytes: it begins with {content[:4].hex(' ') or 'nothing'}")
-    shape = struct.unpack(f">{dimensions}I", content[4:start])
-    values = torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:]
-    expected = torch.Size(shape).numel()
-    if len(values) != expected:
-        raise LimbeckError(
-            f"{path} has {len(values)} values, but its header says {expected}: it is truncated or damaged"
-        )
-    return values.view(shape)
+    if len(content) != expected:
+        there = f"{len(content)} values" if len(content) < expected else "more values"
+        raise LimbeckError(f"{path} has {there}, but its header says {expected}: it is truncated or damaged")
+    return (
+        torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
+        if content
+        else torch.empty(shape, dtype=torch.uint8)
+    )
