@@ -374,10 +374,10 @@ def test_the_student_is_the_users_own_network(tmp_path):
     assert result_of("runs/tiny")["student"]["parameters"] == 64 * 8 + 8 + 8 * 10 + 10
     runs("--out", "wide", *changed("student.model={name: 'net.py:make', width: 5}"))
     assert result_of("wide")["student"]["parameters"] == 64 * 5 + 5 + 5 * 10 + 10
-    network, spec = load_network(Path("wide/student.safetensors"))
+    network, spec = load_network(Path("wide/student.safetensors"), model="net.py:make")
     assert spec.options == {"width": 5}
     assert network[1].out_features == 5
-    runs("--out", "next", *changed("teacher={weights: wide}"))
+    runs("--out", "next", *changed("teacher={weights: wide, model: {name: 'net.py:make', width: 5}}"))
 
 
 def test_methods_are_listed_and_shown_in_full():
