@@ -299,7 +299,7 @@ def run(n: int, seed: int) -> dict[str, int]:
         counts: ``accepted``, ``refused``, and each of `FAULTS`; ``slowest``, the milliseconds of processor time that
         the slowest took.
     """
-    counts: Counter[str] = Counter({name: 0 for name in ("accepted", "refused", *FAULTS, "slowest")})
+    counts: Counter[str] = Counter(dict.fromkeys(("accepted", "refused", *FAULTS, "slowest"), 0))
     for start in range(0, n, CHUNK):
         many = min(CHUNK, n - start)
         command = [sys.executable, __file__, "--chunk", str(start), str(many), str(seed)]
