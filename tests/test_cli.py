@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import errno
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 import limbeck
 from limbeck import catalogue, cli
 from limbeck.cli import app
+from limbeck.errors import LimbeckError
 from limbeck.evaluate import parameters
 from limbeck.experiment import Experiment
 from limbeck.methods import METHODS
@@ -51,8 +53,8 @@ def limbeck_does(*arguments, code=0):
     return result.output
 
 
-def runs(*arguments, recipe="recipe.yaml"):
-    return limbeck_does("run", recipe, *arguments)
+def runs(*arguments, recipe="recipe.yaml", code=0):
+    return limbeck_does("run", recipe, *arguments, code=code)
 
 
 def changed(*settings):
@@ -80,7 +82,21 @@ def same_weights(one, other):
     [
         ([], ("demo", "run", "methods", "models", "taps", "doctor", "--version")),
         (["demo"], ("--out", "runs/demo")),
-        (["run"], ("RECIPE", "--set", "--seed", "--smoke", "--resume", "--out", "--data-root")),
+        (
+            ["run"],
+            (
+                "RECIPE",
+                "--set",
+                "--seed",
+                "--smoke",
+                "--resume",
+                "--overwrite",
+                "--out",
+                "--data-root",
+                "--allow",
+                "--trust-code",
+            ),
+        ),
         (["methods"], ("NAME",)),
         (["models"], ("PATTERN",)),
         (["taps"], ("MODEL", "--shape", "--classes", "--set")),
@@ -114,6 +130,37 @@ assert not slow, slow
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "'run', 'recipe.yaml', '--set', 'train.epoch=3'",
+        "'run', 'recipe.yaml', '--set', 'train.epochs'",
+        "'run', 'recipe.yaml', '--allow', 'chanc'",
+        "'run', 'recipe.yaml', '--set', 'teacher.weights=none.pt', '--set', 'teacher.train=null'",
+        "'run', 'recipe.yaml', '--resume', '--overwrite'",
+        "'run', 'recpe.yaml'",
+        "'run', 'digit_kd'",
+        "'cache', 'build', 'recipe.yaml', '--set', 'method=dk'",
+        "'cache', 'verify', 'recipe.yaml', '--set', 'method=dk'",
+        "'cache', 'info', 'recipe.yaml', '--set', 'method=dk'",
+    ],
+)
+def test_a_mistake_in_a_recipe_is_told_before_torch_is_imported(arguments):
+    program = f"""
+import sys
+from limbeck.cli import app
+try:
+    app([{arguments}])
+except SystemExit as end:
+    assert end.code == 2, end.code
+slow = sorted({{"torch", "numpy", "sklearn", "timm", "PIL"}} & set(sys.modules))
+assert not slow, slow
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("error: ")
 
 
 def test_python_runs_limbeck_as_a_module():
@@ -271,6 +318,74 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch):
         "To go on: limbeck run 'my recipe.yaml' --set train.epochs=2 --seed 3 --smoke --out 'a b' --data-root . "
         "--resume"
     )
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_message_and_code_3_with_how_to_go_on(monkeypatch, number):
+    def full(*arguments, **options):
+        raise OSError(number, "No space left on device", "runs/tiny/metrics.jsonl")
+
+    monkeypatch.setattr(cli, "_run", full)
+    shown = limbeck_does("run", "recipe.yaml", "--allow", "chance", "--trust-code", code=3)
+    assert shown.startswith("error: the disk is full: ")
+    assert "runs/tiny/metrics.jsonl" in shown
+    assert "To go on: limbeck run recipe.yaml --allow chance --trust-code --resume" in shown
+
+
+def test_an_error_ends_the_command_with_its_own_code(monkeypatch):
+    class Full(LimbeckError):
+        exit_code = 3
+
+    def full(*arguments, **options):
+        raise Full("no room for the checkpoint")
+
+    monkeypatch.setattr(cli, "_run", full)
+    shown = limbeck_does("run", "recipe.yaml", code=3)
+    assert "error: no room for the checkpoint" in shown
+    assert "Make room first. To go on: limbeck run recipe.yaml --resume" in shown
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "_run", lambda *arguments, **options: [][0])
+    with pytest.raises(IndexError):
+        limbeck_does("run", "recipe.yaml")
+
+
+def test_the_options_reach_the_experiment(monkeypatch):
+    asked = []
+
+    def made(recipe, out, **options):
+        asked.append((recipe.allow, out, options))
+        raise LimbeckError("enough")
+
+    monkeypatch.setattr("limbeck.experiment.Experiment", made)
+    runs("--overwrite", "--trust-code", "--allow", "chance", "--allow", "random", code=2)
+    assert asked.pop() == (
+        ("chance", "random"),
+        Path("runs/tiny"),
+        {"resume": False, "overwrite": True, "trust_code": True},
+    )
+    for command in ("build", "verify", "info"):
+        limbeck_does("cache", command, "recipe.yaml", "--trust-code", "--allow", "shared", code=2)
+        assert asked.pop() == (("shared",), Path("runs/tiny"), {"resume": True, "trust_code": True})
+
+
+def test_overwrite_deletes_the_run_that_the_folder_holds_and_nothing_else():
+    runs()
+    Path("runs/tiny/notes.txt").write_text("mine")
+    before = result_of("runs/tiny")
+    changes = changed("train.epochs=2")
+    assert "already holds a run" in runs(*changes, code=2)
+    runs("--overwrite", *changed("method.temperature=-1"), code=2)
+    assert result_of("runs/tiny") == before
+    runs("--overwrite", *changes)
+    assert Path("runs/tiny/notes.txt").read_text() == "mine"
+    lines = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
+    assert [line["job"] for line in lines].count("kd/seed0") == 2
+
+
+def test_overwrite_and_resume_are_not_asked_for_together():
+    assert "--resume goes on with the run that --overwrite deletes" in runs("--overwrite", "--resume", code=2)
 
 
 def test_a_run_that_diverges_ends_with_code_1():

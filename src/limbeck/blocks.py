@@ -18,9 +18,11 @@ def _several(value: Any) -> Any:
 
 
 def _square(value: Any) -> Any:
-    if type(value) is not int and not isinstance(value, list | tuple):
+    if type(value) is int:
+        return (value, value)
+    if not isinstance(value, list | tuple):
         raise needed("a number of pixels, or a list of height and width")
-    return tuple(value) if isinstance(value, list | tuple) else (value, value)
+    return tuple(value)
 
 
 def _kept(value: Any) -> Any:

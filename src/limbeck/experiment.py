@@ -173,7 +173,7 @@ class Experiment:
             return network
         if teacher not in self._results:
             self._results[teacher] = _labelled(teacher, measure(network, self.data, self.engine, name="teacher"))
-            yield Finished(teacher, self._results[teacher], reused=bool(block.weights))
+            yield Finished(teacher, self._results[teacher], reused=bool(block.weights) and block.init == "as_is")
         self._networks.setdefault("teacher", network)
         return network
 

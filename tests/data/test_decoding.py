@@ -138,8 +138,9 @@ def test_a_header_that_lies_is_refused_by_name_without_the_memory_that_it_asks_f
 
 def test_an_image_is_refused_by_what_it_declares():
     data = png(13_000, 13_000)
-    with quiet(), pytest.raises(
-        LimbeckError, match=r"it declares 169,000,000 pixels \(13000 x 13000\); allowed are 64,000,000"
+    with (
+        quiet(),
+        pytest.raises(LimbeckError, match=r"it declares 169,000,000 pixels \(13000 x 13000\); allowed are 64,000,000"),
     ):
         header("x", data)
 

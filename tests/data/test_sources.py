@@ -457,7 +457,10 @@ def test_a_missing_path_is_refused_with_the_nearest_name_and_not_for_the_data_ro
         ({"loose.png": picture()}, "has no class folders"),
         (two_classes() | {"dog/": b""}, "class folder 'dog' of train has no images"),
         (two_classes() | {"dog/notes.txt": b""}, "class folder 'dog' of train has no images"),
-        (two_classes("train/") | two_classes("test/") | {"test/bee/1.png": picture()}, "train/ and test/ must .*; only test/ has bee"),
+        (
+            two_classes("train/") | two_classes("test/") | {"test/bee/1.png": picture()},
+            "train/ and test/ must .*; only test/ has bee",
+        ),
         (two_classes("train/") | {"val/ant/1.png": picture()}, "train/ and val/ .*; only train/ has cat"),
         (two_classes() | {"cat/z.png": b"nonsense"}, "cat/z.png in .* cannot be read as an image"),
         (two_classes() | {"cat/z.png": encoded(picture(size=(99, 99)))[:-30]}, "cat/z.png in .* cannot be read as an"),

@@ -300,3 +300,25 @@ def test_code_that_is_no_network_is_told(user_file, code, message):
 def test_a_file_without_a_function_says_what_to_write(user_file):
     with pytest.raises(LimbeckError, match=r"names a file and no function in it: write .*\.py:FUNCTION"):
         build(str(user_file("")), classes=3, shape=(4,))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mlp", {"hidden": [10**9]}),
+        ("mlp", {"hidden": [2**31 - 1, 2**31 - 1, 2**31 - 1]}),
+        ("resnet10", {"width": 2**31 - 1}),
+        ("maxout_mnist", {"last_pieces": 10**8}),
+    ],
+)
+def test_a_network_of_more_parameters_than_a_machine_holds_is_refused_before_it_is_built(name, options):
+    with pytest.raises(LimbeckError, match=r"parameters: at most 2,000,000,000 are built|larger than can be counted"):
+        build(name, classes=10, shape=(3, 32, 32), **options)
+
+
+def test_counting_the_parameters_leaves_the_random_numbers_as_they_are():
+    torch.manual_seed(3)
+    counted = build("mlp", classes=10, shape=(4,), hidden=[5]).state_dict()
+    torch.manual_seed(3)
+    plain = MODELS["mlp"](classes=10, shape=(4,), hidden=(5,)).state_dict()
+    assert all(torch.equal(counted[name], value) for name, value in plain.items())

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from limbeck.core import LimbeckError
@@ -42,6 +43,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet_big": convnet_big,
 }
 """The zoo: functions of ``classes``, ``shape`` and each network's own options, all keyword-only."""
+
+PARAMETERS = 2_000_000_000
+"""Of a network of the zoo, 8 GB in 32 bits: one with more is a slip in a width."""
 
 _FORMS = "a model is a name of the zoo, timm:NAME, torchvision:NAME or path/to/file.py:function"
 
@@ -100,4 +104,19 @@ def _from_zoo(name: str, classes: int, shape: tuple[int, ...], given: Mapping[st
     if values is None:
         listed = "; ".join(".".join(map(str, (name, *problem.path))) + f": {problem.message}" for problem in problems)
         raise LimbeckError(f"{listed} ({name} takes {allowed})")
+    if given:  # without options its sizes are moderate
+        _refuse_huge(name, classes, shape, values.model_dump())
     return MODELS[name](classes=classes, shape=shape, **values.model_dump())
+
+
+def _refuse_huge(name: str, classes: int, shape: tuple[int, ...], options: Mapping[str, Any]) -> None:
+    """Count the parameters before any memory is taken for them."""
+    try:
+        with torch.device("meta"):
+            many = sum(
+                parameter.numel() for parameter in MODELS[name](classes=classes, shape=shape, **options).parameters()
+            )
+    except RuntimeError as error:  # the count does not fit into 64 bits
+        raise LimbeckError(f"{name} with {dict(options)} is larger than can be counted") from error
+    if many > PARAMETERS:
+        raise LimbeckError(f"{name} with {dict(options)} has {many:,} parameters: at most {PARAMETERS:,} are built")
