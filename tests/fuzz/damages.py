@@ -51,14 +51,14 @@ def run(n, seed, *, tell=lambda text: None):
         does not name what was damaged).
     """
     chance, counts = random.Random(seed), Counter(damages=n)
-    counts.update({name: 0 for name in ("refused", "as before", "undetected", "tracebacks", "hangs", "unnamed")})
+    counts.update(dict.fromkeys(("refused", "as before", "undetected", "tracebacks", "hangs", "unnamed"), 0))
     with TemporaryDirectory() as folder, chdir(folder):
         Path("recipe.yaml").write_text(RECIPE)
         code, said = _command("run", "recipe.yaml")
         if code != 0:
             raise RuntimeError(said)
         shutil.copytree(RUN, "whole")
-        expected = _held(Path("whole"))
+        expected = held(Path("whole"))
         for _ in range(n):
             shutil.rmtree(RUN)
             shutil.copytree("whole", RUN)
@@ -76,7 +76,7 @@ def _outcome(expected, named):
         return code, said
     if code in (2, 3):
         return ("refused" if any(name in said for name in named) else "unnamed"), said
-    found = _held(RUN)
+    found = held(RUN)
     differ = [name for name in expected if found[name] != expected[name]]
     # what nothing is read from may be lost, where it is told
     silent = [name for name in differ if name not in ("log", "environment") or f"note: {RUN}" not in said]
@@ -112,14 +112,14 @@ def _alarm():
         signal.signal(signal.SIGALRM, before)
 
 
-def _held(folder):
+def held(folder):
     """All that a run came to, without what was timed."""
     figures = {str(path.relative_to(folder)): read_sealed(path) for path in folder.rglob("result.json")}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "figures": _untimed(figures),
         "weights": {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*t.safetensors")},
-        "store": {path.name: path.read_bytes() for path in (folder / "store").rglob("*")  if path.is_file()},
+        "store": {path.name: path.read_bytes() for path in (folder / "store").rglob("*") if path.is_file()},
         "log": sorted(json.dumps(_untimed(line)) for line in lines),
         "recipe": (folder / "recipe.yaml").read_text(),
         "environment": read_sealed(folder / "environment.json"),
