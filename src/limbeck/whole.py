@@ -29,16 +29,20 @@ class NoSpace(LimbeckError):
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
     """A temporary path to write to; when the block ends well it is on disk under ``path``, which never holds a part.
 
     When the block fails, what was written is removed, and what was there before stays.
+
+    Args:
+        path: the file.
+        own: part of the temporary path's name, where several processes may write the file at once.
 
     Raises:
         NoSpace: the disk is full.
         LimbeckError: the folder or the file may not be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}{own}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # a link or a FIFO in its place must not be written through
