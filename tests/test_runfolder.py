@@ -655,6 +655,13 @@ def test_json_that_is_none_of_ours_is_refused(tmp_path, text):
         read_sealed(tmp_path / "result.json")
 
 
+def test_json_in_the_place_of_another_file_is_refused(tmp_path):
+    write_sealed(tmp_path / "result.json", {"errors": 3})
+    shutil.copy(tmp_path / "result.json", tmp_path / "environment.json")
+    with pytest.raises(LimbeckError, match=r"environment\.json is damaged, or was changed"):
+        read_sealed(tmp_path / "environment.json")
+
+
 def test_json_beyond_its_bound_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("limbeck.whole.JSON_BYTES", 100)
     write_sealed(tmp_path / "result.json", {"values": [0] * 100})

@@ -29,16 +29,20 @@ class NoSpace(LimbeckError):
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
     """A temporary path to write to; when the block ends well it is on disk under ``path``, which never holds a part.
 
     When the block fails, what was written is removed, and what was there before stays.
+
+    Args:
+        path: the file.
+        own: part of the temporary path's name, where several processes may write the file at once.
 
     Raises:
         NoSpace: the disk is full.
         LimbeckError: the folder or the file may not be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}{own}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # a link or a FIFO in its place must not be written through
@@ -96,15 +100,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write plain values as JSON whose last key, ``sha256``, is the hash of all before it."""
-    write(path, _sealed(value))
+    """Write plain values as JSON whose last key, ``sha256``, is the hash of the file's name and all before it."""
+    write(path, _sealed(path, value))
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """What `write_sealed` wrote, without the hash; None where there is no file.
 
     Raises:
-        LimbeckError: the file is not, byte for byte, what was written.
+        LimbeckError: the file is not, byte for byte, what was written under this name.
     """
     data = read(path, JSON_BYTES)
     if data is None:
@@ -113,7 +117,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         text = data.decode().replace("\r\n", "\n")
         value: Any = json.loads(text)
         value.pop("sha256")
-        whole = _sealed(value) == text
+        whole = _sealed(path, value) == text
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError):  # anything may be left of a damaged file
         whole = False
     if not whole:
@@ -180,8 +184,8 @@ def digest(path: Path, size: int) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sealed(value: Mapping[str, Any]) -> str:
-    body = json.dumps(value, indent=2)
+def _sealed(path: Path, value: Mapping[str, Any]) -> str:
+    body = f"{path.name}\n{json.dumps(value, indent=2)}"
     return json.dumps({**value, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=2) + "\n"
 
 

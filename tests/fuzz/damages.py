@@ -58,7 +58,7 @@ def run(n, seed, *, tell=lambda text: None):
         if code != 0:
             raise RuntimeError(said)
         shutil.copytree(RUN, "whole")
-        expected = _held(Path("whole"))
+        expected = held(Path("whole"))
         for _ in range(n):
             shutil.rmtree(RUN)
             shutil.copytree("whole", RUN)
@@ -76,7 +76,7 @@ def _outcome(expected, named):
         return code, said
     if code in (2, 3):
         return ("refused" if any(name in said for name in named) else "unnamed"), said
-    found = _held(RUN)
+    found = held(RUN)
     differ = [name for name in expected if found[name] != expected[name]]
     # what nothing is read from may be lost, where it is told
     silent = [name for name in differ if name not in ("log", "environment") or f"note: {RUN}" not in said]
@@ -112,7 +112,7 @@ def _alarm():
         signal.signal(signal.SIGALRM, before)
 
 
-def _held(folder):
+def held(folder):
     """All that a run came to, without what was timed."""
     figures = {str(path.relative_to(folder)): read_sealed(path) for path in folder.rglob("result.json")}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -15,7 +15,9 @@ from limbeck.data import Augment, Batches, Split
 from limbeck.models import Ensemble
 from limbeck.store import Format, Store, build, estimate
 from limbeck.store import building as module
-from limbeck.store.folder import _place
+from limbeck.store.fingerprint import digest_of
+from limbeck.store.folder import _place, read_plan
+from limbeck.whole import NoSpace
 
 MEMBERS = [Tap("teacher", "members.0"), Tap("teacher", "members.1")]
 
@@ -262,11 +264,67 @@ def test_a_file_that_is_cleared_away_half_written_is_not_needed_only_where_the_s
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
     def save(temporary):
         temporary.write_text("half")
-        raise OSError("no space left")
+        raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(NoSpace, match=r"file cannot be written: No space left on device\. It takes more than 4 bytes"):
         _place(tmp_path / "file", save)
     assert tiny.contents(tmp_path) == {}
+
+
+def test_a_disk_that_fills_up_ends_a_build_that_goes_on_later(tmp_path, network, undisturbed, monkeypatch):
+    written = []
+
+    def full(file, done=os.fsync):
+        written.append(file)
+        if len(written) == 8:
+            raise OSError(28, "No space left on device")
+        done(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("limbeck.whole.os.fsync", full)
+        with pytest.raises(NoSpace, match="safetensors cannot be written"):
+            tiny.run(tmp_path / "store", network)
+    assert not [name for name in tiny.contents(tmp_path / "store") if name.endswith(".tmp")]
+    tiny.run(tmp_path / "store", network)
+    assert tiny.contents(tmp_path / "store") == undisturbed
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "link to a device", "folder"])
+def test_what_is_no_regular_file_is_told_or_made_anew(tmp_path, network, undisturbed, kind):
+    shutil.copytree(tmp_path / "undisturbed", tmp_path / "store")
+    for name in sorted(undisturbed):
+        file = tmp_path / "store" / name
+        file.unlink()
+        if kind == "FIFO":
+            os.mkfifo(file)
+        elif kind == "folder":
+            file.mkdir()
+        else:
+            file.symlink_to("/dev/zero")
+        if name == "manifest.json":
+            with pytest.raises(LimbeckError, match=r"manifest\.json is no regular file: delete it and build again"):
+                tiny.run(tmp_path / "store", network)
+            file.rmdir() if kind == "folder" else file.unlink()
+        elif kind == "folder":
+            with pytest.raises(LimbeckError, match=f"{name} cannot be written: Is a directory"):
+                tiny.run(tmp_path / "store", network)
+            file.rmdir()
+        else:
+            with pytest.raises(LimbeckError, match=f"{name} is missing: build again"):
+                Store(tmp_path / "store", tiny.fingerprint(network))
+        tiny.run(tmp_path / "store", network)
+        assert tiny.contents(tmp_path / "store") == undisturbed
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": 10**18}, {"rows": "9"}, {"shard_rows": 0}, {"shapes": {}}, {"files": 3}], ids=str
+)
+def test_a_description_that_cannot_be_is_refused(tmp_path, undisturbed, change):
+    values = json.loads(undisturbed["manifest.json"]) | change
+    values.pop("xxh3_128")
+    (tmp_path / "manifest.json").write_text(json.dumps({**values, "xxh3_128": digest_of(values)}))
+    with pytest.raises(LimbeckError, match=r"manifest\.json is damaged: delete it and build again"):
+        read_plan(tmp_path / "manifest.json")
 
 
 @pytest.mark.parametrize("finished", [True, False])

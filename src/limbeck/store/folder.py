@@ -23,7 +23,7 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 from limbeck.core import LimbeckError, Tap
 from limbeck.store.encoding import Part, parts_of
 from limbeck.store.fingerprint import SCHEMA, Fingerprint, digest_of
-from limbeck.whole import explained, read, replacing
+from limbeck.whole import read, replacing
 
 MANIFEST = "manifest.json"
 BUILDING = "building.json"
@@ -241,18 +241,12 @@ def clear_up(folder: Path) -> None:
 
 def _place(path: Path, save: Callable[[Path], None]) -> None:
     """Let ``save`` write a file beside the path, then move it there; several processes may do so at once."""
-    own = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with replacing(own) as temporary:
+        with replacing(path, own=f".{os.getpid()}-{secrets.token_hex(4)}") as temporary:
             save(temporary)
-        with explained(path):
-            os.replace(own, path)
     except FileNotFoundError:
         if not (path.parent / MANIFEST).is_file():  # else another process finished the store, and cleared this up
             raise
-    finally:
-        for left in (own, own.with_name(own.name + ".tmp")):
-            left.unlink(missing_ok=True)
 
 
 def _mapped(path: Path) -> NDArray[numpy.uint8]:
