@@ -82,6 +82,7 @@ def verdicts(experiment: Experiment) -> Iterator[str]:
             doubt = "one pair, so no deviation" if error is None else f"standard error {error:.1f}, {gain['n']} pairs"
             more = "fewer" if gain["mean"] >= 0 else "more"
             yield f"{arm}: {abs(gain['mean']):.1f} {more} errors than alone ({doubt})"
+    yield from _worse_teacher(experiment)
     for result in experiment.results.values():
         taught = result.get("teacher_after")
         if taught is not None:
@@ -98,6 +99,19 @@ def verdicts(experiment: Experiment) -> Iterator[str]:
                 f"bias {oracle['delta']:+.1f} (tuned on test, as the paper did): "
                 f"{oracle['errors']} errors, {100 * oracle['share_right']:.1f} % right"
             )
+
+
+def _worse_teacher(experiment: Experiment) -> Iterator[str]:
+    """A teacher that came trained and is less often right than the student alone was most likely fed other inputs."""
+    summary, block = summarise(experiment.results.values()), experiment.recipe.teacher
+    if block is None or block.weights is None or not {"teacher", "alone"} <= summary.keys():
+        return
+    teacher, alone = (summary[arm]["accuracy"]["mean"] for arm in ("teacher", "alone"))
+    if teacher < alone:
+        yield (
+            f"the teacher gets {100 * teacher:.2f} % of the test split right, the student alone {100 * alone:.2f} %: "
+            "was the teacher trained on inputs of another normalisation (data.normalise), value range or size?"
+        )
 
 
 def spread_text(spread: Mapping[str, Any], factor: float, digits: int) -> str:
