@@ -283,6 +283,11 @@ def test_a_size_is_one_number_or_height_and_width(tmp_path, said, size):
         ("epochs: 4", "epochs: 4\n  augment: true", "train.augment: got true: it must be a block of keys"),
         ("hidden: [8]", "hidden: [1000000000000]", "student.model.hidden.0: got 1000000000000: it must be below"),
         (TRAINED, "train: {epochs: 3}\n  members: 101", "teacher.members: got 101: it must be at most 100"),
+        (
+            "{name: mlp, hidden: [8]}",
+            "{name: {a: b}}",
+            "student.model: got {name: {a: 'b'}}, a model is a name or a block",
+        ),
         (TRAINED, "weights: 3", "teacher.weights: got 3: it must be a path or a list of paths"),
         (TRAINED, "weights: ~nobody_of_this_name/x", "there is no user 'nobody_of_this_name'"),
         ("name: tiny", "name: [tiny]", "recipe.yaml:1: name: got ['tiny']: it must be text"),

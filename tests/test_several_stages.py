@@ -78,7 +78,7 @@ def test_a_recipe_with_a_list_reads_itself_again():
         ("networks={Peer: {model: resnet8}}", "networks.Peer"),
         ("share_first_stage=true", "a first stage is shared by several seeds"),
         ("student.init=fine_tune", "student.init: got 'fine_tune' without weights: to start from"),
-        ("teacher.untrained=true", "a model: and train: to be trained here, or a model: and untrained: true"),
+        ("teacher.untrained=true", "a model: and train: {epochs: N} to train it here, or a model: and untrained: true"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(setting, message):

@@ -252,7 +252,8 @@ def _at(values: Any, path: Place) -> Any:
 
 def _foreign(block: Any) -> bool:
     """Whether a model comes from elsewhere, so that only building it can check its options."""
-    return isinstance(block, dict) and ":" in str(block.get("name"))
+    name = block.get("name") if isinstance(block, dict) else None
+    return isinstance(name, str) and ":" in name
 
 
 def _given(problem: Problem, given: Mapping[Place, str]) -> str | None:
