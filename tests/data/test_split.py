@@ -315,6 +315,63 @@ def test_arrays_takes_whole_float_targets_and_names():
     assert made.classes == ("no", "yes")
 
 
+AGES = numpy.arange(400.0) % 80
+
+
+@pytest.mark.parametrize("ages", [AGES, torch.tensor(AGES).float(), torch.tensor(AGES).half(), list(AGES), AGES + 0.5])
+def test_arrays_does_not_take_floats_for_class_indices(ages):
+    with pytest.raises(
+        LimbeckError, match=r"targets are torch.float\d\d, .* no class indices; .*targets.astype\(int\)"
+    ):
+        arrays(numpy.zeros((400, 2)), ages)
+    with pytest.raises(LimbeckError, match=r"targets are torch.float\d\d"):
+        arrays(numpy.zeros((400, 2)), AGES.astype(int), test_set=(numpy.zeros((400, 2)), ages))
+
+
+def test_arrays_takes_floats_for_class_indices_where_the_classes_are_named():
+    names = [str(age) for age in range(80)]
+    made = arrays(numpy.zeros((400, 2)), AGES, classes=names)
+    assert torch.equal(made.train.targets, arrays(numpy.zeros((400, 2)), AGES.astype(int)).train.targets)
+
+
+def test_arrays_takes_bools_for_two_classes():
+    assert arrays(numpy.zeros((20, 2)), numpy.arange(20) % 2 == 1).classes == ("0", "1")
+
+
+@pytest.mark.parametrize("labels", [[1001, 5003] * 10, [2**62] * 20, range(20), [0, 2**40] * 10])
+def test_arrays_refuses_more_classes_than_training_samples_unless_they_are_named(labels):
+    message = r"targets up to \d+ are [\d,]+ classes, but there are \d+ training samples: .* numpy.unique"
+    with pytest.raises(LimbeckError, match=message):
+        arrays(numpy.zeros((20, 2)), list(labels))
+    with pytest.raises(LimbeckError, match=message):
+        arrays(numpy.zeros((20, 2)), [0] * 20, test_set=(numpy.zeros((20, 2)), list(labels)))
+    if max(labels) < 20:
+        assert len(arrays(numpy.zeros((20, 2)), list(labels), classes=[str(label) for label in labels]).classes) == 20
+
+
+def test_arrays_says_which_classes_have_no_training_sample():
+    made = arrays(numpy.zeros((40, 2)), [1, 2, 5, 5] * 10)
+    assert made.notes == ("3 of 6 classes have no training sample: 0, 3, 4",)
+    many = arrays(numpy.zeros((40, 2)), [0, 19] * 20)
+    assert many.notes == ("18 of 20 classes have no training sample: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...",)
+    assert arrays(numpy.zeros((40, 2)), [0, 1] * 20).notes == ()
+
+
+def test_arrays_says_where_each_split_came_from():
+    values, labels = numpy.zeros((40, 2)), [0, 1] * 20
+    assert arrays(values, labels, seed=4, validation=5).origins == {
+        "train": "what is left of what is given",
+        "validation": "5 samples of train, evenly over the classes, seed 4",
+        "test": "20 % split off what is given, evenly over the classes, seed 4",
+    }
+    given = arrays(values, labels, validation=0, test_set=(values, labels)).origins
+    assert given == {"train": "given", "validation": "none", "test": "given as test_set"}
+
+
+def test_data_made_of_splits_alone_says_nothing():
+    assert (data().origins, data().notes) == ({}, ())
+
+
 def test_arrays_differs_by_seed_and_repeats_with_it():
     values, labels = numpy.arange(40.0).reshape(40, 1), [0] * 40
     first, again, other = (arrays(values, labels, seed=seed).test.inputs for seed in (1, 1, 2))
@@ -336,6 +393,9 @@ def test_arrays_differs_by_seed_and_repeats_with_it():
         (numpy.zeros((4, 2)), [0, 1, 0.5, 1], {"classes": "ab"}, "target 0.5 of sample 2 is no whole number"),
         (numpy.zeros((4, 2)), [0, float("nan"), 0, 1], {"classes": "ab"}, "target nan of sample 1 is no whole number"),
         (numpy.zeros((4, 2)), [0, -1, 0, 1], {}, "target -1 is no class"),
+        (numpy.zeros((4, 2)), [0j, 1j, 0j, 1j], {"classes": "ab"}, "targets are torch.complex128, the first"),
+        (numpy.zeros((4, 2)), [[0, 1]] * 4, {}, r"one class index a sample; targets.argmax\(1\) makes them"),
+        (numpy.zeros((4, 2)), [0, 2**40, 0, 1], {"classes": "ab"}, "target 1099511627776 of sample 1 is no class"),
         (numpy.zeros((4, 2)), [0, 1, 0, 1], {"classes": ["a"], "test": 2}, "is no class; allowed are 0 to 0"),
         (numpy.zeros((4, 2)), [0, 1, 0, 1], {"test": 0}, "the test split is empty"),
         (numpy.zeros((4, 2)), [0, 1, 0, 1], {"test": 4}, "the train split is empty"),

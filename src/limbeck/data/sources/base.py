@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from limbeck.core import LimbeckError
 from limbeck.data.split import Split
-from limbeck.data.trees import expanded, near_path
+from limbeck.data.trees import exists, expanded, near_path
 
 VARIABLE = "LIMBECK_DATA"
 """The environment variable that names the data root."""
@@ -58,7 +58,7 @@ def data_root(given: Path | None) -> Path:
     if given is None and not variable:
         return Path.home() / ".cache" / "limbeck"
     root = expanded(given if given is not None else Path(str(variable)))
-    if not root.is_dir():
+    if not exists(root) or not root.is_dir():
         origin = "" if given is not None else f" (from {VARIABLE})"
         raise LimbeckError(f"the data root {root}{origin} is no folder{near_path(root)}")
     return root

@@ -148,7 +148,7 @@ def find_layout(tree: Tree) -> Layout:
     """
     top = ""
     tops = list(_children(tree, top))
-    if len(tops) == 1 and split_of(tops[0]) is None and _holds_folders_only(tree, f"{tops[0]}/"):
+    if len(tops) == 1 and split_of(tops[0]) is None and _wraps(tree, f"{tops[0]}/"):
         top = f"{tops[0]}/"
         tops = list(_children(tree, top))
     parts = [(name, split) for name in tops if (split := split_of(name)) is not None]
@@ -172,6 +172,12 @@ def find_layout(tree: Tree) -> Layout:
             f"are {allowed}, in small or capital letters, and hidden folders"
         )
     return Layout(top, {split: folders[split] for split in NAMES if split in folders})
+
+
+def _wraps(tree: Tree, top: str) -> bool:
+    """Whether a folder, the only one, is around the splits or classes, and is no class itself."""
+    trains = [name for name in _children(tree, top) if split_of(name) == "train"]
+    return _holds_folders_only(tree, top) or any(_holds_folders_only(tree, f"{top}{name}/") for name in trains)
 
 
 def _is_class(tree: Tree, top: str, parts: Sequence[str]) -> bool:
