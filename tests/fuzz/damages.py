@@ -119,11 +119,20 @@ def held(folder):
     return {
         "figures": _untimed(figures),
         "weights": {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*t.safetensors")},
-        "store": {path.name: path.read_bytes() for path in (folder / "store").rglob("*") if path.is_file()},
+        "store": {path.name: _parsed(path) for path in (folder / "store").rglob("*") if path.is_file()},
         "log": sorted(json.dumps(_untimed(line)) for line in lines),
         "recipe": (folder / "recipe.yaml").read_text(),
-        "environment": read_sealed(folder / "environment.json"),
+        "environment": _of_the_machine(read_sealed(folder / "environment.json")),
     }
+
+
+def _of_the_machine(environment):
+    """Without the commit, which somebody may change meanwhile."""
+    return {key: value for key, value in environment.items() if key not in ("commit", "earlier")}
+
+
+def _parsed(path):
+    return json.loads(path.read_text()) if path.suffix == ".json" else path.read_bytes()
 
 
 def _untimed(value):
@@ -162,8 +171,8 @@ def _untrained(seed, *, begun):
 
 def _one(chance, files):
     file, kind = chance.choice(files), chance.choice(list(_KINDS))
-    _KINDS[kind](chance, file, files)
-    return f"{file} {kind}", [file.name, file.parent.name + " "]
+    others = _KINDS[kind](chance, file, files) or []
+    return f"{file} {kind}", [file.name, f"{file.parent.name} ", *others]
 
 
 def _flip(chance, file, files):
@@ -188,6 +197,8 @@ def _swap(chance, file, files):
     file.write_bytes(other.read_bytes())
     if chance.random() < 0.5:
         other.write_bytes(data)
+        return [other.name]
+    return []
 
 
 def _edit(chance, file, files):
