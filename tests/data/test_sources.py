@@ -165,6 +165,12 @@ def test_mnist_is_found_plain_or_gzipped_in_each_of_its_places(folder, suffix, t
     content = files["t10k-images-idx3-ubyte" + suffix]
     assert data.test.inputs.numpy().tobytes() == (gzip.decompress(content) if suffix else content)[16:]
     assert data.test.targets.tolist() == list(range(10))
+    assert data.origins == {
+        "train": "the MNIST training files, without what is split off for validation",
+        "validation": "10 samples of train, evenly over the classes, seed 0",
+        "test": "the MNIST test files",
+    }
+    assert data.notes == ()
 
 
 def test_mnist_that_is_missing_in_part_is_not_found(tmp_path):
@@ -261,6 +267,7 @@ def test_cifar_is_read_in_torchvisions_layout(source, folder, files, train, tmp_
     assert data.shape == (3, 32, 32)
     assert data.classes == ("ant", "bee")
     assert data.test.targets.tolist() == [0, 1, 0, 1]
+    assert data.origins["test"] == f"the {source.upper()} test batch"
     assert data.test.inputs[0, 1, 0, :3].tolist() == [0, 1, 2]
     assert data.test.inputs[0, 0, 1, :3].tolist() == [32, 33, 34]
 
