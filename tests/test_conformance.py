@@ -288,6 +288,7 @@ def test_runs_from_a_recipe(name, tmp_path, teacher_file):
         "train": {"epochs": 2},
         "baseline": False,
         "precision": "32",
+        "allow": ["chance"],
     }
     if teacher is not None:
         recipe["teacher"] = {"weights": str(teacher_file(teacher))}

@@ -143,8 +143,7 @@ def distill(
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
         TemporaryDirectory() if out is None else nullcontext(str(out)) as folder,
     ):
-        copies = len(every) > 1 or (baseline and name != "alone")
-        own = OwnNetworks(student, teacher, networks or {}, first=(every[0], name), several=copies, data=data)
+        own = OwnNetworks(student, teacher, networks or {}, first=(every[0], name), data=data)
         experiment = Experiment(
             recipe, Path(folder), resume=out is not None, given=Given(data, own, function), resumable=out is not None
         )

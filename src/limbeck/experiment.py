@@ -82,6 +82,8 @@ class Experiment:
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
             if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
                 training_batches(self.data, training_of(block, self.data), seed=0, engine=self.engine)
+        if given is not None and (len(self.recipe.seeds) > 1 or len(self.arms) > 1):
+            given.networks.keep()
         if overwrite:
             clear(folder)
         self.folder = RunFolder(folder, dump(self.recipe), resume=resume)

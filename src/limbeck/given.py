@@ -36,11 +36,7 @@ class OwnNetworks:
         teacher: trained; None for a method without one.
         others: further networks by name, in place for ``first``, else copies.
         first: the seed and the arm that train in place.
-        several: whether there are more seeds or arms than this one.
         data: what they are for.
-
-    Raises:
-        LimbeckError: a module that has to be copied cannot be.
     """
 
     def __init__(
@@ -50,15 +46,22 @@ class OwnNetworks:
         others: Mapping[str, nn.Module],
         *,
         first: tuple[int, str],
-        several: bool,
         data: Data,
     ) -> None:
         self._make = None if isinstance(student, nn.Module) else student
         self._own = {"student": student, **others} if isinstance(student, nn.Module) else dict(others)
         self._teacher, self._first, self._data = teacher, first, data
-        self._kept = {name: self._copied(name, network) for name, network in self._own.items()} if several else {}
+        self._kept: dict[str, nn.Module] = {}
 
     notes: tuple[str, ...] = ()
+
+    def keep(self) -> None:
+        """Copy the networks as they are now, for the trainings that are not in place.
+
+        Raises:
+            LimbeckError: one cannot be copied.
+        """
+        self._kept = {name: self._copied(name, network) for name, network in self._own.items()}
 
     def student(self, seed: int, arm: str) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
         """The student of a seed and an arm, what its file says of it, and the other networks by name.

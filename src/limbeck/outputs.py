@@ -152,6 +152,12 @@ def install(
     return _hook(hook, network), _notes(hook, given)
 
 
+def installed(network: nn.Module) -> bool:
+    """Whether `install` has given a network its hook, or that of which it is a copy."""
+    own = network.members if isinstance(network, Ensemble) else [network]
+    return any(isinstance(hook, Logits) for module in own for hook in module._forward_hooks.values())
+
+
 def find(name: str, output: Any, classes: int) -> tuple[str, ...]:
     """Where in an output the logits are.
 

@@ -12,7 +12,7 @@ from limbeck.data import Data
 from limbeck.given import OwnNetworks
 from limbeck.models import NetworkSpec
 from limbeck.networks import Cast
-from limbeck.outputs import install
+from limbeck.outputs import install, installed
 from limbeck.preflight import unwrapped
 from limbeck.session import probe
 
@@ -29,7 +29,6 @@ class Prepared(AbstractContextManager["Prepared"]):
     def __init__(self, source: Cast | OwnNetworks, recipe: Recipe, data: Data) -> None:
         self._source, self._recipe, self._probe, self._classes = source, recipe, probe(data), len(data.classes)
         self._layers = _layers(recipe.method)
-        self._ready: list[nn.Module] = []  # held, so that no other network gets the place of one that is gone
         self._handles: list[RemovableHandle] = []
         self._notes: dict[str, None] = {}
 
@@ -66,14 +65,12 @@ class Prepared(AbstractContextManager["Prepared"]):
 
     def _prepare(self, name: str, network: nn.Module, output: str | None) -> nn.Module:
         inside, found = unwrapped({name: network})
-        network = inside[name]
-        if not any(network is ready for ready in self._ready):
+        network, notes = inside[name], list[str]()
+        if not installed(network):  # in place, or a copy of one that is
             layer = self._layers.get(name, "")
             handles, notes = install(name, network, self._probe, self._classes, output=output, layer=layer)
             self._handles += handles
-            if handles:
-                self._ready.append(network)
-            self._notes |= dict.fromkeys([*found.notes, *notes])
+        self._notes |= dict.fromkeys([*found.notes, *notes])
         return network
 
 

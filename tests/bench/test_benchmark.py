@@ -2,6 +2,8 @@ import json
 import math
 from dataclasses import replace
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -97,7 +99,7 @@ def test_the_time_limit_and_the_warm_up_reach_what_measures(tiny, made, monkeypa
     """In 90 s, two workloads: 30 s at most of overhead, and then each until its share of what is left."""
     given = []
     loops = [Sample(name, 0, 1e-4, 0.0, 0) for name in ("plain", "live")]
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: 1000.0)
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: 1000.0))
     monkeypatch.setattr(benchmark.overhead, "step_overhead", lambda *asked: given.append(asked) or loops)
     monkeypatch.setattr(benchmark.measuring, "warm_up", lambda run, seconds: given.append(seconds) or (3.5, 0.5))
 
