@@ -440,7 +440,7 @@ def test_a_teacher_comes_from_a_file_or_a_run_folder():
     file = "first/teacher/seed0/teacher.safetensors"
     results = []
     for number, (weights, model) in enumerate([(file, True), (file, False), ("first/teacher/seed0", False)]):
-        gone = ["teacher.train=null", *([] if model else ["teacher.model=null"])]
+        gone = ["teacher.train=null", "allow=[chance]", *([] if model else ["teacher.model=null"])]
         shown = runs("--out", f"again{number}", *changed(f"teacher.weights={weights}", *gone))
         assert "teacher/seed0 (not trained in this run): test accuracy" in shown
         results.append(result_of(f"again{number}"))
@@ -451,7 +451,7 @@ def test_a_teacher_comes_from_a_file_or_a_run_folder():
 
 def test_a_student_becomes_the_next_teacher():
     runs("--out", "first")
-    runs("--out", "second", *changed("teacher={weights: first}"))
+    runs("--out", "second", *changed("teacher={weights: first}", "allow=[chance]"))
     assert result_of("second")["teacher"]["test"] == {
         key: value
         for key, value in result_of("first")["student"]["test"].items()
@@ -462,10 +462,10 @@ def test_a_student_becomes_the_next_teacher():
 def test_a_list_of_files_is_an_ensemble():
     runs("--out", "first", *changed("seeds=[0,1]"))
     files = [f"first/teacher/seed{seed}/teacher.safetensors" for seed in (0, 1)]
-    runs("--out", "second", *changed(f"teacher={{weights: [{', '.join(files)}], mean: geometric}}"))
+    runs("--out", "second", *changed(f"teacher={{weights: [{', '.join(files)}], mean: geometric}}", "allow=[chance]"))
     one = result_of("first")["teacher"]
     assert result_of("second")["teacher"]["parameters"] == 2 * one["parameters"]
-    runs("--out", "third", *changed(f"teacher={{weights: ['{files[0]}']}}"))
+    runs("--out", "third", *changed(f"teacher={{weights: ['{files[0]}']}}", "allow=[chance]"))
     assert result_of("third")["teacher"]["test"] == one["test"]
 
 
@@ -492,7 +492,7 @@ def test_the_student_is_the_users_own_network(tmp_path):
     network, spec = load_network(Path("wide/student.safetensors"), model="net.py:make")
     assert spec.options == {"width": 5}
     assert network[1].out_features == 5
-    runs("--out", "next", *changed("teacher={weights: wide, model: {name: 'net.py:make', width: 5}}"))
+    runs("--out", "next", *changed("teacher={weights: wide, model: {name: 'net.py:make', width: 5}}", "allow=[chance]"))
 
 
 def test_methods_are_listed_and_shown_in_full():

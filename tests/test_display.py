@@ -150,7 +150,8 @@ def test_elsewhere_than_on_a_terminal_each_network_is_one_plain_line():
     text = shown(experiment())
     assert "\x1b" not in text
     assert "━" not in text.split("tiny: test split")[0]
-    teacher, expected, kept, alone, distilled = text.splitlines()[1:6]
+    _, *origins, teacher, expected, kept, alone, distilled = text.splitlines()[:9]
+    assert [line.partition(":")[0] for line in origins] == ["train", "validation", "test"]
     assert expected.startswith("teacher/seed0: keeping its outputs takes 2.8 kB (")
     assert re.fullmatch(r"teacher/seed0: its outputs, 64 rows, are kept \([23]\.\d kB in .*/teacher-seed0\)", kept)
     for line, job in ((teacher, "teacher"), (alone, "alone"), (distilled, "kd")):

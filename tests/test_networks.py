@@ -232,13 +232,18 @@ def test_a_teacher_that_begins_from_weights_is_trained_in_the_run(theirs):
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [(), ("teacher.weights=null", "teacher.train={epochs: 1}"), ("teacher.model=null", "teacher.train={epochs: 1}")],
+    ("settings", "message"),
+    [
+        ((), r"fine_tune trains a model: from the weights: write train: \{epochs: N\}"),
+        (("teacher.weights=null", "teacher.train={epochs: 1}"), "got 'fine_tune' without the weights: to start from"),
+        (
+            ("teacher.model=null", "teacher.train={epochs: 1}"),
+            "fine_tune trains a model: from the weights: write model:",
+        ),
+    ],
 )
-def test_a_teacher_that_cannot_begin_from_weights_is_told_in_the_recipe(theirs, settings):
-    with pytest.raises(
-        LimbeckError, match="fine_tune needs a model:, weights: of it to start from, and train: for here"
-    ):
+def test_a_teacher_that_cannot_begin_from_weights_is_told_in_the_recipe(theirs, settings, message):
+    with pytest.raises(LimbeckError, match=message):
         theirs[1]("teacher.init=fine_tune", *settings)
 
 
@@ -246,8 +251,8 @@ def test_the_weights_of_a_student_that_were_taken_are_noted(theirs):
     network = build("mlp", classes=10, shape=(1, 8, 8), hidden=[3])
     torch.save({"net": network.state_dict(), "ema": network.state_dict()}, "student.pt")
     _, cast = theirs[1]("student.weights=student.pt")
-    cast.student(0)
-    cast.student(1)
+    cast.student(0, "kd")
+    cast.student(1, "kd")
     assert cast.notes == ("student: of student.pt takes the weights under 'net', one of 2 sets that fit",)
 
 

@@ -702,7 +702,7 @@ def test_the_first_image_is_opened_when_loading(tmp_path):
         (
             "def f(size):\n  return lambda image: image",
             "f",
-            r"mine.py:f gave Image for train/ant/00.png .*; allowed is",
+            r"mine.py:f gave (Png)?Image(File)? for train/ant/00.png .*; allowed is",
         ),
         (
             "import torch\ndef f(size):\n  return lambda image: torch.zeros(3, 2, 2)",

@@ -71,7 +71,7 @@ def test_failed_write_leaves_the_old_file(saved, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(LimbeckError, match="disk full"):
         save_network(resnet(), saved, spec=SPEC)
     assert saved.read_bytes() == before
 
