@@ -24,6 +24,7 @@ from limbeck.models import Ensemble, load_network
 
 RECIPE = """\
 name: tiny
+precision: 32
 data: {source: digits, limit: 64}
 teacher:
   model: {name: mlp, hidden: [16]}

@@ -160,3 +160,27 @@ def test_a_method_cannot_be_called_as_the_teacher_is(data, teacher):
 
     with pytest.raises(LimbeckError, match="a method cannot be called 'member'"):
         limbeck.distill(teacher, network(), data, method=member, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("teacher.pth", network()), {}, "teacher is a str: pass a torch.nn.Module"),
+        ((network(), network()), {"seeds": 2}, "seeds is 2 .*allowed are whole numbers"),
+        ((network(), network()), {"seeds": (0, 0)}, r"seeds is \(0, 0\) .*each once"),
+    ],
+)
+def test_what_is_no_network_or_seed_is_told(data, arguments, options, message):
+    with pytest.raises(LimbeckError, match=message):
+        limbeck.distill(*arguments, data, **options, **QUICK)
+
+
+def test_the_file_of_a_call_says_how_it_is_loaded(data, teacher, tmp_path):
+    student, other = network(), network(seed=5)
+    limbeck.distill(teacher, student, data, out=tmp_path, **QUICK)
+    with pytest.raises(LimbeckError, match="pass it by network="):
+        limbeck.load_network(tmp_path / "student.safetensors")
+    with pytest.raises(LimbeckError, match="network is a function"):
+        limbeck.load_network(tmp_path / "student.safetensors", network=network)
+    loaded, _ = limbeck.load_network(tmp_path / "student.safetensors", network=other)
+    assert same(loaded, student)

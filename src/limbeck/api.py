@@ -28,10 +28,11 @@ from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
 from limbeck.engine import Precision
 from limbeck.experiment import Experiment
-from limbeck.given import NAME, Given, MakeStudent, OwnNetworks
+from limbeck.given import Given, MakeStudent, OwnNetworks
 from limbeck.jobs import Event, Track, Trained
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.combined import combined
+from limbeck.models import GIVEN
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import Block, call, fill, validate
 from limbeck.schedules import SCHEDULES
@@ -92,7 +93,8 @@ def distill(
         optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
         schedule: the learning rate's, likewise.
         augment: random changes of the training images; none by default.
-        seed: of the data's order, the augmentation and dropout. Same seed, same student, on a CPU to the bit.
+        seed: of the data's order, the augmentation and dropout. Same seed, same student, on a CPU to the bit
+            with the same ``precision`` and ``compile``, which ``auto`` decides by timing.
         seeds: several of them, in the place of ``seed``: the result then has means and deviations over them.
         baseline: also train a copy of the student without the teacher, which is the evidence that it helped.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -122,10 +124,10 @@ def distill(
     """
     name, function, block = _method(method)
     _check(data, name, teacher, networks or {})
-    every = (seed,) if seeds is None else tuple(seeds)
+    every = _seeds(seed, seeds)
     recipe = Recipe.model_construct(
         name="distill",
-        data=DataBlock.model_construct(source=NAME if out is None else f"{NAME} {_digest(data)}"),
+        data=DataBlock.model_construct(source=GIVEN if out is None else f"{GIVEN} {_digest(data)}"),
         teacher=None if teacher is None else _teacher_block(teacher, teacher_output, out),
         student=StudentBlock.model_construct(model=_model_block(student, out), output=student_output),
         method=block,
@@ -193,7 +195,17 @@ def _watched() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
+def _seeds(seed: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
+    every = (seed,) if seeds is None else tuple(seeds) if isinstance(seeds, Sequence | range) else ()
+    if not every or len(set(every)) < len(every) or not all(isinstance(one, int) and 0 <= one < 2**32 for one in every):
+        raise LimbeckError(f"seeds is {seeds!r} and seed {seed!r}: allowed are whole numbers from 0, each once: (0, 1)")
+    return every
+
+
 def _check(data: Data, method: str, teacher: nn.Module | None, networks: Mapping[str, nn.Module]) -> None:
+    for role, network in {"teacher": teacher, **networks}.items():
+        if network is not None and not isinstance(network, nn.Module):
+            raise LimbeckError(f"{role} is a {type(network).__name__}: pass a torch.nn.Module with its weights")
     if not isinstance(data, Data):
         raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
     taken = sorted({"student", "teacher", "batch"} & set(networks))
@@ -212,11 +224,11 @@ def _digest(data: Data) -> str:
 def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> dict[str, Any]:
     """What stands for a network in the recipe: with a run folder, what it was at the call."""
     digest = network_digest(network) if out is not None and isinstance(network, nn.Module) else None
-    return {"name": NAME} if digest is None else {"name": NAME, "digest": digest}
+    return {"name": GIVEN} if digest is None else {"name": GIVEN, "weights_at_the_call": digest}
 
 
 def _teacher_block(teacher: nn.Module, output: str | None, out: str | Path | None) -> TeacherBlock:
-    return TeacherBlock.model_construct(model=_model_block(teacher, out), weights=(NAME,), output=output)
+    return TeacherBlock.model_construct(model=_model_block(teacher, out), weights=(GIVEN,), output=output)
 
 
 def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:

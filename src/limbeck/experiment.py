@@ -33,6 +33,7 @@ from limbeck.session import Training, label_indices, logits_of, measure, plan, p
 from limbeck.store import network_digest
 from limbeck.summary import summarise
 from limbeck.train import run
+from limbeck.user_code import code_digests
 
 
 class Experiment:
@@ -86,7 +87,7 @@ class Experiment:
             given.networks.keep()
         if overwrite:
             clear(folder)
-        self.folder = RunFolder(folder, dump(self.recipe), resume=resume)
+        self.folder = RunFolder(folder, dump(self.recipe) + self._digests(), resume=resume)
         self._found = rehearsal.notes
         self._resumable = resumable
         self._results: dict[Job, dict[str, Any]] = {}
@@ -98,6 +99,12 @@ class Experiment:
     def arms(self) -> tuple[str, ...]:
         """The student's arms: alone where the recipe has a baseline, then the method."""
         return arms_of(self.recipe)
+
+    def _digests(self) -> str:
+        """What the recipe names and does not hold, as comments below it: a run of other data or code is another run."""
+        parts = {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}
+        lines = [f"# {name}: {part.digest()}" for name, part in parts.items()] if self._method is None else []
+        return "".join(f"{line}\n" for line in [*lines, *code_digests(self.recipe.model_dump())])
 
     @property
     def notes(self) -> tuple[str, ...]:

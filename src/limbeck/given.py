@@ -9,11 +9,8 @@ from limbeck.blocks import TeacherBlock
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Data
 from limbeck.exact import copy_of
-from limbeck.models import NetworkSpec
+from limbeck.models import GIVEN, NetworkSpec
 from limbeck.session import probe
-
-NAME = "given"
-"""What stands for a network or a data set of the caller's where a recipe has a name."""
 
 MakeStudent = Callable[[], nn.Module]
 
@@ -77,7 +74,7 @@ class OwnNetworks:
         if not isinstance(student, nn.Module):
             raise LimbeckError(f"student gives a {type(student).__name__}: a function must build a torch.nn.Module")
         data = self._data
-        spec = NetworkSpec(NAME, {}, len(data.classes), data.shape, data.classes, mean=data.mean, std=data.std)
+        spec = NetworkSpec(GIVEN, {}, len(data.classes), data.shape, data.classes, mean=data.mean, std=data.std)
         return student, spec, networks
 
     def teacher(self, block: TeacherBlock) -> tuple[nn.Module, NetworkSpec]:

@@ -6,6 +6,7 @@ says is never run, see docs/security.md. Nothing here needs torch.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec
 from pathlib import Path
@@ -45,6 +46,12 @@ def said(values: Any) -> list[str]:
     """
     found = dict.fromkeys(text for text in _texts(values) if text.rpartition(":")[0].endswith(".py"))
     return [f"runs the code of {text.rpartition(':')[0]} (function {text.rpartition(':')[2]})" for text in found]
+
+
+def code_digests(values: Any) -> list[str]:
+    """A comment for each Python file that these values of a recipe name, with the sha256 of what it holds now."""
+    files = dict.fromkeys(file for text in _texts(values) if (found := named(text)) for file in found[:1])
+    return [f"# {file.name}: {sha256(contents(file)).hexdigest()}" for file in files]
 
 
 def contents(file: Path) -> bytes:

@@ -1,7 +1,6 @@
 import json
 import math
 from dataclasses import replace
-
 from types import SimpleNamespace
 
 import pytest

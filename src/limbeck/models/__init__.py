@@ -14,11 +14,12 @@ from limbeck.models.mlp import MaxNormLinear, mlp
 from limbeck.models.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v2_half
 from limbeck.models.rebuilding import restore_structure
 from limbeck.models.shufflenet import shufflenet_v1, shufflenet_v2
-from limbeck.models.spec import NetworkSpec
+from limbeck.models.spec import GIVEN, NetworkSpec
 from limbeck.models.vgg import vgg8, vgg13
 from limbeck.models.wide_resnet import wide_resnet
 
 __all__ = [
+    "GIVEN",
     "MODELS",
     "Ensemble",
     "Layer",

@@ -21,7 +21,7 @@ from limbeck.models.fitting import check_fit
 from limbeck.models.pickled import ALONE, damaged, read_pickled
 from limbeck.models.rebuilding import check_reuse, portable, rebuild, restore_structure
 from limbeck.models.reuse import find_reuse
-from limbeck.models.spec import NetworkSpec, parse
+from limbeck.models.spec import GIVEN, NetworkSpec, parse
 from limbeck.opening import expanded, file_size
 from limbeck.whole import replacing
 
@@ -131,11 +131,18 @@ def load_network(
     size = _size(path, LARGEST)
     spec, shapes = _header(path, size) if _is_safetensors(path) else (None, {})
     if network is not None:
+        if not isinstance(network, nn.Module):
+            raise LimbeckError(f"network is a {type(network).__name__}: pass the module that the file is of")
         if spec is not None and spec.reuse is not None and find_reuse(network) is None:
             check_reuse(path, spec, shapes)
             restore_structure(network, spec)
         load_weights(network, path)
         return network.eval(), spec
+    if spec is not None and model is None and spec.name == GIVEN:
+        raise LimbeckError(
+            f"{path} is of a network that was given to limbeck.distill as a module: build it and pass it by network=, "
+            "or name the model by model="
+        )
     if spec is None:
         raise LimbeckError(f"{path} does not say which network it holds: build it and pass it as network=")
 

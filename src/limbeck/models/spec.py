@@ -11,6 +11,9 @@ _SIZES = Annotated[int, Field(ge=1, le=2**31)]
 LONGEST = 2**22
 """The most characters of it in a file: 4 MiB, with the names of some 100,000 classes."""
 
+GIVEN = "given"
+"""What stands for the caller's own module where a network has a name."""
+
 
 @dataclass(frozen=True)
 class NetworkSpec:

@@ -140,7 +140,8 @@ def _as_path(place: str | Path | None) -> Path | None:
 
 def _divide(parts: Parts, validation: float, seed: int) -> tuple[dict[str, Split], dict[str, str]]:
     """The three splits, and where each came from."""
-    train, test, own, origins = parts.train, parts.test, parts.validation, {"validation": "", **parts.origins}
+    train, test, own = parts.train, parts.test, parts.validation
+    origins = {"train": "", "validation": "", "test": "", **parts.origins}
     given = []
     if test is None:
         train, test = split_off(TEST_SHARE, train, TEST_SEED)
