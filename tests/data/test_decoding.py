@@ -44,6 +44,7 @@ def test_an_image_is_turned_as_its_exif_data_says_unless_this_is_not_wanted(kind
     assert header("x", data) == (expected.shape[:2], turned)
     assert header("x", data, exif_orientation=False) == (as_it_lies.shape[:2], False)
     assert turned == (orientation > 1)
+    assert numpy.array_equal(numpy.asarray(ImageOps.exif_transpose(image.copy())), expected)  # it is not turned twice
 
 
 def test_a_jpeg_that_is_turned_is_decoded_smaller_to_what_is_needed_once_it_is_turned():

@@ -31,6 +31,8 @@ _TURNS = {
 }
 """What an EXIF orientation asks for; 1 asks for nothing."""
 
+_TURNED_BY = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})  # where Pillow keeps it
+
 
 class Picture(NamedTuple):
     """A decoded image of mode L or RGB."""
@@ -86,7 +88,10 @@ def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, ex
         raise LimbeckError(
             f"{label} has more than 8 bits a channel (and Pillow's mode {mode}); allowed are images of at most 8"
         )
-    return Picture(pixels if method is None else pixels.transpose(method), exif_orientation and orientation != 1)
+    if method is not None:
+        pixels = pixels.transpose(method)
+        pixels.info = {name: value for name, value in pixels.info.items() if name not in _TURNED_BY}  # else: once more
+    return Picture(pixels, exif_orientation and orientation != 1)
 
 
 def header(label: str, data: bytes, *, exif_orientation: bool = True) -> Header:

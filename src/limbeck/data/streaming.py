@@ -81,6 +81,7 @@ class Decoder(Dataset[tuple[Tensor, str]]):
 
     def _transformed(self, transform: Transform, label: str, data: bytes) -> Tensor:
         image = with_channels(label, decode(label, data, exif_orientation=self._exif_orientation), self._shape[0])
+        image = image.copy()  # of a plain type, which is what others' code expects
         try:
             made = transform(image)
         except Exception as error:  # others' code may raise anything
