@@ -3,12 +3,12 @@
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from limbeck.blocks import (
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
 from limbeck.engine import Precision
+from limbeck.errors import nearest
 from limbeck.experiment import Experiment
 from limbeck.given import NAME, Given, MakeStudent, OwnNetworks
 from limbeck.jobs import Event, Track, Trained
@@ -121,8 +122,8 @@ def distill(
             training. Or ``out`` holds another run.
     """
     name, function, block = _method(method)
-    _check(data, name, teacher, networks or {})
-    every = (seed,) if seeds is None else tuple(seeds)
+    _check(data, name, teacher, networks or {}, allow)
+    every = _seeds((seed,) if seeds is None else tuple(seeds))
     recipe = Recipe.model_construct(
         name="distill",
         data=DataBlock.model_construct(source=NAME if out is None else f"{NAME} {_digest(data)}"),
@@ -159,7 +160,8 @@ def _outcome(experiment: Experiment) -> dict[str, Any]:
     """The result as `distill` describes it."""
     method = experiment.recipe.method["name"]
     known = experiment.result
-    result = {key: known[key] for key in ("method", "seed", "seeds", "splits", "notes", "summary", "runs")}
+    result = {key: known[key] for key in ("method", "seed", "seeds", "splits", "summary", "runs")}
+    result["notes"] = list(experiment.notes)
     result["decided"] = experiment.engine.decided | {"cache": experiment.recipe.cache.model_dump()}
     for role in ("teacher", "alone", "student"):
         if known[role] is not None and role != method:
@@ -175,10 +177,11 @@ _LABELS = ("arm", "seed", "weights_sha256", "trained_as")
 
 def _follow(experiment: Experiment, on_epoch: OnEpoch | None, progress: bool | None) -> None:
     def start(track: Track) -> Iterator[Event]:
-        for event in experiment.run(track):
-            if on_epoch is not None and isinstance(event, Trained):
-                on_epoch(event.job.arm, event.epoch)
-            yield event
+        with closing(experiment.run(track)) as events:  # else an error in on_epoch would keep the networks frozen
+            for event in events:
+                if on_epoch is not None and isinstance(event, Trained):
+                    on_epoch(event.job.arm, event.epoch)
+                yield event
 
     if progress is False or (progress is None and not _watched()):
         for _ in start(lambda job, epochs, batches: batches):
@@ -194,16 +197,31 @@ def _watched() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def _check(data: Data, method: str, teacher: nn.Module | None, networks: Mapping[str, nn.Module]) -> None:
+def _check(
+    data: Data, method: str, teacher: nn.Module | None, networks: Mapping[str, nn.Module], allow: Sequence[str]
+) -> None:
     if not isinstance(data, Data):
         raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
     taken = sorted({"student", "teacher", "batch"} & set(networks))
     if taken:
         raise LimbeckError(f"networks: the name {taken[0]!r} is taken: choose another")
+    known = get_args(Refusal)
+    wrong = [name for name in ((allow,) if isinstance(allow, str) else allow) if name not in known]
+    if wrong or isinstance(allow, str):
+        hint = nearest(wrong[0], known) if wrong else "it takes a list of names"
+        raise LimbeckError(f"allow is {allow!r}: {hint}")
     if teacher is None and method in set(METHODS) - set(TEACHERLESS):
         raise LimbeckError(f"the method {method} needs a teacher, got None")
     if method in ("teacher", "member"):
         raise LimbeckError(f"a method cannot be called {method!r}: rename the function")
+
+
+def _seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    whole = all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) < len(seeds):
+        got = list(seeds) if len(seeds) != 1 else seeds[0]
+        raise LimbeckError(f"got the seeds {got}: allowed are one or more whole numbers from 0 to 2**32 - 1, each once")
+    return seeds
 
 
 def _digest(data: Data) -> str:
