@@ -184,3 +184,80 @@ def test_the_file_of_a_call_says_how_it_is_loaded(data, teacher, tmp_path):
         limbeck.load_network(tmp_path / "student.safetensors", network=network)
     loaded, _ = limbeck.load_network(tmp_path / "student.safetensors", network=other)
     assert same(loaded, student)
+
+
+class Dicts(nn.Sequential):
+    def forward(self, inputs):
+        return {"logits": super().forward(inputs)}
+
+
+def flags(module):
+    hooks = [len(one._forward_hooks) + len(one._forward_pre_hooks) for one in module.modules()]
+    learn = [parameter.requires_grad for parameter in module.parameters()]
+    return hooks, learn, [one.training for one in module.modules()]
+
+
+def test_a_refusal_leaves_the_networks_as_they_were(data):
+    teacher, student = Dicts(*network(16)), Dicts(*network())
+    before = flags(teacher), flags(student)
+    with pytest.raises(LimbeckError, match="than by chance"):
+        limbeck.distill(teacher, student, data, **QUICK)
+    assert (flags(teacher), flags(student)) == before
+
+
+def test_an_error_of_the_callers_leaves_the_teacher_as_it_was(data, teacher):
+    before = flags(teacher)
+    with pytest.raises(Stop) as caught:
+        limbeck.distill(teacher, network(), data, on_epoch=stops_after(1), baseline=False, **QUICK)
+    assert caught.value.__traceback__ is not None  # as a notebook holds it, and with it all that runs
+    assert flags(teacher) == before
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1), (-1,), (1.5,), (True,), (2**32,)])
+def test_seeds_are_checked_as_in_a_recipe(data, teacher, seeds):
+    with pytest.raises(LimbeckError, match=r"allowed are one or more whole numbers from 0 to 2\*\*32 - 1, each once"):
+        limbeck.distill(teacher, network(), data, seeds=seeds, **QUICK)
+
+
+@pytest.mark.parametrize(("allow", "hint"), [(["chanse"], "chance"), ("chance", "it takes a list of names")])
+def test_a_refusal_that_there_is_not_cannot_be_allowed(data, teacher, allow, hint):
+    with pytest.raises(LimbeckError, match=hint):
+        limbeck.distill(teacher, network(), data, allow=allow, **QUICK)
+
+
+def test_a_peer_that_learns_as_well_may_begin_untrained(data):
+    peer = network(16)
+    with torch.no_grad():
+        peer[2].weight.zero_()
+    _, result = limbeck.distill(peer, network(), data, method="mutual", **QUICK)
+    assert result["teacher_after"]["test"]["accuracy"] > 0.5
+    assert [note for note in result["notes"] if note.endswith("before the method trains it")]
+
+
+class Curved(nn.Sequential):
+    curve = staticmethod(torch.relu)
+
+    def forward(self, inputs):
+        return self[1](self.curve(self[0](inputs)))
+
+
+def curved():
+    torch.manual_seed(1)
+    return Curved(nn.Linear(6, 8), nn.Linear(8, 3))
+
+
+def test_a_student_whose_code_has_changed_is_not_found_beside_the_run(data, teacher, tmp_path, monkeypatch, capsys):
+    limbeck.distill(teacher, curved(), data, out=tmp_path / "a", **QUICK)
+    limbeck.distill(teacher, curved(), data, out=tmp_path / "b", method="dkd", progress=True, **QUICK)
+    assert "found in" in capsys.readouterr().err
+    monkeypatch.setattr(Curved, "curve", staticmethod(torch.sin))
+    limbeck.distill(teacher, curved(), data, out=tmp_path / "c", progress=True, **QUICK)
+    assert "found in" not in capsys.readouterr().err
+
+
+def test_what_a_resumed_call_finds_wrong_is_told(data, teacher, tmp_path, capsys):
+    limbeck.distill(teacher, network(), data, out=tmp_path, **QUICK)
+    (tmp_path / "result.json").write_text("{}")
+    _, result = limbeck.distill(teacher, network(), data, out=tmp_path, progress=True, **QUICK)
+    (note,) = [note for note in result["notes"] if "result.json was damaged" in note]
+    assert capsys.readouterr().err.count(note) == 1

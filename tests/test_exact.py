@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -90,6 +91,36 @@ def test_a_copy_gives_the_same_learns_alike_and_is_its_own(make):
     assert not torch.equal(made(inputs), network(inputs))
     weights = {name: value for name, value in before.items() if not name.endswith(("_u", "_v"))}  # of spectral_norm
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in weights.items())
+
+
+@dataclass
+class Output:
+    loss: None
+    logits: torch.Tensor
+
+
+class Several(nn.Sequential):
+    """Gives its logits inside something else."""
+
+    def __init__(self, kind):
+        super().__init__(*mlp())
+        self.kind = kind
+
+    def forward(self, inputs):
+        return self.kind(super().forward(inputs))
+
+
+OUTPUTS = [lambda rows: (rows, rows), lambda rows: {"logits": rows}, lambda rows: Output(None, rows)]
+
+
+@pytest.mark.parametrize("kind", OUTPUTS, ids=["tuple", "dict", "dataclass"])
+def test_a_network_that_gives_no_tensor_is_copied_and_its_tensors_are_compared(kind, monkeypatch):
+    network = Several(kind)
+    assert copy_of(network, torch.randn(2, 6)) is not network
+    other = Several(kind)
+    monkeypatch.setattr("limbeck.exact.deep_copy", lambda *args, **options: other)
+    with pytest.raises(NotCopied, match="gives something else"):
+        copy_of(network, torch.randn(2, 6))
 
 
 def test_a_pruned_copy_keeps_its_zeros():

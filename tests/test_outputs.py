@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections import OrderedDict, namedtuple
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -15,7 +16,7 @@ from limbeck.core import Batch, LimbeckError, Tap, from_teacher
 from limbeck.exact import copy_of
 from limbeck.lean import lean
 from limbeck.models import Ensemble
-from limbeck.outputs import install, logits_only
+from limbeck.outputs import install
 from limbeck.taps import Taps
 
 CLASSES = 3
@@ -64,6 +65,14 @@ def logits(network, inputs):
         return network.eval().head(network.body(inputs))
 
 
+@contextmanager
+def installed(name, network, given, **options):
+    handles, notes = install(name, network, given, CLASSES, **options)
+    yield notes
+    for handle in handles:
+        handle.remove()
+
+
 KINDS = {
     "tuple": (lambda features, rows: (features, rows), "'1'"),
     "list": (lambda features, rows: [rows, features], "'0'"),
@@ -78,7 +87,7 @@ KINDS = {
 @pytest.mark.parametrize(("make", "place"), KINDS.values(), ids=KINDS)
 def test_the_logits_of_an_output_are_found_and_told(make, place):
     network, given = Model(make), batch()
-    with logits_only({"student": network}, given, CLASSES) as notes:
+    with installed("student", network, given) as notes:
         network.eval()
         assert torch.equal(network(given.inputs), logits(network, given.inputs))
         assert network.train()(given.inputs).shape == (2, CLASSES)
@@ -90,7 +99,7 @@ def test_the_logits_of_an_output_are_found_and_told(make, place):
 def test_a_place_a_key_or_a_layer_names_the_logits(output):
     network, given = Model(lambda features, rows: Pair(rows * 2, rows)).eval(), batch()
     expected = logits(network, given.inputs)
-    with logits_only({"teacher": network}, given, CLASSES, outputs={"teacher": output}):
+    with installed("teacher", network, given, output=output):
         assert torch.equal(network(given.inputs), expected)
         assert torch.equal(network(given.inputs), expected)
 
@@ -99,7 +108,7 @@ def test_a_layer_that_a_method_names_counts_where_the_output_has_no_logits():
     network, given = Model(lambda features, rows: (features,)).eval(), batch()
     with pytest.raises(LimbeckError, match=r"the teacher gives a tuple of 0 \(2, 4\): none is logits of 3 classes"):
         install("teacher", network, given, CLASSES)
-    with logits_only({"teacher": network}, given, CLASSES, layers={"teacher": "head"}) as notes:
+    with installed("teacher", network, given, layer="head") as notes:
         assert torch.equal(network(given.inputs), logits(network, given.inputs))
         assert notes == ["the teacher's logits are what its layer head gives"]
     with pytest.raises(LimbeckError, match="the teacher has no layer 'haed': did you mean head"):
@@ -108,14 +117,14 @@ def test_a_layer_that_a_method_names_counts_where_the_output_has_no_logits():
 
 def test_a_network_that_gives_a_tensor_has_no_hook():
     network = Model(lambda features, rows: rows)
-    with logits_only({"student": network}, batch(), CLASSES) as notes:
+    with installed("student", network, batch()) as notes:
         assert notes == []
         assert not any(module._forward_hooks for module in network.modules())
 
 
 def test_auxiliary_heads_of_train_mode_are_dropped_and_it_is_told():
     network, given = Auxiliary(), batch()
-    with logits_only({"student": network}, given, CLASSES) as notes:
+    with installed("student", network, given) as notes:
         F.cross_entropy(network.train()(given.inputs), given.targets).backward()
         assert network.head.weight.grad is not None
         assert network.aux.weight.grad is None
@@ -127,7 +136,7 @@ def test_auxiliary_heads_of_train_mode_are_dropped_and_it_is_told():
 
 def test_the_logarithm_of_probabilities_is_read_and_is_finite():
     network, given = Model(lambda features, rows: torch.softmax(rows * 200, dim=1)), batch()
-    with logits_only({"teacher": network}, given, CLASSES, outputs={"teacher": "probabilities"}) as notes:
+    with installed("teacher", network, given, output="probabilities") as notes:
         found = network(given.inputs)
         assert torch.isfinite(found).all()
         assert torch.allclose(found.exp().sum(dim=1), torch.ones(2))
@@ -196,6 +205,13 @@ def test_the_members_of_an_ensemble_are_each_seen_to():
     _, notes = install("teacher", network, given, CLASSES)
     assert torch.allclose(network(given.inputs), expected)
     assert notes == ["the teacher's member 0 gives a Pair: its 'logits' is read"]
+
+
+def test_a_member_that_is_refused_leaves_no_hook_on_the_others():
+    members = [Model(Pair), Model(lambda features, rows: (features,))]
+    with pytest.raises(LimbeckError, match="the teacher's member 1 gives a tuple"):
+        install("teacher", Ensemble(members, "geometric"), batch(), CLASSES)
+    assert not members[0]._forward_hooks
 
 
 def test_taps_the_lean_copy_and_the_tracer_read_the_logits():

@@ -14,6 +14,7 @@ from limbeck.core import LimbeckError
 from limbeck.data import arrays
 from limbeck.data.split import Data, Split
 from limbeck.engine import Engine
+from limbeck.evaluate import macs
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble
 from limbeck.optimizers import sgd
@@ -74,6 +75,11 @@ def refused(make, key, *, given=None, name="teacher"):
 
 
 # --- teachers
+
+
+def test_a_teacher_that_the_method_trains_need_not_know_the_classes_yet():
+    (note,) = check_teacher(Gives(lambda x: x.flip(0) * 0), data(), ENGINE, learns=True).notes
+    assert note.endswith("before the method trains it")
 
 
 def test_a_good_teacher_passes_without_a_note():
@@ -395,14 +401,16 @@ class Squeezed(nn.Module):
 
 def test_a_network_that_cannot_take_one_sample_loses_only_what_is_measured_with_one():
     norm = mlp(5, nn.BatchNorm1d(5, track_running_stats=False))
-    for student in (Squeezed(), norm):
-        (note,) = run("alone", {"student": student})
-        assert "the student does not run on one sample, so its multiply-accumulates and latency" in note
+    (note,) = run("alone", {"student": norm})
+    assert "the student does not run on one sample, so its latency is not measured" in note
+    assert macs(norm, (4,)) == 40
+    assert run("alone", {"student": Squeezed()}) == ()  # it runs, and only its output has another shape
 
 
-def test_a_split_of_one_sample_must_be_run():
-    with pytest.raises(LimbeckError, match="the student does not run on one sample, and the test split has no more"):
-        run("alone", {"student": Squeezed()}, data(test=1))
+@pytest.mark.parametrize("count", [1, 501])
+def test_a_split_whose_last_batch_is_one_sample_must_be_run(count):
+    with pytest.raises(LimbeckError, match="on one sample, as many as the last batch of the test split has"):
+        run("alone", {"student": Squeezed()}, data(test=count))
 
 
 class Locked(nn.Sequential):

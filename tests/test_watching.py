@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
 from limbeck import watching
-from limbeck.jobs import Expected, Job
+from limbeck.jobs import Expected, Found, Job
 
 
 def test_watched_batches_can_be_swept_and_looked_at_without_moving_the_bar():
@@ -35,3 +37,11 @@ def test_a_long_build_is_estimated_in_hours():
     assert watching._expected(event) == (
         "teacher/seed0: keeping its outputs takes 10.0 MB (2.0 GB are free) and about 1:02:05"
     )
+
+
+def test_a_network_that_is_found_beside_the_run_says_nothing_of_the_time_that_is_left():
+    account = watching._Account({Job("alone", 0): 3.0, Job("kd", 0): 1.0})
+    console = Console(quiet=True)
+    watching._Screen(console, Progress(console=console), account).tell(Found(Job("alone", 0), Path("other")))
+    assert account.done == 3
+    assert account.left == ""

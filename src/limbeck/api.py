@@ -3,12 +3,12 @@
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from limbeck.blocks import (
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
 from limbeck.engine import Precision
+from limbeck.errors import nearest
 from limbeck.experiment import Experiment
 from limbeck.given import Given, MakeStudent, OwnNetworks
 from limbeck.jobs import Event, Track, Trained
@@ -123,7 +124,7 @@ def distill(
             training. Or ``out`` holds another run.
     """
     name, function, block = _method(method)
-    _check(data, name, teacher, networks or {})
+    _check(data, name, teacher, networks or {}, allow)
     every = _seeds(seed, seeds)
     recipe = Recipe.model_construct(
         name="distill",
@@ -160,7 +161,8 @@ def _outcome(experiment: Experiment) -> dict[str, Any]:
     """The result as `distill` describes it."""
     method = experiment.recipe.method["name"]
     known = experiment.result
-    result = {key: known[key] for key in ("method", "seed", "seeds", "splits", "notes", "summary", "runs")}
+    result = {key: known[key] for key in ("method", "seed", "seeds", "splits", "summary", "runs")}
+    result["notes"] = list(experiment.notes)
     result["decided"] = experiment.engine.decided | {"cache": experiment.recipe.cache.model_dump()}
     for role in ("teacher", "alone", "student"):
         if known[role] is not None and role != method:
@@ -176,10 +178,11 @@ _LABELS = ("arm", "seed", "weights_sha256", "trained_as")
 
 def _follow(experiment: Experiment, on_epoch: OnEpoch | None, progress: bool | None) -> None:
     def start(track: Track) -> Iterator[Event]:
-        for event in experiment.run(track):
-            if on_epoch is not None and isinstance(event, Trained):
-                on_epoch(event.job.arm, event.epoch)
-            yield event
+        with closing(experiment.run(track)) as events:  # else an error in on_epoch would keep the networks frozen
+            for event in events:
+                if on_epoch is not None and isinstance(event, Trained):
+                    on_epoch(event.job.arm, event.epoch)
+                yield event
 
     if progress is False or (progress is None and not _watched()):
         for _ in start(lambda job, epochs, batches: batches):
@@ -202,7 +205,9 @@ def _seeds(seed: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
     return every
 
 
-def _check(data: Data, method: str, teacher: nn.Module | None, networks: Mapping[str, nn.Module]) -> None:
+def _check(
+    data: Data, method: str, teacher: nn.Module | None, networks: Mapping[str, nn.Module], allow: Sequence[str]
+) -> None:
     for role, network in {"teacher": teacher, **networks}.items():
         if network is not None and not isinstance(network, nn.Module):
             raise LimbeckError(f"{role} is a {type(network).__name__}: pass a torch.nn.Module with its weights")
@@ -211,6 +216,11 @@ def _check(data: Data, method: str, teacher: nn.Module | None, networks: Mapping
     taken = sorted({"student", "teacher", "batch"} & set(networks))
     if taken:
         raise LimbeckError(f"networks: the name {taken[0]!r} is taken: choose another")
+    known = get_args(Refusal)
+    wrong = [name for name in ((allow,) if isinstance(allow, str) else allow) if name not in known]
+    if wrong or isinstance(allow, str):
+        hint = nearest(wrong[0], known) if wrong else "it takes a list of names"
+        raise LimbeckError(f"allow is {allow!r}: {hint}")
     if teacher is None and method in set(METHODS) - set(TEACHERLESS):
         raise LimbeckError(f"the method {method} needs a teacher, got None")
     if method in ("teacher", "member"):

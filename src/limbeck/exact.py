@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from limbeck.core import Batch, LimbeckError, Tap
-from limbeck.taps import dry_run, scripted
+from limbeck.taps import dry_run, evaluation_mode, scripted
 
 ROUNDING = 1e-9
 """The greatest difference of two tensors in 64 bits that is rounding, as a share of the greatest value."""
@@ -56,6 +57,8 @@ def copy_of(
 ) -> nn.Module:
     """A copy of the network, in the same mode and on the same device, that gives what the network gives in eval mode.
 
+    What it gives is a tensor, or, where no taps are compared, tensors in a tuple, a mapping or a dataclass.
+
     Tensors that the network keeps and that were computed (the weight of a pruned or weight-normalised layer, a feature
     of an earlier forward) are copied without what they were computed from.
 
@@ -72,6 +75,7 @@ def copy_of(
         LimbeckError: the network does not run; a tap does not exist or has no one value.
     """
     wanted = tuple(taps)
+    values = partial(read, taps=wanted) if wanted else _given
     made = deep_copy(network, {name: network}, otherwise=otherwise)
     own = list(network.parameters())
     if {id(parameter) for parameter in own} & {id(parameter) for parameter in list(made.parameters())}:
@@ -79,17 +83,17 @@ def copy_of(
     device = next((parameter.device for parameter in network.parameters()), inputs.device)
     for samples in (inputs.to(device), _others(inputs.to(device))):
         try:
-            expected = read(network, samples, wanted)
+            expected = values(network, samples)
         except LimbeckError:
             raise
         except Exception as error:  # the network may be the user's, and raise anything
             shape, why = tuple(inputs.shape[1:]), f"{type(error).__name__}: {error}"
             raise LimbeckError(f"the {name} does not run on samples of shape {shape}: {why}") from error
         try:
-            found = read(made, samples, wanted)
+            found = values(made, samples)
         except Exception as error:  # as above
             raise NotCopied(f"a copy of the {name} does not run: {type(error).__name__}: {error}{otherwise}") from error
-        if not agree(expected, found, ALIKE):
+        if expected.keys() != found.keys() or not agree(expected, found, ALIKE):
             raise NotCopied(f"a copy of the {name} gives something else than the {name}{otherwise}")
     return made
 
@@ -164,6 +168,17 @@ def read(network: nn.Module, inputs: Tensor, taps: Iterable[Tap]) -> Values:
     wanted = [Tap("network"), *(tap._replace(source="network") for tap in taps)]
     with same_numbers(inputs.device):
         return dry_run({"network": network}, wanted, Batch(inputs, count, count, 0))
+
+
+def _given(network: nn.Module, inputs: Tensor) -> Values:
+    """All tensors of the network's output, by their places, as `read` runs it."""
+    with same_numbers(inputs.device), torch.no_grad(), evaluation_mode([network]):
+        leaves = tree_leaves(network(inputs))
+    inside = [
+        leaf for one in leaves if not isinstance(one, Tensor) for leaf in tree_leaves(getattr(one, "__dict__", ()))
+    ]
+    tensors = [one for one in (*leaves, *inside) if isinstance(one, Tensor)]
+    return {Tap("output", str(place)): one for place, one in enumerate(tensors)}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from limbeck.resuming import check_state
 from limbeck.runfiles import clear
 from limbeck.runfolder import RunFolder, log_line
 from limbeck.session import Training, label_indices, logits_of, measure, plan, probe, time_together, training_batches
-from limbeck.store import network_digest
+from limbeck.store import network_digest, tensors_digest
 from limbeck.summary import summarise
 from limbeck.train import run
 from limbeck.user_code import code_digests
@@ -71,7 +72,19 @@ class Experiment:
         self.data = load(**recipe.data.model_dump()) if given is None else given.data
         source = given.networks if given else Cast(self.recipe, self.data, trust_code=trust_code)
         self.cast = Prepared(source, self.recipe, self.data)
-        self._method = None if given is None else given.method
+        self._given, self._method = given, None if given is None else given.method
+        self._resumable = resumable
+        self._results: dict[Job, dict[str, Any]] = {}
+        self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
+        self._figures: dict[str, dict[str, Any]] = {}
+        self._result: dict[str, Any] = {}
+        with ExitStack() as refused:
+            refused.push(self.cast)
+            self._look(recipe, folder, resume=resume, overwrite=overwrite)
+            refused.pop_all()
+
+    def _look(self, recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> None:
+        """Find what is wrong, and open the run folder."""
         self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
@@ -83,17 +96,12 @@ class Experiment:
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
             if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
                 training_batches(self.data, training_of(block, self.data), seed=0, engine=self.engine)
-        if given is not None and (len(self.recipe.seeds) > 1 or len(self.arms) > 1):
-            given.networks.keep()
+        if self._given is not None and (len(self.recipe.seeds) > 1 or len(self.arms) > 1):
+            self._given.networks.keep()
         if overwrite:
             clear(folder)
         self.folder = RunFolder(folder, dump(self.recipe) + self._digests(), resume=resume)
         self._found = rehearsal.notes
-        self._resumable = resumable
-        self._results: dict[Job, dict[str, Any]] = {}
-        self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
-        self._figures: dict[str, dict[str, Any]] = {}
-        self._result: dict[str, Any] = {}
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -149,7 +157,7 @@ class Experiment:
         """What result.json holds: there when the run is over."""
         return self._result
 
-    def run(self, track: Track = lambda job, epochs, batches: batches) -> Iterator[Event]:
+    def run(self, track: Track = lambda job, epochs, batches: batches) -> Generator[Event, None, None]:
         """Train what is not there yet, yielding as it goes; at the end the run's `result.json` is written."""
         self.folder.open(environment() | self.engine.decided | {"cache": self.recipe.cache.model_dump(mode="json")})
         for seed in self.recipe.seeds:
@@ -307,9 +315,12 @@ class Experiment:
         """All that decides the bits of a student alone, by which another run finds it; None for other networks."""
         if job.arm != "alone" or not self._resumable:
             return None
+        few = self.data.train.select(torch.arange(min(2, len(self.data.train))))
+        # what it gives, because a digest does not see a forward's code
+        given = tensors_digest({"logits": logits_of(network, few, self.data, self.engine, name="student")})
         parts = {
             "seed": job.seed,
-            "student": [network_digest(network), self.recipe.student.model_dump(mode="json")],
+            "student": [network_digest(network), given, self.recipe.student.model_dump(mode="json")],
             "train": [self.recipe.train.model_dump(mode="json"), training.views, training.view_seed],
             "data": [self.data.train.without(training.exclude).digest(), self.data.mean, self.data.std],
             "engine": [str(self.engine.device), self.engine.precision, self.engine.compile, torch.get_num_threads()],

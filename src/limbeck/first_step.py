@@ -13,7 +13,7 @@ from limbeck.data import Data, Split, normalise
 from limbeck.engine import Engine
 from limbeck.evaluate import file_bytes, macs, predict
 from limbeck.exact import deep_copy
-from limbeck.session import Training, check_learns
+from limbeck.session import EVALUATION_BATCH, Training, check_learns
 from limbeck.taps import evaluation_mode, scripted, shapes
 from limbeck.train import Diverged, run
 from limbeck.trial import Zeros
@@ -77,7 +77,7 @@ def first_step(
                 tap.source for stage in stages for term in stage.terms.values() for tap in set(term.reads) - stored
             }
             evaluated = [name for name in dict.fromkeys((*learning, *networks)) if name not in idle]
-            single = next((which for which, one in _splits(data).items() if len(one) == 1), "")
+            single = next((which for which, count in _last_batches(data).items() if count == 1), "")
             for name in evaluated:
                 notes += _evaluated(name, eager.place(networks[name]), batch, data, single, learns=name in learning)
     finally:
@@ -160,7 +160,7 @@ def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: 
         network: on the device of the batch.
         batch: real samples.
         data: whose samples' shape is measured with.
-        single: the split that has a single sample, so that the network must run on one.
+        single: a split whose last batch has a single sample, so that the network must run on one.
         learns: it will be saved.
 
     Raises:
@@ -184,10 +184,11 @@ def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: 
     except Exception as error:  # as above
         if single:
             raise LimbeckError(
-                f"the {name} does not run on one sample, and the {single} split has no more: {_said(error)}"
+                f"the {name} cannot be evaluated on one sample, as many as the last batch of the {single} split has: "
+                f"{_said(error)}"
             ) from error
-        alone = f"the {name} does not run on one sample, so its multiply-accumulates and latency are not measured"
-        return [*notes, f"{alone} ({_said(error)})"]
+        if isinstance(_tried(network, batch.inputs[:1], learns=False), Exception):
+            notes.append(f"the {name} does not run on one sample, so its latency is not measured ({_said(error)})")
     try:
         counted = macs(network, data.shape) is not None
     except Exception:  # as above
@@ -267,8 +268,10 @@ def _zeros(networks: Networks, stored: frozenset[Tap], batch: Batch) -> Outputs 
     return Zeros(stored, int(batch.index.max()) + 1, shapes(networks, stored, few))
 
 
-def _splits(data: Data) -> dict[str, Split]:
-    return {"training": data.train, "validation": data.validation, "test": data.test}
+def _last_batches(data: Data) -> dict[str, int]:
+    """The samples in the last batch of each split; a training leaves a last one of a single sample out."""
+    evaluated = {"validation": data.validation, "test": data.test}
+    return {"training": len(data.train)} | {name: len(split) % EVALUATION_BATCH for name, split in evaluated.items()}
 
 
 def _reads(stage: Stage) -> set[Tap]:

@@ -7,23 +7,19 @@ that the network ends in softmax: the logarithm of what it gives is read.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from limbeck.core import Batch, LimbeckError, Networks, Tap
+from limbeck.core import Batch, LimbeckError, Tap
 from limbeck.models import Ensemble
 from limbeck.taps import check, evaluation_mode, layer_of, scripted
 
 NAMES = ("logits", "out", "output")
 PROBABILITIES = "probabilities"
-
-NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
@@ -65,41 +61,6 @@ class Logits:
         return given[0]
 
 
-@contextmanager
-def logits_only(
-    networks: Networks,
-    batch: Batch,
-    classes: int,
-    *,
-    outputs: Mapping[str, str] = NONE,
-    layers: Mapping[str, str] = NONE,
-) -> Iterator[list[str]]:
-    """Inside the block the networks give their logits alone; afterwards what they gave before. Yields the notes.
-
-    Args:
-        networks: by name; one that gives a tensor, as almost all do, is left as it is.
-        batch: of a few samples.
-        classes: their number.
-        outputs: by a network's name, what of its output are the logits; see above.
-        layers: by a network's name, the layer to take them from where its output has none, such as ``teacher_layer``.
-
-    Raises:
-        LimbeckError: no part of an output is logits, or none is where it is said to be.
-    """
-    handles: list[RemovableHandle] = []
-    notes: list[str] = []
-    try:
-        for name, network in networks.items():
-            output, layer = outputs.get(name), layers.get(name, "")
-            made, told = install(name, network, batch, classes, output=output, layer=layer)
-            handles += made
-            notes += told
-        yield notes
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def install(
     name: str, network: nn.Module, batch: Batch, classes: int, *, output: str | None = None, layer: str = ""
 ) -> tuple[list[RemovableHandle], list[str]]:
@@ -123,11 +84,7 @@ def install(
         LimbeckError: no part of its output is logits, or none is where it is said to be.
     """
     if isinstance(network, Ensemble):
-        made = [
-            install(f"{name}'s member {place}", member, batch, classes, output=output, layer=layer)
-            for place, member in enumerate(network.members)
-        ]
-        return [handle for handles, _ in made for handle in handles], [note for _, notes in made for note in notes]
+        return _of_members(name, network, batch, classes, output, layer)
     given = _outputs(network, batch)
     others = [one for one in given if not isinstance(one, Tensor)]
     if output is None and not others:
@@ -156,6 +113,24 @@ def installed(network: nn.Module) -> bool:
     """Whether `install` has given a network its hook, or that of which it is a copy."""
     own = network.members if isinstance(network, Ensemble) else [network]
     return any(isinstance(hook, Logits) for module in own for hook in module._forward_hooks.values())
+
+
+def _of_members(
+    name: str, network: Ensemble, batch: Batch, classes: int, output: str | None, layer: str
+) -> tuple[list[RemovableHandle], list[str]]:
+    hooks: list[RemovableHandle] = []
+    notes: list[str] = []
+    try:
+        for place, member in enumerate(network.members):
+            which = f"{name}'s member {place}"
+            made, told = install(which, member, batch, classes, output=output, layer=layer)
+            hooks += made
+            notes += told
+    except LimbeckError:
+        for hook in hooks:
+            hook.remove()
+        raise
+    return hooks, notes
 
 
 def find(name: str, output: Any, classes: int) -> tuple[str, ...]:

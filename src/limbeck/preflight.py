@@ -103,7 +103,13 @@ def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> Finding
 
 
 def check_teacher(
-    network: nn.Module, data: Data, engine: Engine, *, allow: Collection[str] = (), name: str = "teacher"
+    network: nn.Module,
+    data: Data,
+    engine: Engine,
+    *,
+    allow: Collection[str] = (),
+    name: str = "teacher",
+    learns: bool = False,
 ) -> Findings:
     """Refuse a trained teacher that cannot be right, by what it gives for the validation split.
 
@@ -115,6 +121,7 @@ def check_teacher(
         engine: the device.
         allow: refusals to leave out.
         name: what errors call it.
+        learns: the method trains it, so that it need not know the classes yet.
 
     Raises:
         LimbeckError: it gives NaN or infinity (``not_finite``) or probabilities (``probabilities``) or something else
@@ -127,9 +134,10 @@ def check_teacher(
     notes: list[str] = []
 
     def refuse(key: str, what: str, advice: str) -> None:
-        if key not in allow:
+        later = learns and key == "chance"
+        if key not in allow and not later:
             raise LimbeckError(f"{what}. {advice}{_or_allow(key)}")
-        notes.append(f"{what}, as allowed")
+        notes.append(f"{what}, before the method trains it" if later else f"{what}, as allowed")
 
     finite = torch.isfinite(logits).all(dim=1)
     try:

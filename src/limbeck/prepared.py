@@ -38,6 +38,7 @@ class Prepared(AbstractContextManager["Prepared"]):
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
 
     @property
     def notes(self) -> tuple[str, ...]:

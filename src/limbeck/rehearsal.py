@@ -86,7 +86,8 @@ def rehearse(recipe: Recipe, data: Data, cast: Prepared, folder: Path, own: Meth
             if table is None or arm != method:
                 notes += _terms(planned, taking_part, data, its, engine)
         if block is not None and block.weights and block.init == "as_is":
-            notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow).notes
+            learns = teaches(stages)
+            notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns).notes
         rest = [f"student.{part}" if part else "student" for part in frozen_parts(student)]
         if rest:
             notes.append(f"frozen, and left as they are: {', '.join(rest)}")

@@ -70,11 +70,7 @@ def introduce(experiment: Experiment, console: Console) -> None:
 
 def show(experiment: Experiment, console: Console, out: Path) -> None:
     """Run an experiment, showing a progress bar on a terminal and plain lines elsewhere, then its table."""
-    introduce(experiment, console)
-    told = len(experiment.notes)
-    follow(experiment.run, console, experiment.work)
-    for note in experiment.notes[told:]:  # what was found while it ran
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    _follow(experiment, experiment.run, console)
     console.print(result_table(experiment))
     for line in verdicts(experiment):
         console.print(line, highlight=False, soft_wrap=True)
@@ -83,9 +79,17 @@ def show(experiment: Experiment, console: Console, out: Path) -> None:
 
 def watch(experiment: Experiment, start: Callable[[Track], Iterator[Event]]) -> None:
     """Show a training that is no command's own, beside what its program writes."""
-    console = terminal.console(stderr=True)
+    _follow(experiment, start, terminal.console(stderr=True))
+
+
+def _follow(experiment: Experiment, start: Callable[[Track], Iterator[Event]], console: Console) -> None:
+    """The same for both: what is known before, the training, and what was found while it ran."""
     introduce(experiment, console)
+    told = set(experiment.notes)
     follow(start, console, experiment.work)
+    for note in experiment.notes:
+        if note not in told:
+            console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
 
 class _Account:
@@ -191,6 +195,9 @@ class _Screen:
                 self._spoken = time.monotonic()
                 left = self._account.left
                 self._print(f"{_trained(event, self._account.place(event.job))}{left and f', {left} left'}")
+        elif isinstance(event, Found):
+            self._account.reach(event.job, 1.0, found=True)
+            self._print(_found(event))
         elif isinstance(event, Finished):
             self._account.reach(event.job, 1.0, found=event.reused)
             self._print(_finished(event))
@@ -285,4 +292,4 @@ def _compared(event: Compared) -> str:
     )
 
 
-_LINES: Mapping[type, Callable[[Any], str]] = {Expected: _expected, Compared: _compared, Found: _found}
+_LINES: Mapping[type, Callable[[Any], str]] = {Expected: _expected, Compared: _compared}
