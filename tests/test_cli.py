@@ -21,6 +21,7 @@ from limbeck.evaluate import parameters
 from limbeck.experiment import Experiment
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble, load_network
+from limbeck.whole import read_sealed, write_sealed
 
 RECIPE = """\
 name: tiny
@@ -610,3 +611,31 @@ def test_waiting_threads_leave_the_processor_to_others_unless_the_user_says_othe
 
 def test_a_pattern_without_wildcards_finds_what_contains_it():
     assert "wrn_16_2" in limbeck_does("models", "wrn")
+
+
+@pytest.mark.parametrize("command", ["build", "verify", "info"])
+def test_the_commands_of_the_store_say_which_code_they_run(command):
+    Path("net.py").write_text("def make():\n    raise ValueError('it ran')\n")
+    printed = limbeck_does("cache", command, "recipe.yaml", *changed("student.model=net.py:make"), code=2)
+    assert printed.index("runs the code of net.py (function make)") < printed.index("it ran")
+
+
+@pytest.mark.parametrize(
+    ("file", "place"),
+    [
+        ("kd/seed0/result.json", ("parameters",)),
+        ("kd/seed0/result.json", ("test", "agreement")),
+        ("result.json", ("teacher", "latency_ms")),
+    ],
+)
+def test_figures_that_are_no_numbers_give_no_traceback(file, place):
+    runs()
+    path = Path("runs/tiny") / file
+    values = read_sealed(path)
+    inner = values
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = [[1]]
+    write_sealed(path, values)
+    printed = runs("--resume", code=0 if file == "result.json" else 2)
+    assert "holds no figures" in printed

@@ -141,6 +141,10 @@ def test_a_set_without_a_value_is_refused(tmp_path, override):
     assert "write it as key.key=value" in fail(tmp_path, GOOD, overrides=[override])
 
 
+def test_a_set_of_too_many_blocks_inside_each_other_is_refused(tmp_path):
+    assert "more than 20 blocks" in fail(tmp_path, GOOD, overrides=[".".join(["a"] * 5000) + "=1"])
+
+
 def test_a_set_that_is_not_yaml_is_refused(tmp_path):
     assert "the value is not YAML" in fail(tmp_path, GOOD, overrides=["seeds=[1"])
 

@@ -4,7 +4,9 @@ By kind: weights of safetensors, weights of torch.save, tables of soft labels; t
 """
 
 import functools
+import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -28,7 +30,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import limbeck
-from limbeck import opening, user_code
+from limbeck import checkpoint, opening, pickled, user_code
 from limbeck.core import LimbeckError
 from limbeck.data import arrays
 from limbeck.models import (
@@ -37,7 +39,6 @@ from limbeck.models import (
     files,
     load_network,
     load_weights,
-    pickled,
     read_spec,
     rebuilding,
     save_network,
@@ -253,6 +254,7 @@ def test_every_bound_stands_in_the_documentation():
     bounds = [
         *(user_code.LARGEST, files.LEAST, files.TIMES, files.HEADER, rebuilding.LARGEST, rebuilding.NUMBER),
         *(rebuilding.VALUES, spec_of.LONGEST, pickled.PICKLE, pickled.NESTED, pickled.HANDLED, opening.DIRECTORY),
+        *(pickled.STEPS, pickled.HASHED, pickled.LARGE),
         *(table.LARGEST, table.NUMBERS, table.LINE),
     ]
     assert [bound for bound in bounds if f"{bound:,}" not in text] == []
@@ -488,6 +490,113 @@ def test_tuples_that_hold_each_other_twice_are_refused():
     torch.save({"model": small().state_dict(), "x": [nested]}, "a.pt")
     with pytest.raises(LimbeckError, match=r"a\.pt nests its values without end"):
         load_weights(small(), "a.pt")
+
+
+def archive(description, name="archive/data.pkl", path="a.pt"):
+    """A file of torch.save with this description, which names no tensors."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(name, description)
+        file.writestr("archive/version", "3\n")
+        file.writestr("archive/byteorder", "little")
+    return pathlib.Path(path)
+
+
+NESTED = b"K\1" + b"".join(b"q%ch%c\x86" % (place, place) for place in range(60))
+"""A tuple that takes years to compare."""
+
+
+def test_a_description_is_looked_at_by_any_name_that_torch_finds_it_by():
+    with pytest.raises(LimbeckError, match=r"a\.pt nests its values without end"):
+        load_weights(small(), archive(b"\x80\2}" + NESTED + b"Ns.", "archive/DATA.pkl"))
+
+
+def test_a_checkpoint_is_looked_at_as_weights_are():
+    path = archive(b"\x80\2}" + NESTED + b"Ns.", path="last.pt")
+    before = path.read_bytes()[:-2]
+    seal = b"limbeck " + hashlib.sha256(before).hexdigest().encode()
+    path.write_bytes(before + len(seal).to_bytes(2, "little") + seal)
+    with pytest.raises(LimbeckError, match="not a whole checkpoint"):
+        checkpoint.load(path)
+
+
+def alike(kind):
+    """Some thousand keys that a dictionary cannot tell apart by their hashes."""
+    if kind == "numbers":  # the hash of a number is what is left by 2**61 - 1
+        return b"".join(b"\x8a\x0b" + (place * (2**61 - 1)).to_bytes(11, "little") + b"N" for place in range(1, 20_000))
+    sides = b"J\xff\xff\xff\xffq\0NJ\xfe\xff\xff\xffq\1N"  # -1 and -2 have the same
+    chosen = itertools.product((b"h\0", b"h\1"), repeat=12)
+    return sides + b"".join(b"(" + b"".join(sequence) + b"tN" for sequence in chosen)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "tuples"])
+def test_keys_that_are_made_to_be_alike_are_refused(kind):
+    with pytest.raises(LimbeckError, match=r"a\.pt has more tuples or large numbers than weights need"):
+        load_weights(small(), archive(b"\x80\2}(" + alike(kind) + b"u."))
+
+
+def test_tuples_in_a_list_that_are_made_to_be_alike_are_refused_before_a_set_is_made():
+    tuples = alike("tuples").replace(b"tN", b"t").replace(b"\0N", b"\0").replace(b"\1N", b"\1")
+    with pytest.raises(LimbeckError, match=r"a\.pt has more tuples or large numbers than weights need"):
+        load_weights(small(), archive(b"\x80\2cbuiltins\nset\n](" + tuples + b"e\x85R."))
+
+
+def test_a_description_of_too_many_steps_is_refused(monkeypatch):
+    monkeypatch.setattr(pickled, "STEPS", 1000)
+    with pytest.raises(LimbeckError, match=r"a\.pt describes its tensors in more than .* or 1,000 steps"):
+        load_weights(small(), archive(b"\x80\2](" + b"N" * 1000 + b"e."))
+
+
+def two_directories():
+    """An archive in which Python finds one directory, and readers that follow the pointer of a zip64 file another."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", b"\x80\2}X\0\0\1\0" + b"a" * 2**16 + b"Ns.")
+    hidden = held.getvalue()
+    end = hidden.rfind(b"PK\5\6")
+    size, start = struct.unpack_from("<LL", hidden, end + 12)
+    content = hidden[:end] + b"PK\6\6" + struct.pack("<QHHLLQQQQ", 44, 45, 45, 0, 0, 1, 1, size, start)
+    pathlib.Path("a.pt").write_bytes(content)
+    with zipfile.ZipFile("a.pt", "a") as file:
+        file.writestr("archive/data.pkl", b"\x80\2}.")
+    seen = pathlib.Path("a.pt").read_bytes()
+    last = seen.rfind(b"PK\5\6")
+    size, start = struct.unpack_from("<LL", seen, last + 12)
+    record = b"PK\6\6" + struct.pack("<QHHLLQQQQ", 44, 45, 45, 0, 0, 1, 1, size, start)
+    pointer = b"PK\6\7" + struct.pack("<LQL", 0, end, 1)
+    pathlib.Path("a.pt").write_bytes(seen[:last] + record + pointer + seen[last:])
+
+
+def test_an_archive_of_two_directories_is_refused():
+    two_directories()
+    with pytest.raises(LimbeckError, match=r"a\.pt may be read in different ways"):
+        load_weights(small(), "a.pt")
+
+
+def test_a_directory_that_is_not_where_it_says_is_refused():
+    content = pathlib.Path(rewritten(lambda _, content: content)).read_bytes()
+    pathlib.Path("a.pt").write_bytes(b"before it" + content)
+    with pytest.raises(LimbeckError, match=r"a\.pt may be read in different ways"):
+        load_weights(small(), "a.pt")
+
+
+def sharded(first, name="pytorch_model-1.bin"):
+    """An index of two files, the first of which holds this beside its share of the weights."""
+    state = small().state_dict()
+    head = {key: state.pop(key) for key in list(state)[:1]}
+    torch.save(head | first, "pytorch_model-1.bin")
+    torch.save(state, "pytorch_model-2.bin")
+    named = dict.fromkeys(state, "pytorch_model-2.bin") | dict.fromkeys(head, name)
+    pathlib.Path("pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": named}))
+    return "pytorch_model.bin.index.json"
+
+
+def test_what_is_no_tensor_in_a_shard_is_left_out():
+    load_weights(small(), sharded({"epoch": 3}))
+
+
+def test_a_shard_without_a_name_is_refused():
+    with pytest.raises(LimbeckError, match="names a shard ''"):
+        load_weights(small(), sharded({}, name=""))
 
 
 def test_long_plain_values_load():

@@ -6,11 +6,11 @@ A checkpoint is the zip that torch.save writes; the zip's comment holds the sha2
 import hashlib
 from pathlib import Path
 from typing import Any, BinaryIO
-from zipfile import ZIP_STORED, ZipFile
 
 import torch
 
 from limbeck.core import LimbeckError
+from limbeck.pickled import read_plain
 from limbeck.whole import replacing
 
 _MARK = b"limbeck "
@@ -47,9 +47,9 @@ def load(path: Path) -> dict[str, Any]:
             end = file.seek(-2 - _COMMENT, 2)
             seal = file.read()
             marked = seal.startswith(_COMMENT.to_bytes(2, "little") + _MARK)
-            whole = marked and seal.endswith(_hash(file, end).encode()) and _is_plain(path)
-        state = torch.load(path, map_location="cpu", weights_only=True) if whole else None
-    except Exception as error:  # of a damaged file zipfile, pickle and torch raise a dozen kinds
+            whole = marked and seal.endswith(_hash(file, end).encode())
+        state = read_plain(path, path.stat().st_size) if whole else None
+    except (OSError, LimbeckError) as error:
         raise LimbeckError(
             f"{path} is not a whole checkpoint: it is cut short or damaged ({type(error).__name__})"
         ) from error
@@ -66,11 +66,3 @@ def _hash(file: BinaryIO, length: int) -> str:
         found.update(chunk)
         length -= len(chunk)
     return found.hexdigest()
-
-
-def _is_plain(path: Path) -> bool:
-    """Whether the zip holds no more than its own bytes: torch.save compresses nothing."""
-    with ZipFile(path) as file:
-        parts = file.infolist()
-    stored = all(part.compress_type == ZIP_STORED for part in parts)
-    return stored and sum(part.file_size for part in parts) <= path.stat().st_size

@@ -338,6 +338,7 @@ def _experiment(asked: Asked) -> "Experiment":
     checked = asked.checked("cache.use=true")
     from limbeck.experiment import Experiment
 
+    _say(checked)
     out = asked.out or Path("runs") / checked.name
     return Experiment(checked, out, resume=True, trust_code=asked.trust_code)
 
@@ -346,11 +347,18 @@ def _run(recipe: "Recipe", out: Path, *, resume: bool, overwrite: bool = False, 
     from limbeck.experiment import Experiment
     from limbeck.terminal import console
     from limbeck.threads import threads_for
-    from limbeck.user_code import said
     from limbeck.watching import show
 
-    for sentence in said(recipe.model_dump()):
-        console().print(sentence, highlight=False, soft_wrap=True)
+    _say(recipe)
     experiment = Experiment(recipe, out, resume=resume, overwrite=overwrite, trust_code=trust_code)
     with threads_for(experiment.macs):
         show(experiment, console(), out)
+
+
+def _say(recipe: "Recipe") -> None:
+    """Print which code of the user's is about to be run."""
+    from limbeck.terminal import console
+    from limbeck.user_code import said
+
+    for sentence in said(recipe.model_dump()):
+        console().print(sentence, soft_wrap=True)

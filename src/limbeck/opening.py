@@ -63,7 +63,9 @@ def file_size(path: Path, *, most: int, endings: Collection[str] = ()) -> int:
 
 
 def check_zip(path: Path) -> None:
-    """Raise LimbeckError where the directory of a zip file is so large that listing it takes the memory of a bomb.
+    """Raise LimbeckError where the directory of a zip file is a bomb, or where readers may find different ones.
+
+    A bomb is so large that listing it takes too much memory.
 
     Args:
         path: a regular file. One that is no zip file passes: who opens it will see.
@@ -76,8 +78,15 @@ def check_zip(path: Path) -> None:
     end = plain if plain >= 0 and tail.startswith(b"PK\5\6", plain) else tail.rfind(b"PK\5\6")
     if end < 0 or len(tail) < end + 22:
         return
-    large = end - 76  # of a zip64 file: its record of 56 bytes, and a pointer of 20
-    sizes = [struct.unpack_from("<L", tail, end + 12)[0] % 0xFFFFFFFF]
-    sizes += struct.unpack_from("<Q", tail, large + 40) if large >= 0 and tail.startswith(b"PK\6\6", large) else ()
-    if max(sizes) > DIRECTORY:
-        raise LimbeckError(f"{path} lists {max(sizes):,} bytes of entries, allowed are at most {DIRECTORY:,}")
+    last = size - len(tail) + end  # where the records that say where the directory is begin
+    length, first = struct.unpack_from("<LL", tail, end + 12)
+    pointer, large = tail[max(0, end - 20) : end], tail[max(0, end - 76) : end - 20]  # of a zip64 file
+    sound = not pointer.startswith(b"PK\6\7")
+    if large.startswith(b"PK\6\6"):
+        last -= 76
+        length, first = struct.unpack_from("<QQ", large, 40)
+        sound = pointer == b"PK\6\7" + struct.pack("<LQL", 0, last, 1)
+    if length > DIRECTORY:
+        raise LimbeckError(f"{path} lists {length:,} bytes of entries, allowed are at most {DIRECTORY:,}")
+    if not sound or first + length != last:
+        raise LimbeckError(f"{path} may be read in different ways: its directory is not where it says")

@@ -14,8 +14,8 @@ from limbeck.errors import nearest
 from limbeck.files import expanded, near
 from limbeck.named_paths import missing
 from limbeck.options import as_block, complete, validate
+from limbeck.recipe_text import DEPTH, line_of, plain, read_text
 from limbeck.recipe_text import RecipeError as RecipeError
-from limbeck.recipe_text import line_of, plain, read_text
 from limbeck.signatures import known
 from limbeck.wording import Problem, shortened, shown
 
@@ -231,6 +231,8 @@ def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
     label = f"--set {shortened(override)}"
     if not equals or not all(path):
         raise RecipeError(f"{label}: write it as key.key=value")
+    if len(path) > DEPTH:
+        raise RecipeError(f"{label}: more than {DEPTH} blocks inside each other")
     try:
         new = plain(value, label)
     except RecipeError as error:

@@ -17,6 +17,7 @@ RECIPE_BYTES = 4 * 2**20
 _SEED = re.compile(r"seed\d+(-\d+)?")
 _OF_NETWORK = re.compile(r"(result\.json|(student|teacher|after_[^/]*)\.safetensors)(\.tmp)?")
 _OF_STORE = re.compile(r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)(\..*)?")
+_COSTS = ("parameters", "macs", "latency_ms", "latency_p95_ms")
 _OF_RUN = (RESULT, STUDENT, LOG, RECIPE, "environment.json", str(CHECKPOINT))
 
 
@@ -67,7 +68,12 @@ def read_network(folder: Path, name: str, *, trained_as: str | None = None) -> N
     if values is None or (trained_as is not None and values.get("trained_as") != trained_as):
         return None
     held = {key: values.pop(key, None) for key in ("files", "log", "recipe")}
-    if not (are_records(held["files"]) and is_summary(held["log"]) and _are_figures(values)):
+    if not (
+        are_records(held["files"])
+        and is_summary(held["log"])
+        and are_figures(values)
+        and isinstance(values.get("weights_sha256"), str)
+    ):
         raise LimbeckError(f"{file} holds no figures of a network: {again}")
     member = f"-{values['member']}" if "member" in values else ""
     label = f"{values['arm']}/seed{values['seed']}{member}"
@@ -105,6 +111,19 @@ def are_records(value: Any) -> bool:
 def is_summary(value: Any) -> bool:
     """Whether it is what `limbeck.epochlog.EpochLog.summary` gives."""
     return isinstance(value, dict) and type(value.get("lines")) is int and isinstance(value.get("sha256"), str)
+
+
+def are_figures(values: Any) -> bool:
+    """Whether it is a network's figures, with numbers where numbers are shown."""
+    if not isinstance(values, Mapping):
+        return False
+    test = values.get("test")
+    if not (isinstance(values.get("arm"), str) and type(values.get("seed")) is int and isinstance(test, dict)):
+        return False
+    counted = all(type(test.get(key)) is int for key in ("errors", "samples"))
+    told = [test.get("accuracy"), test.get("agreement", 0), *(values.get(key) or 0 for key in _COSTS)]
+    numbers = all(isinstance(value, float | int) for value in told)
+    return counted and numbers
 
 
 def copy_whole(source: Path, path: Path) -> bool:
@@ -165,11 +184,3 @@ def _delete_empty(path: Path) -> None:
 def _has_line(path: Path) -> bool:
     with path.open("rb") as file:
         return b"\n" in file.read(2**20)
-
-
-def _are_figures(values: Mapping[str, Any]) -> bool:
-    test = values.get("test")
-    if not (isinstance(values.get("arm"), str) and type(values.get("seed")) is int and isinstance(test, dict)):
-        return False
-    counted = all(type(test.get(key)) is int for key in ("errors", "samples"))
-    return counted and isinstance(test.get("accuracy"), float | int) and isinstance(values.get("weights_sha256"), str)

@@ -33,6 +33,7 @@ from limbeck.runfiles import (
     RECIPE_BYTES,
     RESULT,
     STUDENT,
+    are_figures,
     are_records,
     copy_whole,
     file_record,
@@ -249,6 +250,10 @@ class RunFolder:
             found, wrong = None, "was damaged, or was changed"
         if found is not None and _plain(found) != _plain({**found, "recipe": self._recipe_hash, "runs": runs}):
             wrong = "did not agree with the networks' own"
+        if found is not None and not all(
+            are_figures(found[key]) for key in ("teacher", "student", "alone") if found.get(key)
+        ):
+            wrong = "holds no figures of a run"
         if wrong:
             if not self._trained:  # else the run was not finished
                 self.notes.append(f"{file} {wrong}: it is made anew, with latencies that are measured anew")

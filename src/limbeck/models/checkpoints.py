@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from limbeck.models.pickled import StandIn
+from limbeck.pickled import StandIn
 
 Keys = tuple[str, ...]
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from limbeck.core import LimbeckError
 from limbeck.models.checkpoints import Found, described, find_state
 from limbeck.models.fitting import check_fit
-from limbeck.models.pickled import ALONE, damaged, read_pickled
 from limbeck.models.rebuilding import check_reuse, portable, rebuild, restore_structure
 from limbeck.models.reuse import find_reuse
 from limbeck.models.spec import GIVEN, NetworkSpec, parse
 from limbeck.opening import expanded, file_size
+from limbeck.pickled import ALONE, damaged, read_pickled
 from limbeck.whole import replacing
 
 HEADER = 2**24
@@ -217,10 +217,11 @@ def _shards(index: Path, most: int) -> dict[str, Tensor]:
         raise damaged(index, error) from error
     tensors: dict[str, Tensor] = {}
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name or name.endswith(SHARDS):
+        if not isinstance(name, str) or not name or Path(name).name != name or name.endswith(SHARDS):
             raise LimbeckError(f"{index} names a shard {name!r}, needed is the name of a file beside it")
         held = _content(index.with_name(name), most - sum(t.numel() * t.element_size() for t in tensors.values()))
-        tensors |= held if isinstance(held, dict) else {}
+        if isinstance(held, dict):
+            tensors |= {key: value for key, value in held.items() if isinstance(value, Tensor)}
     return tensors
 
 

@@ -9,7 +9,7 @@ import pickletools
 import warnings
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any, NamedTuple
@@ -28,6 +28,13 @@ NESTED = 30_000
 
 HANDLED = 2**26
 """The most entries that are handled in all, tuples inside of tuples counted each time."""
+
+STEPS = 3_000_000
+"""The most steps of a description, of some 90,000 tensors: each is looked at here, in about 2 microseconds."""
+
+HASHED, LARGE = 50_000, 10_000
+"""The most entries of tuples that are keys or in lists, and whole numbers from 2**61 on: as keys they can be made to be
+alike to a dictionary, which takes as many steps as the square of their number."""
 
 ALONE = "save the weights alone, by torch.save(network.state_dict(), path)"
 
@@ -54,6 +61,10 @@ _FILLS: dict[str, type[Any]] = {
 
 _KEEPS = ("REDUCE", "NEWOBJ", "BUILD", *_FILLS)  # what they leave is the first that they take, or what that makes
 
+_ALIKE = 2**61 - 1  # whole numbers of this distance are alike to a dictionary
+
+_AS_TUPLES = ("torch.Size", "builtins.complex")  # of several numbers, which are a key together
+
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of PyTorch before 1.6 begin
 
 Names = dict[str, type[Any]]
@@ -63,6 +74,9 @@ Names = dict[str, type[Any]]
 class _Value(NamedTuple):
     entries: int
     name: str | None  # of what made it
+
+
+_PLAIN = _Value(1, None)
 
 
 class StandIn:
@@ -81,6 +95,15 @@ class StandIn:
         """Take any state."""
 
 
+def read_plain(path: Path, size: int) -> Any:
+    """What a file of `torch.save` holds, all of it in memory: tensors and plain values, else as `read_pickled`.
+
+    Raises:
+        LimbeckError: likewise; or it names any class or function beside those of tensors.
+    """
+    return _read(path, size, foreign=False)
+
+
 def read_pickled(path: Path, size: int) -> Any:
     """What a file of `torch.save` holds; `StandIn` where it holds neither tensors nor plain values.
 
@@ -93,13 +116,17 @@ def read_pickled(path: Path, size: int) -> Any:
     Raises:
         LimbeckError: it is damaged, no file of torch.save, or one of code; it describes more than it holds.
     """
+    return _read(path, size, foreign=True)
+
+
+def _read(path: Path, size: int, *, foreign: bool) -> Any:
     try:
         zipped = is_zipfile(path)
         names = _names_of_zip(path, size) if zipped else _names_of_legacy(path)
-        allowed: list[Any] = [(_stand_in(name, kind), name) for name, kind in names.items()]
+        allowed: list[Any] = [(_stand_in(name, kind), name) for name, kind in names.items()] if foreign else []
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols that the reader may not know: it says so by an error too
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and foreign)
     except UnpicklingError as error:
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise LimbeckError(
@@ -133,7 +160,7 @@ def _names_of_zip(path: Path, size: int) -> Names:
             raise BadZipFile(f"{wrong} does not agree with its checksum")
         names: Names = {}
         for entry in entries:
-            if entry.filename.rpartition("/")[2] == "data.pkl":
+            if entry.filename.rpartition("/")[2].lower() == "data.pkl":  # as torch's reader looks for it
                 with file.open(entry) as stream:
                     names |= _names(path, stream, entry.file_size)
     return names
@@ -165,7 +192,7 @@ def _names(path: Path, stream: IO[bytes], size: int) -> Names:
     stack: list[_Value] = []
     marks: list[int] = []
     memo: dict[int, _Value] = {}
-    handled = 0
+    handled = hashed = large = 0
     for code, argument, place in _operations(path, stream):
         if code.name == "MARK":
             marks.append(len(stack))
@@ -179,6 +206,9 @@ def _names(path: Path, stream: IO[bytes], size: int) -> Names:
             name = _full_name(path, str(argument))
             found.setdefault(name, StandIn)
             stack.append(_Value(1, name))
+        elif not code.stack_before:  # a plain value, or none
+            large += isinstance(argument, int) and abs(argument) >= _ALIKE
+            stack += [_PLAIN] * len(code.stack_after)
         else:
             before = code.stack_before
             marked = pickletools.markobject in before
@@ -188,20 +218,33 @@ def _names(path: Path, stream: IO[bytes], size: int) -> Names:
             handled += entries
             if start < 0 or (entries > NESTED and code.name.startswith("TUPLE")) or handled > HANDLED:
                 raise LimbeckError(f"{path} nests its values without end, byte {place}: {ALONE}")
+            hashed += sum(value.entries for value in _hashable(code, taken) if value.entries > 1)
+            if hashed > HASHED or large > LARGE:
+                raise LimbeckError(f"{path} has more tuples or large numbers than weights need, byte {place}: {ALONE}")
             del stack[start:]
             if code.name in _FILLS and taken[0].name is not None:
                 found[taken[0].name] = _FILLS[code.name]
             name_kept = taken[0].name if code.name in _KEEPS else None
-            result = _Value(entries + 1 if code.name.startswith("TUPLE") else 1, name_kept)
+            tuples = code.name.startswith("TUPLE") or (code.name in ("REDUCE", "NEWOBJ") and name_kept in _AS_TUPLES)
+            result = _Value(entries + 1 if tuples else 1, name_kept)
             stack += [result] * len(code.stack_after)
     return found
 
 
+def _hashable(code: pickletools.OpcodeInfo, taken: Sequence[_Value]) -> Sequence[_Value]:
+    """What becomes a key of a dictionary; or is in a list, of which a set can be made."""
+    if code.name in ("SETITEM", "SETITEMS"):
+        return taken[1::2]
+    return taken[1:] if code.name in ("APPEND", "APPENDS") else ()
+
+
 def _operations(path: Path, stream: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
     start = stream.tell()
-    for code, argument, place in pickletools.genops(stream):
-        if (place or 0) - start > PICKLE:
-            raise LimbeckError(f"{path} describes its tensors in more than {PICKLE:,} bytes: {ALONE}")
+    for step, (code, argument, place) in enumerate(pickletools.genops(stream)):
+        if (place or 0) - start > PICKLE or step >= STEPS:
+            raise LimbeckError(
+                f"{path} describes its tensors in more than {PICKLE:,} bytes or {STEPS:,} steps: {ALONE}"
+            )
         yield code, argument, place or 0
 
 
