@@ -199,9 +199,11 @@ def _watched() -> bool:
 
 
 def _seeds(seed: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
-    every = (seed,) if seeds is None else tuple(seeds) if isinstance(seeds, Sequence | range) else ()
-    if not every or len(set(every)) < len(every) or not all(isinstance(one, int) and 0 <= one < 2**32 for one in every):
-        raise LimbeckError(f"seeds is {seeds!r} and seed {seed!r}: allowed are whole numbers from 0, each once: (0, 1)")
+    every = (seed,) if seeds is None else tuple(seeds) if isinstance(seeds, Sequence) else ()
+    whole = all(type(one) is int and 0 <= one < 2**32 for one in every)
+    if not every or not whole or len(set(every)) < len(every):
+        got = seed if seeds is None else seeds
+        raise LimbeckError(f"got the seeds {got}: allowed are one or more whole numbers from 0 to 2**32 - 1, each once")
     return every
 
 
@@ -210,9 +212,12 @@ def _check(
 ) -> None:
     for role, network in {"teacher": teacher, **networks}.items():
         if network is not None and not isinstance(network, nn.Module):
-            raise LimbeckError(f"{role} is a {type(network).__name__}: pass a torch.nn.Module with its weights")
+            raise LimbeckError(f"{role} is a {type(network).__name__}: it must be a torch.nn.Module")
     if not isinstance(data, Data):
         raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
+    for name in networks:
+        if not name.isidentifier():
+            raise LimbeckError(f"networks: got the name {name!r}: allowed are letters, digits and _")
     taken = sorted({"student", "teacher", "batch"} & set(networks))
     if taken:
         raise LimbeckError(f"networks: the name {taken[0]!r} is taken: choose another")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck.errors import LimbeckError as LimbeckError
+from limbeck.errors import NoClassifier as NoClassifier
 
 Networks = Mapping[str, nn.Module]
 """The networks of a run by name: ``student``, ``teacher``, and any more that a method names."""

@@ -12,6 +12,10 @@ class LimbeckError(Exception):
     exit_code: ClassVar[int] = 2  # of the command that it ends
 
 
+class NoClassifier(LimbeckError):
+    """A network without a linear layer that gives its logits."""
+
+
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """What is allowed, and what was probably meant."""
     names = sorted(allowed)

@@ -1,5 +1,6 @@
 """Networks and data of one's own, in the form in which a recipe's are run: what `limbeck.distill` hands on."""
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ class OwnNetworks:
         self._own = {"student": student, **others} if isinstance(student, nn.Module) else dict(others)
         self._teacher, self._first, self._data = teacher, first, data
         self._kept: dict[str, nn.Module] = {}
+        self._built: list[weakref.ref[nn.Parameter]] = []
 
     notes: tuple[str, ...] = ()
 
@@ -64,7 +66,7 @@ class OwnNetworks:
         """The student of a seed and an arm, what its file says of it, and the other networks by name.
 
         Raises:
-            LimbeckError: the student's function gives no module.
+            LimbeckError: the student's function gives no module, or one whose parameters it gave before.
         """
         if (seed, arm) == self._first:
             networks = dict(self._own)
@@ -73,9 +75,19 @@ class OwnNetworks:
         student = self._make() if self._make else networks.pop("student")
         if not isinstance(student, nn.Module):
             raise LimbeckError(f"student gives a {type(student).__name__}: a function must build a torch.nn.Module")
+        self._refuse_used(student)
         data = self._data
         spec = NetworkSpec(GIVEN, {}, len(data.classes), data.shape, data.classes, mean=data.mean, std=data.std)
         return student, spec, networks
+
+    def _refuse_used(self, student: nn.Module) -> None:
+        """Refuse what would begin where another training has ended."""
+        if self._make is None:
+            return
+        learning = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        if {id(parameter) for one in self._built if (parameter := one()) is not None} & set(map(id, learning)):
+            raise LimbeckError("student gives parameters that it gave before: a function must build a network anew")
+        self._built = [weakref.ref(parameter) for parameter in learning]
 
     def teacher(self, block: TeacherBlock) -> tuple[nn.Module, NetworkSpec]:
         """Nothing: a teacher that is given is not trained."""

@@ -1,6 +1,6 @@
 """A recipe's networks: built fresh, or restored from files and run folders."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +145,12 @@ def teaches(stages: Sequence[Stage]) -> bool:
     return any(name.partition(".")[0] == "teacher" for stage in stages for name in stage.learns)
 
 
-def check_use(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """Raise LimbeckError where the recipe names networks that its method has no use for."""
+def check_use(recipe: Recipe, stages: Sequence[Stage], others: Collection[str]) -> None:
+    """Raise LimbeckError where there are networks, ``others`` by name, that the method has no use for."""
     name = recipe.method["name"]
     used = {part.partition(".")[0] for stage in stages for part in stage.learns}
     used |= {tap.source for stage in stages for term in stage.terms.values() for tap in term.reads}
-    idle = sorted(set(recipe.networks) - used)
+    idle = sorted(set(others) - used)
     if idle:
         raise LimbeckError(f"networks: {name} has no use for {', '.join(idle)}")
     if recipe.teacher is not None and recipe.teacher.untrained and not teaches(stages):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.connectors import Maxout
-from limbeck.core import Batch, LimbeckError, Outline, Section, Tap
+from limbeck.core import Batch, NoClassifier, Outline, Section, Tap
 from limbeck.taps import check, evaluation_mode, layer_of, out_of_place, scripted, version
 
 _ACTIVATIONS = (
@@ -51,13 +51,14 @@ def outline(name: str, network: nn.Module, batch: Batch) -> Outline:
     """The outline of the network called ``name``.
 
     Raises:
-        LimbeckError: no linear layer gives its logits; the network is TorchScript.
+        NoClassifier: no linear layer gives its logits.
+        LimbeckError: the network is TorchScript.
     """
     check({name: network}, Tap(name, "", "input"))
     events, logits = _watched(network, batch)
     classifier = next((event for event in reversed(events) if _classifies(event, logits)), None)
     if classifier is None or classifier.entered is None:
-        raise LimbeckError(
+        raise NoClassifier(
             f"the {name} has no linear layer whose output is its logits (an ensemble, or a head of another kind): "
             "name the layers to read"
         )

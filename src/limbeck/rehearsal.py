@@ -65,7 +65,7 @@ def rehearse(recipe: Recipe, data: Data, cast: Prepared, folder: Path, own: Meth
         trainings = _trainings(recipe, data, networks, members, own)
         stages, training = trainings[method][0], trainings[method][2]
         table = bought(block, data, training) if block is not None else None
-        check_use(recipe, stages)
+        check_use(recipe, stages, others)
         cache, engine = settle(
             stages,
             networks,

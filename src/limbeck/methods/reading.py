@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from limbeck.core import LimbeckError, Outline, Section, Setup, Tap, tap
+from limbeck.core import LimbeckError, NoClassifier, Outline, Section, Setup, Tap, tap
 
 Pair = tuple[Tap, Tap]
 """A student's tap and a teacher's."""
@@ -32,7 +32,7 @@ def with_classifier(setup: Setup, network: str, *, method: str) -> Outline:
     """
     try:
         return setup.outline(network)
-    except LimbeckError as error:
+    except NoClassifier as error:
         raise LimbeckError(
             f"{method} needs the linear classifier of the {network}, and there is none (an ensemble has none, nor has "
             "a head of another kind): take a single network, or a method of outputs alone, such as kd"
