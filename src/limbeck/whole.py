@@ -94,11 +94,6 @@ def write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write plain values as JSON, for people to read too."""
-    write(path, json.dumps(value, indent=2) + "\n")
-
-
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """Write plain values as JSON whose last key, ``sha256``, is the hash of the file's name and all before it."""
     write(path, _sealed(path, value))
