@@ -145,9 +145,19 @@ def test_the_tiny_version_leaves_a_shared_store_alone():
 
 
 def test_what_hinders_a_store_is_said_before_a_student_is_trained():
-    limbeck_does("run", "recipe.yaml", "--set", "cache.folder=kept")
+    limbeck_does("run", "recipe.yaml", "--set", "precision=32", "--set", "cache.folder=kept")
     shown = limbeck_does(
-        "run", "recipe.yaml", "--set", "cache.folder=kept", "--set", "cache.seed=1", "--out", "b", code=2
+        "run",
+        "recipe.yaml",
+        "--set",
+        "precision=32",
+        "--set",
+        "cache.folder=kept",
+        "--set",
+        "cache.seed=1",
+        "--out",
+        "b",
+        code=2,
     )
     assert "another seed" in shown
     assert "alone" not in shown
