@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, model_validator
 
-from limbeck.files import expanded
+from limbeck.errors import LimbeckError
+from limbeck.opening import expanded
 from limbeck.options import Checked, Named, as_block
 from limbeck.wording import needed
 
@@ -38,7 +39,10 @@ def _methods(value: Any) -> Any:
 
 
 def _path(value: str) -> str:
-    expanded(value)
+    try:
+        expanded(value)
+    except LimbeckError as error:
+        raise ValueError(str(error)) from error  # what pydantic lists with all else
     return value
 
 

@@ -1,7 +1,5 @@
-"""The recipes that come with limbeck, and the paths that a recipe names."""
+"""The recipes that come with limbeck."""
 
-import difflib
-from itertools import islice
 from pathlib import Path
 
 from limbeck.errors import LimbeckError, nearest
@@ -22,25 +20,3 @@ def bundled(name: str, asked: Path | None = None) -> Path:
         beside = [path.name for path in asked.parent.glob("*.y*ml")] if asked else []
         raise LimbeckError(f"there is no recipe {asked or name}: {nearest(name, [*recipes, *beside])}")
     return recipes[stem]
-
-
-def expanded(text: str) -> Path:
-    """A path with the home folder that ``~`` or ``~user`` stands for written out.
-
-    Raises:
-        ValueError: there is no such user.
-    """
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"got {text!r}: there is no user {text.partition('/')[0].removeprefix('~')!r}") from error
-
-
-def near(path: Path) -> str:
-    """What was probably meant by a path that does not exist, of what lies beside it; empty where nothing is near."""
-    try:
-        names = [entry.name for entry in islice(path.parent.iterdir(), 10_000)]
-    except OSError:
-        return ""
-    found = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    return f"did you mean {found[0]!r}?" if found else ""

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from limbeck.blocks import Recipe
-from limbeck.files import expanded, near
+from limbeck.errors import LimbeckError
+from limbeck.opening import expanded, near
 from limbeck.options import Block
 from limbeck.wording import Problem, shortened
 
@@ -70,7 +71,7 @@ def _images(text: str, root: str | None) -> Problem | None:
     given = root or os.environ.get("LIMBECK_DATA")
     try:
         inside = path if path.is_absolute() else expanded(given or "~/.cache/limbeck") / path
-    except ValueError as error:
+    except LimbeckError as error:
         return Problem(("data", "root"), str(error))
     if given and not path.is_absolute() and not _is(expanded(given).is_dir):
         origin = "" if root else " (from LIMBECK_DATA)"

@@ -1,5 +1,7 @@
 """What is looked at before a file is opened: that it is a regular file, and of which size. Nothing here needs torch."""
 
+import difflib
+import os
 import stat
 import struct
 from collections.abc import Collection
@@ -11,11 +13,11 @@ from limbeck.errors import LimbeckError, nearest
 DIRECTORY = 2**24
 """The most bytes that the directory of a zip file takes: 300,000 entries and more, which take about 200 MB to list."""
 
-_NEIGHBOURS = 1000  # that are looked at for a name that was meant
+_NEIGHBOURS = 10_000  # that are looked at for a name that was meant
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
+    stat.S_IFIFO: "a FIFO",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
@@ -31,7 +33,32 @@ def expanded(text: str | Path) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise LimbeckError(f"{text}: {error}") from error
+        user = str(text).partition("/")[0].removeprefix("~")
+        raise LimbeckError(f"got {str(text)!r}: there is no user {user!r}") from error
+
+
+def near(path: Path) -> str:
+    """What was probably meant by a path that does not exist, of what lies beside it; empty where nothing is near."""
+    try:
+        with os.scandir(path.absolute().parent) as entries:
+            names = [entry.name for entry in islice(entries, _NEIGHBOURS)]
+    except (OSError, ValueError):
+        return ""
+    found = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"did you mean {found[0]!r}?" if found else ""
+
+
+def regular(path: Path) -> os.stat_result:
+    """What the system knows of a file; to open another than a regular one might never end.
+
+    Raises:
+        LimbeckError: it is a folder, FIFO, device or socket.
+        OSError: it is not there, or cannot be looked at.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise LimbeckError(f"{path} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}; allowed are regular files")
+    return found
 
 
 def file_size(path: Path, *, most: int, endings: Collection[str] = ()) -> int:
@@ -45,18 +72,16 @@ def file_size(path: Path, *, most: int, endings: Collection[str] = ()) -> int:
         endings: of the files beside it that may have been meant where there is no such file.
 
     Raises:
-        LimbeckError: there is no such file, it is a folder, pipe, device or socket, or it is larger.
+        LimbeckError: there is no such file, it is a folder, FIFO, device or socket, or it is larger.
     """
     try:
-        found = path.stat()
+        found = regular(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         beside = [other.name for other in islice(path.parent.glob("*"), _NEIGHBOURS) if other.suffix in endings]
         near = f": {nearest(path.name, beside)}" if beside else ""
         raise LimbeckError(f"there is no file {path}{near}") from error
     except (OSError, ValueError) as error:  # no permission, a loop of links, a NUL in the name
         raise LimbeckError(f"{path} cannot be opened: {error}") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise LimbeckError(f"{path} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, needed is a regular file")
     if found.st_size > most:
         raise LimbeckError(f"{path} has {found.st_size:,} bytes, allowed are at most {most:,} here")
     return found.st_size

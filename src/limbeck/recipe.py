@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 from limbeck.blocks import Recipe, TrainBlock, as_methods
 from limbeck.contradictions import contradictions
 from limbeck.errors import nearest
-from limbeck.files import expanded, near
 from limbeck.named_paths import missing
+from limbeck.opening import expanded, near
 from limbeck.options import as_block, complete, validate
 from limbeck.recipe_text import DEPTH, line_of, plain, read_text
 from limbeck.recipe_text import RecipeError as RecipeError

@@ -2,35 +2,29 @@
 
 import difflib
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from limbeck.core import LimbeckError
 from limbeck.data import bounds
 from limbeck.data.archives import Archive
+from limbeck.opening import near, regular
 
-_NEAR = 10_000  # names beside a missing path that are compared with it
 _SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
-_KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """What was probably meant, to end a message with; empty where nothing is near."""
-    near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    found = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def near_path(path: Path) -> str:
     """As `nearest`, of what lies beside a path that does not exist."""
-    try:
-        with os.scandir(path.absolute().parent) as entries:
-            return nearest(path.name, [entry.name for entry in islice(entries, _NEAR)])
-    except (OSError, ValueError):
-        return ""
+    found = near(path)
+    return f"; {found}" if found else ""
 
 
 def exists(path: Path) -> bool:
@@ -42,18 +36,6 @@ def exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise LimbeckError(f"{path} cannot be looked for: {error}") from error
-
-
-def expanded(path: Path) -> Path:
-    """The path with a leading ~ or ~user replaced.
-
-    Raises:
-        LimbeckError: there is no such user.
-    """
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
         raise LimbeckError(f"{path} cannot be looked for: {error}") from error
 
 
@@ -83,7 +65,7 @@ class Reader:
         self.place = place.absolute()  # so that it stays the same place wherever the process goes
         self._zipped = not place.is_dir()
         if self._zipped:
-            _regular(place)
+            regular(place)
         self._process: int | None = None
         self._open: Archive | None = None
 
@@ -121,7 +103,7 @@ class Reader:
                 size = self._zip().size(name)
                 _small(size)
                 return size, self._zip().read(name, min(size, count))
-            size = _regular(self.place / name)
+            size = regular(self.place / name).st_size
             _small(size)
             with (self.place / name).open("rb") as file:
                 return size, file.read(min(size, count))
@@ -132,20 +114,6 @@ class Reader:
         if self._open is None or self._process != os.getpid():
             self._open, self._process = Archive(self.place), os.getpid()
         return self._open
-
-
-def _regular(path: Path) -> int:
-    """The file's size in bytes; to open another than a regular one might never end.
-
-    Raises:
-        LimbeckError: it is none.
-        OSError: it is not there.
-    """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a device")
-        raise LimbeckError(f"{path} is {kind}; allowed are regular files")
-    return found.st_size
 
 
 def _small(size: int) -> None:

@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 from limbeck.core import LimbeckError
 from limbeck.data.split import Split
-from limbeck.data.trees import exists, expanded, near_path
+from limbeck.data.trees import exists, near_path
+from limbeck.opening import expanded
 
 VARIABLE = "LIMBECK_DATA"
 """The environment variable that names the data root."""
