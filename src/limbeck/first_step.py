@@ -13,7 +13,8 @@ from limbeck.data import Data, Split, normalise
 from limbeck.engine import Engine
 from limbeck.evaluate import file_bytes, macs, predict
 from limbeck.exact import deep_copy
-from limbeck.session import EVALUATION_BATCH, Training, check_learns
+from limbeck.frozen import check_learns
+from limbeck.session import EVALUATION_BATCH, Training
 from limbeck.taps import evaluation_mode, scripted, shapes
 from limbeck.train import Diverged, run
 from limbeck.trial import Zeros

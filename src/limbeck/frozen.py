@@ -28,12 +28,17 @@ def learners(stage: Stage, networks: Networks) -> list[nn.Module]:
             )
         check(networks, Tap(network, layer))
         found.append(layer_of(networks[network], layer))
-        if any(parameter.is_inference() for parameter in found[-1].parameters()):
-            raise LimbeckError(
-                f"the weights of the {network} were made under torch.inference_mode and cannot learn: build or load it "
-                f"outside of that, or pass copy.deepcopy({network})"
-            )
+        check_learns(network, found[-1])
     return found
+
+
+def check_learns(name: str, network: nn.Module) -> None:
+    """Raise LimbeckError where a network's weights were made under `torch.inference_mode`: they get no gradients."""
+    if any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers())):
+        raise LimbeckError(
+            f"the {name}'s weights were made under torch.inference_mode, so they cannot learn: make it outside of "
+            "that, or take copy.deepcopy of it, whose weights can"
+        )
 
 
 def frozen_parts(network: nn.Module) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from limbeck.core import Batch, LimbeckError, Method, Stage, Tap
 from limbeck.data import Data, normalise
 from limbeck.engine import Engine, Precision
 from limbeck.evaluate import macs
-from limbeck.frozen import frozen_parts, learners
+from limbeck.frozen import frozen_parts
 from limbeck.methods import METHODS
 from limbeck.networks import check_use, joined, teaches
 from limbeck.preflight import check_run, check_teacher, refuse_shared
@@ -79,12 +79,11 @@ def rehearse(recipe: Recipe, data: Data, cast: Prepared, folder: Path, own: Meth
             folder=folder,
         )
         stored = wanted(stages) if cache.use or table else frozenset[Tap]()
-        for arm, (planned, taking_part, its) in trainings.items():
-            notes += [note for stage in planned for note in stage.notes]
-            kept = stored if arm == method else frozenset[Tap]()
-            notes += check_run(planned, taking_part, data, its, engine, stored=kept).notes
-            if table is None or arm != method:
-                notes += _terms(planned, taking_part, data, its, engine)
+        for arm, planned in trainings.items():
+            own_arm = arm == method
+            notes += _looked_at(
+                planned, data, engine, stored if own_arm else frozenset(), runs=table is None or not own_arm
+            )
         if block is not None and block.weights and block.init == "as_is":
             learns = teaches(stages)
             notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns).notes
@@ -128,12 +127,18 @@ def _trainings(
     return found
 
 
+def _looked_at(planned: Planned, data: Data, engine: Engine, stored: frozenset[Tap], *, runs: bool) -> list[str]:
+    """What there is to say of an arm after one real step of each of its stages; ``runs``: its teacher is a network."""
+    stages, networks, training = planned
+    notes = [note for stage in stages for note in stage.notes]
+    notes += check_run(stages, networks, data, training, engine, stored=stored).notes
+    return [*notes, *(_terms(stages, networks, data, training, engine) if runs else ())]
+
+
 def _terms(
     stages: Sequence[Stage], networks: Mapping[str, nn.Module], data: Data, training: Training, engine: Engine
 ) -> tuple[str, ...]:
     """What there is to say of the stages' terms, on a few samples of all classes."""
-    for stage in stages:
-        learners(stage, networks)
     losses = [term.loss for stage in stages for term in stage.terms.values() if isinstance(term.loss, nn.Module)]
     for module in (*networks.values(), *losses):
         engine.place(module)

@@ -24,6 +24,7 @@ from limbeck.data import Augment, Batches, Data, Split, normalise
 from limbeck.engine import Engine
 from limbeck.evaluate import Latency, file_bytes, latency, macs, metrics, parameters, predict
 from limbeck.exact import deep_copy
+from limbeck.frozen import check_learns
 from limbeck.models import Ensemble
 from limbeck.outline import outline
 from limbeck.taps import Taps, check, dry_run, evaluation_mode, layer_of, shapes
@@ -180,15 +181,6 @@ def _times(found: Latency | None) -> dict[str, Any]:
 def _module(networks: Networks, source: str, layer: str) -> nn.Module:
     check(networks, Tap(source, layer))
     return layer_of(networks[source], layer)
-
-
-def check_learns(name: str, network: nn.Module) -> None:
-    """Raise LimbeckError where a network's weights were made under `torch.inference_mode`: they get no gradients."""
-    if any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers())):
-        raise LimbeckError(
-            f"the {name}'s weights were made under torch.inference_mode, so they cannot learn: make it outside of "
-            "that, or take copy.deepcopy of it, whose weights can"
-        )
 
 
 def _below(networks: Networks, tap: Tap, probe: Batch) -> tuple[nn.Parameter, ...]:
