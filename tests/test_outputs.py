@@ -16,7 +16,7 @@ from limbeck.core import Batch, LimbeckError, Tap, from_teacher
 from limbeck.exact import copy_of
 from limbeck.lean import lean
 from limbeck.models import Ensemble
-from limbeck.outputs import install
+from limbeck.outputs import find, install
 from limbeck.taps import Taps
 
 CLASSES = 3
@@ -233,3 +233,10 @@ def test_torchscript_with_several_outputs_is_refused_with_a_wrapper():
     network = torch.jit.trace(Model(lambda features, rows: (features, rows)), torch.randn(2, 6))
     with pytest.raises(LimbeckError, match=r"TorchScript, which gives no part of its output: wrap it in a module"):
         install("teacher", network, batch(), CLASSES)
+
+
+def test_a_part_whose_name_says_output_but_whose_width_is_another_is_not_taken_for_the_logits():
+    output = {"output": torch.zeros(2, 7), "scores": torch.zeros(2, 3)}
+    assert find("student", output, 3) == ("scores",)
+    assert find("student", output, 7) == ("output",)
+    assert find("student", {"features": torch.zeros(2, 3), "logits": torch.zeros(2, 3)}, 3) == ("logits",)

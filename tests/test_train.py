@@ -206,7 +206,9 @@ def test_a_student_made_under_inference_mode_is_refused_and_its_copy_learns():
     nets = networks()
     with torch.inference_mode():
         nets["student"] = network()
-    with pytest.raises(LimbeckError, match=r"the student's weights were made under torch.inference_mode, .* copy.deepcopy"):
+    with pytest.raises(
+        LimbeckError, match=r"the student's weights were made under torch.inference_mode.* copy.deepcopy"
+    ):
         next(run([stage()], nets, Source(), ENGINE))
     nets["student"] = copy.deepcopy(nets["student"]).requires_grad_()
     next(run([stage()], nets, Source(), ENGINE))

@@ -1,8 +1,8 @@
 """Networks whose output is no tensor of logits: what of it they are is found, or named, and read in its place.
 
-Found are, in this order: what is called ``logits``, ``out`` or ``output``, and else the first tensor with one number a
-class; in tuples, lists, mappings, named tuples and dataclasses, and in those inside them. ``output`` names another: a
-key (``logits``), a place (``0``), several of them (``0.logits``), or a layer of the network. ``probabilities`` says
+Found is the first tensor with one number a class, before others what is called ``logits``, ``out`` or ``output``; in
+tuples, lists, mappings, named tuples and dataclasses, and in those inside them. ``output`` names another: a key
+(``logits``), a place (``0``), several of them (``0.logits``), or a layer of the network. ``probabilities`` says
 that the network ends in softmax: the logarithm of what it gives is read.
 """
 
@@ -142,8 +142,8 @@ def find(name: str, output: Any, classes: int) -> tuple[str, ...]:
     tensors = list(_tensors(output))
     named = [(path, tensor) for path, tensor in tensors if path[-1:] and path[-1] in NAMES]
     named.sort(key=lambda one: (NAMES.index(one[0][-1]), len(one[0])))
-    rows = [(path, tensor) for path, tensor in tensors if tensor.dim() == 2 and tensor.shape[1] == classes]
-    found = [*named, *rows]
+    fitting = [path for path, tensor in tensors if tensor.dim() == 2 and tensor.shape[1] == classes]
+    found = [*(path for path, _ in named if path in fitting), *fitting, *(path for path, _ in named)]
     if not found:
         listed = ", ".join(f"{'.'.join(path)} {tuple(tensor.shape)}" for path, tensor in tensors) or "no tensor"
         raise LimbeckError(
@@ -151,7 +151,7 @@ def find(name: str, output: Any, classes: int) -> tuple[str, ...]:
             f"with output (in Python {name}_output=, in a recipe {name}: {{output: ...}}): a key, a place or a layer's "
             f"name; or {_WRAP}"
         )
-    return found[0][0]
+    return found[0]
 
 
 def at(output: Any, path: tuple[str, ...], name: str = "network") -> Tensor:
