@@ -55,7 +55,7 @@ SPEC = NetworkSpec("mlp", {"hidden": [5]}, 3, (4,))
 
 @pytest.fixture(autouse=True)
 def in_a_folder_and_bounded(tmp_path, monkeypatch):
-    """Every test here is in an empty folder, and takes little time of the processor and memory; what waits is timed out."""
+    """Every test here is in an empty folder, and takes little processor time and memory; what waits is ended."""
     monkeypatch.chdir(tmp_path)
     start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
