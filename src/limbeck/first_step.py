@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.core import Batch, LimbeckError, Networks, Outputs, Stage, Tap, Term
 from limbeck.data import Data, Split, normalise
+from limbeck.data.cut import batch_sizes
 from limbeck.engine import Engine
 from limbeck.evaluate import file_bytes, macs, predict
 from limbeck.exact import deep_copy
@@ -78,7 +79,7 @@ def first_step(
                 tap.source for stage in stages for term in stage.terms.values() for tap in set(term.reads) - stored
             }
             evaluated = [name for name in dict.fromkeys((*learning, *networks)) if name not in idle]
-            single = next((which for which, count in _last_batches(data).items() if count == 1), "")
+            single = _single(data)
             for name in evaluated:
                 notes += _evaluated(name, eager.place(networks[name]), batch, data, single, learns=name in learning)
     finally:
@@ -269,10 +270,10 @@ def _zeros(networks: Networks, stored: frozenset[Tap], batch: Batch) -> Outputs 
     return Zeros(stored, int(batch.index.max()) + 1, shapes(networks, stored, few))
 
 
-def _last_batches(data: Data) -> dict[str, int]:
-    """The samples in the last batch of each split; a training leaves a last one of a single sample out."""
-    evaluated = {"validation": data.validation, "test": data.test}
-    return {"training": len(data.train)} | {name: len(split) % EVALUATION_BATCH for name, split in evaluated.items()}
+def _single(data: Data) -> str:
+    """A split that is evaluated or swept with a batch of one sample: where more can be had, there is none."""
+    splits = {"training": data.train, "validation": data.validation, "test": data.test}
+    return next((name for name, split in splits.items() if 1 in batch_sizes(len(split), EVALUATION_BATCH)), "")
 
 
 def _reads(stage: Stage) -> set[Tap]:
