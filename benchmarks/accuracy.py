@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from limbeck.experiment import Experiment
-from limbeck.recipe import read
-from limbeck.watching import show
+from limbeck.cli.progress import show
+from limbeck.experiment.run import Experiment
+from limbeck.recipe.read import read
 
 LIVE = ("precision=32", "cache=false", "compile=false")
 AUTO = ("precision=auto", "compile=auto")

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from limbeck.experiment import Experiment
-from limbeck.recipe import read
-from limbeck.watching import show
+from limbeck.cli.progress import show
+from limbeck.experiment.run import Experiment
+from limbeck.recipe.read import read
 
 SYSTEMS = ("hinton", "fitnets", "fsp", "class_distance", "srrl", "mimic", "longer")
 """After the five: class distance's baseline, a student that regresses the feature of the teacher that the others have;

@@ -13,9 +13,9 @@ from contextlib import ExitStack
 
 from limbeck.bench.own import first_stage, training_of
 from limbeck.bench.workloads import WORKLOADS, prepare
-from limbeck.caching import reading, wanted
-from limbeck.engine import Engine
-from limbeck.session import training_batches
+from limbeck.experiment.caching import reading, wanted
+from limbeck.experiment.plan import training_batches
+from limbeck.train.engine import Engine
 
 RUNTIMES = {"PyTorch": ("torch", False), "PyTorch, compiled": ("torch", True), "OpenVINO": ("openvino", False)}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from limbeck.experiment import Experiment
-from limbeck.recipe import read
-from limbeck.watching import show
+from limbeck.cli.progress import show
+from limbeck.experiment.run import Experiment
+from limbeck.recipe.read import read
 
 WIDTHS = (300, 30)
 TEMPERATURES = (1, 2, 4, 8, 20)

@@ -48,7 +48,7 @@ BUSY = "while True: pass"
 def child(name: str, seconds: float) -> None:
     """Train for about so long, after a while that does not count, and write the milliseconds of a step."""
     from limbeck.bench.own import Own
-    from limbeck.engine import Engine
+    from limbeck.train.engine import Engine
 
     case = prepare(CASES[name])
     own = Own(case, case.networks(), Engine(device="cpu", precision="32"))

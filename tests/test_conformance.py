@@ -1,6 +1,6 @@
 """What every method keeps to: a method is tested by standing in METHODS.
 
-Which networks a method is given says `limbeck.catalogue.CAST`. No method is excused from a rule.
+Which networks a method is given says `limbeck.cli.catalogue.CAST`. No method is excused from a rule.
 """
 
 import copy
@@ -16,21 +16,22 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck import arrays, catalogue
+from limbeck import arrays
+from limbeck.cli import catalogue
 from limbeck.core import LimbeckError
 from limbeck.data import load
-from limbeck.engine import Engine
-from limbeck.experiment import Experiment
-from limbeck.jobs import Finished
+from limbeck.experiment.events import Finished
+from limbeck.experiment.networks import fresh
+from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.run import Experiment
 from limbeck.methods import METHODS
 from limbeck.models import build, save_network
-from limbeck.networks import fresh
 from limbeck.optimizers import adam
-from limbeck.recipe import read, smoke
+from limbeck.recipe.read import read, smoke
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
 from limbeck.taps import Taps
-from limbeck.train import Diverged, TrainingSweep, run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import Diverged, TrainingSweep, run
 
 ENGINE = Engine(device="cpu", precision="32")
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import limbeck
 from limbeck.core import LimbeckError
-from limbeck.threads import SMALL, threads_for
+from limbeck.train.threads import SMALL, threads_for
 
 QUICK = {"epochs": 2, "batch_size": 16, "device": "cpu", "precision": "32", "compile": False, "cache": False}
 
@@ -94,7 +94,7 @@ def test_a_function_that_builds_no_module_is_refused(data, teacher):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_stopped_call_goes_on_from_its_folder_to_the_same_bits(data, teacher, tmp_path, monkeypatch, count):
-    monkeypatch.setattr("limbeck.runfolder.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("limbeck.experiment.folder.CHECKPOINT_SHARE", 1e9)
     whole, stopped = network(), network()
     _, expected = limbeck.distill(teacher, whole, data, **QUICK)
     with pytest.raises(Stop):

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import limbeck
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import run
 
 README = Path(__file__).parents[1] / "README.md"
 

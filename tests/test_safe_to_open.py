@@ -30,9 +30,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 import limbeck
-from limbeck import checkpoint, opening, pickled, user_code
+from limbeck import user_code
+from limbeck.cache import read_table, table
 from limbeck.core import LimbeckError
 from limbeck.data import arrays
+from limbeck.experiment.networks import restored
+from limbeck.files import checkpoint, pickled
+from limbeck.files import paths as opening
 from limbeck.models import (
     NetworkSpec,
     build,
@@ -44,8 +48,6 @@ from limbeck.models import (
     save_network,
 )
 from limbeck.models import spec as spec_of
-from limbeck.networks import restored
-from limbeck.store import read_table, table
 
 pytestmark = pytest.mark.timeout(60)
 

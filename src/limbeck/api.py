@@ -13,7 +13,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from limbeck.blocks import (
+from limbeck.cache import network_digest
+from limbeck.core import LimbeckError, Method
+from limbeck.data import Augment, Data
+from limbeck.errors import nearest
+from limbeck.experiment.events import Event, Track, Trained
+from limbeck.experiment.given import Given, MakeStudent, OwnNetworks
+from limbeck.experiment.plan import NO_AUGMENTATION
+from limbeck.experiment.run import Experiment
+from limbeck.methods import METHODS, PRESETS, TEACHERLESS
+from limbeck.methods.combined import combined
+from limbeck.models import GIVEN
+from limbeck.optimizers import OPTIMIZERS
+from limbeck.options import Block, call, fill, validate
+from limbeck.recipe.blocks import (
     AugmentBlock,
     CacheBlock,
     DataBlock,
@@ -24,23 +37,10 @@ from limbeck.blocks import (
     TrainBlock,
     as_cache,
 )
-from limbeck.core import LimbeckError, Method
-from limbeck.data import Augment, Data
-from limbeck.engine import Precision
-from limbeck.errors import nearest
-from limbeck.experiment import Experiment
-from limbeck.given import Given, MakeStudent, OwnNetworks
-from limbeck.jobs import Event, Track, Trained
-from limbeck.methods import METHODS, PRESETS, TEACHERLESS
-from limbeck.methods.combined import combined
-from limbeck.models import GIVEN
-from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Block, call, fill, validate
 from limbeck.schedules import SCHEDULES
-from limbeck.session import NO_AUGMENTATION
-from limbeck.store import network_digest
-from limbeck.threads import threads_for
-from limbeck.train import Epoch
+from limbeck.train.engine import Precision
+from limbeck.train.loop import Epoch
+from limbeck.train.threads import threads_for
 
 OnEpoch = Callable[[str, Epoch], object]
 
@@ -73,7 +73,7 @@ def distill(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Distil a trained teacher into a student: your own modules, your own arrays.
 
-    Small networks are computed with one thread for the time of the call, as `limbeck.threads` says.
+    Small networks are computed with one thread for the time of the call, as `limbeck.train.threads` says.
 
     Args:
         teacher: maps inputs to logits (N, K); frozen, and afterwards as it was, buffers too, on the device; a method
@@ -104,9 +104,10 @@ def distill(
         cache: compute the teacher's outputs once and read them back: True, False, ``auto`` (where that changes nothing
             but rounding), or a block such as ``{"views": 4, "dtype": "float16", "folder": "outputs"}``; without a
             folder they lie in ``out``, or in a temporary one.
-        teacher_output: which part of the teacher's output are the logits, see `limbeck.outputs`; found where it can be.
+        teacher_output: which part of the teacher's output are the logits, see
+            `limbeck.models.outputs`; found where it can be.
         student_output: the same of the student.
-        allow: refusals of `limbeck.preflight` to leave out, by their names.
+        allow: refusals of `limbeck.experiment.checks` to leave out, by their names.
         out: a run folder, as `limbeck run` writes one. Where it holds this very run already, finished or stopped, it is
             resumed; the networks' weights at the call are part of what makes it the same run.
         progress: show how far the training is, and what it finds; by default on a terminal and in a notebook.
@@ -188,7 +189,7 @@ def _follow(experiment: Experiment, on_epoch: OnEpoch | None, progress: bool | N
         for _ in start(lambda job, epochs, batches: batches):
             pass
         return
-    from limbeck.watching import watch  # what shows progress takes a while to import
+    from limbeck.cli.progress import watch  # what shows progress takes a while to import
 
     watch(experiment, start)
 

@@ -1,7 +1,7 @@
 """A function's keyword arguments as the keys of a recipe block: checked, completed, and turned into the call.
 
 A block is ``{"name": ..., **options}``, or the name alone. The function's signature is the only place where its
-options, their types and defaults are written down; `limbeck.signatures` has a copy that is read without torch.
+options, their types and defaults are written down; `limbeck.recipe.signatures` has a copy that is read without torch.
 """
 
 import inspect

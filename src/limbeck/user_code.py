@@ -14,7 +14,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from limbeck.errors import LimbeckError, nearest
-from limbeck.opening import expanded, file_size
+from limbeck.files.paths import expanded, file_size
 
 LARGEST = 2**20
 """The most bytes of a Python file."""

@@ -16,7 +16,7 @@ from limbeck.bench.peer import Unavailable
 from limbeck.bench.variants import make
 from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, WORKLOADS, prepare, upto
 from limbeck.data import Augment, normalise
-from limbeck.engine import Engine
+from limbeck.train.engine import Engine
 
 FP32 = Engine(device="cpu", precision="32")
 TRAINING = ("plain", "plain_tuned", "torchdistill", "live", "store")

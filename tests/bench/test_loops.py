@@ -18,7 +18,7 @@ from limbeck.bench.variants import VARIANTS, make
 from limbeck.bench.workloads import WORKLOADS, prepare, upto
 from limbeck.core import LimbeckError
 from limbeck.data import Augment, normalise
-from limbeck.engine import Engine
+from limbeck.train.engine import Engine
 
 TRAINING = ("plain", "plain_tuned", "torchdistill", "live", "store")
 FP32 = Engine(device="cpu", precision="32")

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from limbeck import allocator
 from limbeck.bench import memory, overhead, own, workloads
 from limbeck.bench.memory import peak_mb, train
 from limbeck.bench.overhead import in_memory, peak_memory, startup_seconds, step_overhead
 from limbeck.bench.workloads import DIGITS, prepare
 from limbeck.core import LimbeckError
+from limbeck.train import allocator
 
 
 def test_the_plainest_loop_trains():

@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 import torch
 from typer.testing import CliRunner
 
-from limbeck import checkpoint
 from limbeck.cli import app
-from limbeck.whole import read_sealed
+from limbeck.files import checkpoint
+from limbeck.files.atomic import read_sealed
 
 RECIPE = """\
 name: tiny

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuzz import recipes
-from limbeck.recipe import RecipeError, check, dump, read
-from limbeck.recipe_text import DEPTH, NODES, plain
+from limbeck.recipe.read import RecipeError, check, dump, read
+from limbeck.recipe.text import DEPTH, NODES, plain
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20)
 SCALARS = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | TEXT
@@ -33,7 +33,7 @@ def test_mutated_recipes_are_refused_in_good_order_or_accepted():
 
 def test_the_fuzzer_sees_what_it_is_there_to_see(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("limbeck.cli._run", lambda *arguments, **options: [][0])
+    monkeypatch.setattr("limbeck.cli.run._run", lambda *arguments, **options: [][0])
     kind, said = recipes._outcome(
         b"name: a\ndata: {source: digits}\nstudent: {model: resnet8}\nmethod: alone\ntrain: {epochs: 1}\n", []
     )

@@ -8,11 +8,11 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.data import arrays
+from limbeck.experiment.plan import Training, plan
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble, build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan
 
 DATA = arrays(torch.rand(16, 3, 16, 16), torch.arange(16) % 4)
 SETTING = Training(1, 8, sgd(lr=1e-3), constant())

@@ -7,13 +7,13 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
+from limbeck.experiment.plan import Training, plan
 from limbeck.methods.at import PRESETS, at, attention_loss
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.shared import over_layers, pooled_alike, unit
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan
 
 FORMS = ["paper", "code"]
 SECTIONS = [f"stage{number}" for number in (1, 2, 3)]

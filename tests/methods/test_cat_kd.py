@@ -7,14 +7,14 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods.cat_kd import ClassMaps, cat_kd, class_attention_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
 from limbeck.taps import dry_run
-from limbeck.train import run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import run
 
 DATA = arrays(torch.rand(40, 3, 16, 16), torch.arange(40) % 4)
 TRAINING = Training(epochs=1, batch_size=8, optimizer=sgd(lr=0.01), schedule=constant())

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from limbeck.coding import canonical_codes, code_lengths, decode, encode
 from limbeck.data import arrays
-from limbeck.engine import Engine
 from limbeck.evaluate import normalised_mean_error
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods import METHODS
 from limbeck.methods.class_distance import class_distance, class_distance_loss
 from limbeck.methods.fitnets import annealed, fitnets, regressor
@@ -24,12 +23,13 @@ from limbeck.methods.kd import PRESETS, soft_loss
 from limbeck.methods.srrl import Classifier, Representation, connector
 from limbeck.models import build
 from limbeck.models.binary import BinaryConv2d, sign
+from limbeck.models.coding import canonical_codes, code_lengths, decode, encode
 from limbeck.models.net2net import deepened, net2net, widened
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
 from limbeck.taps import evaluation_mode
-from limbeck.train import Step, TrainingSweep, run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import Step, TrainingSweep, run
 
 ENGINE = Engine(device="cpu", precision="32")
 SHAPE = (3, 16, 16)

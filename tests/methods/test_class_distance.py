@@ -6,7 +6,7 @@ from torch import nn
 
 from limbeck.core import TARGETS, LimbeckError, Tap, from_teacher
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods.class_distance import (
     ClassDistance,
     class_distance,
@@ -18,9 +18,9 @@ from limbeck.methods.mimic import mimic_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
 from limbeck.taps import evaluation_mode
-from limbeck.train import TrainingSweep, run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import TrainingSweep, run
 
 ENGINE = Engine(device="cpu", precision="32")
 GENERATOR = torch.Generator().manual_seed(5)

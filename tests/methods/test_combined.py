@@ -7,7 +7,7 @@ from torch import nn
 
 import limbeck
 from limbeck.core import LimbeckError
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods.combined import combined
 from limbeck.methods.fitnets import fitnets
 from limbeck.methods.fsp import fsp
@@ -17,8 +17,8 @@ from limbeck.methods.srrl import srrl
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant, linear
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import run
 
 TRAINING = Training(epochs=1, batch_size=8, optimizer=sgd(lr=0.01), schedule=constant())
 

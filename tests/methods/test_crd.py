@@ -6,15 +6,15 @@ import torch
 
 from limbeck.core import TARGETS, LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods.crd import MemoryContrast, crd
 from limbeck.methods.crd_in_batch import BatchContrast, crd_in_batch
 from limbeck.methods.kd import soft_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import run
 
 DATA = arrays(torch.rand(60, 3, 16, 16), torch.arange(60) % 4)
 TRAINING = Training(epochs=2, batch_size=16, optimizer=sgd(lr=0.01), schedule=constant())

@@ -6,12 +6,12 @@ import torch
 
 from limbeck.core import TARGETS, LimbeckError, Tap
 from limbeck.data import arrays
+from limbeck.experiment.plan import Training, plan
 from limbeck.methods.dkd import dkd, nontarget_loss, target_loss
 from limbeck.methods.kd import soft_loss
 from limbeck.models import Ensemble, build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant, linear
-from limbeck.session import Training, plan
 
 LOSSES = [target_loss, nontarget_loss]
 

@@ -7,15 +7,15 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods.fitnets import annealed, fitnets, hint_loss, regressor
 from limbeck.methods.fitnets_one_stage import OneStageRegressor, fitnets_one_stage
 from limbeck.methods.kd import soft_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant, linear
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import Step, run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import Step, run
 
 ENGINE = Engine(device="cpu", precision="32")
 DATA = arrays(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)

@@ -9,15 +9,15 @@ from torch import nn
 from limbeck.connectors import as_map, map_shape
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods import METHODS
 from limbeck.methods.combined import combined
 from limbeck.methods.fitnets import fitnets, fitting, hint_loss, hint_map_loss, regressor
 from limbeck.methods.fitnets_one_stage import OneStageRegressor, fitnets_one_stage
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import run
 
 DATA = arrays(torch.rand(16, 3, 16, 16), torch.arange(16) % 4)
 SETTING = Training(1, 8, sgd(lr=1e-3), constant())

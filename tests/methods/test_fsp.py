@@ -8,14 +8,14 @@ from torch import nn
 
 from limbeck.core import TARGETS, LimbeckError, Tap, from_student
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods.fsp import FlowPair, fsp, fsp_loss, fsp_matrix
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant, linear
-from limbeck.session import Training, plan, training_batches
 from limbeck.taps import dry_run
-from limbeck.train import run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import run
 
 ENGINE = Engine(device="cpu", precision="32")
 DATA = arrays(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)

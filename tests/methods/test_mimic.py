@@ -7,13 +7,13 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods.mimic import mimic, mimic_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import run
 
 ENGINE = Engine(device="cpu", precision="32")
 DATA = arrays(torch.randn(24, 6, generator=torch.Generator().manual_seed(5)), torch.arange(24) % 4)

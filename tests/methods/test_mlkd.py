@@ -6,12 +6,12 @@ import torch
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
+from limbeck.experiment.plan import Training, plan
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.mlkd import batch_loss, category_loss, instance_loss, mlkd, two_views_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan
 
 LEVELS = [instance_loss, batch_loss, category_loss]
 MASKS = ["select", "scale", "none"]

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 
 import limbeck
 from limbeck.core import LimbeckError, Tap
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods.semckd import Calibration, Embedding, regressor, semckd
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import run
 
 SHAPE = (3, 16, 16)
 TRAINING = Training(epochs=2, batch_size=8, optimizer=sgd(lr=0.005), schedule=constant())

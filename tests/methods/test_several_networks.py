@@ -7,7 +7,7 @@ import torch
 
 import limbeck
 from limbeck.core import LimbeckError, Tap
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods.assistants import assistants
 from limbeck.methods.born_again import born_again
 from limbeck.methods.fine_tune import fine_tune
@@ -16,8 +16,8 @@ from limbeck.methods.mutual import mutual, mutual_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import run
 
 TRAINING = Training(epochs=1, batch_size=8, optimizer=sgd(lr=0.1), schedule=constant())
 ENGINE = Engine(device="cpu", precision="32")

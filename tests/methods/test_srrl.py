@@ -9,7 +9,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.srrl import (
     Classifier,
@@ -24,9 +24,9 @@ from limbeck.methods.srrl import (
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
 from limbeck.taps import replaced
-from limbeck.train import run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import run
 
 ENGINE = Engine(device="cpu", precision="32")
 FORMS = ["l2", "ce", "kl"]

@@ -8,13 +8,13 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods.vid import Information, OverLayers, vid
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import Engine
+from limbeck.train.loop import run
 
 SECTIONS = [f"stage{number}" for number in (1, 2, 3)]
 DATA = arrays(torch.rand(40, 3, 16, 16), torch.arange(40) % 4)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from limbeck.allocator import keep_memory
 from limbeck.bench import measuring, overhead
 from limbeck.bench.measuring import Run
 from limbeck.bench.own import pick_engine
@@ -19,8 +18,9 @@ from limbeck.bench.report import Measured, report
 from limbeck.bench.variants import VARIANTS, make
 from limbeck.bench.workloads import WORKLOADS, Case, Workload, prepare
 from limbeck.core import LimbeckError
-from limbeck.engine import Engine
 from limbeck.errors import nearest
+from limbeck.train.allocator import keep_memory
+from limbeck.train.engine import Engine
 
 LEAST = 5
 """Rounds: a median of fewer is not one."""

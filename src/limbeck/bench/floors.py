@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from limbeck.bench.workloads import Case, upto
 from limbeck.data import normalise
-from limbeck.lean import fold
+from limbeck.train.fuse import fold
 
 
 def floor(case: Case, student: nn.Module, teacher: nn.Module | None, *, bf16: bool) -> Iterator[float]:

@@ -7,8 +7,8 @@ import resource
 import sys
 from pathlib import Path
 
-from limbeck.allocator import keep_memory
 from limbeck.bench.workloads import WORKLOADS, Case, prepare
+from limbeck.train.allocator import keep_memory
 
 STEPS = 2
 """The optimizer's state is there after the first; the second needs it beside all else."""
@@ -27,7 +27,7 @@ def train(variant: str, case: Case) -> None:
             next(losses)
     else:
         from limbeck.bench.own import Own
-        from limbeck.engine import Engine
+        from limbeck.train.engine import Engine
 
         Own(case, networks, Engine(device="cpu", precision="32"))(STEPS)
 

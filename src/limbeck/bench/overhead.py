@@ -19,7 +19,7 @@ from limbeck.bench.own import Own
 from limbeck.bench.workloads import DIGITS, MOMENTUM, RATE, WEIGHT_DECAY, Case, prepare
 from limbeck.core import LimbeckError
 from limbeck.data import normalise
-from limbeck.engine import Engine
+from limbeck.train.engine import Engine
 
 HELP = (sys.executable, "-m", "limbeck", "--help")
 

@@ -1,4 +1,4 @@
-"""limbeck's own loop, as a recipe runs it: `limbeck.session.plan`, then `limbeck.train.run`."""
+"""limbeck's own loop, as a recipe runs it: `limbeck.experiment.plan.plan`, then `limbeck.train.loop.run`."""
 
 import itertools
 import time
@@ -9,17 +9,17 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
-from limbeck.blocks import CacheBlock
-from limbeck.caching import cached, finished, keep, wanted
 from limbeck.core import Batch, Stage
-from limbeck.engine import Engine
+from limbeck.experiment.caching import cached, finished, keep, wanted
+from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods import METHODS, PRESETS
 from limbeck.optimizers import sgd
 from limbeck.options import call, fill
+from limbeck.recipe.blocks import CacheBlock
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import BatchSource, run
-from limbeck.trial import engine_for
+from limbeck.train.engine import Engine
+from limbeck.train.loop import BatchSource, run
+from limbeck.train.timing import engine_for
 
 FOR_EVER = 10**9
 """Epochs: no variant comes to an end."""

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from limbeck.bench.measuring import DISTURBED, Sample, ratios, spread
 from limbeck.bench.peer import installed
 from limbeck.bench.workloads import Workload
-from limbeck.environment import environment
 from limbeck.evaluate import machine
+from limbeck.experiment.environment import environment
 
 SHOWN = ("plain", "plain_tuned", "torchdistill", "live", "live_compiled", "store", "floor_live", "floor_store")
 """The variants in the order of tables and of the result."""

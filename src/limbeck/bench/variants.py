@@ -13,7 +13,7 @@ from limbeck.bench.peer import Unavailable, torchdistill
 from limbeck.bench.plain import plain
 from limbeck.bench.workloads import Case
 from limbeck.core import LimbeckError
-from limbeck.engine import Engine
+from limbeck.train.engine import Engine
 
 VARIANTS = ("plain", "plain_tuned", "torchdistill", "live", "store", "floor_live", "floor_store", "live_compiled")
 """In the order in which they are built: last what may be left out for want of time."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from limbeck.core import LimbeckError
 from limbeck.data import bounds
 from limbeck.data.archives import Archive
-from limbeck.opening import near, regular
+from limbeck.files.paths import near, regular
 
 _SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from limbeck.pickled import StandIn
+from limbeck.files.pickled import StandIn
 
 Keys = tuple[str, ...]
 

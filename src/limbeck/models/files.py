@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError
+from limbeck.files.atomic import replacing
+from limbeck.files.paths import expanded, file_size
+from limbeck.files.pickled import ALONE, damaged, read_pickled
 from limbeck.models.checkpoints import Found, described, find_state
 from limbeck.models.fitting import check_fit
 from limbeck.models.rebuilding import check_reuse, portable, rebuild, restore_structure
 from limbeck.models.reuse import find_reuse
 from limbeck.models.spec import GIVEN, NetworkSpec, parse
-from limbeck.opening import expanded, file_size
-from limbeck.pickled import ALONE, damaged, read_pickled
-from limbeck.whole import replacing
 
 HEADER = 2**24
 """The most bytes of the header of safetensors: 16 MiB, of some 100,000 tensors."""

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from limbeck.core import LimbeckError
 from limbeck.data.split import Split
 from limbeck.data.trees import exists, near_path
-from limbeck.opening import expanded
+from limbeck.files.paths import expanded
 
 VARIABLE = "LIMBECK_DATA"
 """The environment variable that names the data root."""

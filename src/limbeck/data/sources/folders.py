@@ -19,7 +19,7 @@ from limbeck.data.sources.base import Parts, Request, data_root
 from limbeck.data.sources.images import Size, common_size, look_at, read_images, were
 from limbeck.data.split import Split
 from limbeck.data.trees import Listing, Reader, exists
-from limbeck.opening import expanded
+from limbeck.files.paths import expanded
 
 NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

@@ -1,0 +1,68 @@
+"""What a recipe comes to for its arms: methods, trainings, teachers."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import nn
+
+from limbeck.core import LimbeckError, Method
+from limbeck.data import Augment, Data
+from limbeck.experiment.events import Job
+from limbeck.experiment.plan import Training, label_indices
+from limbeck.methods import METHODS
+from limbeck.methods.combined import combined
+from limbeck.optimizers import OPTIMIZERS
+from limbeck.options import call
+from limbeck.recipe.blocks import Recipe, TrainBlock
+from limbeck.schedules import SCHEDULES
+
+
+def arms_of(recipe: Recipe) -> tuple[str, ...]:
+    """The student's arms: alone where the recipe has a baseline, then the method."""
+    name = recipe.method["name"]
+    return ("alone", name) if recipe.baseline and name != "alone" else (name,)
+
+
+def method_of(recipe: Recipe, arm: str, own: Method | None = None) -> Method:
+    """The method by which an arm's student is trained; ``own`` is what the recipe's name stands for, if given."""
+    block = recipe.method
+    if arm != block["name"]:
+        return METHODS["alone"]
+    if own is not None:
+        return own
+    if "parts" in block:
+        return partial(combined, parts=[partial(call, METHODS, part) for part in block["parts"]])
+    return partial(call, METHODS, block)
+
+
+def needed(arm: str, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The networks that take part in an arm."""
+    return {"student": networks["student"]} if arm == "alone" else dict(networks)
+
+
+def training_of(block: TrainBlock, data: Data) -> Training:
+    """A block of a recipe as a training.
+
+    Raises:
+        LimbeckError: a class does not exist, or none is left.
+    """
+    exclude = label_indices(block.exclude, data.classes)
+    if len(data.train.without(exclude)) == 0:
+        raise LimbeckError(f"exclude leaves out every class of the data: {', '.join(data.classes)}")
+    return Training(
+        epochs=block.epochs,
+        batch_size=block.batch_size,
+        optimizer=call(OPTIMIZERS, block.optimizer),
+        schedule=call(SCHEDULES, block.schedule),
+        augment=Augment(**block.augment.model_dump()),
+        exclude=exclude,
+    )
+
+
+def teacher_of(recipe: Recipe, seed: int) -> Job:
+    """The teacher of a student's seed: its own, or the one that all share."""
+    block = recipe.teacher
+    if block is not None and block.seed is not None:
+        return Job("teacher", block.seed)
+    shared = block is not None and block.weights and block.init == "as_is"
+    return Job("teacher", recipe.seeds[0] if shared else seed)

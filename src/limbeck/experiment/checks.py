@@ -1,0 +1,344 @@
+"""What is looked at before training: networks that share parts, teachers that cannot be right, a step that would fail.
+
+Each refusal has a name by which it can be allowed: ``chance``, ``permuted``, ``probabilities``, ``random``,
+``not_finite``, ``shared``. The look at a real step of training is `limbeck.experiment.first_step`.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from limbeck.core import LimbeckError, Networks, Stage, Tap
+from limbeck.data import Data, Split
+from limbeck.evaluate.metrics import check_finite
+from limbeck.experiment.first_step import first_step
+from limbeck.experiment.plan import EVALUATION_BATCH, Training, logits_of
+from limbeck.train.copies import close
+from limbeck.train.engine import Engine
+
+UNSURE = 0.01
+"""How probable an accuracy by mere chance may be at most."""
+
+SAMPLES_PER_CLASS = 5
+"""Below so many validation samples a class, chance is not told from a weak teacher."""
+
+TWICE = 64
+"""Samples that a teacher is run on twice, to see whether it gives the same."""
+
+ROUNDING = 1e-4
+"""The greatest difference of two runs that is rounding, as a share of the greatest logit."""
+
+_STATELESS = ("activation", "container", "flatten", "linear", "padding", "pixelshuffle", "pooling", "upsampling")
+"""Modules of `torch.nn` that two networks may share where they own no tensor, as their mode does not matter."""
+
+_FOREIGN = {
+    "DataParallel": "pass the network inside it, its `.module`",
+    "DistributedDataParallel": "pass the network inside it, its `.module`",
+    "FullyShardedDataParallel": "limbeck runs in one process: build the network without it and load its full state",
+    "FSDPModule": "limbeck runs in one process: build the network without fully_shard and load its full state",
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a look before training found that is no error."""
+
+    notes: tuple[str, ...] = ()  # plain sentences
+
+
+def unwrapped(networks: Networks) -> tuple[dict[str, nn.Module], Findings]:
+    """The networks, those of `torch.compile` without it: what is inside has the same parameters, and limbeck compiles.
+
+    Raises:
+        LimbeckError: a network is spread over processes, or has no weights yet.
+    """
+    found, notes = dict(networks), []
+    for name, network in networks.items():
+        inside = dict(network.named_children()).get("_orig_mod")
+        if inside is not None:
+            found[name] = inside
+            notes.append(f"the {name} is compiled by torch.compile: the network inside it is used, which is the same")
+        for layer, module in found[name].named_modules():
+            for kind in {one.__name__ for one in type(module).__mro__} & _FOREIGN.keys():
+                raise LimbeckError(f"the {name}{layer and f'.{layer}'} is a {kind}: {_FOREIGN[kind]}")
+        if any(parameter.is_meta for parameter in found[name].parameters()):
+            raise LimbeckError(f"the {name} has parameters on the meta device, so it has no weights yet: load them")
+    return found, Findings(tuple(notes))
+
+
+def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> Findings:
+    """Look for modules, parameters and buffers that belong to two networks: frozen with one, they rest in the other.
+
+    The members of an ensemble are one network. Modules without tensors that do the same in every mode, such as an
+    activation, may be shared.
+
+    Raises:
+        LimbeckError: there are such, and ``shared`` is not allowed; two networks are one and the same.
+    """
+    parts = {name: _parts(network) for name, network in networks.items()}
+    told = []
+    for one, other in combinations(networks, 2):
+        if networks[one] is networks[other]:
+            raise LimbeckError(f"{one} and {other} are one and the same module: give each its own")
+        both = [(*parts[one][key], parts[other][key][0]) for key in parts[one] if key in parts[other]]
+        outer = {place for place, _, _ in both}
+        tops = [part for part in dict.fromkeys(both) if not any(_within(part[0], place) for place in outer)]
+        if tops:
+            named = [
+                (f"{one}.{place}".rstrip("."), kind, f"{other}.{there}".rstrip(".")) for place, kind, there in tops
+            ]
+            listed = ", ".join(f"{place} ({kind}) is {there}" for place, kind, there in named[:4])
+            more = f" and {len(tops) - 4} more" if len(tops) > 4 else ""
+            told.append(f"the {one} and the {other} share parts of themselves: {listed}{more}")
+    if told and "shared" not in allow:
+        raise LimbeckError(
+            f"{'; '.join(told)}. What rests in one of them would not learn in the other: give each its own, such as by "
+            f"copy.deepcopy{_or_allow('shared')}"
+        )
+    return Findings(tuple(f"{one}, as allowed" for one in told))
+
+
+def check_teacher(
+    network: nn.Module,
+    data: Data,
+    engine: Engine,
+    *,
+    allow: Collection[str] = (),
+    name: str = "teacher",
+    learns: bool = False,
+) -> Findings:
+    """Refuse a trained teacher that cannot be right, by what it gives for the validation split.
+
+    Without a validation split its numbers are looked at on a few training samples, and its accuracy is not.
+
+    Args:
+        network: gives logits (N, K); moved to the engine's device, else left as it is.
+        data: the validation split is read; never the test split.
+        engine: the device.
+        allow: refusals to leave out.
+        name: what errors call it.
+        learns: the method trains it, so that it need not know the classes yet.
+
+    Raises:
+        LimbeckError: it gives NaN or infinity (``not_finite``) or probabilities (``probabilities``) or something else
+            at each run (``random``); its outputs are in another order than the classes (``permuted``); it is right no
+            more often than by chance (``chance``).
+    """
+    which, split = ("validation", data.validation) if len(data.validation) else ("train", _few(data.train))
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        logits = logits_of(network, split, data, engine, name=name)
+    notes: list[str] = []
+
+    def refuse(key: str, what: str, advice: str) -> None:
+        later = learns and key == "chance"
+        if key not in allow and not later:
+            raise LimbeckError(f"{what}. {advice}{_or_allow(key)}")
+        notes.append(f"{what}, before the method trains it" if later else f"{what}, as allowed")
+
+    finite = torch.isfinite(logits).all(dim=1)
+    try:
+        check_finite(logits, name=name, split=which, files=split.names)
+    except LimbeckError as error:
+        refuse("not_finite", str(error), "Such samples would destroy the student: fix the network")
+    logits, targets = logits[finite], split.targets[finite]
+    if not len(logits):
+        return Findings(tuple(notes))
+    if _are_probabilities(logits):
+        refuse(
+            "probabilities",
+            f"the {name} gives probabilities, as each row lies in [0, 1] and sums to 1, where logits are read",
+            f"Take the softmax away from its end, or say so: in a recipe {name}: {{output: probabilities}}, "
+            f'in Python {name}_output="probabilities"',
+        )
+    if _is_random(network, split, data, engine):
+        refuse(
+            "random",
+            f"the {name} gives something else at each run in eval mode",
+            "It draws random numbers in its forward, such as by F.dropout without training=self.training",
+        )
+    if which == "train":
+        told = f"there is no validation split, so it was not checked how often the {name} is right"
+        return Findings((*notes, told))
+    order = _fitting(logits.argmax(dim=1), targets, len(data.classes))
+    if order is not None:
+        refuse("permuted", *_permuted(name, order, logits, targets, data.classes))
+    else:
+        notes += _against_chance(name, logits, targets, len(data.classes), refuse)
+    return Findings(tuple(notes))
+
+
+def check_run(
+    stages: Sequence[Stage],
+    networks: Networks,
+    data: Data,
+    training: Training,
+    engine: Engine,
+    *,
+    stored: frozenset[Tap] = frozenset(),
+) -> Findings:
+    """One real step of each stage on copies, then the evaluation and the measuring of cost: what fails, fails now.
+
+    Networks, losses and generators are left as they are. It takes about as long as one step of each stage.
+
+    Args:
+        stages: of `limbeck.experiment.plan.plan`.
+        networks: as they are before the training.
+        data: its training samples are taken.
+        training: batch size.
+        engine: device and precision; nothing is compiled.
+        stored: the teacher's taps that will be read from a store, so that it does not run.
+
+    Raises:
+        LimbeckError: a network fails at the sizes or in the mode of the training; a network cannot learn or be saved.
+            The message names the network, and what would fail when.
+    """
+    return Findings(tuple(first_step(stages, networks, data, training, engine, stored=stored)))
+
+
+def _or_allow(key: str) -> str:
+    return f"; or allow it: --allow {key}, in a recipe allow: [{key}], in Python allow=({key!r},)"
+
+
+def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:
+    """What must not be shared, to its name and kind: modules by themselves, tensors by their memory."""
+    found: dict[tuple[str, int], tuple[str, str]] = {}
+    for layer, module in network.named_modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        home = type(module).__module__.rpartition(".")
+        stateless = home[0] == "torch.nn.modules" and home[2] in _STATELESS and not isinstance(module, nn.RReLU)
+        if own or not stateless:
+            found.setdefault(("module", id(module)), (layer, type(module).__name__))
+        for key, tensor in own:
+            kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+            plain = tensor.layout == torch.strided and not is_lazy(tensor)
+            memory = tensor.untyped_storage().data_ptr() if plain else 0
+            if memory:  # of a view it is that of the whole
+                found.setdefault(("memory", memory), (f"{layer}.{key}" if layer else key, kind))
+    return found
+
+
+def _within(place: str, other: str) -> bool:
+    return place != other and (other == "" or place.startswith(f"{other}."))
+
+
+def _few(split: Split) -> Split:
+    """Some samples, as evenly over the split as can be."""
+    count = min(EVALUATION_BATCH, len(split))
+    return split.select(torch.arange(count) * len(split) // count)
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    inside = bool((logits >= 0).all() and (logits <= 1).all())
+    return inside and bool(((logits.sum(dim=1) - 1).abs() <= 1e-3).all())
+
+
+def _is_random(network: nn.Module, split: Split, data: Data, engine: Engine) -> bool:
+    few = split.select(torch.arange(min(TWICE, len(split))))
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        one, other = (logits_of(network, few, data, engine).nan_to_num() for _ in range(2))
+    return not close(one, other, ROUNDING)
+
+
+def _fitting(predicted: Tensor, targets: Tensor, classes: int) -> list[int] | None:
+    """The class of the data that each output means, where another order than the data's fits far better.
+
+    An order is judged on samples that it was not found on, by the classes that it moves.
+    """
+    order = _assignment(predicted, targets, classes)
+    moved = (order != torch.arange(classes))[targets]
+    held_out = torch.empty_like(predicted)
+    first = _ranks(targets) % 2 == 0
+    for half in (first, ~first):
+        held_out[half] = _assignment(predicted[~half], targets[~half], classes)[predicted[half]]
+    gained = moved & (held_out == targets) & (predicted != targets)
+    lost = moved & (held_out != targets) & (predicted == targets)
+    more, less, count = int(gained.sum()), int(lost.sum()), int(moved.sum())
+    if count == 0 or (more - less) / count < 0.3 or _at_least(more, more + less, 0.5) > UNSURE / 10:
+        return None
+    return [int(place) for place in order]
+
+
+def _ranks(targets: Tensor) -> Tensor:
+    """The place of each sample among those of its class."""
+    by_class = torch.argsort(targets, stable=True)
+    sizes = torch.bincount(targets)
+    ranks = torch.empty_like(targets)
+    ranks[by_class] = torch.arange(len(targets)) - (sizes.cumsum(0) - sizes)[targets[by_class]]
+    return ranks
+
+
+def _assignment(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """The class that each output means, one to one, so that most samples are right; the data's own order in doubt."""
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # takes a second to import
+
+    counted = torch.bincount(predicted * classes + targets, minlength=classes * classes).view(classes, classes)
+    own = torch.eye(classes, dtype=torch.float64) / (2 * classes)
+    _, columns = linear_sum_assignment(counted + own, maximize=True)
+    return torch.from_numpy(columns)
+
+
+def _permuted(
+    name: str, order: list[int], logits: Tensor, targets: Tensor, classes: tuple[str, ...]
+) -> tuple[str, str]:
+    predicted = logits.argmax(dim=1)
+    right, fitting = (int((one == targets).sum()) / len(targets) for one in (predicted, torch.tensor(order)[predicted]))
+    moved = [place for place, meant in enumerate(order) if place != meant]
+    pairs = ", ".join(f"its class {place} is the data's {classes[order[place]]!r}" for place in moved[:4])
+    more = f" and {len(moved) - 4} more" if len(moved) > 4 else ""
+    places = [order.index(place) for place in range(len(order))]
+    return (
+        f"the {name}'s outputs are in another order than the data's classes: {pairs}{more}; as they are, {right:.1%} "
+        f"of {len(targets)} validation samples are right, in the data's order {fitting:.1%}",
+        "Put them in that order" + _wrapper("Reordered", f"self.network(inputs)[:, {places}]"),
+    )
+
+
+def _against_chance(
+    name: str, logits: Tensor, targets: Tensor, classes: int, refuse: Callable[[str, str, str], None]
+) -> list[str]:
+    """Refuse a teacher that is right as often as one who does not look; a note where that cannot be told."""
+    count = len(targets)
+    predicted = logits.argmax(dim=1)
+    shares = (torch.bincount(one, minlength=classes).double() / count for one in (predicted, targets))
+    chance = max(float(torch.stack([*shares]).prod(dim=0).sum()), 1 / (10 * classes))
+    hits = int((predicted == targets).sum())
+    below = 1 - _at_least(hits + 1, count, chance) < UNSURE
+    above = _at_least(hits, count, chance) < UNSURE
+    weak = 1 - _at_least(hits + 1, count, (1 + chance) / 2) < UNSURE  # even halfway to perfect would have shown
+    if below or (not above and weak and count >= SAMPLES_PER_CLASS * classes):
+        how = "less often right" if below else "no more often right"
+        refuse(
+            "chance",
+            f"the {name} is {how} than by chance: {hits / count:.1%} of {count} validation samples, where chance is "
+            f"{chance:.1%}",
+            "Most likely it was trained on inputs of another kind: another normalisation (data.normalise), "
+            "range of values ([0, 1] or 0 to 255) or size; or its classes are in another order; or these are not its "
+            "weights. Where its normalisation is another, take the data's away and do its own (std and mean are "
+            "data.std and data.mean as tensors of shape (C, 1, 1))"
+            + _wrapper("Normalised", "self.network((inputs * std + mean - its_mean) / its_std)"),
+        )
+    elif not above:
+        told = f"{hits} are right, {chance * count:.1f} would be by chance"
+        return [f"{count} validation samples are too few to tell whether the {name} knows the classes: {told}"]
+    return []
+
+
+def _wrapper(name: str, expression: str) -> str:
+    """The lines of Python that put something around a network."""
+    return (
+        f" in a module around it:\n\n    class {name}(torch.nn.Module):\n"
+        "        def __init__(self, network): super().__init__(); self.network = network\n"
+        f"        def forward(self, inputs): return {expression}\n\n"
+        f"and take {name}(network)"
+    )
+
+
+def _at_least(hits: int, count: int, share: float) -> float:
+    """How probable so many of ``count`` are, or more, where each is with this share."""
+    from scipy.special import bdtrc  # type: ignore[import-untyped]  # takes a second to import
+
+    return 1.0 if hits <= 0 else float(bdtrc(hits - 1, count, share))

@@ -1,0 +1,111 @@
+"""The networks of an experiment, and what happens to them: the events that `Experiment.run` yields."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from limbeck.train.loop import BatchSource, Epoch
+
+TEACHER_SEEDS = 1000
+"""Added to a teacher's seed, once for each member of an ensemble, so that none starts as the student of its seed."""
+
+
+class Job(NamedTuple):
+    """One network to train, or to take from a file."""
+
+    arm: str  # "teacher", "member" (of an ensemble teacher), "alone", or the method's name
+    seed: int
+    member: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.arm}/seed{self.seed}" + ("" if self.member is None else f"-{self.member}")
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the network is a teacher or a member of one."""
+        return self.arm in ("teacher", "member")
+
+    @property
+    def generator_seed(self) -> int:
+        """The seed of the network's weights, its data's order, augmentation and dropout."""
+        return self.seed + TEACHER_SEEDS * (1 + (self.member or 0)) if self.teaches else self.seed
+
+    @property
+    def file(self) -> str:
+        """The name of the weights' file in the job's folder."""
+        return "teacher.safetensors" if self.teaches else "student.safetensors"
+
+
+@dataclass(frozen=True)
+class Started:
+    """A network's training begins, or goes on from its checkpoint."""
+
+    job: Job
+    done: int  # epochs that the checkpoint holds, of all stages
+    epochs: int  # of all stages
+
+
+@dataclass(frozen=True)
+class Found:
+    """Another run beside this one has trained the very same network, which is taken from there."""
+
+    job: Job
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An epoch is over."""
+
+    job: Job
+    epoch: Epoch
+    validation: float | None  # accuracy, where there is a validation split
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A network's figures are there; ``reused`` where a file or the run that is resumed had the network."""
+
+    job: Job
+    result: Mapping[str, Any]
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a store that is not there yet will take."""
+
+    job: Job  # the teacher's
+    folder: Path
+    bytes: int
+    seconds: float
+    free: int  # bytes of the disk
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A part of the outputs of a teacher is in its store."""
+
+    job: Job  # the teacher's
+    folder: Path
+    done: int  # rows
+    of: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A store was compared with its teacher."""
+
+    job: Job  # the teacher's
+    folder: Path
+    rows: int
+    deviation: float  # the greatest, relative to what is allowed
+    allowed: float
+
+
+Event = Started | Found | Trained | Finished | Expected | Kept | Compared
+
+Track = Callable[[Job, int, BatchSource], BatchSource]
+"""``(job, epochs, batches) -> batches``: how a caller watches the progress within an epoch."""

@@ -1,0 +1,353 @@
+"""A run on disk: what is written there, and what of it is believed when it is read again.
+
+runs/<name>/
+  recipe.yaml          the recipe with everything written out; running it again gives the same run
+  environment.json     versions, hardware, commit, device and precision picked
+  metrics.jsonl        one line an epoch
+  checkpoint/last.pt   exact resume of the network that is being trained
+  store/               outputs of the teacher that are kept
+  <arm>/seed<N>/       one folder a trained network: its weights and its result.json
+  student.safetensors  the distilled student of the first seed
+  result.json          the final figures
+
+Every file is written whole or not at all, except for the log of epochs, which grows line by line. A file that a figure
+or a weight is read from has a hash: JSON in its last key, a checkpoint in its zip's comment, weights and the log in the
+network's result.json, or in the checkpoint until there is one. A hash shows damage and edits; it is no signature.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from limbeck.core import LimbeckError
+from limbeck.experiment.epochlog import EpochLog
+from limbeck.experiment.runfiles import (
+    CHECKPOINT,
+    LOG,
+    RECIPE,
+    RECIPE_BYTES,
+    RESULT,
+    STUDENT,
+    are_figures,
+    are_records,
+    copy_whole,
+    file_record,
+    holds,
+    holds_epoch,
+    is_summary,
+    read_network,
+)
+from limbeck.files import checkpoint
+from limbeck.files.atomic import read, read_sealed, write, write_sealed
+from limbeck.train.loop import Epoch
+
+CHECKPOINT_SHARE = 0.1
+"""At most this share of a run's time goes into writing checkpoints."""
+
+SIBLINGS = 500
+"""Folders beside a run that `RunFolder.found` looks into."""
+
+
+class RunFolder:
+    """The run folder of one recipe.
+
+    Args:
+        path: the folder; it need not exist.
+        recipe: the recipe's text, everything written out.
+        resume: resume the run that the folder holds.
+
+    Attributes:
+        path: the folder. notes: what a user should be told, as sentences: what was missing or damaged and is made anew.
+
+    Raises:
+        LimbeckError: without ``resume``, the folder already holds a finished epoch; with it, those of another recipe,
+            or a damaged file.
+    """
+
+    def __init__(self, path: Path, recipe: str, *, resume: bool) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self._recipe, self._recipe_hash = recipe, sha256(recipe.encode()).hexdigest()
+        self._checkpoint = path / CHECKPOINT
+        self._results: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, dict[str, Any]] = {}  # by network, what lies in its folder
+        self._saved, self._save_after, self._trained = "", 0.0, False
+        if path.exists() and not path.is_dir():
+            raise LimbeckError(f"{path} is no folder: give another one by --out")
+        self._begun = holds_epoch(path)
+        if self._begun and not resume:
+            raise LimbeckError(
+                f"{path} already holds a run: resume it with --resume, or give another folder by --out, "
+                "or replace it by --overwrite"
+            )
+        if self._begun:
+            self._refuse_other_recipe()
+        self._log = EpochLog(path / LOG, kept=self._begun)
+        self._state = self._read_checkpoint() if self._begun and self._checkpoint.exists() else None
+
+    def open(self, environment: Mapping[str, Any]) -> None:
+        """Create the folder and write what is known before training; what a resumed run had before is kept.
+
+        Raises:
+            NoSpace: the disk is full.
+            LimbeckError: the folder may not be written.
+        """
+        if self._begun and not (self.path / RECIPE).is_file():
+            self.notes.append(f"{self.path / RECIPE} was missing and is written anew")
+        write(self.path / RECIPE, self._recipe)
+        file = self.path / "environment.json"
+        before: dict[str, Any] = {}
+        if self._begun:
+            try:
+                before = read_sealed(file) or {}
+                lost = "" if before else "was missing"
+            except LimbeckError:
+                lost = "was damaged, or was changed"
+            if lost:
+                self.notes.append(f"{file} {lost}: it is written anew, without what it said of the run so far")
+        earlier = before.pop("earlier", [])
+        if before and before != environment:
+            earlier = [*earlier, before]
+        write_sealed(file, {**environment, "earlier": earlier} if earlier else environment)
+
+    def result(self, name: str) -> dict[str, Any] | None:
+        """A finished network's figures, or None while it is not finished; its weights are whole then.
+
+        Raises:
+            LimbeckError: the figures, the weights or the network's lines in the log are damaged, or of another network
+                or recipe.
+        """
+        if name in self._results or not self._begun:
+            return self._results.get(name)
+        folder = self.path / name
+        found = read_network(folder, name)
+        if found is None:
+            return None
+        if found.recipe != self._recipe_hash:
+            raise LimbeckError(
+                f"{folder / RESULT} is of a run of another recipe: delete {folder}, and {name} is trained again"
+            )
+        if not self._log.check(name, found.log):
+            self.notes.append(f"{self._log.path} has lost the epochs of {name}")
+        self._files[name], self._results[name] = dict(found.files), dict(found.figures)
+        return self._results[name]
+
+    def finish(self, name: str, figures: Mapping[str, Any], weights: str) -> dict[str, Any]:
+        """Write a finished network's result.json, and give its figures with the hash of its weights.
+
+        Args:
+            name: the network's.
+            figures: as plain values, with ``arm`` and ``seed``.
+            weights: the name of the file in the network's folder, which is written already.
+
+        Raises:
+            NoSpace: the disk is full.
+        """
+        self.keep(name, weights)
+        self._log.sync()
+        files = self._files[name]
+        whole = {**figures, "weights_sha256": files[weights]["sha256"]}
+        held = {"files": files, "log": self._log.summary(name), "recipe": self._recipe_hash}
+        write_sealed(self.path / name / RESULT, whole | held)
+        self._results[name] = whole
+        return whole
+
+    def keep(self, name: str, file: str) -> None:
+        """Remember the hash of a file of weights in a network's folder, which `weights` and `result` then check."""
+        self._files.setdefault(name, {})[file] = file_record(self.path / name / file)
+
+    def weights(self, name: str, file: str) -> Path:
+        """A file that `keep` or `finish` saw, as it was then.
+
+        Raises:
+            LimbeckError: it is missing or damaged.
+        """
+        path = self.path / name / file
+        record = self._files.get(name, {}).get(file)
+        if record is None or not holds(path, record):
+            raise LimbeckError(f"{path} is missing or damaged: delete {path.parent}, and {name} is trained again")
+        return path
+
+    def state(
+        self, name: str, check: Callable[[Mapping[str, Any]], None] = lambda state: None
+    ) -> dict[str, Any] | None:
+        """Where the training of this network stands, None at its beginning; later epochs leave the log.
+
+        Args:
+            name: the network's.
+            check: raises LimbeckError where the state is not one that its training can resume from; see
+                `limbeck.experiment.resuming.check_state`.
+
+        Raises:
+            LimbeckError: the checkpoint or what belongs to it is damaged, or of another training.
+        """
+        self._trained = True
+        held, again = self._state, f"delete {self._checkpoint} to train {name} again from its beginning"
+        if held is None or held["job"] != name:
+            if self._log.count(name):
+                self.notes.append(f"{name} was begun, but has neither a result nor a checkpoint: it is trained again")
+            self._log.begin(name)
+            self._log.sync()
+            return None
+        try:
+            check(held["train"])
+        except LimbeckError as error:
+            raise LimbeckError(f"{self._checkpoint} does not fit this training: {error}: {again}") from error
+        for file, record in held["files"].items():
+            if not holds(self.path / name / file, record):
+                raise LimbeckError(f"{self.path / name / file} is missing or damaged: {again}")
+        if not self._log.check(name, held["log"]):
+            self.notes.append(f"{self._log.path} has lost the epochs of {name} so far")
+        self._log.sync()
+        self._files[name] = dict(held["files"])
+        self._state = None  # it is needed once, and may be large
+        state: dict[str, Any] = held["train"]
+        return state
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Add a line to the log of epochs.
+
+        Raises:
+            NoSpace: the disk is full.
+        """
+        self._log.add(line)
+
+    def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
+        """Write the checkpoint: for a network's first epoch, and then unless it took more than its share of the time.
+
+        An epoch that is not in the checkpoint is trained again on resume, to the same result.
+
+        Raises:
+            NoSpace: the disk is full; the checkpoint before is whole.
+        """
+        start = time.monotonic()
+        if start >= self._save_after or name != self._saved:
+            self._log.sync()  # the checkpoint has the hash of its lines
+            held = {"files": self._files.get(name, {}), "log": self._log.summary(name), "recipe": self._recipe_hash}
+            checkpoint.save(self._checkpoint, {"job": name, **held, "train": state()})
+            end = time.monotonic()
+            self._saved, self._save_after = name, end + (end - start) / CHECKPOINT_SHARE
+
+    def concluded(self, runs: list[Any], student: str) -> dict[str, Any] | None:
+        """The run's own result.json where it is whole and made of these figures; None where it is to be made.
+
+        Args:
+            runs: every network's figures.
+            student: the name of the network that is the run's student.
+        """
+        if not self._begun:
+            return None
+        self._log.sync()
+        file = self.path / RESULT
+        try:
+            found = read_sealed(file)
+            wrong = "was missing" if found is None else ""
+        except LimbeckError:
+            found, wrong = None, "was damaged, or was changed"
+        if found is not None and _plain(found) != _plain({**found, "recipe": self._recipe_hash, "runs": runs}):
+            wrong = "did not agree with the networks' own"
+        if found is not None and not all(
+            are_figures(found[key]) for key in ("teacher", "student", "alone") if found.get(key)
+        ):
+            wrong = "holds no figures of a run"
+        if wrong:
+            if not self._trained:  # else the run was not finished
+                self.notes.append(f"{file} {wrong}: it is made anew, with latencies that are measured anew")
+            return None
+        if copy_whole(self.weights(student, STUDENT), self.path / STUDENT):
+            self.notes.append(f"{self.path / STUDENT} was missing or damaged, and is copied anew")
+        return found
+
+    def conclude(self, result: Mapping[str, Any], student: str) -> dict[str, Any]:
+        """Write the run's own result.json, and the student of that name beside it.
+
+        Raises:
+            NoSpace: the disk is full.
+        """
+        copy_whole(self.weights(student, STUDENT), self.path / STUDENT)
+        whole = {**result, "recipe": self._recipe_hash}
+        write_sealed(self.path / RESULT, whole)
+        return whole
+
+    def found(self, name: str, trained_as: str) -> Path | None:
+        """A run beside this one that has finished the network of this name, trained in the same way, and whole.
+
+        Args:
+            name: the network's.
+            trained_as: what its figures must hold under ``trained_as``.
+        """
+        if not self.path.parent.is_dir():
+            return None
+        beside = sorted(islice(self.path.parent.iterdir(), SIBLINGS))
+        for other in beside:
+            if other.name != self.path.name and not other.is_symlink() and (other / name / RESULT).is_file():
+                try:
+                    network = read_network(other / name, name, trained_as=trained_as)
+                except LimbeckError:  # what is damaged there is the other run's matter
+                    continue
+                if network is not None:
+                    return other
+        return None
+
+    def take_log(self, name: str, other: Path) -> None:
+        """Take over a network's lines of the log of another run's folder, as far as they are whole there."""
+        try:
+            lines = EpochLog(other / LOG, kept=True).of(name)
+        except LimbeckError:
+            return
+        self._log.begin(name)
+        for line in lines:
+            self._log.add(line)
+
+    def _refuse_other_recipe(self) -> None:
+        found = read(self.path / RECIPE, RECIPE_BYTES)
+        text = self._recipe if found is None else found.decode("utf-8", errors="replace").replace("\r\n", "\n")
+        if text != self._recipe:
+            differences = _differences(text, self._recipe)
+            raise LimbeckError(f"{self.path} holds a run of another recipe, so it cannot be resumed:\n{differences}")
+
+    def _read_checkpoint(self) -> dict[str, Any]:
+        try:
+            state = checkpoint.load(self._checkpoint)
+        except LimbeckError as error:
+            raise LimbeckError(f"{error}: delete it, and its network is trained again from its beginning") from error
+        kinds = {"job": str, "files": dict, "log": dict, "recipe": str, "train": dict}
+        typed = state.keys() == kinds.keys() and all(isinstance(state[key], kind) for key, kind in kinds.items())
+        if not (typed and are_records(state["files"]) and is_summary(state["log"])):
+            raise LimbeckError(f"{self._checkpoint} is no checkpoint of a run: delete it to train that network again")
+        if state["recipe"] != self._recipe_hash:
+            raise LimbeckError(
+                f"{self._checkpoint} is of a run of another recipe: delete it to train {state['job']} again"
+            )
+        return state
+
+
+def _plain(values: Any) -> str:
+    """Plain values as text, so that NaN equals itself and a tuple a list."""
+    return json.dumps(values, sort_keys=True)
+
+
+def _differences(old: str, new: str) -> str:
+    before, after = old.splitlines(), new.splitlines()
+    gone = [f"  it has    {line.strip()}" for line in before if line not in after]
+    came = [f"  asked for {line.strip()}" for line in after if line not in before]
+    return "\n".join((gone + came)[:12])
+
+
+def log_line(name: str, epoch: Epoch, validation: float | None) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    return {
+        "job": name,
+        "stage": epoch.stage,
+        "stage_number": epoch.position,
+        "epoch": epoch.number,
+        "terms": dict(epoch.terms),
+        "loss": epoch.loss,
+        "validation_accuracy": validation,
+        "images_per_second": epoch.images / epoch.seconds,
+        "seconds": epoch.seconds,
+    }

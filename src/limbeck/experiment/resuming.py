@@ -1,0 +1,106 @@
+"""Whether a training state fits the training that is to resume from it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core import LimbeckError, Networks, Stage
+from limbeck.train.engine import Engine
+from limbeck.train.freeze import frozen, resting
+from limbeck.train.loop import Step
+
+
+def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Networks, engine: Engine) -> None:
+    """Refuse a state that `limbeck.train.loop.run` cannot resume from, or would resume from to another result.
+
+    The state's modules must be named, shaped and typed as these are, their parameters finite, its optimizer that of
+    the stage it is in, with the same options but for the learning rate, and its generators those of the engine.
+
+    Args:
+        state: as `limbeck.train.loop.Epoch.state` gave it, or anything else.
+        stages: as `limbeck.train.loop.run` will get them.
+        networks: likewise.
+        engine: likewise.
+
+    Raises:
+        LimbeckError: what does not fit, in a few words.
+    """
+    if not isinstance(state, Mapping) or state.keys() != {"stage", "epoch", "modules", "optimizer", "generators"}:
+        raise LimbeckError("it holds no state of a training")
+    position, epoch = state["stage"], state["epoch"]
+    if type(position) is not int or not 0 <= position < len(stages):
+        raise LimbeckError(f"its stage is {position!r}: allowed are 0 to {len(stages) - 1}")
+    stage = stages[position]
+    if type(epoch) is not int or not 1 <= epoch <= stage.epochs:
+        raise LimbeckError(f"its epoch is {epoch!r}: allowed are 1 to {stage.epochs} in stage {stage.name!r}")
+    steps = nn.ModuleList(Step(one, networks) for one in stages)
+    _compare("its modules", state["modules"], steps.state_dict())
+    for name, _ in steps.named_parameters():
+        _check_finite(f"its {name}", state["modules"][name])
+    _compare("its generators", state["generators"], engine.generators())
+    try:
+        torch.Generator().set_state(state["generators"]["cpu"])
+    except RuntimeError as error:
+        raise LimbeckError("its generators are no state of a generator") from error
+    with frozen(resting(stage, networks)):
+        learning = [parameter for parameter in steps[position].parameters() if parameter.requires_grad]
+    _check_optimizer(state["optimizer"], stage, learning)
+
+
+def _check_optimizer(found: Any, stage: Stage, learning: Sequence[nn.Parameter]) -> None:
+    expected = _stepped(stage, learning)
+    if not isinstance(found, Mapping) or found.keys() != {"state", "param_groups"}:
+        raise LimbeckError("its optimizer holds no state of an optimizer")
+    groups = found["param_groups"]
+    if not isinstance(groups, list) or [_options(group) for group in groups] != [
+        _options(group) for group in expected["param_groups"]
+    ]:
+        raise LimbeckError(f"its optimizer is another one than that of stage {stage.name!r}, or has other options")
+    held = found["state"]
+    if not isinstance(held, Mapping) or not held.keys() <= expected["state"].keys():
+        raise LimbeckError("its optimizer holds more than its parameters")
+    for place, values in held.items():  # a parameter without a gradient has none
+        _compare(f"its optimizer's state {place}", values, expected["state"][place])
+        for name, value in values.items():
+            _check_finite(f"its optimizer's {name} {place}", value)
+
+
+def _stepped(stage: Stage, learning: Sequence[nn.Parameter]) -> dict[str, Any]:
+    """The state of the stage's optimizer after a step on parameters like these: before it, it holds nothing."""
+    like = [nn.Parameter(torch.zeros_like(parameter)) for parameter in learning]
+    optimizer = stage.optimizer(like)
+    for parameter in like:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state: dict[str, Any] = optimizer.state_dict()
+    return state
+
+
+def _options(group: Any) -> Any:
+    """An optimizer's, but for the learning rate, which its schedule changes and the training sets anew."""
+    return {key: value for key, value in group.items() if key != "lr"} if isinstance(group, Mapping) else None
+
+
+def _compare(what: str, found: Any, expected: Mapping[str, Any]) -> None:
+    """Refuse other names, shapes or types of tensors."""
+    if not isinstance(found, Mapping):
+        raise LimbeckError(f"{what} are missing")
+    for name in [*expected, *found]:
+        if name not in found or name not in expected:
+            raise LimbeckError(f"{what} {'lack' if name in expected else 'hold'} {name!r}")
+        one, other = _form(found[name]), _form(expected[name])
+        if one != other:
+            raise LimbeckError(f"{what}: {name!r} is {one}, needed is {other}")
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def _check_finite(what: str, value: Any) -> None:
+    if isinstance(value, Tensor) and not value.isfinite().all():
+        raise LimbeckError(f"{what} holds a NaN or an infinite number")

@@ -1,0 +1,186 @@
+"""The files of a run folder: which there are, whether they are whole, and how a run is deleted."""
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck.core import LimbeckError
+from limbeck.files.atomic import digest, read_sealed, replacing
+
+RESULT, STUDENT, LOG, RECIPE = "result.json", "student.safetensors", "metrics.jsonl", "recipe.yaml"
+CHECKPOINT = Path("checkpoint") / "last.pt"
+RECIPE_BYTES = 4 * 2**20
+
+_SEED = re.compile(r"seed\d+(-\d+)?")
+_OF_NETWORK = re.compile(r"(result\.json|(student|teacher|after_[^/]*)\.safetensors)(\.tmp)?")
+_OF_STORE = re.compile(r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)(\..*)?")
+_COSTS = ("parameters", "macs", "latency_ms", "latency_p95_ms")
+_OF_RUN = (RESULT, STUDENT, LOG, RECIPE, "environment.json", str(CHECKPOINT))
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a finished network's result.json says."""
+
+    figures: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]  # by name, the bytes and sha256 of the weights that lie beside it
+    log: Mapping[str, Any]  # how many lines in the log are its own, and their sha256
+    recipe: str  # the sha256 of the recipe that it was trained by
+
+
+def holds_epoch(path: Path) -> bool:
+    """Whether a folder holds a finished epoch of a run: a line of the log, a checkpoint, or a result."""
+    if any((path / name).exists() for name in (CHECKPOINT, RESULT)):
+        return True
+    if (path / LOG).exists() and (not (path / LOG).is_file() or _has_line(path / LOG)):
+        return True
+    return any((folder / RESULT).exists() for folder in network_folders(path))
+
+
+def network_folders(path: Path) -> Iterator[Path]:
+    """The folders ``<arm>/seed<N>`` of a run; links are not followed."""
+    for arm in path.iterdir() if path.is_dir() else ():
+        if arm.is_dir() and not arm.is_symlink():
+            for folder in arm.iterdir():
+                if _SEED.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
+                    yield folder
+
+
+def read_network(folder: Path, name: str, *, trained_as: str | None = None) -> Network | None:
+    """What a network's folder holds, whole; None where the network is not finished, or was trained otherwise.
+
+    Args:
+        folder: the network's.
+        name: the network that must be there, as ``kd/seed0``.
+        trained_as: what its figures must hold under ``trained_as``, unless it is None.
+
+    Raises:
+        LimbeckError: a file is damaged or missing, or of another network.
+    """
+    file, again = folder / RESULT, f"delete {folder}, and {name} is trained again"
+    try:
+        values = read_sealed(file)
+    except LimbeckError as error:
+        raise LimbeckError(f"{error}: {again}") from error
+    if values is None or (trained_as is not None and values.get("trained_as") != trained_as):
+        return None
+    held = {key: values.pop(key, None) for key in ("files", "log", "recipe")}
+    if not (
+        are_records(held["files"])
+        and is_summary(held["log"])
+        and are_figures(values)
+        and isinstance(values.get("weights_sha256"), str)
+    ):
+        raise LimbeckError(f"{file} holds no figures of a network: {again}")
+    member = f"-{values['member']}" if "member" in values else ""
+    label = f"{values['arm']}/seed{values['seed']}{member}"
+    if label != name:
+        raise LimbeckError(f"{file} is of {label}, not of {name}: put it back, or {again}")
+    for weights, record in held["files"].items():
+        if not holds(folder / weights, record):
+            raise LimbeckError(f"{folder / weights} is missing, damaged or another one than was written: {again}")
+    return Network(values, held["files"], held["log"], str(held["recipe"]))
+
+
+def holds(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a file is the one that `file_record` was called on, to the bit."""
+    return digest(path, int(record["bytes"])) == str(record["sha256"])
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """A file's bytes and sha256."""
+    size = path.stat().st_size
+    return {"bytes": size, "sha256": digest(path, size)}
+
+
+def are_records(value: Any) -> bool:
+    """Whether it is a mapping of plain file names to what `file_record` gives."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str)
+        and Path(name).name == name
+        and isinstance(record, dict)
+        and type(record.get("bytes")) is int
+        and isinstance(record.get("sha256"), str)
+        for name, record in value.items()
+    )
+
+
+def is_summary(value: Any) -> bool:
+    """Whether it is what `limbeck.experiment.epochlog.EpochLog.summary` gives."""
+    return isinstance(value, dict) and type(value.get("lines")) is int and isinstance(value.get("sha256"), str)
+
+
+def are_figures(values: Any) -> bool:
+    """Whether it is a network's figures, with numbers where numbers are shown."""
+    if not isinstance(values, Mapping):
+        return False
+    test = values.get("test")
+    if not (isinstance(values.get("arm"), str) and type(values.get("seed")) is int and isinstance(test, dict)):
+        return False
+    counted = all(type(test.get(key)) is int for key in ("errors", "samples"))
+    told = [test.get("accuracy"), test.get("agreement", 0), *(values.get(key) or 0 for key in _COSTS)]
+    numbers = all(isinstance(value, float | int) for value in told)
+    return counted and numbers
+
+
+def copy_whole(source: Path, path: Path) -> bool:
+    """Make ``path`` a copy of a file; False where it is one already."""
+    record = file_record(source)
+    if holds(path, record):
+        return False
+    with replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
+        if not holds(temporary, record):
+            raise LimbeckError(f"{source} changed while it was copied")
+    return True
+
+
+def clear(path: Path) -> None:
+    """Delete the run that a folder holds; whatever else lies there stays, and links are not followed.
+
+    Raises:
+        LimbeckError: the folder holds something, but no recipe.yaml, so no run wrote it; a file may not be deleted.
+    """
+    if not path.exists():
+        return
+    if not (path / RECIPE).exists() and (not path.is_dir() or any(path.iterdir())):
+        raise LimbeckError(f"{path} holds no {RECIPE}, so it is no run that could be replaced")
+    try:
+        for name in _OF_RUN:
+            for file in (path / name, path / f"{name}.tmp"):
+                _delete(file)
+        _delete_empty(path / CHECKPOINT.parent)
+        for folder in [*network_folders(path), *_stores(path)]:
+            for file in list(folder.iterdir()):
+                if (_OF_NETWORK if _SEED.fullmatch(folder.name) else _OF_STORE).fullmatch(file.name):
+                    _delete(file)
+            _delete_empty(folder)
+            _delete_empty(folder.parent)
+    except OSError as error:
+        raise LimbeckError(f"{error.filename} cannot be deleted: {error.strerror}") from error
+
+
+def _stores(path: Path) -> list[Path]:
+    parent = path / "store"
+    inside = parent.iterdir() if parent.is_dir() and not parent.is_symlink() else ()
+    return [folder for folder in inside if folder.is_dir() and not folder.is_symlink()]
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        _delete_empty(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _delete_empty(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+        path.rmdir()
+
+
+def _has_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"\n" in file.read(2**20)

@@ -1,0 +1,109 @@
+"""Terms that mean nothing, seen on a batch before training: without gradient, or with a loss below 0."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core import Batch, Networks, Stage, Term
+from limbeck.taps import Taps, evaluation_mode
+from limbeck.train.freeze import frozen, learners, resting
+
+SAMPLES = 16
+"""The most that are looked at."""
+
+_NONE = 1e-10  # how much a loss changes, beside 1 or its value, that does not change but by rounding
+
+
+@torch.inference_mode(mode=False)  # with gradients, whatever is around the call
+def meaningless(stages: Sequence[Stage], networks: Networks, batch: Batch) -> tuple[str, ...]:
+    """What there is to say of the stages' terms, a sentence each; nothing of most.
+
+    A term is said to be without gradient where that is so of what it reads with noise added: a student that gives what
+    its teacher gives, or that is within a margin, has no gradient only for the time being. Losses that a stage prepares
+    before its epochs are left out. Networks, losses and generators are left as they are.
+
+    Args:
+        stages: the training's.
+        networks: at least those that the stages name, on one device with the stages' losses and the batch.
+        batch: of the training, of several classes; its first 16 samples are used.
+    """
+    few = Batch(batch.inputs[:SAMPLES], batch.targets[:SAMPLES], batch.index[:SAMPLES], batch.view)
+    losses = [term.loss for stage in stages for term in stage.terms.values() if isinstance(term.loss, nn.Module)]
+    with (
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        evaluation_mode([*networks.values(), *losses]),
+    ):
+        return tuple(chain.from_iterable(_of_stage(stage, networks, few) for stage in stages))
+
+
+def _of_stage(stage: Stage, networks: Networks, batch: Batch) -> Iterator[str]:
+    terms = {
+        name: term for name, term in stage.terms.items() if not (stage.prepare and isinstance(term.loss, nn.Module))
+    }
+    reads = [tap for term in terms.values() for tap in term.reads]
+    learns = {name.partition(".")[0] for name in stage.learns}
+    with frozen(resting(stage, networks)):
+        weights = [one for part in learners(stage, networks) for one in part.parameters() if one.requires_grad]
+        with Taps(networks, reads, learns=learns) as tapped:
+            values = tapped.read(batch)
+        for name, term in terms.items():
+            said = _of_term(term, [values[tap] for tap in term.reads], weights)
+            if said:
+                yield f"the term {name!r} of stage {stage.name!r} {said}"
+
+
+def _of_term(term: Term, reads: Sequence[Tensor], weights: Sequence[Tensor]) -> str:
+    own = [one for one in term.loss.parameters() if one.requires_grad] if isinstance(term.loss, nn.Module) else []
+    learnt = [one for one in reads if one.requires_grad]
+    if not learnt and not own:
+        return "reads nothing that learns: it changes nothing"
+    found = term.loss(*[one.detach() for one in reads]).item()
+    if not math.isfinite(found):
+        return f"has a loss of {found} on the first batch"
+    noisy = [_noisy(one) if one.requires_grad else one for one in reads]
+    leaves = [one for one in noisy if one.requires_grad]
+    value = term.loss(*noisy)
+    gradients = _gradients(value, [*leaves, *own])
+    largest = max(1.0, abs(value.item()))
+    if _size(gradients, [*leaves, *own]) <= _NONE * largest:
+        return (
+            f"has no gradient on the first batch: nothing that is learnt changes it, and its loss is {value.item():.3g}"
+        )
+    if not _size(gradients[len(leaves) :], own) and not _reaches(learnt, gradients[: len(leaves)], weights):
+        return "has a gradient that reaches no weight on the first batch: what it reads does not depend on any"
+    return f"has a loss below 0 on the first batch, {found:.3g}: if it is to be a distance, it is wrong" * (found < 0)
+
+
+def _noisy(tensor: Tensor) -> Tensor:
+    """The tensor with noise of its own size, as a leaf; the noise is the same at every call."""
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
+    size = tensor.detach().std(correction=0)
+    return (tensor.detach() + noise * torch.where(size > 0, size, 1.0)).requires_grad_()
+
+
+def _gradients(value: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
+    if not value.requires_grad:
+        return [torch.zeros_like(one) for one in of]
+    found = torch.autograd.grad(value, of, allow_unused=True)
+    return [torch.zeros_like(one) if gradient is None else gradient for one, gradient in zip(of, found, strict=True)]
+
+
+def _size(gradients: Sequence[Tensor], of: Sequence[Tensor]) -> float:
+    """About how much the loss changes when each tensor changes by its own size, or by 1."""
+    sizes = [
+        gradient.abs().sum().item() * max(1.0, one.abs().max().item())
+        for gradient, one in zip(gradients, of, strict=True)
+        if one.numel()
+    ]
+    return max(sizes, default=0.0)
+
+
+def _reaches(learnt: Sequence[Tensor], gradients: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Whether gradients with respect to tensors of a network are passed on to any of its weights."""
+    if not learnt or not weights:
+        return False
+    found = torch.autograd.grad(learnt, weights, gradients, allow_unused=True, retain_graph=True)
+    return any(gradient is not None and bool(gradient.any()) for gradient in found)

@@ -1,0 +1,1 @@
+"""A recipe file to checked values, without torch."""

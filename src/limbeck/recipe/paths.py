@@ -1,0 +1,103 @@
+"""The files and folders that a recipe names: what is not there is told before torch is imported."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from limbeck.errors import LimbeckError
+from limbeck.files.paths import expanded, near
+from limbeck.options import Block
+from limbeck.recipe.blocks import Recipe
+from limbeck.wording import Problem, shortened
+
+Place = tuple[str | int, ...]
+
+
+def missing(recipe: Recipe) -> list[Problem]:
+    """The paths of what is to be read that lead nowhere, or to what is no file and no folder."""
+    problems = [_weights(place, text) for place, text in _all_weights(recipe)]
+    problems += [_code(place, text) for place, text in _all_code(recipe)]
+    if recipe.teacher is not None and recipe.teacher.table is not None:
+        problems.append(_file(("teacher", "table"), recipe.teacher.table, "table"))
+    if recipe.data.source == "folder" and recipe.data.path is not None:
+        problems.append(_images(recipe.data.path, recipe.data.root))
+    return [problem for problem in problems if problem is not None]
+
+
+def _all_weights(recipe: Recipe) -> Iterator[tuple[Place, str]]:
+    if recipe.teacher is not None:
+        yield from ((("teacher", "weights", place), text) for place, text in enumerate(recipe.teacher.weights or ()))
+    if recipe.student.weights is not None:
+        yield ("student", "weights"), recipe.student.weights
+    for name, other in recipe.networks.items():
+        if other.weights is not None:
+            yield ("networks", name, "weights"), other.weights
+
+
+def _all_code(recipe: Recipe) -> Iterator[tuple[Place, str]]:
+    models: list[tuple[Place, Block | None]] = [
+        (("teacher", "model"), recipe.teacher.model if recipe.teacher is not None else None),
+        (("student", "model"), recipe.student.model),
+        *((("networks", name, "model"), other.model) for name, other in recipe.networks.items()),
+    ]
+    yield from (((*place, "name"), block["name"]) for place, block in models if block is not None)
+    if recipe.data.transform is not None:
+        yield ("data", "transform"), recipe.data.transform
+
+
+def _code(place: Place, text: str) -> Problem | None:
+    file, _, _ = text.rpartition(":")
+    return _file(place, file, "file") if file.endswith(".py") else None
+
+
+def _file(place: Place, text: str, kind: str) -> Problem | None:
+    path = expanded(text).absolute()
+    if _is(path.is_file):
+        return None
+    if _is(path.exists):
+        return Problem(place, f"{_short(path)} is no regular file")
+    return Problem(place, _with(f"there is no {kind} {_short(path)}", near(path)))
+
+
+def _weights(place: Place, text: str) -> Problem | None:
+    return None if _is(expanded(text).is_dir) else _file(place, text, "file")
+
+
+def _images(text: str, root: str | None) -> Problem | None:
+    """Images lie in a folder or zip file, from here or in the data root."""
+    path = expanded(text)
+    if _is(path.exists) and not path.is_absolute():
+        return _found(path)
+    given = root or os.environ.get("LIMBECK_DATA")
+    try:
+        inside = path if path.is_absolute() else expanded(given or "~/.cache/limbeck") / path
+    except LimbeckError as error:
+        return Problem(("data", "root"), str(error))
+    if given and not path.is_absolute() and not _is(expanded(given).is_dir):
+        origin = "" if root else " (from LIMBECK_DATA)"
+        return Problem(("data", "root"), f"the data root {_short(Path(given))}{origin} is no folder")
+    if _is(inside.exists):
+        return _found(inside)
+    return Problem(("data", "path"), _with(f"{_short(path)} does not exist", near(path.absolute())))
+
+
+def _found(path: Path) -> Problem | None:
+    sound = path.is_dir() or path.is_file()
+    return None if sound else Problem(("data", "path"), f"{_short(path)} is neither a folder nor a zip file")
+
+
+def _is(asks: Callable[[], bool]) -> bool:
+    """Whether a path is so; one that the system cannot even ask for, such as one too long, is not."""
+    try:
+        return asks()
+    except (OSError, ValueError):
+        return False
+
+
+def _short(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 200 else shortened(text)
+
+
+def _with(message: str, meant: str) -> str:
+    return f"{message}: {meant}" if meant else message

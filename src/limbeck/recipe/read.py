@@ -1,0 +1,284 @@
+"""A recipe file to checked values: every error at once, each with its line, the value got and what is allowed."""
+
+import os
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from limbeck.errors import nearest
+from limbeck.files.paths import expanded, near
+from limbeck.options import as_block, complete, validate
+from limbeck.recipe.blocks import Recipe, TrainBlock, as_methods
+from limbeck.recipe.contradictions import contradictions
+from limbeck.recipe.paths import missing
+from limbeck.recipe.signatures import known
+from limbeck.recipe.text import DEPTH, line_of, plain, read_text
+from limbeck.recipe.text import RecipeError as RecipeError
+from limbeck.wording import Problem, shortened, shown
+
+Place = tuple[str | int, ...]
+
+SHOWN = 10
+"""Problems that are told at once."""
+
+_NAMED: tuple[tuple[Place, str], ...] = (
+    (("teacher", "model"), "model"),
+    (("student", "model"), "model"),
+    (("train", "optimizer"), "optimizer"),
+    (("train", "schedule"), "schedule"),
+    (("teacher", "train", "optimizer"), "optimizer"),
+    (("teacher", "train", "schedule"), "schedule"),
+)
+
+
+def read(
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    allow: Sequence[str] = (),
+    check_paths: bool = False,
+) -> Recipe:
+    """Read a recipe file. Torch is not imported.
+
+    Args:
+        path: the YAML file.
+        overrides: ``a.b=c`` each, c read as YAML; they replace or add keys.
+        seed: run this seed alone.
+        allow: refusals to leave out besides the recipe's own.
+        check_paths: whether the files that the recipe names must be there.
+
+    Raises:
+        RecipeError: whatever is wrong, all of it.
+    """
+    if not path.exists():
+        meant = near(path.absolute())
+        raise RecipeError(f"there is no recipe {path}{': ' if meant else ''}{meant}")
+    raw = _parse(read_text(path), str(path))
+    given: dict[Place, str] = {}
+    for override in overrides:
+        given[_override(raw, override)] = f"--set {shortened(override)}"
+    if seed is not None:
+        raw["seeds"] = [seed]
+        raw.pop("share_first_stage", None)
+    for name in allow:
+        listed = raw.setdefault("allow", [])
+        given[("allow", len(listed))] = f"--allow {shortened(name)}"
+        raw["allow"] = [*listed, name]
+    recipe, problems = check(raw)
+    if recipe is not None and check_paths:
+        problems = missing(recipe)
+    if recipe is None or problems:
+        lines = sorted((_line(problem, raw, given), _located(problem, raw, str(path), given)) for problem in problems)
+        raise RecipeError(_screen([line for _, line in lines]))
+    return recipe
+
+
+def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe as values, completed, and all that is wrong with it."""
+    names = known()
+    recipe, problems = validate(Recipe, raw)
+    values: dict[str, Any] = recipe.model_dump(mode="json") if recipe else dict(raw)
+    wrong = {problem.path for problem in problems}
+    if ("method",) not in wrong and "method" in values:
+        values["method"], found = _methods(values["method"])
+        problems += found
+    tables = {"model": names.models, "optimizer": names.optimizers, "schedule": names.schedules}
+    others = values.get("networks")
+    more = [(("networks", name, "model"), "model") for name in (others if isinstance(others, dict) else ())]
+    for path, kind in (*_NAMED, *more):
+        parent, block = _at(values, path[:-1]), _at(values, path)
+        if block is None or path in wrong:
+            continue
+        if kind == "model" and _foreign(as_block(block)):
+            filled, found = as_block(block), []
+        else:
+            filled, found = complete(block, tables[kind], kind=kind)
+        problems += [Problem((*path, *problem.path), problem.message) for problem in found]
+        if recipe and parent is not None:
+            parent[path[-1]] = filled
+    source = _at(values, ("data", "source"))
+    if isinstance(source, str) and source not in names.sources:
+        problems.append(
+            Problem(("data", "source"), f"there is no source {shown(source)}: {nearest(source, names.sources)}")
+        )
+    if recipe is None:
+        return None, problems
+    problems += contradictions(recipe, names.teacherless)
+    return (Recipe.model_validate(values, strict=False) if not problems else None), problems
+
+
+def _methods(block: Any) -> tuple[dict[str, Any], list[Problem]]:
+    """The method's block, or that of several methods together, with every option written out."""
+    names = known()
+    block = as_methods(block)
+    if not isinstance(block, dict) or "parts" not in block:
+        filled, found = complete(block, names.methods, kind="method", presets=names.presets)
+        return filled, [Problem(("method", *problem.path), problem.message) for problem in found]
+    parts, problems = [], []
+    for place, part in enumerate(block["parts"]):
+        filled, found = complete(part, names.methods, kind="method", presets=names.presets)
+        parts.append(filled)
+        problems += [Problem(("method", place, *problem.path), problem.message) for problem in found]
+    if len(parts) < 2:
+        problems.append(Problem(("method",), f"got a list of {len(parts)}: two methods or more are combined"))
+    return {**block, "parts": parts}, problems
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """The recipe's own tiny version: two epochs on at most 256 samples, one seed."""
+
+    def short(train: TrainBlock) -> TrainBlock:
+        return train.model_copy(update={"epochs": min(train.epochs, 2), "batch_size": min(train.batch_size, 64)})
+
+    limit = min(recipe.data.limit or 256, 256)
+    teacher = recipe.teacher
+    if teacher and teacher.train:
+        teacher = teacher.model_copy(update={"train": short(teacher.train)})
+    return recipe.model_copy(
+        update={
+            "name": f"{recipe.name}-smoke",
+            "data": recipe.data.model_copy(update={"limit": limit}),
+            "teacher": teacher,
+            "train": short(recipe.train),
+            "method": _short_stages(recipe.method),
+            "share_first_stage": False,
+            "cache": recipe.cache.model_copy(update={"folder": None}),
+            "seeds": recipe.seeds[:1],
+            "evaluate": recipe.evaluate.model_copy(update={"latency_runs": 10}),
+        }
+    )
+
+
+def _short_stages(block: dict[str, Any]) -> dict[str, Any]:
+    """The method with each stage's own number of epochs, if it has one, at most 2."""
+    short = {
+        key: min(value, 2) if key.endswith("epochs") and isinstance(value, int) else value
+        for key, value in block.items()
+    }
+    return short | ({"parts": [_short_stages(part) for part in block["parts"]]} if "parts" in block else {})
+
+
+def placed(recipe: Recipe) -> Recipe:
+    """The recipe with whole paths, so that it is the same from any folder; LIMBECK_DATA is written out."""
+
+    def whole(path: str | None) -> str | None:
+        return None if path is None else str(expanded(path).absolute())
+
+    def named(text: str) -> str:
+        file, _, function = text.rpartition(":")
+        return f"{whole(file)}:{function}" if file.endswith(".py") else text
+
+    def model(block: dict[str, Any] | None) -> dict[str, Any] | None:
+        return {**block, "name": named(block["name"])} if block else block
+
+    data, student, teacher = recipe.data, recipe.student, recipe.teacher
+    path = data.path if data.path is None or not Path(data.path).exists() else whole(data.path)
+    root = whole(data.root or os.environ.get("LIMBECK_DATA"))
+    transform = data.transform and named(data.transform)
+    data = data.model_copy(update={"root": root, "path": path, "transform": transform})
+    student = student.model_copy(update={"weights": whole(student.weights), "model": model(student.model)})
+    if teacher is not None:
+        weights = None if teacher.weights is None else tuple(map(whole, teacher.weights))
+        table = whole(teacher.table)
+        teacher = teacher.model_copy(update={"weights": weights, "table": table, "model": model(teacher.model)})
+    others = {
+        name: other.model_copy(update={"weights": whole(other.weights), "model": model(other.model)})
+        for name, other in recipe.networks.items()
+    }
+    cache = recipe.cache.model_copy(update={"folder": whole(recipe.cache.folder)})
+    update = {"data": data, "student": student, "teacher": teacher, "networks": others, "cache": cache}
+    return recipe.model_copy(update=update)
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML; reading it again gives the same recipe."""
+    yaml, text = YAML(typ="safe", pure=True), StringIO()
+    yaml.default_flow_style = False
+    setattr(yaml, "sort_base_mapping_type_on_output", False)  # noqa: B010 (typed as None); the order of networks: counts
+    yaml.dump(recipe.model_dump(mode="json"), text)
+    return text.getvalue()
+
+
+def reread(path: Path) -> Recipe:
+    """The recipe that a run folder holds: everything is written out, and names are not looked up.
+
+    Raises:
+        RecipeError: it is damaged.
+    """
+    try:
+        recipe, problems = validate(Recipe, _parse(path.read_text(encoding="utf-8"), str(path)))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is damaged: it is not text ({error})") from error
+    if recipe is None:
+        raise RecipeError(f"{path} is damaged: {problems[0].message}")
+    return recipe
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    raw = plain(text, name)
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{name}: a recipe is a block of keys, got {shown(raw)}")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
+    key, equals, value = override.partition("=")
+    path = tuple(key.split("."))
+    label = f"--set {shortened(override)}"
+    if not equals or not all(path):
+        raise RecipeError(f"{label}: write it as key.key=value")
+    if len(path) > DEPTH:
+        raise RecipeError(f"{label}: more than {DEPTH} blocks inside each other")
+    try:
+        new = plain(value, label)
+    except RecipeError as error:
+        raise RecipeError(f"{label}: the value is not YAML: {str(error).rpartition(': ')[2]}") from error
+    node = raw
+    for part in path[:-1]:
+        block = as_block(node.get(part))
+        node[part] = block if isinstance(block, dict) else {}
+        node = node[part]
+    node[path[-1]] = new
+    return path
+
+
+def _at(values: Any, path: Place) -> Any:
+    for part in path:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _foreign(block: Any) -> bool:
+    """Whether a model comes from elsewhere, so that only building it can check its options."""
+    name = block.get("name") if isinstance(block, dict) else None
+    return isinstance(name, str) and ":" in name
+
+
+def _given(problem: Problem, given: Mapping[Place, str]) -> str | None:
+    """The option of the command line that a problem comes from, if one does."""
+    for path, label in given.items():
+        unknown = problem.message.startswith("unknown key") and path[: len(problem.path)] == problem.path
+        if problem.path[: len(path)] == path or unknown:
+            return label
+    return None
+
+
+def _line(problem: Problem, raw: Any, given: Mapping[Place, str]) -> int:
+    """Of the recipe; 0 for what comes from the command line."""
+    return 0 if _given(problem, given) else line_of(raw, problem.path)
+
+
+def _located(problem: Problem, raw: Any, name: str, given: Mapping[Place, str]) -> str:
+    place = _given(problem, given) or f"{name}:{line_of(raw, problem.path)}"
+    dotted = shortened(".".join(map(str, problem.path)))
+    return f"{place}: {dotted}: {problem.message}" if dotted else f"{place}: {problem.message}"
+
+
+def _screen(lines: list[str]) -> str:
+    """The first of many messages, so that they fit on a screen."""
+    rest = len(lines) - SHOWN
+    return "\n".join([*lines[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])])

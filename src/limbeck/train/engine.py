@@ -1,0 +1,231 @@
+"""Device, precision, memory layout and compilation. The only module that knows Lightning Fabric."""
+
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, get_args
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from limbeck.core import Batch, LimbeckError, Loss, Reader, Tap
+from limbeck.train.allocator import keep_memory
+from limbeck.train.fuse import lean, runs_channels_last
+
+Precision = Literal["auto", "32", "bf16"]
+
+_FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
+
+
+class Engine:
+    """Where and how precisely the networks run, and what is done to run them fast.
+
+    On a CPU the process keeps the memory that a step frees, see `limbeck.train.allocator`. A step runs the modules
+    themselves and not through Fabric's wrappers, which for one process add nothing but about 60 microseconds.
+
+    Args:
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
+        precision: ``32``; ``bf16`` (weights in 32 bits, forward in bfloat16); or ``auto``, see `pick_precision`.
+        compile: compile frozen networks and the terms' losses.
+        faster: whether bf16 was measured to be faster than 32 bits, where it was.
+
+    Attributes:
+        device: the torch device. precision: ``32`` or ``bf16``. reason: why ``auto`` picked it. compile: as given.
+
+    Raises:
+        LimbeckError: the device is not there, or there is no such precision.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        compile: bool = False,  # noqa: A002 (what torch calls it)
+        faster: bool | None = None,
+    ) -> None:
+        self.device = pick_device(device)
+        self.precision: Literal["32", "bf16"]
+        self.precision, self.reason = pick_precision(self.device, precision, faster)
+        if compile and not can_compile(self.device):
+            raise LimbeckError(f"compile is true, but the {self.device.type} has no compiler: g++, clang++ or triton")
+        self.compile = compile
+        if self.device.type == "cpu":
+            keep_memory()
+        library = logging.getLogger("lightning_fabric")
+        level = library.level
+        library.setLevel(logging.WARNING)  # what it says of precision, the commands say better
+        self._fabric = Fabric(accelerator=self.device.type, devices=1, precision=_FABRIC_PRECISION[self.precision])
+        library.setLevel(level)
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """Device, precision, why this one, and whether it compiles, as plain values."""
+        picked = {"device": str(self.device), "precision": self.precision, "why": self.reason}
+        return {**picked, "compile": self.compile}
+
+    def seed(self, seed: int) -> None:
+        """Set the generators that dropout and initialisation draw from."""
+        torch.manual_seed(seed)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network, or all that learns in a stage, to the device."""
+        return network.to(self.device)
+
+    def autocast(self) -> Any:
+        """The context in which a network's forward runs in the engine's precision."""
+        return nullcontext() if self.precision == "32" else self._fabric.autocast()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside the block an autocast of the caller's ends, so that losses see what `autocast` leaves them.
+
+        So do the casts that it holds: one made without gradients would be taken where a gradient is wanted.
+        """
+        kind = self.device.type
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            torch.clear_autocast_cache()
+            yield
+
+    @contextmanager
+    def layout(self, networks: Iterable[nn.Module], inputs: Tensor) -> Iterator[None]:
+        """Inside the block, the weights of networks that learn and run in channels_last lie so in memory.
+
+        Those that come so stay so.
+        """
+        others = [network for network in networks if not _lies_channels_last(network)]
+        moved = [network for network in others if runs_channels_last(network, inputs, learns=True)]
+        for network in moved:
+            network.to(memory_format=torch.channels_last)
+        try:
+            yield
+        finally:
+            for network in moved:
+                network.to(memory_format=torch.contiguous_format)
+
+    def lean(self, network: nn.Module, inputs: Tensor, taps: Sequence[Tap]) -> nn.Module:
+        """A copy of a frozen network that gives the same tensors faster; see `limbeck.train.fuse.lean`."""
+        fits = runs_channels_last(network, inputs)
+        return lean(network, inputs, taps, precision=self.precision, channels_last=fits).network
+
+    def reader(self, network: nn.Module, taps: Sequence[Tap]) -> Reader:
+        """A frozen network's tensors through compiled code; compiled at the first batch, for its size.
+
+        Raises:
+            CannotCompile: at the first batch, the network cannot be one graph, or comes out otherwise.
+        """
+        from limbeck.train.compile import compiled_reader  # the compiler takes a second to import
+
+        made: list[Callable[[Tensor], Mapping[Tap, Tensor]]] = []
+
+        def read(batch: Batch) -> Mapping[Tap, Tensor]:
+            if not made:
+                made.append(compiled_reader(network, batch.inputs, taps))
+            return made[0](batch.inputs)
+
+        return read
+
+    def compiled(self, loss: Loss) -> Loss:
+        """A loss that reads maps through compiled code; on logits and features that gains nothing."""
+        from limbeck.train.compile import compiled_loss
+
+        fast = compiled_loss(loss)
+
+        def chosen(*reads: Tensor) -> Tensor:
+            return fast(*reads) if any(read.dim() > 2 for read in reads) else loss(*reads)
+
+        return chosen
+
+    def generators(self) -> dict[str, Tensor]:
+        """The state of every generator that training draws from."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.device.type == "mps":
+            states["mps"] = torch.mps.get_rng_state()
+        return states
+
+    def restore_generators(self, states: dict[str, Tensor]) -> None:
+        """Put back what `generators` gave."""
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], self.device)
+        if "mps" in states and self.device.type == "mps":
+            torch.mps.set_rng_state(states["mps"])
+
+
+def as_parameters_lie(optimizer: Optimizer) -> None:
+    """Lay a restored optimizer's tensors in memory as their parameters.
+
+    Fused steps on a CPU go through memory in order: where the momentum lies in another format than its weight, as after
+    a checkpoint of another machine, they would mix it up without a word.
+    """
+    for parameter, held in optimizer.state.items():
+        for name, value in held.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _lies_channels_last(network: nn.Module) -> bool:
+    weights = [weight for weight in network.parameters() if weight.dim() == 4 and not weight.is_contiguous()]
+    return any(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
+def pick_device(device: str) -> torch.device:
+    """The device by its name, or for ``auto`` a GPU where there is one.
+
+    Raises:
+        LimbeckError: the machine has none of that name.
+    """
+    allowed = ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    allowed += ["mps"] if torch.backends.mps.is_available() else []
+    if device not in allowed:
+        raise LimbeckError(f"device is {device!r}: this machine has {', '.join(allowed)}")
+    accelerator = allowed[-1] if device == "auto" else device
+    return torch.device("cpu" if accelerator == "auto" else accelerator)
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether the compiler that torch.compile needs for the device is there."""
+    if device.type == "cuda":
+        return importlib.util.find_spec("triton") is not None
+    return device.type == "cpu" and any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+def pick_precision(
+    device: torch.device, precision: Precision, faster: bool | None = None
+) -> tuple[Literal["32", "bf16"], str]:
+    """The precision to use and the reason, in a few words.
+
+    ``auto`` takes bf16 where the hardware multiplies it and a trial of the very training found it faster. Without a
+    trial, and elsewhere, it takes 32 bits.
+
+    Args:
+        device: where the networks run.
+        precision: as in `Engine`.
+        faster: what the trial found; None where there was none.
+    """
+    if precision not in get_args(Precision):
+        raise LimbeckError(f"precision is {precision!r}: allowed are {', '.join(get_args(Precision))}")
+    if precision != "auto":
+        return precision, "asked for"
+    name = "GPU" if device.type == "cuda" else device.type.upper()
+    if not has_bf16_units(device):
+        return "32", f"the {name} has no bf16 units"
+    if faster is None:
+        return "32", f"the {name} has bf16 units, but their speed was not tried"
+    return ("bf16", "tried: faster than 32 bits") if faster else ("32", "tried: bf16 is not faster")

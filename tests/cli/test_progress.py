@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from limbeck.cli import progress as watching
+from limbeck.experiment.events import Expected, Found, Job
+
+
+def test_watched_batches_can_be_swept_and_looked_at_without_moving_the_bar():
+    class Source:
+        samples = 3
+
+        def __len__(self):
+            return 2
+
+        def __call__(self, epoch):
+            return iter(())
+
+        def sweep(self):
+            return ["a", "b"]
+
+        def few(self):
+            return torch.ones(2, 4)
+
+    moved = []
+    watched = watching._Watched(Source(), moved.append)
+    assert (watched.samples, len(watched)) == (3, 2)
+    assert list(watched.sweep()) == ["a", "b"]
+    assert watched.few().shape == (2, 4)
+    assert moved == []
+
+
+def test_a_long_build_is_estimated_in_hours():
+    event = Expected(Job("teacher", 0), Path("store"), 10_000_000, 3725.4, 2 * 10**9)
+    assert watching._expected(event) == (
+        "teacher/seed0: keeping its outputs takes 10.0 MB (2.0 GB are free) and about 1:02:05"
+    )
+
+
+def test_a_network_that_is_found_beside_the_run_says_nothing_of_the_time_that_is_left():
+    account = watching._Account({Job("alone", 0): 3.0, Job("kd", 0): 1.0})
+    console = Console(quiet=True)
+    watching._Screen(console, Progress(console=console), account).tell(Found(Job("alone", 0), Path("other")))
+    assert account.done == 3
+    assert account.left == ""
