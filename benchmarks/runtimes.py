@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from limbeck.bench.own import first_stage, training_of
 from limbeck.bench.workloads import WORKLOADS, prepare
-from limbeck.experiment.caching import reading, wanted
+from limbeck.experiment.caching import reading, teacher_taps
 from limbeck.experiment.plan import training_batches
 from limbeck.train.engine import Engine
 
@@ -26,13 +26,13 @@ def main() -> None:
     arguments = parser.parse_args()
     case = prepare(WORKLOADS["kd"])
     networks, training = case.networks(), training_of(case)
-    taps = wanted(first_stage(case, networks, training))
+    taps = teacher_taps(first_stage(case, networks, training))
     with ExitStack() as stack:
         reads = {}
         for name, (runtime, compiles) in RUNTIMES.items():
             engine = Engine(device="cpu", precision="32", compile=compiles)
             batches = training_batches(case.data, training, seed=0, engine=engine)
-            few, batch = batches.few(), next(iter(batches.view(0)))
+            few, batch = batches.example_inputs(), next(iter(batches.view(0)))
             reads[name] = stack.enter_context(reading(networks["teacher"], taps, few, engine, runtime))
             reads[name](batch)
         speeds: dict[str, list[float]] = {name: [] for name in reads}

@@ -384,7 +384,7 @@ def test_finds_its_layers_in_a_network_or_says_why_not(name, student, teacher):
     except LimbeckError as error:
         refusal = error
     assert stages or student != teacher or student not in MUST, refusal
-    if refusal is not None:  # in its own words, at the time of the call: not an error of torch in the rehearsal
+    if refusal is not None:  # in its own words, at the time of the call: not an error of torch in the dry run
         assert refusal.__cause__ is None, refusal
         assert re.search(r"student|teacher|layer", str(refusal)), refusal
     hooked = [part for net in nets.values() for part in net.modules() if part._forward_hooks or part._forward_pre_hooks]

@@ -151,7 +151,7 @@ def distill(
         experiment = Experiment(
             recipe, Path(folder), resume=out is not None, given=Given(data, own, function), resumable=out is not None
         )
-        with experiment.cast, threads_for(experiment.macs):
+        with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, on_epoch, progress)
     trained = experiment.networks[name]
     trained.zero_grad(set_to_none=True)

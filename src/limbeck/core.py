@@ -140,9 +140,9 @@ class Section:
 
     first: Tap  # what its first block gives
     last: Tap  # what its last block gives
-    unactivated: Tap  # the same before the last activation; where it has none, `last` or the next block's norm of it
+    pre_activation: Tap  # the same before the last activation; where it has none, `last` or the next block's norm of it
     activation: str = ""  # the layer that `last` comes straight from, where that is an activation
-    norm: str = ""  # the BatchNorm layer that gives `unactivated`, or is the last before it; "" where there is none
+    norm: str = ""  # the BatchNorm layer that gives `pre_activation`, or is the last before it; "" where there is none
 
 
 @dataclass(frozen=True)

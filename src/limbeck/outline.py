@@ -148,9 +148,9 @@ def _section(
 ) -> Section:
     inside = [event for event in events if event.size == size]
     first = ([event for event in blocks if event.size == size] or _activations(inside) or inside)[0]
-    unactivated, norm = _before_activation(name, events, final)
+    pre_activation, norm = _before_activation(name, events, final)
     activation = next((event.name for event in _activations(events) if event.given is final.given), "")
-    return Section(first.tap(name), final.tap(name), unactivated, activation, norm)
+    return Section(first.tap(name), final.tap(name), pre_activation, activation, norm)
 
 
 def _stem(name: str, events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> Tap:

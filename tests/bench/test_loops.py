@@ -224,7 +224,7 @@ class Counted:
     def sweep(self):
         return ["swept"]
 
-    def few(self):
+    def example_inputs(self):
         return "few"
 
 
@@ -237,7 +237,7 @@ def test_a_window_goes_on_where_the_last_one_ended():
     assert list(window(1)) == [3]
     window.steps = 4
     assert list(window(2)) == [4, 5, 6, 7]
-    assert (window.samples, window.sweep(), window.few()) == (8, ["swept"], "few")
+    assert (window.samples, window.sweep(), window.example_inputs()) == (8, ["swept"], "few")
 
 
 def test_limbecks_loop_runs_as_many_steps_as_it_is_told(tiny_case):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.bench.workloads import DIGITS, WORKLOADS, prepare, settle, upto
+from limbeck.bench.workloads import DIGITS, WORKLOADS, prepare, resolve_auto, upto
 from limbeck.data import Augment, normalise
 from limbeck.models import build
 
@@ -70,7 +70,7 @@ def test_a_settled_network_gives_in_eval_mode_what_it_gives_in_training():
     inputs = torch.randn(16, 3, 8, 8) * 3 + 1
     with torch.no_grad():
         expected = copy.deepcopy(network).train()(inputs)
-        settle(network, inputs)
+        resolve_auto(network, inputs)
         assert not network.training
         torch.testing.assert_close(network(inputs), expected, rtol=0.1, atol=0.05)  # the variances are unbiased ones
     assert [module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)] == rates

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from limbeck.cli import progress as watching
-from limbeck.experiment.events import Expected, Found, Job
+from limbeck.experiment.events import Found, Job, StoreEstimate
 
 
 def test_watched_batches_can_be_swept_and_looked_at_without_moving_the_bar():
@@ -21,19 +21,19 @@ def test_watched_batches_can_be_swept_and_looked_at_without_moving_the_bar():
         def sweep(self):
             return ["a", "b"]
 
-        def few(self):
+        def example_inputs(self):
             return torch.ones(2, 4)
 
     moved = []
     watched = watching._Watched(Source(), moved.append)
     assert (watched.samples, len(watched)) == (3, 2)
     assert list(watched.sweep()) == ["a", "b"]
-    assert watched.few().shape == (2, 4)
+    assert watched.example_inputs().shape == (2, 4)
     assert moved == []
 
 
 def test_a_long_build_is_estimated_in_hours():
-    event = Expected(Job("teacher", 0), Path("store"), 10_000_000, 3725.4, 2 * 10**9)
+    event = StoreEstimate(Job("teacher", 0), Path("store"), 10_000_000, 3725.4, 2 * 10**9)
     assert watching._expected(event) == (
         "teacher/seed0: keeping its outputs takes 10.0 MB (2.0 GB are free) and about 1:02:05"
     )

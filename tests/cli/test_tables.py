@@ -232,7 +232,7 @@ def test_a_resumed_training_is_told_as_such(monkeypatch, terminal):
     events.close()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown(experiment(resume=True), terminal=terminal))
     assert "teacher/seed0 (not trained in this run): test accuracy" in text
-    assert "alone/seed0: going on from its checkpoint" in text
+    assert "alone/seed0: resuming from its checkpoint" in text
     assert "kd/seed0: going on" not in text
     assert re.search(r"kd/seed0: test accuracy", text)
 

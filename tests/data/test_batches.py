@@ -223,13 +223,13 @@ def test_a_number_of_views_below_one_is_refused():
 @pytest.mark.parametrize(("count", "few"), [(10, 2), (1, 1), (0, 0)])
 def test_few_are_the_first_inputs_unchanged(count, few):
     made = batches(count, augment=FLIP, mean=(0.3,), std=(0.5,), batch_size=1)
-    assert torch.equal(made.few(), normalise(numbered(count).inputs[:few], (0.3,), (0.5,)))
+    assert torch.equal(made.example_inputs(), normalise(numbered(count).inputs[:few], (0.3,), (0.5,)))
 
 
 def test_few_cannot_change_the_set():
     split = Split(torch.ones(6, 2), torch.zeros(6, dtype=torch.int64))
     made = Batches(split, batch_size=6, seed=0, mean=(0.0,), std=(1.0,))
-    made.few().zero_()
+    made.example_inputs().zero_()
     assert split.inputs.all()
 
 
@@ -245,8 +245,8 @@ def test_channels_last_changes_the_memory_format_alone(dtype):
         assert torch.equal(one.inputs, other.inputs)
         assert one.inputs.is_contiguous(memory_format=torch.channels_last)
         assert other.inputs.is_contiguous()
-    assert torch.equal(last.few(), plain.few())
-    assert last.few().is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last.example_inputs(), plain.example_inputs())
+    assert last.example_inputs().is_contiguous(memory_format=torch.channels_last)
 
 
 def test_channels_last_means_nothing_to_features():

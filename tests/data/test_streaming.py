@@ -133,8 +133,8 @@ def test_its_batches_are_those_of_memory(folder):
             assert torch.equal(batch.targets, wanted.targets)
             assert torch.equal(batch.index, wanted.index)
             assert batch.view == wanted.view
-    assert torch.equal(one.few(), other.few())
-    assert torch.equal(one.few(), next(one.sweep()).inputs[:2])
+    assert torch.equal(one.example_inputs(), other.example_inputs())
+    assert torch.equal(one.example_inputs(), next(one.sweep()).inputs[:2])
 
 
 def test_select_and_without_choose_images_without_reading_them(folder, tmp_path):
@@ -379,7 +379,7 @@ def test_the_transform_is_for_training_views_only(folder, noise):
     assert (data.mean, data.std) == (plain.mean, plain.std)
     assert same(by_index(batches(data).sweep()), by_index(batches(plain).sweep()))
     assert same(by_index(batches(data, shuffle=False)(0)), by_index(batches(plain).sweep()))
-    assert torch.equal(batches(data).few(), batches(plain).few())
+    assert torch.equal(batches(data).example_inputs(), batches(plain).example_inputs())
 
 
 def test_channels_last_changes_the_format_alone(folder, noise):
@@ -387,7 +387,7 @@ def test_channels_last_changes_the_format_alone(folder, noise):
     made, plain = (batches(data, channels_last=last, augment=BOTH) for last in (True, False))
     found = [*made(1), *made.sweep()]
     assert all(batch.inputs.is_contiguous(memory_format=torch.channels_last) for batch in found)
-    assert made.few().is_contiguous(memory_format=torch.channels_last)
+    assert made.example_inputs().is_contiguous(memory_format=torch.channels_last)
     for one, other in zip(found, [*plain(1), *plain.sweep()], strict=True):
         assert torch.equal(one.inputs, other.inputs)
 

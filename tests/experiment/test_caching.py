@@ -9,7 +9,16 @@ from torch import nn
 from limbeck.cache import LEFT_FREE
 from limbeck.core import TARGETS, LimbeckError, Stage, Tap, Term, from_student, from_teacher
 from limbeck.data import Augment, arrays
-from limbeck.experiment.caching import MOST, bought, cached, decide, fingerprint, finished, keep, wanted
+from limbeck.experiment.caching import (
+    MOST,
+    build_now,
+    cached,
+    decide,
+    fingerprint,
+    keep,
+    soft_label_table,
+    teacher_taps,
+)
 from limbeck.experiment.plan import Training, training_batches
 from limbeck.optimizers import sgd
 from limbeck.recipe.blocks import CacheBlock, TeacherBlock
@@ -40,9 +49,9 @@ def decided(block, *reads, shape=(10,), samples=50, epochs=3, learns=("student",
 
 
 def test_what_is_wanted_is_what_is_read_of_a_teacher_that_rests():
-    assert wanted(stages(from_teacher(), from_teacher("2"), TARGETS)) == {from_teacher(), from_teacher("2")}
-    assert wanted(stages(TARGETS)) == frozenset()
-    assert wanted(stages(from_teacher(), learns=("student", "teacher.head"))) == frozenset()
+    assert teacher_taps(stages(from_teacher(), from_teacher("2"), TARGETS)) == {from_teacher(), from_teacher("2")}
+    assert teacher_taps(stages(TARGETS)) == frozenset()
+    assert teacher_taps(stages(from_teacher(), learns=("student", "teacher.head"))) == frozenset()
 
 
 def test_auto_keeps_what_changes_nothing():
@@ -159,7 +168,7 @@ def test_a_training_from_the_store_is_the_training_beside_the_teacher(tmp_path):
         way = cached(training(), block)
         store = None
         if stored:
-            store = finished(keep(tmp_path / "store", block, networks["teacher"], LOGITS, data, way, ENGINE))
+            store = build_now(keep(tmp_path / "store", block, networks["teacher"], LOGITS, data, way, ENGINE))
             networks["teacher"].register_forward_pre_hook(_never)
         batches = training_batches(data, way, seed=0, engine=ENGINE)
         found.append([epoch.loss for epoch in run(plan, networks, batches, ENGINE, store=store)])
@@ -186,7 +195,7 @@ def test_a_stored_row_is_what_the_teacher_gives_on_the_very_image_that_is_traine
     block = CacheBlock(use=True, views=3, seed=9, dtype="float32")
     way = cached(training(augment=Augment(**IMAGES), exclude=(1,)), block)
     taps = frozenset({from_teacher(), from_teacher("0")})
-    store = finished(keep(tmp_path / "store", block, teacher, taps, data, way, engine))
+    store = build_now(keep(tmp_path / "store", block, teacher, taps, data, way, engine))
     assert teacher.training
     teacher.eval()
     low = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
@@ -206,7 +215,7 @@ def test_a_stored_row_is_what_the_teacher_gives_on_the_very_image_that_is_traine
 def test_low_precision_is_seen_in_what_is_kept(tmp_path):
     data, teacher, block = pictures(), convolution(), CacheBlock(use=True, views=1, dtype="float32")
     found = [
-        finished(
+        build_now(
             keep(
                 tmp_path / precision,
                 block,
@@ -238,7 +247,7 @@ def test_rows_of_a_table_are_those_of_the_samples_that_are_left(tmp_path):
     lines = [f"{number}.png,{number},{-number},0.5" for number in reversed(range(len(names)))]
     (tmp_path / "labels.csv").write_text("\n".join(["file,0,1,2", *lines]) + "\n")
     block = TeacherBlock(table=str(tmp_path / "labels.csv"), values="logits")
-    table = bought(block, data, training(exclude=(1,)))
+    table = soft_label_table(block, data, training(exclude=(1,)))
     left = torch.nonzero(data.train.targets != 1).flatten()
     assert 0 < len(left) < len(names)
     assert table.read(torch.arange(len(left)), 0)[from_teacher()][:, 0].tolist() == left.tolist()
@@ -251,7 +260,7 @@ def _never(module, given):
 def test_a_stage_that_reads_more_than_is_kept_runs_the_teacher(tmp_path):
     data, block = small(), CacheBlock(use=True, views=1, dtype="float32")
     networks = {"student": nn.Linear(4, 3), "teacher": nn.Sequential(nn.Linear(4, 3), nn.ReLU())}
-    store = finished(keep(tmp_path / "store", block, networks["teacher"], LOGITS, data, training(), ENGINE))
+    store = build_now(keep(tmp_path / "store", block, networks["teacher"], LOGITS, data, training(), ENGINE))
     batches = training_batches(data, training(), seed=0, engine=ENGINE)
     terms = {
         "both": Term(lambda mine, *theirs: (mine - sum(theirs)).square().mean(), (from_student(), from_teacher("0")))

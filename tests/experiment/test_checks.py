@@ -422,7 +422,7 @@ class Locked(nn.Sequential):
         self.lock = threading.Lock()
 
 
-class Kept(nn.Sequential):
+class StoreProgress(nn.Sequential):
     """A hook of a copy keeps its tensor in the network that was copied."""
 
     def __init__(self):
@@ -440,7 +440,7 @@ def pruned():
     return network
 
 
-@pytest.mark.parametrize("make", [Locked, Kept, pruned])
+@pytest.mark.parametrize("make", [Locked, StoreProgress, pruned])
 def test_a_student_that_cannot_simply_be_copied_is_tried_too_and_is_left_as_it_was(make):
     network = make()
     before = state({"student": network})

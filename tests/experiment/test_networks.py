@@ -9,7 +9,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.data import arrays, load
-from limbeck.experiment.networks import Cast, find_weights, fresh, restored
+from limbeck.experiment.networks import NetworkFactory, find_weights, fresh, restored
 from limbeck.experiment.run import Experiment
 from limbeck.models import NetworkSpec, build, load_network, save_network
 from limbeck.recipe.read import read
@@ -200,7 +200,7 @@ def theirs(tmp_path, monkeypatch):
     def made(*settings):
         Path("recipe.yaml").write_text(RECIPE)
         recipe = read(Path("recipe.yaml"), overrides=settings)
-        return recipe, Cast(recipe, load(**recipe.data.model_dump()))
+        return recipe, NetworkFactory(recipe, load(**recipe.data.model_dump()))
 
     return network, made
 
@@ -267,7 +267,7 @@ def test_a_teacher_of_code_needs_its_model_named_or_trust(theirs):
         LimbeckError, match=r"names code as its network, 'net\.py:make'.*in a recipe model: beside weights:"
     ):
         cast.restored(recipe.teacher)
-    trusting = Cast(recipe, load(**recipe.data.model_dump()), trust_code=True)
+    trusting = NetworkFactory(recipe, load(**recipe.data.model_dump()), trust_code=True)
     named, other = theirs[1]("teacher={weights: t.safetensors, model: net.py:make}")
     for members in (trusting.restored(recipe.teacher), other.restored(named.teacher)):
         assert same(members[0], network)

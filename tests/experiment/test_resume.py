@@ -88,7 +88,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, whole, job):
     again = limbeck("--resume", folder=tmp_path)
     output, _ = again.communicate(timeout=200)
     assert again.returncode == 0, output
-    assert (f"{job}: going on from its checkpoint" in output) == held
+    assert (f"{job}: resuming from its checkpoint" in output) == held
     for name in ("teacher/seed0/teacher", "alone/seed0/student", "kd/seed0/student"):
         assert same(whole / f"{name}.safetensors", run / f"{name}.safetensors"), name
     assert same(whole / "student.safetensors", run / "student.safetensors")

@@ -28,7 +28,7 @@ class Source:
         for index in torch.arange(8).split(4):
             yield Batch(torch.randn(4, 6), index % 2, index, epoch)
 
-    def few(self):
+    def example_inputs(self):
         return torch.zeros(2, 6)
 
 

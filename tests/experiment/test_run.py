@@ -13,7 +13,7 @@ from limbeck.data import Batches, load, normalise
 from limbeck.evaluate import metrics
 from limbeck.evaluate.bias import best_shift
 from limbeck.experiment import run as experiment_module
-from limbeck.experiment.events import Expected, Finished, Job, Kept, Started, Trained
+from limbeck.experiment.events import Finished, Job, Started, StoreEstimate, StoreProgress, Trained
 from limbeck.experiment.run import Experiment
 from limbeck.methods import METHODS
 from limbeck.models import load_network
@@ -199,7 +199,11 @@ def test_the_log_has_one_line_an_epoch_with_every_term():
 
 def test_the_events_say_what_begins_and_ends():
     events = finish(experiment())
-    kinds = [(type(event), str(event.job)) for event in events if not isinstance(event, Trained | Expected | Kept)]
+    kinds = [
+        (type(event), str(event.job))
+        for event in events
+        if not isinstance(event, Trained | StoreEstimate | StoreProgress)
+    ]
     assert kinds == [(kind, f"{arm}/seed0") for arm in ("teacher", "alone", "kd") for kind in (Started, Finished)]
     assert not any(event.done for event in events if isinstance(event, Started))
     assert not any(event.reused for event in events if isinstance(event, Finished))
@@ -286,8 +290,8 @@ class Watch:
                         order.append((epoch, batch.view, batch.index.tolist(), batch.inputs.sum().item()))
                         yield batch
 
-                def few(self):
-                    return batches.few()
+                def example_inputs(self):
+                    return batches.example_inputs()
 
             yield from really_run(stages, networks, Seen(), engine, store=store, state=state)
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from limbeck.cli import app
 from limbeck.core import LimbeckError
-from limbeck.experiment.events import Expected, Kept, Started
-from limbeck.experiment.preflight import as_decided
+from limbeck.experiment.events import Started, StoreEstimate, StoreProgress
+from limbeck.experiment.preflight import resolved
 from limbeck.experiment.run import Experiment
 from limbeck.experiment.stores import stores
 from limbeck.recipe.read import RecipeError, read, smoke
@@ -94,9 +94,9 @@ def test_the_store_may_lie_elsewhere():
 def test_a_run_builds_its_store_and_students_of_one_teacher_share_it():
     recipe = read(Path("recipe.yaml"), overrides=["teacher.seed=0"])
     events = list(Experiment(recipe, Path("run")).run())
-    kept = [event for event in events if isinstance(event, Kept)]
+    kept = [event for event in events if isinstance(event, StoreProgress)]
     assert [event.done for event in kept[-2:]] == [128, 128]
-    (expected,) = [event for event in events if isinstance(event, Expected)]
+    (expected,) = [event for event in events if isinstance(event, StoreEstimate)]
     assert expected.bytes == kept[-1].bytes
     assert events.index(expected) < events.index(kept[0])
     assert sum(isinstance(event, Started) for event in events) == 5
@@ -105,12 +105,12 @@ def test_a_run_builds_its_store_and_students_of_one_teacher_share_it():
 
 def test_what_auto_decided_holds_on_resume():
     open_recipe = read(Path("recipe.yaml"), overrides=["cache={}"])
-    assert as_decided(open_recipe, Path("run")) == open_recipe
+    assert resolved(open_recipe, Path("run")) == open_recipe
     first = Experiment(read(Path("recipe.yaml"), overrides=["precision=bf16", "cache.views=1"]), Path("run"))
     next(first.run())
-    known = as_decided(open_recipe, Path("run"))
+    known = resolved(open_recipe, Path("run"))
     assert (known.precision, known.compile, known.cache.use, known.cache.views) == ("bf16", False, True, 1)
-    said = as_decided(read(Path("recipe.yaml"), overrides=["cache.views=2", "precision=32"]), Path("run"))
+    said = resolved(read(Path("recipe.yaml"), overrides=["cache.views=2", "precision=32"]), Path("run"))
     assert (said.precision, said.cache.views) == ("32", 2)
 
 
@@ -200,7 +200,7 @@ def test_a_table_of_soft_labels_is_a_teacher():
     result = json.loads(Path("run/result.json").read_text())
     assert result["teacher"] is None
     assert "agreement" not in result["student"]["test"]
-    assert not any(isinstance(event, Kept) for event in events)
+    assert not any(isinstance(event, StoreProgress) for event in events)
     assert not Path("run/store").exists()
 
 

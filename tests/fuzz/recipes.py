@@ -330,7 +330,7 @@ def _chunk(start: int, many: int, seed: int) -> None:
     from limbeck.recipe import read as recipe
 
     def accepted(checked: object, out: Path, **options: object) -> None:
-        placed = recipe.placed(recipe.smoke(checked))
+        placed = recipe.with_absolute_paths(recipe.smoke(checked))
         Path("again.yaml").write_text(recipe.dump(placed), encoding="utf-8")
         if recipe.read(Path("again.yaml")) != placed:
             raise AssertionError("it reads as another recipe")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.recipe.bundled import bundled
-from limbeck.recipe.read import Recipe, RecipeError, dump, placed, read, smoke
+from limbeck.recipe.read import Recipe, RecipeError, dump, read, smoke, with_absolute_paths
 
 GOOD = """\
 name: tiny
@@ -222,18 +222,22 @@ def test_placing_a_recipe_makes_its_paths_whole(tmp_path, monkeypatch):
     text = GOOD.replace("{source: digits}", "{source: folder, path: photos}").replace(
         "train: {epochs: 3}", "weights: t.pt"
     )
-    recipe = placed(read(write(tmp_path, text.replace("{name: mlp, hidden: [8]}", "{name: net.py:make, width: 3}"))))
+    recipe = with_absolute_paths(
+        read(write(tmp_path, text.replace("{name: mlp, hidden: [8]}", "{name: net.py:make, width: 3}")))
+    )
     assert recipe.data.root == str(tmp_path / "lake")
     assert recipe.data.path == str(tmp_path / "photos")
     assert recipe.teacher.weights == (str(tmp_path / "t.pt"),)
     assert recipe.teacher.model["name"] == "mlp"
     assert recipe.student.model == {"name": f"{tmp_path}/net.py:make", "width": 3}
-    assert placed(recipe) == recipe
+    assert with_absolute_paths(recipe) == recipe
 
 
 def test_a_path_inside_the_data_root_is_left_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = placed(read(write(tmp_path, GOOD.replace("{source: digits}", "{source: folder, path: photos}"))))
+    recipe = with_absolute_paths(
+        read(write(tmp_path, GOOD.replace("{source: digits}", "{source: folder, path: photos}")))
+    )
     assert recipe.data.path == "photos"
 
 
@@ -332,7 +336,7 @@ def test_a_teacher_is_fine_tuned_from_weights(tmp_path):
     recipe = read(write(tmp_path, GOOD.replace(TRAINED, f"{TRAINED}\n  weights: t.pt\n  init: fine_tune")))
     assert (recipe.teacher.init, recipe.teacher.weights, recipe.teacher.train.epochs) == ("fine_tune", ("t.pt",), 3)
     assert smoke(recipe).teacher.init == "fine_tune"
-    assert placed(recipe).teacher.init == "fine_tune"
+    assert with_absolute_paths(recipe).teacher.init == "fine_tune"
 
 
 def test_a_pretrained_teacher_is_trained_here(tmp_path):

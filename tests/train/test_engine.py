@@ -221,7 +221,7 @@ def test_training_learns_and_is_the_same_twice(precision):
         def __call__(self, epoch):
             yield batch
 
-        def few(self):
+        def example_inputs(self):
             return inputs[:2]
 
     def train():

@@ -19,7 +19,7 @@ from limbeck.train import engine as engine_module
 from limbeck.train import freeze as frozen_module
 from limbeck.train import loop as train
 from limbeck.train.engine import Engine, as_parameters_lie, can_compile
-from limbeck.train.freeze import Versions, frozen, frozen_parts, quickest
+from limbeck.train.freeze import Versions, frozen, frozen_parts, frozen_readers
 from limbeck.train.loop import run
 
 ENGINE = Engine(device="cpu", precision="32")
@@ -47,7 +47,7 @@ class Source:
     def sweep(self):
         yield Batch(self.inputs, self.targets, torch.arange(12), 0)
 
-    def few(self):
+    def example_inputs(self):
         return self.inputs[:2]
 
 
@@ -174,13 +174,13 @@ def test_the_layout_is_undone_where_training_ends_early(allowed):
     assert lies(nets["student"][0].weight) is CONTIGUOUS
 
 
-# --- the quickest networks
+# --- the frozen_readers networks
 
 
 def quick(nets, engine, *terms, store=None):
     made = stage(**{str(position): term for position, term in enumerate(terms)})
     with torch.random.fork_rng():
-        return quickest(made, nets, Source().few(), engine, store)
+        return frozen_readers(made, nets, Source().example_inputs(), engine, store)
 
 
 @pytest.mark.parametrize(("engine", "dtype"), [(ENGINE, torch.float32), (LOW, torch.bfloat16)])
@@ -346,20 +346,20 @@ def change_all(teacher):
 
 
 class Reading:
-    """A term on the teacher's logits that keeps what it was given, and how often the quickest networks were made."""
+    """A term on the teacher's logits that keeps what it was given, and how often the readers were made."""
 
     def __init__(self, monkeypatch):
         self.given, self.made = [], 0
         self.term = Term(self.loss, (from_student(), from_teacher(), Tap("batch", "inputs")))
-        monkeypatch.setattr(train, "quickest", self.quickest)
+        monkeypatch.setattr(train, "frozen_readers", self.frozen_readers)
 
     def loss(self, student, teacher, inputs):
         self.given.append((inputs, teacher))
         return F.mse_loss(student, teacher)
 
-    def quickest(self, *given):
+    def frozen_readers(self, *given):
         self.made += 1
-        return quickest(*given)
+        return frozen_readers(*given)
 
     def check(self, teacher):
         """Every tensor so far is what the network gives now."""

@@ -39,7 +39,7 @@ class Source:
         for index in torch.arange(24).split(10):
             yield Batch(self.inputs[index], self.targets[index], index, 0)
 
-    def few(self):
+    def example_inputs(self):
         return self.inputs[:2]
 
 

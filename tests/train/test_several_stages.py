@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from limbeck.core import LimbeckError
 from limbeck.data import load, normalise
-from limbeck.experiment.networks import Cast
+from limbeck.experiment.networks import NetworkFactory
 from limbeck.experiment.run import Experiment
 from limbeck.models import load_network
 from limbeck.recipe.read import RecipeError, dump, read, smoke
@@ -209,7 +209,7 @@ def test_a_deeper_student_begins_as_the_smaller_one_is():
     ran("method=alone", "baseline=false", folder="small")
     given = recipe("method=alone", "student={model: resnet14, weights: small, init: net2net, noise: 0.0}")
     data = load(**given.data.model_dump())
-    student, _, _ = Cast(given, data).student(0, "kd")
+    student, _, _ = NetworkFactory(given, data).student(0, "kd")
     small, spec = load_network("small/student.safetensors")
     images = normalise(data.test.inputs, spec.mean, spec.std)
     with torch.no_grad():

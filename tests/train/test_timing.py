@@ -36,7 +36,7 @@ class Source:
     def sweep(self):
         return self(0)
 
-    def few(self):
+    def example_inputs(self):
         return self.inputs[:2]
 
 

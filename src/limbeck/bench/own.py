@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
 from limbeck.core import Batch, Stage
-from limbeck.experiment.caching import cached, finished, keep, wanted
+from limbeck.experiment.caching import build_now, cached, keep, teacher_taps
 from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.methods import METHODS, PRESETS
 from limbeck.optimizers import sgd
@@ -52,9 +52,9 @@ class Window:
         """As the training set's."""
         return self._batches.sweep()
 
-    def few(self) -> Tensor:
+    def example_inputs(self) -> Tensor:
         """As the training set's."""
-        return self._batches.few()
+        return self._batches.example_inputs()
 
 
 class Own:
@@ -77,7 +77,9 @@ class Own:
         if folder is not None:
             training = cached(training, STORE)
             start = time.perf_counter()
-            store = finished(keep(folder, STORE, networks["teacher"], wanted(stages), case.data, training, engine))
+            store = build_now(
+                keep(folder, STORE, networks["teacher"], teacher_taps(stages), case.data, training, engine)
+            )
             self.filling = time.perf_counter() - start
         self._window = Window(training_batches(case.data, training, seed=0, engine=engine))
         self._epochs = run(stages, networks, self._window, engine, store=store)

@@ -66,7 +66,7 @@ def prepare(workload: Workload, seed: int = 0) -> Case:
         validation=0,
         classes=[str(index) for index in range(workload.classes)],
     )
-    settle(teacher, normalise(images[:few], data.mean, data.std))
+    resolve_auto(teacher, normalise(images[:few], data.mean, data.std))
     return Case(workload, teacher, student, images, data)
 
 
@@ -75,7 +75,7 @@ def _network(block: Mapping[str, Any], workload: Workload) -> nn.Module:
     return build(block["name"], classes=workload.classes, shape=workload.shape, **options)
 
 
-def settle(network: nn.Module, inputs: Tensor) -> None:
+def resolve_auto(network: nn.Module, inputs: Tensor) -> None:
     """Give every BatchNorm the statistics of these inputs, and leave the network in eval mode."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     rates = [norm.momentum for norm in norms]

@@ -22,7 +22,18 @@ from limbeck.bench import benchmark
 from limbeck.cli import terminal
 from limbeck.cli.tables import result_table, verdicts
 from limbeck.core import Batch
-from limbeck.experiment.events import Compared, Event, Expected, Finished, Found, Job, Kept, Started, Track, Trained
+from limbeck.experiment.events import (
+    Event,
+    Finished,
+    Found,
+    Job,
+    Started,
+    StoreEstimate,
+    StoreProgress,
+    StoreVerified,
+    Track,
+    Trained,
+)
 from limbeck.experiment.run import Experiment
 from limbeck.train.loop import BatchSource
 
@@ -49,8 +60,8 @@ class _Watched:
     def sweep(self) -> Iterable[Batch]:
         return self._batches.sweep()
 
-    def few(self) -> Tensor:
-        return self._batches.few()
+    def example_inputs(self) -> Tensor:
+        return self._batches.example_inputs()
 
 
 def introduce(experiment: Experiment, console: Console) -> None:
@@ -187,7 +198,7 @@ class _Screen:
         if isinstance(event, Started):
             self._account.reach(event.job, event.done / event.epochs, found=True)
             if event.done:
-                self._print(f"{event.job}: going on from its checkpoint")
+                self._print(f"{event.job}: resuming from its checkpoint")
             self._show(event.job, "")
         elif isinstance(event, Trained):
             self._show(event.job, _epoch(event))
@@ -201,7 +212,7 @@ class _Screen:
         elif isinstance(event, Finished):
             self._account.reach(event.job, 1.0, found=event.reused)
             self._print(_finished(event))
-        elif isinstance(event, Kept):
+        elif isinstance(event, StoreProgress):
             self._keep(event)
         else:
             self._print(_LINES[type(event)](event))
@@ -217,7 +228,7 @@ class _Screen:
         self._epoch = self._epoch if epoch is None else epoch
         self._progress.update(self._run, description=place, completed=done, left=left, epoch=self._epoch)
 
-    def _keep(self, event: Kept) -> None:
+    def _keep(self, event: StoreProgress) -> None:
         if self.terminal and self._keeping is None:
             self._keeping = self._progress.add_task(f"{event.job}'s outputs", total=event.of, left="", epoch="")
         if self._keeping is not None:
@@ -275,21 +286,21 @@ def _found(event: Found) -> str:
     return f"{event.job}: found in {event.folder}: the same student, data and training"
 
 
-def _expected(event: Expected) -> str:
+def _expected(event: StoreEstimate) -> str:
     size, free = decimal(event.bytes), decimal(event.free)
     took = "under a second" if event.seconds < 1 else f"about {timedelta(seconds=round(event.seconds))}"
     return f"{event.job}: keeping its outputs takes {size} ({free} are free) and {took}"
 
 
-def _kept(event: Kept) -> str:
+def _kept(event: StoreProgress) -> str:
     return f"{event.job}: its outputs, {event.of:,} rows, are kept ({decimal(event.bytes)} in {event.folder})"
 
 
-def _compared(event: Compared) -> str:
+def _compared(event: StoreVerified) -> str:
     return (
         f"{event.job}: {event.rows} random rows of {event.folder} are what the teacher gives "
         f"(the greatest deviation is {event.deviation:.2g}, {event.allowed:.2g} is allowed)"
     )
 
 
-_LINES: Mapping[type, Callable[[Any], str]] = {Expected: _expected, Compared: _compared}
+_LINES: Mapping[type, Callable[[Any], str]] = {StoreEstimate: _expected, StoreVerified: _compared}

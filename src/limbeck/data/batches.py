@@ -132,7 +132,7 @@ class Batches:
             raise LimbeckError(f"there are no samples {start} to {stop}; allowed are 0 to {count}, in this order")
         return self._pass(torch.arange(start, stop), number)
 
-    def few(self) -> Tensor:
+    def example_inputs(self) -> Tensor:
         """The inputs of the first two samples (of one, where there is one), unchanged: to try networks on."""
         inputs = self._inputs[torch.arange(min(2, len(self._inputs)))].to(self._device)
         return scaled(inputs.contiguous(memory_format=torch.channels_last) if self._last else inputs, self._scaling)

@@ -32,7 +32,7 @@ from limbeck.cache import (
 from limbeck.core import Batch, LimbeckError, Outputs, Reader, Stage, Tap
 from limbeck.data import Data
 from limbeck.experiment.arms import teacher_of
-from limbeck.experiment.events import Expected, Job, Kept
+from limbeck.experiment.events import Job, StoreEstimate, StoreProgress
 from limbeck.experiment.plan import NO_AUGMENTATION, Training, training_batches
 from limbeck.recipe.blocks import CacheBlock, Recipe, TeacherBlock
 from limbeck.taps import Taps, evaluation_mode
@@ -51,7 +51,7 @@ DEPENDS = ("limbeck", "torch", "torchvision", "pillow")
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def wanted(stages: Sequence[Stage]) -> frozenset[Tap]:
+def teacher_taps(stages: Sequence[Stage]) -> frozenset[Tap]:
     """What the stages read of the teacher; nothing where one of them changes it."""
     if any(name.partition(".")[0] == "teacher" for stage in stages for name in stage.learns):
         return frozenset()
@@ -87,7 +87,7 @@ def decide(
     """
     if block.use is False:
         return block
-    taps, epochs = wanted(stages), sum(stage.epochs for stage in stages)
+    taps, epochs = teacher_taps(stages), sum(stage.epochs for stage in stages)
     same = training.augment == NO_AUGMENTATION and not transformed
     size = samples * sum(math.prod(shape(tap)) for tap in taps) * 4
     if block.use == "auto":
@@ -189,7 +189,7 @@ def keep(
     expected = fingerprint(block, teacher, taps, data, training, engine)
     batches = training_batches(data, training, seed=block.seed, engine=engine)
     rows = len(data.train.without(training.exclude))
-    with reading(teacher, taps, batches.few(), engine, block.runtime) as reader:
+    with reading(teacher, taps, batches.example_inputs(), engine, block.runtime) as reader:
         if begun(folder) is None:
             timed = max(1, min(3, len(batches) * expected.views // 50))  # not much beside the work itself
             yield estimate(folder, reader, batches, fingerprint=expected, rows=rows, batches=timed)
@@ -197,7 +197,7 @@ def keep(
     return Store(folder, expected)
 
 
-def bought(block: TeacherBlock, data: Data, training: Training) -> TableStore | None:
+def soft_label_table(block: TeacherBlock, data: Data, training: Training) -> TableStore | None:
     """The rows of a teacher that is a table of soft labels; None where it is a network.
 
     Raises:
@@ -225,7 +225,7 @@ def outputs(
     data: Data,
     training: Training,
     engine: Engine,
-) -> Generator[Expected | Kept, None, Outputs | None]:
+) -> Generator[StoreEstimate | StoreProgress, None, Outputs | None]:
     """What the method's stages read of a recipe's teacher, where it is kept: the store is built unless it is there.
 
     Args:
@@ -239,10 +239,10 @@ def outputs(
         engine: to run the teacher with.
     """
     if not recipe.cache.use:
-        return bought(recipe.teacher, data, training) if recipe.teacher else None
+        return soft_label_table(recipe.teacher, data, training) if recipe.teacher else None
     job = teacher_of(recipe, seed)
     folder = folder_of(recipe, run, job)
-    building = keep(folder, recipe.cache, teacher, wanted(stages), data, training, engine)
+    building = keep(folder, recipe.cache, teacher, teacher_taps(stages), data, training, engine)
     event = None
     while True:
         try:
@@ -253,9 +253,9 @@ def outputs(
             store: Outputs = end.value
             return store
         if isinstance(progress, Estimate):
-            yield Expected(job, folder, progress.bytes, progress.seconds, progress.free)
+            yield StoreEstimate(job, folder, progress.bytes, progress.seconds, progress.free)
             continue
-        event = Kept(job, folder, progress.done, progress.of, progress.bytes)
+        event = StoreProgress(job, folder, progress.done, progress.of, progress.bytes)
         if progress.done < progress.of:  # the last is told once, when all is on disk
             yield event
 
@@ -282,11 +282,11 @@ def check(
     """
     store = Store(folder, fingerprint(block, teacher, taps, data, training, engine))
     batches = training_batches(data, training, seed=block.seed, engine=engine)
-    with reading(teacher, taps, batches.few(), engine) as reader:
+    with reading(teacher, taps, batches.example_inputs(), engine) as reader:
         return verify(store, reader, batches, seed=secrets.randbits(32))
 
 
-def finished(building: Generator[Estimate | Progress, None, Store]) -> Store:
+def build_now(building: Generator[Estimate | Progress, None, Store]) -> Store:
     """The store, for who does not watch it being built."""
     while True:
         try:

@@ -39,7 +39,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Started:
-    """A network's training begins, or goes on from its checkpoint."""
+    """A network's training begins, or resumes from its checkpoint."""
 
     job: Job
     done: int  # epochs that the checkpoint holds, of all stages
@@ -73,7 +73,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Expected:
+class StoreEstimate:
     """What a store that is not there yet will take."""
 
     job: Job  # the teacher's
@@ -84,7 +84,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoreProgress:
     """A part of the outputs of a teacher is in its store."""
 
     job: Job  # the teacher's
@@ -95,7 +95,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Compared:
+class StoreVerified:
     """A store was compared with its teacher."""
 
     job: Job  # the teacher's
@@ -105,7 +105,7 @@ class Compared:
     allowed: float
 
 
-Event = Started | Found | Trained | Finished | Expected | Kept | Compared
+Event = Started | Found | Trained | Finished | StoreEstimate | StoreProgress | StoreVerified
 
 Track = Callable[[Job, int, BatchSource], BatchSource]
 """``(job, epochs, batches) -> batches``: how a caller watches the progress within an epoch."""

@@ -42,7 +42,7 @@ class _One:
     def sweep(self) -> Iterator[Batch]:
         yield self.batch
 
-    def few(self) -> Tensor:
+    def example_inputs(self) -> Tensor:
         return self.batch.inputs[:2]
 
 

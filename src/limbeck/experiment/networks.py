@@ -31,7 +31,7 @@ IN_FOLDERS = (
 """The weights files that a folder is looked through for, in this order."""
 
 
-class Cast:
+class NetworkFactory:
     """The networks of one recipe on its data.
 
     Args:
@@ -161,7 +161,7 @@ def check_use(recipe: Recipe, stages: Sequence[Stage], others: Collection[str]) 
         raise LimbeckError(f"share_first_stage: in {name}'s first stage {', '.join(stages[0].learns)} learns")
 
 
-def joined(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
+def ensemble(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
     """The teacher: one network, or the ensemble of several."""
     return members[0] if len(members) == 1 else Ensemble(members, block.mean)
 

@@ -102,7 +102,7 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     stages: tuple[Stage, ...] = method(setup)
     if not stages:
         raise LimbeckError("the method gives no stages, so nothing would be trained")
-    _rehearse(stages, networks, few)
+    _evaluate_once(stages, networks, few)
     for stage in stages:
         try:
             stage.optimizer([nn.Parameter(torch.zeros(1))])
@@ -197,7 +197,7 @@ def _below(networks: Networks, tap: Tap, probe: Batch) -> tuple[nn.Parameter, ..
     return tuple(one for one, gradient in zip(parameters, found, strict=True) if gradient is not None)
 
 
-def _rehearse(stages: Sequence[Stage], networks: Networks, probe: Batch) -> None:
+def _evaluate_once(stages: Sequence[Stage], networks: Networks, probe: Batch) -> None:
     """Evaluate every term once, on copies of the losses that have state."""
     terms = [(name, term) for stage in stages for name, term in stage.terms.items()]
     values = dry_run(networks, {tap for _, term in terms for tap in term.reads}, probe)

@@ -13,9 +13,9 @@ from limbeck.core import Batch, LimbeckError, Method, Stage, Tap
 from limbeck.data import Data, normalise
 from limbeck.evaluate import macs
 from limbeck.experiment.arms import arms_of, method_of, needed, training_of
-from limbeck.experiment.caching import bought, cached, decide, wanted
+from limbeck.experiment.caching import cached, decide, soft_label_table, teacher_taps
 from limbeck.experiment.checks import check_run, check_teacher, refuse_shared
-from limbeck.experiment.networks import check_use, joined, teaches
+from limbeck.experiment.networks import check_use, ensemble, teaches
 from limbeck.experiment.plan import Training, plan, probe, training_batches
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.terms import SAMPLES, meaningless
@@ -29,8 +29,8 @@ from limbeck.train.timing import engine_for
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What a rehearsal finds."""
+class Preflight:
+    """What `preflight` finds."""
 
     recipe: Recipe  # with all that `auto` stands for decided
     engine: Engine
@@ -40,13 +40,13 @@ class Rehearsal:
     notes: tuple[str, ...]  # what a user should know before anything is trained
 
 
-def rehearse(recipe: Recipe, data: Data, cast: Prepared, folder: Path, own: Method | None) -> Rehearsal:
+def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: Method | None) -> Preflight:
     """Build every network, plan every arm, read every tap.
 
     Args:
         recipe: checked.
         data: its data.
-        cast: what gives its networks.
+        factory: what gives its networks.
         folder: the run's.
         own: the method, where the recipe's name stands for a function of the caller's.
 
@@ -55,18 +55,18 @@ def rehearse(recipe: Recipe, data: Data, cast: Prepared, folder: Path, own: Meth
     """
     method = recipe.method["name"]
     with torch.random.fork_rng(devices=[]):
-        student, _, others = cast.student(recipe.seeds[0], method)
+        student, _, others = factory.student(recipe.seeds[0], method)
         networks, members = {"student": student, **others}, list[nn.Module]()
         block = recipe.teacher
         if block is not None:
-            members = cast.restored(block) or [cast.teacher(block)[0] for _ in range(block.members)]
-            networks["teacher"] = joined(members, block)
+            members = factory.restored(block) or [factory.teacher(block)[0] for _ in range(block.members)]
+            networks["teacher"] = ensemble(members, block)
         notes = list(refuse_shared(networks, allow=recipe.allow).notes)
         trainings = _trainings(recipe, data, networks, members, own)
         stages, training = trainings[method][0], trainings[method][2]
-        table = bought(block, data, training) if block is not None else None
+        table = soft_label_table(block, data, training) if block is not None else None
         check_use(recipe, stages, others)
-        cache, engine = settle(
+        cache, engine = resolve_auto(
             stages,
             networks,
             data,
@@ -78,7 +78,7 @@ def rehearse(recipe: Recipe, data: Data, cast: Prepared, folder: Path, own: Meth
             compile=recipe.compile,
             folder=folder,
         )
-        stored = wanted(stages) if cache.use or table else frozenset[Tap]()
+        stored = teacher_taps(stages) if cache.use or table else frozenset[Tap]()
         for arm, planned in trainings.items():
             own_arm = arm == method
             notes += _looked_at(
@@ -92,7 +92,7 @@ def rehearse(recipe: Recipe, data: Data, cast: Prepared, folder: Path, own: Meth
             notes.append(f"frozen, and left as they are: {', '.join(rest)}")
         costs = {name: macs(network, data.shape) or 0 for name, network in networks.items()}
     picked = {"device": engine.device.type, "precision": engine.precision, "compile": engine.compile, "cache": cache}
-    return Rehearsal(
+    return Preflight(
         recipe=recipe.model_copy(update=picked),
         engine=engine,
         macs=sum(costs.values()),
@@ -160,7 +160,7 @@ def _work(
     return float(sum(stage.epochs for stage in stages) * len(data.train) * (3 * learns + read))
 
 
-def as_decided(recipe: Recipe, folder: Path) -> Recipe:
+def resolved(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with what it leaves to ``auto`` as the run that a folder holds decided it.
 
     Raises:
@@ -177,7 +177,7 @@ def as_decided(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update=update)
 
 
-def settle(
+def resolve_auto(
     stages: Sequence[Stage],
     networks: Mapping[str, nn.Module],
     data: Data,
@@ -197,7 +197,7 @@ def settle(
     """
     if compile not in (True, False, "auto"):
         raise LimbeckError(f"compile is {compile!r}: allowed are True, False and 'auto'")
-    sizes = shapes(networks, wanted(stages), probe(data))
+    sizes = shapes(networks, teacher_taps(stages), probe(data))
     cache = decide(
         cache,
         stages,
@@ -208,7 +208,7 @@ def settle(
         transformed=data.train.transform is not None,
     )
     batches = training_batches(data, cached(training, cache), seed=seed, engine=Engine(device=device, precision="32"))
-    stored = wanted(stages) if cache.use else frozenset()
+    stored = teacher_taps(stages) if cache.use else frozenset()
     engine = engine_for(stages, networks, batches, device=device, precision=precision, compile=compile, stored=stored)
     if cache.use and cache.runtime == "openvino":
         from limbeck.train.openvino_reader import library  # the tracer takes a second to import

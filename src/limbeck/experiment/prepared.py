@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from limbeck.data import Data
 from limbeck.experiment.checks import unwrapped
 from limbeck.experiment.given import OwnNetworks
-from limbeck.experiment.networks import Cast
+from limbeck.experiment.networks import NetworkFactory
 from limbeck.experiment.plan import probe
 from limbeck.models import NetworkSpec
 from limbeck.models.outputs import install, installed
@@ -26,7 +26,7 @@ class Prepared(AbstractContextManager["Prepared"]):
         data: what the networks are for.
     """
 
-    def __init__(self, source: Cast | OwnNetworks, recipe: Recipe, data: Data) -> None:
+    def __init__(self, source: NetworkFactory | OwnNetworks, recipe: Recipe, data: Data) -> None:
         self._source, self._recipe, self._probe, self._classes = source, recipe, probe(data), len(data.classes)
         self._layers = _layers(recipe.method)
         self._handles: list[RemovableHandle] = []

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Networks, Stage
 from limbeck.train.engine import Engine
-from limbeck.train.freeze import frozen, resting
+from limbeck.train.freeze import frozen, frozen_modules
 from limbeck.train.loop import Step
 
 
@@ -44,7 +44,7 @@ def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Net
         torch.Generator().set_state(state["generators"]["cpu"])
     except RuntimeError as error:
         raise LimbeckError("its generators are no state of a generator") from error
-    with frozen(resting(stage, networks)):
+    with frozen(frozen_modules(stage, networks)):
         learning = [parameter for parameter in steps[position].parameters() if parameter.requires_grad]
     _check_optimizer(state["optimizer"], stage, learning)
 

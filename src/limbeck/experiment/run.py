@@ -21,7 +21,7 @@ from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Finished, Found, Job, Started, Track, Trained
 from limbeck.experiment.folder import RunFolder, log_line
 from limbeck.experiment.given import Given
-from limbeck.experiment.networks import Cast, joined
+from limbeck.experiment.networks import NetworkFactory, ensemble
 from limbeck.experiment.plan import (
     Training,
     label_indices,
@@ -32,7 +32,7 @@ from limbeck.experiment.plan import (
     time_together,
     training_batches,
 )
-from limbeck.experiment.preflight import as_decided, rehearse
+from limbeck.experiment.preflight import preflight, resolved
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.resuming import check_state
 from limbeck.experiment.runfiles import clear
@@ -40,7 +40,7 @@ from limbeck.experiment.summary import summarise
 from limbeck.methods import METHODS
 from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structure, save_network
 from limbeck.recipe.blocks import Recipe, TeacherBlock
-from limbeck.recipe.read import dump, placed
+from limbeck.recipe.read import dump, with_absolute_paths
 from limbeck.train.copies import copy_of
 from limbeck.train.loop import run
 from limbeck.user_code import code_digests
@@ -60,7 +60,7 @@ class Experiment:
 
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
-            through teacher and student. cast: what gives its networks.
+            through teacher and student. factory: what gives its networks.
 
     Raises:
         LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
@@ -77,10 +77,10 @@ class Experiment:
         given: Given | None = None,
         resumable: bool = True,
     ) -> None:
-        self.recipe = placed(recipe) if given is None else recipe
+        self.recipe = with_absolute_paths(recipe) if given is None else recipe
         self.data = load(**recipe.data.model_dump()) if given is None else given.data
-        source = given.networks if given else Cast(self.recipe, self.data, trust_code=trust_code)
-        self.cast = Prepared(source, self.recipe, self.data)
+        source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
+        self.factory = Prepared(source, self.recipe, self.data)
         self._given, self._method = given, None if given is None else given.method
         self._resumable = resumable
         self._results: dict[Job, dict[str, Any]] = {}
@@ -88,7 +88,7 @@ class Experiment:
         self._figures: dict[str, dict[str, Any]] = {}
         self._result: dict[str, Any] = {}
         with ExitStack() as refused:
-            refused.push(self.cast)
+            refused.push(self.factory)
             self._look(recipe, folder, resume=resume, overwrite=overwrite)
             refused.pop_all()
 
@@ -98,10 +98,10 @@ class Experiment:
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
                 raise LimbeckError(f"the {name} split has no sample of shift_bias: {list(recipe.evaluate.shift_bias)}")
-        known = as_decided(self.recipe, folder) if resume else self.recipe
-        rehearsal = rehearse(known, self.data, self.cast, folder, self._method)
-        self.recipe, self.engine, self.macs = rehearsal.recipe, rehearsal.engine, rehearsal.macs
-        self._teaching, self._work = rehearsal.teaching, rehearsal.work
+        known = resolved(self.recipe, folder) if resume else self.recipe
+        found = preflight(known, self.data, self.factory, folder, self._method)
+        self.recipe, self.engine, self.macs = found.recipe, found.engine, found.macs
+        self._teaching, self._work = found.teaching, found.work
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
             if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
                 training_batches(self.data, training_of(block, self.data), seed=0, engine=self.engine)
@@ -110,7 +110,7 @@ class Experiment:
         if overwrite:
             clear(folder)
         self.folder = RunFolder(folder, dump(self.recipe) + self._digests(), resume=resume)
-        self._found = rehearsal.notes
+        self._found = found.notes
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ class Experiment:
     @property
     def _lasting(self) -> tuple[str, ...]:
         """Those that a resumed run has too."""
-        return tuple(dict.fromkeys((*self.data.notes, *self.cast.notes, *self._found)))
+        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *self._found)))
 
     @property
     def work(self) -> Mapping[Job, float]:
@@ -184,7 +184,7 @@ class Experiment:
         """The teacher of a seed: trained, or restored; its figures are there before any student's training."""
         teacher = teacher_of(self.recipe, seed)
         shared = teacher.seed
-        members = self.cast.restored(block)
+        members = self.factory.restored(block)
         for number, member in enumerate(members if len(members) > 1 else ()):
             job = Job("member", shared, number)
             if job not in self._results:
@@ -194,7 +194,7 @@ class Experiment:
             jobs = [teacher] if block.members == 1 else [Job("member", shared, n) for n in range(block.members)]
             for job in jobs:
                 members.append((yield from self._member(block, job, track)))
-        network = joined(members, block)
+        network = ensemble(members, block)
         if block.untrained or block.table:
             return network
         if teacher not in self._results:
@@ -205,7 +205,7 @@ class Experiment:
 
     def reading(self, seed: int, teacher: nn.Module) -> tuple[tuple[Stage, ...], Training]:
         """The method's stages for a seed, which say what is read of the teacher, and the training they are for."""
-        student, _, others = self.cast.student(seed, self.recipe.method["name"])
+        student, _, others = self.factory.student(seed, self.recipe.method["name"])
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         networks = {"student": student, **others, "teacher": teacher}
         return plan(self._method_of(self.recipe.method["name"]), networks, self.data, training), training
@@ -229,7 +229,7 @@ class Experiment:
 
     def _member(self, block: TeacherBlock, job: Job, track: Track) -> Generator[Event, None, nn.Module]:
         self.engine.seed(job.generator_seed)
-        network, spec = self.cast.teacher(block)
+        network, spec = self.factory.teacher(block)
         if block.train is None:  # left untrained, for the method
             return network
         if job in self._results:
@@ -243,7 +243,7 @@ class Experiment:
         self, job: Job, teacher: nn.Module | None, store: Outputs | None, guide: Tensor | None, track: Track
     ) -> Iterator[Event]:
         self.engine.seed(job.seed)
-        network, spec, others = self.cast.student(job.seed, job.arm)
+        network, spec, others = self.factory.student(job.seed, job.arm)
         networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
         if self._teaching[job.arm] and teacher is not None:
             networks["teacher"], guide = copy_of(teacher, probe(self.data).inputs, name="teacher"), None

@@ -6,9 +6,9 @@ from pathlib import Path
 from limbeck.cache import info
 from limbeck.core import LimbeckError
 from limbeck.experiment.arms import teacher_of
-from limbeck.experiment.caching import check, folder_of, wanted
+from limbeck.experiment.caching import check, folder_of, teacher_taps
 from limbeck.experiment.environment import environment
-from limbeck.experiment.events import Compared, Event, Job, Track
+from limbeck.experiment.events import Event, Job, StoreVerified, Track
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.blocks import TeacherBlock
 
@@ -52,8 +52,8 @@ def compare_stores(experiment: Experiment) -> Iterator[Event]:
         teacher = yield from experiment.teacher(block, seed, lambda job, epochs, batches: batches)
         stages, training = experiment.reading(seed, teacher)
         cache, data, engine = experiment.recipe.cache, experiment.data, experiment.engine
-        found = check(folder, cache, teacher, wanted(stages), data, training, engine)
-        yield Compared(job, folder, found.rows, found.deviation, found.allowed)
+        found = check(folder, cache, teacher, teacher_taps(stages), data, training, engine)
+        yield StoreVerified(job, folder, found.rows, found.deviation, found.allowed)
 
 
 def _block(experiment: Experiment) -> TeacherBlock:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.core import Batch, Networks, Stage, Term
 from limbeck.taps import Taps, evaluation_mode
-from limbeck.train.freeze import frozen, learners, resting
+from limbeck.train.freeze import frozen, frozen_modules, learners
 
 SAMPLES = 16
 """The most that are looked at."""
@@ -45,7 +45,7 @@ def _of_stage(stage: Stage, networks: Networks, batch: Batch) -> Iterator[str]:
     }
     reads = [tap for term in terms.values() for tap in term.reads]
     learns = {name.partition(".")[0] for name in stage.learns}
-    with frozen(resting(stage, networks)):
+    with frozen(frozen_modules(stage, networks)):
         weights = [one for part in learners(stage, networks) for one in part.parameters() if one.requires_grad]
         with Taps(networks, reads, learns=learns) as tapped:
             values = tapped.read(batch)

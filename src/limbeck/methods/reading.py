@@ -65,7 +65,7 @@ def maps(
         if layers:
             return [tap(network, layer) for layer in layers]
         found = sections(setup, network, method=method)
-        return [section.last if activated else section.unactivated for section in found]
+        return [section.last if activated else section.pre_activation for section in found]
 
     pairs = _paired(taps("student", student_layers), taps("teacher", teacher_layers), student_layers, teacher_layers)
     for one in (one for pair in pairs for one in pair):

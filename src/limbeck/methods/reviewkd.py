@@ -165,7 +165,7 @@ def _levels(
         setup.outline("student").feature,
     ]
     teachers = [tap("teacher", layer) for layer in teacher_layers] or [
-        *(section.unactivated for section in sections(setup, "teacher", method="reviewkd")),
+        *(section.pre_activation for section in sections(setup, "teacher", method="reviewkd")),
         setup.outline("teacher").feature,
     ]
     if (student_layers or teacher_layers) and len(students) != len(teachers):

@@ -162,7 +162,7 @@ def _short_stages(block: dict[str, Any]) -> dict[str, Any]:
     return short | ({"parts": [_short_stages(part) for part in block["parts"]]} if "parts" in block else {})
 
 
-def placed(recipe: Recipe) -> Recipe:
+def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with whole paths, so that it is the same from any folder; LIMBECK_DATA is written out."""
 
     def whole(path: str | None) -> str | None:

@@ -82,7 +82,7 @@ class Engine:
         return nullcontext() if self.precision == "32" else self._fabric.autocast()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def without_autocast(self) -> Iterator[None]:
         """Inside the block an autocast of the caller's ends, so that losses see what `autocast` leaves them.
 
         So do the casts that it holds: one made without gradients would be taken where a gradient is wanted.

@@ -55,7 +55,7 @@ def frozen_parts(network: nn.Module) -> tuple[str, ...]:
     return tuple(found)
 
 
-def resting(stage: Stage, networks: Networks) -> list[nn.Module]:
+def frozen_modules(stage: Stage, networks: Networks) -> list[nn.Module]:
     """The modules that do not learn.
 
     Those of whole networks, of the others the parts that are not named, and what is named where all of its parameters
@@ -99,7 +99,7 @@ def frozen(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
                 parameter.requires_grad_(needed)
 
 
-def quickest(
+def frozen_readers(
     stage: Stage, networks: Networks, few: Tensor, engine: Engine, store: Outputs | None
 ) -> tuple[Networks, dict[str, Reader]]:
     """The networks to run in a stage, lean copies in place of those that rest, and readers in place of a run.

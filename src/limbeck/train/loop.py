@@ -18,7 +18,7 @@ from limbeck.taps import Taps, evaluation_mode
 from limbeck.train.divergence import Diverged as Diverged
 from limbeck.train.divergence import NotFinite, cause
 from limbeck.train.engine import Engine, as_parameters_lie
-from limbeck.train.freeze import Versions, frozen, learners, quickest, resting
+from limbeck.train.freeze import Versions, frozen, frozen_modules, frozen_readers, learners
 
 
 class BatchSource(Protocol):
@@ -36,7 +36,7 @@ class BatchSource(Protocol):
         """Each sample once, in order, not augmented: what a stage's ``prepare`` goes over."""
         ...
 
-    def few(self) -> Tensor:
+    def example_inputs(self) -> Tensor:
         """The inputs of the first one or two samples, not augmented: to try networks on."""
         ...
 
@@ -100,7 +100,7 @@ class TrainingSweep:
         with evaluation_mode(read), Taps(self._networks, taps) as tapped:
             for batch in self._batches.sweep():
                 # for the networks, not for what the caller computes
-                with torch.no_grad(), self._engine.alone(), self._engine.autocast():
+                with torch.no_grad(), self._engine.without_autocast(), self._engine.autocast():
                     values = tapped.read(batch)
                 yield tuple(_full(values[tap]) for tap in taps)
 
@@ -141,7 +141,7 @@ def run(
     for network in networks.values():
         engine.place(network)
     steps = [Step(stage, networks) for stage in stages]
-    with engine.layout([networks[name] for name in _learning(stages)], batches.few()):
+    with engine.layout([networks[name] for name in _learning(stages)], batches.example_inputs()):
         if state is not None:
             nn.ModuleList(steps).load_state_dict(state["modules"])
         for position in range(state["stage"] if state else 0, len(stages)):
@@ -160,7 +160,7 @@ def _stage(
     state: dict[str, Any] | None,
 ) -> Iterator[Epoch]:
     step = steps[position]
-    with frozen(resting(stage, networks)) as rest:
+    with frozen(frozen_modules(stage, networks)) as rest:
         learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
         if not learning:
             raise LimbeckError(f"stage {stage.name!r}: nothing learns in {', '.join(stage.learns)}")
@@ -184,10 +184,10 @@ def _stage(
             versions = Versions(network for name, network in networks.items() if name not in learns)
             # at first, and when a network that rests was changed between epochs
             if copied is None or versions.numbers != copied.numbers:
-                quick, readers = quickest(stage, networks, batches.few(), engine, store)
+                quick, readers = frozen_readers(stage, networks, batches.example_inputs(), engine, store)
                 taps, copied = Taps(quick, reads, learns=learns, readers=readers), versions
             try:
-                with taps, engine.alone():
+                with taps, engine.without_autocast():
                     step.train()
                     for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
                         part.training = False
@@ -311,7 +311,7 @@ def _explained(
     what = f"{', '.join(names[place] for place in first.places)} became NaN or infinite"
     head = f"stage {stage.name!r}, epoch {number + 1}: {what} at step {first.step + 1} of {len(batches)}"
     for batch in islice(batches(number), first.step, first.step + 1):  # the step's once more
-        with still, torch.no_grad(), engine.alone(), engine.autocast():
+        with still, torch.no_grad(), engine.without_autocast(), engine.autocast():
             why = cause(batch, still.read(batch), sweep)
         if why:
             return f"{head}, because {why}; correct that, or leave these samples out"

@@ -70,8 +70,8 @@ class _Timed:
     def sweep(self) -> Iterator[Batch]:
         yield from self._batches.sweep()
 
-    def few(self) -> Tensor:
-        return self._batches.few()
+    def example_inputs(self) -> Tensor:
+        return self._batches.example_inputs()
 
     def _note(self) -> None:
         if self._device.type != "cpu":
@@ -116,7 +116,7 @@ def engine_for(
     open_compile = compile == "auto" and bool(taught) and can_compile(untried.device)
     if not ready or not (open_precision or open_compile):
         return untried
-    zeros = _zeros(networks, stored, batches.few(), batches.samples + 1)
+    zeros = _zeros(networks, stored, batches.example_inputs(), batches.samples + 1)
 
     def seconds(stage: Stage, engine: Engine) -> float:
         return _seconds(stage, networks, batches, engine, zeros)
