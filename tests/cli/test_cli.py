@@ -386,7 +386,7 @@ def test_overwrite_deletes_the_run_that_the_folder_holds_and_nothing_else():
 
 
 def test_overwrite_and_resume_are_not_asked_for_together():
-    assert "--resume goes on with the run that --overwrite deletes" in runs("--overwrite", "--resume", code=2)
+    assert "--resume needs the run that --overwrite deletes" in runs("--overwrite", "--resume", code=2)
 
 
 def test_a_run_that_diverges_ends_with_code_1():

@@ -28,6 +28,7 @@ student:
 method: kd
 train: {epochs: 2, batch_size: 8}
 evaluate: {latency_runs: 1}
+precision: 32
 """
 
 
