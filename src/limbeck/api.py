@@ -19,8 +19,9 @@ from limbeck.data import Augment, Data
 from limbeck.errors import nearest
 from limbeck.experiment.events import Event, Track, Trained
 from limbeck.experiment.given import Given, MakeStudent, OwnNetworks
-from limbeck.experiment.plan import NO_AUGMENTATION
+from limbeck.experiment.results import RunResult
 from limbeck.experiment.run import Experiment
+from limbeck.experiment.workspace import NO_AUGMENTATION
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.combined import combined
 from limbeck.models import GIVEN
@@ -70,7 +71,7 @@ def distill(
     out: str | Path | None = None,
     progress: bool | None = None,
     on_epoch: OnEpoch | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[nn.Module, RunResult]:
     """Distil a trained teacher into a student: your own modules, your own arrays.
 
     Small networks are computed with one thread for the time of the call, as `limbeck.train.threads` says.
@@ -114,11 +115,9 @@ def distill(
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 
     Returns:
-        The student of the first seed, in eval mode, and the result: ``method``, ``seed``, ``seeds``, ``decided`` (what
-        ``auto`` came to), ``notes`` (what a user should know), ``summary`` and ``runs`` (of all seeds, as in a run's
-        result.json), and of the first seed for ``student``, ``teacher`` (if given), ``alone`` (with ``baseline``) and
-        ``teacher_after`` (where the method has trained a copy of the teacher) their ``test`` figures, ``parameters``,
-        ``macs`` and ``file_bytes``, and but for the last ``latency_ms`` and ``latency_p95_ms``.
+        The student of the first seed, in eval mode, and the result: the `limbeck.RunResult` of `limbeck run`'s
+        result.json, with the networks of the first seed as ``teacher``, ``alone`` and ``student``, all seeds' under
+        ``runs``, and their means under ``summary``.
 
     Raises:
         LimbeckError: a name, an option, a layer or a shape is wrong, or the teacher cannot be right; found before any
@@ -149,32 +148,13 @@ def distill(
     ):
         own = OwnNetworks(student, teacher, networks or {}, first=(every[0], name), data=data)
         experiment = Experiment(
-            recipe, Path(folder), resume=out is not None, given=Given(data, own, function), resumable=out is not None
+            recipe, Path(folder), resume=out is not None, given=Given(data, own, function), in_memory=out is None
         )
         with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, on_epoch, progress)
     trained = experiment.networks[name]
     trained.zero_grad(set_to_none=True)
-    return (student if isinstance(student, nn.Module) else trained).eval(), _outcome(experiment)
-
-
-def _outcome(experiment: Experiment) -> dict[str, Any]:
-    """The result as `distill` describes it."""
-    method = experiment.recipe.method["name"]
-    known = experiment.result
-    result = {key: known[key] for key in ("method", "seed", "seeds", "splits", "summary", "runs")}
-    result["notes"] = list(experiment.notes)
-    result["decided"] = experiment.engine.decided | {"cache": experiment.recipe.cache.model_dump()}
-    for role in ("teacher", "alone", "student"):
-        if known[role] is not None and role != method:
-            result[role] = {key: value for key, value in known[role].items() if key not in _LABELS}
-    if "teacher_after" in result["student"]:
-        result["teacher_after"] = result["student"].pop("teacher_after")
-    return result
-
-
-_LABELS = ("arm", "seed", "weights_sha256", "trained_as")
-"""What tells one run from another, and is no figure."""
+    return (student if isinstance(student, nn.Module) else trained).eval(), experiment.result
 
 
 def _follow(experiment: Experiment, on_epoch: OnEpoch | None, progress: bool | None) -> None:

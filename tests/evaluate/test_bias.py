@@ -110,7 +110,7 @@ def test_errors_on_the_classes_are_a_part_of_all_errors():
     logits, targets = torch.randn(80, 5), torch.randint(5, (80,))
     before = bias_study((logits, targets), (logits, targets), [1, 4])["before"]
     chosen = [number for number, target in enumerate(targets.tolist()) if target in (1, 4)]
-    assert before["errors"] == metrics(logits, targets)["errors"]
+    assert before["errors"] == metrics(logits, targets).errors
     assert before["samples_of_classes"] == len(chosen)
     assert before["errors_on_classes"] == slow_errors(logits[chosen], targets[chosen], [], 0.0)
     assert 0 < before["errors_on_classes"] < before["errors"]

@@ -82,8 +82,8 @@ def introduce(experiment: Experiment, console: Console) -> None:
 def show(experiment: Experiment, console: Console, out: Path) -> None:
     """Run an experiment, showing a progress bar on a terminal and plain lines elsewhere, then its table."""
     _follow(experiment, experiment.run, console)
-    console.print(result_table(experiment))
-    for line in verdicts(experiment):
+    console.print(result_table(experiment.result))
+    for line in verdicts(experiment.result, experiment.recipe):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"written: {out}/result.json and {out}/student.safetensors", highlight=False, soft_wrap=True)
 
@@ -258,10 +258,10 @@ def followed(events: Iterator[benchmark.Progress | benchmark.Report], console: C
 
 
 def _finished(event: Finished) -> str:
-    test = event.result["test"]
+    test = event.result.test
     how = " (not trained in this run)" if event.reused else ""
-    share = f"test accuracy {100 * test['accuracy']:.2f} %"
-    return f"{event.job}{how}: {share}, {test['errors']} errors of {test['samples']:,}"
+    share = f"test accuracy {100 * test.accuracy:.2f} %"
+    return f"{event.job}{how}: {share}, {test.errors} errors of {test.samples:,}"
 
 
 def _trained(event: Trained, place: str) -> str:

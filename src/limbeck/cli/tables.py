@@ -11,76 +11,61 @@ from rich.table import Table
 
 from limbeck.bench import report
 from limbeck.cache import info
-from limbeck.experiment.run import Experiment
-from limbeck.experiment.summary import summarise
+from limbeck.experiment.results import Gain, NetworkResult, RunResult, Spread
+from limbeck.recipe.blocks import Recipe
 
 
-def result_table(experiment: Experiment) -> Table:
+def result_table(result: RunResult) -> Table:
     """One row a network: quality over the seeds, and cost."""
-    results, figures = list(experiment.results.values()), experiment.figures
-    summary = summarise(results)
-    seeds = max(row["accuracy"]["n"] for row in summary.values())
+    seeds = len(result.seeds)
     table = Table(
-        title=f"{experiment.recipe.name}: test split, {seeds} seed{'s' if seeds > 1 else ''}, mean ± deviation",
+        title=f"{result.name}: test split, {seeds} seed{'s' if seeds > 1 else ''}, mean ± deviation",
         box=box.SIMPLE_HEAD,
-        padding=0,  # its numbers are whole in 80 columns, the width where the output is no terminal
+        padding=0,  # it fits in 80 columns, the width where the output is no terminal
         show_edge=False,
     )
-    for heading in (
-        "",
-        "accuracy %",
-        f"errors of {results[0]['test']['samples']:,}",
-        "agrees with teacher %",
-        "parameters",
-        "MACs",
-        "latency ms",
-        "p95 ms",
-    ):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=not heading, overflow="fold")
-    for arm, row in summary.items():
-        agreement = [
-            100 * result["test"]["agreement"]
-            for result in results
-            if result["arm"] == arm and "agreement" in result["test"]
-        ]
-        cost = figures.get(arm, {})
+    table.add_column("", overflow="fold")
+    for heading in ("accuracy %", f"errors of\n{result.student.test.samples:,}"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("agrees with\nteacher %", "parameters", "MACs", "latency\nms", "p95\nms"):
+        table.add_column(heading, justify="right", overflow="fold")
+    first = {one.arm: one for one in (result.teacher, result.alone, result.student) if one is not None}
+    for arm, row in result.summary.items():
+        same = [one.test.agreement for one in result.of(arm) if one.test.agreement is not None]
         table.add_row(
             arm,
-            spread_text(row["accuracy"], 100, 2),
-            spread_text(row["errors"], 1, 1),
-            f"{sum(agreement) / len(agreement):.2f}" if agreement else "",
-            _figure(cost.get("parameters"), ","),
-            _figure(cost.get("macs"), ","),
-            _figure(cost.get("latency_ms"), ".3f"),
-            _figure(cost.get("latency_p95_ms"), ".3f"),
+            spread_text(row.accuracy, 100, 2),
+            spread_text(row.errors, 1, 1),
+            f"{100 * sum(same) / len(same):.2f}" if same else "",
+            *_costs(first.get(arm)),
         )
     return table
 
 
-def _figure(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _costs(result: NetworkResult | None) -> tuple[str, ...]:
+    if result is None:
+        return ("",) * 4
+    macs = "" if result.macs is None else f"{result.macs:,}"
+    times = ("", "") if result.latency is None else (f"{result.latency.median_ms:.3f}", f"{result.latency.p95_ms:.3f}")
+    return (f"{result.parameters:,}", macs, *times)
 
 
-def verdicts(experiment: Experiment) -> Iterator[str]:
+def verdicts(result: RunResult, recipe: Recipe) -> Iterator[str]:
     """What the method gained over the student alone, and the omitted-class study where there is one."""
-    for arm, row in summarise(experiment.results.values()).items():
-        gain = row.get("fewer_errors_than_alone")
-        if gain is not None:
-            error = gain["standard_error"]
-            doubt = "one pair, so no deviation" if error is None else f"standard error {error:.1f}, {gain['n']} pairs"
-            more = "fewer" if gain["mean"] >= 0 else "more"
-            yield f"{arm}: {abs(gain['mean']):.1f} {more} errors than alone ({doubt})"
-    yield from _worse_teacher(experiment)
-    for result in experiment.results.values():
-        taught = result.get("teacher_after")
-        if taught is not None:
-            of, right = f"{result['arm']} seed {result['seed']}", taught["test"]["accuracy"]
-            yield f"{of}: the teacher that it trained gets {100 * right:.2f} % of the test split right"
-        study = result.get("bias_shift")
+    for arm, row in result.summary.items():
+        if row.fewer_errors_than_alone is not None:
+            yield _gain(arm, row.fewer_errors_than_alone)
+    yield from _worse_teacher(result, recipe)
+    for one in result.runs:
+        if one.teacher_after is not None:
+            accuracy = one.teacher_after.test.accuracy
+            trained = f"the teacher that it trained gets {100 * accuracy:.2f} % of the test split right"
+            yield f"{one.arm} seed {one.seed}: {trained}"
+        study = one.bias_shift
         if study is not None:
             before, after, oracle = study["before"], study["validation_tuned"], study["test_tuned"]
             yield (
-                f"{result['arm']} seed {result['seed']}, classes {study['classes']}: {before['errors']} errors, "
+                f"{one.arm} seed {one.seed}, classes {study['classes']}: {before['errors']} errors, "
                 f"{100 * before['share_right']:.1f} % of them right; "
                 f"bias {after['delta']:+.1f} (chosen on validation): "
                 f"{after['errors']} errors, {100 * after['share_right']:.1f} % right; "
@@ -89,12 +74,19 @@ def verdicts(experiment: Experiment) -> Iterator[str]:
             )
 
 
-def _worse_teacher(experiment: Experiment) -> Iterator[str]:
-    """A teacher that came trained and is less often right than the student alone was most likely fed other inputs."""
-    summary, block = summarise(experiment.results.values()), experiment.recipe.teacher
-    if block is None or block.weights is None or experiment.recipe.allow or not {"teacher", "alone"} <= summary.keys():
+def _gain(arm: str, gain: Gain) -> str:
+    error = gain.standard_error
+    doubt = "one pair, so no deviation" if error is None else f"standard error {error:.1f}, {gain.n} pairs"
+    more = "fewer" if gain.mean >= 0 else "more"
+    return f"{arm}: {abs(gain.mean):.1f} {more} errors than alone ({doubt})"
+
+
+def _worse_teacher(result: RunResult, recipe: Recipe) -> Iterator[str]:
+    """A trained teacher that is less often right than the student alone most likely got inputs of another kind."""
+    block = recipe.teacher
+    if block is None or block.weights is None or recipe.allow or not {"teacher", "alone"} <= result.summary.keys():
         return
-    teacher, alone = (summary[arm]["accuracy"]["mean"] for arm in ("teacher", "alone"))
+    teacher, alone = (result.summary[arm].accuracy.mean for arm in ("teacher", "alone"))
     if teacher < alone:
         yield (
             f"the teacher gets {100 * teacher:.2f} % of the test split right, the student alone {100 * alone:.2f} %: "
@@ -102,10 +94,10 @@ def _worse_teacher(experiment: Experiment) -> Iterator[str]:
         )
 
 
-def spread_text(spread: Mapping[str, Any], factor: float, digits: int) -> str:
+def spread_text(spread: Spread, factor: float, digits: int) -> str:
     """``mean ± deviation``; the mean alone where there is one value."""
-    mean = f"{factor * spread['mean']:.{digits}f}"
-    return mean if spread["deviation"] is None else f"{mean} ± {factor * spread['deviation']:.{digits}f}"
+    mean = f"{factor * spread.mean:.{digits}f}"
+    return mean if spread.deviation is None else f"{mean} ± {factor * spread.deviation:.{digits}f}"
 
 
 def store_table(folder: Path) -> Table:

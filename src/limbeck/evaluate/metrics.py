@@ -1,6 +1,7 @@
 """How good a network is, from its logits: accuracy, cross-entropy, calibration, likeness to the teacher."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,19 @@ from limbeck.taps import evaluation_mode
 
 ECE_BINS = 15
 _BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How good a network is on one split; means are over its samples."""
+
+    accuracy: float  # share of samples whose greatest logit (the first among equals) is the target's, in [0, 1]
+    errors: int
+    samples: int
+    cross_entropy: float  # in nats
+    ece: float  # expected calibration error in [0, 1], over 15 bins of equal width
+    agreement: float | None = None  # share of samples whose class is the teacher's; None without a teacher
+    kl_to_teacher: float | None = None  # KL(p_teacher || p_student) at T = 1, in nats; likewise
 
 
 def predict(network: nn.Module, batches: Iterable[Batch], *, name: str = "network") -> Tensor:
@@ -50,8 +64,11 @@ def metrics(
     name: str = "network",
     split: str = "",
     files: Sequence[str] | None = None,
-) -> dict[str, float]:
-    """A network's figures on one split; all means are over the N samples and computed in 64 bits.
+) -> Figures:
+    """A network's figures on one split, computed in 64 bits.
+
+    The expected calibration error is the absolute gap between mean confidence and accuracy in each bin of confidence,
+    weighted by the bins' samples.
 
     Args:
         logits: (N, K), K at least 2.
@@ -61,13 +78,6 @@ def metrics(
         split: what they call the samples, such as ``test``.
         files: the samples' names, to tell one that went wrong.
 
-    Returns:
-        ``accuracy``: share of samples whose greatest logit (the first among equals) is the target's, in [0, 1].
-        ``errors``, ``samples``: whole numbers. ``cross_entropy``: mean, in nats. ``ece``: expected calibration error
-        in [0, 1], the absolute gap between mean confidence and accuracy in 15 equally wide bins of confidence,
-        weighted by the bins' samples. With a teacher also ``agreement``: share of samples of which both predict the
-        same class, in [0, 1]; and ``kl_to_teacher``: mean of KL(p_teacher || p_student) at T = 1, in nats.
-
     Raises:
         LimbeckError: no sample; shapes that do not fit; a target outside [0, K); a logit that is NaN or infinite.
     """
@@ -76,13 +86,7 @@ def metrics(
     predicted = logits.argmax(dim=1)
     errors = int((predicted != targets).sum())
     log_probabilities = F.log_softmax(logits.double(), dim=1)
-    figures: dict[str, float] = {
-        "accuracy": (len(targets) - errors) / len(targets),
-        "errors": errors,
-        "samples": len(targets),
-        "cross_entropy": F.nll_loss(log_probabilities, targets).item(),
-        "ece": _calibration_error(log_probabilities.exp(), targets),
-    }
+    agreement = divergence = None
     if teacher_logits is not None:
         if teacher_logits.shape != logits.shape:
             raise LimbeckError(
@@ -90,9 +94,17 @@ def metrics(
             )
         check_finite(teacher_logits, name="teacher", split=split, files=files)
         teacher = F.log_softmax(teacher_logits.double(), dim=1)
-        figures["agreement"] = (predicted == teacher_logits.argmax(dim=1)).double().mean().item()
-        figures["kl_to_teacher"] = F.kl_div(log_probabilities, teacher, reduction="batchmean", log_target=True).item()
-    return figures
+        agreement = (predicted == teacher_logits.argmax(dim=1)).double().mean().item()
+        divergence = F.kl_div(log_probabilities, teacher, reduction="batchmean", log_target=True).item()
+    return Figures(
+        accuracy=(len(targets) - errors) / len(targets),
+        errors=errors,
+        samples=len(targets),
+        cross_entropy=F.nll_loss(log_probabilities, targets).item(),
+        ece=_calibration_error(log_probabilities.exp(), targets),
+        agreement=agreement,
+        kl_to_teacher=divergence,
+    )
 
 
 def _calibration_error(probabilities: Tensor, targets: Tensor) -> float:

@@ -1,6 +1,6 @@
 """What a recipe comes to for its arms: methods, trainings, teachers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from torch import nn
@@ -8,7 +8,7 @@ from torch import nn
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
 from limbeck.experiment.events import Job
-from limbeck.experiment.plan import Training, label_indices
+from limbeck.experiment.workspace import Training
 from limbeck.methods import METHODS
 from limbeck.methods.combined import combined
 from limbeck.optimizers import OPTIMIZERS
@@ -66,3 +66,17 @@ def teacher_of(recipe: Recipe, seed: int) -> Job:
         return Job("teacher", block.seed)
     shared = block is not None and block.weights and block.init == "as_is"
     return Job("teacher", recipe.seeds[0] if shared else seed)
+
+
+def label_indices(labels: Sequence[int | str], classes: Sequence[str]) -> tuple[int, ...]:
+    """Class names or indices to indices.
+
+    Raises:
+        LimbeckError: there is no such class.
+    """
+    for label in labels:
+        if type(label) is bool or (label not in classes and label not in range(len(classes))):
+            raise LimbeckError(
+                f"there is no class {label!r}: allowed are 0 to {len(classes) - 1}, or {', '.join(classes)}"
+            )
+    return tuple(label if isinstance(label, int) else classes.index(label) for label in labels)

@@ -16,7 +16,8 @@ from limbeck.core import LimbeckError, Networks, Stage, Tap
 from limbeck.data import Data, Split
 from limbeck.evaluate.metrics import check_finite
 from limbeck.experiment.first_step import first_step
-from limbeck.experiment.plan import EVALUATION_BATCH, Training, logits_of
+from limbeck.experiment.measuring import EVALUATION_BATCH, outputs_of
+from limbeck.experiment.workspace import Training
 from limbeck.train.copies import close
 from limbeck.train.engine import Engine
 
@@ -130,7 +131,7 @@ def check_teacher(
     """
     which, split = ("validation", data.validation) if len(data.validation) else ("train", _few(data.train))
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        logits = logits_of(network, split, data, engine, name=name)
+        logits = outputs_of(network, split, data, engine, name=name)
     notes: list[str] = []
 
     def refuse(key: str, what: str, advice: str) -> None:
@@ -239,7 +240,7 @@ def _are_probabilities(logits: Tensor) -> bool:
 def _is_random(network: nn.Module, split: Split, data: Data, engine: Engine) -> bool:
     few = split.select(torch.arange(min(TWICE, len(split))))
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        one, other = (logits_of(network, few, data, engine).nan_to_num() for _ in range(2))
+        one, other = (outputs_of(network, few, data, engine).nan_to_num() for _ in range(2))
     return not close(one, other, ROUNDING)
 
 

@@ -1,10 +1,11 @@
 """The networks of an experiment, and what happens to them: the events that `Experiment.run` yields."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from limbeck.experiment.results import NetworkResult
 from limbeck.train.loop import BatchSource, Epoch
 
 TEACHER_SEEDS = 1000
@@ -68,7 +69,7 @@ class Finished:
     """A network's figures are there; ``reused`` where a file or the run that is resumed had the network."""
 
     job: Job
-    result: Mapping[str, Any]
+    result: NetworkResult
     reused: bool
 
 

@@ -12,7 +12,8 @@ from limbeck.core import Batch, LimbeckError, Networks, Outputs, Stage, Tap, Ter
 from limbeck.data import Data, Split, normalise
 from limbeck.data.cut import batch_sizes
 from limbeck.evaluate import file_bytes, macs, predict
-from limbeck.experiment.plan import EVALUATION_BATCH, Training
+from limbeck.experiment.measuring import EVALUATION_BATCH
+from limbeck.experiment.workspace import Training
 from limbeck.taps import evaluation_mode, scripted, shapes
 from limbeck.train.copies import deep_copy
 from limbeck.train.engine import Engine

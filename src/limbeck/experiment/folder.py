@@ -15,24 +15,25 @@ or a weight is read from has a hash: JSON in its last key, a checkpoint in its z
 network's result.json, or in the checkpoint until there is one. A hash shows damage and edits; it is no signature.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from limbeck.core import LimbeckError
 from limbeck.experiment.epochlog import EpochLog
+from limbeck.experiment.results import RESULT, NetworkResult, RunResult, plain
 from limbeck.experiment.runfiles import (
     CHECKPOINT,
     LOG,
     RECIPE,
     RECIPE_BYTES,
-    RESULT,
     STUDENT,
-    are_figures,
     are_records,
     copy_whole,
     file_record,
@@ -43,6 +44,7 @@ from limbeck.experiment.runfiles import (
 )
 from limbeck.files import checkpoint
 from limbeck.files.atomic import read, read_sealed, write, write_sealed
+from limbeck.models import NetworkSpec, save_network
 from limbeck.train.loop import Epoch
 
 CHECKPOINT_SHARE = 0.1
@@ -61,7 +63,8 @@ class RunFolder:
         resume: resume the run that the folder holds.
 
     Attributes:
-        path: the folder. notes: what a user should be told, as sentences: what was missing or damaged and is made anew.
+        path: the folder. notes: what was missing or damaged and is made anew, as sentences. results: by network, those
+            that are finished, as far as they were asked for.
 
     Raises:
         LimbeckError: without ``resume``, the folder already holds a finished epoch; with it, those of another recipe,
@@ -73,7 +76,7 @@ class RunFolder:
         self.notes: list[str] = []
         self._recipe, self._recipe_hash = recipe, sha256(recipe.encode()).hexdigest()
         self._checkpoint = path / CHECKPOINT
-        self._results: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, NetworkResult] = {}
         self._files: dict[str, dict[str, Any]] = {}  # by network, what lies in its folder
         self._saved, self._save_after, self._trained = "", 0.0, False
         if path.exists() and not path.is_dir():
@@ -114,15 +117,15 @@ class RunFolder:
             earlier = [*earlier, before]
         write_sealed(file, {**environment, "earlier": earlier} if earlier else environment)
 
-    def result(self, name: str) -> dict[str, Any] | None:
-        """A finished network's figures, or None while it is not finished; its weights are whole then.
+    def result(self, name: str) -> NetworkResult | None:
+        """A finished network's result, or None while it is not finished; its weights are whole then.
 
         Raises:
             LimbeckError: the figures, the weights or the network's lines in the log are damaged, or of another network
                 or recipe.
         """
-        if name in self._results or not self._begun:
-            return self._results.get(name)
+        if name in self.results or not self._begun:
+            return self.results.get(name)
         folder = self.path / name
         found = read_network(folder, name)
         if found is None:
@@ -133,35 +136,39 @@ class RunFolder:
             )
         if not self._log.check(name, found.log):
             self.notes.append(f"{self._log.path} has lost the epochs of {name}")
-        self._files[name], self._results[name] = dict(found.files), dict(found.figures)
-        return self._results[name]
+        self._files[name], self.results[name] = dict(found.files), found.result
+        return found.result
 
-    def finish(self, name: str, figures: Mapping[str, Any], weights: str) -> dict[str, Any]:
-        """Write a finished network's result.json, and give its figures with the hash of its weights.
+    def write(self, name: str, file: str, network: nn.Module, spec: NetworkSpec) -> None:
+        """Write a network's weights into its folder, and remember their hash, which `weights` and `result` check.
+
+        Raises:
+            NoSpace: the disk is full.
+        """
+        save_network(network, self.path / name / file, spec=spec)
+        self._files.setdefault(name, {})[file] = file_record(self.path / name / file)
+
+    def finish(self, name: str, result: NetworkResult, weights: str) -> NetworkResult:
+        """Write a finished network's result.json, and give its result with the hash of its weights.
 
         Args:
             name: the network's.
-            figures: as plain values, with ``arm`` and ``seed``.
+            result: its figures.
             weights: the name of the file in the network's folder, which is written already.
 
         Raises:
             NoSpace: the disk is full.
         """
-        self.keep(name, weights)
         self._log.sync()
         files = self._files[name]
-        whole = {**figures, "weights_sha256": files[weights]["sha256"]}
+        whole = replace(result, weights_sha256=files[weights]["sha256"])
         held = {"files": files, "log": self._log.summary(name), "recipe": self._recipe_hash}
-        write_sealed(self.path / name / RESULT, whole | held)
-        self._results[name] = whole
+        write_sealed(self.path / name / RESULT, plain(whole) | held)
+        self.results[name] = whole
         return whole
 
-    def keep(self, name: str, file: str) -> None:
-        """Remember the hash of a file of weights in a network's folder, which `weights` and `result` then check."""
-        self._files.setdefault(name, {})[file] = file_record(self.path / name / file)
-
     def weights(self, name: str, file: str) -> Path:
-        """A file that `keep` or `finish` saw, as it was then.
+        """A file of weights, as it was written.
 
         Raises:
             LimbeckError: it is missing or damaged.
@@ -232,8 +239,8 @@ class RunFolder:
             end = time.monotonic()
             self._saved, self._save_after = name, end + (end - start) / CHECKPOINT_SHARE
 
-    def concluded(self, runs: list[Any], student: str) -> dict[str, Any] | None:
-        """The run's own result.json where it is whole and made of these figures; None where it is to be made.
+    def concluded(self, runs: tuple[NetworkResult, ...], student: str) -> RunResult | None:
+        """The run's own result where it is whole and made of these figures; None where it is to be made.
 
         Args:
             runs: every network's figures.
@@ -242,18 +249,19 @@ class RunFolder:
         if not self._begun:
             return None
         self._log.sync()
-        file = self.path / RESULT
+        file, found = self.path / RESULT, None
         try:
-            found = read_sealed(file)
-            wrong = "was missing" if found is None else ""
+            values = read_sealed(file)
+            if values is None:
+                wrong = "was missing"
+            else:
+                recipe, found = values.pop("recipe", None), RunResult.from_json(values)
+                agrees = recipe == self._recipe_hash and [plain(one) for one in found.runs] == [
+                    plain(one) for one in runs
+                ]
+                wrong = "" if agrees else "did not agree with the networks' own"
         except LimbeckError:
-            found, wrong = None, "was damaged, or was changed"
-        if found is not None and _plain(found) != _plain({**found, "recipe": self._recipe_hash, "runs": runs}):
-            wrong = "did not agree with the networks' own"
-        if found is not None and not all(
-            are_figures(found[key]) for key in ("teacher", "student", "alone") if found.get(key)
-        ):
-            wrong = "holds no figures of a run"
+            wrong = "was damaged, or was changed"
         if wrong:
             if not self._trained:  # else the run was not finished
                 self.notes.append(f"{file} {wrong}: it is made anew, with latencies that are measured anew")
@@ -262,16 +270,15 @@ class RunFolder:
             self.notes.append(f"{self.path / STUDENT} was missing or damaged, and is copied anew")
         return found
 
-    def conclude(self, result: Mapping[str, Any], student: str) -> dict[str, Any]:
+    def conclude(self, result: RunResult, student: str) -> RunResult:
         """Write the run's own result.json, and the student of that name beside it.
 
         Raises:
             NoSpace: the disk is full.
         """
         copy_whole(self.weights(student, STUDENT), self.path / STUDENT)
-        whole = {**result, "recipe": self._recipe_hash}
-        write_sealed(self.path / RESULT, whole)
-        return whole
+        write_sealed(self.path / RESULT, plain(result) | {"recipe": self._recipe_hash})
+        return result
 
     def found(self, name: str, trained_as: str) -> Path | None:
         """A run beside this one that has finished the network of this name, trained in the same way, and whole.
@@ -324,11 +331,6 @@ class RunFolder:
                 f"{self._checkpoint} is of a run of another recipe: delete it to train {state['job']} again"
             )
         return state
-
-
-def _plain(values: Any) -> str:
-    """Plain values as text, so that NaN equals itself and a tuple a list."""
-    return json.dumps(values, sort_keys=True)
 
 
 def _differences(old: str, new: str) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Data
-from limbeck.experiment.plan import probe
+from limbeck.experiment.workspace import example_batch
 from limbeck.models import GIVEN, NetworkSpec
 from limbeck.recipe.blocks import TeacherBlock
 from limbeck.train.copies import copy_of
@@ -100,4 +100,4 @@ class OwnNetworks:
     def _copied(self, name: str, network: nn.Module) -> nn.Module:
         way = "; give a function that builds it" if name == "student" else ""
         otherwise = f"{way}, or one seed and baseline=False, which need no copy"
-        return copy_of(network, probe(self._data).inputs, name=name, otherwise=otherwise)
+        return copy_of(network, example_batch(self._data).inputs, name=name, otherwise=otherwise)

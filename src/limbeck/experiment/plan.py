@@ -1,61 +1,24 @@
-"""One network's training and its figures: what `limbeck.experiment.run` and `limbeck.distill` share."""
+"""A method's stages for given networks, after a dry run that finds what is wrong before any training."""
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.core import (
-    Batch,
-    LimbeckError,
-    MakeOptimizer,
-    Method,
-    Networks,
-    Schedule,
-    Setup,
-    Stage,
-    Tap,
-    from_teacher,
-)
-from limbeck.data import Augment, Batches, Data, Split, normalise
-from limbeck.evaluate import Latency, file_bytes, latency, macs, metrics, parameters, predict
+from limbeck.core import Batch, LimbeckError, Method, Networks, Setup, Stage, Tap, from_teacher
+from limbeck.data import Data
+from limbeck.experiment.workspace import NO_AUGMENTATION as NO_AUGMENTATION
+from limbeck.experiment.workspace import Training as Training
+from limbeck.experiment.workspace import example_batch
+from limbeck.experiment.workspace import training_batches as training_batches
 from limbeck.models import Ensemble
 from limbeck.outline import outline
 from limbeck.taps import Taps, check, dry_run, evaluation_mode, layer_of, shapes
+from limbeck.tasks import task_of
 from limbeck.train.copies import deep_copy
-from limbeck.train.engine import Engine
 from limbeck.train.freeze import check_learns
-
-EVALUATION_BATCH = 500
-NO_AUGMENTATION = Augment()
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a network is trained; ``exclude`` holds the classes left out of its training set.
-
-    With ``views`` the epochs take turns over so many augmented views of each sample, which are those of ``view_seed``.
-
-    Raises:
-        LimbeckError: the epochs or the batch size are not a whole number of at least 1.
-    """
-
-    epochs: int
-    batch_size: int
-    optimizer: MakeOptimizer
-    schedule: Schedule
-    augment: Augment = NO_AUGMENTATION
-    exclude: tuple[int, ...] = ()
-    views: int | None = None
-    view_seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
-            if not isinstance(value, int) or value < 1:
-                raise LimbeckError(f"{name} is {value!r}: allowed are whole numbers from 1")
 
 
 def plan(method: Method, networks: Networks, data: Data, training: Training) -> tuple[Stage, ...]:
@@ -65,11 +28,11 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         LimbeckError: a network does not run on the data, or its output is not one logit a class; a tap does not exist
             or has no one value; an option of the optimizer is out of range.
     """
-    if len(data.classes) < 2:
-        raise LimbeckError(f"the data has {len(data.classes)} class, so there is nothing to learn: it takes 2 or more")
+    task = task_of(data)
+    task.check_data(data)
     if len({id(network) for network in networks.values()}) < len(networks):
         raise LimbeckError(f"{' and '.join(networks)} are one and the same module: give each its own")
-    few = probe(data)
+    few = example_batch(data)
     for name, network in networks.items():
         try:
             shape = shapes({name: network}, [Tap(name)], few)[Tap(name)]
@@ -79,8 +42,7 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
             raise LimbeckError(
                 f"the {name} does not run on samples of shape {data.shape}: {type(error).__name__}: {error}"
             ) from error
-        if shape != (len(data.classes),):
-            raise LimbeckError(f"the {name} gives {shape} a sample, but the data has {len(data.classes)} classes")
+        task.check_output(name, shape, data)
     teacher = networks.get("teacher")
     logits: tuple[Tap, ...] = (from_teacher(),)
     if isinstance(teacher, Ensemble) and teacher.mean == "arithmetic":
@@ -109,73 +71,6 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         except ValueError as error:
             raise LimbeckError(f"the optimizer of stage {stage.name!r} cannot be built: {error}") from error
     return stages
-
-
-def training_batches(data: Data, training: Training, *, seed: int, engine: Engine) -> Batches:
-    """The training set in the order and the augmented views that the seed gives."""
-    return Batches(
-        data.train.without(training.exclude),
-        batch_size=training.batch_size,
-        seed=seed,
-        mean=data.mean,
-        std=data.std,
-        augment=training.augment,
-        views=training.views,
-        view_seed=training.view_seed,
-        device=engine.device,
-    )
-
-
-def logits_of(network: nn.Module, split: Split, data: Data, engine: Engine, *, name: str = "network") -> Tensor:
-    """The logits (N, K) on a split of what errors call ``name``, in 32 bits, in eval mode, without augmentation."""
-    batches = Batches(
-        split,
-        batch_size=EVALUATION_BATCH,
-        seed=0,
-        mean=data.mean,
-        std=data.std,
-        shuffle=False,
-        device=engine.device,
-    )
-    return predict(engine.place(network), batches(0), name=name)
-
-
-def measure(
-    network: nn.Module, data: Data, engine: Engine, *, teacher: Tensor | None = None, name: str = "network"
-) -> dict[str, Any]:
-    """A trained network's figures: quality on the test split (and on validation where there is one), and cost.
-
-    Args:
-        network: the trained network.
-        data: the splits; the test split is read to evaluate trained networks, never to train or select.
-        engine: the device to run on.
-        teacher: the teacher's logits on the test split, for agreement and KL.
-        name: what errors call the network.
-    """
-    splits = {"test": data.test} | ({"validation": data.validation} if len(data.validation) else {})
-    figures: dict[str, Any] = {}
-    for which, split in splits.items():
-        logits, guide = logits_of(network, split, data, engine, name=name), teacher if which == "test" else None
-        known: Any = {"name": name, "split": which, "files": split.names}
-        figures[which] = metrics(logits, split.targets, teacher_logits=guide, **known)
-    figures["parameters"] = parameters(network)
-    figures["macs"] = macs(network, data.shape)
-    figures["file_bytes"] = file_bytes(network)
-    return figures
-
-
-def time_together(networks: Networks, data: Data, runs: int) -> dict[str, dict[str, Any]]:
-    """Batch-1 latency of several networks, interleaved so that a slow phase of the machine hits all alike."""
-    return {name: _times(found) for name, found in latency(networks, data.shape, runs=runs).items()}
-
-
-def _times(found: Latency | None) -> dict[str, Any]:
-    """None of a network that cannot take one sample."""
-    return {
-        "latency_ms": found and found.median_ms,
-        "latency_p95_ms": found and found.p95_ms,
-        "latency_disturbed": found and found.disturbed,
-    }
 
 
 def _module(networks: Networks, source: str, layer: str) -> nn.Module:
@@ -233,23 +128,3 @@ def _leaves(value: Tensor) -> Iterator[Tensor]:
         if hasattr(node, "variable"):  # autograd's nodes of parameters have it, and there is no public class of them
             yield node.variable
         ahead += [following for following, _ in node.next_functions]
-
-
-def probe(data: Data) -> Batch:
-    """The first one or two training samples, to try networks on."""
-    few = torch.arange(min(2, len(data.train)))
-    return Batch(normalise(data.train.inputs[few], data.mean, data.std), data.train.targets[few], few, 0)
-
-
-def label_indices(labels: Sequence[int | str], classes: Sequence[str]) -> tuple[int, ...]:
-    """Class names or indices to indices.
-
-    Raises:
-        LimbeckError: there is no such class.
-    """
-    for label in labels:
-        if type(label) is bool or (label not in classes and label not in range(len(classes))):
-            raise LimbeckError(
-                f"there is no class {label!r}: allowed are 0 to {len(classes) - 1}, or {', '.join(classes)}"
-            )
-    return tuple(label if isinstance(label, int) else classes.index(label) for label in labels)

@@ -16,9 +16,10 @@ from limbeck.experiment.arms import arms_of, method_of, needed, training_of
 from limbeck.experiment.caching import cached, decide, soft_label_table, teacher_taps
 from limbeck.experiment.checks import check_run, check_teacher, refuse_shared
 from limbeck.experiment.networks import check_use, ensemble, teaches
-from limbeck.experiment.plan import Training, plan, probe, training_batches
+from limbeck.experiment.plan import plan
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.terms import SAMPLES, meaningless
+from limbeck.experiment.workspace import Training, example_batch, training_batches
 from limbeck.methods import METHODS
 from limbeck.recipe.blocks import CacheBlock, Recipe
 from limbeck.recipe.read import reread
@@ -197,7 +198,7 @@ def resolve_auto(
     """
     if compile not in (True, False, "auto"):
         raise LimbeckError(f"compile is {compile!r}: allowed are True, False and 'auto'")
-    sizes = shapes(networks, teacher_taps(stages), probe(data))
+    sizes = shapes(networks, teacher_taps(stages), example_batch(data))
     cache = decide(
         cache,
         stages,

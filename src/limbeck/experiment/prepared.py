@@ -11,7 +11,7 @@ from limbeck.data import Data
 from limbeck.experiment.checks import unwrapped
 from limbeck.experiment.given import OwnNetworks
 from limbeck.experiment.networks import NetworkFactory
-from limbeck.experiment.plan import probe
+from limbeck.experiment.workspace import example_batch
 from limbeck.models import NetworkSpec
 from limbeck.models.outputs import install, installed
 from limbeck.recipe.blocks import Recipe, TeacherBlock
@@ -27,7 +27,7 @@ class Prepared(AbstractContextManager["Prepared"]):
     """
 
     def __init__(self, source: NetworkFactory | OwnNetworks, recipe: Recipe, data: Data) -> None:
-        self._source, self._recipe, self._probe, self._classes = source, recipe, probe(data), len(data.classes)
+        self._source, self._recipe, self._probe, self._classes = source, recipe, example_batch(data), len(data.classes)
         self._layers = _layers(recipe.method)
         self._handles: list[RemovableHandle] = []
         self._notes: dict[str, None] = {}

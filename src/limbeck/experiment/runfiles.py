@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core import LimbeckError
+from limbeck.experiment.results import RESULT, NetworkResult
 from limbeck.files.atomic import digest, read_sealed, replacing
 
-RESULT, STUDENT, LOG, RECIPE = "result.json", "student.safetensors", "metrics.jsonl", "recipe.yaml"
+STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
 CHECKPOINT = Path("checkpoint") / "last.pt"
 RECIPE_BYTES = 4 * 2**20
 
 _SEED = re.compile(r"seed\d+(-\d+)?")
 _OF_NETWORK = re.compile(r"(result\.json|(student|teacher|after_[^/]*)\.safetensors)(\.tmp)?")
 _OF_STORE = re.compile(r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)(\..*)?")
-_COSTS = ("parameters", "macs", "latency_ms", "latency_p95_ms")
 _OF_RUN = (RESULT, STUDENT, LOG, RECIPE, "environment.json", str(CHECKPOINT))
 
 
@@ -25,7 +25,7 @@ _OF_RUN = (RESULT, STUDENT, LOG, RECIPE, "environment.json", str(CHECKPOINT))
 class Network:
     """What a finished network's result.json says."""
 
-    figures: Mapping[str, Any]
+    result: NetworkResult
     files: Mapping[str, Mapping[str, Any]]  # by name, the bytes and sha256 of the weights that lie beside it
     log: Mapping[str, Any]  # how many lines in the log are its own, and their sha256
     recipe: str  # the sha256 of the recipe that it was trained by
@@ -68,21 +68,18 @@ def read_network(folder: Path, name: str, *, trained_as: str | None = None) -> N
     if values is None or (trained_as is not None and values.get("trained_as") != trained_as):
         return None
     held = {key: values.pop(key, None) for key in ("files", "log", "recipe")}
-    if not (
-        are_records(held["files"])
-        and is_summary(held["log"])
-        and are_figures(values)
-        and isinstance(values.get("weights_sha256"), str)
-    ):
+    try:
+        result = NetworkResult.from_json(values)
+    except LimbeckError as error:
+        raise LimbeckError(f"{file} holds no figures of a network ({error}): {again}") from error
+    if not (are_records(held["files"]) and is_summary(held["log"]) and result.weights_sha256):
         raise LimbeckError(f"{file} holds no figures of a network: {again}")
-    member = f"-{values['member']}" if "member" in values else ""
-    label = f"{values['arm']}/seed{values['seed']}{member}"
-    if label != name:
-        raise LimbeckError(f"{file} is of {label}, not of {name}: put it back, or {again}")
+    if result.name != name:
+        raise LimbeckError(f"{file} is of {result.name}, not of {name}: put it back, or {again}")
     for weights, record in held["files"].items():
         if not holds(folder / weights, record):
             raise LimbeckError(f"{folder / weights} is missing, damaged or another one than was written: {again}")
-    return Network(values, held["files"], held["log"], str(held["recipe"]))
+    return Network(result, held["files"], held["log"], str(held["recipe"]))
 
 
 def holds(path: Path, record: Mapping[str, Any]) -> bool:
@@ -111,19 +108,6 @@ def are_records(value: Any) -> bool:
 def is_summary(value: Any) -> bool:
     """Whether it is what `limbeck.experiment.epochlog.EpochLog.summary` gives."""
     return isinstance(value, dict) and type(value.get("lines")) is int and isinstance(value.get("sha256"), str)
-
-
-def are_figures(values: Any) -> bool:
-    """Whether it is a network's figures, with numbers where numbers are shown."""
-    if not isinstance(values, Mapping):
-        return False
-    test = values.get("test")
-    if not (isinstance(values.get("arm"), str) and type(values.get("seed")) is int and isinstance(test, dict)):
-        return False
-    counted = all(type(test.get(key)) is int for key in ("errors", "samples"))
-    told = [test.get("accuracy"), test.get("agreement", 0), *(values.get(key) or 0 for key in _COSTS)]
-    numbers = all(isinstance(value, float | int) for value in told)
-    return counted and numbers
 
 
 def copy_whole(source: Path, path: Path) -> bool:
