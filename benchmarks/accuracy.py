@@ -59,9 +59,9 @@ def errors(name: str, settings: tuple[str, ...], arguments: argparse.Namespace) 
         *settings,
     ]
     recipe = read(RECIPES / f"hinton_{arguments.data}.yaml", overrides=overrides)
-    show(Experiment(recipe, folder, resume=True), Console(), folder)
-    runs = json.loads((folder / "result.json").read_text())["runs"]
-    return {run["seed"]: run["test"]["errors"] for run in runs if run["arm"] == "kd"}
+    experiment = Experiment(recipe, folder, resume=True)
+    show(experiment, Console(), folder)
+    return {run.seed: run.test.errors for run in experiment.result.of("kd")}
 
 
 def train_teacher(arguments: argparse.Namespace) -> None:

@@ -74,6 +74,7 @@ ORDER = (
     "train",
     "cache",
     "evaluate",
+    "tasks",
     "recipe",
     "experiment",
     "bench",
