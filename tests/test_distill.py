@@ -88,7 +88,7 @@ def test_a_function_builds_the_student_of_every_seed_and_arm_anew(data, teacher)
 
 
 def test_a_function_that_builds_no_module_is_refused(data, teacher):
-    with pytest.raises(LimbeckError, match=r"student gives a int: a function must build a torch.nn.Module"):
+    with pytest.raises(LimbeckError, match=r"student returns a int: the function must build a torch.nn.Module"):
         limbeck.distill(teacher, lambda: 3, data, **QUICK)
 
 
@@ -267,7 +267,7 @@ def test_what_a_resumed_call_finds_wrong_is_told(data, teacher, tmp_path, capsys
 def test_a_function_that_gives_the_same_weights_again_is_refused(data, teacher):
     one, body = network(), nn.Linear(6, 8)
     for make in (lambda: one, lambda: nn.Sequential(body, nn.ReLU(), nn.Linear(8, 3))):
-        with pytest.raises(LimbeckError, match="a function must build a network anew"):
+        with pytest.raises(LimbeckError, match="the function must build a new network"):
             limbeck.distill(teacher, make, data, **QUICK)
 
 

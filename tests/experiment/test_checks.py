@@ -116,7 +116,7 @@ def test_probabilities_are_refused_with_the_key_that_describes_them():
 
 
 def test_an_output_that_is_drawn_is_refused():
-    assert "something else at each run in eval mode" in refused(lambda x: F.dropout(x, 0.1), "random")
+    assert "different outputs in each run in eval mode" in refused(lambda x: F.dropout(x, 0.1), "random")
 
 
 def test_permuted_classes_are_named_and_the_wrapper_puts_them_right():
@@ -182,7 +182,7 @@ def test_a_teacher_below_chance_is_refused_on_few_samples():
 def test_too_few_samples_tell_nothing_and_it_is_said(count):
     two = data(validation=count, classes=("cat", "dog"))
     found = check_teacher(Gives(lambda x: (x * 1e6).sin()), two, ENGINE)
-    assert found.notes[0].startswith(f"{count} validation samples are too few to tell whether the teacher knows")
+    assert found.notes[0].startswith(f"{count} validation samples are too few to tell whether the teacher is better")
 
 
 def test_nine_of_ten_is_not_called_chance():

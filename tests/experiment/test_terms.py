@@ -70,8 +70,8 @@ def test_standardised_logits_of_two_classes_have_no_gradient(temperature):
 def test_the_other_classes_of_two_are_one_and_have_no_gradient():
     (sentence,) = said("dkd", classes=2)
     assert sentence == (
-        "the term 'nontarget' of stage 'dkd' has no gradient on the first batch: nothing that is learnt changes it, "
-        "and its loss is 0"
+        "the term 'nontarget' of stage 'dkd' has no gradient on the first batch: nothing that learns changes its "
+        "loss, which is 0"
     )
 
 
@@ -90,7 +90,7 @@ def test_a_margin_that_is_kept_is_not_taken_for_one_either():
 
 
 def test_a_term_that_reads_nothing_that_learns_is_said():
-    expected = ("the term 'term' of stage 'own' reads nothing that learns: it changes nothing",)
+    expected = ("the term 'term' of stage 'own' reads nothing that learns, so it has no effect",)
     assert of(lambda teacher: teacher.square().mean(), from_teacher()) == expected
     student = networks()["student"]
     student.stem.requires_grad_(False)
@@ -109,7 +109,7 @@ def test_a_term_that_reads_nothing_that_learns_is_said():
 )
 def test_a_term_that_nothing_learnt_changes_is_said(loss, value):
     (sentence,) = of(loss)
-    assert "has no gradient on the first batch: nothing that is learnt changes it, and its loss is" in sentence
+    assert "has no gradient on the first batch: nothing that learns changes its loss, which is" in sentence
     assert value is None or sentence.endswith(f" {value}")
 
 
@@ -129,7 +129,7 @@ def test_a_gradient_that_no_weight_gets_is_said():
 def test_a_loss_below_0_is_said_and_one_that_is_not_a_number():
     (sentence,) = of(lambda student, teacher: -(student - teacher).square().mean())
     assert "has a loss below 0 on the first batch, -" in sentence
-    assert "if it is to be a distance, it is wrong" in sentence
+    assert "a distance cannot be negative" in sentence
     (sentence,) = of(lambda student, teacher: logits_loss(student, teacher) + torch.inf)
     assert "has a loss of inf on the first batch" in sentence
 

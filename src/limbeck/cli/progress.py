@@ -230,10 +230,10 @@ class _Screen:
 
     def _keep(self, event: StoreProgress) -> None:
         if self.terminal and self._keeping is None:
-            self._keeping = self._progress.add_task(f"{event.job}'s outputs", total=event.of, left="", epoch="")
+            self._keeping = self._progress.add_task(f"{event.job}'s outputs", total=event.total, left="", epoch="")
         if self._keeping is not None:
             self._progress.update(self._keeping, completed=event.done)
-        if event.done == event.of:
+        if event.done == event.total:
             if self._keeping is not None:
                 self._progress.remove_task(self._keeping)
                 self._keeping = None
@@ -293,7 +293,7 @@ def _expected(event: StoreEstimate) -> str:
 
 
 def _kept(event: StoreProgress) -> str:
-    return f"{event.job}: its outputs, {event.of:,} rows, are kept ({decimal(event.bytes)} in {event.folder})"
+    return f"{event.job}: its outputs, {event.total:,} rows, are kept ({decimal(event.bytes)} in {event.folder})"
 
 
 def _compared(event: StoreVerified) -> str:

@@ -1,4 +1,4 @@
-"""What a recipe comes to for its arms: methods, trainings, teachers."""
+"""The arms of a recipe: their methods, trainings and teachers."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,7 +24,7 @@ def arms_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def method_of(recipe: Recipe, arm: str, own: Method | None = None) -> Method:
-    """The method by which an arm's student is trained; ``own`` is what the recipe's name stands for, if given."""
+    """The method of an arm's student; ``own`` is the function that the recipe's name stands for, if given."""
     block = recipe.method
     if arm != block["name"]:
         return METHODS["alone"]
@@ -36,15 +36,15 @@ def method_of(recipe: Recipe, arm: str, own: Method | None = None) -> Method:
 
 
 def needed(arm: str, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The networks that take part in an arm."""
+    """The networks that an arm uses."""
     return {"student": networks["student"]} if arm == "alone" else dict(networks)
 
 
 def training_of(block: TrainBlock, data: Data) -> Training:
-    """A block of a recipe as a training.
+    """The training that a block of a recipe describes.
 
     Raises:
-        LimbeckError: a class does not exist, or none is left.
+        LimbeckError: a class does not exist, or no class is left.
     """
     exclude = label_indices(block.exclude, data.classes)
     if len(data.train.without(exclude)) == 0:
@@ -60,7 +60,7 @@ def training_of(block: TrainBlock, data: Data) -> Training:
 
 
 def teacher_of(recipe: Recipe, seed: int) -> Job:
-    """The teacher of a student's seed: its own, or the one that all share."""
+    """The teacher of a student's seed: one for each seed, or one for all."""
     block = recipe.teacher
     if block is not None and block.seed is not None:
         return Job("teacher", block.seed)

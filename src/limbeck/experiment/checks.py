@@ -1,7 +1,7 @@
-"""What is looked at before training: networks that share parts, teachers that cannot be right, a step that would fail.
+"""Checks before training: networks that share parts, teachers that cannot be right, steps that would fail.
 
-Each refusal has a name by which it can be allowed: ``chance``, ``permuted``, ``probabilities``, ``random``,
-``not_finite``, ``shared``. The look at a real step of training is `limbeck.experiment.first_step`.
+Each refusal has a name by which a user can allow it: ``chance``, ``permuted``, ``probabilities``, ``random``,
+``not_finite``, ``shared``. `limbeck.experiment.first_step` tries a real training step.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -22,19 +22,19 @@ from limbeck.train.copies import close
 from limbeck.train.engine import Engine
 
 UNSURE = 0.01
-"""How probable an accuracy by mere chance may be at most."""
+"""The significance level of the tests against chance."""
 
 SAMPLES_PER_CLASS = 5
-"""Below so many validation samples a class, chance is not told from a weak teacher."""
+"""With fewer validation samples a class, chance cannot be told from a weak teacher."""
 
 TWICE = 64
-"""Samples that a teacher is run on twice, to see whether it gives the same."""
+"""Samples on which a teacher runs twice, to see whether it returns the same outputs."""
 
 ROUNDING = 1e-4
-"""The greatest difference of two runs that is rounding, as a share of the greatest logit."""
+"""The largest difference of two runs that counts as rounding, as a share of the largest logit."""
 
 _STATELESS = ("activation", "container", "flatten", "linear", "padding", "pixelshuffle", "pooling", "upsampling")
-"""Modules of `torch.nn` that two networks may share where they own no tensor, as their mode does not matter."""
+"""Modules of `torch.nn` without tensors whose mode does not matter: two networks may share them."""
 
 _FOREIGN = {
     "DataParallel": "pass the network inside it, its `.module`",
@@ -52,10 +52,10 @@ class Findings:
 
 
 def unwrapped(networks: Networks) -> tuple[dict[str, nn.Module], Findings]:
-    """The networks, those of `torch.compile` without it: what is inside has the same parameters, and limbeck compiles.
+    """Replace networks wrapped by `torch.compile` with the module inside, which has the same parameters.
 
     Raises:
-        LimbeckError: a network is spread over processes, or has no weights yet.
+        LimbeckError: a network is distributed over processes, or has no weights yet.
     """
     found, notes = dict(networks), []
     for name, network in networks.items():
@@ -72,13 +72,13 @@ def unwrapped(networks: Networks) -> tuple[dict[str, nn.Module], Findings]:
 
 
 def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> Findings:
-    """Look for modules, parameters and buffers that belong to two networks: frozen with one, they rest in the other.
+    """Look for modules, parameters and buffers of two networks: frozen in one, they cannot learn in the other.
 
-    The members of an ensemble are one network. Modules without tensors that do the same in every mode, such as an
-    activation, may be shared.
+    The members of an ensemble are one network. Two networks may share modules without tensors that behave the same in
+    every mode, such as an activation.
 
     Raises:
-        LimbeckError: there are such, and ``shared`` is not allowed; two networks are one and the same.
+        LimbeckError: two networks share parts, and ``shared`` is not allowed; or they are the same module.
     """
     parts = {name: _parts(network) for name, network in networks.items()}
     told = []
@@ -97,8 +97,8 @@ def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> Finding
             told.append(f"the {one} and the {other} share parts of themselves: {listed}{more}")
     if told and "shared" not in allow:
         raise LimbeckError(
-            f"{'; '.join(told)}. What rests in one of them would not learn in the other: give each its own, such as by "
-            f"copy.deepcopy{_or_allow('shared')}"
+            f"{'; '.join(told)}. A part that is frozen in one network would not learn in the other: give each its own "
+            f"copy, for example with copy.deepcopy{_or_allow('shared')}"
         )
     return Findings(tuple(f"{one}, as allowed" for one in told))
 
@@ -112,22 +112,22 @@ def check_teacher(
     name: str = "teacher",
     learns: bool = False,
 ) -> Findings:
-    """Refuse a trained teacher that cannot be right, by what it gives for the validation split.
+    """Refuse a trained teacher that cannot be right, judged by its outputs on the validation split.
 
-    Without a validation split its numbers are looked at on a few training samples, and its accuracy is not.
+    Without a validation split, its outputs on a few training samples are checked, but not its accuracy.
 
     Args:
-        network: gives logits (N, K); moved to the engine's device, else left as it is.
+        network: returns logits (N, K); moved to the engine's device, otherwise unchanged.
         data: the validation split is read; never the test split.
         engine: the device.
         allow: refusals to leave out.
-        name: what errors call it.
-        learns: the method trains it, so that it need not know the classes yet.
+        name: what errors call the network.
+        learns: the method trains the teacher, so that its accuracy does not matter yet.
 
     Raises:
-        LimbeckError: it gives NaN or infinity (``not_finite``) or probabilities (``probabilities``) or something else
-            at each run (``random``); its outputs are in another order than the classes (``permuted``); it is right no
-            more often than by chance (``chance``).
+        LimbeckError: it returns NaN or infinity (``not_finite``), probabilities (``probabilities``) or different
+            outputs in each run (``random``); its outputs are in another order than the classes (``permuted``); its
+            accuracy is no better than chance (``chance``).
     """
     which, split = ("validation", data.validation) if len(data.validation) else ("train", _few(data.train))
     with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -151,18 +151,18 @@ def check_teacher(
     if _are_probabilities(logits):
         refuse(
             "probabilities",
-            f"the {name} gives probabilities, as each row lies in [0, 1] and sums to 1, where logits are read",
-            f"Take the softmax away from its end, or say so: in a recipe {name}: {{output: probabilities}}, "
+            f"the {name} returns probabilities, as each row lies in [0, 1] and sums to 1, but logits are needed",
+            f"Remove the softmax at its end, or declare it: in a recipe {name}: {{output: probabilities}}, "
             f'in Python {name}_output="probabilities"',
         )
     if _is_random(network, split, data, engine):
         refuse(
             "random",
-            f"the {name} gives something else at each run in eval mode",
-            "It draws random numbers in its forward, such as by F.dropout without training=self.training",
+            f"the {name} returns different outputs in each run in eval mode",
+            "Its forward draws random numbers, for example with F.dropout without training=self.training",
         )
     if which == "train":
-        told = f"there is no validation split, so it was not checked how often the {name} is right"
+        told = f"there is no validation split, so the accuracy of the {name} was not checked"
         return Findings((*notes, told))
     order = _fitting(logits.argmax(dim=1), targets, len(data.classes))
     if order is not None:
@@ -181,17 +181,17 @@ def check_run(
     *,
     stored: frozenset[Tap] = frozenset(),
 ) -> Findings:
-    """One real step of each stage on copies, then the evaluation and the measuring of cost: what fails, fails now.
+    """Try one real step of each stage on copies, then the evaluation and the measurement of cost.
 
-    Networks, losses and generators are left as they are. It takes about as long as one step of each stage.
+    Networks, losses and random generators are left unchanged. It takes about as long as one step of each stage.
 
     Args:
-        stages: of `limbeck.experiment.plan.plan`.
+        stages: from `limbeck.experiment.plan.plan`.
         networks: as they are before the training.
-        data: its training samples are taken.
+        data: its training samples are used.
         training: batch size.
         engine: device and precision; nothing is compiled.
-        stored: the teacher's taps that will be read from a store, so that it does not run.
+        stored: the teacher's taps that are read from a store, so that the teacher does not run.
 
     Raises:
         LimbeckError: a network fails at the sizes or in the mode of the training; a network cannot learn or be saved.
@@ -205,7 +205,7 @@ def _or_allow(key: str) -> str:
 
 
 def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:
-    """What must not be shared, to its name and kind: modules by themselves, tensors by their memory."""
+    """What must not be shared, with its name and kind: modules by identity, tensors by memory."""
     found: dict[tuple[str, int], tuple[str, str]] = {}
     for layer, module in network.named_modules():
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -217,7 +217,7 @@ def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:
             kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
             plain = tensor.layout == torch.strided and not is_lazy(tensor)
             memory = tensor.untyped_storage().data_ptr() if plain else 0
-            if memory:  # of a view it is that of the whole
+            if memory:  # a view has that of the whole
                 found.setdefault(("memory", memory), (f"{layer}.{key}" if layer else key, kind))
     return found
 
@@ -227,7 +227,7 @@ def _within(place: str, other: str) -> bool:
 
 
 def _few(split: Split) -> Split:
-    """Some samples, as evenly over the split as can be."""
+    """Samples spread evenly over the split."""
     count = min(EVALUATION_BATCH, len(split))
     return split.select(torch.arange(count) * len(split) // count)
 
@@ -245,9 +245,9 @@ def _is_random(network: nn.Module, split: Split, data: Data, engine: Engine) -> 
 
 
 def _fitting(predicted: Tensor, targets: Tensor, classes: int) -> list[int] | None:
-    """The class of the data that each output means, where another order than the data's fits far better.
+    """The class that each output stands for, where another order than the data's fits far better.
 
-    An order is judged on samples that it was not found on, by the classes that it moves.
+    The order is fitted on one half of the samples and judged on the other, by the classes that it moves.
     """
     order = _assignment(predicted, targets, classes)
     moved = (order != torch.arange(classes))[targets]
@@ -264,7 +264,7 @@ def _fitting(predicted: Tensor, targets: Tensor, classes: int) -> list[int] | No
 
 
 def _ranks(targets: Tensor) -> Tensor:
-    """The place of each sample among those of its class."""
+    """The position of each sample among those of its class."""
     by_class = torch.argsort(targets, stable=True)
     sizes = torch.bincount(targets)
     ranks = torch.empty_like(targets)
@@ -273,7 +273,7 @@ def _ranks(targets: Tensor) -> Tensor:
 
 
 def _assignment(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
-    """The class that each output means, one to one, so that most samples are right; the data's own order in doubt."""
+    """The one-to-one assignment of outputs to classes with the most hits; ties keep the data's order."""
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # takes a second to import
 
     counted = torch.bincount(predicted * classes + targets, minlength=classes * classes).view(classes, classes)
@@ -292,7 +292,7 @@ def _permuted(
     more = f" and {len(moved) - 4} more" if len(moved) > 4 else ""
     places = [order.index(place) for place in range(len(order))]
     return (
-        f"the {name}'s outputs are in another order than the data's classes: {pairs}{more}; as they are, {right:.1%} "
+        f"the {name}'s outputs are in another order than the data's classes: {pairs}{more}; in this order {right:.1%} "
         f"of {len(targets)} validation samples are right, in the data's order {fitting:.1%}",
         "Put them in that order" + _wrapper("Reordered", f"self.network(inputs)[:, {places}]"),
     )
@@ -301,7 +301,7 @@ def _permuted(
 def _against_chance(
     name: str, logits: Tensor, targets: Tensor, classes: int, refuse: Callable[[str, str, str], None]
 ) -> list[str]:
-    """Refuse a teacher that is right as often as one who does not look; a note where that cannot be told."""
+    """Refuse a teacher whose accuracy is no better than chance; a note where that cannot be decided."""
     count = len(targets)
     predicted = logits.argmax(dim=1)
     shares = (torch.bincount(one, minlength=classes).double() / count for one in (predicted, targets))
@@ -309,27 +309,27 @@ def _against_chance(
     hits = int((predicted == targets).sum())
     below = 1 - _at_least(hits + 1, count, chance) < UNSURE
     above = _at_least(hits, count, chance) < UNSURE
-    weak = 1 - _at_least(hits + 1, count, (1 + chance) / 2) < UNSURE  # even halfway to perfect would have shown
+    weak = 1 - _at_least(hits + 1, count, (1 + chance) / 2) < UNSURE  # even an accuracy halfway to 1 would have shown
     if below or (not above and weak and count >= SAMPLES_PER_CLASS * classes):
         how = "less often right" if below else "no more often right"
         refuse(
             "chance",
             f"the {name} is {how} than by chance: {hits / count:.1%} of {count} validation samples, where chance is "
             f"{chance:.1%}",
-            "Most likely it was trained on inputs of another kind: another normalisation (data.normalise), "
-            "range of values ([0, 1] or 0 to 255) or size; or its classes are in another order; or these are not its "
-            "weights. Where its normalisation is another, take the data's away and do its own (std and mean are "
+            "Most likely it was trained on inputs with another normalisation (data.normalise), another "
+            "range of values ([0, 1] or 0 to 255) or another size; or its classes are in another order; or these are "
+            "not its weights. If its normalisation differs, undo the data's and apply the teacher's (std and mean are "
             "data.std and data.mean as tensors of shape (C, 1, 1))"
             + _wrapper("Normalised", "self.network((inputs * std + mean - its_mean) / its_std)"),
         )
     elif not above:
-        told = f"{hits} are right, {chance * count:.1f} would be by chance"
-        return [f"{count} validation samples are too few to tell whether the {name} knows the classes: {told}"]
+        told = f"{hits} are right, {chance * count:.1f} are expected by chance"
+        return [f"{count} validation samples are too few to tell whether the {name} is better than chance: {told}"]
     return []
 
 
 def _wrapper(name: str, expression: str) -> str:
-    """The lines of Python that put something around a network."""
+    """The lines of Python that wrap a network."""
     return (
         f" in a module around it:\n\n    class {name}(torch.nn.Module):\n"
         "        def __init__(self, network): super().__init__(); self.network = network\n"
@@ -339,7 +339,7 @@ def _wrapper(name: str, expression: str) -> str:
 
 
 def _at_least(hits: int, count: int, share: float) -> float:
-    """How probable so many of ``count`` are, or more, where each is with this share."""
+    """The probability of at least so many hits in ``count`` trials that each succeed with probability ``share``."""
     from scipy.special import bdtrc  # type: ignore[import-untyped]  # takes a second to import
 
     return 1.0 if hits <= 0 else float(bdtrc(hits - 1, count, share))

@@ -34,7 +34,7 @@ def _cpu() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of limbeck's own checkout, with ``-dirty`` after changes; None where it was installed without one."""
+    """The commit of limbeck's checkout, with ``-dirty`` after changes; None if it was installed without one."""
     try:
         _git("ls-files", "--error-unmatch", Path(__file__).name)  # another project's checkout may hold our files
         return _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")

@@ -10,20 +10,20 @@ from limbeck.core import LimbeckError
 from limbeck.files.atomic import append, read, sync, write
 
 MOST_BYTES = 256 * 2**20
-"""A log may be that large."""
+"""The largest log that is read."""
 
 
 class EpochLog:
-    """The lines that a folder holds, by network, and those that are added.
+    """The lines of the log, by network.
 
-    The last line counts only with its end: a crash may have cut it short.
+    An incomplete last line is dropped: a crash may have cut it short.
 
     Args:
         path: the file.
-        kept: whether what it holds is gone on with; otherwise the first line begins it anew.
+        kept: continue the file; otherwise the first line starts a new one.
 
     Raises:
-        LimbeckError: it is no regular file, too large, or holds a line that is none of an epoch.
+        LimbeckError: the file is not a regular file, is too large, or holds a line that is not of an epoch.
     """
 
     def __init__(self, path: Path, *, kept: bool) -> None:
@@ -47,10 +47,10 @@ class EpochLog:
         return _summary(self._of(job))
 
     def check(self, job: str, known: Mapping[str, Any]) -> bool:
-        """Drop a network's lines after those that ``known``, a `summary`, is of; False where it has none any more.
+        """Drop a network's lines after those of the `summary` ``known``; False if its lines are gone.
 
         Raises:
-            LimbeckError: the lines are not those.
+            LimbeckError: the lines are not those of the summary.
         """
         lines = self._of(job)
         if not lines:
@@ -58,14 +58,14 @@ class EpochLog:
         kept = lines[: known["lines"]]
         if _summary(kept) != known:
             raise LimbeckError(
-                f"{self.path} is damaged, or was changed: the epochs of {job} are not as they were written. Delete "
-                "the file to go on without the record of the epochs so far"
+                f"{self.path} is damaged or was edited: the epochs of {job} are not as they were written. Delete "
+                "the file to continue without the log of the epochs so far"
             )
         self._drop(job, after=len(kept))
         return True
 
     def begin(self, job: str) -> None:
-        """Drop all lines of a network, which is trained from its beginning."""
+        """Drop all lines of a network that is trained from its beginning."""
         self._drop(job, after=0)
 
     def add(self, line: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ class EpochLog:
             self._written = False
 
     def _write(self) -> None:
-        """Bring the file in line with what is known."""
+        """Write the file if it differs from the lines."""
         if not self._written:
             write(self.path, "".join(self._lines))
             self._written = True
@@ -107,8 +107,8 @@ class EpochLog:
             job = None
         if not isinstance(job, str):
             raise LimbeckError(
-                f"{self.path} is damaged: line {number} is none of an epoch. Delete the file to go on without the "
-                "record of the epochs so far"
+                f"{self.path} is damaged: line {number} is not of an epoch. Delete the file to continue without the "
+                "log of the epochs so far"
             )
         return job
 

@@ -1,4 +1,4 @@
-"""The networks of an experiment, and what happens to them: the events that `Experiment.run` yields."""
+"""The networks of a run, and the events that `Experiment.run` yields."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from limbeck.experiment.results import NetworkResult
 from limbeck.train.loop import BatchSource, Epoch
 
 TEACHER_SEEDS = 1000
-"""Added to a teacher's seed, once for each member of an ensemble, so that none starts as the student of its seed."""
+"""Added to a teacher's seed, once for each member of an ensemble, so that it does not start like a student."""
 
 
 class Job(NamedTuple):
@@ -49,7 +49,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Found:
-    """Another run beside this one has trained the very same network, which is taken from there."""
+    """Another run folder beside this one holds the same trained network, which is reused."""
 
     job: Job
     folder: Path
@@ -57,16 +57,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Trained:
-    """An epoch is over."""
+    """An epoch has ended."""
 
     job: Job
     epoch: Epoch
-    validation: float | None  # accuracy, where there is a validation split
+    validation: float | None  # the score; None without a validation split
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A network's figures are there; ``reused`` where a file or the run that is resumed had the network."""
+    """A network is measured; ``reused`` if it comes from a file or from the run that is resumed."""
 
     job: Job
     result: NetworkResult
@@ -75,23 +75,23 @@ class Finished:
 
 @dataclass(frozen=True)
 class StoreEstimate:
-    """What a store that is not there yet will take."""
+    """What a store that does not exist yet will take."""
 
     job: Job  # the teacher's
     folder: Path
     bytes: int
     seconds: float
-    free: int  # bytes of the disk
+    free: int  # bytes on the disk
 
 
 @dataclass(frozen=True)
 class StoreProgress:
-    """A part of the outputs of a teacher is in its store."""
+    """Part of a teacher's outputs is in its store."""
 
     job: Job  # the teacher's
     folder: Path
     done: int  # rows
-    of: int
+    total: int
     bytes: int
 
 
@@ -102,11 +102,11 @@ class StoreVerified:
     job: Job  # the teacher's
     folder: Path
     rows: int
-    deviation: float  # the greatest, relative to what is allowed
+    deviation: float  # the largest
     allowed: float
 
 
 Event = Started | Found | Trained | Finished | StoreEstimate | StoreProgress | StoreVerified
 
 Track = Callable[[Job, int, BatchSource], BatchSource]
-"""``(job, epochs, batches) -> batches``: how a caller watches the progress within an epoch."""
+"""``(job, epochs, batches) -> batches``: lets a caller watch the progress within an epoch."""

@@ -1,4 +1,4 @@
-"""One real step of each stage, the evaluation and the measuring of cost, tried on copies before any training."""
+"""Try one real step of each stage, the evaluation and the measurement of cost on copies, before any training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,14 +22,14 @@ from limbeck.train.loop import Diverged, run
 from limbeck.train.timing import Zeros
 
 MOST = 2**30
-"""Bytes of inputs at most in the step that is tried, which else has the size of the training's."""
+"""The most bytes of inputs in the step that is tried; otherwise its batch has the size of the training's."""
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized", "bitsandbytes")
 
 
 @dataclass
 class _One:
-    """The batches of an epoch that has a single one."""
+    """An epoch of a single batch."""
 
     batch: Batch
     samples: int
@@ -56,7 +56,7 @@ def first_step(
     *,
     stored: frozenset[Tap],
 ) -> list[str]:
-    """See `limbeck.experiment.checks.check_run`; gives the notes."""
+    """See `limbeck.experiment.checks.check_run`; returns the notes."""
     learning = list(dict.fromkeys(name.partition(".")[0] for stage in stages for name in stage.learns))
     for name in learning:
         _check_learner(name, networks[name])
@@ -72,7 +72,7 @@ def first_step(
                 _train(plain, networks, _One(batch, len(split)), eager, zeros)
                 notes = []
             except torch.OutOfMemoryError:
-                notes = [f"a step of {len(batch.index)} samples was not tried: there is no memory for it besides"]
+                notes = [f"a step of {len(batch.index)} samples was not tried: there is not enough memory for copies"]
             if engine.compile:
                 for stage in stages:
                     _check_graphs(stage, networks, batch, eager, stored)
@@ -89,13 +89,13 @@ def first_step(
 
 
 def _train(stages: Sequence[Stage], networks: Networks, batches: _One, engine: Engine, zeros: Outputs | None) -> None:
-    """Train one step of each stage, on copies; where those fail, on the networks, which come back as they were."""
+    """Train one step of each stage on copies; if that fails, on the networks themselves, which are restored."""
     try:
         copied, copies = deep_copy((stages, dict(networks)), networks)
         _steps(copied, copies, batches, engine, zeros)
     except (Diverged, torch.OutOfMemoryError):
         raise
-    except Exception:  # a copy may fail where its network does not, as one whose hooks keep tensors in the network
+    except Exception:  # a copy may fail where its network works, for example if hooks keep tensors in the network
         with as_they_were([*networks.values(), *_losses(stages)]):
             _steps(stages, networks, batches, engine, zeros)
 
@@ -111,13 +111,13 @@ def _steps(stages: Sequence[Stage], networks: Networks, batches: _One, engine: E
         for done, _ in enumerate(run(stages, networks, batches, engine, store=zeros), start=1):  # noqa: B007
             pass
     except Diverged:
-        if done == 0:  # later stages begin from other numbers in the training itself
+        if done == 0:  # later stages start from other weights in the training itself
             raise
     except (LimbeckError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the networks may be the user's, and raise anything
         stage = stages[min(done, len(stages) - 1)]
-        why = _culprit(stage, networks, batches.batch) or f"it is refused in stage {stage.name!r}"
+        why = _culprit(stage, networks, batches.batch) or f"an error in stage {stage.name!r}"
         count = len(batches.batch.index)
         raise LimbeckError(
             f"a training step of {count} sample{'s' * (count > 1)} fails: {why}: {type(error).__name__}: {error}"
@@ -125,7 +125,7 @@ def _steps(stages: Sequence[Stage], networks: Networks, batches: _One, engine: E
 
 
 def _culprit(stage: Stage, networks: Networks, batch: Batch) -> str:
-    """What fails in a step of a stage, in words; nothing where every network by itself does not."""
+    """Which network fails in a step of a stage, in words; empty if each network works alone."""
     learning = {name.partition(".")[0] for name in stage.learns}
     read = {tap.source for term in stage.terms.values() for tap in term.reads}
     for name in [name for name in networks if name in read]:
@@ -136,15 +136,15 @@ def _culprit(stage: Stage, networks: Networks, batch: Batch) -> str:
             if len(batch.index) == 1 and isinstance(
                 _tried(networks[name], _twice(batch.inputs), learns=learns), Tensor
             ):
-                return f"the {name} does not run {mode} on one sample, but on two: give a batch_size of 2 or more"
+                return f"the {name} does not run {mode} on one sample, but on two: use a batch_size of 2 or more"
             return f"the {name} does not run {mode}"
         if learns and isinstance(output, Tensor) and not output.requires_grad and Tap(name) in _reads(stage):
-            return f"what the {name} gives has no gradient, as under no_grad or inference_mode in its forward"
+            return f"the output of the {name} has no gradient, as under no_grad or inference_mode in its forward"
     return ""
 
 
 def _tried(network: nn.Module, inputs: Tensor, *, learns: bool) -> Any:
-    """What a network gives, or the exception that it raises; afterwards it is as it was."""
+    """A network's output, or the exception that it raises; the network is restored."""
     device = next((parameter.device for parameter in network.parameters()), inputs.device)
     with as_they_were([network]), torch.set_grad_enabled(learns):
         for module in network.modules():
@@ -156,18 +156,18 @@ def _tried(network: nn.Module, inputs: Tensor, *, learns: bool) -> Any:
 
 
 def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: str, *, learns: bool) -> list[str]:
-    """Evaluate a network and measure its cost on these samples; gives what cannot be measured.
+    """Evaluate a network and measure its cost on these samples; returns notes on what cannot be measured.
 
     Args:
-        name: what messages call it.
+        name: what messages call the network.
         network: on the device of the batch.
         batch: real samples.
-        data: whose samples' shape is measured with.
-        single: a split whose last batch has a single sample, so that the network must run on one.
-        learns: it will be saved.
+        data: gives the shape of a sample.
+        single: the name of a split whose last batch has a single sample, so that the network must run on one.
+        learns: the network will be saved.
 
     Raises:
-        LimbeckError: it cannot be evaluated, or not be saved.
+        LimbeckError: the network cannot be evaluated or saved.
     """
     notes = []
     try:
@@ -200,7 +200,7 @@ def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: 
 
 
 def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine, stored: frozenset[Tap]) -> None:
-    """Raise CannotCompile, naming it, where a frozen network that will be compiled cannot be one graph."""
+    """Raise CannotCompile if a frozen network that will be compiled cannot be traced as one graph."""
     from limbeck.train.compile import CannotCompile, reason, traced  # the compiler takes a second to import
 
     learning = {name.partition(".")[0] for name in stage.learns}
@@ -220,7 +220,7 @@ def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine
 
 
 def _check_learner(name: str, network: nn.Module) -> None:
-    """Raise LimbeckError where a network is of a kind that does not learn."""
+    """Raise LimbeckError if a network cannot be trained."""
     check_learns(name, network)
     modes = [(module, module.training) for module in network.modules()]
     try:
@@ -235,12 +235,12 @@ def _check_learner(name: str, network: nn.Module) -> None:
         if type(module).__module__.startswith(_QUANTISED):
             raise LimbeckError(
                 f"the {name}'s {layer or 'network'} is quantised ({type(module).__name__}) and cannot learn: "
-                "train it as it was before, and quantise the trained network"
+                "train the unquantised network, and quantise it afterwards"
             )
 
 
 def _batch(split: Split, count: int, data: Data, engine: Engine) -> Batch:
-    """So many training samples, as evenly over the split as can be, not augmented."""
+    """Training samples spread evenly over the split, not augmented."""
     floats = 4 * max(1, split.inputs[torch.arange(1)].numel())
     count = max(min(2, count), min(count, MOST // floats))
     index = torch.arange(count) * len(split) // count
@@ -249,9 +249,9 @@ def _batch(split: Split, count: int, data: Data, engine: Engine) -> Batch:
 
 
 def _unprepared(stage: Stage) -> Stage:
-    """The stage, for one epoch, without what changes other modules than the copies.
+    """The stage for one epoch, without `prepare` and `finish`, which may change other modules than the copies.
 
-    The losses of a stage that prepares cannot be evaluated without: their taps are read, and the mean squares learn.
+    The losses of a stage with `prepare` cannot be evaluated without it: the mean square of each tap replaces them.
     """
     short = replace(stage, epochs=1, finish=None, prepare=None)
     if stage.prepare is None:
@@ -272,7 +272,7 @@ def _zeros(networks: Networks, stored: frozenset[Tap], batch: Batch) -> Outputs 
 
 
 def _single(data: Data) -> str:
-    """A split that is evaluated or swept with a batch of one sample: where more can be had, there is none."""
+    """The name of a split that is evaluated with a batch of one sample; empty if there is none."""
     splits = {"training": data.train, "validation": data.validation, "test": data.test}
     return next((name for name, split in splits.items() if 1 in batch_sizes(len(split), EVALUATION_BATCH)), "")
 
@@ -295,7 +295,7 @@ def _said(error: Exception) -> str:
 
 @contextmanager
 def as_they_were(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """After the block, parameters, buffers, gradients and modes are what they were; the generators are not."""
+    """Restore parameters, buffers, gradients and modes after the block; random generators are not restored."""
     modules = [module for network in networks for module in network.modules()]
     modes = [(module, module.training) for module in modules]
     tensors = {id(one): one for network in networks for one in (*network.parameters(), *network.buffers())}.values()

@@ -1,18 +1,19 @@
-"""A run on disk: what is written there, and what of it is believed when it is read again.
+"""A run on disk: what is written there, and how it is verified when it is read again.
 
 runs/<name>/
-  recipe.yaml          the recipe with everything written out; running it again gives the same run
+  recipe.yaml          the recipe with every default written out; running it again gives the same run
   environment.json     versions, hardware, commit, device and precision picked
   metrics.jsonl        one line an epoch
-  checkpoint/last.pt   exact resume of the network that is being trained
-  store/               outputs of the teacher that are kept
+  checkpoint/last.pt   exact resume of the network in training
+  store/               stored outputs of the teacher
   <arm>/seed<N>/       one folder a trained network: its weights and its result.json
   student.safetensors  the distilled student of the first seed
   result.json          the final figures
 
-Every file is written whole or not at all, except for the log of epochs, which grows line by line. A file that a figure
-or a weight is read from has a hash: JSON in its last key, a checkpoint in its zip's comment, weights and the log in the
-network's result.json, or in the checkpoint until there is one. A hash shows damage and edits; it is no signature.
+Every file is written atomically, except for the log of epochs, which grows line by line. Every file that figures or
+weights are read from has a hash: JSON in its last key, a checkpoint in the comment of its zip, weights and the log in
+the network's result.json, or in the checkpoint until there is one. A hash detects damage and edits; it is not a
+signature.
 """
 
 import time
@@ -48,10 +49,10 @@ from limbeck.models import NetworkSpec, save_network
 from limbeck.train.loop import Epoch
 
 CHECKPOINT_SHARE = 0.1
-"""At most this share of a run's time goes into writing checkpoints."""
+"""The largest share of a run's time that is spent on writing checkpoints."""
 
 SIBLINGS = 500
-"""Folders beside a run that `RunFolder.found` looks into."""
+"""The most folders beside a run that `RunFolder.found` searches."""
 
 
 class RunFolder:
@@ -59,16 +60,16 @@ class RunFolder:
 
     Args:
         path: the folder; it need not exist.
-        recipe: the recipe's text, everything written out.
+        recipe: the recipe's text, with every default written out.
         resume: resume the run that the folder holds.
 
     Attributes:
-        path: the folder. notes: what was missing or damaged and is made anew, as sentences. results: by network, those
-            that are finished, as far as they were asked for.
+        path: the folder. notes: sentences on what was missing or damaged and is written again. results: by name, the
+            finished networks that were read or written so far.
 
     Raises:
-        LimbeckError: without ``resume``, the folder already holds a finished epoch; with it, those of another recipe,
-            or a damaged file.
+        LimbeckError: without ``resume``, the folder already holds a run; with it, the folder holds a run of another
+            recipe, or a damaged file.
     """
 
     def __init__(self, path: Path, recipe: str, *, resume: bool) -> None:
@@ -80,12 +81,12 @@ class RunFolder:
         self._files: dict[str, dict[str, Any]] = {}  # by network, what lies in its folder
         self._saved, self._save_after, self._trained = "", 0.0, False
         if path.exists() and not path.is_dir():
-            raise LimbeckError(f"{path} is no folder: give another one by --out")
+            raise LimbeckError(f"{path} is not a folder: choose another one with --out")
         self._begun = holds_epoch(path)
         if self._begun and not resume:
             raise LimbeckError(
-                f"{path} already holds a run: resume it with --resume, or give another folder by --out, "
-                "or replace it by --overwrite"
+                f"{path} already holds a run: resume it with --resume, choose another folder with "
+                "--out, or replace it with --overwrite"
             )
         if self._begun:
             self._refuse_other_recipe()
@@ -93,14 +94,14 @@ class RunFolder:
         self._state = self._read_checkpoint() if self._begun and self._checkpoint.exists() else None
 
     def open(self, environment: Mapping[str, Any]) -> None:
-        """Create the folder and write what is known before training; what a resumed run had before is kept.
+        """Create the folder and write what is known before training; the environments of earlier parts are kept.
 
         Raises:
             NoSpace: the disk is full.
             LimbeckError: the folder may not be written.
         """
         if self._begun and not (self.path / RECIPE).is_file():
-            self.notes.append(f"{self.path / RECIPE} was missing and is written anew")
+            self.notes.append(f"{self.path / RECIPE} was missing and is written again")
         write(self.path / RECIPE, self._recipe)
         file = self.path / "environment.json"
         before: dict[str, Any] = {}
@@ -109,9 +110,9 @@ class RunFolder:
                 before = read_sealed(file) or {}
                 lost = "" if before else "was missing"
             except LimbeckError:
-                lost = "was damaged, or was changed"
+                lost = "is damaged or was edited"
             if lost:
-                self.notes.append(f"{file} {lost}: it is written anew, without what it said of the run so far")
+                self.notes.append(f"{file} {lost}: it is written again, without the environments of the run so far")
         earlier = before.pop("earlier", [])
         if before and before != environment:
             earlier = [*earlier, before]
@@ -121,8 +122,8 @@ class RunFolder:
         """A finished network's result, or None while it is not finished; its weights are whole then.
 
         Raises:
-            LimbeckError: the figures, the weights or the network's lines in the log are damaged, or of another network
-                or recipe.
+            LimbeckError: the figures, the weights or the network's lines in the log are damaged, or belong to another
+                network or recipe.
         """
         if name in self.results or not self._begun:
             return self.results.get(name)
@@ -182,21 +183,21 @@ class RunFolder:
     def state(
         self, name: str, check: Callable[[Mapping[str, Any]], None] = lambda state: None
     ) -> dict[str, Any] | None:
-        """Where the training of this network stands, None at its beginning; later epochs leave the log.
+        """The training state of this network, None at its beginning; later epochs are dropped from the log.
 
         Args:
             name: the network's.
-            check: raises LimbeckError where the state is not one that its training can resume from; see
+            check: raises LimbeckError if the training cannot resume from the state; see
                 `limbeck.experiment.resuming.check_state`.
 
         Raises:
-            LimbeckError: the checkpoint or what belongs to it is damaged, or of another training.
+            LimbeckError: the checkpoint or a file that belongs to it is damaged, or is of another training.
         """
         self._trained = True
         held, again = self._state, f"delete {self._checkpoint} to train {name} again from its beginning"
         if held is None or held["job"] != name:
             if self._log.count(name):
-                self.notes.append(f"{name} was begun, but has neither a result nor a checkpoint: it is trained again")
+                self.notes.append(f"{name} was started, but has neither a result nor a checkpoint: it is trained again")
             self._log.begin(name)
             self._log.sync()
             return None
@@ -211,7 +212,7 @@ class RunFolder:
             self.notes.append(f"{self._log.path} has lost the epochs of {name} so far")
         self._log.sync()
         self._files[name] = dict(held["files"])
-        self._state = None  # it is needed once, and may be large
+        self._state = None  # it is used once, and may be large
         state: dict[str, Any] = held["train"]
         return state
 
@@ -224,23 +225,23 @@ class RunFolder:
         self._log.add(line)
 
     def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
-        """Write the checkpoint: for a network's first epoch, and then unless it took more than its share of the time.
+        """Write the checkpoint for a network's first epoch, and then as often as `CHECKPOINT_SHARE` allows.
 
-        An epoch that is not in the checkpoint is trained again on resume, to the same result.
+        On resume, an epoch that is not in the checkpoint is trained again, with the same result.
 
         Raises:
             NoSpace: the disk is full; the checkpoint before is whole.
         """
         start = time.monotonic()
         if start >= self._save_after or name != self._saved:
-            self._log.sync()  # the checkpoint has the hash of its lines
+            self._log.sync()  # the checkpoint holds the hash of the lines
             held = {"files": self._files.get(name, {}), "log": self._log.summary(name), "recipe": self._recipe_hash}
             checkpoint.save(self._checkpoint, {"job": name, **held, "train": state()})
             end = time.monotonic()
             self._saved, self._save_after = name, end + (end - start) / CHECKPOINT_SHARE
 
     def concluded(self, runs: tuple[NetworkResult, ...], student: str) -> RunResult | None:
-        """The run's own result where it is whole and made of these figures; None where it is to be made.
+        """The run's own result if it is intact and agrees with these figures; None if it has to be written.
 
         Args:
             runs: every network's figures.
@@ -259,15 +260,15 @@ class RunFolder:
                 agrees = recipe == self._recipe_hash and [plain(one) for one in found.runs] == [
                     plain(one) for one in runs
                 ]
-                wrong = "" if agrees else "did not agree with the networks' own"
+                wrong = "" if agrees else "did not agree with the networks' results"
         except LimbeckError:
-            wrong = "was damaged, or was changed"
+            wrong = "is damaged or was edited"
         if wrong:
             if not self._trained:  # else the run was not finished
-                self.notes.append(f"{file} {wrong}: it is made anew, with latencies that are measured anew")
+                self.notes.append(f"{file} {wrong}: it is written again, and latencies are measured again")
             return None
         if copy_whole(self.weights(student, STUDENT), self.path / STUDENT):
-            self.notes.append(f"{self.path / STUDENT} was missing or damaged, and is copied anew")
+            self.notes.append(f"{self.path / STUDENT} was missing or damaged, and is copied again")
         return found
 
     def conclude(self, result: RunResult, student: str) -> RunResult:
@@ -281,7 +282,7 @@ class RunFolder:
         return result
 
     def found(self, name: str, trained_as: str) -> Path | None:
-        """A run beside this one that has finished the network of this name, trained in the same way, and whole.
+        """A run folder beside this one with an intact network of this name that was trained in the same way.
 
         Args:
             name: the network's.
@@ -294,14 +295,14 @@ class RunFolder:
             if other.name != self.path.name and not other.is_symlink() and (other / name / RESULT).is_file():
                 try:
                     network = read_network(other / name, name, trained_as=trained_as)
-                except LimbeckError:  # what is damaged there is the other run's matter
+                except LimbeckError:  # damage there does not concern this run
                     continue
                 if network is not None:
                     return other
         return None
 
     def take_log(self, name: str, other: Path) -> None:
-        """Take over a network's lines of the log of another run's folder, as far as they are whole there."""
+        """Copy a network's lines from the log of another run's folder, if they are intact."""
         try:
             lines = EpochLog(other / LOG, kept=True).of(name)
         except LimbeckError:
@@ -325,7 +326,9 @@ class RunFolder:
         kinds = {"job": str, "files": dict, "log": dict, "recipe": str, "train": dict}
         typed = state.keys() == kinds.keys() and all(isinstance(state[key], kind) for key, kind in kinds.items())
         if not (typed and are_records(state["files"]) and is_summary(state["log"])):
-            raise LimbeckError(f"{self._checkpoint} is no checkpoint of a run: delete it to train that network again")
+            raise LimbeckError(
+                f"{self._checkpoint} is not a checkpoint of a run: delete it to train that network again"
+            )
         if state["recipe"] != self._recipe_hash:
             raise LimbeckError(
                 f"{self._checkpoint} is of a run of another recipe: delete it to train {state['job']} again"

@@ -1,4 +1,4 @@
-"""A run's networks as they are read: without torch.compile's wrapper, and giving their logits alone."""
+"""A run's networks, without torch.compile's wrapper, and with the logits as their only output."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -18,12 +18,12 @@ from limbeck.recipe.blocks import Recipe, TeacherBlock
 
 
 class Prepared(AbstractContextManager["Prepared"]):
-    """What gives a run's networks, each prepared once; afterwards those of the caller's give what they gave before.
+    """The networks of a run, each prepared once; on exit, the caller's own networks return their old outputs again.
 
     Args:
-        source: what builds or holds the networks.
-        recipe: which outputs are logits.
-        data: what the networks are for.
+        source: builds or holds the networks.
+        recipe: says which outputs are logits.
+        data: what the networks are trained on.
     """
 
     def __init__(self, source: NetworkFactory | OwnNetworks, recipe: Recipe, data: Data) -> None:
@@ -42,7 +42,7 @@ class Prepared(AbstractContextManager["Prepared"]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was found."""
+        """What a user should know of the networks."""
         return (*self._source.notes, *self._notes)
 
     def student(self, seed: int, arm: str) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
@@ -67,7 +67,7 @@ class Prepared(AbstractContextManager["Prepared"]):
     def _prepare(self, name: str, network: nn.Module, output: str | None) -> nn.Module:
         inside, found = unwrapped({name: network})
         network, notes = inside[name], list[str]()
-        if not installed(network):  # in place, or a copy of one that is
+        if not installed(network):  # unless it, or the network that it is a copy of, was prepared before
             layer = self._layers.get(name, "")
             handles, notes = install(name, network, self._probe, self._classes, output=output, layer=layer)
             self._handles += handles
@@ -76,6 +76,6 @@ class Prepared(AbstractContextManager["Prepared"]):
 
 
 def _layers(method: Mapping[str, Any]) -> dict[str, str]:
-    """The layers that a method's options name in the place of the networks' outputs."""
+    """The layers that a method's options name instead of the networks' outputs."""
     named = {role: method.get(f"{role}_layer") for role in ("student", "teacher")}
     return {role: layer for role, layer in named.items() if isinstance(layer, str) and layer}

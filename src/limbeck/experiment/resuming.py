@@ -13,22 +13,22 @@ from limbeck.train.loop import Step
 
 
 def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Networks, engine: Engine) -> None:
-    """Refuse a state that `limbeck.train.loop.run` cannot resume from, or would resume from to another result.
+    """Refuse a state from which `limbeck.train.loop.run` cannot resume exactly.
 
     The state's modules must be named, shaped and typed as these are, their parameters finite, its optimizer that of
     the stage it is in, with the same options but for the learning rate, and its generators those of the engine.
 
     Args:
-        state: as `limbeck.train.loop.Epoch.state` gave it, or anything else.
-        stages: as `limbeck.train.loop.run` will get them.
+        state: from `limbeck.train.loop.Epoch.state`, or anything else.
+        stages: as they are passed to `limbeck.train.loop.run`.
         networks: likewise.
         engine: likewise.
 
     Raises:
-        LimbeckError: what does not fit, in a few words.
+        LimbeckError: the state does not fit; the message says what differs.
     """
     if not isinstance(state, Mapping) or state.keys() != {"stage", "epoch", "modules", "optimizer", "generators"}:
-        raise LimbeckError("it holds no state of a training")
+        raise LimbeckError("it does not hold the state of a training")
     position, epoch = state["stage"], state["epoch"]
     if type(position) is not int or not 0 <= position < len(stages):
         raise LimbeckError(f"its stage is {position!r}: allowed are 0 to {len(stages) - 1}")
@@ -43,7 +43,7 @@ def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Net
     try:
         torch.Generator().set_state(state["generators"]["cpu"])
     except RuntimeError as error:
-        raise LimbeckError("its generators are no state of a generator") from error
+        raise LimbeckError("its generators are not states of a generator") from error
     with frozen(frozen_modules(stage, networks)):
         learning = [parameter for parameter in steps[position].parameters() if parameter.requires_grad]
     _check_optimizer(state["optimizer"], stage, learning)
@@ -52,15 +52,15 @@ def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Net
 def _check_optimizer(found: Any, stage: Stage, learning: Sequence[nn.Parameter]) -> None:
     expected = _stepped(stage, learning)
     if not isinstance(found, Mapping) or found.keys() != {"state", "param_groups"}:
-        raise LimbeckError("its optimizer holds no state of an optimizer")
+        raise LimbeckError("its optimizer does not hold the state of an optimizer")
     groups = found["param_groups"]
     if not isinstance(groups, list) or [_options(group) for group in groups] != [
         _options(group) for group in expected["param_groups"]
     ]:
-        raise LimbeckError(f"its optimizer is another one than that of stage {stage.name!r}, or has other options")
+        raise LimbeckError(f"its optimizer differs from that of stage {stage.name!r}, or has other options")
     held = found["state"]
     if not isinstance(held, Mapping) or not held.keys() <= expected["state"].keys():
-        raise LimbeckError("its optimizer holds more than its parameters")
+        raise LimbeckError("its optimizer holds states of parameters that do not exist")
     for place, values in held.items():  # a parameter without a gradient has none
         _compare(f"its optimizer's state {place}", values, expected["state"][place])
         for name, value in values.items():
@@ -68,7 +68,7 @@ def _check_optimizer(found: Any, stage: Stage, learning: Sequence[nn.Parameter])
 
 
 def _stepped(stage: Stage, learning: Sequence[nn.Parameter]) -> dict[str, Any]:
-    """The state of the stage's optimizer after a step on parameters like these: before it, it holds nothing."""
+    """The state of the stage's optimizer after a step on parameters like these; before a step it is empty."""
     like = [nn.Parameter(torch.zeros_like(parameter)) for parameter in learning]
     optimizer = stage.optimizer(like)
     for parameter in like:
@@ -79,7 +79,7 @@ def _stepped(stage: Stage, learning: Sequence[nn.Parameter]) -> dict[str, Any]:
 
 
 def _options(group: Any) -> Any:
-    """An optimizer's, but for the learning rate, which its schedule changes and the training sets anew."""
+    """The options of an optimizer, without the learning rate, which the training sets in every step."""
     return {key: value for key, value in group.items() if key != "lr"} if isinstance(group, Mapping) else None
 
 

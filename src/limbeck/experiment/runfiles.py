@@ -1,4 +1,4 @@
-"""The files of a run folder: which there are, whether they are whole, and how a run is deleted."""
+"""The files of a run folder: their names, whether they are intact, and how a run is deleted."""
 
 import re
 import shutil
@@ -23,12 +23,12 @@ _OF_RUN = (RESULT, STUDENT, LOG, RECIPE, "environment.json", str(CHECKPOINT))
 
 @dataclass(frozen=True)
 class Network:
-    """What a finished network's result.json says."""
+    """The content of a finished network's result.json."""
 
     result: NetworkResult
-    files: Mapping[str, Mapping[str, Any]]  # by name, the bytes and sha256 of the weights that lie beside it
-    log: Mapping[str, Any]  # how many lines in the log are its own, and their sha256
-    recipe: str  # the sha256 of the recipe that it was trained by
+    files: Mapping[str, Mapping[str, Any]]  # by name, the size and sha256 of the weights beside it
+    log: Mapping[str, Any]  # the number of its lines in the log, and their sha256
+    recipe: str  # sha256 of the recipe that it was trained with
 
 
 def holds_epoch(path: Path) -> bool:
@@ -50,15 +50,15 @@ def network_folders(path: Path) -> Iterator[Path]:
 
 
 def read_network(folder: Path, name: str, *, trained_as: str | None = None) -> Network | None:
-    """What a network's folder holds, whole; None where the network is not finished, or was trained otherwise.
+    """The content of a network's folder; None if the network is not finished, or was trained in another way.
 
     Args:
         folder: the network's.
-        name: the network that must be there, as ``kd/seed0``.
+        name: the expected network, such as ``kd/seed0``.
         trained_as: what its figures must hold under ``trained_as``, unless it is None.
 
     Raises:
-        LimbeckError: a file is damaged or missing, or of another network.
+        LimbeckError: a file is damaged or missing, or belongs to another network.
     """
     file, again = folder / RESULT, f"delete {folder}, and {name} is trained again"
     try:
@@ -75,26 +75,26 @@ def read_network(folder: Path, name: str, *, trained_as: str | None = None) -> N
     if not (are_records(held["files"]) and is_summary(held["log"]) and result.weights_sha256):
         raise LimbeckError(f"{file} holds no figures of a network: {again}")
     if result.name != name:
-        raise LimbeckError(f"{file} is of {result.name}, not of {name}: put it back, or {again}")
+        raise LimbeckError(f"{file} is of {result.name}, not of {name}: move it back, or {again}")
     for weights, record in held["files"].items():
         if not holds(folder / weights, record):
-            raise LimbeckError(f"{folder / weights} is missing, damaged or another one than was written: {again}")
+            raise LimbeckError(f"{folder / weights} is missing, damaged or not the file that was written: {again}")
     return Network(result, held["files"], held["log"], str(held["recipe"]))
 
 
 def holds(path: Path, record: Mapping[str, Any]) -> bool:
-    """Whether a file is the one that `file_record` was called on, to the bit."""
+    """Whether a file is bit-identical to the one that `file_record` was called on."""
     return digest(path, int(record["bytes"])) == str(record["sha256"])
 
 
 def file_record(path: Path) -> dict[str, Any]:
-    """A file's bytes and sha256."""
+    """A file's size and sha256."""
     size = path.stat().st_size
     return {"bytes": size, "sha256": digest(path, size)}
 
 
 def are_records(value: Any) -> bool:
-    """Whether it is a mapping of plain file names to what `file_record` gives."""
+    """Whether a value maps file names without folders to what `file_record` returns."""
     return isinstance(value, dict) and all(
         isinstance(name, str)
         and Path(name).name == name
@@ -106,12 +106,12 @@ def are_records(value: Any) -> bool:
 
 
 def is_summary(value: Any) -> bool:
-    """Whether it is what `limbeck.experiment.epochlog.EpochLog.summary` gives."""
+    """Whether a value is what `limbeck.experiment.epochlog.EpochLog.summary` returns."""
     return isinstance(value, dict) and type(value.get("lines")) is int and isinstance(value.get("sha256"), str)
 
 
 def copy_whole(source: Path, path: Path) -> bool:
-    """Make ``path`` a copy of a file; False where it is one already."""
+    """Copy a file to ``path``; False if it is there already."""
     record = file_record(source)
     if holds(path, record):
         return False
@@ -123,15 +123,15 @@ def copy_whole(source: Path, path: Path) -> bool:
 
 
 def clear(path: Path) -> None:
-    """Delete the run that a folder holds; whatever else lies there stays, and links are not followed.
+    """Delete the run that a folder holds; other files stay, and links are not followed.
 
     Raises:
-        LimbeckError: the folder holds something, but no recipe.yaml, so no run wrote it; a file may not be deleted.
+        LimbeckError: the folder has files but no recipe.yaml, so no run wrote it; or a file cannot be deleted.
     """
     if not path.exists():
         return
     if not (path / RECIPE).exists() and (not path.is_dir() or any(path.iterdir())):
-        raise LimbeckError(f"{path} holds no {RECIPE}, so it is no run that could be replaced")
+        raise LimbeckError(f"{path} holds no {RECIPE}, so it is not a run that can be replaced")
     try:
         for name in _OF_RUN:
             for file in (path / name, path / f"{name}.tmp"):

@@ -1,4 +1,4 @@
-"""Terms that mean nothing, seen on a batch before training: without gradient, or with a loss below 0."""
+"""Terms that cannot train anything, found on a batch before training: no gradient, or a loss below 0."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,23 +12,23 @@ from limbeck.taps import Taps, evaluation_mode
 from limbeck.train.freeze import frozen, frozen_modules, learners
 
 SAMPLES = 16
-"""The most that are looked at."""
+"""The number of samples that are used."""
 
-_NONE = 1e-10  # how much a loss changes, beside 1 or its value, that does not change but by rounding
+_NONE = 1e-10  # relative change of a loss that is only rounding
 
 
 @torch.inference_mode(mode=False)  # with gradients, whatever is around the call
 def meaningless(stages: Sequence[Stage], networks: Networks, batch: Batch) -> tuple[str, ...]:
-    """What there is to say of the stages' terms, a sentence each; nothing of most.
+    """Describe each term that cannot train anything in one sentence; most stages have none.
 
-    A term is said to be without gradient where that is so of what it reads with noise added: a student that gives what
-    its teacher gives, or that is within a margin, has no gradient only for the time being. Losses that a stage prepares
-    before its epochs are left out. Networks, losses and generators are left as they are.
+    A term has no gradient only if it has none after noise is added to the tensors that it reads: a student that equals
+    its teacher, or that lies within a margin, lacks a gradient only for now. Losses that a stage prepares before its
+    epochs are skipped. Networks, losses and random generators are left unchanged.
 
     Args:
-        stages: the training's.
-        networks: at least those that the stages name, on one device with the stages' losses and the batch.
-        batch: of the training, of several classes; its first 16 samples are used.
+        stages: of the training.
+        networks: at least those that the stages name, on the device of the losses and the batch.
+        batch: training samples of several classes; the first 16 are used.
     """
     few = Batch(batch.inputs[:SAMPLES], batch.targets[:SAMPLES], batch.index[:SAMPLES], batch.view)
     losses = [term.loss for stage in stages for term in stage.terms.values() if isinstance(term.loss, nn.Module)]
@@ -59,7 +59,7 @@ def _of_term(term: Term, reads: Sequence[Tensor], weights: Sequence[Tensor]) -> 
     own = [one for one in term.loss.parameters() if one.requires_grad] if isinstance(term.loss, nn.Module) else []
     learnt = [one for one in reads if one.requires_grad]
     if not learnt and not own:
-        return "reads nothing that learns: it changes nothing"
+        return "reads nothing that learns, so it has no effect"
     found = term.loss(*[one.detach() for one in reads]).item()
     if not math.isfinite(found):
         return f"has a loss of {found} on the first batch"
@@ -69,16 +69,14 @@ def _of_term(term: Term, reads: Sequence[Tensor], weights: Sequence[Tensor]) -> 
     gradients = _gradients(value, [*leaves, *own])
     largest = max(1.0, abs(value.item()))
     if _size(gradients, [*leaves, *own]) <= _NONE * largest:
-        return (
-            f"has no gradient on the first batch: nothing that is learnt changes it, and its loss is {value.item():.3g}"
-        )
+        return f"has no gradient on the first batch: nothing that learns changes its loss, which is {value.item():.3g}"
     if not _size(gradients[len(leaves) :], own) and not _reaches(learnt, gradients[: len(leaves)], weights):
-        return "has a gradient that reaches no weight on the first batch: what it reads does not depend on any"
-    return f"has a loss below 0 on the first batch, {found:.3g}: if it is to be a distance, it is wrong" * (found < 0)
+        return "has a gradient that reaches no weight on the first batch: the tensors that it reads depend on none"
+    return f"has a loss below 0 on the first batch, {found:.3g}: a distance cannot be negative" * (found < 0)
 
 
 def _noisy(tensor: Tensor) -> Tensor:
-    """The tensor with noise of its own size, as a leaf; the noise is the same at every call."""
+    """The tensor plus noise of its own scale, as a leaf; the noise is the same in every call."""
     noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
     size = tensor.detach().std(correction=0)
     return (tensor.detach() + noise * torch.where(size > 0, size, 1.0)).requires_grad_()
@@ -92,7 +90,7 @@ def _gradients(value: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _size(gradients: Sequence[Tensor], of: Sequence[Tensor]) -> float:
-    """About how much the loss changes when each tensor changes by its own size, or by 1."""
+    """Roughly how much the loss changes when each tensor changes by its own scale, or by 1."""
     sizes = [
         gradient.abs().sum().item() * max(1.0, one.abs().max().item())
         for gradient, one in zip(gradients, of, strict=True)
@@ -102,7 +100,7 @@ def _size(gradients: Sequence[Tensor], of: Sequence[Tensor]) -> float:
 
 
 def _reaches(learnt: Sequence[Tensor], gradients: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
-    """Whether gradients with respect to tensors of a network are passed on to any of its weights."""
+    """Whether gradients of tensors of a network reach any of its weights."""
     if not learnt or not weights:
         return False
     found = torch.autograd.grad(learnt, weights, gradients, allow_unused=True, retain_graph=True)
