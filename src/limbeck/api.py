@@ -72,46 +72,46 @@ def distill(
     progress: bool | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> tuple[nn.Module, RunResult]:
-    """Distil a trained teacher into a student: your own modules, your own arrays.
+    """Distil a trained teacher into a student, with your own modules and arrays.
 
-    Small networks are computed with one thread for the time of the call, as `limbeck.train.threads` says.
+    During the call, small networks are computed with one thread; see `limbeck.train.threads`.
 
     Args:
-        teacher: maps inputs to logits (N, K); frozen, and afterwards as it was, buffers too, on the device; a method
-            that trains its teacher (``class_distance``, ``mutual``) trains a copy. None for a method without one, such
-            as ``alone``, which trains the student on the labels: a way to get a teacher.
-        student: maps the same inputs to logits (N, K); trained in place by the method with the first seed, and all
-            other trainings start from copies of it. Or a function without arguments that builds one: it is called
-            for every training, so that each seed has weights of its own.
-        data: from `limbeck.arrays` or `limbeck.load`. Both networks get its inputs as they are there: normalised by the
-            training set's mean and deviation unless it was made with ``normalise=False``. A trained teacher must have
-            been trained on the same.
+        teacher: maps inputs to logits (N, K). It is frozen, and unchanged afterwards (buffers included), on the device.
+            A method that trains its teacher (``class_distance``, ``mutual``) trains a copy. None for a method without
+            a teacher, such as ``alone``, which trains the student on the labels: one way to get a teacher.
+        student: maps the same inputs to logits (N, K). The method trains it in place with the first seed; all other
+            trainings start from copies of it. Or a function without arguments that builds a student: it is called for
+            every training, so that each seed has its own initial weights.
+        data: from `limbeck.arrays` or `limbeck.load`. Both networks get the same inputs, normalised by the training
+            set's mean and deviation unless the data was made with ``normalise=False``. A trained teacher must have been
+            trained on inputs that were normalised in the same way.
         method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
-            a list of such to combine, or a function ``setup -> stages`` of your own.
-        networks: other networks that the method names, such as assistants or peers; trained in place with the first
+            a list of these to combine, or your own function ``setup -> stages``.
+        networks: other networks that the method uses, such as assistants or peers; trained in place with the first
             seed, as copies with the others.
         epochs: passes over the training set.
-        batch_size: samples a step.
+        batch_size: samples per step.
         optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
-        schedule: the learning rate's, likewise.
+        schedule: of the learning rate, likewise.
         augment: random changes of the training images; none by default.
-        seed: of the data's order, the augmentation and dropout. Same seed, same student, on a CPU to the bit
-            with the same ``precision`` and ``compile``, which ``auto`` decides by timing.
-        seeds: several of them, in the place of ``seed``: the result then has means and deviations over them.
-        baseline: also train a copy of the student without the teacher, which is the evidence that it helped.
+        seed: of the data's order, the augmentation and dropout. The same seed gives the same student, bit-identical on
+            a CPU if ``precision`` and ``compile`` are the same; ``auto`` decides them by timing.
+        seeds: several seeds instead of ``seed``: the result then has means and deviations over them.
+        baseline: also train a copy of the student without the teacher, as the evidence of what the teacher brought.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``32`` or ``bf16``.
         compile: compile the teacher and the losses on maps, or ``auto``: where the training is long enough to gain.
-        cache: compute the teacher's outputs once and read them back: True, False, ``auto`` (where that changes nothing
-            but rounding), or a block such as ``{"views": 4, "dtype": "float16", "folder": "outputs"}``; without a
-            folder they lie in ``out``, or in a temporary one.
-        teacher_output: which part of the teacher's output are the logits, see
-            `limbeck.models.outputs`; found where it can be.
-        student_output: the same of the student.
-        allow: refusals of `limbeck.experiment.checks` to leave out, by their names.
-        out: a run folder, as `limbeck run` writes one. Where it holds this very run already, finished or stopped, it is
-            resumed; the networks' weights at the call are part of what makes it the same run.
-        progress: show how far the training is, and what it finds; by default on a terminal and in a notebook.
+        cache: compute the teacher's outputs once and read them back: True, False, ``auto`` (if only rounding changes),
+            or a block such as ``{"views": 4, "dtype": "float16", "folder": "outputs"}``. Without a folder they are
+            stored in ``out``, or in a temporary folder.
+        teacher_output: which part of the teacher's output holds the logits, see `limbeck.models.outputs`; detected by
+            default.
+        student_output: the same for the student.
+        allow: names of refusals of `limbeck.experiment.checks` to leave out.
+        out: a run folder, as `limbeck run` writes it. If it holds the same run, finished or interrupted, that run is
+            resumed; the networks' weights at the call are part of what identifies a run. Without it nothing is written.
+        progress: show the progress of the training and what it finds; by default on a terminal and in a notebook.
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 
     Returns:
@@ -120,8 +120,8 @@ def distill(
         ``runs``, and their means under ``summary``.
 
     Raises:
-        LimbeckError: a name, an option, a layer or a shape is wrong, or the teacher cannot be right; found before any
-            training. Or ``out`` holds another run.
+        LimbeckError: a name, an option, a layer or a shape is wrong, or the teacher cannot be right, all of which is
+            found before any training; or ``out`` holds another run.
     """
     name, function, block = _method(method)
     _check(data, name, teacher, networks or {}, allow)
@@ -175,7 +175,7 @@ def _follow(experiment: Experiment, on_epoch: OnEpoch | None, progress: bool | N
 
 
 def _watched() -> bool:
-    """Whether somebody looks at what is written: on a terminal, or in a notebook."""
+    """Whether a user sees the output: on a terminal, or in a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
@@ -218,7 +218,7 @@ def _digest(data: Data) -> str:
 
 
 def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> dict[str, Any]:
-    """What stands for a network in the recipe: with a run folder, what it was at the call."""
+    """What stands for a network in the recipe: with a run folder, its weights at the call."""
     digest = network_digest(network) if out is not None and isinstance(network, nn.Module) else None
     return {"name": GIVEN} if digest is None else {"name": GIVEN, "weights_at_the_call": digest}
 
@@ -237,7 +237,7 @@ def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:
 def _train_block(
     epochs: int, batch_size: int, optimizer: str | Block, schedule: str | Block, augment: Augment | None
 ) -> TrainBlock:
-    """The training as a recipe says it; what is wrong with it is found when it is made of the block."""
+    """The training as a block of a recipe; it is validated when the training is made from the block."""
     return TrainBlock.model_construct(
         epochs=epochs,
         batch_size=batch_size,
@@ -248,7 +248,7 @@ def _train_block(
 
 
 def _method(method: str | Block | Sequence[str | Block] | Method) -> tuple[str, Method, dict[str, Any]]:
-    """A method's name, what it calls, and its block in a recipe."""
+    """A method's name, its function, and its block in a recipe."""
     if callable(method):
         name = re.sub(r"[^\w.+-]", "", getattr(method, "__name__", "method"))
         return name, method, {"name": name}

@@ -21,23 +21,23 @@ from limbeck.outline import outline
 from limbeck.recipe.blocks import Recipe, StudentBlock, TeacherBlock
 
 PROBE = 64
-"""Training samples that a network is looked at with before it is trained."""
+"""The number of training samples on which a new network is run before it is trained."""
 
 
 IN_FOLDERS = (
     *("student.safetensors", "teacher.safetensors"),  # of a run
     *("model.safetensors", f"model.safetensors{SHARDS}", "pytorch_model.bin", f"pytorch_model.bin{SHARDS}"),
 )
-"""The weights files that a folder is looked through for, in this order."""
+"""The names of weights files in a folder, in the order in which they are looked for."""
 
 
 class NetworkFactory:
     """The networks of one recipe on its data.
 
     Args:
-        recipe: what they are; the code that it names is run.
-        data: what they are for.
-        trust_code: whether Python files that weights files name are run too.
+        recipe: describes the networks; the code that it names is run.
+        data: what they are trained on.
+        trust_code: whether Python files named by weights files are run too.
     """
 
     def __init__(self, recipe: Recipe, data: Data, *, trust_code: bool = False) -> None:
@@ -46,11 +46,11 @@ class NetworkFactory:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which of a file's weights were taken, a sentence for each file that holds more than one network's."""
+        """A sentence on the weights that were used, for each file that holds those of more than one network."""
         return tuple(self._notes)
 
     def student(self, seed: int, arm: str) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
-        """The student, what builds it again, and the recipe's other networks by name, all new."""
+        """A new student, what builds it again, and the recipe's other networks by name."""
         made = {
             name: self._started(name, block, seed)
             for name, block in {"student": self._recipe.student, **self._recipe.networks}.items()
@@ -59,9 +59,9 @@ class NetworkFactory:
         return *made["student"], others
 
     def teacher(self, block: TeacherBlock) -> tuple[nn.Module, NetworkSpec]:
-        """A teacher that is to be trained, or a member of an ensemble, and what builds it again.
+        """A new teacher to be trained, or a member of an ensemble, and what builds it again.
 
-        With ``init: fine_tune`` it has the weights of the block's file, all but the classifier's, else new ones.
+        With ``init: fine_tune`` it starts from the weights in the block's file, except for the classifier.
 
         Raises:
             LimbeckError: the block names no model, or files that a teacher cannot start from.
@@ -78,10 +78,10 @@ class NetworkFactory:
         return network, spec
 
     def restored(self, block: TeacherBlock) -> list[nn.Module]:
-        """The trained teacher, or the members of an ensemble, that the block has files of; none otherwise.
+        """The trained teacher, or the members of an ensemble, from the block's files; empty if it has none.
 
-        For a table of soft labels it is a stand-in that no training may run. A teacher that starts from its file and is
-        trained here (``init: fine_tune``) is none of them.
+        For a table of soft labels it is a placeholder that must not be run. A teacher that is fine-tuned here
+        (``init: fine_tune``) is not restored.
         """
         if block.table is not None:
             return [BlackBox(len(self._data.classes))]
@@ -111,7 +111,7 @@ class NetworkFactory:
         return network, spec
 
     def _fine_tune(self, name: str, network: nn.Module, weights: str) -> None:
-        """Give a fresh network the weights of a file, all but the classifier's."""
+        """Load the weights of a file, except for the classifier, into a new network."""
         classifier = outline(name, network, self._probe()).classifier
         self._note(name, weights, load_all_but_classifier(network, find_weights(weights), classifier))
 
@@ -126,10 +126,10 @@ class NetworkFactory:
 
 
 def _only(block: TeacherBlock) -> str:
-    """The one file that a teacher, or each member of an ensemble, starts from.
+    """The file that a teacher, or each member of an ensemble, starts from.
 
     Raises:
-        LimbeckError: there is none, or there are several; or the teacher is not trained here.
+        LimbeckError: the block has no file or several; or the teacher is not trained here.
     """
     if block.weights is None or len(block.weights) != 1:
         raise LimbeckError(f"teacher.init: fine_tune starts from one file under weights:, got {block.weights}")
@@ -146,13 +146,13 @@ def teaches(stages: Sequence[Stage]) -> bool:
 
 
 def check_use(recipe: Recipe, stages: Sequence[Stage], others: Collection[str]) -> None:
-    """Raise LimbeckError where there are networks, ``others`` by name, that the method has no use for."""
+    """Raise LimbeckError if the method does not use some of the networks ``others``."""
     name = recipe.method["name"]
     used = {part.partition(".")[0] for stage in stages for part in stage.learns}
     used |= {tap.source for stage in stages for term in stage.terms.values() for tap in term.reads}
     idle = sorted(set(others) - used)
     if idle:
-        raise LimbeckError(f"networks: {name} has no use for {', '.join(idle)}")
+        raise LimbeckError(f"networks: {name} does not use {', '.join(idle)}")
     if recipe.teacher is not None and recipe.teacher.untrained and not teaches(stages):
         raise LimbeckError(f"teacher: {name} does not train its teacher: give it train: or weights:")
     if recipe.share_first_stage and len(stages) < 2:
@@ -162,12 +162,12 @@ def check_use(recipe: Recipe, stages: Sequence[Stage], others: Collection[str]) 
 
 
 def ensemble(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
-    """The teacher: one network, or the ensemble of several."""
+    """The teacher: one network, or an ensemble of several."""
     return members[0] if len(members) == 1 else Ensemble(members, block.mean)
 
 
 def fresh(block: Block, data: Data, *, weights: str | None = None) -> tuple[nn.Module, NetworkSpec]:
-    """A new network for the data, and what is needed to build it again; ``weights`` is a file to start from.
+    """A new network for the data, and what builds it again; ``weights`` is a file to start from.
 
     Raises:
         LimbeckError: there is no such model or option; the weights do not fit.
@@ -183,23 +183,23 @@ def fresh(block: Block, data: Data, *, weights: str | None = None) -> tuple[nn.M
 
 
 def restored(path: str, block: Block | None, data: Data, *, trust_code: bool = False) -> nn.Module:
-    """A trained network from a file or a run folder.
+    """Load a trained network from a file or a run folder.
 
     Args:
         path: a weights file, or a folder that `find_weights` finds one in.
-        block: the model to load it into; needed for a file that limbeck did not write.
-        data: what the network is to be used on.
-        trust_code: whether a Python file that the weights file names may be run, where no block is given.
+        block: the model to load the weights into; required for a file that limbeck did not write.
+        data: what the network is used on.
+        trust_code: whether a Python file named by the weights file may be run, if there is no block.
 
     Raises:
-        LimbeckError: no such file; it is damaged; it does not say which model it holds, or names code; its classes are
-            not the data's.
+        LimbeckError: the file is missing or damaged; it does not name its model, or names code; its classes are not
+            those of the data.
     """
     return _restored(path, block, data, trust_code=trust_code)[0]
 
 
 def _restored(path: str, block: Block | None, data: Data, *, trust_code: bool) -> tuple[nn.Module, str]:
-    """The same, and which of the file's weights were taken."""
+    """The same, and which of the file's weights were used."""
     file = find_weights(path)
     spec = read_spec(file)
     if block is not None:
@@ -213,16 +213,16 @@ def _restored(path: str, block: Block | None, data: Data, *, trust_code: bool) -
 
 
 def _load(network: nn.Module, file: Path, data: Data) -> str:
-    """Load a file's weights into a network for the data, and say which of them were taken."""
+    """Load a file's weights into a network; returns which of them were used."""
     _check_use(file, read_spec(file), data)
     return load_weights(network, file)
 
 
 def find_weights(path: str) -> Path:
-    """The weights file that a path means: the file itself, or the one in a run folder or a folder of Hugging Face's.
+    """The weights file at a path: the file itself, or the one in a run folder or a Hugging Face folder.
 
     Raises:
-        LimbeckError: there is none.
+        LimbeckError: a folder holds none.
     """
     place = expanded(path)
     if place.is_dir():
@@ -241,11 +241,11 @@ def _check_use(file: Path, spec: NetworkSpec | None, data: Data) -> None:
     if spec.labels and tuple(spec.labels) != data.classes:
         wrong: list[Any] = [pair for pair in zip(spec.labels, data.classes, strict=True) if pair[0] != pair[1]]
         raise LimbeckError(
-            f"{file} orders its classes otherwise than the data: {wrong[0][0]!r} where the data has {wrong[0][1]!r}"
+            f"{file} has its classes in another order than the data: {wrong[0][0]!r} where the data has {wrong[0][1]!r}"
         )
     scales = zip(spec.mean, spec.std, data.mean, data.std, strict=False)
     if any(abs(m - n) > 0.1 * s or abs(s - t) > 0.1 * s for m, s, n, t in scales):
         raise LimbeckError(
-            f"{file} was trained on inputs normalised by mean {spec.mean} and deviation {spec.std}, but the data is by "
-            f"{data.mean} and {data.std}: set data.normalise as it was there"
+            f"{file} was trained on inputs normalised by mean {spec.mean} and deviation {spec.std}, but this data by "
+            f"{data.mean} and {data.std}: set data.normalise as in that training"
         )

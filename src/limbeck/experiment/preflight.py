@@ -1,4 +1,4 @@
-"""A run before it is one: everything built once, every layer read once, and what is left to `auto` decided."""
+"""What happens before a run: every network is built, every layer read once, and every `auto` decided."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,23 +33,23 @@ from limbeck.train.timing import engine_for
 class Preflight:
     """What `preflight` finds."""
 
-    recipe: Recipe  # with all that `auto` stands for decided
+    recipe: Recipe  # with every `auto` decided
     engine: Engine
     macs: int  # multiply-accumulates of one sample through all networks
     teaching: Mapping[str, bool]  # by arm: whether the method changes its teacher
-    work: Mapping[str, float]  # by arm, a teacher's too: about how many multiply-accumulates its training takes
+    work: Mapping[str, float]  # by arm, including the teacher: the approximate multiply-accumulates of its training
     notes: tuple[str, ...]  # what a user should know before anything is trained
 
 
 def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: Method | None) -> Preflight:
-    """Build every network, plan every arm, read every tap.
+    """Build every network, plan every arm and read every tap.
 
     Args:
-        recipe: checked.
+        recipe: validated.
         data: its data.
         factory: what gives its networks.
         folder: the run's.
-        own: the method, where the recipe's name stands for a function of the caller's.
+        own: the method, if the recipe's name stands for a function of the caller.
 
     Raises:
         LimbeckError: a file, a network, a layer or an option is wrong.
@@ -90,7 +90,7 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
             notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns).notes
         rest = [f"student.{part}" if part else "student" for part in frozen_parts(student)]
         if rest:
-            notes.append(f"frozen, and left as they are: {', '.join(rest)}")
+            notes.append(f"frozen, and left unchanged: {', '.join(rest)}")
         costs = {name: macs(network, data.shape) or 0 for name, network in networks.items()}
     picked = {"device": engine.device.type, "precision": engine.precision, "compile": engine.compile, "cache": cache}
     return Preflight(
@@ -104,13 +104,13 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
 
 
 Planned = tuple[tuple[Stage, ...], Mapping[str, nn.Module], Training]
-"""An arm's stages, the networks that take part, and how they are trained."""
+"""An arm's stages, the networks that it uses, and its training."""
 
 
 def _trainings(
     recipe: Recipe, data: Data, networks: Mapping[str, nn.Module], members: Sequence[nn.Module], own: Method | None
 ) -> dict[str, Planned]:
-    """All that is trained, by arm: the teacher, or one of the members of an ensemble; the student's, the method's last.
+    """Every training by arm: the teacher or one member of an ensemble, then the student's arms.
 
     Raises:
         LimbeckError: a network, a layer or an option is wrong.
@@ -129,7 +129,7 @@ def _trainings(
 
 
 def _looked_at(planned: Planned, data: Data, engine: Engine, stored: frozenset[Tap], *, runs: bool) -> list[str]:
-    """What there is to say of an arm after one real step of each of its stages; ``runs``: its teacher is a network."""
+    """Notes on an arm after one real step of each of its stages; ``runs``: its teacher is a network."""
     stages, networks, training = planned
     notes = [note for stage in stages for note in stage.notes]
     notes += check_run(stages, networks, data, training, engine, stored=stored).notes
@@ -139,7 +139,7 @@ def _looked_at(planned: Planned, data: Data, engine: Engine, stored: frozenset[T
 def _terms(
     stages: Sequence[Stage], networks: Mapping[str, nn.Module], data: Data, training: Training, engine: Engine
 ) -> tuple[str, ...]:
-    """What there is to say of the stages' terms, on a few samples of all classes."""
+    """Notes on the stages' terms, from a few samples of all classes."""
     losses = [term.loss for stage in stages for term in stage.terms.values() if isinstance(term.loss, nn.Module)]
     for module in (*networks.values(), *losses):
         engine.place(module)
@@ -155,14 +155,14 @@ def _terms(
 def _work(
     arm: str, method: str, stages: Sequence[Stage], training: Training, data: Data, costs: Mapping[str, int]
 ) -> float:
-    """About how many multiply-accumulates an arm takes, where a backward counts as two forwards."""
+    """The approximate multiply-accumulates of an arm, where a backward pass counts as two forward passes."""
     learns = costs["teacher"] if arm in ("teacher", "member") else costs["student"]
     read = sum(costs.values()) - learns if arm == method else 0
     return float(sum(stage.epochs for stage in stages) * len(data.train) * (3 * learns + read))
 
 
 def resolved(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with what it leaves to ``auto`` as the run that a folder holds decided it.
+    """The recipe, with each ``auto`` as the run in the folder decided it.
 
     Raises:
         RecipeError: the folder's recipe is damaged.
@@ -191,10 +191,10 @@ def resolve_auto(
     compile: bool | Literal["auto"],  # noqa: A002 (what torch calls it)
     folder: Path,
 ) -> tuple[CacheBlock, Engine]:
-    """The cache and the engine with all that `auto` stands for decided for these stages; ``folder`` is the run's.
+    """Decide every `auto` of the cache and the engine for these stages; ``folder`` is the run's.
 
     Raises:
-        LimbeckError: what is asked for cannot be had; see `decide`, `engine_for` and the runtime's `library`.
+        LimbeckError: a setting is not possible; see `decide`, `engine_for` and the runtime's `library`.
     """
     if compile not in (True, False, "auto"):
         raise LimbeckError(f"compile is {compile!r}: allowed are True, False and 'auto'")
