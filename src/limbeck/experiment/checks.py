@@ -4,20 +4,17 @@ Each refusal has a name by which a user can allow it: ``chance``, ``permuted``, 
 ``not_finite``, ``shared``. `limbeck.experiment.first_step` tries a real training step.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from limbeck.core import LimbeckError, Networks, Stage, Tap
+from limbeck.core import LimbeckError, Networks
 from limbeck.data import Data, Split
 from limbeck.evaluate.metrics import check_finite
-from limbeck.experiment.first_step import first_step
 from limbeck.experiment.measuring import EVALUATION_BATCH, outputs_of
-from limbeck.experiment.workspace import Training
 from limbeck.train.copies import close
 from limbeck.train.engine import Engine
 
@@ -44,15 +41,8 @@ _FOREIGN = {
 }
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What a look before training found that is no error."""
-
-    notes: tuple[str, ...] = ()  # plain sentences
-
-
-def unwrapped(networks: Networks) -> tuple[dict[str, nn.Module], Findings]:
-    """Replace networks wrapped by `torch.compile` with the module inside, which has the same parameters.
+def unwrapped(networks: Networks) -> tuple[dict[str, nn.Module], list[str]]:
+    """Replace networks wrapped by `torch.compile` with the module inside, which has the same parameters; and notes.
 
     Raises:
         LimbeckError: a network is distributed over processes, or has no weights yet.
@@ -68,14 +58,14 @@ def unwrapped(networks: Networks) -> tuple[dict[str, nn.Module], Findings]:
                 raise LimbeckError(f"the {name}{layer and f'.{layer}'} is a {kind}: {_FOREIGN[kind]}")
         if any(parameter.is_meta for parameter in found[name].parameters()):
             raise LimbeckError(f"the {name} has parameters on the meta device, so it has no weights yet: load them")
-    return found, Findings(tuple(notes))
+    return found, notes
 
 
-def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> Findings:
+def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[str]:
     """Look for modules, parameters and buffers of two networks: frozen in one, they cannot learn in the other.
 
     The members of an ensemble are one network. Two networks may share modules without tensors that behave the same in
-    every mode, such as an activation.
+    every mode, such as an activation. Returns a note for each refusal that is allowed.
 
     Raises:
         LimbeckError: two networks share parts, and ``shared`` is not allowed; or they are the same module.
@@ -100,7 +90,7 @@ def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> Finding
             f"{'; '.join(told)}. A part that is frozen in one network would not learn in the other: give each its own "
             f"copy, for example with copy.deepcopy{_or_allow('shared')}"
         )
-    return Findings(tuple(f"{one}, as allowed" for one in told))
+    return [f"{one}, as allowed" for one in told]
 
 
 def check_teacher(
@@ -111,10 +101,10 @@ def check_teacher(
     allow: Collection[str] = (),
     name: str = "teacher",
     learns: bool = False,
-) -> Findings:
+) -> list[str]:
     """Refuse a trained teacher that cannot be right, judged by its outputs on the validation split.
 
-    Without a validation split, its outputs on a few training samples are checked, but not its accuracy.
+    Without a validation split, its outputs on a few training samples are checked, but not its accuracy. Returns notes.
 
     Args:
         network: returns logits (N, K); moved to the engine's device, otherwise unchanged.
@@ -147,7 +137,7 @@ def check_teacher(
         refuse("not_finite", str(error), "Such samples would destroy the student: fix the network")
     logits, targets = logits[finite], split.targets[finite]
     if not len(logits):
-        return Findings(tuple(notes))
+        return notes
     if _are_probabilities(logits):
         refuse(
             "probabilities",
@@ -163,41 +153,13 @@ def check_teacher(
         )
     if which == "train":
         told = f"there is no validation split, so the accuracy of the {name} was not checked"
-        return Findings((*notes, told))
+        return [*notes, told]
     order = _fitting(logits.argmax(dim=1), targets, len(data.classes))
     if order is not None:
         refuse("permuted", *_permuted(name, order, logits, targets, data.classes))
     else:
         notes += _against_chance(name, logits, targets, len(data.classes), refuse)
-    return Findings(tuple(notes))
-
-
-def check_run(
-    stages: Sequence[Stage],
-    networks: Networks,
-    data: Data,
-    training: Training,
-    engine: Engine,
-    *,
-    stored: frozenset[Tap] = frozenset(),
-) -> Findings:
-    """Try one real step of each stage on copies, then the evaluation and the measurement of cost.
-
-    Networks, losses and random generators are left unchanged. It takes about as long as one step of each stage.
-
-    Args:
-        stages: from `limbeck.experiment.plan.plan`.
-        networks: as they are before the training.
-        data: its training samples are used.
-        training: batch size.
-        engine: device and precision; nothing is compiled.
-        stored: the teacher's taps that are read from a store, so that the teacher does not run.
-
-    Raises:
-        LimbeckError: a network fails at the sizes or in the mode of the training; a network cannot learn or be saved.
-            The message names the network, and what would fail when.
-    """
-    return Findings(tuple(first_step(stages, networks, data, training, engine, stored=stored)))
+    return notes
 
 
 def _or_allow(key: str) -> str:

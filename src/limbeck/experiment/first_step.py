@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import Batch, LimbeckError, Networks, Outputs, Stage, Tap, Term
-from limbeck.data import Data, Split, normalise
+from limbeck.data import Data
 from limbeck.data.cut import batch_sizes
 from limbeck.evaluate import file_bytes, macs, predict
 from limbeck.experiment.measuring import EVALUATION_BATCH
-from limbeck.experiment.workspace import Training
+from limbeck.experiment.workspace import Workspace
 from limbeck.taps import evaluation_mode, scripted, shapes
 from limbeck.train.copies import deep_copy
 from limbeck.train.engine import Engine
@@ -48,20 +48,27 @@ class _One:
 
 
 def first_step(
-    stages: Sequence[Stage],
-    networks: Networks,
-    data: Data,
-    training: Training,
-    engine: Engine,
-    *,
-    stored: frozenset[Tap],
+    stages: Sequence[Stage], networks: Networks, workspace: Workspace, *, stored: frozenset[Tap] = frozenset()
 ) -> list[str]:
-    """See `limbeck.experiment.checks.check_run`; returns the notes."""
-    learning = list(dict.fromkeys(name.partition(".")[0] for stage in stages for name in stage.learns))
+    """Try one real step of each stage on copies, then the evaluation and the measurement of cost; returns notes.
+
+    Networks, losses and random generators are left unchanged. It takes about as long as one step of each stage.
+
+    Args:
+        stages: from `limbeck.experiment.plan.plan`.
+        networks: as they are before the training.
+        workspace: its training samples, batch size, device and precision are used; nothing is compiled.
+        stored: the teacher's taps that are read from a store, so that the teacher does not run.
+
+    Raises:
+        LimbeckError: a network fails at the sizes or in the mode of the training; a network cannot learn or be saved.
+            The message names the network, and what would fail.
+    """
+    data, engine = workspace.data, workspace.engine
+    learning = list(dict.fromkeys(name for stage in stages for name in stage.networks))
     for name in learning:
         _check_learner(name, networks[name])
-    split = data.train.without(training.exclude)
-    batch = _batch(split, min(training.batch_size, len(split)), data, engine)
+    split, batch = workspace.samples, _batch(workspace)
     eager = Engine(device=engine.device.type, precision=engine.precision)
     plain = [_unprepared(stage) for stage in stages]
     state = engine.generators()
@@ -239,13 +246,12 @@ def _check_learner(name: str, network: nn.Module) -> None:
             )
 
 
-def _batch(split: Split, count: int, data: Data, engine: Engine) -> Batch:
-    """Training samples spread evenly over the split, not augmented."""
+def _batch(workspace: Workspace) -> Batch:
+    """A batch of the training's size, or of `MOST` bytes."""
+    split = workspace.samples
+    count = min(workspace.training.batch_size, len(split))
     floats = 4 * max(1, split.inputs[torch.arange(1)].numel())
-    count = max(min(2, count), min(count, MOST // floats))
-    index = torch.arange(count) * len(split) // count
-    inputs = normalise(split.inputs[index], data.mean, data.std).to(engine.device)
-    return Batch(inputs, split.targets[index].to(engine.device), index.to(engine.device), 0)
+    return workspace.spread(max(min(2, count), min(count, MOST // floats)))
 
 
 def _unprepared(stage: Stage) -> Stage:

@@ -9,17 +9,18 @@ import torch
 from torch import nn
 
 from limbeck.cache import free_bytes
-from limbeck.core import Batch, LimbeckError, Method, Stage, Tap
-from limbeck.data import Data, normalise
+from limbeck.core import LimbeckError, Method, Stage, Tap
+from limbeck.data import Data
 from limbeck.evaluate import macs
 from limbeck.experiment.arms import arms_of, method_of, needed, training_of
 from limbeck.experiment.caching import cached, decide, soft_label_table, teacher_taps
-from limbeck.experiment.checks import check_run, check_teacher, refuse_shared
+from limbeck.experiment.checks import check_teacher, refuse_shared
+from limbeck.experiment.first_step import first_step
 from limbeck.experiment.networks import check_use, ensemble, teaches
 from limbeck.experiment.plan import plan
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.terms import SAMPLES, meaningless
-from limbeck.experiment.workspace import Training, example_batch, training_batches
+from limbeck.experiment.workspace import Training, Workspace, example_batch, training_batches
 from limbeck.methods import METHODS
 from limbeck.recipe.blocks import CacheBlock, Recipe
 from limbeck.recipe.read import reread
@@ -62,7 +63,7 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         if block is not None:
             members = factory.restored(block) or [factory.teacher(block)[0] for _ in range(block.members)]
             networks["teacher"] = ensemble(members, block)
-        notes = list(refuse_shared(networks, allow=recipe.allow).notes)
+        notes = refuse_shared(networks, allow=recipe.allow)
         trainings = _trainings(recipe, data, networks, members, own)
         stages, training = trainings[method][0], trainings[method][2]
         table = soft_label_table(block, data, training) if block is not None else None
@@ -82,12 +83,12 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         stored = teacher_taps(stages) if cache.use or table else frozenset[Tap]()
         for arm, planned in trainings.items():
             own_arm = arm == method
-            notes += _looked_at(
+            notes += _try_arm(
                 planned, data, engine, stored if own_arm else frozenset(), runs=table is None or not own_arm
             )
         if block is not None and block.weights and block.init == "as_is":
             learns = teaches(stages)
-            notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns).notes
+            notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
         rest = [f"student.{part}" if part else "student" for part in frozen_parts(student)]
         if rest:
             notes.append(f"frozen, and left unchanged: {', '.join(rest)}")
@@ -128,28 +129,19 @@ def _trainings(
     return found
 
 
-def _looked_at(planned: Planned, data: Data, engine: Engine, stored: frozenset[Tap], *, runs: bool) -> list[str]:
+def _try_arm(planned: Planned, data: Data, engine: Engine, stored: frozenset[Tap], *, runs: bool) -> list[str]:
     """Notes on an arm after one real step of each of its stages; ``runs``: its teacher is a network."""
     stages, networks, training = planned
+    workspace = Workspace(data, training, engine)
     notes = [note for stage in stages for note in stage.notes]
-    notes += check_run(stages, networks, data, training, engine, stored=stored).notes
-    return [*notes, *(_terms(stages, networks, data, training, engine) if runs else ())]
-
-
-def _terms(
-    stages: Sequence[Stage], networks: Mapping[str, nn.Module], data: Data, training: Training, engine: Engine
-) -> tuple[str, ...]:
-    """Notes on the stages' terms, from a few samples of all classes."""
+    notes += first_step(stages, networks, workspace, stored=stored)
+    if not runs:
+        return notes
     losses = [term.loss for stage in stages for term in stage.terms.values() if isinstance(term.loss, nn.Module)]
     for module in (*networks.values(), *losses):
         engine.place(module)
-    split = data.train.without(training.exclude)
-    count = min(SAMPLES, training.batch_size, len(split))
-    index = torch.arange(count) * len(split) // count
-    inputs = normalise(split.inputs[index], data.mean, data.std).to(engine.device)
-    return meaningless(
-        stages, networks, Batch(inputs, split.targets[index].to(engine.device), index.to(engine.device), 0)
-    )
+    batch = workspace.spread(min(SAMPLES, training.batch_size, len(workspace.samples)))
+    return [*notes, *meaningless(stages, networks, batch)]
 
 
 def _work(

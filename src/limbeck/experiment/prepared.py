@@ -65,13 +65,13 @@ class Prepared(AbstractContextManager["Prepared"]):
         return [self._prepare("teacher", network, block.output) for network in self._source.restored(block)]
 
     def _prepare(self, name: str, network: nn.Module, output: str | None) -> nn.Module:
-        inside, found = unwrapped({name: network})
+        inside, wrapped = unwrapped({name: network})
         network, notes = inside[name], list[str]()
         if not installed(network):  # unless it, or the network that it is a copy of, was prepared before
             layer = self._layers.get(name, "")
             handles, notes = install(name, network, self._probe, self._classes, output=output, layer=layer)
             self._handles += handles
-        self._notes |= dict.fromkeys([*found.notes, *notes])
+        self._notes |= dict.fromkeys([*wrapped, *notes])
         return network
 
 

@@ -74,6 +74,13 @@ class Workspace:
         """The training set in the order and the augmented views that the seed gives."""
         return training_batches(self.data, self.training, seed=seed, engine=self.engine)
 
+    def spread(self, count: int) -> Batch:
+        """So many training samples, spread evenly over the training set, not augmented, on the device."""
+        split, device = self.samples, self.engine.device
+        index = torch.arange(count) * len(split) // count
+        inputs = normalise(split.inputs[index], self.data.mean, self.data.std).to(device)
+        return Batch(inputs, split.targets[index].to(device), index.to(device), 0)
+
     def with_training(self, training: Training) -> "Workspace":
         """The same for another training."""
         return replace(self, training=training)
