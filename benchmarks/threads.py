@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from limbeck.bench.workloads import DIGITS, WORKLOADS, Workload, prepare
+from benchmarks.speed.workloads import DIGITS, WORKLOADS, Workload, prepare
 
 _MODELS = {"teacher": {"name": "resnet14"}, "student": {"name": "resnet8"}}
 _KD = WORKLOADS["kd"].method
@@ -47,11 +47,11 @@ BUSY = "while True: pass"
 
 def child(name: str, seconds: float) -> None:
     """Train for about so long, after a while that does not count, and write the milliseconds of a step."""
-    from limbeck.bench.own import Own
+    from benchmarks.speed.limbeck_loop import LimbeckLoop
     from limbeck.train.engine import Engine
 
     case = prepare(CASES[name])
-    own = Own(case, case.networks(), Engine(device="cpu", precision="32"))
+    own = LimbeckLoop(case, case.networks(), Engine(device="cpu", precision="32"))
     own(3)
     start, steps, size = time.perf_counter(), 0, 1
     while (passed := time.perf_counter() - start) < seconds:

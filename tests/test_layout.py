@@ -76,7 +76,6 @@ ORDER = (
     "evaluate",
     "recipe",
     "experiment",
-    "bench",
     "cli",
     "api",
     "__main__",

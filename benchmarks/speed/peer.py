@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.utils.data import RandomSampler
 
-from limbeck.bench.plain import PilImages
-from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case, Workload, upto
+from benchmarks.speed.plain import PilImages
+from benchmarks.speed.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case, Workload, upto
 
 Config = dict[str, Any]
 

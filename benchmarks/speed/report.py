@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from limbeck.bench.measuring import DISTURBED, Sample, ratios, spread
-from limbeck.bench.peer import installed
-from limbeck.bench.workloads import Workload
+from benchmarks.speed.measuring import DISTURBED, Sample, ratios, spread
+from benchmarks.speed.peer import installed
+from benchmarks.speed.workloads import Workload
 from limbeck.evaluate import machine
 from limbeck.experiment.environment import environment
 

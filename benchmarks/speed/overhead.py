@@ -12,11 +12,11 @@ from math import inf
 import torch
 from torch import nn
 
-from limbeck.bench import measuring
-from limbeck.bench.measuring import Run, Sample
-from limbeck.bench.objectives import kd_loss
-from limbeck.bench.own import Own
-from limbeck.bench.workloads import DIGITS, MOMENTUM, RATE, WEIGHT_DECAY, Case, prepare
+from benchmarks.speed import measuring
+from benchmarks.speed.measuring import Run, Sample
+from benchmarks.speed.objectives import kd_loss
+from benchmarks.speed.limbeck_loop import LimbeckLoop
+from benchmarks.speed.workloads import DIGITS, MOMENTUM, RATE, WEIGHT_DECAY, Case, prepare
 from limbeck.core import LimbeckError
 from limbeck.data import normalise
 from limbeck.train.engine import Engine
@@ -62,7 +62,7 @@ def step_overhead(rounds: int, seconds: float, until: float = inf) -> Iterator[S
     loop, own = case.networks(), case.networks()
     runs: dict[str, Run] = {
         "plain": in_memory(case, loop["student"], loop["teacher"]),
-        "live": Own(case, own, Engine(device="cpu", precision="32")),
+        "live": LimbeckLoop(case, own, Engine(device="cpu", precision="32")),
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -85,7 +85,7 @@ def peak_memory(workload: str) -> dict[str, float]:
     with ExitStack() as ends:
         for name in ("plain", "live"):
             process = subprocess.Popen(
-                [sys.executable, "-m", "limbeck.bench.memory", name, workload],
+                [sys.executable, "-m", "benchmarks.speed.memory", name, workload],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},  # or they would wait for each other
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

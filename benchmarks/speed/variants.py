@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
-from limbeck.bench.floors import floor
-from limbeck.bench.own import Own
-from limbeck.bench.peer import Unavailable, torchdistill
-from limbeck.bench.plain import plain
-from limbeck.bench.workloads import Case
+from benchmarks.speed.floors import floor
+from benchmarks.speed.limbeck_loop import LimbeckLoop
+from benchmarks.speed.peer import Unavailable, torchdistill
+from benchmarks.speed.plain import plain
+from benchmarks.speed.workloads import Case
 from limbeck.core import LimbeckError
 from limbeck.train.engine import Engine
 
@@ -55,11 +55,11 @@ def make(name: str, case: Case, engine: Engine, folder: Path) -> Variant:
         case "torchdistill":
             run = _steps(torchdistill(case, student, teacher))
         case "live":
-            run = Own(case, networks, engine)
+            run = LimbeckLoop(case, networks, engine)
         case "live_compiled":
-            run = Own(case, networks, _compiling(engine))
+            run = LimbeckLoop(case, networks, _compiling(engine))
         case "store":
-            run = own = Own(case, networks, engine, folder / "store")
+            run = own = LimbeckLoop(case, networks, engine, folder / "store")
             filling = own.filling
         case "floor_live":
             run = _steps(floor(case, student, teacher, bf16=bf16))

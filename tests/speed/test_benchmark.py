@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from limbeck.bench import benchmark
-from limbeck.bench.benchmark import COMPILING, FULL, LEAST, QUICK, Extent, Progress, Report, bench, run_bench
-from limbeck.bench.measuring import Sample
-from limbeck.bench.peer import Unavailable
-from limbeck.bench.report import SHOWN
-from limbeck.bench.variants import VARIANTS
-from limbeck.bench.workloads import WORKLOADS
+from benchmarks.speed import benchmark
+from benchmarks.speed.benchmark import COMPILING, FULL, LEAST, QUICK, Extent, Progress, Report, bench, run_bench
+from benchmarks.speed.measuring import Sample
+from benchmarks.speed.peer import Unavailable
+from benchmarks.speed.report import SHOWN
+from benchmarks.speed.variants import VARIANTS
+from benchmarks.speed.workloads import WORKLOADS
 from limbeck.core import LimbeckError
 
 SHORT = Extent(rounds=2, sample=0.0, warm_up=0.0, budget=COMPILING / 2)

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-from limbeck.bench import memory, overhead, own, workloads
-from limbeck.bench.memory import peak_mb, train
-from limbeck.bench.overhead import in_memory, peak_memory, startup_seconds, step_overhead
-from limbeck.bench.workloads import DIGITS, prepare
+from benchmarks.speed import memory, overhead, limbeck_loop, workloads
+from benchmarks.speed.memory import peak_mb, train
+from benchmarks.speed.overhead import in_memory, peak_memory, startup_seconds, step_overhead
+from benchmarks.speed.workloads import DIGITS, prepare
 from limbeck.core import LimbeckError
 from limbeck.train import allocator
 
@@ -61,14 +61,14 @@ def test_the_threads_come_back_when_it_is_stopped(monkeypatch):
 @pytest.fixture
 def engines(monkeypatch):
     """Those that limbeck's loop is given."""
-    found, loop = [], own.Own
+    found, loop = [], own.LimbeckLoop
 
     def watched(case, networks, engine):
         found.append((engine.device.type, engine.precision, engine.compile))
         return loop(case, networks, engine)
 
-    monkeypatch.setattr(own, "Own", watched)
-    monkeypatch.setattr(overhead, "Own", watched)
+    monkeypatch.setattr(own, "LimbeckLoop", watched)
+    monkeypatch.setattr(overhead, "LimbeckLoop", watched)
     return found
 
 
@@ -134,7 +134,7 @@ def command(tmp_path, monkeypatch):
 
 
 def test_memory_is_measured_in_a_process_for_each_with_one_thread(command):
-    command('[ "$1 $2 $4 $OMP_NUM_THREADS" = "-m limbeck.bench.memory kd 1" ] && echo "${#3}00.5"')
+    command('[ "$1 $2 $4 $OMP_NUM_THREADS" = "-m benchmarks.speed.memory kd 1" ] && echo "${#3}00.5"')
     assert peak_memory("kd") == {"plain": 500.5, "live": 400.5}  # the letters of their names
 
 

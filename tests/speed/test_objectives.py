@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from limbeck.bench.objectives import Watched, objective
-from limbeck.bench.own import first_stage, training_of
-from limbeck.bench.workloads import WORKLOADS
+from benchmarks.speed.objectives import Watched, objective
+from benchmarks.speed.limbeck_loop import first_stage, training_of
+from benchmarks.speed.workloads import WORKLOADS
 from limbeck.core import Batch
 from limbeck.data import normalise
 from limbeck.taps import Taps

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.bench import peer, variants
-from limbeck.bench.floors import fastest, floor
-from limbeck.bench.own import Own, Window, pick_engine
-from limbeck.bench.peer import Unavailable, torchdistill
-from limbeck.bench.plain import PilImages, plain
-from limbeck.bench.variants import VARIANTS, make
-from limbeck.bench.workloads import WORKLOADS, prepare, upto
+from benchmarks.speed import peer, variants
+from benchmarks.speed.floors import fastest, floor
+from benchmarks.speed.limbeck_loop import LimbeckLoop, Window, pick_engine
+from benchmarks.speed.peer import Unavailable, torchdistill
+from benchmarks.speed.plain import PilImages, plain
+from benchmarks.speed.variants import VARIANTS, make
+from benchmarks.speed.workloads import WORKLOADS, prepare, upto
 from limbeck.core import LimbeckError
 from limbeck.data import Augment, normalise
 from limbeck.train.engine import Engine
@@ -193,7 +193,7 @@ def test_a_floor_runs_its_networks_only_as_far_as_the_stage_needs(tiny_case, wor
 
 
 def test_the_floor_of_a_store_does_not_run_the_teacher(tiny_case, tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.bench.floors.fastest", lambda *given: pytest.fail("a teacher was made ready"))
+    monkeypatch.setattr("benchmarks.speed.floors.fastest", lambda *given: pytest.fail("a teacher was made ready"))
     make("floor_store", tiny_case("kd"), FP32, tmp_path).run(1)
 
 
@@ -245,7 +245,7 @@ def test_limbecks_loop_runs_as_many_steps_as_it_is_told(tiny_case):
     networks = case.networks()
     ran = []
     networks["student"].register_forward_hook(lambda module, args, output: ran.append(len(output)))
-    own = Own(case, networks, FP32)
+    own = LimbeckLoop(case, networks, FP32)
     for steps in (1, 3, 2):
         ran.clear()
         own(steps)
@@ -255,7 +255,7 @@ def test_limbecks_loop_runs_as_many_steps_as_it_is_told(tiny_case):
 def test_the_store_takes_the_teachers_place(tiny_case, tmp_path):
     case = tiny_case("at")
     networks = case.networks()
-    own = Own(case, networks, FP32, tmp_path / "store")
+    own = LimbeckLoop(case, networks, FP32, tmp_path / "store")
     networks["teacher"].forward = lambda inputs: pytest.fail("the teacher ran")
     assert math.isfinite(own(2))
     assert any((tmp_path / "store").iterdir())

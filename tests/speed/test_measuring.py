@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from limbeck.bench.measuring import (
+from benchmarks.speed.measuring import (
     AGAIN,
     DISTURBED,
     Sample,

@@ -9,12 +9,12 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from limbeck.bench import floors, own, variants
-from limbeck.bench.floors import fastest, floor
-from limbeck.bench.own import training_of
-from limbeck.bench.peer import Unavailable
-from limbeck.bench.variants import make
-from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, WORKLOADS, prepare, upto
+from benchmarks.speed import floors, limbeck_loop, variants
+from benchmarks.speed.floors import fastest, floor
+from benchmarks.speed.limbeck_loop import training_of
+from benchmarks.speed.peer import Unavailable
+from benchmarks.speed.variants import make
+from benchmarks.speed.workloads import MOMENTUM, RATE, WEIGHT_DECAY, WORKLOADS, prepare, upto
 from limbeck.data import Augment, normalise
 from limbeck.train.engine import Engine
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from limbeck.bench import measuring, overhead
-from limbeck.bench.measuring import Run
-from limbeck.bench.own import pick_engine
-from limbeck.bench.peer import Unavailable
-from limbeck.bench.report import Measured, report
-from limbeck.bench.variants import VARIANTS, make
-from limbeck.bench.workloads import WORKLOADS, Case, Workload, prepare
+from benchmarks.speed import measuring, overhead
+from benchmarks.speed.measuring import Run
+from benchmarks.speed.limbeck_loop import pick_engine
+from benchmarks.speed.peer import Unavailable
+from benchmarks.speed.report import Measured, report
+from benchmarks.speed.variants import VARIANTS, make
+from benchmarks.speed.workloads import WORKLOADS, Case, Workload, prepare
 from limbeck.core import LimbeckError
 from limbeck.errors import nearest
 from limbeck.train.allocator import keep_memory
@@ -67,7 +67,7 @@ def run_bench(
 
     Args:
         quick: end within a minute, and measure ``kd`` alone unless others are named.
-        workloads: names out of `limbeck.bench.workloads.WORKLOADS`; None for all.
+        workloads: names out of `benchmarks.speed.workloads.WORKLOADS`; None for all.
         rounds: at least `LEAST`.
 
     Raises:

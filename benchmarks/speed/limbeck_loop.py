@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
+from benchmarks.speed.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
 from limbeck.core import Batch, Stage
 from limbeck.experiment.caching import build_now, cached, keep, teacher_taps
 from limbeck.experiment.plan import Training, plan, training_batches
@@ -57,7 +57,7 @@ class Window:
         return self._batches.example_inputs()
 
 
-class Own:
+class LimbeckLoop:
     """limbeck's loop on a case: called with a number, it trains that many steps and gives their mean loss.
 
     Args:

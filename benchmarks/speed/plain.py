@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped]
 
-from limbeck.bench.objectives import Watched, objective
-from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
+from benchmarks.speed.objectives import Watched, objective
+from benchmarks.speed.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):

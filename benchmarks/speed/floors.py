@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from limbeck.bench.workloads import Case, upto
+from benchmarks.speed.workloads import Case, upto
 from limbeck.data import normalise
 from limbeck.train.fuse import fold
 

@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 
-from limbeck.bench.measuring import Sample
-from limbeck.bench.report import GATES, SHOWN, Measured, report, rows, sentences
-from limbeck.bench.variants import VARIANTS
-from limbeck.bench.workloads import WORKLOADS
+from benchmarks.speed.measuring import Sample
+from benchmarks.speed.report import GATES, SHOWN, Measured, report, rows, sentences
+from benchmarks.speed.variants import VARIANTS
+from benchmarks.speed.workloads import WORKLOADS
 from limbeck.evaluate import machine
 from limbeck.evaluate.machine import Reading
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.bench.workloads import DIGITS, WORKLOADS, prepare, resolve_auto, upto
+from benchmarks.speed.workloads import DIGITS, WORKLOADS, prepare, resolve_auto, upto
 from limbeck.data import Augment, normalise
 from limbeck.models import build
 
