@@ -1,5 +1,4 @@
-"""What a step costs: limbeck's loop beside loops as people write them, another toolkit's, and the work itself.
+"""The speed of a training step: limbeck's loop beside plain PyTorch loops, torchdistill, and the networks' own work.
 
-`benchmarks.speed.benchmark.run_bench` is the way in. Nothing is imported here: the process that measures a plain loop's
-memory must not hold more of limbeck than that loop needs.
+python -m benchmarks.speed --quick
 """

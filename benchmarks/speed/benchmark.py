@@ -1,8 +1,8 @@
-"""The benchmark: what is measured, in which order, in how much time."""
+"""What is measured, in which order and for how long."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,22 +11,19 @@ from typing import Any
 import torch
 
 from benchmarks.speed import measuring, overhead
-from benchmarks.speed.measuring import Run
 from benchmarks.speed.limbeck_loop import pick_engine
+from benchmarks.speed.measuring import Run
 from benchmarks.speed.peer import Unavailable
 from benchmarks.speed.report import Measured, report
 from benchmarks.speed.variants import VARIANTS, make
-from benchmarks.speed.workloads import WORKLOADS, Case, Workload, prepare
-from limbeck.core import LimbeckError
-from limbeck.errors import nearest
+from benchmarks.speed.workloads import Workload, prepare
 from limbeck.train.allocator import keep_memory
-from limbeck.train.engine import Engine
 
-LEAST = 5
-"""Rounds: a median of fewer is not one."""
+LEAST_ROUNDS = 5
+"""A median of fewer says little."""
 
 COMPILING = 20.0
-"""Seconds kept free for it where time is short; it took 7 to 20 on 2 cores."""
+"""Seconds reserved for compiling where time is limited; it took 7 to 20 on 2 cores."""
 
 
 @dataclass(frozen=True)
@@ -34,137 +31,81 @@ class Extent:
     """How much is measured."""
 
     rounds: int
-    sample: float  # seconds of a sample, at most (one step, where that is longer)
-    warm_up: float  # seconds of each variant before, besides its first step
-    budget: float = inf  # seconds for all; kept as far as the least number of rounds of one step each allows
+    sample: float  # seconds of a sample, at most; a sample has at least one step
+    warm_up: float  # seconds that each variant runs before, after its first step
+    budget: float = inf  # seconds for everything; every variant runs one step a round even where that takes longer
 
 
 QUICK = Extent(rounds=5, sample=1.0, warm_up=0.2, budget=50.0)
-"""Leaves 10 of 60 seconds to what comes before and after: imports, and the table."""
+"""Leaves 10 of 60 seconds to the imports before and the table after."""
 
 FULL = Extent(rounds=7, sample=2.0, warm_up=2.0)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What is being measured now, and the share of the whole that is done."""
-
-    text: str
-    done: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """The end: all figures as plain values."""
-
-    result: dict[str, Any]
-
-
-def run_bench(
-    *, quick: bool = False, workloads: Sequence[str] | None = None, rounds: int | None = None
-) -> Iterator[Progress | Report]:
-    """Measure limbeck's loop beside others, on the CPU. The last that is given is the `Report`.
+def measure(workloads: Sequence[Workload], extent: Extent, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure limbeck's loop beside others, on the CPU. PyTorch's global generator stays as it is.
 
     Args:
-        quick: end within a minute, and measure ``kd`` alone unless others are named.
-        workloads: names out of `benchmarks.speed.workloads.WORKLOADS`; None for all.
-        rounds: at least `LEAST`.
+        workloads: at least one.
+        extent: how much is measured.
+        say: called with what is being measured now.
 
-    Raises:
-        LimbeckError: there is no such workload, or there are too few rounds; at once.
+    Returns:
+        All figures as values that JSON takes; see `report`.
     """
-    names = list(workloads) if workloads is not None else ["kd"] if quick else list(WORKLOADS)
-    for name in names:
-        if name not in WORKLOADS:
-            raise LimbeckError(f"there is no workload {name!r}: {nearest(name, WORKLOADS)}")
-    extent = QUICK if quick else FULL
-    count = extent.rounds if rounds is None else rounds
-    if not names or count < LEAST:
-        raise LimbeckError(
-            f"got {len(names)} workloads and {count} rounds: allowed are 1 and more, and {LEAST} and more"
-        )
-    return bench([WORKLOADS[name] for name in names], Extent(count, extent.sample, extent.warm_up, extent.budget))
-
-
-def bench(workloads: Sequence[Workload], extent: Extent, memory: str = "kd") -> Iterator[Progress | Report]:
-    """As `run_bench`, of these workloads to this extent; the memory is that of the workload of that name."""
     start = time.perf_counter()
-    until = start + extent.budget
+    end = start + extent.budget
     kept = keep_memory()
-    work = _Work(len(workloads) * len(VARIANTS) * (1 + extent.rounds))
     with torch.random.fork_rng(devices=[]):
-        yield work.step("start-up time", 0)
+        say("start-up time")
         startup = overhead.startup_seconds()
-        yield work.step("peak memory", 0)
-        peak = overhead.peak_memory(memory)
-        yield work.step("overhead of a step", 0)
+        say("overhead of a step")
         loops = list(overhead.step_overhead(extent.rounds, extent.sample / 4, start + extent.budget / 3))
         measured = []
         for number, workload in enumerate(workloads):
             now = time.perf_counter()
-            share = (until - now) / (len(workloads) - number)
-            measured.append((yield from _measure(workload, extent, now + share, work)))
-    yield Report(report(measured, loops, peak, startup, kept))
+            measured.append(_measure(workload, extent, now + (end - now) / (len(workloads) - number), say))
+    return report(measured, loops, startup, kept)
 
 
-@dataclass
-class _Work:
-    """How much of the whole is done, in variants built and samples taken."""
-
-    of: int
-    done: int = 0
-
-    def step(self, text: str, count: int = 1) -> Progress:
-        self.done += count
-        return Progress(text, min(self.done / self.of, 1.0))
-
-
-@dataclass
-class _Ready:
-    """The variants that can run, warmed up."""
-
-    runs: dict[str, Run] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)  # of a step, from the warming up
-    costs: dict[str, float] = field(default_factory=dict)  # what is paid once
-    skipped: dict[str, str] = field(default_factory=dict)  # variant to reason
-
-
-def _measure(workload: Workload, extent: Extent, until: float, work: _Work) -> Generator[Progress, None, Measured]:
+def _measure(workload: Workload, extent: Extent, end: float, say: Callable[[str], None]) -> Measured:
+    """Build and warm up every variant, then measure them in turn."""
+    case = prepare(workload)
+    engine = pick_engine(case)
+    runs: dict[str, Run] = {}
+    step_seconds: dict[str, float] = {}  # of each variant, from its warm-up
+    costs: dict[str, float] = {}
+    skipped: dict[str, str] = {}
     with TemporaryDirectory() as folder:
-        case = prepare(workload)
-        engine = pick_engine(case)
-        ready = _Ready()
         for name in VARIANTS:
-            yield work.step(f"{workload.name}: {name}, first steps")
-            if name == "live_compiled" and until - time.perf_counter() < _needs(ready, extent):
-                ready.skipped[name] = f"no time left to compile, which takes up to {COMPILING:.0f} s"
-            else:
-                _build(name, case, engine, Path(folder), extent, ready)
-        left = max(until - time.perf_counter(), 0.0)
-        length = measuring.sample_seconds(ready.seconds, extent.rounds, left, extent.sample)
-        steps = measuring.steps_for(ready.seconds, length)
+            say(f"{workload.name}: {name}, first steps")
+            start = time.perf_counter()
+            if name == "live_compiled" and end - start < _compiling_seconds(step_seconds, extent.rounds):
+                skipped[name] = f"no time left to compile, which takes up to {COMPILING:.0f} s"
+                continue
+            try:
+                variant = make(name, case, engine, Path(folder))
+            except Unavailable as reason:
+                skipped[name] = str(reason)
+                continue
+            build_seconds = time.perf_counter() - start
+            first, last = measuring.warm_up(variant.run, extent.warm_up)
+            runs[name], step_seconds[name] = variant.run, last
+            if name == "store":
+                costs["store_build_s"] = variant.store_seconds
+            if name == "live_compiled":
+                costs["compile_s"] = build_seconds + first - last
+        left = max(end - time.perf_counter(), 0.0)
+        steps = measuring.steps_for(
+            step_seconds, measuring.sample_seconds(step_seconds, extent.rounds, left, extent.sample)
+        )
         samples = []
-        for sample in measuring.interleaved(ready.runs, steps, extent.rounds, until=until):
+        for sample in measuring.interleaved(runs, steps, extent.rounds, end=end):
             samples.append(sample)
-            yield work.step(f"{workload.name}: {sample.variant}, round {sample.round + 1} of {extent.rounds}")
-    work.step("", extent.rounds * len(ready.skipped))
-    return Measured(workload, engine.precision, engine.reason, samples, steps, ready.costs, ready.skipped)
+            say(f"{workload.name}: {sample.variant}, round {sample.round + 1} of {extent.rounds}")
+    return Measured(workload, engine.precision, engine.reason, samples, steps, costs, skipped)
 
 
-def _build(name: str, case: Case, engine: Engine, folder: Path, extent: Extent, ready: _Ready) -> None:
-    try:
-        variant = make(name, case, engine, folder)
-    except Unavailable as reason:
-        ready.skipped[name] = str(reason)
-        return
-    first, last = measuring.warm_up(variant.run, extent.warm_up)
-    ready.runs[name], ready.seconds[name] = variant.run, last
-    if name == "store":
-        ready.costs["store_build_s"] = variant.filling
-    if name == "live_compiled":
-        ready.costs["compile_s"] = variant.build_seconds + first - last
-
-
-def _needs(ready: _Ready, extent: Extent) -> float:
-    """Seconds that compiling needs, and the rounds after it with one step a sample."""
-    return COMPILING + extent.rounds * (sum(ready.seconds.values()) + ready.seconds["live"])
+def _compiling_seconds(step_seconds: dict[str, float], rounds: int) -> float:
+    """What compiling takes, and the rounds after it with one step a sample."""
+    return COMPILING + rounds * (sum(step_seconds.values()) + step_seconds["live"])

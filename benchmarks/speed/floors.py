@@ -1,4 +1,4 @@
-"""The floor under a step: the networks' own work in its fastest eager form. No data, no loss, no optimizer."""
+"""The floor of a step: the networks' own work in its fastest eager form, without data, loss and optimizer."""
 
 from collections.abc import Iterator
 
@@ -11,13 +11,13 @@ from limbeck.train.fuse import fold
 
 
 def floor(case: Case, student: nn.Module, teacher: nn.Module | None, *, bf16: bool) -> Iterator[float]:
-    """Run the student forward and backward for ever, giving the scalar that the backward starts from.
+    """Run the student forward and backward without end, yielding the scalar that the backward starts from.
 
     Args:
-        case: the inputs, and how far the networks are needed.
+        case: the inputs, and the layer at which the forward ends.
         student: in training mode; its weights stay as they are.
-        teacher: run forward in each step, its norms folded into its convolutions; None leaves it out.
-        bf16: the student's forward by autocast, the teacher's weights and inputs in bfloat16.
+        teacher: run forward in each step, with BatchNorm folded into the convolutions; None leaves it out.
+        bf16: the student's forward under autocast, the teacher's weights and inputs in bfloat16.
 
     Raises:
         RuntimeError: see `fastest`.
@@ -26,12 +26,12 @@ def floor(case: Case, student: nn.Module, teacher: nn.Module | None, *, bf16: bo
     inputs = normalise(case.images[: workload.batch_size], case.data.mean, case.data.std)
     inputs = inputs.to(memory_format=torch.channels_last)
     part = upto(student, workload.ends).to(memory_format=torch.channels_last).train()
-    taught = inputs.bfloat16() if bf16 else inputs
-    quick = None if teacher is None else fastest(upto(teacher, workload.ends), inputs[:2], taught.dtype)
+    teacher_inputs = inputs.bfloat16() if bf16 else inputs
+    fused = None if teacher is None else fastest(upto(teacher, workload.ends), inputs[:2], teacher_inputs.dtype)
     while True:
-        if quick is not None:
+        if fused is not None:
             with torch.no_grad():
-                quick(taught)
+                fused(teacher_inputs)
         part.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             value = part(inputs).sum()
@@ -39,14 +39,14 @@ def floor(case: Case, student: nn.Module, teacher: nn.Module | None, *, bf16: bo
         yield value.item()
 
 
-def fastest(network: nn.Module, few: Tensor, dtype: torch.dtype) -> nn.Module:
-    """A copy of a frozen network in its fastest eager form: folded, channels_last, its weights of this type.
+def fastest(network: nn.Module, example: Tensor, dtype: torch.dtype) -> nn.Module:
+    """A copy of a frozen network in its fastest eager form: BatchNorm folded, channels_last, weights of this dtype.
 
     Raises:
-        RuntimeError: a norm could not be folded; what is measured with it would be no floor.
+        RuntimeError: a BatchNorm could not be folded, so that the copy is not the fastest form.
     """
-    folded, _ = fold(network.eval(), few, ())
+    folded, _ = fold(network.eval(), example, ())
     left = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
     if left:
-        raise RuntimeError(f"the floor's teacher keeps norms that were to be folded: {', '.join(left)}")
+        raise RuntimeError(f"the teacher of the floor keeps BatchNorms that should be folded: {', '.join(left)}")
     return folded.to(dtype).to(memory_format=torch.channels_last)

@@ -1,25 +1,31 @@
-"""Interleaved rounds: every variant once a round, in an order that changes, disturbed samples again.
+"""Interleaved rounds: every variant once a round, in changing order; disturbed samples are taken again.
 
-A machine has slow phases, and they hit whatever runs then. What is compared is therefore measured side by side, ratios
-are taken round by round, and a sample during which others took cores is taken once more.
+A machine has slow phases, and they affect whatever runs then. So variants are measured side by side, ratios are taken
+round by round, and a sample during which other processes used the cores is repeated.
 """
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from limbeck.evaluate import machine
 from limbeck.evaluate.machine import Reading, outside_cores
 
 Run = Callable[[int], object]
-"""Runs as many steps as it is told."""
+"""Runs the given number of steps."""
 
 DISTURBED = 0.1
-"""Cores: a sample during which others took more on average is taken again. A share of the machine would hide, on
-many cores, a process that takes a whole one.
+"""Cores: a sample during which other processes used more on average is repeated. A share of the machine would not do:
+on many cores it would hide a process that uses a whole one.
 """
-AGAIN = 3
-"""How often at most."""
+REPEATS = 3
+"""At most, for one sample."""
+
+
+def is_disturbed(outside: float | None) -> bool:
+    """Whether other processes used more cores than `DISTURBED`; None, where that is unknown, counts as no."""
+    return outside is not None and outside > DISTURBED
 
 
 @dataclass(frozen=True)
@@ -28,34 +34,20 @@ class Sample:
 
     variant: str
     round: int
-    seconds: float  # a step
-    outside: float | None  # see `outside_cores`
-    repeated: int  # samples that were thrown away for this one
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether others took more than `DISTURBED`, and no repetition helped."""
-        return self.outside is not None and self.outside > DISTURBED
+    seconds: float  # per step
+    outside: float | None  # cores that other processes used; see `outside_cores`
+    repeated: int  # samples that were discarded before this one
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A median and its range."""
-
-    median: float
-    least: float
-    most: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """The median and the range of at least one value."""
-    return Spread(statistics.median(values), min(values), max(values))
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The ``median``, ``least`` and ``most`` of at least one value."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def warm_up(run: Run, seconds: float, read: Callable[[], Reading] = machine.read) -> tuple[float, float]:
-    """Run one step, then others for that long, one at least; give the seconds that the first and the last one took.
+    """Run one step, then at least one more until ``seconds`` have passed; return the first and the last step's seconds.
 
-    The first does what is done once, such as compiling, and says nothing of the others.
+    The first step includes what is done once, such as compiling.
     """
     times: list[float] = []
     while len(times) < 2 or sum(times[1:]) < seconds:
@@ -66,14 +58,14 @@ def warm_up(run: Run, seconds: float, read: Callable[[], Reading] = machine.read
 
 
 def steps_for(step_seconds: Mapping[str, float], sample_seconds: float) -> dict[str, int]:
-    """How many steps each variant runs in a sample of about that length; one at least."""
+    """How many steps each variant runs in a sample of that length; at least one."""
     return {name: max(1, int(sample_seconds / seconds)) for name, seconds in step_seconds.items()}
 
 
 def sample_seconds(step_seconds: Mapping[str, float], rounds: int, budget: float, most: float) -> float:
-    """The length of a sample with which all rounds fit into the budget, in seconds; at most ``most``.
+    """The length of a sample in seconds with which all rounds fit into the budget; at most ``most``.
 
-    A variant whose one step is longer than that takes its one step, at the cost of the others.
+    A variant whose single step is longer takes that step, and the other variants share what is left.
     """
     left, sharing = budget / rounds, sorted(step_seconds.values(), reverse=True)
     while sharing and sharing[0] > left / len(sharing):
@@ -86,19 +78,19 @@ def interleaved(
     steps: Mapping[str, int],
     rounds: int,
     *,
-    until: float = float("inf"),
+    end: float = inf,
     read: Callable[[], Reading] = machine.read,
 ) -> Iterator[Sample]:
     """Measure every variant in every round.
 
-    Two rounds at a time have the same order, there and back; the next two begin one variant later. So none always runs
-    early, or always after the same other.
+    Every second round has the reverse order of the round before, and every two rounds the order starts one variant
+    later. So no variant always runs early, or always after the same other variant.
 
     Args:
         runs: by the variant's name; warmed up.
-        steps: that a sample of each runs.
+        steps: that each variant runs in a sample.
         rounds: at least 1.
-        until: the moment, as in `Reading.wall`, to end before: nothing is repeated in time that later samples need.
+        end: a moment on the clock of `Reading.wall`. A sample is repeated only where all others still fit before it.
         read: the clock.
     """
     names = list(runs)
@@ -112,8 +104,8 @@ def interleaved(
             tries.append(_sample(runs[name], steps[name], read))
             ran += 1
             now = read().wall
-            ahead = (rounds * len(names) - place) * (now - start) / ran  # with one more of this
-            again = _is_disturbed(tries[-1][1]) and len(tries) <= AGAIN and now + ahead <= until
+            ahead = (rounds * len(names) - place) * (now - start) / ran  # includes one repetition of this sample
+            again = is_disturbed(tries[-1][1]) and len(tries) <= REPEATS and now + ahead <= end
         seconds, outside = min(tries, key=lambda one: one[1] or 0.0)
         yield Sample(name, number, seconds, outside, len(tries) - 1)
 
@@ -124,18 +116,14 @@ def _order(names: Sequence[str], number: int) -> list[str]:
     return turned[::-1] if number % 2 else turned
 
 
-def ratios(samples: Sequence[Sample], over: str, under: str) -> Spread:
-    """The seconds of one variant over those of another, round by round."""
-    of = {(sample.variant, sample.round): sample.seconds for sample in samples}
-    return spread([of[over, number] / of[under, number] for name, number in of if name == over])
-
-
-def _is_disturbed(outside: float | None) -> bool:
-    return outside is not None and outside > DISTURBED
-
-
 def _sample(run: Run, steps: int, read: Callable[[], Reading]) -> tuple[float, float | None]:
     before = read()
     run(steps)
     after = read()
     return (after.wall - before.wall) / steps, outside_cores(before, after)
+
+
+def ratios(samples: Sequence[Sample], over: str, under: str) -> dict[str, float]:
+    """The `spread` of one variant's seconds over another's, round by round."""
+    seconds = {(sample.variant, sample.round): sample.seconds for sample in samples}
+    return spread([seconds[over, number] / seconds[under, number] for name, number in seconds if name == over])

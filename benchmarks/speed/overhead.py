@@ -1,36 +1,31 @@
-"""What the loop costs beside the networks' work, what memory it needs, and how long the command takes to start."""
+"""What the loop costs besides the networks' work, and how long the command takes to start."""
 
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from math import inf
 
 import torch
 from torch import nn
 
 from benchmarks.speed import measuring
+from benchmarks.speed.limbeck_loop import LimbeckLoop, engine_of
 from benchmarks.speed.measuring import Run, Sample
 from benchmarks.speed.objectives import kd_loss
-from benchmarks.speed.limbeck_loop import LimbeckLoop
 from benchmarks.speed.workloads import DIGITS, MOMENTUM, RATE, WEIGHT_DECAY, Case, prepare
-from limbeck.core import LimbeckError
 from limbeck.data import normalise
-from limbeck.train.engine import Engine
 
 HELP = (sys.executable, "-m", "limbeck", "--help")
 
 
 def in_memory(case: Case, student: nn.Module, teacher: nn.Module) -> Run:
-    """The plainest loop there is: batches that lie ready, soft targets, SGD, nothing read back."""
+    """The shortest possible loop: batches ready in memory, soft targets, SGD, no value read back."""
     options = {name: value for name, value in case.workload.method.items() if name != "name"}
     inputs = normalise(case.images, case.data.mean, case.data.std)
     size = case.workload.batch_size
-    targets = case.data.train.targets
-    batches = list(zip(torch.split(inputs, size), torch.split(targets, size), strict=True))
+    batches = list(zip(torch.split(inputs, size), torch.split(case.data.train.targets, size), strict=True))
     teacher.eval()
     student.train()
     optimizer = torch.optim.SGD(student.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
@@ -39,8 +34,8 @@ def in_memory(case: Case, student: nn.Module, teacher: nn.Module) -> Run:
         for step in range(steps):
             images, labels = batches[step % len(batches)]
             with torch.no_grad():
-                taught = teacher(images)
-            loss = kd_loss(student(images), taught, labels, **options)
+                teacher_logits = teacher(images)
+            loss = kd_loss(student(images), teacher_logits, labels, **options)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -48,61 +43,33 @@ def in_memory(case: Case, student: nn.Module, teacher: nn.Module) -> Run:
     return run
 
 
-def step_overhead(rounds: int, seconds: float, until: float = inf) -> Iterator[Sample]:
-    """Samples of ``plain``, with its batches ready in memory, and ``live``, on networks of next to no work.
+def step_overhead(rounds: int, seconds: float, end: float = inf) -> Iterator[Sample]:
+    """Samples of ``plain``, the loop of `in_memory`, and ``live``, limbeck's, on tiny networks.
 
-    With one thread and in 32 bits, both; what matters is the difference of their steps.
+    Both run with one thread and in 32 bits. The difference of their steps is the overhead.
 
     Args:
         rounds: at least 1.
-        seconds: of a sample, about.
-        until: see `measuring.interleaved`.
+        seconds: length of a sample, about.
+        end: see `measuring.interleaved`.
     """
     case = prepare(DIGITS)
-    loop, own = case.networks(), case.networks()
+    plain = case.networks()
     runs: dict[str, Run] = {
-        "plain": in_memory(case, loop["student"], loop["teacher"]),
-        "live": LimbeckLoop(case, own, Engine(device="cpu", precision="32")),
+        "plain": in_memory(case, plain["student"], plain["teacher"]),
+        "live": LimbeckLoop(case, case.networks(), engine_of("32")),
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         times = {name: measuring.warm_up(run, seconds / 5)[1] for name, run in runs.items()}
-        yield from measuring.interleaved(runs, measuring.steps_for(times, seconds), rounds, until=until)
+        yield from measuring.interleaved(runs, measuring.steps_for(times, seconds), rounds, end=end)
     finally:
         torch.set_num_threads(threads)
 
 
-def peak_memory(workload: str) -> dict[str, float]:
-    """The peak of resident memory in MB of two processes of their own, one for ``plain`` and one for ``live``.
-
-    They run side by side: nothing is timed.
-
-    Raises:
-        LimbeckError: one of them failed.
-    """
-    processes: dict[str, subprocess.Popen[str]] = {}
-    with ExitStack() as ends:
-        for name in ("plain", "live"):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.speed.memory", name, workload],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},  # or they would wait for each other
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            processes[name] = ends.enter_context(process)  # which is waited for
-            ends.callback(process.kill)  # before that; one that has ended feels nothing of it
-        said = {name: process.communicate() for name, process in processes.items()}
-    for name, process in processes.items():
-        if process.returncode:
-            last = [f"exit status {process.returncode}", *said[name][1].strip().splitlines()][-1]
-            raise LimbeckError(f"the process that measures the memory of {name} failed: {last}")
-    return {name: float(out) for name, (out, _) in said.items()}
-
-
 def startup_seconds(runs: int = 5, command: tuple[str, ...] = HELP) -> float:
-    """The median time from the command to its end, of a command that does next to nothing."""
+    """The median time that a command takes from start to end."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()

@@ -1,32 +1,31 @@
-"""The variants of a step by name, ready to run."""
+"""The variants of a step, by name."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from benchmarks.speed.floors import floor
-from benchmarks.speed.limbeck_loop import LimbeckLoop
+from benchmarks.speed.limbeck_loop import LimbeckLoop, engine_of
+from benchmarks.speed.measuring import Run
 from benchmarks.speed.peer import Unavailable, torchdistill
 from benchmarks.speed.plain import plain
 from benchmarks.speed.workloads import Case
-from limbeck.core import LimbeckError
+from limbeck.errors import LimbeckError
 from limbeck.train.engine import Engine
 
 VARIANTS = ("plain", "plain_tuned", "torchdistill", "live", "store", "floor_live", "floor_store", "live_compiled")
-"""In the order in which they are built: last what may be left out for want of time."""
+"""In the order in which they are built; the last one is left out where time is short."""
 
 
 @dataclass(frozen=True)
 class Variant:
     """One way to run a workload's steps."""
 
-    run: Callable[[int], float]  # that many steps; gives the last one's loss, or their mean
+    run: Run  # returns the loss of the last step, or the mean over all steps
     student: nn.Module
-    build_seconds: float
-    filling: float = 0.0  # seconds of these that a store's filling took
+    store_seconds: float = 0.0  # what building the store took
 
 
 def make(name: str, case: Case, engine: Engine, folder: Path) -> Variant:
@@ -35,42 +34,39 @@ def make(name: str, case: Case, engine: Engine, folder: Path) -> Variant:
     Args:
         name: one of `VARIANTS`.
         case: networks, data and method.
-        engine: what limbeck picked for this training; the tuned loop and the floors have its precision.
-        folder: an empty one, where a store may be put.
+        engine: limbeck's choice for this training; the tuned loop and the floors use its precision.
+        folder: an empty one, in which a store may be built.
 
     Raises:
-        Unavailable: it cannot run here.
+        Unavailable: the variant cannot run here.
     """
-    start = time.perf_counter()
     networks = case.networks()
     student, teacher = networks["student"], networks["teacher"]
     bf16 = engine.precision == "bf16"
-    run: Callable[[int], float]
-    filling = 0.0
     match name:
         case "plain":
-            run = _steps(plain(case, student, teacher))
+            losses = plain(case, student, teacher)
         case "plain_tuned":
-            run = _steps(plain(case, student, teacher, channels_last=True, bf16=bf16))
+            losses = plain(case, student, teacher, channels_last=True, bf16=bf16)
         case "torchdistill":
-            run = _steps(torchdistill(case, student, teacher))
-        case "live":
-            run = LimbeckLoop(case, networks, engine)
-        case "live_compiled":
-            run = LimbeckLoop(case, networks, _compiling(engine))
-        case "store":
-            run = own = LimbeckLoop(case, networks, engine, folder / "store")
-            filling = own.filling
+            losses = torchdistill(case, student, teacher)
         case "floor_live":
-            run = _steps(floor(case, student, teacher, bf16=bf16))
+            losses = floor(case, student, teacher, bf16=bf16)
         case "floor_store":
-            run = _steps(floor(case, student, None, bf16=bf16))
+            losses = floor(case, student, None, bf16=bf16)
+        case "live":
+            return Variant(LimbeckLoop(case, networks, engine), student)
+        case "live_compiled":
+            return Variant(LimbeckLoop(case, networks, _compiling(engine)), student)
+        case "store":
+            loop = LimbeckLoop(case, networks, engine, folder / "store")
+            return Variant(loop, student, loop.store_seconds)
         case _:
-            raise ValueError(f"there is no variant {name!r}")
-    return Variant(run, student, time.perf_counter() - start, filling)
+            raise ValueError(f"there is no variant {name!r}: allowed are {', '.join(VARIANTS)}")
+    return Variant(_steps(losses), student)
 
 
-def _steps(losses: Iterator[float]) -> Callable[[int], float]:
+def _steps(losses: Iterator[float]) -> Run:
     def run(count: int) -> float:
         for _ in range(count):
             loss = next(losses)
@@ -81,6 +77,6 @@ def _steps(losses: Iterator[float]) -> Callable[[int], float]:
 
 def _compiling(engine: Engine) -> Engine:
     try:
-        return Engine(device="cpu", precision="bf16" if engine.precision == "bf16" else "32", compile=True)
+        return engine_of(engine.precision, compiled=True)
     except LimbeckError as error:
         raise Unavailable(str(error)) from error
