@@ -13,8 +13,8 @@ def tables(result: Mapping[str, Any]) -> Iterator[Table]:
     """One table for each workload, one row for each variant."""
     for name, found in result["workloads"].items():
         title = f"{name}, batches of {found['batch_size']}, {_precision(found)}, {found['rounds']} rounds"
-        table = Table("", title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
-        for heading in ("images/s", "range", "x plain", "time / floor"):
+        table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
+        for heading in ("", "images/s", "range", "x plain", "time / floor"):
             table.add_column(heading, no_wrap=True)
         for variant, speed in found["images_per_second"].items():
             if speed is None:

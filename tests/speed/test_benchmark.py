@@ -1,18 +1,20 @@
 import json
 import math
+import os
+import runpy
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.speed import __main__ as command
-from benchmarks.speed import benchmark
+from benchmarks.speed import benchmark, command
 from benchmarks.speed.benchmark import COMPILING, FULL, LEAST_ROUNDS, QUICK, Extent, measure
 from benchmarks.speed.measuring import Sample
 from benchmarks.speed.peer import Unavailable
 from benchmarks.speed.variants import VARIANTS, Variant
 from benchmarks.speed.workloads import WORKLOADS
+from limbeck.cli import SPINS
 
 SHORT = Extent(rounds=2, sample=0.0, warm_up=0.0, budget=COMPILING / 2)
 
@@ -195,3 +197,13 @@ def test_what_cannot_be_measured_is_refused_at_once(asked, capsys, given, messag
         command.main(given)
     assert message in capsys.readouterr().err
     assert asked == []
+
+
+def test_threads_wait_as_those_of_limbecks_commands(monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, "main", lambda: asked.append(os.environ["GOMP_SPINCOUNT"]))
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    runpy.run_module("benchmarks.speed", run_name="__main__")
+    assert asked == [SPINS]
