@@ -1,4 +1,5 @@
 import pytest
+
 from reading import JOBS, SOURCE, lines, main
 
 TOO_LONG = ("a data source", "a report", "several processes")
@@ -15,7 +16,7 @@ def test_every_file_to_read_exists(name):
     assert [path for path in JOBS[name].files if not (SOURCE / path).is_file()] == []
 
 
-@pytest.mark.parametrize("name", map(marked, JOBS))
+@pytest.mark.parametrize("name", [marked(name) for name in JOBS])
 def test_a_newcomer_reads_no_more_than_the_limit(name):
     assert sum(lines(path) for path in JOBS[name].files) <= JOBS[name].limit
 
