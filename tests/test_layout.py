@@ -77,7 +77,6 @@ ORDER = (
     "tasks",
     "recipe",
     "experiment",
-    "bench",
     "cli",
     "api",
     "__main__",

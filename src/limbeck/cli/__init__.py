@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli import bench, cache, doctor, methods, models, run
+from limbeck.cli import cache, doctor, methods, models, run
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": run.demo,
     "run": run.run,
-    "bench": bench.bench,
     "methods": methods.methods,
     "models": models.models,
     "taps": models.taps,

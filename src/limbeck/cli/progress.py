@@ -9,16 +9,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from torch import Tensor
 
-from limbeck.bench import benchmark
 from limbeck.cli import terminal
 from limbeck.cli.tables import result_table, verdicts
 from limbeck.core import Batch
@@ -241,20 +234,6 @@ class _Screen:
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
-
-
-def followed(events: Iterator[benchmark.Progress | benchmark.Report], console: Console) -> dict[str, Any]:
-    """Do a benchmark, showing how far it is; gives its figures."""
-    progress = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn(), console=console, transient=True
-    )
-    with progress if console.is_terminal else nullcontext():
-        task = progress.add_task("", total=1.0)
-        for event in events:
-            if isinstance(event, benchmark.Report):
-                return event.result
-            progress.update(task, description=event.text, completed=event.done)
-    raise RuntimeError("a benchmark ends with its report")
 
 
 def _finished(event: Finished) -> str:

@@ -9,7 +9,6 @@ from rich import box
 from rich.filesize import decimal
 from rich.table import Table
 
-from limbeck.bench import report
 from limbeck.cache import info
 from limbeck.experiment.results import Gain, NetworkResult, RunResult, Spread
 from limbeck.recipe.blocks import Recipe
@@ -125,14 +124,3 @@ def store_table(folder: Path) -> Table:
     for key, value in rows.items():
         table.add_row(key, value)
     return table
-
-
-def bench_tables(result: Mapping[str, Any]) -> Iterator[Table | str]:
-    """The figures of a benchmark: a table a workload, and sentences on the rest."""
-    for part in report.rows(result):
-        headings, *lines = part.lines
-        table = Table(*headings, title=part.title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
-        for line in lines:
-            table.add_row(*line)
-        yield table
-    yield from report.sentences(result)

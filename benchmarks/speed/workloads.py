@@ -1,4 +1,4 @@
-"""What is measured: pairs of networks and a method, on random data of the usual sizes."""
+"""The workloads: a method on a pair of networks, with random data of the usual sizes."""
 
 import copy
 from collections import OrderedDict
@@ -13,37 +13,37 @@ from limbeck.data import Augment, Data, arrays, normalise
 from limbeck.models import build
 
 RATE = 1e-3
-"""The learning rate of every variant: low, so that random data does not diverge; a step takes as long at any."""
+"""The learning rate of every variant: low, so that training on random data does not diverge."""
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A method on a pair of networks; with random data and weights, which take as long as others do."""
+    """A method on a pair of networks. Data and weights are random: a step takes as long as with real ones."""
 
     name: str
-    method: Mapping[str, Any]  # a recipe's block; all that the plain loop needs is written out
-    teacher: Mapping[str, Any]  # a model's name and its options
+    method: Mapping[str, Any]  # a recipe's block, with all options that the plain loop needs
+    teacher: Mapping[str, Any]  # a model's name and options
     student: Mapping[str, Any]
     shape: tuple[int, ...]  # of one image, (C, H, W)
     classes: int
     batch_size: int
     augment: Augment = Augment()  # noqa: RUF009 (frozen)
-    batches: int = 4  # of an epoch
-    layers: tuple[str, ...] = ()  # of both networks, that a loop with hooks reads besides the logits
-    ends: str = ""  # the child of both networks after which nothing is needed; "": all is
+    batches: int = 4  # per epoch
+    layers: tuple[str, ...] = ()  # of both networks, which a loop with hooks reads besides the logits
+    ends: str = ""  # the last child of both networks that the method needs; "" for all
 
 
 @dataclass(frozen=True)
 class Case:
-    """A workload's networks and data. Variants train copies."""
+    """A workload's networks and data. Variants train copies of the networks."""
 
     workload: Workload
     teacher: nn.Module
     student: nn.Module
     images: Tensor  # (n, C, H, W) uint8, the training set
-    data: Data  # the same, as limbeck takes it
+    data: Data  # the same, in limbeck's type
 
     def networks(self) -> dict[str, nn.Module]:
         """Fresh copies, by name."""
@@ -51,22 +51,22 @@ class Case:
 
 
 def prepare(workload: Workload, seed: int = 0) -> Case:
-    """Random networks and data. The teacher's norms get the statistics of its data, as if it had been trained."""
+    """Random networks and data. The teacher's BatchNorms get the statistics of its inputs, as in a trained network."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         teacher, student = _network(workload.teacher, workload), _network(workload.student, workload)
         samples = workload.batches * workload.batch_size
         images = torch.randint(0, 256, (samples, *workload.shape), dtype=torch.uint8)
         targets = torch.randint(0, workload.classes, (samples,))
-    few = min(samples, 32)
+    test_samples = min(samples, 32)
     data = arrays(
         images,
         targets,
-        test_set=(images[:few], targets[:few]),
+        test_set=(images[:test_samples], targets[:test_samples]),
         validation=0,
         classes=[str(index) for index in range(workload.classes)],
     )
-    resolve_auto(teacher, normalise(images[:few], data.mean, data.std))
+    set_norms(teacher, normalise(images[:test_samples], data.mean, data.std))
     return Case(workload, teacher, student, images, data)
 
 
@@ -75,22 +75,19 @@ def _network(block: Mapping[str, Any], workload: Workload) -> nn.Module:
     return build(block["name"], classes=workload.classes, shape=workload.shape, **options)
 
 
-def resolve_auto(network: nn.Module, inputs: Tensor) -> None:
-    """Give every BatchNorm the statistics of these inputs, and leave the network in eval mode."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    rates = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
+def set_norms(network: nn.Module, inputs: Tensor) -> None:
+    """Set the statistics of every BatchNorm to those of these inputs (N, C, H, W); the network ends in eval mode."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
     network.train()
     with torch.no_grad():
         network(inputs)
-    for norm, rate in zip(norms, rates, strict=True):
-        norm.momentum = rate
     network.eval()
 
 
 def upto(network: nn.Module, child: str) -> nn.Module:
-    """The network up to and with one of its children, which run in order; all of it for ""."""
+    """The network up to and including one of its children, which run in order; the whole network for ""."""
     if not child:
         return network
     children = list(network.named_children())
@@ -111,7 +108,7 @@ WORKLOADS: Mapping[str, Workload] = {
     for workload in (
         # Temperature and weights of the CRD benchmark (Tian et al. 2020).
         Workload("kd", {"name": "kd", "temperature": 4.0, "hard": 0.1, "soft": 0.9}, **_RESNETS),
-        # FitNets' first stage, with the mean of the squares as distance, which the other toolkits have too.
+        # FitNets' first stage, with the mean squared error, which the other toolkits have too.
         Workload(
             "hint",
             {"name": "fitnets", "hint_layer": "stage2", "guided_layer": "stage2", "average": "elements"},
@@ -150,4 +147,4 @@ DIGITS = Workload(
     batch_size=32,
     batches=40,
 )
-"""So small that what is measured is the loop."""
+"""Networks so small that the loop itself takes most of a step."""

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from limbeck.bench.workloads import WORKLOADS, prepare
+from benchmarks.speed.workloads import WORKLOADS, prepare
 
 IMAGES = {
     "shape": (3, 8, 8),

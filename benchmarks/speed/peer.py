@@ -1,8 +1,8 @@
 """torchdistill (Matsubara 2021, arXiv 2011.12913) as its examples run it, where it is installed and has the method.
 
-The configurations are those of its ``configs/sample``, on our networks and data; the loop is ``train_one_epoch`` of its
-``examples/torchvision/image_classification.py``, which is no part of the package, without its count of images a
-second. Its teacher is put in eval mode, which the examples leave to the caller.
+The configurations are those of its ``configs/sample``, with our networks and data. The loop is ``train_one_epoch`` of
+its ``examples/torchvision/image_classification.py``, which the package does not contain, without the meter of images
+per second. The teacher is put in eval mode, which the examples leave to the caller.
 """
 
 import itertools
@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.utils.data import RandomSampler
 
-from limbeck.bench.plain import PilImages
-from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case, Workload, upto
+from benchmarks.speed.plain import PilImages
+from benchmarks.speed.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case, Workload, upto
 
 Config = dict[str, Any]
 
@@ -26,10 +26,10 @@ class Unavailable(Exception):
 
 
 def torchdistill(case: Case, student: nn.Module, teacher: nn.Module) -> Iterator[float]:
-    """A loop that trains for ever, giving each step's loss.
+    """A loop that trains without end, yielding each step's loss.
 
     Raises:
-        Unavailable: it is not installed, or does not have the method.
+        Unavailable: torchdistill is not installed, or does not have the method.
     """
     try:
         distillation, log = import_module("torchdistill.core.distillation"), import_module("torchdistill.misc.log")
@@ -39,11 +39,7 @@ def torchdistill(case: Case, student: nn.Module, teacher: nn.Module) -> Iterator
     sgd = {"lr": RATE, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
     config = {
         "num_epochs": 1,
-        "train_data_loader": {
-            "dataset_id": "train",
-            "sampler": {"class_or_func": RandomSampler},
-            "kwargs": loader,
-        },
+        "train_data_loader": {"dataset_id": "train", "sampler": {"class_or_func": RandomSampler}, "kwargs": loader},
         "optimizer": {"key": "SGD", "kwargs": sgd},
         **_method(case.workload, student, teacher),
     }
@@ -54,7 +50,7 @@ def torchdistill(case: Case, student: nn.Module, teacher: nn.Module) -> Iterator
 
 
 def installed() -> str | None:
-    """The version of torchdistill that is here; None without one."""
+    """The installed version of torchdistill; None where it is not installed."""
     try:
         return version("torchdistill")
     except PackageNotFoundError:
@@ -77,18 +73,8 @@ def _train(box: Any, log: Any) -> Iterator[float]:
 
 
 def _method(workload: Workload, student: nn.Module, teacher: nn.Module) -> Config:
-    """What is said of the teacher, the student and the criterion."""
+    """The configuration of the teacher, the student and the criterion."""
     method, layers = workload.method, list(workload.layers)
-    taught: Config = {
-        "forward_proc": "forward_batch_only",
-        "requires_grad": False,
-        "forward_hook": {"input": [], "output": layers},
-    }
-    learns: Config = {
-        "forward_proc": "forward_batch_only",
-        "requires_grad": True,
-        "forward_hook": {"input": [], "output": layers},
-    }
     match method["name"]:
         case "kd":
             options = {"temperature": method["temperature"], "alpha": method["hard"], "beta": method["soft"]}
@@ -104,28 +90,44 @@ def _method(workload: Workload, student: nn.Module, teacher: nn.Module) -> Confi
                 "at": {"criterion": attention, "weight": method["attention"]},
             }
         case "fitnets":
-            hint, guided = upto(teacher, workload.ends), upto(student, workload.ends)
-            few = torch.zeros(1, *workload.shape)
-            with torch.no_grad():
-                widths = {
-                    f"num_{name}_channels": part.eval()(few).shape[1]
-                    for name, part in (("input", guided), ("output", hint))
-                }
-            kernel = {"kernel_size": 1, "stride": 1, "padding": 0, "uses_relu": True}
-            taught["sequential"] = [name for name, _ in hint.named_children()]
-            learns["sequential"] = [*(name for name, _ in guided.named_children()), "+convreg"]
-            learns["forward_hook"]["output"] = ["+convreg"]
-            learns["adaptations"] = {"convreg": {"key": "ConvReg", "kwargs": widths | kernel}}
-            target = {"is_from_teacher": True, "module_path": workload.ends, "io": "output"}
-            terms = {"hint": _term("MSELoss", "+convreg", target)}
+            return _hint(workload, student, teacher)
         case name:
             raise Unavailable(f"torchdistill has no {name}")
-    criterion = {"key": "WeightedSumLoss", "kwargs": {"sub_terms": terms}}
-    return {"teacher": taught, "student": learns, "criterion": criterion}
+    return {"teacher": _network(layers, False), "student": _network(layers, True), "criterion": _sum(terms)}
+
+
+def _hint(workload: Workload, student: nn.Module, teacher: nn.Module) -> Config:
+    """The hint stage: both networks end at the hinted layer, and a regressor follows the student's."""
+    hint, guided = upto(teacher, workload.ends), upto(student, workload.ends)
+    example = torch.zeros(1, *workload.shape)
+    with torch.no_grad():
+        width, hint_width = (part.eval()(example).shape[1] for part in (guided, hint))
+    kernel = {"kernel_size": 1, "stride": 1, "padding": 0, "uses_relu": True}
+    regressor = {"key": "ConvReg", "kwargs": {"num_input_channels": width, "num_output_channels": hint_width, **kernel}}
+    target = {"is_from_teacher": True, "module_path": workload.ends, "io": "output"}
+    return {
+        "teacher": _network(list(workload.layers), False) | {"sequential": [name for name, _ in hint.named_children()]},
+        "student": _network(["+convreg"], True)
+        | {
+            "sequential": [*(name for name, _ in guided.named_children()), "+convreg"],
+            "adaptations": {"convreg": regressor},
+        },
+        "criterion": _sum({"hint": _term("MSELoss", "+convreg", target)}),
+    }
+
+
+def _network(layers: list[str], learns: bool) -> Config:
+    """A network of which these layers' outputs are read."""
+    hooks = {"input": [], "output": layers}
+    return {"forward_proc": "forward_batch_only", "requires_grad": learns, "forward_hook": hooks}
+
+
+def _sum(terms: Config) -> Config:
+    return {"key": "WeightedSumLoss", "kwargs": {"sub_terms": terms}}
 
 
 def _term(loss: str, path: str, target: Config) -> Config:
-    """A loss of torch's, of what the student gives at a path and a target."""
+    """One of torch's losses, of the student's output at a path and a target."""
     wrapped = {"input": {"is_from_teacher": False, "module_path": path, "io": "output"}, "target": target}
     return {
         "criterion": {"key": loss, "kwargs": {}},

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from limbeck.bench.objectives import Watched, objective
-from limbeck.bench.own import first_stage, training_of
-from limbeck.bench.workloads import WORKLOADS
+from benchmarks.speed.limbeck_loop import first_stage, training_of
+from benchmarks.speed.objectives import Hooked, objective
+from benchmarks.speed.workloads import WORKLOADS
 from limbeck.core import Batch
 from limbeck.data import normalise
 from limbeck.taps import Taps
@@ -26,15 +26,16 @@ def both(case):
     layers = case.workload.layers
 
     plain_student = copy.deepcopy(student)
-    mine, theirs = Watched(plain_student, layers), Watched(copy.deepcopy(teacher), layers)
+    hooked_student, hooked_teacher = Hooked(plain_student, layers), Hooked(copy.deepcopy(teacher), layers)
     with torch.no_grad():
-        taught = theirs(inputs)
-    criterion = objective(case.workload.method, layers, mine(inputs), taught, copy.deepcopy(teacher.head)).double()
+        taught = hooked_teacher(inputs)
+    head = copy.deepcopy(teacher.head)
+    criterion, connector = objective(case.workload.method, layers, hooked_student(inputs), taught, head)
+    connector.double()
     own = [term.loss for term in stage.terms.values() if hasattr(term.loss, "connector")]
     for loss in own:  # random connectors: limbeck's weights for both
-        plain = getattr(criterion, "regressor", None) or criterion.connector
-        plain.load_state_dict(dict(zip(plain.state_dict(), loss.connector.state_dict().values(), strict=True)))
-    value = criterion(mine(inputs), taught, targets)
+        connector.load_state_dict(dict(zip(connector.state_dict(), loss.connector.state_dict().values(), strict=True)))
+    value = criterion(hooked_student(inputs), taught, targets)
     value.backward()
 
     reads = {tap for term in stage.terms.values() for tap in term.reads}
@@ -60,18 +61,18 @@ def test_the_plain_loss_is_that_of_limbeck(tiny_case, name):
     assert compared
 
 
-def test_a_watched_network_gives_its_layers_and_logits(tiny_case):
+def test_a_hooked_network_gives_its_layers_and_logits(tiny_case):
     network = tiny_case("at").student.eval()
     inputs = torch.randn(2, 3, 8, 8)
-    seen = Watched(network, ("stage1", "stage3"))(inputs)
+    seen = Hooked(network, ("stage1", "stage3"))(inputs)
     assert set(seen) == {"stage1", "stage3", ""}
     assert torch.equal(seen["stage1"], network.stage1(network.stem(inputs)))
     assert torch.equal(seen[""], network(inputs))
 
 
 def test_what_was_seen_before_stays(tiny_case):
-    watched = Watched(tiny_case("at").student.eval(), ("stage1",))
-    first = watched(torch.zeros(1, 3, 8, 8))
+    hooked = Hooked(tiny_case("at").student.eval(), ("stage1",))
+    first = hooked(torch.zeros(1, 3, 8, 8))
     kept = first["stage1"].clone()
-    watched(torch.ones(1, 3, 8, 8))
+    hooked(torch.ones(1, 3, 8, 8))
     assert torch.equal(first["stage1"], kept)

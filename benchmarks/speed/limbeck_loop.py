@@ -1,14 +1,15 @@
-"""limbeck's own loop, as a recipe runs it: `limbeck.experiment.plan.plan`, then `limbeck.train.loop.run`."""
+"""limbeck's loop as a recipe runs it: `limbeck.experiment.plan.plan`, then `limbeck.train.loop.run`."""
 
 import itertools
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 
-from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
+from benchmarks.speed.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
 from limbeck.core import Batch, Stage
 from limbeck.experiment.caching import build_now, cached, keep, teacher_taps
 from limbeck.experiment.plan import Training, plan, training_batches
@@ -21,17 +22,17 @@ from limbeck.train.engine import Engine
 from limbeck.train.loop import BatchSource, run
 from limbeck.train.timing import engine_for
 
-FOR_EVER = 10**9
-"""Epochs: no variant comes to an end."""
+ENDLESS = 10**9
+"""Epochs: the benchmark decides when to stop."""
 
 STORE = CacheBlock(use=True, views=1, dtype="float16")
 """One view of each sample: reading takes as long with more."""
 
 
 class Window:
-    """The batches of a training set, epoch after epoch, in windows of as many steps as are asked for.
+    """The batches of a training set, epoch after epoch, in windows of ``steps`` batches.
 
-    The loop takes a window for an epoch, and so comes back to its caller after exactly these steps, while order,
+    The loop takes a window for an epoch, so it returns to its caller after exactly ``steps`` steps. Order,
     augmentation and the ends of epochs are those of the training set.
     """
 
@@ -57,22 +58,22 @@ class Window:
         return self._batches.example_inputs()
 
 
-class Own:
-    """limbeck's loop on a case: called with a number, it trains that many steps and gives their mean loss.
+class LimbeckLoop:
+    """limbeck's loop on a case: called with a number, it trains that many steps and returns their mean loss.
 
     Args:
         case: data and method.
         networks: ``student``, trained in place, and ``teacher``.
         engine: device, precision, compilation.
-        folder: where to put a store of the teacher's outputs, to be read instead of running it; None runs it.
+        folder: where to build a store of the teacher's outputs, which is then read; None runs the teacher.
 
     Attributes:
-        filling: seconds that filling the store took; 0 without one.
+        store_seconds: what building the store took; 0 without one.
     """
 
     def __init__(self, case: Case, networks: dict[str, nn.Module], engine: Engine, folder: Path | None = None) -> None:
         training, store = training_of(case), None
-        self.filling = 0.0
+        self.store_seconds = 0.0
         stages = first_stage(case, networks, training)
         if folder is not None:
             training = cached(training, STORE)
@@ -80,7 +81,7 @@ class Own:
             store = build_now(
                 keep(folder, STORE, networks["teacher"], teacher_taps(stages), case.data, training, engine)
             )
-            self.filling = time.perf_counter() - start
+            self.store_seconds = time.perf_counter() - start
         self._window = Window(training_batches(case.data, training, seed=0, engine=engine))
         self._epochs = run(stages, networks, self._window, engine, store=store)
 
@@ -90,21 +91,30 @@ class Own:
         return next(self._epochs).loss
 
 
+def engine_of(precision: Literal["32", "bf16"], *, compiled: bool = False) -> Engine:
+    """An engine on the CPU.
+
+    Raises:
+        LimbeckError: compiling was asked for and there is no compiler.
+    """
+    return Engine(device="cpu", precision=precision, compile=compiled)
+
+
 def pick_engine(case: Case) -> Engine:
-    """The engine that a run of this training with ``precision: auto`` gets, on the CPU."""
+    """The engine that a run of this training with ``precision: auto`` gets on the CPU."""
     networks, training = case.networks(), training_of(case)
-    batches = training_batches(case.data, training, seed=0, engine=Engine(device="cpu", precision="32"))
+    batches = training_batches(case.data, training, seed=0, engine=engine_of("32"))
     stages = first_stage(case, networks, training)
     return engine_for(stages, networks, batches, device="cpu", precision="auto", compile=False)
 
 
 def training_of(case: Case) -> Training:
-    """How every variant trains."""
+    """The training that every variant does."""
     optimizer = sgd(lr=RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    return Training(FOR_EVER, case.workload.batch_size, optimizer, constant(), case.workload.augment)
+    return Training(ENDLESS, case.workload.batch_size, optimizer, constant(), case.workload.augment)
 
 
 def first_stage(case: Case, networks: dict[str, nn.Module], training: Training) -> tuple[Stage, ...]:
-    """The first stage of the case's method: all of it, but for FitNets, whose first is the hint stage."""
+    """The first stage of the case's method: of FitNets the hint stage, of the others the only one."""
     block = fill(METHODS, case.workload.method, kind="method", presets=PRESETS)
     return plan(partial(call, METHODS, block), networks, case.data, training)[:1]

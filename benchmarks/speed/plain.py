@@ -1,6 +1,7 @@
-"""The loop as people write it: DataLoader, PIL, forward hooks, SGD. It uses limbeck's networks and nothing else of it.
+"""The loop as people write it: DataLoader, PIL, forward hooks, SGD. Of limbeck it uses only the networks.
 
-The DataLoader has no workers: on two cores two workers made such a loop slower, and one process can be accounted for.
+The DataLoader has no workers: on two cores they made such a loop slower, and their CPU time would count as that of
+other processes.
 """
 
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped]
 
-from limbeck.bench.objectives import Watched, objective
-from limbeck.bench.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
+from benchmarks.speed.objectives import Hooked, objective
+from benchmarks.speed.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):
@@ -40,25 +41,27 @@ class PilImages(Dataset[tuple[Tensor, int]]):
 def plain(
     case: Case, student: nn.Module, teacher: nn.Module, *, channels_last: bool = False, bf16: bool = False
 ) -> Iterator[float]:
-    """Train for ever, giving each step's loss.
+    """Train without end, yielding each step's loss.
 
     Args:
         case: the data and the method.
         student: trained in place.
         teacher: frozen.
-        channels_last: lay images and weights out so, where the inputs are images.
-        bf16: run the forward in bfloat16 by autocast.
+        channels_last: the memory format of images and weights, where the inputs are images.
+        bf16: run the forward in bfloat16 under autocast.
     """
     workload = case.workload
     layout = torch.channels_last if channels_last else torch.contiguous_format
     student, teacher = student.to(memory_format=layout), teacher.to(memory_format=layout).eval()
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
-    mine, theirs = Watched(student, workload.layers), Watched(teacher, workload.layers)
+    hooked_student, hooked_teacher = Hooked(student, workload.layers), Hooked(teacher, workload.layers)
     with torch.no_grad():
-        few = torch.randn(2, *workload.shape)
-        criterion = objective(workload.method, workload.layers, mine(few), theirs(few), teacher.get_submodule("head"))
-    learning = [*student.parameters(), *(one for one in criterion.parameters() if one.requires_grad)]
+        example = torch.randn(2, *workload.shape)
+        outputs = hooked_student(example), hooked_teacher(example)
+        head = teacher.get_submodule("head")
+        criterion, connector = objective(workload.method, workload.layers, *outputs, head)
+    learning = [*student.parameters(), *connector.parameters()]
     optimizer = torch.optim.SGD(learning, lr=RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     loader = DataLoader(PilImages(case), batch_size=workload.batch_size, shuffle=True, drop_last=True)
     while True:
@@ -67,9 +70,9 @@ def plain(
             inputs = inputs.to(memory_format=layout)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 with torch.no_grad():
-                    taught = theirs(inputs)
-                loss = criterion(mine(inputs), taught, targets)
+                    teacher_outputs = hooked_teacher(inputs)
+                loss = criterion(hooked_student(inputs), teacher_outputs, targets)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             yield loss.item()
