@@ -1,9 +1,8 @@
 """The tables of results and stores, and what the results come to in sentences."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.filesize import decimal
