@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from limbeck.cache import BlackBox, Table, TableStore, rows_for
+from limbeck.cache.blackbox import BlackBox, TableStore, rows_for
+from limbeck.cache.table import Table
 from limbeck.core import LimbeckError, Tap
 
 CLASSES = ("cat", "dog", "eel")

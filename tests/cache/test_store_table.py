@@ -6,8 +6,7 @@ import numpy
 import pytest
 import torch
 
-from limbeck.cache import read_table
-from limbeck.cache.table import FLOOR
+from limbeck.cache.table import FLOOR, read_table
 from limbeck.core import LimbeckError
 
 NAMES = ["cats/1.png", "dogs/2.png", "3.png"]

@@ -1,12 +1,13 @@
 """What is kept of a teacher, and when."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from limbeck.cache import LEFT_FREE
+from limbeck.cache.building import LEFT_FREE
 from limbeck.core import TARGETS, LimbeckError, Stage, Tap, Term, from_student, from_teacher
 from limbeck.data import Augment, arrays
 from limbeck.experiment.caching import (
@@ -131,7 +132,14 @@ def small():
     return arrays(inputs, torch.arange(40) % 3, validation=0)
 
 
-@pytest.mark.parametrize("part", ["teacher", "data", "transform", "seed", "views", "taps", "precision"])
+def renamed(network):
+    """The same weights in a network with another attribute."""
+    other = copy.deepcopy(network)
+    other.scale = 2.0
+    return other
+
+
+@pytest.mark.parametrize("part", ["weights", "structure", "data", "transform", "seed", "views", "taps", "precision"])
 def test_the_fingerprint_knows_all_that_the_numbers_depend_on(part):
     torch.manual_seed(0)
     data, teacher = small(), nn.Linear(4, 3)
@@ -139,7 +147,8 @@ def test_the_fingerprint_knows_all_that_the_numbers_depend_on(part):
     base = fingerprint(block, teacher, LOGITS, data, training(), ENGINE)
     assert base == fingerprint(block, teacher, LOGITS, data, training(), ENGINE)
     changed = {
-        "teacher": lambda: fingerprint(block, nn.Linear(4, 3), LOGITS, data, training(), ENGINE),
+        "weights": lambda: fingerprint(block, nn.Linear(4, 3), LOGITS, data, training(), ENGINE),
+        "structure": lambda: fingerprint(block, renamed(teacher), LOGITS, data, training(), ENGINE),
         "data": lambda: fingerprint(block, teacher, LOGITS, data, training(exclude=(1,)), ENGINE),
         "transform": lambda: fingerprint(block, teacher, LOGITS, data, training(augment=Augment(flip=True)), ENGINE),
         "seed": lambda: fingerprint(

@@ -9,6 +9,7 @@ from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
 from limbeck.experiment.events import Job
 from limbeck.experiment.plan import Training, label_indices
+from limbeck.experiment.store_folders import teacher_seed
 from limbeck.methods import METHODS
 from limbeck.methods.combined import combined
 from limbeck.optimizers import OPTIMIZERS
@@ -61,8 +62,4 @@ def training_of(block: TrainBlock, data: Data) -> Training:
 
 def teacher_of(recipe: Recipe, seed: int) -> Job:
     """The teacher of a student's seed: its own, or the one that all share."""
-    block = recipe.teacher
-    if block is not None and block.seed is not None:
-        return Job("teacher", block.seed)
-    shared = block is not None and block.weights and block.init == "as_is"
-    return Job("teacher", recipe.seeds[0] if shared else seed)
+    return Job("teacher", teacher_seed(recipe, seed))

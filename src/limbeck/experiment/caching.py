@@ -11,29 +11,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from limbeck.cache import (
-    LEFT_FREE,
-    Estimate,
-    Fingerprint,
-    Format,
-    Progress,
-    Store,
-    TableStore,
-    Verification,
-    begun,
-    build,
-    estimate,
-    network_digest,
-    parts_of,
-    read_table,
-    rows_for,
-    verify,
-)
+from limbeck.cache.blackbox import TableStore, rows_for
+from limbeck.cache.building import LEFT_FREE, Estimate, Progress, build, estimate
+from limbeck.cache.checking import Verification, verify
+from limbeck.cache.encoding import parts_of
+from limbeck.cache.fingerprint import Fingerprint, Format, structure_digest, weights_digest
+from limbeck.cache.manifest import begun, digest_of
+from limbeck.cache.reading import Store
+from limbeck.cache.table import read_table
 from limbeck.core import Batch, LimbeckError, Outputs, Reader, Stage, Tap
 from limbeck.data import Data
+from limbeck.data.images import Images
 from limbeck.experiment.arms import teacher_of
-from limbeck.experiment.events import Job, StoreEstimate, StoreProgress
+from limbeck.experiment.events import StoreEstimate, StoreProgress
 from limbeck.experiment.plan import NO_AUGMENTATION, Training, training_batches
+from limbeck.experiment.store_folders import store_folder
 from limbeck.recipe.blocks import CacheBlock, Recipe, TeacherBlock
 from limbeck.taps import Taps, evaluation_mode
 from limbeck.train.engine import Engine
@@ -47,8 +39,6 @@ VIEWS = 4
 
 DEPENDS = ("limbeck", "torch", "torchvision", "pillow")
 """Packages whose version a stored number may depend on; besides them the runtime's."""
-
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def teacher_taps(stages: Sequence[Stage]) -> frozenset[Tap]:
@@ -120,11 +110,18 @@ def formats(block: CacheBlock, taps: frozenset[Tap]) -> dict[Tap, Format]:
 def fingerprint(
     block: CacheBlock, teacher: nn.Module, taps: frozenset[Tap], data: Data, training: Training, engine: Engine
 ) -> Fingerprint:
-    """All that the stored numbers depend on."""
+    """What the stored numbers depend on."""
+    samples = data.train.without(training.exclude)
+    transform = {**asdict(training.augment), "mean": list(data.mean), "std": list(data.std)}
+    if isinstance(samples.inputs, Images):  # whose digest includes their transform
+        images = samples.inputs
+        transform |= {"function": images.transform, "digest of the code": digest_of({"code": images.code.hex()})}
+        samples = replace(samples, inputs=replace(images, transform=None, code=b""))
     return Fingerprint(
-        teacher=network_digest(teacher),
-        data=data.train.without(training.exclude).digest(),
-        transform={"augment": asdict(training.augment), "mean": list(data.mean), "std": list(data.std)},
+        weights=weights_digest(teacher),
+        structure=structure_digest(teacher),
+        data=samples.digest(),
+        transform=transform,
         seed=block.seed,
         views=block.views or 1,
         taps=formats(block, taps),
@@ -179,12 +176,10 @@ def keep(
     training: Training,
     engine: Engine,
 ) -> Generator[Estimate | Progress, None, Store]:
-    """Build the store unless it is there, whatever of it is there whole being kept, and give it.
-
-    What a new one will take comes first.
+    """Build the store, or finish or repair it, and open it. The estimate of a new store is yielded first.
 
     Raises:
-        LimbeckError: the folder holds another store; the disk has too little room.
+        LimbeckError: the folder holds another store; the disk has not enough space.
     """
     expected = fingerprint(block, teacher, taps, data, training, engine)
     batches = training_batches(data, training, seed=block.seed, engine=engine)
@@ -193,8 +188,8 @@ def keep(
         if begun(folder) is None:
             timed = max(1, min(3, len(batches) * expected.views // 50))  # not much beside the work itself
             yield estimate(folder, reader, batches, fingerprint=expected, rows=rows, batches=timed)
-        yield from build(folder, reader, batches, fingerprint=expected, rows=rows)
-    return Store(folder, expected)
+        checksums = yield from build(folder, reader, batches, fingerprint=expected, rows=rows)
+    return Store(folder, expected, checksums)
 
 
 def soft_label_table(block: TeacherBlock, data: Data, training: Training) -> TableStore | None:
@@ -241,29 +236,19 @@ def outputs(
     if not recipe.cache.use:
         return soft_label_table(recipe.teacher, data, training) if recipe.teacher else None
     job = teacher_of(recipe, seed)
-    folder = folder_of(recipe, run, job)
+    folder = store_folder(recipe, run, job.seed)
     building = keep(folder, recipe.cache, teacher, teacher_taps(stages), data, training, engine)
-    event = None
     while True:
         try:
-            progress = next(building)
+            step = next(building)
         except StopIteration as end:
-            if event is not None:
-                yield event
             store: Outputs = end.value
             return store
-        if isinstance(progress, Estimate):
-            yield StoreEstimate(job, folder, progress.bytes, progress.seconds, progress.free)
-            continue
-        event = StoreProgress(job, folder, progress.done, progress.of, progress.bytes)
-        if progress.done < progress.of:  # the last is told once, when all is on disk
-            yield event
-
-
-def folder_of(recipe: Recipe, run: Path, teacher: Job) -> Path:
-    """Where a teacher's outputs are kept: in the recipe's folder for them, or in that of the run."""
-    parent = Path(recipe.cache.folder) if recipe.cache.folder else run / "store"
-    return parent / f"{teacher.arm}-seed{teacher.seed}"
+        yield (
+            StoreEstimate(job, folder, step.bytes, step.seconds, step.free)
+            if isinstance(step, Estimate)
+            else StoreProgress(job, folder, step.done, step.total, step.bytes)
+        )
 
 
 def check(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.cache import network_digest, tensors_digest
+from limbeck.cache.fingerprint import structure_digest, weights_digest
 from limbeck.core import LimbeckError, Method, Outputs, Stage
 from limbeck.data import load
 from limbeck.evaluate import bias_study
@@ -326,10 +326,11 @@ class Experiment:
             return None
         few = self.data.train.select(torch.arange(min(2, len(self.data.train))))
         # what it gives, because a digest does not see a forward's code
-        given = tensors_digest({"logits": logits_of(network, few, self.data, self.engine, name="student")})
+        given = logits_of(network, few, self.data, self.engine, name="student").tolist()
         parts = {
             "seed": job.seed,
-            "student": [network_digest(network), given, self.recipe.student.model_dump(mode="json")],
+            "student": [weights_digest(network), structure_digest(network), given],
+            "model": self.recipe.student.model_dump(mode="json"),
             "train": [self.recipe.train.model_dump(mode="json"), training.views, training.view_seed],
             "data": [self.data.train.without(training.exclude).digest(), self.data.mean, self.data.std],
             "engine": [str(self.engine.device), self.engine.precision, self.engine.compile, torch.get_num_threads()],
