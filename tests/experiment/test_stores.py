@@ -237,7 +237,7 @@ def test_a_table_without_some_images_is_refused_before_training():
 
 def test_a_table_needs_data_of_files():
     table()
-    with pytest.raises(LimbeckError, match="names its rows by image files"):
+    with pytest.raises(LimbeckError, match="has a row for each file, but the data has no files"):
         Experiment(read(Path("recipe.yaml"), overrides=TABLE[1:]), Path("run"))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.cache.encoding import encode, parts_of
 from limbeck.cache.fingerprint import Fingerprint, refuse_difference
-from limbeck.cache.folder import Plan, check_file, clear_up, there, write_file, write_manifest
+from limbeck.cache.folder import Plan, Unit, check_unit, clear_up, is_there, write_manifest, write_unit
 from limbeck.cache.manifest import BUILDING, FINISHED, begun, read_manifest
 from limbeck.core import Batch, LimbeckError, Reader, Tap
 from limbeck.data import Batches
@@ -116,7 +116,7 @@ def build(
     if plan.rows != rows:
         raise LimbeckError(f"the store {folder} has {plan.rows} samples in a view, needed are {rows}")
     own = plan.units[part[0] :: part[1]]
-    missing = [unit for unit in own if not all(there(folder, plan, piece) for piece in plan.pieces_of(*unit))]
+    missing = [unit for unit in own if not is_there(folder, plan, unit)]
     needed, free = _bytes(plan, missing), free_bytes(folder)
     if missing and needed + LEFT_FREE > free:
         raise LimbeckError(
@@ -138,55 +138,57 @@ def _plan(reader: Reader, source: Batches, fingerprint: Fingerprint, rows: int, 
 
 
 def _building(
-    folder: Path, reader: Reader, source: Batches, plan: Plan, own: Sequence[tuple[int, int]]
+    folder: Path, reader: Reader, source: Batches, plan: Plan, own: Sequence[Unit]
 ) -> Generator[Progress, None, dict[str, str]]:
     checksums: dict[str, str] = {}
     missing = [unit for unit in own if not _whole(folder, plan, unit, checksums)]
-    total, done = (sum(_rows(plan, unit) for unit in units) for units in (own, set(own) - set(missing)))
-    written = _bytes(plan, own) - _bytes(plan, missing)
+    total = sum(unit.rows for unit in own)
+    done, written = total - sum(unit.rows for unit in missing), _bytes(plan, own) - _bytes(plan, missing)
     if missing:  # the manifest of a damaged store stays until the end: until then readers are told what is damaged
         write_manifest(folder / BUILDING, plan.manifest({}))
     for unit in missing:
         chunks = []
-        for chunk in _chunks(reader, source, plan, *unit):
+        for count, chunk in _chunks(reader, source, plan, unit):
             chunks.append(chunk)
-            done += len(next(iter(next(iter(chunk.values())).values())))
+            done += count
             if done < total:  # the last progress is yielded when the store is finished
                 yield Progress(done, total, written)
-        for piece in plan.pieces_of(*unit):
-            names = [part.name for part in plan.parts[piece.tap]]
-            tensors = {name: torch.cat([chunk[piece.tap][name] for chunk in chunks]).contiguous() for name in names}
-            checksums[plan.name(piece)] = write_file(folder, plan, piece, tensors)
+        tensors = {
+            tap: {part.name: torch.cat([chunk[tap][part.name] for chunk in chunks]).contiguous() for part in parts}
+            for tap, parts in plan.parts.items()
+        }
+        checksums |= write_unit(folder, plan, unit, tensors)
         written += _bytes(plan, [unit])
-    if all(there(folder, plan, piece) for piece in plan.pieces):  # else another writer's part is not done
-        others = sorted(set(plan.units) - set(own))
-        if all(_whole(folder, plan, unit, checksums) for unit in others):
-            _finish(folder, plan, checksums)
+    others = set(plan.units) - set(own)  # they are read only when all of them are there
+    if all(is_there(folder, plan, unit) for unit in others) and all(
+        _whole(folder, plan, unit, checksums) for unit in others
+    ):
+        _finish(folder, plan, checksums)
     yield Progress(done, total, written)
     return checksums
 
 
-def _whole(folder: Path, plan: Plan, unit: tuple[int, int], checksums: dict[str, str]) -> bool:
+def _whole(folder: Path, plan: Plan, unit: Unit, checksums: dict[str, str]) -> bool:
     """Whether all files of a unit are whole; reads them, and adds their checksums."""
     try:
-        checksums |= {plan.name(piece): check_file(folder, plan, piece) for piece in plan.pieces_of(*unit)}
-    except LimbeckError:  # whatever is wrong, the file is made anew
+        checksums |= check_unit(folder, plan, unit)
+    except LimbeckError:  # whatever is wrong, the files are made anew
         return False
     return True
 
 
 def _finish(folder: Path, plan: Plan, checksums: dict[str, str]) -> None:
-    manifest = plan.manifest({plan.name(piece): checksums[plan.name(piece)] for piece in plan.pieces})
+    manifest = plan.manifest(checksums)
     if read_manifest(folder / FINISHED) != manifest:  # a finished store may lie where nobody may write
         write_manifest(folder / FINISHED, manifest)
     clear_up(folder)
 
 
 def _chunks(
-    reader: Reader, source: Batches, plan: Plan, view: int, shard: int
-) -> Iterator[dict[Tap, dict[str, Tensor]]]:
-    """What is stored of each batch of a unit, in order."""
-    start, stop = plan.span(shard)
+    reader: Reader, source: Batches, plan: Plan, unit: Unit
+) -> Iterator[tuple[int, dict[Tap, dict[str, Tensor]]]]:
+    """The rows of each batch of a unit, in order: how many, and what is stored of them."""
+    view, _, start, stop = unit
     for batch in source.view(view, start=start, stop=stop):
         after = start + len(batch.index)
         if batch.view != view or after > stop or not torch.equal(batch.index.cpu(), torch.arange(start, after)):
@@ -201,7 +203,7 @@ def _chunks(
                     f"but {plan.shapes[tap]} for the first: a store needs one shape"
                 )
         forms = plan.fingerprint.taps
-        yield {tap: encode(tap, tensor, forms[tap], batch.index) for tap, tensor in tensors.items()}
+        yield after - start, {tap: encode(tap, tensor, forms[tap], batch.index) for tap, tensor in tensors.items()}
         start = after
     if start < stop:
         raise LimbeckError(f"view {view} ends before sample {start}: needed are {plan.rows} samples")
@@ -223,13 +225,8 @@ def read_taps(reader: Reader, batch: Batch, fingerprint: Fingerprint) -> dict[Ta
     return {tap: given[tap] for tap in fingerprint.taps}
 
 
-def _rows(plan: Plan, unit: tuple[int, int]) -> int:
-    start, stop = plan.span(unit[1])
-    return stop - start
-
-
-def _bytes(plan: Plan, units: Iterable[tuple[int, int]]) -> int:
-    return sum(plan.bytes(piece) for unit in units for piece in plan.pieces_of(*unit))
+def _bytes(plan: Plan, units: Iterable[Unit]) -> int:
+    return sum(plan.bytes(unit) for unit in units)
 
 
 def free_bytes(folder: Path) -> int:

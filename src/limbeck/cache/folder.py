@@ -9,9 +9,9 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,15 +31,21 @@ _LEFT_OVER = re.compile(
     r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)\.\d+-[0-9a-f]{8}(\.tmp)?"
 )
 
-_AGAIN = "Build the store again: only this file is made anew"
+_AGAIN = "Build the store again: whole files are kept"
 
 
-class Piece(NamedTuple):
-    """What one file holds."""
+class Unit(NamedTuple):
+    """A range of samples of one view. The teacher runs over it at once, which gives one file a tap."""
 
-    tap: Tap
     view: int
-    shard: int
+    shard: int  # the number of the range
+    start: int  # the first sample
+    stop: int  # the sample after the last
+
+    @property
+    def rows(self) -> int:
+        """The number of samples."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -62,30 +68,17 @@ class Plan:
         """The description of the store with the checksums of its files, or with none while it is being built."""
         shapes = {str(tap): list(self.shapes[tap]) for tap in self.parts}
         sizes = {"rows": self.rows, "shard_rows": self.shard_rows, "shapes": shapes}
-        return {"fingerprint": self.fingerprint.as_json(), **sizes, "files": dict(files)}
+        return {"fingerprint": self.fingerprint.as_json(), **sizes, "files": dict(sorted(files.items()))}
 
-    @property
-    def shards(self) -> int:
-        """Ranges of samples in a view."""
-        return -(-self.rows // self.shard_rows)
-
-    @property
-    def units(self) -> list[tuple[int, int]]:
-        """Every (view, shard): the teacher runs once over its samples, which gives one file a tap."""
-        return [(view, shard) for view in range(self.fingerprint.views) for shard in range(self.shards)]
-
-    @property
-    def pieces(self) -> list[Piece]:
-        """What all the files hold."""
-        return [piece for unit in self.units for piece in self.pieces_of(*unit)]
-
-    def pieces_of(self, view: int, shard: int) -> list[Piece]:
-        """What the files of a unit hold."""
-        return [Piece(tap, view, shard) for tap in self.parts]
-
-    def span(self, shard: int) -> tuple[int, int]:
-        """The samples of a shard: the first, and the one after the last."""
-        return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
+    @cached_property
+    def units(self) -> list[Unit]:
+        """All units, view by view."""
+        starts = range(0, self.rows, self.shard_rows)
+        return [
+            Unit(view, shard, start, min(start + self.shard_rows, self.rows))
+            for view in range(self.fingerprint.views)
+            for shard, start in enumerate(starts)
+        ]
 
     @cached_property
     def parts(self) -> Mapping[Tap, tuple[Part, ...]]:
@@ -93,72 +86,74 @@ class Plan:
         taps = self.fingerprint.taps
         return {tap: parts_of(taps[tap], self.shapes[tap]) for tap in sorted(taps, key=str)}
 
-    def name(self, piece: Piece) -> str:
-        """The file of a piece."""
-        tap = list(self.parts).index(piece.tap)
-        return f"tap{tap}-view{piece.view:03d}-shard{piece.shard:04d}.safetensors"
+    def files(self, unit: Unit) -> dict[Tap, str]:
+        """The names of a unit's files."""
+        place = f"view{unit.view:03d}-shard{unit.shard:04d}"
+        return {tap: f"tap{number}-{place}.safetensors" for number, tap in enumerate(self.parts)}
 
-    def bytes(self, piece: Piece) -> int:
-        """Bytes of the numbers of a piece; its file has a few hundred more."""
-        start, stop = self.span(piece.shard)
-        return (stop - start) * sum(part.row_bytes for part in self.parts[piece.tap])
+    def bytes(self, unit: Unit, taps: Iterable[Tap] | None = None) -> int:
+        """Bytes of the numbers of a unit, of some taps or of all; each file has a few hundred more."""
+        parts = [part for tap in (self.parts if taps is None else taps) for part in self.parts[tap]]
+        return unit.rows * sum(part.row_bytes for part in parts)
 
-    def metadata(self, piece: Piece, checksum: str) -> dict[str, str]:
-        """The metadata of a piece's file."""
-        start, stop = self.span(piece.shard)
-        notes = {"tap": str(piece.tap), "view": piece.view, "rows": [start, stop]}
-        return {"limbeck": json.dumps({"fingerprint": self._digest, **notes, "xxh3_128": checksum})}
+    def metadata(self, unit: Unit, tap: Tap, checksum: str) -> dict[str, str]:
+        """The metadata of a file."""
+        notes = {"fingerprint": self._digest, "tap": str(tap), "view": unit.view, "rows": [unit.start, unit.stop]}
+        return {"limbeck": json.dumps({**notes, "xxh3_128": checksum})}
 
     @cached_property
     def _digest(self) -> str:
         return self.fingerprint.digest
 
 
-def write_file(folder: Path, plan: Plan, piece: Piece, tensors: Mapping[str, Tensor]) -> str:
-    """Write one file, whole or not at all; returns the checksum of its tensors."""
-    checksum = _checksum(tensors)
-    metadata = plan.metadata(piece, checksum)
-    place(folder / plan.name(piece), lambda path: save_file(dict(tensors), path, metadata))
-    return checksum
+def write_unit(folder: Path, plan: Plan, unit: Unit, tensors: Mapping[Tap, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Write the files of a unit, each whole or not at all; returns the checksum of each."""
+    checksums = {}
+    for tap, name in plan.files(unit).items():
+        checksums[name] = _checksum(tensors[tap])
+        metadata = plan.metadata(unit, tap, checksums[name])
+        place(folder / name, partial(save_file, dict(tensors[tap]), metadata=metadata))
+    return checksums
 
 
-def there(folder: Path, plan: Plan, piece: Piece) -> bool:
-    """Whether a piece's file exists and is long enough for its numbers."""
-    path = folder / plan.name(piece)
-    return path.is_file() and path.stat().st_size > plan.bytes(piece)
+def is_there(folder: Path, plan: Plan, unit: Unit) -> bool:
+    """Whether all files of a unit exist and are long enough for their numbers."""
+    paths = [(folder / name, plan.bytes(unit, [tap])) for tap, name in plan.files(unit).items()]
+    return all(path.is_file() and path.stat().st_size > least for path, least in paths)
 
 
-def check_file(folder: Path, plan: Plan, piece: Piece) -> str:
-    """The checksum of a piece's tensors, after all of its file was read and compared with its metadata.
+def check_unit(folder: Path, plan: Plan, unit: Unit) -> dict[str, str]:
+    """Read the files of a unit, and compare them with their metadata; returns the checksum of each.
 
     Raises:
-        LimbeckError: the file is missing, truncated or damaged, or holds another piece or one of another store.
+        LimbeckError: a file is missing, truncated or damaged, or is another one of this or of another store.
     """
-    path = folder / plan.name(piece)
+    return {name: _checked(folder / name, plan, unit, tap) for tap, name in plan.files(unit).items()}
+
+
+def _checked(path: Path, plan: Plan, unit: Unit, tap: Tap) -> str:
     if not path.is_file():
         raise LimbeckError(f"{path} is missing. {_AGAIN}")
-    if not there(folder, plan, piece):
-        size = path.stat().st_size
+    size, least = path.stat().st_size, plan.bytes(unit, [tap])
+    if size <= least:
         raise LimbeckError(
-            f"{path} is truncated or overwritten: it has {size:,} bytes, and its numbers alone have "
-            f"{plan.bytes(piece):,}. {_AGAIN}"
+            f"{path} is truncated or overwritten: it has {size:,} bytes, and its numbers alone have {least:,}. {_AGAIN}"
         )
     try:
         tensors, metadata = _opened(path)
     except (SafetensorError, ValueError, RuntimeError, OSError) as error:
         raise LimbeckError(f"{path} is truncated or damaged: {error}. {_AGAIN}") from error
-    start, stop = plan.span(piece.shard)
-    expected = {part.name: (part.dtype, (stop - start, *part.shape)) for part in plan.parts[piece.tap]}
+    expected = {part.name: (part.dtype, (unit.rows, *part.shape)) for part in plan.parts[tap]}
     checksum = _checksum(tensors)
     alike = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} == expected
-    if not alike or metadata != plan.metadata(piece, checksum):
+    if not alike or metadata != plan.metadata(unit, tap, checksum):
         raise LimbeckError(f"{path} is damaged, or is another file of this or another store. {_AGAIN}")
     return checksum
 
 
-def map_file(folder: Path, plan: Plan, piece: Piece) -> dict[str, Tensor]:
-    """The tensors of a piece, mapped: the numbers are read from disk when they are used. Do not write to them."""
-    return _opened(folder / plan.name(piece))[0]
+def map_unit(folder: Path, plan: Plan, unit: Unit) -> dict[Tap, dict[str, Tensor]]:
+    """The tensors of a unit, mapped: numbers are read from disk when they are used. Nothing may be written to them."""
+    return {tap: _opened(folder / name)[0] for tap, name in plan.files(unit).items()}
 
 
 def place(path: Path, save: Callable[[Path], None]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limbeck.cache.encoding import decode
 from limbeck.cache.fingerprint import Fingerprint, refuse_difference
-from limbeck.cache.folder import Piece, Plan, check_file, map_file
+from limbeck.cache.folder import Plan, check_unit, map_unit
 from limbeck.cache.manifest import BUILDING, FINISHED, read_manifest
 from limbeck.core import LimbeckError, Tap
 
@@ -38,9 +38,11 @@ class Store:
         manifest = _finished(folder)
         plan = Plan.of(manifest)
         refuse_difference(folder, plan.fingerprint, expected)
-        for piece in plan.pieces:
-            name = plan.name(piece)
-            checksum = known[name] if known and name in known else check_file(folder, plan, piece)
+        checksums = dict(known or {})
+        for unit in plan.units:
+            if not checksums.keys() >= set(plan.files(unit).values()):
+                checksums |= check_unit(folder, plan, unit)
+        for name, checksum in checksums.items():
             if checksum != manifest["files"].get(name):
                 raise LimbeckError(
                     f"{folder / name} is damaged: its numbers are not those that the store was finished with. "
@@ -49,11 +51,9 @@ class Store:
         self.plan = plan
         self.taps = frozenset(plan.fingerprint.taps)
         self.views, self.rows = plan.fingerprint.views, plan.rows
-        self._files = {
-            (tap, view): [map_file(folder, plan, Piece(tap, view, shard)) for shard in range(plan.shards)]
-            for tap in plan.parts
-            for view in range(self.views)
-        }
+        self._units: list[list[dict[Tap, dict[str, Tensor]]]] = [[] for _ in range(self.views)]
+        for unit in plan.units:
+            self._units[unit.view].append(map_unit(folder, plan, unit))
 
     def read(self, index: Tensor, view: int) -> dict[Tap, Tensor]:
         """The rows (N, ...) of every tap, float32 on the CPU, of the samples ``index`` (N,) int64 in any order.
@@ -76,9 +76,8 @@ class Store:
             raise LimbeckError(
                 f"the store has no samples {index.min()} to {index.max()}: allowed are 0 to {self.rows - 1}"
             )
-        files = self._files[tap, view]
         return {
-            part.name: _rows([file[part.name] for file in files], index, self.plan.shard_rows)
+            part.name: _rows([unit[tap][part.name] for unit in self._units[view]], index, self.plan.shard_rows)
             for part in self.plan.parts[tap]
         }
 
