@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from limbeck.cache import building as module
+from limbeck.cache import folder as folder_module
 from limbeck.cache.building import build, estimate
 from limbeck.cache.fingerprint import Format
 from limbeck.cache.folder import place
@@ -129,6 +130,28 @@ def test_the_views_are_those_that_training_sees(tmp_path):
     for view in range(3):
         for batch in batches(view):
             assert torch.equal(store.read(batch.index, view)[tiny.LOGITS], batch.inputs.flatten(1))
+
+
+def test_every_file_is_read_once_at_most_to_be_built_and_opened(tmp_path, network, monkeypatch):
+    checked, read = folder_module._checked, []
+
+    def noting(path, *options):
+        read.append(path.name)
+        return checked(path, *options)
+
+    def built():
+        going = start(tmp_path, network, 0)
+        while True:
+            try:
+                next(going)
+            except StopIteration as end:
+                return end.value
+
+    monkeypatch.setattr(folder_module, "_checked", noting)
+    built()
+    read.clear()  # looking for the files of a new store
+    Store(tmp_path, tiny.fingerprint(network), built())
+    assert sorted(read) == sorted(path.name for path in tmp_path.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("steps", range(1, 16, 2))

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from limbeck.cache.building import LEFT_FREE
+from limbeck.cache.fingerprint import refuse_difference
 from limbeck.core import TARGETS, LimbeckError, Stage, Tap, Term, from_student, from_teacher
-from limbeck.data import Augment, arrays
+from limbeck.data import Augment, arrays, load
 from limbeck.experiment.caching import (
     MOST,
     build_now,
@@ -249,6 +251,24 @@ def test_the_fingerprint_knows_how_images_are_normalised():
         for data in (pictures(), pictures(normalise=False))
     )
     assert {key for key in one if one[key] != other[key]} == {"mean", "std"}
+
+
+def test_another_transform_of_images_on_disk_is_not_other_data(tmp_path):
+    for path in (tmp_path / part / kind / "1.png" for part in ("train", "test") for kind in ("cat", "dog")):
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (90 if path.parent.name == "cat" else 10, 40, 7)).save(path)
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef same(size):\n    return lambda image: torch.zeros(3, 8, 8, dtype=torch.uint8)\n"
+    )
+    block, teacher, found = CacheBlock(use=True, views=1, dtype="float32"), nn.Linear(2, 2), []
+    for transform in (None, "random_resized_crop", f"{tmp_path}/mine.py:same"):
+        options = {"streaming": True, "size": (8, 8), "validation": 0, "transform": transform}
+        data = load("folder", path=str(tmp_path), **options)
+        found.append(fingerprint(block, teacher, LOGITS, data, training(), ENGINE))
+    assert len({made.data for made in found}) == 1
+    assert len({made.digest for made in found}) == 3
+    with pytest.raises(LimbeckError, match="not fit: the transform of the samples: function is None in the store"):
+        refuse_difference(tmp_path, found[0], found[1])
 
 
 def test_rows_of_a_table_are_those_of_the_samples_that_are_left(tmp_path):
