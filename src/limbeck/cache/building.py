@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from limbeck.core import Batch, LimbeckError, Reader, Tap
 from limbeck.data import Batches
 
 SHARD_BYTES = 64 * 2**20
-"""Bytes of the files of one range of samples: what a writer holds in memory, and loses when it is killed."""
+"""Bytes of the files of one range of samples, which a killed writer loses; it holds twice as many in memory."""
 
 LEFT_FREE = 64 * 2**20
 """Bytes of the disk that a build leaves free."""
@@ -153,11 +153,7 @@ def _building(
             done += count
             if done < total:  # the last progress is yielded when the store is finished
                 yield Progress(done, total, written)
-        tensors = {
-            tap: {part.name: torch.cat([chunk[tap][part.name] for chunk in chunks]).contiguous() for part in parts}
-            for tap, parts in plan.parts.items()
-        }
-        checksums |= write_unit(folder, plan, unit, tensors)
+        checksums |= write_unit(folder, plan, unit, _joined(plan, chunks))
         written += _bytes(plan, [unit])
     others = set(plan.units) - set(own)  # they are read only when all of them are there
     if all(is_there(folder, plan, unit) for unit in others) and all(
@@ -168,18 +164,26 @@ def _building(
     return checksums
 
 
+def _joined(plan: Plan, chunks: Sequence[Mapping[Tap, Mapping[str, Tensor]]]) -> dict[Tap, dict[str, Tensor]]:
+    """The rows of all chunks, contiguous, as safetensors needs them."""
+    return {
+        tap: {part.name: torch.cat([chunk[tap][part.name] for chunk in chunks]).contiguous() for part in parts}
+        for tap, parts in plan.parts.items()
+    }
+
+
 def _whole(folder: Path, plan: Plan, unit: Unit, checksums: dict[str, str]) -> bool:
     """Whether all files of a unit are whole; reads them, and adds their checksums."""
     try:
         checksums |= check_unit(folder, plan, unit)
-    except LimbeckError:  # whatever is wrong, the files are made anew
+    except LimbeckError:  # the files are made again
         return False
     return True
 
 
 def _finish(folder: Path, plan: Plan, checksums: dict[str, str]) -> None:
     manifest = plan.manifest(checksums)
-    if read_manifest(folder / FINISHED) != manifest:  # a finished store may lie where nobody may write
+    if read_manifest(folder / FINISHED) != manifest:  # a finished store may be in a read-only folder
         write_manifest(folder / FINISHED, manifest)
     clear_up(folder)
 

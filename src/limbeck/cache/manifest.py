@@ -79,6 +79,7 @@ def _is_possible(values: Mapping[str, Any]) -> bool:
     views, shapes = values["fingerprint"]["views"], values["shapes"]
     sizes = [values["rows"], values["shard_rows"], views, len(shapes), *chain(*shapes.values())]
     whole = all(type(size) is int and size > 0 for size in sizes) and isinstance(values["files"], dict)
+    whole = whole and shapes.keys() == values["fingerprint"]["taps"].keys()
     return whole and shards(values) * views * len(shapes) <= MOST_FILES
 
 
