@@ -118,7 +118,7 @@ def test_a_shard_made_of_other_numbers_in_the_same_way_is_refused(folder, tmp_pa
 @pytest.mark.parametrize("size", [0, 100, 390])
 def test_a_truncated_file_is_refused(folder, size):
     os.truncate(folder / SHARD, size)
-    with pytest.raises(LimbeckError, match=f"{SHARD} is truncated or .* Build the store again: "):
+    with pytest.raises(LimbeckError, match=rf"{SHARD} is truncated or damaged: .*\. Build the store again: "):
         opened(folder)
 
 

@@ -3,14 +3,14 @@
 import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from limbeck.cache.encoding import encode, parts_of
+from limbeck.cache.encoding import encode
 from limbeck.cache.fingerprint import Fingerprint, refuse_difference
 from limbeck.cache.folder import Plan, Unit, check_unit, clear_up, is_there, write_manifest, write_unit
 from limbeck.cache.manifest import BUILDING, FINISHED, begun, read_manifest
@@ -65,7 +65,7 @@ def estimate(
             encode(tap, tensor, fingerprint.taps[tap], batch.index)
         timed += len(batch.index)
     seconds = (time.perf_counter() - began) / timed * rows * fingerprint.views
-    return Estimate(_bytes(plan, plan.units), seconds, free_bytes(folder))
+    return Estimate(rows * fingerprint.views * plan.row_bytes, seconds, free_bytes(folder))
 
 
 def build(
@@ -117,7 +117,7 @@ def build(
         raise LimbeckError(f"the store {folder} has {plan.rows} samples in a view, needed are {rows}")
     own = plan.units[part[0] :: part[1]]
     missing = [unit for unit in own if not is_there(folder, plan, unit)]
-    needed, free = _bytes(plan, missing), free_bytes(folder)
+    needed, free = _rows(missing) * plan.row_bytes, free_bytes(folder)
     if missing and needed + LEFT_FREE > free:
         raise LimbeckError(
             f"the store needs about {needed:,} bytes, and {LEFT_FREE:,} must stay free, but the disk of {folder} has "
@@ -131,10 +131,8 @@ def _plan(reader: Reader, source: Batches, fingerprint: Fingerprint, rows: int, 
     if rows < 1:
         raise LimbeckError(f"a store of {rows} samples: allowed are 1 and more")
     tensors = read_taps(reader, next(iter(source.view(0, stop=rows))), fingerprint)
-    shapes = {tap: tuple(tensor.shape[1:]) for tap, tensor in tensors.items()}
-    parts = [part for tap, form in fingerprint.taps.items() for part in parts_of(form, shapes[tap])]
-    shard_rows = max(1, shard_bytes // sum(part.row_bytes for part in parts))
-    return Plan(fingerprint, rows, min(rows, shard_rows), shapes)
+    plan = Plan(fingerprint, rows, rows, {tap: tuple(tensor.shape[1:]) for tap, tensor in tensors.items()})
+    return replace(plan, shard_rows=min(rows, max(1, shard_bytes // plan.row_bytes)))
 
 
 def _building(
@@ -142,8 +140,8 @@ def _building(
 ) -> Generator[Progress, None, dict[str, str]]:
     checksums: dict[str, str] = {}
     missing = [unit for unit in own if not _whole(folder, plan, unit, checksums)]
-    total = sum(unit.rows for unit in own)
-    done, written = total - sum(unit.rows for unit in missing), _bytes(plan, own) - _bytes(plan, missing)
+    total = _rows(own)
+    done = written = total - _rows(missing)
     if missing:  # the manifest of a damaged store stays until the end: until then readers are told what is damaged
         write_manifest(folder / BUILDING, plan.manifest({}))
     for unit in missing:
@@ -152,15 +150,15 @@ def _building(
             chunks.append(chunk)
             done += count
             if done < total:  # the last progress is yielded when the store is finished
-                yield Progress(done, total, written)
+                yield Progress(done, total, written * plan.row_bytes)
         checksums |= write_unit(folder, plan, unit, _joined(plan, chunks))
-        written += _bytes(plan, [unit])
+        written += unit.rows
     others = set(plan.units) - set(own)  # they are read only when all of them are there
     if all(is_there(folder, plan, unit) for unit in others) and all(
         _whole(folder, plan, unit, checksums) for unit in others
     ):
         _finish(folder, plan, checksums)
-    yield Progress(done, total, written)
+    yield Progress(done, total, written * plan.row_bytes)
     return checksums
 
 
@@ -229,8 +227,8 @@ def read_taps(reader: Reader, batch: Batch, fingerprint: Fingerprint) -> dict[Ta
     return {tap: given[tap] for tap in fingerprint.taps}
 
 
-def _bytes(plan: Plan, units: Iterable[Unit]) -> int:
-    return sum(plan.bytes(unit) for unit in units)
+def _rows(units: Iterable[Unit]) -> int:
+    return sum(unit.rows for unit in units)
 
 
 def free_bytes(folder: Path) -> int:

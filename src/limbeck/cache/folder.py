@@ -9,7 +9,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -91,10 +91,10 @@ class Plan:
         place = f"view{unit.view:03d}-shard{unit.shard:04d}"
         return {tap: f"tap{number}-{place}.safetensors" for number, tap in enumerate(self.parts)}
 
-    def bytes(self, unit: Unit, taps: Iterable[Tap] | None = None) -> int:
-        """Bytes of the numbers of a unit, of some taps or of all; each file has a few hundred more."""
-        parts = [part for tap in (self.parts if taps is None else taps) for part in self.parts[tap]]
-        return unit.rows * sum(part.row_bytes for part in parts)
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the numbers of a sample; each file has a few hundred bytes more."""
+        return sum(part.row_bytes for parts in self.parts.values() for part in parts)
 
     def metadata(self, unit: Unit, tap: Tap, checksum: str) -> dict[str, str]:
         """The metadata of a file."""
@@ -117,9 +117,8 @@ def write_unit(folder: Path, plan: Plan, unit: Unit, tensors: Mapping[Tap, Mappi
 
 
 def is_there(folder: Path, plan: Plan, unit: Unit) -> bool:
-    """Whether all files of a unit exist and are long enough for their numbers."""
-    paths = [(folder / name, plan.bytes(unit, [tap])) for tap, name in plan.files(unit).items()]
-    return all(path.is_file() and path.stat().st_size > least for path, least in paths)
+    """Whether all files of a unit exist."""
+    return all((folder / name).is_file() for name in plan.files(unit).values())
 
 
 def check_unit(folder: Path, plan: Plan, unit: Unit) -> dict[str, str]:
@@ -134,11 +133,6 @@ def check_unit(folder: Path, plan: Plan, unit: Unit) -> dict[str, str]:
 def _checked(path: Path, plan: Plan, unit: Unit, tap: Tap) -> str:
     if not path.is_file():
         raise LimbeckError(f"{path} is missing. {_AGAIN}")
-    size, least = path.stat().st_size, plan.bytes(unit, [tap])
-    if size <= least:
-        raise LimbeckError(
-            f"{path} is truncated or overwritten: it has {size:,} bytes, and its numbers alone have {least:,}. {_AGAIN}"
-        )
     try:
         tensors, metadata = _opened(path)
     except (SafetensorError, ValueError, RuntimeError, OSError) as error:
