@@ -31,7 +31,8 @@ from torch import nn
 
 import limbeck
 from limbeck import user_code
-from limbeck.cache import read_table, table
+from limbeck.cache import table
+from limbeck.cache.table import read_table
 from limbeck.core import LimbeckError
 from limbeck.data import arrays
 from limbeck.experiment.networks import restored

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from limbeck.cache import network_digest
+from limbeck.cache.fingerprint import structure_digest, weights_digest
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
 from limbeck.errors import nearest
@@ -219,8 +219,10 @@ def _digest(data: Data) -> str:
 
 def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> dict[str, Any]:
     """What stands for a network in the recipe: with a run folder, its weights at the call."""
-    digest = network_digest(network) if out is not None and isinstance(network, nn.Module) else None
-    return {"name": GIVEN} if digest is None else {"name": GIVEN, "weights_at_the_call": digest}
+    if out is None or not isinstance(network, nn.Module):
+        return {"name": GIVEN}
+    weights, structure = weights_digest(network), structure_digest(network)
+    return {"name": GIVEN, "weights_at_the_call": weights, "structure_at_the_call": structure}
 
 
 def _teacher_block(teacher: nn.Module, output: str | None, out: str | Path | None) -> TeacherBlock:

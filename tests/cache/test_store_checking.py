@@ -4,8 +4,11 @@ import pytest
 import tiny
 import torch
 
-from limbeck.cache import Format, Store, build, info, verify
-from limbeck.cache.checking import computes_in
+from limbeck.cache.building import build
+from limbeck.cache.checking import computes_in, verify
+from limbeck.cache.fingerprint import Format
+from limbeck.cache.manifest import info
+from limbeck.cache.reading import Store
 from limbeck.core import LimbeckError, Tap
 from limbeck.taps import evaluation_mode
 
@@ -64,7 +67,7 @@ def worse(network):
 )
 def test_another_teacher_or_other_views_are_found(store, network, source):
     source.inputs = source.inputs if source.batch != 1 else source.inputs.flip(0)
-    with pytest.raises(LimbeckError, match=r"is not this teacher's on these views\. Delete the folder"):
+    with pytest.raises(LimbeckError, match=r"does not hold the outputs of this teacher on these views\. Delete"):
         verify(store, tiny.Reader(network), source, rows=8)
 
 
@@ -134,9 +137,9 @@ def test_info_tells_the_plain_facts(made):
     network = tiny.teacher()
     found = info(made)
     assert found.finished
-    assert found.fingerprint.as_json() == tiny.fingerprint(network).as_json()
-    assert (found.rows, found.files, found.of) == (tiny.ROWS, 16, 16)
-    assert found.shapes == {tiny.LOGITS: (tiny.CLASSES,), tiny.MAPS: (3, 6, 6)}
+    assert found.manifest["fingerprint"] == tiny.fingerprint(network).as_json()
+    assert (found.manifest["rows"], found.files, found.total) == (tiny.ROWS, 16, 16)
+    assert found.manifest["shapes"] == {"teacher": [tiny.CLASSES], "teacher.0": [3, 6, 6]}
     assert found.bytes == sum(path.stat().st_size for path in made.glob("*.safetensors"))
 
 
@@ -147,7 +150,7 @@ def test_info_of_an_unfinished_store_tells_how_far_it_is(tmp_path):
     for _ in range(5):
         next(going)
     found = info(tmp_path)
-    assert (found.finished, found.files, found.of) == (False, 4, 16)
+    assert (found.finished, found.files, found.total) == (False, 4, 16)
     assert found.bytes == sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
 
 

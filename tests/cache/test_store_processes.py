@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from limbeck.cache import Store, info
+from limbeck.cache.manifest import info
+from limbeck.cache.reading import Store
 
 PROGRAM = Path(tiny.__file__)
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and forks are those of POSIX")

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from limbeck.cache import Fingerprint, Format, Store, build, network_digest
+from limbeck.cache.building import build
+from limbeck.cache.fingerprint import Fingerprint, Format, structure_digest, weights_digest
+from limbeck.cache.reading import Store
 from limbeck.core import Batch, Tap
 from limbeck.taps import Taps, evaluation_mode
 
@@ -25,7 +27,8 @@ def teacher(seed=0):
 
 
 def fingerprint(network, **parts):
-    usual = {"teacher": network_digest(network), "data": "d", "transform": {"crop": 4}, "seed": 5, "views": VIEWS}
+    teacher = {"weights": weights_digest(network), "structure": structure_digest(network)}
+    usual = {**teacher, "data": "d", "transform": {"crop": 4}, "seed": 5, "views": VIEWS}
     return Fingerprint(**{**usual, "taps": TAPS, "precision": "32", "versions": {"torch": "2"}, **parts})
 
 

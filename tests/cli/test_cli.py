@@ -366,7 +366,7 @@ def test_the_options_reach_the_experiment(monkeypatch):
         Path("runs/tiny"),
         {"resume": False, "overwrite": True, "trust_code": True},
     )
-    for command in ("build", "verify", "info"):
+    for command in ("build", "verify"):
         limbeck_does("cache", command, "recipe.yaml", "--trust-code", "--allow", "shared", code=2)
         assert asked.pop() == (("shared",), Path("runs/tiny"), {"resume": True, "trust_code": True})
 
@@ -612,7 +612,7 @@ def test_a_pattern_without_wildcards_finds_what_contains_it():
     assert "wrn_16_2" in limbeck_does("models", "wrn")
 
 
-@pytest.mark.parametrize("command", ["build", "verify", "info"])
+@pytest.mark.parametrize("command", ["build", "verify"])
 def test_the_commands_of_the_store_say_which_code_they_run(command):
     Path("net.py").write_text("def make():\n    raise ValueError('it ran')\n")
     printed = limbeck_does("cache", command, "recipe.yaml", *changed("student.model=net.py:make"), code=2)

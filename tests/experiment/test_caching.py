@@ -1,14 +1,17 @@
 """What is kept of a teacher, and when."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from limbeck.cache import LEFT_FREE
+from limbeck.cache.building import LEFT_FREE
+from limbeck.cache.fingerprint import refuse_difference
 from limbeck.core import TARGETS, LimbeckError, Stage, Tap, Term, from_student, from_teacher
-from limbeck.data import Augment, arrays
+from limbeck.data import Augment, arrays, load
 from limbeck.experiment.caching import (
     MOST,
     build_now,
@@ -84,7 +87,7 @@ def test_a_transform_of_the_data_makes_views_too():
 
 def test_a_teacher_that_is_not_read_is_not_kept():
     assert decided({}, TARGETS).use is False
-    with pytest.raises(LimbeckError, match="reads nothing of the teacher"):
+    with pytest.raises(LimbeckError, match="does not read the teacher, or trains it"):
         decided({"use": True}, TARGETS)
 
 
@@ -113,7 +116,9 @@ def test_only_logits_can_be_kept_in_part():
     assert fingerprint(block, teacher, LOGITS, data, training(), ENGINE).taps[from_teacher()].top_k == 2
     few = {"use": True, "top_k": 2}
     assert decided(few).top_k == 2
-    with pytest.raises(LimbeckError, match=r"cache.top_k keeps the teacher's logits, but the method reads teacher.0,"):
+    with pytest.raises(
+        LimbeckError, match=r"cache.top_k stores the teacher's logits, but the method also reads teacher.0,"
+    ):
         decided(few, from_teacher(), from_teacher("0"), Tap("teacher", "0", "output", 0))
     with pytest.raises(LimbeckError, match=r"top_k is 10 for a tensor of \(10,\) a sample"):
         decided({"use": True, "top_k": 10})
@@ -131,7 +136,14 @@ def small():
     return arrays(inputs, torch.arange(40) % 3, validation=0)
 
 
-@pytest.mark.parametrize("part", ["teacher", "data", "transform", "seed", "views", "taps", "precision"])
+def renamed(network):
+    """The same weights in a network with another attribute."""
+    other = copy.deepcopy(network)
+    other.scale = 2.0
+    return other
+
+
+@pytest.mark.parametrize("part", ["weights", "structure", "data", "transform", "seed", "views", "taps", "precision"])
 def test_the_fingerprint_knows_all_that_the_numbers_depend_on(part):
     torch.manual_seed(0)
     data, teacher = small(), nn.Linear(4, 3)
@@ -139,7 +151,8 @@ def test_the_fingerprint_knows_all_that_the_numbers_depend_on(part):
     base = fingerprint(block, teacher, LOGITS, data, training(), ENGINE)
     assert base == fingerprint(block, teacher, LOGITS, data, training(), ENGINE)
     changed = {
-        "teacher": lambda: fingerprint(block, nn.Linear(4, 3), LOGITS, data, training(), ENGINE),
+        "weights": lambda: fingerprint(block, nn.Linear(4, 3), LOGITS, data, training(), ENGINE),
+        "structure": lambda: fingerprint(block, renamed(teacher), LOGITS, data, training(), ENGINE),
         "data": lambda: fingerprint(block, teacher, LOGITS, data, training(exclude=(1,)), ENGINE),
         "transform": lambda: fingerprint(block, teacher, LOGITS, data, training(augment=Augment(flip=True)), ENGINE),
         "seed": lambda: fingerprint(
@@ -238,6 +251,24 @@ def test_the_fingerprint_knows_how_images_are_normalised():
         for data in (pictures(), pictures(normalise=False))
     )
     assert {key for key in one if one[key] != other[key]} == {"mean", "std"}
+
+
+def test_another_transform_of_images_on_disk_is_not_other_data(tmp_path):
+    for path in (tmp_path / part / kind / "1.png" for part in ("train", "test") for kind in ("cat", "dog")):
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (90 if path.parent.name == "cat" else 10, 40, 7)).save(path)
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef same(size):\n    return lambda image: torch.zeros(3, 8, 8, dtype=torch.uint8)\n"
+    )
+    block, teacher, found = CacheBlock(use=True, views=1, dtype="float32"), nn.Linear(2, 2), []
+    for transform in (None, "random_resized_crop", f"{tmp_path}/mine.py:same"):
+        options = {"streaming": True, "size": (8, 8), "validation": 0, "transform": transform}
+        data = load("folder", path=str(tmp_path), **options)
+        found.append(fingerprint(block, teacher, LOGITS, data, training(), ENGINE))
+    assert len({made.data for made in found}) == 1
+    assert len({made.digest for made in found}) == 3
+    with pytest.raises(LimbeckError, match="not fit: the transform of the samples: function is None in the store"):
+        refuse_difference(tmp_path, found[0], found[1])
 
 
 def test_rows_of_a_table_are_those_of_the_samples_that_are_left(tmp_path):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from limbeck.core import LimbeckError
 from limbeck.experiment.events import Started, StoreEstimate, StoreProgress
 from limbeck.experiment.preflight import resolved
 from limbeck.experiment.run import Experiment
-from limbeck.experiment.stores import stores
+from limbeck.experiment.store_folders import store_folders
 from limbeck.recipe.read import RecipeError, read, smoke
 
 RECIPE = """\
@@ -55,7 +56,7 @@ def test_a_store_is_built_looked_at_compared_and_used():
     shown = limbeck_does("cache", "build", "recipe.yaml")
     for seed in (0, 1):
         assert re.search(
-            rf"teacher/seed{seed}: keeping its outputs takes 3.0 kB \(.*B are free\) and under a second", shown
+            rf"teacher/seed{seed}: keeping its outputs takes about 2.6 kB \(.*B are free\) and under a second", shown
         )
         assert f"teacher/seed{seed}: its outputs, 128 rows, are kept" in shown
     shown = limbeck_does("cache", "info", "recipe.yaml")
@@ -81,14 +82,37 @@ def test_a_store_that_is_not_there_or_damaged_is_not_verified():
 
 
 def test_a_recipe_without_a_teacher_has_no_store():
-    experiment = Experiment(read(Path("recipe.yaml"), overrides=["cache=false"]), Path("run"))
-    with pytest.raises(LimbeckError, match="no teacher whose outputs can be kept"):
-        stores(experiment)
+    with pytest.raises(LimbeckError, match="no teacher whose outputs can be stored"):
+        store_folders(read(Path("recipe.yaml"), overrides=["cache=false"]), Path("run"))
 
 
 def test_the_store_may_lie_elsewhere():
-    experiment = Experiment(read(Path("recipe.yaml"), overrides=["cache.folder=kept"]), Path("run"))
-    assert list(stores(experiment).values()) == [Path.cwd() / "kept" / f"teacher-seed{seed}" for seed in (0, 1)]
+    recipe = read(Path("recipe.yaml"), overrides=["cache.folder=kept"])
+    assert store_folders(recipe, Path("run")) == {seed: Path("kept") / f"teacher-seed{seed}" for seed in (0, 1)}
+
+
+def test_a_teacher_that_all_students_share_has_one_store():
+    recipe = read(Path("recipe.yaml"), overrides=["teacher.seed=3"])
+    assert store_folders(recipe, Path("run")) == {3: Path("run/store/teacher-seed3")}
+
+
+def test_info_needs_neither_data_nor_torch_and_says_which_command_builds_a_store():
+    code = (
+        "import sys\nfrom limbeck.cli import app\n"
+        "try:\n    app(['cache', 'info', 'recipe.yaml'])\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
+    )
+
+    def shown():
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return found.stderr, found.stdout.split()[-2:]
+
+    said, end = shown()
+    assert "there is no store yet in runs/tiny/store/teacher-seed0, runs/tiny/store/teacher-seed1" in said
+    assert "To build it: limbeck cache build recipe.yaml" in said
+    assert end == ["2", "False"]
+    limbeck_does("cache", "build", "recipe.yaml")
+    assert shown() == ("", ["0", "False"])
 
 
 def test_a_run_builds_its_store_and_students_of_one_teacher_share_it():
@@ -135,7 +159,7 @@ def test_a_runtime_that_is_not_there_is_said_before_any_training(monkeypatch):
 def test_a_teacher_that_was_trained_elsewhere_is_not_trained_to_be_compared():
     limbeck_does("cache", "build", "recipe.yaml", "--set", "cache.folder=kept")
     shown = limbeck_does("cache", "verify", "recipe.yaml", "--set", "cache.folder=kept", "--out", "other", code=2)
-    assert "teacher/seed0, which the store is of, was not trained in other: name its run folder by --out" in shown
+    assert "teacher/seed0, whose outputs are stored, was not trained in other: name its run folder by --out" in shown
     assert not Path("other").exists()
 
 
@@ -159,7 +183,7 @@ def test_what_hinders_a_store_is_said_before_a_student_is_trained():
         "b",
         code=2,
     )
-    assert "another seed" in shown
+    assert "the seed of the views is 0 in the store, needed is 1" in shown
     assert "alone" not in shown
     shown = limbeck_does("run", "recipe.yaml", "--set", "cache.top_k=10", "--out", "c", code=2)
     assert "top_k is 10" in shown
@@ -190,13 +214,13 @@ def table(rows=slice(None)):
     Path("labels.csv").write_text("\n".join(["file,cat,dog", *lines[rows]]) + "\n")
 
 
-BOUGHT = ("data={source: folder, path: pictures, validation: 0}", "teacher={table: labels.csv}", "cache={}")
+TABLE = ("data={source: folder, path: pictures, validation: 0}", "teacher={table: labels.csv}", "cache={}")
 
 
 def test_a_table_of_soft_labels_is_a_teacher():
     pictures()
     table()
-    events = list(Experiment(read(Path("recipe.yaml"), overrides=BOUGHT), Path("run")).run())
+    events = list(Experiment(read(Path("recipe.yaml"), overrides=TABLE), Path("run")).run())
     result = json.loads(Path("run/result.json").read_text())
     assert result["teacher"] is None
     assert "agreement" not in result["student"]["test"]
@@ -208,13 +232,13 @@ def test_a_table_without_some_images_is_refused_before_training():
     pictures()
     table(slice(6))
     with pytest.raises(LimbeckError, match=r"dog/2\.png"):
-        Experiment(read(Path("recipe.yaml"), overrides=BOUGHT), Path("run"))
+        Experiment(read(Path("recipe.yaml"), overrides=TABLE), Path("run"))
 
 
 def test_a_table_needs_data_of_files():
     table()
-    with pytest.raises(LimbeckError, match="names its rows by image files"):
-        Experiment(read(Path("recipe.yaml"), overrides=BOUGHT[1:]), Path("run"))
+    with pytest.raises(LimbeckError, match="has a row for each file, but the data has no files"):
+        Experiment(read(Path("recipe.yaml"), overrides=TABLE[1:]), Path("run"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A table in the place of a teacher: which row is whose, and what stands for the network that nobody has."""
+"""A table of soft labels as a teacher: which row belongs to which sample, and a placeholder for the network."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ from limbeck.core import LimbeckError, Tap, from_teacher
 def rows_for(table: Table, names: Sequence[str], classes: Sequence[str]) -> Tensor:
     """The table's logits (len(names), len(classes)) in the order of the data.
 
-    A file is found by its path, or else by the one path in the table that ends as it does, or that it ends as:
-    ``train/7.png`` finds ``data/train/7.png`` and ``7.png``, but never ``test/7.png``. Rows of other files are left
-    out. Columns are found by the classes' names; columns without names are taken in the order of the data's classes.
+    A file is found by its path. If the table does not have this path, it is found by the only path of which one ends
+    with the other: ``train/7.png`` matches ``data/train/7.png`` and ``7.png``, but not ``test/7.png``. Rows of other
+    files are ignored. Columns are found by the names of the classes; columns without names are in the order of the
+    data's classes.
 
     Args:
         table: the predictions.
@@ -24,19 +25,20 @@ def rows_for(table: Table, names: Sequence[str], classes: Sequence[str]) -> Tens
         classes: the data's classes in the order of their indices.
 
     Raises:
-        LimbeckError: a file is not in the table, or which row is its is not certain; the classes differ.
+        LimbeckError: a file is not in the table, or several rows match it; the classes differ.
     """
     return table.values[_rows(table, names)][:, _columns(table, classes)]
 
 
 class TableStore:
-    """A table in the place of a store: one row a sample, for every view, because who predicted saw no view.
+    """A table in the place of a store: one row a sample, which is the same for every view.
 
     Args:
-        logits: (N, C) float32 of `rows_for`.
+        logits: (N, C) float32 from `rows_for`.
 
     Attributes:
-        taps: the teacher's output alone. rows: the samples.
+        taps: only the teacher's output.
+        rows: the number of samples.
     """
 
     def __init__(self, logits: Tensor) -> None:
@@ -50,12 +52,12 @@ class TableStore:
 
 
 class BlackBox(nn.Module):
-    """Stands for a teacher that only a table knows: it has the shape of one, and its every logit is NaN.
+    """A placeholder for a teacher whose outputs are a table: its outputs have the right shape, and are all NaN.
 
-    So it can be planned with, and where it would be used, the loss is NaN at once.
+    Stages can be planned with it. If a loss used its outputs by mistake, the loss would be NaN at once.
 
     Args:
-        classes: how many logits.
+        classes: the number of logits.
     """
 
     def __init__(self, classes: int) -> None:
@@ -63,7 +65,7 @@ class BlackBox(nn.Module):
         self.classes = classes
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(N, ...) to NaN (N, classes)."""
+        """Inputs (N, ...) to NaN (N, classes)."""
         return torch.full((len(inputs), self.classes), torch.nan, device=inputs.device)
 
 
@@ -89,8 +91,8 @@ def _rows(table: Table, names: Sequence[str]) -> list[int]:
     doubled += [name for name, row in zip(names, rows, strict=True) if uses[row] > 1]
     if doubled:
         raise LimbeckError(
-            f"which row of the table is meant is not certain for {few(doubled)}, of {len(names)}: "
-            "name its files by their paths in the data"
+            f"several rows of the table match, or one row matches several files, for {few(doubled)}, of {len(names)}: "
+            "name the table's files by their paths in the data"
         )
     return rows
 
@@ -110,7 +112,7 @@ def _columns(table: Table, classes: Sequence[str]) -> list[int]:
     missing = [name for name in classes if name not in set(named)]
     if unknown or missing:
         raise LimbeckError(
-            f"the table's columns are not the data's classes: it has {few(unknown)} that the data has not, "
-            f"and has not {few(missing)}. Name each column as its class"
+            f"the table's columns are not the data's classes: unknown are {few(unknown)}, missing are {few(missing)}. "
+            "Name each column as its class"
         )
     return [named.index(name) for name in classes]

@@ -1,7 +1,8 @@
-"""A store's folder: which files there are, what is in each, and how they are written whole or not at all.
+"""The files of a store: which there are, what is in each, and how they are written and checked.
 
-``tap0-view000-shard0000.safetensors`` holds the rows of one tap, one view and one range of samples. ``building.json``
-is there while a store is being built, and ``manifest.json``, written last, when it is whole. Both hold the fingerprint.
+A file holds the rows of one tap, one view and one range of samples, as safetensors. Its metadata has one entry,
+``limbeck``: JSON with the digest of the store's fingerprint, the tap, the view, the rows, and the checksum of the
+tensors. It is one entry because safetensors writes several in random order, and equal rows give equal files.
 """
 
 import json
@@ -10,244 +11,180 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy
 import torch
-from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
-from xxhash import xxh3_128, xxh3_128_hexdigest
+from xxhash import xxh3_128
 
 from limbeck.cache.encoding import Part, parts_of
-from limbeck.cache.fingerprint import SCHEMA, Fingerprint, digest_of
+from limbeck.cache.fingerprint import Fingerprint
+from limbeck.cache.manifest import BUILDING, FINISHED, manifest_text
 from limbeck.core import LimbeckError, Tap
-from limbeck.files.atomic import read, replacing
+from limbeck.files.atomic import replacing
 
-MANIFEST = "manifest.json"
-BUILDING = "building.json"
-PLAN_BYTES = 64 * 2**20  # that either may have
-MOST_PIECES = 10**6  # files of a store
-
-# The names of safetensors; and what numpy, which has no bfloat16, maps the bytes as.
-_DTYPES = {
-    torch.float32: ("F32", "<f4"),
-    torch.float16: ("F16", "<f2"),
-    torch.bfloat16: ("BF16", "<i2"),
-    torch.int16: ("I16", "<i2"),
-    torch.int32: ("I32", "<i4"),
-}
 _LEFT_OVER = re.compile(
     r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)\.\d+-[0-9a-f]{8}(\.tmp)?"
 )
 
+_AGAIN = "Build the store again: whole files are kept"
 
-class Piece(NamedTuple):
-    """What one file holds."""
 
-    tap: Tap
+class Unit(NamedTuple):
+    """A range of samples of one view. The teacher runs over it at once, which gives one file a tap."""
+
     view: int
-    shard: int
+    shard: int  # the number of the range
+    start: int  # the first sample
+    stop: int  # the sample after the last
+
+    @property
+    def rows(self) -> int:
+        """The number of samples."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the files' names, sizes and heads follow from."""
+    """The layout of a store: which files it has, and what is in each."""
 
     fingerprint: Fingerprint
-    rows: int  # of a view
-    shard_rows: int  # of every shard but the last
+    rows: int  # samples of a view
+    shard_rows: int  # samples of a file; the last file of a view may have fewer
     shapes: Mapping[Tap, tuple[int, ...]]  # of one sample
 
-    @property
-    def shards(self) -> int:
-        """Of a view."""
-        return -(-self.rows // self.shard_rows)
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> "Plan":
+        """The plan that a description holds; see `limbeck.cache.manifest`."""
+        fingerprint = Fingerprint.from_json(manifest["fingerprint"])
+        shapes = {tap: tuple(manifest["shapes"][str(tap)]) for tap in fingerprint.taps}
+        return cls(fingerprint, manifest["rows"], manifest["shard_rows"], shapes)
 
-    @property
-    def units(self) -> list[tuple[int, int]]:
-        """Every (view, shard): what one run of the teacher gives, a piece a tap."""
-        return [(view, shard) for view in range(self.fingerprint.views) for shard in range(self.shards)]
+    def manifest(self, files: Mapping[str, str]) -> dict[str, Any]:
+        """The description of the store with the checksums of its files, or with none while it is being built."""
+        shapes = {str(tap): list(self.shapes[tap]) for tap in self.parts}
+        sizes = {"rows": self.rows, "shard_rows": self.shard_rows, "shapes": shapes}
+        return {"fingerprint": self.fingerprint.as_json(), **sizes, "files": dict(sorted(files.items()))}
 
-    def pieces(self, view: int, shard: int) -> list[Piece]:
-        """The pieces of a unit."""
-        return [Piece(tap, view, shard) for tap in self.parts]
-
-    def span(self, shard: int) -> tuple[int, int]:
-        """The samples of a shard: the first, and the one after the last."""
-        return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
+    @cached_property
+    def units(self) -> list[Unit]:
+        """All units, view by view."""
+        starts = range(0, self.rows, self.shard_rows)
+        return [
+            Unit(view, shard, start, min(start + self.shard_rows, self.rows))
+            for view in range(self.fingerprint.views)
+            for shard, start in enumerate(starts)
+        ]
 
     @cached_property
     def parts(self) -> Mapping[Tap, tuple[Part, ...]]:
-        """The arrays of every tap, in the order of the files' names."""
+        """The tensors of every tap, in the order of the files' names."""
         taps = self.fingerprint.taps
         return {tap: parts_of(taps[tap], self.shapes[tap]) for tap in sorted(taps, key=str)}
+
+    def files(self, unit: Unit) -> dict[Tap, str]:
+        """The names of a unit's files."""
+        place = f"view{unit.view:03d}-shard{unit.shard:04d}"
+        return {tap: f"tap{number}-{place}.safetensors" for number, tap in enumerate(self.parts)}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the numbers of a sample; each file has a few hundred bytes more."""
+        return sum(part.row_bytes for parts in self.parts.values() for part in parts)
+
+    def metadata(self, unit: Unit, tap: Tap, checksum: str) -> dict[str, str]:
+        """The metadata of a file."""
+        notes = {"fingerprint": self._digest, "tap": str(tap), "view": unit.view, "rows": [unit.start, unit.stop]}
+        return {"limbeck": json.dumps({**notes, "xxh3_128": checksum})}
 
     @cached_property
     def _digest(self) -> str:
         return self.fingerprint.digest
 
-    def name(self, piece: Piece) -> str:
-        """The file of a piece."""
-        position = list(self.parts).index(piece.tap)
-        return f"tap{position}-view{piece.view:03d}-shard{piece.shard:04d}.safetensors"
 
-    def size(self, piece: Piece) -> int:
-        """Bytes of a piece's file."""
-        start, stop = self.span(piece.shard)
-        rows = sum(part.row_bytes for part in self.parts[piece.tap])
-        return len(self.head(piece, xxh3_128_hexdigest(b""))) + rows * (stop - start)
-
-    def head(self, piece: Piece, checksum: str) -> bytes:
-        """What a piece's file begins with, as safetensors lays it down; as long for any data."""
-        start, stop = self.span(piece.shard)
-        notes = {
-            "fingerprint": self._digest,
-            "tap": str(piece.tap),
-            "view": str(piece.view),
-            "rows": f"{start}:{stop}",
-            "xxh3_128": checksum,
-        }
-        listed: dict[str, Any] = {"__metadata__": notes}
-        offset = 0
-        for part in self.parts[piece.tap]:
-            end = offset + part.row_bytes * (stop - start)
-            shape = [stop - start, *part.shape]
-            listed[part.name] = {"dtype": _DTYPES[part.dtype][0], "shape": shape, "data_offsets": [offset, end]}
-            offset = end
-        text = json.dumps(listed, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+def write_unit(folder: Path, plan: Plan, unit: Unit, tensors: Mapping[Tap, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Write the files of a unit, each whole or not at all; returns the checksum of each."""
+    checksums = {}
+    for tap, name in plan.files(unit).items():
+        checksums[name] = _checksum(tensors[tap])
+        metadata = plan.metadata(unit, tap, checksums[name])
+        place(folder / name, partial(save_file, dict(tensors[tap]), metadata=metadata))
+    return checksums
 
 
-def write_piece(folder: Path, plan: Plan, piece: Piece, arrays: Mapping[str, Tensor]) -> None:
-    """Write one file, whole or not at all."""
-    data = [arrays[part.name].contiguous().view(torch.uint8).numpy().data for part in plan.parts[piece.tap]]
-    checksum = xxh3_128()
-    for array in data:
-        checksum.update(array)
-
-    def save(path: Path) -> None:
-        with path.open("wb") as file:
-            file.write(plan.head(piece, checksum.hexdigest()))
-            for array in data:
-                file.write(array)
-
-    _place(folder / plan.name(piece), save)
+def is_there(folder: Path, plan: Plan, unit: Unit) -> bool:
+    """Whether all files of a unit exist."""
+    return all((folder / name).is_file() for name in plan.files(unit).values())
 
 
-def has_size(folder: Path, plan: Plan, piece: Piece) -> bool:
-    """Whether a piece's file is there and of full size."""
-    path = folder / plan.name(piece)
-    return path.is_file() and path.stat().st_size == plan.size(piece)
-
-
-def checksum_of(folder: Path, plan: Plan, piece: Piece) -> str | None:
-    """The hash of a piece's numbers if its file is there and every bit of it is as it was written; else None."""
-    if not has_size(folder, plan, piece):
-        return None
-    mapped = _mapped(folder / plan.name(piece))
-    length = len(plan.head(piece, xxh3_128_hexdigest(b"")))
-    checksum = xxh3_128_hexdigest(mapped[length:].data)
-    return checksum if mapped[:length].tobytes() == plan.head(piece, checksum) else None
-
-
-def arrays_of(folder: Path, plan: Plan, piece: Piece) -> dict[str, NDArray[Any]]:
-    """The arrays of a piece as they lie on disk, mapped, read-only; bfloat16 as int16."""
-    mapped = _mapped(folder / plan.name(piece))
-    start, stop = plan.span(piece.shard)
-    offset, arrays = len(plan.head(piece, xxh3_128_hexdigest(b""))), {}
-    for part in plan.parts[piece.tap]:
-        end = offset + part.row_bytes * (stop - start)
-        arrays[part.name] = mapped[offset:end].view(_DTYPES[part.dtype][1]).reshape(stop - start, *part.shape)
-        offset = end
-    return arrays
-
-
-def write_plan(path: Path, plan: Plan, files: Mapping[str, str]) -> None:
-    """Write ``building.json`` (no files) or ``manifest.json`` (the files' hashes), whole or not at all."""
-    shapes = {str(tap): shape for tap, shape in plan.shapes.items()}
-    values = {"schema": SCHEMA, "fingerprint": plan.fingerprint.as_json(), "rows": plan.rows}
-    values |= {"shard_rows": plan.shard_rows, "shapes": shapes, "files": files}
-    plain = {**values, "xxh3_128": digest_of(values)}
-    text = json.dumps(plain, indent=2) + "\n"
-
-    def save(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    _place(path, save)
-
-
-def read_plan(path: Path) -> tuple[Plan, Mapping[str, str]] | None:
-    """What `write_plan` wrote; None where there is no file, or no longer, because another process was quicker.
+def check_unit(folder: Path, plan: Plan, unit: Unit) -> dict[str, str]:
+    """Read the files of a unit, and compare them with their metadata; returns the checksum of each.
 
     Raises:
-        LimbeckError: the file is damaged, or of a limbeck whose stores are laid out otherwise.
+        LimbeckError: a file is missing, truncated or damaged, or is another one of this or of another store.
     """
-    again = "delete it and build again, which keeps every whole shard"
+    return {name: _checked(folder / name, plan, unit, tap) for tap, name in plan.files(unit).items()}
+
+
+def _checked(path: Path, plan: Plan, unit: Unit, tap: Tap) -> str:
+    if not path.is_file():
+        raise LimbeckError(f"{path} is missing. {_AGAIN}")
     try:
-        data = read(path, PLAN_BYTES)
-    except LimbeckError as error:
-        raise LimbeckError(f"{error}: {again}") from error
-    if data is None:
-        return None
+        tensors, metadata = _opened(path)
+    except (SafetensorError, ValueError, RuntimeError, OSError) as error:
+        raise LimbeckError(f"{path} is truncated or damaged: {error}. {_AGAIN}") from error
+    expected = {part.name: (part.dtype, (unit.rows, *part.shape)) for part in plan.parts[tap]}
+    checksum = _checksum(tensors)
+    alike = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} == expected
+    if not alike or metadata != plan.metadata(unit, tap, checksum):
+        raise LimbeckError(f"{path} is damaged, or is another file of this or another store. {_AGAIN}")
+    return checksum
+
+
+def map_unit(folder: Path, plan: Plan, unit: Unit) -> dict[Tap, dict[str, Tensor]]:
+    """The tensors of a unit, mapped: numbers are read from disk when they are used. Nothing may be written to them."""
+    return {tap: _opened(folder / name)[0] for tap, name in plan.files(unit).items()}
+
+
+def place(path: Path, save: Callable[[Path], None]) -> None:
+    """Let ``save`` write a file, whole or not at all; several processes may write the same file at once."""
     try:
-        values = json.loads(data)
-        schema, checksum = values["schema"], values.pop("xxh3_128")
-        sound = checksum == digest_of(values)
-    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):  # anything may be left of a damaged file
-        schema, sound = SCHEMA, False
-    if schema != SCHEMA:
-        raise LimbeckError(
-            f"{path} is laid out by schema {schema}, this limbeck reads {SCHEMA}: "
-            "delete the folder or name another one, and build again"
-        )
-    plan = _plan_of(values) if sound else None
-    if plan is None:
-        raise LimbeckError(f"{path} is damaged: {again}")
-    return plan, values["files"]
+        with replacing(path, own=f".{os.getpid()}-{secrets.token_hex(4)}") as temporary:
+            save(temporary)
+    except FileNotFoundError:
+        if not (path.parent / FINISHED).is_file():  # else another process finished the store and removed the file
+            raise
 
 
-def _plan_of(values: Mapping[str, Any]) -> Plan | None:
-    """The plan of plain values; None where there is none of such values."""
-    try:
-        fingerprint = Fingerprint.from_json(values["fingerprint"])
-        shapes = {tap: tuple(values["shapes"][str(tap)]) for tap in fingerprint.taps}
-        plan = Plan(fingerprint, values["rows"], values["shard_rows"], shapes)
-        sizes = [plan.rows, plan.shard_rows, fingerprint.views, *(size for shape in shapes.values() for size in shape)]
-        whole = all(type(size) is int and size > 0 for size in sizes) and isinstance(values["files"], dict)
-        return plan if whole and plan.shards * fingerprint.views * len(plan.parts) <= MOST_PIECES else None
-    except (LimbeckError, AttributeError, KeyError, TypeError, ValueError):
-        return None
+def write_manifest(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a description, whole or not at all."""
 
+    def save(temporary: Path) -> None:
+        temporary.write_text(manifest_text(values), encoding="utf-8")
 
-def begun(folder: Path) -> Plan | None:
-    """The plan of the store that the folder holds, finished or not."""
-    for name in (BUILDING, MANIFEST):  # in this order, because a finished store loses the first after it got the second
-        found = read_plan(folder / name)
-        if found is not None:
-            return found[0]
-    return None
+    place(path, save)
 
 
 def clear_up(folder: Path) -> None:
-    """Remove from a finished store what is no part of it: ``building.json``, and files of writers that were killed."""
+    """Remove from a finished store ``building.json`` and what writers that were killed left behind."""
     (folder / BUILDING).unlink(missing_ok=True)
     for path in folder.iterdir():
         if _LEFT_OVER.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
-def _place(path: Path, save: Callable[[Path], None]) -> None:
-    """Let ``save`` write a file beside the path, then move it there; several processes may do so at once."""
-    try:
-        with replacing(path, own=f".{os.getpid()}-{secrets.token_hex(4)}") as temporary:
-            save(temporary)
-    except FileNotFoundError:
-        if not (path.parent / MANIFEST).is_file():  # else another process finished the store, and cleared this up
-            raise
+def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 (no mapping)
 
 
-def _mapped(path: Path) -> NDArray[numpy.uint8]:
-    return numpy.asarray(numpy.memmap(path, numpy.uint8, mode="r"))
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """32 hex digits (xxh3_128) of the tensors' bytes."""
+    found = xxh3_128()
+    for name in sorted(tensors):
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

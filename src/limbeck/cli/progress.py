@@ -268,11 +268,11 @@ def _found(event: Found) -> str:
 def _expected(event: StoreEstimate) -> str:
     size, free = decimal(event.bytes), decimal(event.free)
     took = "under a second" if event.seconds < 1 else f"about {timedelta(seconds=round(event.seconds))}"
-    return f"{event.job}: keeping its outputs takes {size} ({free} are free) and {took}"
+    return f"{event.job}: keeping its outputs takes about {size} ({free} are free) and {took}"
 
 
 def _kept(event: StoreProgress) -> str:
-    return f"{event.job}: its outputs, {event.total:,} rows, are kept ({decimal(event.bytes)} in {event.folder})"
+    return f"{event.job}: its outputs, {event.total:,} rows, are kept (about {decimal(event.bytes)} in {event.folder})"
 
 
 def _compared(event: StoreVerified) -> str:

@@ -1,14 +1,10 @@
-"""The tables of results and stores, and what the results come to in sentences."""
+"""The tables of results, and what the results come to in sentences."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich import box
-from rich.filesize import decimal
 from rich.table import Table
 
-from limbeck.cache import info
 from limbeck.experiment.results import Gain, NetworkResult, RunResult, Spread
 from limbeck.recipe.blocks import Recipe
 
@@ -96,30 +92,3 @@ def spread_text(spread: Spread, factor: float, digits: int) -> str:
     """``mean ± deviation``; the mean alone where there is one value."""
     mean = f"{factor * spread.mean:.{digits}f}"
     return mean if spread.deviation is None else f"{mean} ± {factor * spread.deviation:.{digits}f}"
-
-
-def store_table(folder: Path) -> Table:
-    """What a store holds, and of what."""
-    found = info(folder)
-    known = found.fingerprint
-    state = "finished" if found.finished else f"not finished: {found.files} of {found.of} files"
-    rows = {
-        "folder": str(folder),
-        "state": state,
-        "size": f"{decimal(found.bytes)} in {found.files} file{'s' if found.files != 1 else ''}",
-        "samples": f"{found.rows:,}, {known.views} view{'s' if known.views > 1 else ''} of seed {known.seed}",
-        **{
-            f"tap {tap}": f"{' x '.join(map(str, found.shapes[tap]))}, {form.dtype}"
-            + (f", the {form.top_k} greatest" if form.top_k else "")
-            for tap, form in known.taps.items()
-        },
-        "computed in": "bfloat16" if known.precision == "bf16" else "32 bits",
-        "teacher": known.teacher,
-        "data": known.data,
-        "transform": json.dumps(dict(known.transform)),
-        "versions": ", ".join(f"{name} {number}" for name, number in known.versions.items()),
-    }
-    table = Table("", "", show_header=False)
-    for key, value in rows.items():
-        table.add_row(key, value)
-    return table

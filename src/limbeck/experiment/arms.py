@@ -8,6 +8,7 @@ from torch import nn
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
 from limbeck.experiment.events import Job
+from limbeck.experiment.store_folders import teacher_seed
 from limbeck.experiment.workspace import Training
 from limbeck.methods import METHODS
 from limbeck.methods.combined import combined
@@ -61,11 +62,7 @@ def training_of(block: TrainBlock, data: Data) -> Training:
 
 def teacher_of(recipe: Recipe, seed: int) -> Job:
     """The teacher of a student's seed: one for each seed, or one for all."""
-    block = recipe.teacher
-    if block is not None and block.seed is not None:
-        return Job("teacher", block.seed)
-    shared = block is not None and block.weights and block.init == "as_is"
-    return Job("teacher", recipe.seeds[0] if shared else seed)
+    return Job("teacher", teacher_seed(recipe, seed))
 
 
 def label_indices(labels: Sequence[int | str], classes: Sequence[str]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Whether the teacher's outputs are kept, what a store of them depends on, and how they are computed."""
+"""Whether a teacher's outputs are stored, what the store depends on, and how the outputs are computed."""
 
 import math
 import secrets
@@ -11,48 +11,38 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from limbeck.cache import (
-    LEFT_FREE,
-    Estimate,
-    Fingerprint,
-    Format,
-    Progress,
-    Store,
-    TableStore,
-    Verification,
-    begun,
-    build,
-    estimate,
-    network_digest,
-    parts_of,
-    read_table,
-    rows_for,
-    verify,
-)
+from limbeck.cache.blackbox import TableStore, rows_for
+from limbeck.cache.building import LEFT_FREE, Estimate, Progress, build, estimate
+from limbeck.cache.checking import Verification, verify
+from limbeck.cache.encoding import parts_of
+from limbeck.cache.fingerprint import Fingerprint, Format, structure_digest, weights_digest
+from limbeck.cache.manifest import begun, digest_of
+from limbeck.cache.reading import Store
+from limbeck.cache.table import read_table
 from limbeck.core import Batch, LimbeckError, Outputs, Reader, Stage, Tap
 from limbeck.data import Data
+from limbeck.data.images import Images
 from limbeck.experiment.arms import teacher_of
-from limbeck.experiment.events import Job, StoreEstimate, StoreProgress
+from limbeck.experiment.events import StoreEstimate, StoreProgress
 from limbeck.experiment.plan import NO_AUGMENTATION, Training, training_batches
+from limbeck.experiment.store_folders import store_folder
 from limbeck.recipe.blocks import CacheBlock, Recipe, TeacherBlock
 from limbeck.taps import Taps, evaluation_mode
 from limbeck.train.engine import Engine
 from limbeck.train.fuse import fold
 
 MOST = 2**30
-"""Bytes up to which `auto` keeps outputs."""
+"""The most bytes of a store that `auto` builds."""
 
 VIEWS = 4
-"""Views of each sample that are kept where the training augments and nobody says how many; no more than epochs."""
+"""Stored views of each sample, unless the recipe says how many, if the training augments; at most one an epoch."""
 
 DEPENDS = ("limbeck", "torch", "torchvision", "pillow")
-"""Packages whose version a stored number may depend on; besides them the runtime's."""
-
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Packages on whose version a stored number may depend, besides the runtime."""
 
 
 def teacher_taps(stages: Sequence[Stage]) -> frozenset[Tap]:
-    """What the stages read of the teacher; nothing where one of them changes it."""
+    """The teacher's taps that the stages read; none if a stage trains the teacher."""
     if any(name.partition(".")[0] == "teacher" for stage in stages for name in stage.learns):
         return frozenset()
     return frozenset(
@@ -70,20 +60,20 @@ def decide(
     free: int,
     transformed: bool = False,
 ) -> CacheBlock:
-    """The block with everything decided.
+    """Resolve ``auto`` and the defaults of the block.
 
     Args:
-        block: as the recipe has it.
+        block: the recipe's.
         stages: what will be trained.
-        training: as the recipe has it.
-        samples: of the training set.
-        shape: a tap's tensor's, of one sample.
-        free: bytes of the disk that the store would be on.
-        transformed: whether the data has a transform of its own, whose views differ too.
+        training: the recipe's.
+        samples: the number of training samples.
+        shape: returns the shape of a tap's tensor, for one sample.
+        free: free bytes of the disk on which the store would be.
+        transformed: whether the data has a transform that gives different views.
 
     Raises:
-        LimbeckError: a store is asked for and the method reads nothing of the teacher, or changes it; several views
-            of a training that does not augment; what the method reads cannot be kept as it is asked for.
+        LimbeckError: a store is required, but the method does not read the teacher, or trains it; there are several
+            views, but the training does not augment; a format does not fit a tap.
     """
     if block.use is False:
         return block
@@ -94,7 +84,7 @@ def decide(
         pays = bool(taps) and same and epochs > 1 and size <= min(MOST, free - LEFT_FREE)
         return block.model_copy(update={"use": True, "views": 1, "dtype": "float32"} if pays else {"use": False})
     if not taps:
-        raise LimbeckError("cache: the method reads nothing of the teacher, or changes it, so nothing can be kept")
+        raise LimbeckError("cache: the method does not read the teacher, or trains it, so nothing can be stored")
     if same and (block.views or 1) > 1:
         raise LimbeckError(f"cache.views is {block.views}, but nothing is augmented, so all views are the same: use 1")
     views = block.views or (1 if same else min(VIEWS, max(stage.epochs for stage in stages)))
@@ -106,25 +96,32 @@ def decide(
 
 
 def formats(block: CacheBlock, taps: frozenset[Tap]) -> dict[Tap, Format]:
-    """How each tap's rows are stored.
+    """How the rows of each tap are stored.
 
     Raises:
-        LimbeckError: the greatest logits are to be kept, and a tap is not the whole teacher's output.
+        LimbeckError: ``cache.top_k`` is given, and a tap is not the teacher's output.
     """
     others = sorted(str(tap) for tap in taps if tap != Tap("teacher"))
     if block.top_k is not None and others:
-        raise LimbeckError(f"cache.top_k keeps the teacher's logits, but the method reads {', '.join(others)}")
+        raise LimbeckError(f"cache.top_k stores the teacher's logits, but the method also reads {', '.join(others)}")
     return {tap: Format(block.dtype or "float16", block.top_k) for tap in taps}
 
 
 def fingerprint(
     block: CacheBlock, teacher: nn.Module, taps: frozenset[Tap], data: Data, training: Training, engine: Engine
 ) -> Fingerprint:
-    """All that the stored numbers depend on."""
+    """What the stored numbers depend on."""
+    samples = data.train.without(training.exclude)
+    transform = {**asdict(training.augment), "mean": list(data.mean), "std": list(data.std)}
+    if isinstance(samples.inputs, Images):  # whose digest includes their transform
+        images = samples.inputs
+        transform |= {"function": images.transform, "digest of the code": digest_of({"code": images.code.hex()})}
+        samples = replace(samples, inputs=replace(images, transform=None, code=b""))
     return Fingerprint(
-        teacher=network_digest(teacher),
-        data=data.train.without(training.exclude).digest(),
-        transform={"augment": asdict(training.augment), "mean": list(data.mean), "std": list(data.std)},
+        weights=weights_digest(teacher),
+        structure=structure_digest(teacher),
+        data=samples.digest(),
+        transform=transform,
         seed=block.seed,
         views=block.views or 1,
         taps=formats(block, taps),
@@ -179,12 +176,10 @@ def keep(
     training: Training,
     engine: Engine,
 ) -> Generator[Estimate | Progress, None, Store]:
-    """Build the store unless it is there, whatever of it is there whole being kept, and give it.
-
-    What a new one will take comes first.
+    """Build the store, or finish or repair it, and open it. The estimate of a new store is yielded first.
 
     Raises:
-        LimbeckError: the folder holds another store; the disk has too little room.
+        LimbeckError: the folder holds another store; the disk has not enough space.
     """
     expected = fingerprint(block, teacher, taps, data, training, engine)
     batches = training_batches(data, training, seed=block.seed, engine=engine)
@@ -193,26 +188,26 @@ def keep(
         if begun(folder) is None:
             timed = max(1, min(3, len(batches) * expected.views // 50))  # not much beside the work itself
             yield estimate(folder, reader, batches, fingerprint=expected, rows=rows, batches=timed)
-        yield from build(folder, reader, batches, fingerprint=expected, rows=rows)
-    return Store(folder, expected)
+        checksums = yield from build(folder, reader, batches, fingerprint=expected, rows=rows)
+    return Store(folder, expected, checksums)
 
 
 def soft_label_table(block: TeacherBlock, data: Data, training: Training) -> TableStore | None:
-    """The rows of a teacher that is a table of soft labels; None where it is a network.
+    """The rows of a teacher that is a table of soft labels; None if the teacher is a network.
 
     Raises:
-        LimbeckError: the table or the data does not say which file a row is of; images are missing in it.
+        LimbeckError: the data has no files; the table cannot be read, or has no row for a file.
     """
     if block.table is None:
         return None
     names = data.train.without(training.exclude).names
     if names is None:
-        raise LimbeckError("teacher.table names its rows by image files, but the data has none: use the source folder")
+        raise LimbeckError("teacher.table has a row for each file, but the data has no files: use the source folder")
     return TableStore(rows_for(read_table(Path(block.table), block.values), names, data.classes))
 
 
 def cached(training: Training, block: CacheBlock) -> Training:
-    """The training over the views that are kept."""
+    """The training, over the stored views."""
     return replace(training, views=block.views, view_seed=block.seed) if block.use else training
 
 
@@ -226,44 +221,37 @@ def outputs(
     training: Training,
     engine: Engine,
 ) -> Generator[StoreEstimate | StoreProgress, None, Outputs | None]:
-    """What the method's stages read of a recipe's teacher, where it is kept: the store is built unless it is there.
+    """The stored outputs of a recipe's teacher; None if the teacher runs at every step. Builds the store if necessary.
 
     Args:
-        recipe: with its cache decided.
-        run: its run folder.
+        recipe: with every `auto` of its cache resolved.
+        run: the run's folder.
         seed: the student's.
-        stages: of the method.
-        teacher: trained, or the stand-in of a table.
-        data: of the recipe.
-        training: of the student.
-        engine: to run the teacher with.
+        stages: the method's.
+        teacher: trained, or the placeholder of a table.
+        data: the recipe's.
+        training: the student's.
+        engine: runs the teacher.
+
+    Raises:
+        LimbeckError: the folder holds another store; the disk has not enough space; a table does not fit the data.
     """
     if not recipe.cache.use:
         return soft_label_table(recipe.teacher, data, training) if recipe.teacher else None
     job = teacher_of(recipe, seed)
-    folder = folder_of(recipe, run, job)
+    folder = store_folder(recipe, run, job.seed)
     building = keep(folder, recipe.cache, teacher, teacher_taps(stages), data, training, engine)
-    event = None
     while True:
         try:
-            progress = next(building)
+            step = next(building)
         except StopIteration as end:
-            if event is not None:
-                yield event
             store: Outputs = end.value
             return store
-        if isinstance(progress, Estimate):
-            yield StoreEstimate(job, folder, progress.bytes, progress.seconds, progress.free)
-            continue
-        event = StoreProgress(job, folder, progress.done, progress.of, progress.bytes)
-        if progress.done < progress.of:  # the last is told once, when all is on disk
-            yield event
-
-
-def folder_of(recipe: Recipe, run: Path, teacher: Job) -> Path:
-    """Where a teacher's outputs are kept: in the recipe's folder for them, or in that of the run."""
-    parent = Path(recipe.cache.folder) if recipe.cache.folder else run / "store"
-    return parent / f"{teacher.arm}-seed{teacher.seed}"
+        yield (
+            StoreEstimate(job, folder, step.bytes, step.seconds, step.free)
+            if isinstance(step, Estimate)
+            else StoreProgress(job, folder, step.done, step.total, step.bytes)
+        )
 
 
 def check(
@@ -275,10 +263,11 @@ def check(
     training: Training,
     engine: Engine,
 ) -> Verification:
-    """Compare a finished store with the teacher on random rows, others each time.
+    """Compare a finished store with its teacher on random rows, which are others at each call.
 
     Raises:
-        LimbeckError: it is not finished, damaged, of something else, or a row is not what the teacher gives.
+        LimbeckError: the store is not finished, damaged or built from something else; a row is not what the teacher
+            gives.
     """
     store = Store(folder, fingerprint(block, teacher, taps, data, training, engine))
     batches = training_batches(data, training, seed=block.seed, engine=engine)
@@ -287,7 +276,7 @@ def check(
 
 
 def build_now(building: Generator[Estimate | Progress, None, Store]) -> Store:
-    """The store, for who does not watch it being built."""
+    """Build a store without showing progress, and return it."""
     while True:
         try:
             next(building)

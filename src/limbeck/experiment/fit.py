@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.cache import network_digest, tensors_digest
+from limbeck.cache.fingerprint import structure_digest, weights_digest
 from limbeck.core import Method, Networks, Outputs, Stage
 from limbeck.evaluate import bias_study
 from limbeck.experiment.events import Event, Finished, Found, Job, Started, Track, Trained
@@ -119,11 +119,11 @@ def _trained_as(one: Fit, identity: str) -> str:
     student = one.networks["student"]
     few = data.train.select(torch.arange(min(2, len(data.train))))
     # what it gives, because a digest does not see a forward's code
-    given = tensors_digest({"logits": outputs_of(student, few, data, engine, name="student")})
+    given = outputs_of(student, few, data, engine, name="student").tolist()
     parts = {
         "seed": one.job.seed,
         "recipe": identity,
-        "student": [network_digest(student), given],
+        "student": [weights_digest(student), structure_digest(student), given],
         "views": [training.views, training.view_seed],
         "data": [one.workspace.samples.digest(), data.mean, data.std],
         "engine": [str(engine.device), engine.precision, engine.compile, torch.get_num_threads()],

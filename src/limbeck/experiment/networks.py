@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.cache import BlackBox
+from limbeck.cache.blackbox import BlackBox
 from limbeck.core import Batch, LimbeckError, Stage
 from limbeck.data import Data, normalise
 from limbeck.files.paths import expanded

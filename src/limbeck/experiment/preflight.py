@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from limbeck.cache import free_bytes
+from limbeck.cache.building import free_bytes
 from limbeck.core import LimbeckError, Method, Stage, Tap
 from limbeck.data import Data
 from limbeck.evaluate import macs

@@ -1,30 +1,23 @@
-"""The stores of an experiment's teachers, apart from its run: built, looked at, compared with the teachers."""
+"""Build the stores of an experiment's teachers, and compare them with the teachers, without a run."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
-from limbeck.cache import info
+from limbeck.cache.manifest import info
 from limbeck.core import LimbeckError
 from limbeck.experiment.arms import teacher_of
-from limbeck.experiment.caching import check, folder_of, teacher_taps
+from limbeck.experiment.caching import check, teacher_taps
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Job, StoreVerified, Track
 from limbeck.experiment.run import Experiment
+from limbeck.experiment.store_folders import NOTHING, store_folder
 from limbeck.recipe.blocks import TeacherBlock
 
 
-def stores(experiment: Experiment) -> dict[Job, Path]:
-    """Each teacher, and where its outputs are kept, or would be."""
-    _block(experiment)
-    path = experiment.folder.path
-    return {job: folder_of(experiment.recipe, path, job) for job in _teachers(experiment)}
-
-
 def build_stores(experiment: Experiment, track: Track = lambda job, epochs, batches: batches) -> Iterator[Event]:
-    """Build the store of each teacher's outputs; teachers that the recipe trains are trained first, for the run.
+    """Build the store of each teacher's outputs. Teachers that the recipe trains are trained first, for the run.
 
     Raises:
-        LimbeckError: there is nothing to keep; the disk has too little room; a folder holds another store.
+        LimbeckError: the recipe stores nothing; the disk has not enough space; a folder holds another store.
     """
     block = _block(experiment)
     if block.train is not None:
@@ -38,16 +31,19 @@ def compare_stores(experiment: Experiment) -> Iterator[Event]:
     """Compare each store with its teacher on random rows.
 
     Raises:
-        LimbeckError: a store is not finished, damaged, of something else, or a row is not what the teacher gives.
+        LimbeckError: a store is not finished, damaged or built from something else; a row is not what the teacher
+            gives.
     """
-    block = _block(experiment)
-    for folder in stores(experiment).values():
-        info(folder)  # says what is missing before anything is restored
-    for job, folder in stores(experiment).items():
-        run = experiment.folder.path
+    block, run = _block(experiment), experiment.folder.path
+    folders = {job: store_folder(experiment.recipe, run, job.seed) for job in _teachers(experiment)}
+    for folder in folders.values():
+        info(folder)  # a store that does not exist is reported before any teacher is loaded
+    for job, folder in folders.items():
         names = [job] if block.members == 1 else [Job("member", job.seed, number) for number in range(block.members)]
         if block.train is not None and any(experiment.folder.result(str(name)) is None for name in names):
-            raise LimbeckError(f"{job}, which the store is of, was not trained in {run}: name its run folder by --out")
+            raise LimbeckError(
+                f"{job}, whose outputs are stored, was not trained in {run}: name its run folder by --out"
+            )
         seed = _teachers(experiment)[job]
         teacher = yield from experiment.teacher(block, seed, lambda job, epochs, batches: batches)
         stages, training = experiment.reading(seed, teacher)
@@ -59,12 +55,12 @@ def compare_stores(experiment: Experiment) -> Iterator[Event]:
 def _block(experiment: Experiment) -> TeacherBlock:
     block = experiment.recipe.teacher
     if block is None or not experiment.recipe.cache.use:
-        raise LimbeckError("the recipe has no teacher whose outputs can be kept")
+        raise LimbeckError(NOTHING)
     return block
 
 
 def _teachers(experiment: Experiment) -> dict[Job, int]:
-    """Each teacher with a seed that it is of."""
+    """Each teacher, and the seed of a student that learns from it."""
     found: dict[Job, int] = {}
     for seed in experiment.recipe.seeds:
         found.setdefault(teacher_of(experiment.recipe, seed), seed)
