@@ -1,7 +1,9 @@
 """The Python call beside a run: several seeds, a folder to resume from, progress, threads."""
 
 import re
+import tempfile
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 import limbeck
 from limbeck.core import LimbeckError
 from limbeck.experiment.results import read
+from limbeck.methods import METHODS
 from limbeck.train.threads import SMALL, threads_for
 
 QUICK = {"epochs": 2, "batch_size": 16, "device": "cpu", "precision": "32", "compile": False, "cache": False}
@@ -115,6 +118,42 @@ def test_a_finished_call_is_read_from_its_folder(data, teacher, tmp_path):
     _, result = limbeck.distill(teacher, again, data, out=tmp_path, on_epoch=stops_after(1), **QUICK)
     assert same(student, again)
     assert result.method == "kd"
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Where the process may write: the working folder and the one of temporary files; the files that lie there."""
+    folders = [tmp_path / "here", tmp_path / "temporary"]
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.chdir(folders[0])
+    monkeypatch.setattr(tempfile, "tempdir", str(folders[1]))
+    return lambda: [path.name for folder in folders for path in folder.rglob("*") if not path.is_dir()]
+
+
+def in_two_stages(setup):
+    """A run folder has the student's weights after the first stage as well."""
+    (stage,) = METHODS["kd"](setup)
+    return replace(stage, name="first"), replace(stage, name="second")
+
+
+@pytest.mark.parametrize("method", ["kd", in_two_stages, "mutual"])
+def test_without_a_folder_no_file_is_written(data, teacher, elsewhere, method):
+    seen = []
+    note = lambda arm, epoch: seen.append(elsewhere())  # noqa: E731
+    _, result = limbeck.distill(teacher, network(), data, method=method, seeds=(0, 1), on_epoch=note, **QUICK)
+    assert len(seen) >= 8
+    assert not any(seen)
+    assert elsewhere() == []
+    assert {one.weights_sha256 for one in result.runs} == {None}
+
+
+def test_without_a_folder_the_teachers_outputs_alone_are_written_and_removed(data, teacher, elsewhere):
+    seen = []
+    note = lambda arm, epoch: seen.append(elsewhere())  # noqa: E731
+    limbeck.distill(teacher, network(), data, on_epoch=note, **QUICK | {"cache": True})
+    assert set(seen[-1]) == {"manifest.json", "tap0-view000-shard0000.safetensors"}
+    assert elsewhere() == []
 
 
 @pytest.mark.parametrize("changed", ["student", "teacher", "data", "option"])
