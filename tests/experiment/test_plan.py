@@ -340,7 +340,7 @@ def test_distilling_from_a_store_is_distilling_beside_the_teacher_on_the_same_vi
     assert len(losses["kept"]) == 6
 
 
-def test_what_hinders_a_store_is_said_before_any_training(data, tmp_path):
+def test_what_prevents_a_store_is_said_before_any_training(data, tmp_path):
     def never(arm, epoch):
         raise AssertionError("trained before the store was refused")
 

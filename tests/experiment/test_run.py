@@ -529,7 +529,7 @@ def test_an_ensemble_that_is_interrupted_is_resumed(monkeypatch):
     assert same_runs("run", "whole")
 
 
-def test_a_log_whose_last_line_was_cut_short_is_mended(monkeypatch):
+def test_a_log_whose_last_line_was_cut_short_is_repaired(monkeypatch):
     monkeypatch.setattr("limbeck.experiment.folder.CHECKPOINT_SHARE", 1e9)
     finish(experiment(folder="whole"))
     stop_after(experiment(), 5)
