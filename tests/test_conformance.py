@@ -296,7 +296,7 @@ def test_runs_from_a_recipe(name, tmp_path, teacher_file):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # all JSON is YAML
     trial = Experiment(smoke(read(tmp_path / "recipe.yaml")), tmp_path / "run")
     (last,) = [event for event in trial.run() if isinstance(event, Finished) and event.job.arm == name]
-    assert 0 <= last.result["test"]["accuracy"] <= 1
+    assert 0 <= last.result.test.accuracy <= 1
     assert (tmp_path / "run" / "student.safetensors").is_file()
 
 

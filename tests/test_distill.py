@@ -1,8 +1,9 @@
 """The Python call beside a run: several seeds, a folder to resume from, progress, threads."""
 
-import json
 import re
+import tempfile
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 
 import limbeck
 from limbeck.core import LimbeckError
+from limbeck.experiment.results import read
+from limbeck.methods import METHODS
 from limbeck.train.threads import SMALL, threads_for
 
 QUICK = {"epochs": 2, "batch_size": 16, "device": "cpu", "precision": "32", "compile": False, "cache": False}
@@ -56,9 +59,9 @@ def test_several_seeds_give_means_and_the_student_of_the_first(data, teacher):
     student = network()
     trained, result = limbeck.distill(teacher, student, data, seeds=(3, 4), **QUICK)
     assert trained is student
-    assert (result["seed"], result["seeds"]) == (3, [3, 4])
-    assert result["summary"]["kd"]["accuracy"]["n"] == result["summary"]["alone"]["accuracy"]["n"] == 2
-    assert sorted((run["arm"], run["seed"]) for run in result["runs"]) == [
+    assert (result.student.seed, result.seeds) == (3, (3, 4))
+    assert result.summary["kd"].accuracy.n == result.summary["alone"].accuracy.n == 2
+    assert sorted((run.arm, run.seed) for run in result.runs) == [
         *(("alone", seed) for seed in (3, 4)),
         *(("kd", seed) for seed in (3, 4)),
         ("teacher", 3),
@@ -68,8 +71,8 @@ def test_several_seeds_give_means_and_the_student_of_the_first(data, teacher):
     assert same(one, student)
     second = network()
     _, other = limbeck.distill(teacher, second, data, seed=4, **QUICK)
-    of_second = next(run for run in result["runs"] if (run["arm"], run["seed"]) == ("kd", 4))
-    assert of_second["test"] == other["student"]["test"]
+    of_second = next(run for run in result.of("kd") if run.seed == 4)
+    assert of_second.test == other.student.test
 
 
 def test_a_function_builds_the_student_of_every_seed_and_arm_anew(data, teacher):
@@ -84,7 +87,7 @@ def test_a_function_builds_the_student_of_every_seed_and_arm_anew(data, teacher)
     assert isinstance(student, nn.Sequential)
     times = Counter(tuple(start.flatten().tolist()) for start in starts)
     assert sorted(times.values())[-2:] == [2, 2]  # alone and kd of a seed start alike, seeds do not
-    assert result["summary"]["kd"]["accuracy"]["n"] == 2
+    assert result.summary["kd"].accuracy.n == 2
 
 
 def test_a_function_that_builds_no_module_is_refused(data, teacher):
@@ -105,9 +108,8 @@ def test_a_stopped_call_goes_on_from_its_folder_to_the_same_bits(data, teacher, 
     )
     assert same(whole, resumed)
     assert len(told) == 4 - count
-    for role in ("alone", "student"):
-        assert result[role]["test"] == expected[role]["test"]
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["student"]["test"] == result["student"]["test"]
+    assert (result.alone.test, result.student.test) == (expected.alone.test, expected.student.test)
+    assert read(tmp_path / "run") == result
 
 
 def test_a_finished_call_is_read_from_its_folder(data, teacher, tmp_path):
@@ -115,7 +117,43 @@ def test_a_finished_call_is_read_from_its_folder(data, teacher, tmp_path):
     limbeck.distill(teacher, student, data, out=tmp_path, **QUICK)
     _, result = limbeck.distill(teacher, again, data, out=tmp_path, on_epoch=stops_after(1), **QUICK)
     assert same(student, again)
-    assert result["method"] == "kd"
+    assert result.method == "kd"
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Where the process may write: the working folder and the one of temporary files; the files that lie there."""
+    folders = [tmp_path / "here", tmp_path / "temporary"]
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.chdir(folders[0])
+    monkeypatch.setattr(tempfile, "tempdir", str(folders[1]))
+    return lambda: [path.name for folder in folders for path in folder.rglob("*") if not path.is_dir()]
+
+
+def in_two_stages(setup):
+    """A run folder has the student's weights after the first stage as well."""
+    (stage,) = METHODS["kd"](setup)
+    return replace(stage, name="first"), replace(stage, name="second")
+
+
+@pytest.mark.parametrize("method", ["kd", in_two_stages, "mutual"])
+def test_without_a_folder_no_file_is_written(data, teacher, elsewhere, method):
+    seen = []
+    note = lambda arm, epoch: seen.append(elsewhere())  # noqa: E731
+    _, result = limbeck.distill(teacher, network(), data, method=method, seeds=(0, 1), on_epoch=note, **QUICK)
+    assert len(seen) >= 8
+    assert not any(seen)
+    assert elsewhere() == []
+    assert {one.weights_sha256 for one in result.runs} == {None}
+
+
+def test_without_a_folder_the_teachers_outputs_alone_are_written_and_removed(data, teacher, elsewhere):
+    seen = []
+    note = lambda arm, epoch: seen.append(elsewhere())  # noqa: E731
+    limbeck.distill(teacher, network(), data, on_epoch=note, **QUICK | {"cache": True})
+    assert set(seen[-1]) == {"manifest.json", "tap0-view000-shard0000.safetensors"}
+    assert elsewhere() == []
 
 
 @pytest.mark.parametrize("changed", ["student", "teacher", "data", "option"])
@@ -231,8 +269,8 @@ def test_a_peer_that_learns_as_well_may_begin_untrained():
     with torch.no_grad():
         peer[2].weight.zero_()
     _, result = limbeck.distill(peer, network(), data, method="mutual", **QUICK)
-    assert "teacher_after" in result
-    assert [note for note in result["notes"] if note.endswith("before the method trains it")]
+    assert result.student.teacher_after is not None
+    assert [note for note in result.notes if note.endswith("before the method trains it")]
 
 
 class Curved(nn.Sequential):
@@ -260,7 +298,7 @@ def test_what_a_resumed_call_finds_wrong_is_told(data, teacher, tmp_path, capsys
     limbeck.distill(teacher, network(), data, out=tmp_path, **QUICK)
     (tmp_path / "result.json").write_text("{}")
     _, result = limbeck.distill(teacher, network(), data, out=tmp_path, progress=True, **QUICK)
-    (note,) = [note for note in result["notes"] if "result.json was damaged" in note]
+    (note,) = [note for note in result.notes if "result.json was damaged" in note]
     assert capsys.readouterr().err.count(note) == 1
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import limbeck
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
@@ -24,11 +25,11 @@ def test_the_example_runs_and_gives_the_student_and_its_figures():
     found = {}
     exec(compile(example(), "README.md", "exec"), found)
     student, result = found["student"], found["result"]
-    assert sum(parameter.numel() for parameter in student.parameters()) == result["student"]["parameters"] == 7510
-    assert result["teacher"]["test"]["accuracy"] > 0.95
-    assert result["student"]["test"]["accuracy"] > 0.85
-    assert result["student"]["test"]["agreement"] > 0.85
-    assert result["method"] == "kd"
+    assert sum(parameter.numel() for parameter in student.parameters()) == result.student.parameters == 7510
+    assert result.teacher.test.accuracy > 0.95
+    assert result.student.test.accuracy > 0.85
+    assert result.student.test.agreement > 0.85
+    assert result.method == "kd"
 
 
 def test_the_example_is_at_most_ten_lines():

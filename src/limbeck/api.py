@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -154,7 +154,8 @@ def distill(
             _follow(experiment, on_epoch, progress)
     trained = experiment.networks[name]
     trained.zero_grad(set_to_none=True)
-    return (student if isinstance(student, nn.Module) else trained).eval(), experiment.result
+    result = replace(experiment.result, notes=experiment.notes)  # with what a resumed folder was found to lack
+    return (student if isinstance(student, nn.Module) else trained).eval(), result
 
 
 def _follow(experiment: Experiment, on_epoch: OnEpoch | None, progress: bool | None) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import limbeck
 from limbeck.cli import app, catalogue, run
 from limbeck.errors import LimbeckError
 from limbeck.evaluate import parameters
+from limbeck.experiment import results
 from limbeck.experiment.run import Experiment
 from limbeck.files.atomic import read_sealed, write_sealed
 from limbeck.methods import METHODS
@@ -63,14 +65,7 @@ def changed(*settings):
 
 
 def result_of(folder):
-    return json.loads((Path(folder) / "result.json").read_text())
-
-
-def untimed(value):
-    """Figures without the times, which differ from run to run."""
-    if isinstance(value, dict):
-        return {key: untimed(inner) for key, inner in value.items() if not key.startswith("latency")}
-    return [untimed(inner) for inner in value] if isinstance(value, list) else value
+    return results.read(Path(folder))
 
 
 def same_weights(one, other):
@@ -186,7 +181,7 @@ def test_the_demo_shows_teacher_alone_and_student():
     shown = limbeck_does("demo")
     assert "demo: 64 training" in shown
     assert "written: runs/demo/result.json and runs/demo/student.safetensors" in shown
-    assert result_of("runs/demo")["name"] == "demo"
+    assert result_of("runs/demo").name == "demo"
 
 
 @pytest.mark.usefixtures("quick_demo")
@@ -197,7 +192,7 @@ def test_a_second_demo_replaces_the_first_and_nothing_else():
     (Path("here") / "alone" / "seed7").mkdir()
     (Path("here") / "result.json").write_text("old")
     limbeck_does("demo", "--out", "here")
-    assert result_of("here")["name"] == "demo"
+    assert result_of("here").name == "demo"
     assert len((Path("here") / "metrics.jsonl").read_text().splitlines()) == len(first.splitlines())
     assert not (Path("here") / "alone" / "seed7").exists()
     assert (Path("here") / "notes.txt").read_text() == "mine"
@@ -215,7 +210,7 @@ def test_the_demo_never_deletes_the_run_of_another_recipe(name):
 def test_the_demos_recipe_is_there():
     shown = limbeck_does("run", "digits_kd", "--smoke")
     assert "digits_kd-smoke: 256 training" in shown
-    assert result_of("runs/digits_kd-smoke")["seeds"] == [0]
+    assert result_of("runs/digits_kd-smoke").seeds == (0,)
 
 
 def test_one_of_our_recipes_is_found_by_the_path_it_has_in_the_repository():
@@ -255,7 +250,7 @@ def test_set_and_seed_change_the_recipe_and_out_the_folder():
     runs("--seed", 7, "--out", "elsewhere/x", *changed("train.epochs=3", "method.temperature=2", "baseline=false"))
     assert not Path("runs").exists()
     result = result_of("elsewhere/x")
-    assert (result["seed"], result["seeds"], result["alone"]) == (7, [7], None)
+    assert (result.student.seed, result.seeds, result.alone) == (7, (7,), None)
     lines = [json.loads(line) for line in Path("elsewhere/x/metrics.jsonl").read_text().splitlines()]
     assert [(line["job"], line["epoch"]) for line in lines] == [("teacher/seed7", 1)] + [
         ("kd/seed7", epoch) for epoch in (1, 2, 3)
@@ -267,8 +262,8 @@ def test_smoke_is_a_run_of_its_own_beside_the_whole_one():
     runs()
     shown = runs("--smoke", *changed("seeds=[3,4]", "train.epochs=9"))
     assert "tiny-smoke: " in shown
-    assert result_of("runs/tiny-smoke")["seeds"] == [3]
-    assert result_of("runs/tiny")["seeds"] == [0]
+    assert result_of("runs/tiny-smoke").seeds == (3,)
+    assert result_of("runs/tiny").seeds == (0,)
 
 
 def test_a_finished_run_that_is_resumed_trains_nothing_and_says_the_same():
@@ -279,7 +274,7 @@ def test_a_finished_run_that_is_resumed_trains_nothing_and_says_the_same():
     shown = runs("--resume", *changed("seeds=[0,1]"))
     assert shown.count("(not trained in this run): test accuracy") == 6
     assert "going on" not in shown
-    assert untimed(result_of("runs/tiny")) == untimed(before)
+    assert result_of("runs/tiny") == before
     assert {path: path.read_bytes() for path in files} == kept
 
 
@@ -403,9 +398,9 @@ def test_a_student_learns_without_a_teacher():
     shown = runs()
     assert "fewer errors" not in shown
     result = result_of("runs/lone")
-    assert result["teacher"] is None
-    assert result["student"]["arm"] == result["alone"]["arm"] == "alone"
-    assert "agreement" not in result["student"]["test"]
+    assert result.teacher is None
+    assert result.student.arm == result.alone.arm == "alone"
+    assert result.student.test.agreement is None
 
 
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
@@ -416,14 +411,14 @@ def test_an_ensemble_teaches(mean, method):
     members = [f"runs/tiny/member/seed0-{number}/teacher.safetensors" for number in (0, 1)]
     networks = [load_network(Path(member))[0].eval() for member in members]
     assert not same_weights(*members)
-    assert result["teacher"]["parameters"] == parameters(Ensemble(networks, mean))
+    assert result.teacher.parameters == parameters(Ensemble(networks, mean))
     data = limbeck.load("digits", limit=64)
     inputs = limbeck.data.normalise(data.test.inputs, data.mean, data.std)
     with torch.no_grad():
         predicted = Ensemble(networks, mean)(inputs).argmax(dim=1)
-    assert result["teacher"]["test"]["errors"] == int((predicted != data.test.targets).sum())
-    assert [run["arm"] for run in result["runs"]] == 2 * ["member", "member", "teacher", "alone", method]
-    assert set(result["summary"]) == {"teacher", "alone", method}
+    assert result.teacher.test.errors == int((predicted != data.test.targets).sum())
+    assert [run.arm for run in result.runs] == 2 * ["member", "member", "teacher", "alone", method]
+    assert set(result.summary) == {"teacher", "alone", method}
 
 
 def test_an_ensemble_is_resumed():
@@ -432,20 +427,18 @@ def test_an_ensemble_is_resumed():
     before = result_of("runs/tiny")
     shown = runs("--resume", *settings)
     assert shown.count("(not trained in this run)") == 4
-    assert untimed(result_of("runs/tiny")) == untimed(before)
+    assert result_of("runs/tiny") == before
 
 
 def test_a_teacher_comes_from_a_file_or_a_run_folder():
     runs("--out", "first", *changed("teacher.train.epochs=4"))
-    trained = result_of("first")["teacher"]["test"]
+    trained = result_of("first").teacher.test
     file = "first/teacher/seed0/teacher.safetensors"
-    results = []
     for number, (weights, model) in enumerate([(file, True), (file, False), ("first/teacher/seed0", False)]):
         gone = ["teacher.train=null", "allow=[chance]", *([] if model else ["teacher.model=null"])]
         shown = runs("--out", f"again{number}", *changed(f"teacher.weights={weights}", *gone))
         assert "teacher/seed0 (not trained in this run): test accuracy" in shown
-        results.append(result_of(f"again{number}"))
-        assert results[-1]["teacher"]["test"] == trained
+        assert result_of(f"again{number}").teacher.test == trained
         assert same_weights(f"again{number}/student.safetensors", "again0/student.safetensors")
     assert not Path("again0/teacher").exists()
 
@@ -453,21 +446,18 @@ def test_a_teacher_comes_from_a_file_or_a_run_folder():
 def test_a_student_becomes_the_next_teacher():
     runs("--out", "first")
     runs("--out", "second", *changed("teacher={weights: first}", "allow=[chance]"))
-    assert result_of("second")["teacher"]["test"] == {
-        key: value
-        for key, value in result_of("first")["student"]["test"].items()
-        if key not in ("agreement", "kl_to_teacher")
-    }
+    student = result_of("first").student.test
+    assert result_of("second").teacher.test == replace(student, agreement=None, kl_to_teacher=None)
 
 
 def test_a_list_of_files_is_an_ensemble():
     runs("--out", "first", *changed("seeds=[0,1]"))
     files = [f"first/teacher/seed{seed}/teacher.safetensors" for seed in (0, 1)]
     runs("--out", "second", *changed(f"teacher={{weights: [{', '.join(files)}], mean: geometric}}", "allow=[chance]"))
-    one = result_of("first")["teacher"]
-    assert result_of("second")["teacher"]["parameters"] == 2 * one["parameters"]
+    one = result_of("first").teacher
+    assert result_of("second").teacher.parameters == 2 * one.parameters
     runs("--out", "third", *changed(f"teacher={{weights: ['{files[0]}']}}", "allow=[chance]"))
-    assert result_of("third")["teacher"]["test"] == one["test"]
+    assert result_of("third").teacher.test == one.test
 
 
 def test_the_student_starts_from_a_file():
@@ -487,9 +477,9 @@ def test_the_student_is_the_users_own_network(tmp_path):
         "    return nn.Sequential(nn.Flatten(), nn.Linear(size, width), nn.ReLU(), nn.Linear(width, classes))\n"
     )
     runs(*changed("student.model='net.py:make'", "method.student_layer='3'"))
-    assert result_of("runs/tiny")["student"]["parameters"] == 64 * 8 + 8 + 8 * 10 + 10
+    assert result_of("runs/tiny").student.parameters == 64 * 8 + 8 + 8 * 10 + 10
     runs("--out", "wide", *changed("student.model={name: 'net.py:make', width: 5}"))
-    assert result_of("wide")["student"]["parameters"] == 64 * 5 + 5 + 5 * 10 + 10
+    assert result_of("wide").student.parameters == 64 * 5 + 5 + 5 * 10 + 10
     network, spec = load_network(Path("wide/student.safetensors"), model="net.py:make")
     assert spec.options == {"width": 5}
     assert network[1].out_features == 5
@@ -524,10 +514,14 @@ def test_a_methods_page_keeps_its_brackets(monkeypatch):
     assert "share lies in [a, b]" in " ".join(limbeck_does("methods").split())
 
 
-def test_the_pages_of_the_methods_are_written_into_a_folder(monkeypatch):
+def test_the_pages_and_the_signatures_of_the_methods_are_written(monkeypatch):
+    signatures = Path("signatures.json")
+    signatures.write_text("those before")
+    monkeypatch.setattr("limbeck.recipe.signatures.FILE", signatures)  # not the file of the source tree
     monkeypatch.setattr(catalogue, "METHODS", {name: METHODS[name] for name in ("kd", "alone")})
     assert limbeck_does("methods", "--write", "pages") == ""
     assert {file.name: file.read_text() for file in Path("pages").iterdir()} == catalogue.method_pages()
+    assert signatures.read_text() == catalogue.signatures()
 
 
 def test_an_unknown_method_is_refused_with_the_nearest():
@@ -620,14 +614,14 @@ def test_the_commands_of_the_store_say_which_code_they_run(command):
 
 
 @pytest.mark.parametrize(
-    ("file", "place"),
+    ("file", "place", "code", "said"),
     [
-        ("kd/seed0/result.json", ("parameters",)),
-        ("kd/seed0/result.json", ("test", "agreement")),
-        ("result.json", ("teacher", "latency_ms")),
+        ("kd/seed0/result.json", ("parameters",), 2, "holds no figures of a network (parameters: "),
+        ("kd/seed0/result.json", ("test", "agreement"), 2, "holds no figures of a network (test.agreement: "),
+        ("result.json", ("teacher", "latency", "median_ms"), 0, "it is made anew"),
     ],
 )
-def test_figures_that_are_no_numbers_give_no_traceback(file, place):
+def test_figures_that_are_no_numbers_give_no_traceback(file, place, code, said):
     runs()
     path = Path("runs/tiny") / file
     values = read_sealed(path)
@@ -636,5 +630,4 @@ def test_figures_that_are_no_numbers_give_no_traceback(file, place):
         inner = inner[key]
     inner[place[-1]] = [[1]]
     write_sealed(path, values)
-    printed = runs("--resume", code=0 if file == "result.json" else 2)
-    assert "holds no figures" in printed
+    assert said in runs("--resume", code=code)

@@ -22,7 +22,7 @@ from limbeck.experiment.caching import (
     soft_label_table,
     teacher_taps,
 )
-from limbeck.experiment.plan import Training, training_batches
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.optimizers import sgd
 from limbeck.recipe.blocks import CacheBlock, TeacherBlock
 from limbeck.schedules import constant

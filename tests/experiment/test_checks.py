@@ -15,7 +15,8 @@ from limbeck.data import arrays
 from limbeck.data.split import Data, Split
 from limbeck.evaluate import macs
 from limbeck.experiment.checks import check_run, check_teacher, refuse_shared, unwrapped
-from limbeck.experiment.plan import Training, plan
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble
 from limbeck.optimizers import sgd

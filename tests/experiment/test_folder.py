@@ -1,18 +1,46 @@
 import json
 import os
 import shutil
+from hashlib import sha256
 
 import pytest
 import torch
 
 from limbeck.core import LimbeckError
+from limbeck.evaluate import Figures
 from limbeck.experiment.folder import CHECKPOINT_SHARE, RunFolder
+from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, summarise
 from limbeck.experiment.runfiles import clear
 from limbeck.files import checkpoint
 from limbeck.files.atomic import NoSpace, append, read_sealed, write, write_sealed
 
-FIGURES = {"arm": "kd", "seed": 0, "test": {"accuracy": 0.7, "errors": 3, "samples": 10}}
+TEST = Figures(accuracy=0.7, errors=3, samples=10, cross_entropy=0.5, ece=0.1)
 RECIPE = "name: tiny\nepochs: 3\nseed: 0\n"
+
+
+def result_of(name="kd/seed0", **figures):
+    """A network's result."""
+    arm, seed = name.split("/seed")
+    given = {"arm": arm, "seed": int(seed), "member": None, "test": TEST, "validation": None}
+    return NetworkResult(**given, parameters=9, macs=8, file_bytes=36, **figures)
+
+
+def run_of(*runs):
+    """A run's result."""
+    return RunResult(
+        schema=SCHEMA,
+        name="tiny",
+        method="kd",
+        seeds=(0,),
+        teacher=None,
+        student=runs[0],
+        alone=None,
+        summary=summarise(runs),
+        splits={},
+        notes=(),
+        decided={},
+        runs=runs,
+    )
 
 
 class Clock:
@@ -60,24 +88,34 @@ def crashed(path, *, at, job="kd/seed0", logged=(), lost=()):
 def finished(path, name="kd/seed0", *, weights=b"weights", epochs=2, **figures):
     """A folder with one finished network."""
     folder = opened(path)
-    arm, seed = name.split("/seed")
     for epoch in range(1, epochs + 1):
         folder.log(line(name, epoch))
-    place(path, name, weights)
-    folder.finish(name, {**FIGURES, "arm": arm, "seed": int(seed), **figures}, "student.safetensors")
+    place(folder, name, weights)
+    folder.finish(name, result_of(name, **figures), "student.safetensors")
     return path
 
 
-def place(path, name, weights=b"weights"):
-    (path / name).mkdir(parents=True, exist_ok=True)
-    (path / name / "student.safetensors").write_bytes(weights)
+@pytest.fixture(autouse=True)
+def plain_weights(monkeypatch):
+    """A network's weights are the bytes that stand for it."""
+
+    def save(network, path, *, spec):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(network)
+
+    monkeypatch.setattr("limbeck.experiment.folder.save_network", save)
+
+
+def place(folder, name, weights=b"weights"):
+    """Write what stands for a network's weights."""
+    folder.write(name, "student.safetensors", weights, None)
 
 
 def concluded(path):
     """A folder with a run that is over."""
     finished(path)
     folder = opened(path, resume=True)
-    folder.conclude({"name": "tiny", "runs": [folder.result("kd/seed0")]}, "kd/seed0")
+    folder.conclude(run_of(folder.result("kd/seed0")), "kd/seed0")
     return path
 
 
@@ -137,7 +175,7 @@ def test_clearing_deletes_the_run_and_nothing_else(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "other").mkdir()
     (tmp_path / "kd" / "seed0" / "mine.txt").write_text("mine")
-    place(tmp_path, "alone/seed1")
+    place(opened(tmp_path, resume=True), "alone/seed1")
     (tmp_path / "store" / "teacher-seed0").mkdir(parents=True)
     (tmp_path / "store" / "teacher-seed0" / "tap0-view000-shard0000.safetensors").write_text("numbers")
     clear(tmp_path)
@@ -327,9 +365,9 @@ def test_figures_that_are_not_finite_are_kept_in_the_log(tmp_path):
 def test_a_finished_network_has_its_figures(tmp_path):
     folder = opened(tmp_path)
     assert folder.result("kd/seed0") is None
-    place(tmp_path, "kd/seed0")
-    written = folder.finish("kd/seed0", FIGURES, "student.safetensors")
-    assert written == {**FIGURES, "weights_sha256": written["weights_sha256"]}
+    place(folder, "kd/seed0")
+    written = folder.finish("kd/seed0", result_of(), "student.safetensors")
+    assert written == result_of(weights_sha256=sha256(b"weights").hexdigest())
     assert folder.result("kd/seed0") == written
     again = opened(tmp_path, resume=True)
     assert again.result("kd/seed0") == written
@@ -393,8 +431,8 @@ def test_a_network_in_anothers_place_is_refused(tmp_path, there, asked):
 def test_a_network_of_another_recipe_is_refused(tmp_path):
     finished(tmp_path / "run")
     other = opened(tmp_path / "other", "name: other\n")
-    place(tmp_path / "other", "kd/seed0")
-    other.finish("kd/seed0", FIGURES, "student.safetensors")
+    place(other, "kd/seed0")
+    other.finish("kd/seed0", result_of(), "student.safetensors")
     shutil.rmtree(tmp_path / "run" / "kd")
     shutil.copytree(tmp_path / "other" / "kd", tmp_path / "run" / "kd")
     with pytest.raises(LimbeckError, match=r"result\.json is of a run of another recipe: delete .*trained again"):
@@ -437,17 +475,16 @@ def test_a_network_whose_result_is_gone_is_trained_again_and_this_is_said(tmp_pa
 def test_weights_between_stages_are_checked_on_resume(tmp_path):
     folder = opened(tmp_path)
     folder.log(line("kd/seed0", 1))
-    place(tmp_path, "kd/seed0", b"first stage")
-    folder.keep("kd/seed0", "student.safetensors")
+    place(folder, "kd/seed0", b"first stage")
     folder.save("kd/seed0", lambda: {"stage": 0, "epoch": 1})
     assert opened(tmp_path, resume=True).state("kd/seed0") == {"stage": 0, "epoch": 1}
-    place(tmp_path, "kd/seed0", b"First stage")
+    (tmp_path / "kd" / "seed0" / "student.safetensors").write_bytes(b"First stage")
     with pytest.raises(LimbeckError, match=r"student\.safetensors is missing or damaged: delete .*last\.pt to train"):
         opened(tmp_path, resume=True).state("kd/seed0")
 
 
-def test_weights_that_were_not_kept_are_not_given(tmp_path):
-    place(tmp_path, "kd/seed0")
+def test_weights_that_the_run_did_not_write_are_not_given(tmp_path):
+    place(opened(tmp_path), "kd/seed0")
     with pytest.raises(LimbeckError, match="missing or damaged: delete"):
         opened(tmp_path).weights("kd/seed0", "student.safetensors")
 
@@ -530,8 +567,8 @@ def test_a_run_that_is_over_stays_as_it_is(tmp_path):
     concluded(tmp_path)
     before = {path: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.rglob("*.*") if path.is_file()}
     folder = RunFolder(tmp_path, RECIPE, resume=True)
-    found = folder.concluded([folder.result("kd/seed0")], "kd/seed0")
-    assert found["name"] == "tiny"
+    found = folder.concluded((folder.result("kd/seed0"),), "kd/seed0")
+    assert found == run_of(folder.result("kd/seed0"))
     assert folder.notes == []
     assert {path: (path.read_bytes(), path.stat().st_ino) for path in before} == before
     assert (tmp_path / "student.safetensors").read_bytes() == b"weights"
@@ -542,7 +579,7 @@ def test_a_runs_own_figures_that_are_not_whole_are_made_anew_and_this_is_said(tm
     file = concluded(tmp_path) / "result.json"
     file.unlink() if damage == "missing" else flip(file, 15)
     folder = opened(tmp_path, resume=True)
-    assert folder.concluded([folder.result("kd/seed0")], "kd/seed0") is None
+    assert folder.concluded((folder.result("kd/seed0"),), "kd/seed0") is None
     assert f"{file} was {damage}" in folder.notes[0]
     assert "it is made anew, with latencies that are measured anew" in folder.notes[0]
 
@@ -553,7 +590,7 @@ def test_a_runs_own_figures_that_are_not_the_networks_are_made_anew_and_this_is_
     found["runs"][0]["test"]["errors"] = 0
     write_sealed(file, found)
     folder = opened(tmp_path, resume=True)
-    assert folder.concluded([folder.result("kd/seed0")], "kd/seed0") is None
+    assert folder.concluded((folder.result("kd/seed0"),), "kd/seed0") is None
     assert "did not agree with the networks' own" in folder.notes[0]
 
 
@@ -564,7 +601,7 @@ def test_a_runs_student_that_is_not_whole_is_copied_anew_and_this_is_said(tmp_pa
     if damage == "FIFO":
         os.mkfifo(file)
     folder = opened(tmp_path, resume=True)
-    assert folder.concluded([folder.result("kd/seed0")], "kd/seed0") is not None
+    assert folder.concluded((folder.result("kd/seed0"),), "kd/seed0") is not None
     assert folder.notes == [f"{file} was missing or damaged, and is copied anew"]
     assert file.read_bytes() == b"weights"
 

@@ -13,15 +13,12 @@ from limbeck.api import distill
 from limbeck.connectors import Through, linear
 from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Tap, Term, from_student, from_teacher
 from limbeck.data import Augment, arrays
-from limbeck.experiment.plan import (
-    Training,
-    label_indices,
-    logits_of,
-    measure,
-    plan,
-    time_together,
-    training_batches,
-)
+from limbeck.evaluate import file_bytes, metrics
+from limbeck.experiment.arms import label_indices
+from limbeck.experiment.events import Job
+from limbeck.experiment.measuring import measure, outputs_of
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, Workspace, training_batches
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble
 from limbeck.optimizers import sgd
@@ -32,7 +29,6 @@ from limbeck.train.engine import Engine
 ENGINE = Engine(device="cpu", precision="32")
 QUICK = {"device": "cpu", "precision": "32"}
 TRAINING = Training(epochs=2, batch_size=16, optimizer=sgd(lr=0.1), schedule=constant())
-QUALITY = {"accuracy", "errors", "samples", "cross_entropy", "ece"}
 
 
 def samples(count=90):
@@ -91,6 +87,11 @@ class Odd(nn.Module):
 
     def forward(self, inputs):
         return self.make(self.layer(inputs))
+
+
+def measured(module, data, *, teacher=None):
+    """A network's result."""
+    return measure(Job("kd", 0), module, Workspace(data, TRAINING, ENGINE), teacher=teacher).result
 
 
 # --- plan
@@ -261,48 +262,46 @@ def test_excluded_classes_are_not_trained_on(data):
     assert set(data.train.targets.tolist()) == {0, 1, 2}
 
 
-def test_logits_are_of_eval_mode_in_order_and_leave_the_network_alone(data):
+def test_outputs_are_of_eval_mode_in_order_and_leave_the_network_alone(data):
     module = network()
     before = state(module)
-    logits = logits_of(module, data.test, data, ENGINE)
+    logits = outputs_of(module, data.test, data, ENGINE)
     assert same(before, state(module))
     assert module.training
     module.eval()
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     assert torch.allclose(logits, module((data.test.inputs - mean) / std), atol=1e-5)
-    assert torch.equal(logits, logits_of(module, data.test, data, ENGINE))
+    assert torch.equal(logits, outputs_of(module, data.test, data, ENGINE))
 
 
 def test_the_figures_of_a_network(data):
     module = network()
-    figures = measure(module, data, ENGINE)
-    assert set(figures) == {"test", "validation", "parameters", "macs", "file_bytes"}
-    assert set(figures["test"]) == set(figures["validation"]) == QUALITY
-    assert figures["test"]["samples"] == len(data.test)
-    assert figures["validation"]["samples"] == len(data.validation)
-    assert figures["parameters"] == 6 * 8 + 8 + 8 + 8 + 8 * 3 + 3
-    assert figures["macs"] == 6 * 8 + 8 * 3
+    found = measure(Job("kd", 3), module, Workspace(data, TRAINING, ENGINE))
+    figures = found.result
+    assert (figures.name, figures.arm, figures.seed, figures.member) == ("kd/seed3", "kd", 3, None)
+    assert torch.equal(found.outputs, outputs_of(module, data.test, data, ENGINE))
+    assert figures.test == metrics(found.outputs, data.test.targets)
+    outputs = outputs_of(module, data.validation, data, ENGINE)
+    assert figures.validation == metrics(outputs, data.validation.targets)
+    assert figures.test.samples == len(data.test)
+    assert figures.validation.samples == len(data.validation)
+    assert figures.parameters == 6 * 8 + 8 + 8 + 8 + 8 * 3 + 3
+    assert figures.macs == 6 * 8 + 8 * 3
+    assert figures.file_bytes == file_bytes(module)
+    assert (figures.latency, figures.weights_sha256, figures.trained_as) == (None, None, None)
 
 
 def test_the_figures_beside_a_teacher(data):
     module = network()
-    guide = logits_of(module, data.test, data, ENGINE)
-    figures = measure(module, data, ENGINE, teacher=guide)
-    assert set(figures["test"]) == QUALITY | {"agreement", "kl_to_teacher"}
-    assert figures["test"]["agreement"] == 1.0
-    assert figures["test"]["kl_to_teacher"] == pytest.approx(0.0, abs=1e-9)
-    assert set(figures["validation"]) == QUALITY
+    guide = outputs_of(module, data.test, data, ENGINE)
+    figures = measured(module, data, teacher=guide)
+    assert figures.test.agreement == 1.0
+    assert figures.test.kl_to_teacher == pytest.approx(0.0, abs=1e-9)
+    assert (figures.validation.agreement, figures.validation.kl_to_teacher) == (None, None)
 
 
 def test_without_a_validation_split_it_is_not_measured():
-    figures = measure(network(), arrays(*samples(), validation=0), ENGINE)
-    assert "validation" not in figures
-
-
-def test_latency_is_of_every_network(data):
-    times = time_together(pair(), data, 3)
-    assert set(times) == {"student", "teacher"}
-    assert all(0 < time["latency_ms"] <= time["latency_p95_ms"] for time in times.values())
+    assert measured(network(), arrays(*samples(), validation=0)).validation is None
 
 
 @pytest.mark.parametrize(
@@ -336,12 +335,12 @@ def test_distilling_from_a_store_is_distilling_beside_the_teacher_on_the_same_vi
         networks = [nn.Sequential(nn.Flatten(), nn.Linear(36, 3)) for _ in range(2)]
         options = {"epochs": 3, "batch_size": 16, "augment": Augment(shift=1), "cache": cache, **QUICK}
         result = distill(*networks, data, on_epoch=lambda arm, epoch, seen=seen: seen.append(epoch.loss), **options)[1]
-        assert result["decided"]["cache"]["use"] is bool(cache)
+        assert result.decided["cache"]["use"] is bool(cache)
     assert losses["live"] == pytest.approx(losses["kept"], rel=1e-4)
     assert len(losses["kept"]) == 6
 
 
-def test_what_hinders_a_store_is_said_before_any_training(data, tmp_path):
+def test_what_prevents_a_store_is_said_before_any_training(data, tmp_path):
     def never(arm, epoch):
         raise AssertionError("trained before the store was refused")
 
@@ -364,27 +363,27 @@ def test_distilling_trains_the_student_in_place_and_measures_all(data):
     trained, result = distill(teacher, student, data, epochs=3, batch_size=16, **QUICK)
     assert trained is student
     assert not same(before, state(student))
-    assert {"method", "seed", "teacher", "student", "alone"} <= set(result)
-    assert (result["method"], result["seed"]) == ("kd", 0)
-    for role in ("teacher", "student", "alone"):
-        cost = {"parameters", "macs", "file_bytes", "latency_ms", "latency_p95_ms", "latency_disturbed"}
-        assert set(result[role]) == {"test", "validation"} | cost
-    assert set(result["student"]["test"]) == set(result["alone"]["test"]) == QUALITY | {"agreement", "kl_to_teacher"}
-    assert set(result["teacher"]["test"]) == QUALITY
-    assert result["student"]["parameters"] == result["alone"]["parameters"] < result["teacher"]["parameters"]
-    guide = logits_of(teacher, data.test, data, ENGINE)
-    assert result["student"]["test"] == measure(student, data, ENGINE, teacher=guide)["test"]
+    assert (result.method, result.seeds) == ("kd", (0,))
+    for one in (result.teacher, result.student, result.alone):
+        assert (one.seed, one.weights_sha256, one.trained_as, one.teacher_after) == (0, None, None, None)
+        assert one.validation is not None
+        assert 0 < one.latency.median_ms <= one.latency.p95_ms
+    assert None not in (result.student.test.agreement, result.alone.test.kl_to_teacher)
+    assert (result.teacher.test.agreement, result.teacher.test.kl_to_teacher) == (None, None)
+    assert result.student.parameters == result.alone.parameters < result.teacher.parameters
+    guide = outputs_of(teacher, data.test, data, ENGINE)
+    assert result.student.test == measured(student, data, teacher=guide).test
 
 
 def test_a_student_learns_what_its_teacher_knows(data):
     given = {"epochs": 40, "batch_size": 16, "optimizer": {"name": "adam", "lr": 0.02}, **QUICK}
     teacher, known = distill(None, network(32, seed=2), data, method="alone", **given)
-    assert known["student"]["test"]["accuracy"] > 0.75
-    untrained = measure(network(), data, ENGINE)["test"]["errors"]
+    assert known.student.test.accuracy > 0.75
+    untrained = measured(network(), data).test.errors
     _, result = distill(teacher, network(), data, baseline=False, **given)
-    assert result["teacher"]["test"] == known["student"]["test"]
-    assert result["student"]["test"]["errors"] < untrained
-    assert result["student"]["test"]["agreement"] > 0.7
+    assert result.teacher.test == known.student.test
+    assert result.student.test.errors < untrained
+    assert result.student.test.agreement > 0.7
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
@@ -409,7 +408,7 @@ def test_the_same_seed_gives_the_same_bits(data, method):
         teacher, student = network(16, seed=2), network()
         torch.manual_seed(disturbed)
         _, result = distill(teacher, student, data, method=method, epochs=2, batch_size=16, seed=5, **QUICK)
-        quality = [result[role]["test"] for role in ("teacher", "alone", "student")]
+        quality = [one.test for one in (result.teacher, result.alone, result.student)]
         found.append((state(student), quality))
     assert same(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
@@ -429,15 +428,14 @@ def test_the_baseline_changes_nothing_for_the_student(data):
         for baseline, student in zip((True, False), students, strict=True)
     ]
     assert same(state(students[0]), state(students[1]))
-    assert ["alone" in result for result in results] == [True, False]
+    assert [result.alone is not None for result in results] == [True, False]
 
 
 def test_the_baseline_is_the_same_student_trained_without_the_teacher(data):
     student, other = network(), copy.deepcopy(network())
     _, result = distill(network(16, seed=2), student, data, epochs=2, batch_size=16, seed=3, **QUICK)
     _, alone = distill(None, other, data, method="alone", epochs=2, batch_size=16, seed=3, **QUICK)
-    kept = {key: alone["student"]["test"][key] for key in QUALITY}
-    assert {key: result["alone"]["test"][key] for key in QUALITY} == kept
+    assert replace(result.alone.test, agreement=None, kl_to_teacher=None) == alone.student.test
 
 
 @pytest.mark.parametrize("method", ["kd", hint])
@@ -458,7 +456,7 @@ def test_a_method_is_a_name_a_block_or_a_function(data):
     for method in methods:
         students.append(network())
         _, result = distill(network(16, seed=2), students[-1], data, method=method, epochs=1, baseline=False, **QUICK)
-        names.append(result["method"])
+        names.append(result.method)
     assert names == ["kd", "kd", "kd", "mine"]
     states = [state(student) for student in students]
     assert same(states[0], states[1])
@@ -469,14 +467,15 @@ def test_a_method_is_a_name_a_block_or_a_function(data):
 def test_a_method_may_be_a_callable_without_a_name(data):
     method = partial(METHODS["kd"], temperature=2.0)
     _, result = distill(network(), network(), data, method=method, epochs=1, baseline=False, **QUICK)
-    assert result["method"] == "method"
+    assert result.method == "method"
 
 
 @pytest.mark.parametrize("method", ["alone", METHODS["alone"]])
 def test_of_the_student_alone_there_is_no_baseline(data, method):
     _, result = distill(network(16, seed=2), network(), data, method=method, epochs=1, **QUICK)
-    assert "alone" not in result
-    assert result["method"] == "alone"
+    assert [one.name for one in result.runs] == ["teacher/seed0", "alone/seed0"]
+    assert result.alone == result.student
+    assert result.method == "alone"
 
 
 def test_every_epoch_is_told(data):
@@ -626,7 +625,7 @@ def test_a_loss_that_cannot_read_its_taps_is_refused_before_training(loss, messa
         plan(method, {"student": network}, data, TRAINING)
 
 
-def test_the_rehearsal_leaves_the_state_of_a_loss_alone():
+def test_the_dry_run_leaves_the_state_of_a_loss_alone():
     data = limbeck.arrays(*samples())
     norm = nn.BatchNorm1d(3)
 
@@ -687,4 +686,4 @@ def test_a_method_that_trains_a_part_of_the_teacher_trains_a_copy():
     before = state(teacher)
     _, result = distill(teacher, network(), arrays(*samples()), method=method, epochs=1, baseline=False, **QUICK)
     assert same(before, state(teacher))
-    assert "teacher_after" in result
+    assert result.student.teacher_after is not None

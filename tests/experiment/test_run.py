@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from limbeck.core import LimbeckError, Stage
 from limbeck.data import Batches, load, normalise
 from limbeck.evaluate import metrics
 from limbeck.evaluate.bias import best_shift
+from limbeck.experiment import fit as fit_module
+from limbeck.experiment import measuring, results
 from limbeck.experiment import run as experiment_module
 from limbeck.experiment.events import Finished, Job, Started, StoreEstimate, StoreProgress, Trained
 from limbeck.experiment.run import Experiment
@@ -57,7 +60,7 @@ def finish(trial):
 
 
 def result_of(folder):
-    return json.loads((Path(folder) / "result.json").read_text())
+    return results.read(Path(folder))
 
 
 def lines_of(folder):
@@ -66,11 +69,10 @@ def lines_of(folder):
     return [{key: line[key] for key in line if "second" not in key} for line in lines]
 
 
-def untimed(value):
-    if isinstance(value, dict):
-        timed = [key for key in value if key.startswith("latency") or key == "sha256"]
-        return {key: untimed(inner) for key, inner in value.items() if key not in timed}
-    return [untimed(inner) for inner in value] if isinstance(value, list) else value
+def untimed(result):
+    """A result without the times, which differ from run to run."""
+    shown = {role: getattr(result, role) for role in ("teacher", "student", "alone")}
+    return replace(result, **{role: one and replace(one, latency=None) for role, one in shown.items()})
 
 
 def same_runs(one, other):
@@ -89,92 +91,85 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-SPREAD = {"mean": float, "deviation": (float, type(None)), "n": int}
-QUALITY = {"accuracy": float, "errors": int, "samples": int, "cross_entropy": float, "ece": float}
-LIKENESS = {"agreement": float, "kl_to_teacher": float}
-COST = {"parameters": int, "macs": int, "file_bytes": int, "weights_sha256": str}
-TIMES = {"latency_ms": float, "latency_p95_ms": float, "latency_disturbed": bool}
+def finite(value):
+    """Whether every number in plain values is."""
+    if isinstance(value, dict | list):
+        return all(finite(inner) for inner in (value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
-def fits(value, schema):
-    """Exactly these keys, of these types; a dict in the schema stands for an object."""
-    assert value.keys() == schema.keys(), (sorted(value), sorted(schema))
-    for key, kind in schema.items():
-        if isinstance(kind, dict):
-            fits(value[key], kind)
-        else:
-            assert isinstance(value[key], kind), (key, value[key])
-            assert kind is bool or not isinstance(value[key], bool)
-            assert not isinstance(value[key], float) or math.isfinite(value[key])
+def has_figures(network, *, timed):
+    """The parts that apply to a network are there, and the others are not."""
+    likeness = (network.test.agreement, network.test.kl_to_teacher)
+    assert [figure is None for figure in likeness] == [network.arm == "teacher"] * 2
+    assert (network.validation.agreement, network.validation.kl_to_teacher) == (None, None)
+    assert network.macs is not None
+    assert len(network.weights_sha256) == 64
+    assert (network.latency is not None) == timed
+    assert (network.trained_as is not None) == (network.arm == "alone")
+    assert (network.member, network.teacher_after, network.bias_shift) == (None, None, None)
 
 
-def network_schema(*, taught, timed=True):
-    split = QUALITY | (LIKENESS if taught else {})
-    return {"arm": str, "seed": int, "test": split, "validation": QUALITY, **COST, **(TIMES if timed else {})}
-
-
-def test_the_result_has_the_documented_keys_and_types():
+def test_the_result_has_what_applies_to_each_network():
     finish(experiment("seeds=[3,5]"))
     result = result_of("run")
-    gained = {"fewer_errors_than_alone": {**SPREAD, "standard_error": float}}
-    both = {"accuracy": SPREAD, "errors": SPREAD}
-    fits(
-        result,
-        {
-            "schema": int,
-            "name": str,
-            "method": str,
-            "seed": int,
-            "seeds": list,
-            "teacher": network_schema(taught=False),
-            "student": network_schema(taught=True),
-            "alone": {**network_schema(taught=True), "trained_as": str},
-            "summary": {"teacher": both, "alone": both, "kd": both | gained},
-            "splits": dict,
-            "notes": list,
-            "runs": list,
-            "recipe": str,
-            "sha256": str,
-        },
-    )
-    assert [result[key] for key in ("schema", "name", "method", "seed", "seeds")] == [1, "tiny", "kd", 3, [3, 5]]
-    assert [(result[role]["arm"], result[role]["seed"]) for role in ("teacher", "student", "alone")] == [
-        ("teacher", 3),
-        ("kd", 3),
-        ("alone", 3),
-    ]
-    assert [(run["arm"], run["seed"]) for run in result["runs"]] == [
+    assert (result.schema, result.name, result.method, result.seeds) == (2, "tiny", "kd", (3, 5))
+    shown = (result.teacher, result.student, result.alone)
+    assert [one.name for one in shown] == ["teacher/seed3", "kd/seed3", "alone/seed3"]
+    assert [(run.arm, run.seed) for run in result.runs] == [
         (arm, seed) for seed in (3, 5) for arm in ("teacher", "alone", "kd")
     ]
-    for run in result["runs"]:
-        known = {"trained_as": str} if run["arm"] == "alone" else {}
-        fits(run, network_schema(taught=run["arm"] != "teacher", timed=False) | known)
+    for one in shown:
+        has_figures(one, timed=True)
+        assert replace(one, latency=None) in result.runs
+    for one in result.runs:
+        has_figures(one, timed=False)
+    for arm, summary in result.summary.items():
+        assert (summary.accuracy.n, summary.errors.n) == (2, 2)
+        assert (summary.fewer_errors_than_alone is not None) == (arm == "kd")
+    assert set(result.splits) == {"train", "validation", "test"}
+    assert result.decided["precision"] == "32"
+    assert finite(json.loads(Path("run/result.json").read_text()))
+
+
+def test_the_result_is_what_is_written():
+    trial = experiment()
+    finish(trial)
+    assert trial.result == result_of("run")
+
+
+def test_there_is_no_result_before_the_run_is_over():
+    trial = experiment()
+    stop_after(trial, 1)
+    with pytest.raises(LimbeckError, match="the run is not over"):
+        _ = trial.result
 
 
 def test_the_summary_is_of_the_runs():
     finish(experiment("seeds=[3,5]"))
     result = result_of("run")
-    errors = {(run["arm"], run["seed"]): run["test"]["errors"] for run in result["runs"]}
+    errors = {(run.arm, run.seed): run.test.errors for run in result.runs}
     first, second = (errors["alone", seed] - errors["kd", seed] for seed in (3, 5))
-    gained = result["summary"]["kd"]["fewer_errors_than_alone"]
-    assert gained["mean"] == pytest.approx((first + second) / 2)
-    assert gained["standard_error"] == pytest.approx(abs(first - second) / 2)
-    assert result["summary"]["alone"]["errors"]["mean"] == (errors["alone", 3] + errors["alone", 5]) / 2
+    gained = result.summary["kd"].fewer_errors_than_alone
+    assert gained.mean == pytest.approx((first + second) / 2)
+    assert gained.standard_error == pytest.approx(abs(first - second) / 2)
+    assert result.summary["alone"].errors.mean == (errors["alone", 3] + errors["alone", 5]) / 2
 
 
 def test_the_figures_are_those_of_the_networks_written():
     trial = experiment()
     finish(trial)
     result, data = result_of("run"), trial.data
-    logits = {}
+    logits, shown = {}, {"teacher": result.teacher, "alone": result.alone, "student": result.student}
     for role, file in (("teacher", "teacher/seed0/teacher"), ("alone", "alone/seed0/student"), ("student", "student")):
         network, spec = load_network(Path(f"run/{file}.safetensors"))
         assert (spec.labels, spec.shape) == (data.classes, data.shape)
         with torch.no_grad():
             logits[role] = network.eval()(normalise(data.test.inputs, data.mean, data.std))
         guide = None if role == "teacher" else logits["teacher"]
-        assert result[role]["test"] == pytest.approx(metrics(logits[role], data.test.targets, teacher_logits=guide))
-        assert result[role]["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+        expected = asdict(metrics(logits[role], data.test.targets, teacher_logits=guide))
+        assert asdict(shown[role].test) == pytest.approx(expected)
+        assert shown[role].parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
 def test_the_log_has_one_line_an_epoch_with_every_term():
@@ -193,8 +188,8 @@ def test_the_log_has_one_line_an_epoch_with_every_term():
         assert line["images_per_second"] > 0
         assert line["seconds"] > 0
     last = {line["job"]: line["validation_accuracy"] for line in lines if line["epoch"] == 3}
-    for run in result_of("run")["runs"]:
-        assert run["validation"]["accuracy"] == last[f"{run['arm']}/seed{run['seed']}"]
+    for run in result_of("run").runs:
+        assert run.validation.accuracy == last[run.name]
 
 
 def test_the_events_say_what_begins_and_ends():
@@ -271,7 +266,7 @@ class Watch:
 
     def __init__(self, monkeypatch):
         self.starts, self.orders, self.states = [], [], []
-        really_run = experiment_module.run
+        really_run = fit_module.run
 
         def run(stages, networks, batches, engine, *, store=None, state=None):
             self.starts.append({name: value.clone() for name, value in networks["student"].state_dict().items()})
@@ -295,7 +290,7 @@ class Watch:
 
             yield from really_run(stages, networks, Seen(), engine, store=store, state=state)
 
-        monkeypatch.setattr(experiment_module, "run", run)
+        monkeypatch.setattr(fit_module, "run", run)
 
 
 def test_alone_and_method_start_from_the_same_weights_and_see_the_same_data(monkeypatch):
@@ -318,9 +313,9 @@ def test_the_teachers_file_and_network_stay_as_they_were_while_students_learn():
         if isinstance(event, Finished) and event.job.arm == "teacher":
             content = Path("run/teacher/seed0/teacher.safetensors").read_bytes()
         elif isinstance(event, Started) and event.job.arm == "alone":
-            before = {name: value.clone() for name, value in trial._networks["teacher"].state_dict().items()}
+            before = {name: value.clone() for name, value in trial.networks["teacher"].state_dict().items()}
     assert content == Path("run/teacher/seed0/teacher.safetensors").read_bytes()
-    after = trial._networks["teacher"].state_dict()
+    after = trial.networks["teacher"].state_dict()
     assert any("running_mean" in name for name in after)
     assert same(after, before)
     assert same(load_file("run/teacher/seed0/teacher.safetensors"), before)
@@ -329,8 +324,8 @@ def test_the_teachers_file_and_network_stay_as_they_were_while_students_learn():
 def test_without_validation_there_are_no_validation_figures():
     finish(experiment("data.validation=0"))
     result = result_of("run")
-    for network in (result["teacher"], result["student"], result["alone"], *result["runs"]):
-        assert "validation" not in network
+    for network in (result.teacher, result.student, result.alone, *result.runs):
+        assert network.validation is None
     assert {line["validation_accuracy"] for line in lines_of("run")} == {None}
 
 
@@ -339,9 +334,9 @@ def test_without_a_baseline_nothing_is_compared():
     finish(trial)
     result = result_of("run")
     assert trial.arms == ("kd",)
-    assert result["alone"] is None
-    assert set(result["summary"]) == {"teacher", "kd"}
-    assert "fewer_errors_than_alone" not in result["summary"]["kd"]
+    assert result.alone is None
+    assert set(result.summary) == {"teacher", "kd"}
+    assert result.summary["kd"].fewer_errors_than_alone is None
     assert not Path("run/alone").exists()
 
 
@@ -352,21 +347,23 @@ def test_the_omitted_class_is_studied(monkeypatch):
     finish(trial)
     result = result_of("run")
     tuned = {"errors": int, "samples_of_classes": int, "errors_on_classes": int, "share_right": float}
-    for role in ("student", "alone"):
-        study = result[role]["bias_shift"]
-        shifted = {"delta": float, **tuned}
-        fits(study, {"classes": list, "before": tuned, "validation_tuned": shifted, "test_tuned": shifted})
+    for student in (result.student, result.alone):
+        study = student.bias_shift
+        assert list(study) == ["classes", "before", "validation_tuned", "test_tuned"]
+        for name in ("before", "validation_tuned", "test_tuned"):
+            kinds = tuned if name == "before" else {"delta": float, **tuned}
+            assert {key: type(value) for key, value in study[name].items()} == kinds
         assert study["classes"] == [3]
-        assert study["before"]["errors"] == result[role]["test"]["errors"]
+        assert study["before"]["errors"] == student.test.errors
         assert study["test_tuned"]["errors"] <= study["validation_tuned"]["errors"]
-        network, _ = load_network(Path("run") / result[role]["arm"] / "seed0" / "student.safetensors")
+        network, _ = load_network(Path("run") / student.name / "student.safetensors")
         split, data = trial.data.validation, trial.data
         with torch.no_grad():
             logits = network.eval()(normalise(split.inputs, data.mean, data.std))
         assert study["validation_tuned"]["delta"] == best_shift(logits, split.targets, [3])
-    assert result["alone"]["bias_shift"]["validation_tuned"]["delta"] != study["test_tuned"]["delta"]
-    assert "bias_shift" not in result["teacher"]
-    assert result["alone"]["bias_shift"]["before"]["share_right"] == 0.0
+    assert study["validation_tuned"]["delta"] != study["test_tuned"]["delta"]  # of the student alone
+    assert result.teacher.bias_shift is None
+    assert study["before"]["share_right"] == 0.0
     omitted = int((trial.data.train.targets == 3).sum())
     teacher, alone, kd = ({index for _, _, indices, _ in order for index in indices} for order in watch.orders)
     assert len(teacher) == len(trial.data.train)
@@ -397,6 +394,25 @@ def test_the_split_for_testing_is_never_trained_on(monkeypatch):
         assert not unread & {image.numpy().tobytes() for image in inputs}
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_the_split_for_testing_is_read_once_for_each_network(monkeypatch, members):
+    read, really = [], measuring.outputs_of
+
+    def watched(network, split, data, engine, *, name="network"):
+        if split is data.test:
+            read.append(name)
+        return really(network, split, data, engine, name=name)
+
+    for module in (measuring, fit_module, experiment_module):
+        monkeypatch.setattr(module, "outputs_of", watched)
+    trial = experiment("seeds=[0,1]", f"teacher.members={members}", "evaluate.shift_bias=[3]")
+    finish(trial)
+    members = [f"member/seed{seed}-{number}" for seed in (0, 1) for number in (0, 1)] if members > 1 else []
+    teachers = ["teacher", "teacher"] if members else ["teacher/seed0", "teacher/seed1"]
+    students = [f"{arm}/seed{seed}" for seed in (0, 1) for arm in ("alone", "kd")]
+    assert sorted(read) == sorted(members + teachers + students)
+
+
 def test_what_is_tested_does_not_change_what_is_trained(monkeypatch):
     finish(experiment())
 
@@ -409,7 +425,7 @@ def test_what_is_tested_does_not_change_what_is_trained(monkeypatch):
     finish(experiment(folder="other"))
     assert same(load_file("run/student.safetensors"), load_file("other/student.safetensors"))
     assert lines_of("run") == lines_of("other")
-    assert result_of("run")["student"]["test"] != result_of("other")["student"]["test"]
+    assert result_of("run").student.test != result_of("other").student.test
 
 
 def two_stages(setup, *, temperature: float = 4.0):
@@ -513,7 +529,7 @@ def test_an_ensemble_that_is_interrupted_is_resumed(monkeypatch):
     assert same_runs("run", "whole")
 
 
-def test_a_log_whose_last_line_was_cut_short_is_mended(monkeypatch):
+def test_a_log_whose_last_line_was_cut_short_is_repaired(monkeypatch):
     monkeypatch.setattr("limbeck.experiment.folder.CHECKPOINT_SHARE", 1e9)
     finish(experiment(folder="whole"))
     stop_after(experiment(), 5)
@@ -531,7 +547,7 @@ def test_a_finished_run_that_is_resumed_says_the_same():
     events = finish(experiment(resume=True))
     assert [event.reused for event in events if isinstance(event, Finished)] == [True, True, True]
     assert not any(isinstance(event, Trained | Started) for event in events)
-    assert untimed(result_of("run")) == untimed(before)
+    assert result_of("run") == before
     assert lines_of("run") == log
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from limbeck.cli import app
 from limbeck.core import LimbeckError
+from limbeck.experiment import results
 from limbeck.experiment.events import Started, StoreEstimate, StoreProgress
 from limbeck.experiment.preflight import resolved
 from limbeck.experiment.run import Experiment
@@ -67,8 +68,7 @@ def test_a_store_is_built_looked_at_compared_and_used():
     assert shown.count("random rows of") == 2
     shown = limbeck_does("run", "recipe.yaml", "--resume")
     assert "teacher/seed1 (not trained in this run)" in shown
-    result = json.loads(Path("runs/tiny/result.json").read_text())
-    assert result["summary"]["kd"]["errors"]["n"] == 2
+    assert results.read(Path("runs/tiny")).summary["kd"].errors.n == 2
 
 
 def test_a_store_that_is_not_there_or_damaged_is_not_verified():
@@ -221,9 +221,9 @@ def test_a_table_of_soft_labels_is_a_teacher():
     pictures()
     table()
     events = list(Experiment(read(Path("recipe.yaml"), overrides=TABLE), Path("run")).run())
-    result = json.loads(Path("run/result.json").read_text())
-    assert result["teacher"] is None
-    assert "agreement" not in result["student"]["test"]
+    result = results.read(Path("run"))
+    assert result.teacher is None
+    assert result.student.test.agreement is None
     assert not any(isinstance(event, StoreProgress) for event in events)
     assert not Path("run/store").exists()
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from limbeck.core import TARGETS, Batch, Stage, Tap, Term, from_student, from_teacher
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan
+from limbeck.experiment.plan import plan
 from limbeck.experiment.terms import meaningless
+from limbeck.experiment.workspace import Training
 from limbeck.methods import METHODS
 from limbeck.methods.logits import logits_loss
 from limbeck.models import build

@@ -140,7 +140,7 @@ def _untimed(value):
         return [_untimed(inner) for inner in value]
     if not isinstance(value, dict):
         return value
-    timed = {"sha256", "log", "seconds", "images_per_second", "latency_ms", "latency_p95_ms", "latency_disturbed"}
+    timed = {"sha256", "log", "seconds", "images_per_second", "latency"}
     return {key: _untimed(inner) for key, inner in value.items() if key not in timed}
 
 

@@ -7,7 +7,8 @@ from torch import nn
 
 import limbeck
 from limbeck.core import LimbeckError
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.combined import combined
 from limbeck.methods.fitnets import fitnets
 from limbeck.methods.fsp import fsp
@@ -144,7 +145,7 @@ def test_distill_takes_a_list():
         device="cpu",
         precision="32",
     )
-    assert result["method"] == "kd+srrl"
+    assert result.method == "kd+srrl"
     assert all(torch.equal(before[name], value) for name, value in group["teacher"].state_dict().items())
 
 

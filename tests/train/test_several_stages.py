@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from limbeck.core import LimbeckError
 from limbeck.data import load, normalise
+from limbeck.experiment import results
 from limbeck.experiment.networks import NetworkFactory
 from limbeck.experiment.run import Experiment
 from limbeck.models import load_network
@@ -43,7 +44,7 @@ def recipe(*settings):
 def ran(*settings, folder="run", resume=False):
     trial = Experiment(recipe(*settings), Path(folder), resume=resume)
     list(trial.run())
-    return json.loads((Path(folder) / "result.json").read_text())
+    return results.read(Path(folder))
 
 
 def refused(*settings):
@@ -54,8 +55,8 @@ def refused(*settings):
 
 def test_methods_in_a_list_become_one_arm():
     result = ran("method=[kd, {name: srrl, beta: 0.5}]")
-    assert result["method"] == "kd+srrl"
-    assert {run["arm"] for run in result["runs"]} == {"teacher", "alone", "kd+srrl"}
+    assert result.method == "kd+srrl"
+    assert {run.arm for run in result.runs} == {"teacher", "alone", "kd+srrl"}
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert set(lines[-1]["terms"]) == {"hard", "soft", "conv4"}
 
@@ -93,9 +94,10 @@ def test_methods_that_cannot_be_combined_are_refused_before_training():
 
 def test_the_teacher_that_a_method_trains_is_a_copy_and_is_measured_afterwards():
     result = ran("method=class_distance", "seeds=[0, 1]", "teacher.seed=0")
-    runs = [run for run in result["runs"] if run["arm"] == "class_distance"]
-    assert runs[0]["teacher_after"] != runs[1]["teacher_after"]
-    assert {"agreement", "accuracy"} <= set(runs[0]["test"])
+    runs = result.of("class_distance")
+    first, second = (run.teacher_after.test for run in runs)
+    assert first != second
+    assert runs[0].test.agreement is not None
 
 
 def test_an_untrained_teacher_is_left_to_its_method():
@@ -105,7 +107,7 @@ def test_an_untrained_teacher_is_left_to_its_method():
         ("class_distance/seed0", "teacher"),
         ("class_distance/seed0", "mimic"),
     ]
-    assert "teacher_after" in result["student"]
+    assert result.student.teacher_after is not None
 
 
 def test_the_student_is_deployed_with_the_teachers_classifier():
@@ -120,13 +122,13 @@ def test_other_networks_are_built_and_learn():
     result = ran("method=assistants", "networks={middle: {model: resnet14}}", "baseline=false")
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines if line["job"] == "assistants/seed0"] == ["middle", "student"]
-    assert result["method"] == "assistants"
+    assert result.method == "assistants"
 
 
 def test_mutual_learning_needs_no_teacher():
     result = ran("method=mutual", "teacher=null", "networks={peer: {model: resnet8}}")
-    assert result["teacher"] is None
-    assert result["student"]["test"]["samples"] == result["alone"]["test"]["samples"]
+    assert result.teacher is None
+    assert result.student.test.samples == result.alone.test.samples
 
 
 def test_the_weights_after_each_stage_but_the_last_are_kept():
@@ -183,11 +185,9 @@ def test_a_student_with_the_teachers_classifier_and_a_projector_is_saved_loaded_
     result = ran("method=simkd", "teacher.model=resnet14", "baseline=false")
     student, spec = load_network("run/student.safetensors")
     assert spec.reuse is not None
-    assert sum(p.numel() for p in student.parameters()) == result["student"]["parameters"]
-    assert (
-        ran("method=simkd", "teacher.model=resnet14", "baseline=false", resume=True)["student"]["test"]
-        == (result["student"]["test"])
-    )
+    assert sum(p.numel() for p in student.parameters()) == result.student.parameters
+    resumed = ran("method=simkd", "teacher.model=resnet14", "baseline=false", resume=True)
+    assert resumed.student.test == result.student.test
 
 
 def test_a_student_goes_on_from_another_networks_weights():
@@ -200,7 +200,7 @@ def test_a_student_goes_on_from_another_networks_weights():
         "method.backbone=frozen",
     )
     before = load_file("small/student.safetensors")
-    after = load_file(f"run/{result['method']}/seed0/student.safetensors")
+    after = load_file(f"run/{result.method}/seed0/student.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.weight", "head.bias"}
 
@@ -251,9 +251,9 @@ def test_one_seed_and_the_tiny_version_share_nothing():
 
 def test_an_untrained_teacher_has_no_figures_of_its_own():
     result = ran("method=class_distance", "teacher={model: resnet8, untrained: true}")
-    assert result["teacher"] is None
-    assert "agreement" not in result["alone"]["test"]
-    assert "agreement" in result["student"]["test"]
+    assert result.teacher is None
+    assert result.alone.test.agreement is None
+    assert result.student.test.agreement is not None
 
 
 def test_only_stages_in_which_the_student_learns_leave_it_behind():
