@@ -246,7 +246,7 @@ def test_a_bare_state_dict_of_another_class_count_is_refused():
 def test_a_teacher_with_its_classes_in_another_order_is_refused(settings):
     file = teacher_file("other.safetensors", labels=tuple("1023456789"))
     message = refused(with_weights(file), *changed(*settings))
-    assert "other.safetensors orders its classes otherwise than the data: '1' where the data has '0'" in message
+    assert "other.safetensors has its classes in another order than the data: '1' where the data has '0'" in message
 
 
 def test_a_teacher_for_images_of_another_size_is_refused():
@@ -280,7 +280,7 @@ def test_a_students_own_network_that_does_not_fit_is_refused():
 def test_a_run_is_not_overwritten():
     assert invoke("recipe.yaml").exit_code == 0
     message = refused("recipe.yaml")
-    assert "runs/tiny already holds a run: resume it with --resume, or give another folder by --out" in message
+    assert "runs/tiny already holds a run: resume it with --resume, choose another folder by --out" in message
 
 
 def test_a_run_of_another_recipe_is_not_resumed():
@@ -293,7 +293,7 @@ def test_a_run_of_another_recipe_is_not_resumed():
 
 def test_a_file_in_the_place_of_the_run_folder_is_refused():
     Path("afile").write_text("mine")
-    assert "afile is no folder" in refused("recipe.yaml", "--out", "afile")
+    assert "afile is not a folder" in refused("recipe.yaml", "--out", "afile")
     assert Path("afile").read_text() == "mine"
 
 
@@ -320,7 +320,7 @@ def test_a_damaged_network_of_a_finished_job_is_not_resumed():
     assert invoke("recipe.yaml").exit_code == 0
     file = Path("runs/tiny/teacher/seed0/teacher.safetensors")
     file.write_bytes(file.read_bytes()[:-10])
-    assert "teacher.safetensors is missing, damaged or another one than was written" in refused(
+    assert "teacher.safetensors is missing, damaged or not the file that was written" in refused(
         "recipe.yaml", "--resume"
     )
 
@@ -387,7 +387,7 @@ def test_a_finished_network_whose_file_was_changed_is_not_resumed():
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert "student.safetensors is missing, damaged or another one than was written" in refused(
+    assert "student.safetensors is missing, damaged or not the file that was written" in refused(
         "recipe.yaml", "--resume"
     )
 

@@ -618,7 +618,7 @@ def test_the_commands_of_the_store_say_which_code_they_run(command):
     [
         ("kd/seed0/result.json", ("parameters",), 2, "holds no figures of a network (parameters: "),
         ("kd/seed0/result.json", ("test", "agreement"), 2, "holds no figures of a network (test.agreement: "),
-        ("result.json", ("teacher", "latency", "median_ms"), 0, "it is made anew"),
+        ("result.json", ("teacher", "latency", "median_ms"), 0, "it is written again"),
     ],
 )
 def test_figures_that_are_no_numbers_give_no_traceback(file, place, code, said):

@@ -43,6 +43,9 @@ def run_of(*runs):
     )
 
 
+SAID = {"missing": "was missing", "damaged": "is damaged or was edited"}
+
+
 class Clock:
     """Stands in for `time.monotonic`."""
 
@@ -139,7 +142,7 @@ def test_opening_it_writes_the_recipe_and_the_environment(tmp_path):
 
 def test_a_folder_with_a_finished_epoch_is_refused(tmp_path):
     crashed(tmp_path, at=(0, 1))
-    with pytest.raises(LimbeckError, match="already holds a run: resume it with --resume, or give another folder"):
+    with pytest.raises(LimbeckError, match="already holds a run: resume it with --resume, choose another folder"):
         RunFolder(tmp_path, RECIPE, resume=False)
 
 
@@ -164,7 +167,7 @@ def test_a_folder_with_other_things_is_taken(tmp_path):
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_file_in_the_folders_place_is_refused(tmp_path, resume):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(LimbeckError, match="run is no folder: give another one by --out"):
+    with pytest.raises(LimbeckError, match="run is not a folder: choose another one with --out"):
         RunFolder(tmp_path / "run", RECIPE, resume=resume)
     assert (tmp_path / "run").read_text() == "mine"
 
@@ -187,7 +190,7 @@ def test_clearing_deletes_the_run_and_nothing_else(tmp_path):
 
 def test_clearing_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "result.json").write_text("mine")
-    with pytest.raises(LimbeckError, match=r"holds no recipe\.yaml, so it is no run that could be replaced"):
+    with pytest.raises(LimbeckError, match=r"holds no recipe\.yaml, so it is not a run that can be replaced"):
         clear(tmp_path)
     assert (tmp_path / "result.json").read_text() == "mine"
     clear(tmp_path / "nothing")
@@ -303,7 +306,7 @@ def test_a_log_that_is_damaged_inside_is_refused(tmp_path, broken):
     crashed(tmp_path, at=(0, 5), logged=[line("kd/seed0", 1)])
     with (tmp_path / "metrics.jsonl").open("a") as log:
         log.write(broken + "\n" + json.dumps(line("kd/seed0", 2)) + "\n")
-    with pytest.raises(LimbeckError, match=r"metrics\.jsonl is damaged: line 2 is none of an epoch\. Delete the file"):
+    with pytest.raises(LimbeckError, match=r"metrics\.jsonl is damaged: line 2 is not of an epoch\. Delete the file"):
         RunFolder(tmp_path, RECIPE, resume=True)
 
 
@@ -319,7 +322,7 @@ def test_epochs_that_were_changed_are_refused(tmp_path, damage, ended):
     first = {"edited": held[0].replace("1.1", "0.1"), "removed": "", "doubled": held[0] * 2, "renamed": held[0]}[damage]
     log.write_text("".join([first.replace("seed0", "seed1") if damage == "renamed" else first, *held[1:]]))
     folder = opened(tmp_path, resume=True)
-    with pytest.raises(LimbeckError, match=r"metrics\.jsonl is damaged, or was changed: the epochs of kd/seed0"):
+    with pytest.raises(LimbeckError, match=r"metrics\.jsonl is damaged or was edited: the epochs of kd/seed0"):
         folder.result("kd/seed0") if ended else folder.state("kd/seed0")
 
 
@@ -350,7 +353,7 @@ def test_what_is_no_regular_file_is_told_at_once(tmp_path, name, kind):
             with pytest.raises(LimbeckError, match=r"environment\.json cannot be written: Is a directory"):
                 opened(tmp_path, resume=True)
         else:
-            assert "environment.json was damaged" in opened(tmp_path, resume=True).notes[0]
+            assert "environment.json is damaged or was edited" in opened(tmp_path, resume=True).notes[0]
         return
     with pytest.raises(LimbeckError, match=rf"{name.split('/')[-1]} is no regular file"):
         opened(tmp_path, resume=True).result("kd/seed0")
@@ -416,7 +419,7 @@ def test_weights_that_are_not_whole_are_refused(tmp_path, damage):
         file.mkdir()
     elif damage == "link to a device":
         file.symlink_to("/dev/zero")
-    with pytest.raises(LimbeckError, match=r"student\.safetensors is missing, damaged or another one .*trained again"):
+    with pytest.raises(LimbeckError, match=r"student\.safetensors is missing, damaged or not the file .*trained again"):
         opened(tmp_path, resume=True).result("kd/seed0")
 
 
@@ -424,7 +427,7 @@ def test_weights_that_are_not_whole_are_refused(tmp_path, damage):
 def test_a_network_in_anothers_place_is_refused(tmp_path, there, asked):
     finished(tmp_path, there)
     shutil.copytree(tmp_path / there, tmp_path / asked)
-    with pytest.raises(LimbeckError, match=rf"result\.json is of {there}, not of {asked}: put it back, or delete"):
+    with pytest.raises(LimbeckError, match=rf"result\.json is of {there}, not of {asked}: move it back, or delete"):
         opened(tmp_path, resume=True).result(asked)
 
 
@@ -468,7 +471,7 @@ def test_a_network_whose_result_is_gone_is_trained_again_and_this_is_said(tmp_pa
     folder = opened(tmp_path, resume=True)
     assert folder.result("kd/seed0") is None
     assert folder.state("kd/seed0") is None
-    assert folder.notes == ["kd/seed0 was begun, but has neither a result nor a checkpoint: it is trained again"]
+    assert folder.notes == ["kd/seed0 was started, but has neither a result nor a checkpoint: it is trained again"]
     assert lines(tmp_path) == []
 
 
@@ -506,7 +509,7 @@ def test_whatever_an_epoch_leaves_shows_that_there_was_one(tmp_path, name):
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     opened(tmp_path)
     checkpoint.save(tmp_path / "checkpoint" / "last.pt", {"epoch": 3})
-    with pytest.raises(LimbeckError, match="is no checkpoint of a run"):
+    with pytest.raises(LimbeckError, match="is not a checkpoint of a run"):
         RunFolder(tmp_path, RECIPE, resume=True)
 
 
@@ -515,7 +518,7 @@ def test_a_checkpoint_of_another_form_is_refused(tmp_path, nested):
     crashed(tmp_path, at=(0, 1))
     file = tmp_path / "checkpoint" / "last.pt"
     checkpoint.save(file, checkpoint.load(file) | nested)
-    with pytest.raises(LimbeckError, match="is no checkpoint of a run"):
+    with pytest.raises(LimbeckError, match="is not a checkpoint of a run"):
         RunFolder(tmp_path, RECIPE, resume=True)
 
 
@@ -552,14 +555,14 @@ def test_an_environment_that_is_not_whole_is_written_anew_and_this_is_said(tmp_p
     file = crashed(tmp_path, at=(0, 1)) / "environment.json"
     file.unlink() if damage == "missing" else flip(file, 15)
     folder = opened(tmp_path, resume=True)
-    assert f"{file} was {damage}" in folder.notes[0]
+    assert f"{file} {SAID[damage]}" in folder.notes[0]
     assert read_sealed(file) == {"python": "3"}
 
 
 def test_a_recipe_that_is_missing_is_written_anew_and_this_is_said(tmp_path):
     crashed(tmp_path, at=(0, 1))
     (tmp_path / "recipe.yaml").unlink()
-    assert opened(tmp_path, resume=True).notes == [f"{tmp_path / 'recipe.yaml'} was missing and is written anew"]
+    assert opened(tmp_path, resume=True).notes == [f"{tmp_path / 'recipe.yaml'} was missing and is written again"]
     assert (tmp_path / "recipe.yaml").read_text() == RECIPE
 
 
@@ -580,8 +583,8 @@ def test_a_runs_own_figures_that_are_not_whole_are_made_anew_and_this_is_said(tm
     file.unlink() if damage == "missing" else flip(file, 15)
     folder = opened(tmp_path, resume=True)
     assert folder.concluded((folder.result("kd/seed0"),), "kd/seed0") is None
-    assert f"{file} was {damage}" in folder.notes[0]
-    assert "it is made anew, with latencies that are measured anew" in folder.notes[0]
+    assert f"{file} {SAID[damage]}" in folder.notes[0]
+    assert "it is written again, and latencies are measured again" in folder.notes[0]
 
 
 def test_a_runs_own_figures_that_are_not_the_networks_are_made_anew_and_this_is_said(tmp_path):
@@ -591,7 +594,7 @@ def test_a_runs_own_figures_that_are_not_the_networks_are_made_anew_and_this_is_
     write_sealed(file, found)
     folder = opened(tmp_path, resume=True)
     assert folder.concluded((folder.result("kd/seed0"),), "kd/seed0") is None
-    assert "did not agree with the networks' own" in folder.notes[0]
+    assert "did not agree with the networks' results" in folder.notes[0]
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged", "FIFO"])
@@ -602,7 +605,7 @@ def test_a_runs_student_that_is_not_whole_is_copied_anew_and_this_is_said(tmp_pa
         os.mkfifo(file)
     folder = opened(tmp_path, resume=True)
     assert folder.concluded((folder.result("kd/seed0"),), "kd/seed0") is not None
-    assert folder.notes == [f"{file} was missing or damaged, and is copied anew"]
+    assert folder.notes == [f"{file} was missing or damaged, and is copied again"]
     assert file.read_bytes() == b"weights"
 
 

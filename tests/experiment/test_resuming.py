@@ -80,8 +80,8 @@ def test_the_state_after_any_epoch_is_taken_and_nothing_changes(optimizer):
         (lambda state: state.update(epoch=99), "its epoch is 99: allowed are 1 to 2 in stage 'first'"),
         (lambda state: state.update(epoch=0), "its epoch is 0"),
         (lambda state: state.update(epoch=None), "its epoch is None"),
-        (lambda state: state.update(more=1), "it holds no state of a training"),
-        (lambda state: state.clear(), "it holds no state of a training"),
+        (lambda state: state.update(more=1), "it does not hold the state of a training"),
+        (lambda state: state.clear(), "it does not hold the state of a training"),
         (lambda state: state.update(modules=None), "its modules are missing"),
         (lambda state: state.update(modules={}), "its modules lack "),
         (lambda state: state["modules"].pop(first(state)), "its modules lack .*0.weight"),
@@ -95,14 +95,14 @@ def test_the_state_after_any_epoch_is_taken_and_nothing_changes(optimizer):
         (lambda state: state["modules"][first(state)].fill_(torch.nan), "0.weight holds a NaN or an infinite number"),
         (lambda state: state.update(generators={}), "its generators lack 'cpu'"),
         (lambda state: state.update(generators=None), "its generators are missing"),
-        (lambda state: state["generators"]["cpu"].zero_(), "its generators are no state of a generator"),
+        (lambda state: state["generators"]["cpu"].zero_(), "its generators are not states of a generator"),
         (lambda state: state["generators"].update(cpu=torch.zeros(3)), r"'cpu' is float32 \(3,\)"),
-        (lambda state: state.update(optimizer={}), "its optimizer holds no state of an optimizer"),
+        (lambda state: state.update(optimizer={}), "its optimizer does not hold the state of an optimizer"),
         (lambda state: state["optimizer"].update(param_groups=None), "its optimizer is another one"),
         (lambda state: state["optimizer"].update(param_groups=[3]), "its optimizer is another one"),
         (lambda state: state["optimizer"]["param_groups"][0].update(weight_decay=1.0), "or has other options"),
         (lambda state: state["optimizer"]["param_groups"][0].update(params=[0]), "or has other options"),
-        (lambda state: state["optimizer"]["state"].update({99: {}}), "holds more than its parameters"),
+        (lambda state: state["optimizer"]["state"].update({99: {}}), "holds states of parameters that do not exist"),
         (lambda state: state["optimizer"]["state"][0].clear(), "its optimizer's state 0 lack 'momentum_buffer'"),
         (lambda state: state["optimizer"]["state"].update({0: 3}), "its optimizer's state 0 are missing"),
         (
@@ -122,14 +122,14 @@ def test_what_does_not_fit_is_named(change, message):
 
 @pytest.mark.parametrize("value", [None, 3, [], "state"])
 def test_what_is_no_state_at_all_is_refused(value):
-    with pytest.raises(LimbeckError, match="it holds no state of a training"):
+    with pytest.raises(LimbeckError, match="it does not hold the state of a training"):
         check_state(value, stages(), networks(), ENGINE)
 
 
 @pytest.mark.parametrize("other", ["adam", "rmsprop"])
 def test_the_state_of_another_optimizer_is_refused(other):
     state = states(stages(other))[0]
-    with pytest.raises(LimbeckError, match="its optimizer is another one than that of stage 'first'"):
+    with pytest.raises(LimbeckError, match="its optimizer differs from that of stage 'first'"):
         check_state(state, stages(), networks(), ENGINE)
 
 

@@ -225,7 +225,7 @@ def test_the_order_of_the_networks_is_kept_when_the_recipe_is_written():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["networks={peer: {model: resnet8}}"], "networks: kd has no use for peer"),
+        (["networks={peer: {model: resnet8}}"], "networks: kd does not use peer"),
         (["teacher={model: resnet8, untrained: true}"], "teacher: kd does not train its teacher"),
         (
             ["method=class_distance", "seeds=[0, 1]", "share_first_stage=true"],
