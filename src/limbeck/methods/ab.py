@@ -1,4 +1,4 @@
-"""Activation boundaries: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons" (2019), arXiv:1811.03233."""  # noqa: E501
+"""Activation boundaries: the student learns which neurons of the teacher are active."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import kd
 from limbeck.methods.reading import maps
 from limbeck.methods.shared import check_factor, connector, matched, stage_epochs
@@ -128,3 +129,14 @@ def ab(
     )
     (task,) = kd(setup, hard=hard, soft=soft, temperature=temperature)
     return (first, replace(task, name="task"))
+
+
+ABOUT = About(
+    ab,
+    paper=Paper(
+        "Heo et al.",
+        "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
+        2019,
+        "1811.03233",
+    ),
+)

@@ -1,9 +1,10 @@
-"""The student without a teacher, under the same recipe: the baseline that every comparison needs."""
+"""Training the student without a teacher: the baseline of every comparison."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core import TARGETS, Setup, Stage, Term, tap
+from limbeck.methods.about import About
 
 
 def hard_loss(student: Tensor, targets: Tensor) -> Tensor:
@@ -25,3 +26,10 @@ def alone(setup: Setup, *, student_layer: str = "") -> tuple[Stage, ...]:
     """
     terms = {"hard": Term(hard_loss, (tap("student", student_layer), TARGETS))}
     return (Stage("alone", terms, setup.epochs, setup.optimizer, setup.schedule),)
+
+
+ABOUT = About(
+    alone,
+    paper=None,  # a baseline: nobody published it
+    networks={"student": "resnet8"},
+)

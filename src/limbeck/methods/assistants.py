@@ -1,8 +1,9 @@
-"""Assistants: Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant" (2019), arXiv:1902.03393."""
+"""Teacher assistants: a chain of networks, each a teacher of the next smaller one."""
 
 from functools import partial
 
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Tap, Term, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.kd import soft_loss
 
@@ -47,3 +48,10 @@ def assistants(
     if not set(setup.networks) - {"teacher", "student"}:
         raise LimbeckError("there is no assistant: name one or more under networks:, the largest first")
     return chain(setup, temperature=temperature, hard=hard, soft=soft)
+
+
+ABOUT = About(
+    assistants,
+    paper=Paper("Mirzadeh et al.", "Improved Knowledge Distillation via Teacher Assistant", 2019, "1902.03393"),
+    networks={"student": "resnet8", "teacher": "resnet20", "assistant": "resnet14"},
+)

@@ -1,4 +1,4 @@
-"""Attention transfer: Zagoruyko, Komodakis, "Paying More Attention to Attention" (2017), arXiv:1612.03928."""
+"""Attention transfer: the student matches the teacher's spatial attention maps."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.reading import in_order
 from limbeck.methods.shared import label_terms, over_layers, pooled_alike, unit
 
@@ -91,3 +92,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The same with --alpha 0.9 --temperature 4.
     "authors_kd": {"form": "code", "hard": 0.1, "soft": 0.9, "temperature": 4.0, "attention": 1000.0},
 }
+
+
+ABOUT = About(
+    at,
+    paper=Paper(
+        "Zagoruyko, Komodakis",
+        "Paying More Attention to Attention",
+        2017,
+        "1612.03928",
+    ),
+    presets=PRESETS,
+)

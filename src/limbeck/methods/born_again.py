@@ -1,6 +1,7 @@
-"""Born-again networks: Furlanello et al., "Born Again Neural Networks" (2018), arXiv:1805.04770."""
+"""Born-again networks: each generation of one architecture teaches the next."""
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage
+from limbeck.methods.about import About, Paper
 from limbeck.methods.assistants import chain
 
 
@@ -31,3 +32,10 @@ def born_again(
                 "several sizes there is the method assistants)"
             )
     return chain(setup, temperature=temperature, hard=hard, soft=soft)
+
+
+ABOUT = About(
+    born_again,
+    paper=Paper("Furlanello et al.", "Born Again Neural Networks", 2018, "1805.04770"),
+    networks={"student": "resnet8", "teacher": "resnet8", "second": "resnet8"},
+)

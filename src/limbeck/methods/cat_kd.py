@@ -1,4 +1,4 @@
-"""Class maps: Guo, Yan, Li, Lin, "Class Attention Transfer Based Knowledge Distillation" (2023), arXiv:2304.12777."""
+"""Class attention transfer: the student matches the teacher's class activation maps."""
 
 from functools import partial
 from typing import Literal
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Tap, Term, from_student, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.shared import unit
 
@@ -132,3 +133,9 @@ def _map(setup: Setup, network: str, layer: str) -> Tap:
 def _at_every_place(classifier: nn.Module, maps: Tensor) -> Tensor:
     """The class activation maps (N, K, H, W) of maps (N, C, H, W)."""
     return F.conv2d(maps, classifier.get_parameter("weight")[:, :, None, None])
+
+
+ABOUT = About(
+    cat_kd,
+    paper=Paper("Guo, Yan, Li, Lin", "Class Attention Transfer Based Knowledge Distillation", 2023, "2304.12777"),
+)

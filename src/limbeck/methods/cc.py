@@ -1,4 +1,4 @@
-"""Correlation congruence: Peng et al., "Correlation Congruence for Knowledge Distillation" (2019), arXiv:1904.01802."""
+"""Correlation congruence: the student matches the teacher's correlations between samples."""
 
 import math
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Loss, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.shared import label_terms, several_samples, unit
 
 
@@ -128,3 +129,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # HobbitLong/RepDistiller, scripts/run_cifar_distill.sh.
     "repdistiller": {"form": "neighbours", "correlation": 0.02, "embedding": 128},
 }
+
+
+ABOUT = About(
+    cc,
+    paper=Paper("Peng et al.", "Correlation Congruence for Knowledge Distillation", 2019, "1904.01802"),
+    presets=PRESETS,
+)

@@ -1,4 +1,4 @@
-"""Class distance: Kim, Kim, "Transferring Knowledge to Smaller Network with Class-Distance Loss" (2017), ICLR."""
+"""Class distance: a teacher with dense clusters of classes, and a student that regresses its features."""
 
 from typing import Literal
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Sweep, Tap, Term, from_teacher, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.mimic import mimic
 
@@ -209,3 +210,12 @@ def _check(setup: Setup, weight: float, phi: float, momentum: float, warmup_epoc
             f"got weight {weight}, phi {phi}, momentum {momentum}, warmup_epochs {warmup_epochs}, teacher_epochs "
             f"{teacher_epochs}: allowed are weight from 0, phi above 0, momentum in [0, 1), epochs from 0"
         )
+
+
+ABOUT = About(
+    class_distance,
+    paper=Paper(
+        "Kim, Kim", "Transferring Knowledge to Smaller Network with Class-Distance Loss", 2017, venue="ICLR workshop"
+    ),
+    is_system=True,
+)

@@ -1,4 +1,4 @@
-"""Contrast: Tian, Krishnan, Isola, "Contrastive Representation Distillation" (2020), arXiv:1910.10699."""
+"""Contrastive representation distillation, with a memory of negatives."""
 
 import math
 from functools import partial
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Tap, Term, from_student, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.kd import soft_loss
 
@@ -241,3 +242,6 @@ def stages(
         "soft": Term(targets, (from_student(), *setup.teacher_logits), soft),
     }
     return (Stage(name, weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+
+
+ABOUT = About(crd, paper=Paper("Tian, Krishnan, Isola", "Contrastive Representation Distillation", 2020, "1910.10699"))

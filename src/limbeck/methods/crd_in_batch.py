@@ -1,4 +1,4 @@
-"""A variant of: Tian, Krishnan, Isola, "Contrastive Representation Distillation" (2020), arXiv:1910.10699."""
+"""Contrastive distillation with the negatives of the batch: a variant of `crd` without a memory."""
 
 import math
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from limbeck.core import TARGETS, Schedule, Setup, Stage, Term
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.crd import Embedding, check, stages
 
 
@@ -80,3 +81,8 @@ def crd_in_batch(
     )
     term = Term(loss, (student, teacher, TARGETS), contrast)
     return stages(setup, "crd_in_batch", hard, term, soft, temperature)
+
+
+ABOUT = About(
+    crd_in_batch, paper=Paper("Tian, Krishnan, Isola", "Contrastive Representation Distillation", 2020, "1910.10699")
+)

@@ -1,4 +1,4 @@
-"""Correlated predictions: Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), arXiv:2205.10536."""
+"""DIST: the student's predictions correlate with the teacher's."""
 
 from functools import partial
 
@@ -7,6 +7,7 @@ from torch.linalg import vector_norm
 
 from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
 
@@ -107,3 +108,6 @@ def dist(
     if setup.classes == 2 and "inter" in terms:
         notes = ("dist: two probabilities correlate by 1 or -1, so with 2 classes the term 'inter' teaches nothing",)
     return (Stage("dist", terms, setup.epochs, setup.optimizer, setup.schedule, notes=notes),)
+
+
+ABOUT = About(dist, paper=Paper("Huang et al.", "Knowledge Distillation from A Stronger Teacher", 2022, "2205.10536"))

@@ -1,4 +1,4 @@
-"""Decoupled soft targets: Zhao, Cui, Song et al., "Decoupled Knowledge Distillation" (2022), arXiv:2203.08679."""
+"""Decoupled distillation: separate terms for the target class and for the other classes."""
 
 import math
 from functools import partial
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import divergence, like, wide
 
@@ -110,3 +111,6 @@ def _rest(logits: Tensor, targets: Tensor) -> Tensor:
     """The logits (N, K - 1) of the classes that are not the label."""
     places = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
     return logits.gather(1, places + (places >= targets[:, None]))
+
+
+ABOUT = About(dkd, paper=Paper("Zhao, Cui, Song et al.", "Decoupled Knowledge Distillation", 2022, "2203.08679"))

@@ -1,8 +1,9 @@
-"""Fine-tuning: Yosinski et al., "How transferable are features in deep neural networks?" (2014), arXiv:1411.1792."""
+"""Fine-tuning a network from another task: the baseline of transfer learning."""
 
 from typing import Literal
 
 from limbeck.core import TARGETS, Setup, Stage, Term, from_student
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 
 
@@ -21,3 +22,10 @@ def fine_tune(setup: Setup, *, backbone: Literal["all", "frozen"] = "all") -> tu
     terms = {"hard": Term(hard_loss, (from_student(), TARGETS))}
     learns = "student" if backbone == "all" else f"student.{setup.outline('student').classifier}"
     return (Stage("fine_tune", terms, setup.epochs, setup.optimizer, setup.schedule, learns=(learns,)),)
+
+
+ABOUT = About(
+    fine_tune,
+    paper=Paper("Yosinski et al.", "How transferable are features in deep neural networks?", 2014, "1411.1792"),
+    networks={"student": "resnet8"},
+)

@@ -1,4 +1,4 @@
-"""FitNets: Romero, Ballas, Kahou et al., "FitNets: Hints for Thin Deep Nets" (2015), arXiv:1412.6550."""
+"""FitNets: a hint stage, then distillation."""
 
 import math
 from dataclasses import replace
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.connectors import AsMap, Maxout, Through, as_map, map_shape, valid_conv
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Sweep, Tap, Term, tap
+from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import kd
 from limbeck.methods.shared import rated
 
@@ -324,3 +325,10 @@ def _uniform(module: nn.Module, bound: float) -> None:
 def _restart(student: nn.Module, sweep: Sweep) -> None:
     if sweep.epoch == 0:
         _uniform(student, 0.005)
+
+
+ABOUT = About(
+    fitnets,
+    paper=Paper("Romero, Ballas, Kahou et al.", "FitNets: Hints for Thin Deep Nets", 2015, "1412.6550"),
+    is_system=True,
+)

@@ -1,4 +1,4 @@
-"""Hints in one stage: Romero, Ballas, Kahou et al., "FitNets: Hints for Thin Deep Nets" (2015), arXiv:1412.6550."""
+"""The hint of FitNets and the cross-entropy in one stage: a variant that other toolkits call FitNet."""
 
 import math
 from functools import partial
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from limbeck.connectors import Through, as_map, map_shape, valid_conv
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, from_student, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.fitnets import check_weights, guided_and_hint, hint_map_loss
 from limbeck.methods.shared import check_norm
@@ -90,3 +91,9 @@ def fitnets_one_stage(
     }
     told = tuple(f"fitnets_one_stage: {note}" for note in notes)
     return (Stage("fitnets_one_stage", weighted(terms), setup.epochs, setup.optimizer, setup.schedule, notes=told),)
+
+
+ABOUT = About(
+    fitnets_one_stage,
+    paper=Paper("Romero, Ballas, Kahou et al.", "FitNets: Hints for Thin Deep Nets", 2015, "1412.6550"),
+)

@@ -1,4 +1,4 @@
-"""FSP: Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization" (2017), CVPR."""
+"""FSP: the student matches the teacher's flow between layers, then learns the task."""
 
 from itertools import pairwise
 from typing import Literal
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Tap, Term, from_student, tap, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.reading import sections
 
@@ -187,3 +188,15 @@ def _bridge(one: Tap, other: Tap, channels: dict[Tap, int], adapter: str) -> nn.
         f"{one} has {channels[one]} channels and {other} {channels[other]}: FSP matrices compare networks of "
         "equal widths; set adapter: conv1x1 to bridge them"
     )
+
+
+ABOUT = About(
+    fsp,
+    paper=Paper(
+        "Yim et al.",
+        "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning",
+        2017,
+        venue="CVPR",
+    ),
+    is_system=True,
+)

@@ -1,4 +1,4 @@
-"""Factor transfer: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer" (2018), arXiv:1802.04977."""  # noqa: E501
+"""Factor transfer: the student matches factors that an autoencoder extracts from the teacher's map."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Tap, Term, from_student, tap, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.reading import sections
 from limbeck.methods.shared import matched, pooled_alike, stage_epochs, unit
@@ -188,3 +189,11 @@ def deepest_map(setup: Setup, network: str, layer: str) -> Tap:
     if len(setup.shape(found)) != 3:
         raise LimbeckError(f"ft convolves maps (C, H, W), but {found} gives {setup.shape(found)}: name another layer")
     return found
+
+
+ABOUT = About(
+    ft,
+    paper=Paper(
+        "Kim et al.", "Paraphrasing Complex Network: Network Compression via Factor Transfer", 2018, "1802.04977"
+    ),
+)

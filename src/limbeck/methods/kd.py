@@ -1,4 +1,4 @@
-"""Soft targets: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), arXiv:1503.02531."""
+"""Knowledge distillation with soft targets."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,6 +16,7 @@ from limbeck.core import (
     tap,
     weighted,
 )
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import divergence
 
@@ -107,3 +108,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # sseung0703/KD_methods_with_TF.
     "kd_methods_tf": {"temperature": 4.0, "hard": 0.7, "soft": 0.3, "temperature_squared": False},
 }
+
+
+ABOUT = About(
+    kd,
+    paper=Paper("Hinton, Vinyals, Dean", "Distilling the Knowledge in a Neural Network", 2015, "1503.02531"),
+    presets=PRESETS,
+    is_system=True,
+)

@@ -1,4 +1,4 @@
-"""Matching logits: Bucila et al. 2006; Ba, Caruana, "Do Deep Nets Really Need to be Deep?" (2014), arXiv:1312.6184."""
+"""Logit matching: the student regresses the teacher's logits."""
 
 from functools import partial
 from typing import Literal
@@ -15,6 +15,7 @@ from limbeck.core import (
     tap,
     weighted,
 )
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 
 
@@ -71,3 +72,6 @@ def logits(
         "matching": Term(loss, (student, *teachers), matching),
     }
     return (Stage("logits", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+
+
+ABOUT = About(logits, paper=Paper("Ba, Caruana", "Do Deep Nets Really Need to be Deep?", 2014, "1312.6184"))

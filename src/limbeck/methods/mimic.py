@@ -1,4 +1,4 @@
-"""Mimic learning: Ba, Caruana, "Do Deep Nets Really Need to be Deep?" (2014), arXiv:1312.6184, on features."""
+"""Mimic learning on features: the student regresses the teacher's penultimate feature."""
 
 from functools import partial
 from typing import Literal, cast
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from limbeck.connectors import Through, linear
 from limbeck.core import LimbeckError, Setup, Stage, Tap, Term
+from limbeck.methods.about import About, Paper
 from limbeck.methods.reading import with_classifier
 
 
@@ -76,3 +77,6 @@ def _take_over(student: nn.Linear, teacher: nn.Linear, adapter: nn.Module) -> No
     own: Tensor | None = student.bias
     if own is not None:
         own.copy_(torch.zeros_like(own) if bias is None else bias)
+
+
+ABOUT = About(mimic, paper=Paper("Ba, Caruana", "Do Deep Nets Really Need to be Deep?", 2014, "1312.6184"))

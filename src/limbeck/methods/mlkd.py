@@ -1,4 +1,4 @@
-"""Multi-level logits: Jin, Wang, Lin, "Multi-Level Logit Distillation" (2023), CVPR 2023, pages 24276-24285."""
+"""Multi-level logit distillation: instances, batch and classes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import divergence, like, wide
 
@@ -187,3 +188,8 @@ def _counts(confidence: Tensor, masks: Masks) -> Tensor:
     if masks == "select":
         return kept
     return kept.mean() if masks == "scale" else torch.ones_like(kept)
+
+
+ABOUT = About(
+    mlkd, paper=Paper("Jin, Wang, Lin", "Multi-Level Logit Distillation", 2023, venue="CVPR, pages 24276-24285")
+)

@@ -1,4 +1,4 @@
-"""Deep mutual learning: Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning" (2018), arXiv:1706.00384."""
+"""Deep mutual learning: several networks learn together, each from the others."""
 
 from functools import partial
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Tap, Term, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.kd import soft_loss
 
@@ -53,3 +54,10 @@ def mutual(
         terms[f"hard_{name}"] = Term(hard_loss, (Tap(name), TARGETS), hard)
         terms[f"mutual_{name}"] = Term(partial(mutual_loss, temperature=temperature), (Tap(name), *others), mutual)
     return (Stage("mutual", weighted(terms), setup.epochs, setup.optimizer, setup.schedule, learns=setup.networks),)
+
+
+ABOUT = About(
+    mutual,
+    paper=Paper("Zhang, Xiang, Hospedales, Lu", "Deep Mutual Learning", 2018, "1706.00384"),
+    networks={"student": "resnet8", "peer": "resnet14"},
+)

@@ -1,4 +1,4 @@
-"""Huang, Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer" (2017), arXiv:1707.01219."""
+"""Neuron selectivity transfer: the student's channels match the teacher's in distribution."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.reading import in_order
 from limbeck.methods.shared import label_terms, over_layers, pooled_alike, unit
@@ -100,3 +101,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # HobbitLong/RepDistiller, scripts/run_cifar_distill.sh.
     "repdistiller": {"sections": "all", "selectivity": 50.0},
 }
+
+
+ABOUT = About(
+    nst,
+    paper=Paper(
+        "Huang, Wang", "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, "1707.01219"
+    ),
+    presets=PRESETS,
+)

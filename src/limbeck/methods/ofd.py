@@ -1,4 +1,4 @@
-"""Overhaul of feature distillation: Heo et al., "A Comprehensive Overhaul of Feature Distillation" (2019), arXiv:1904.01866."""  # noqa: E501
+"""Overhaul of feature distillation: the student matches the teacher's maps after a margin ReLU."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, from_teacher, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.reading import maps, sections
 from limbeck.methods.shared import check_factor, connector, label_terms, matched
 from limbeck.taps import check
@@ -178,3 +179,6 @@ def _margin(setup: Setup, name: str, channels: int) -> Tensor:
             "name the one that gives it as teacher_norms"
         )
     return margins(norm)
+
+
+ABOUT = About(ofd, paper=Paper("Heo et al.", "A Comprehensive Overhaul of Feature Distillation", 2019, "1904.01866"))

@@ -1,4 +1,4 @@
-"""Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer" (2018), arXiv:1803.10837."""
+"""Probabilistic knowledge transfer: the student matches the teacher's similarities as probabilities."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, from_student, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.shared import several_samples
@@ -87,3 +88,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The paper's objective: no labels. The classifier then learns nothing: the feature is what is trained.
     "paper": {"form": "paper", "probabilities": 1.0, "hard": 0.0},
 }
+
+
+ABOUT = About(
+    pkt,
+    paper=Paper(
+        "Passalis, Tefas", "Learning Deep Representations with Probabilistic Knowledge Transfer", 2018, "1803.10837"
+    ),
+    presets=PRESETS,
+)

@@ -1,4 +1,4 @@
-"""Knowledge review: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review" (2021), arXiv:2104.09044."""
+"""Knowledge review: fused levels of the student match the teacher's levels."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, tap, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.reading import sections
 from limbeck.methods.shared import check_norm, label_terms
 from limbeck.schedules import linear
@@ -187,3 +188,8 @@ def _rising(weight: float | Schedule, warmup: float) -> float | Schedule:
     if isinstance(weight, int | float):
         return lambda progress: weight * rise(progress)
     return lambda progress: weight(progress) * rise(progress)
+
+
+ABOUT = About(
+    reviewkd, paper=Paper("Chen, Liu, Zhao, Jia", "Distilling Knowledge via Knowledge Review", 2021, "2104.09044")
+)

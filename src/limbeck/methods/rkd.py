@@ -1,4 +1,4 @@
-"""Relations: Park, Kim, Lu, Cho, "Relational Knowledge Distillation" (2019), arXiv:1904.05068."""
+"""Relational distillation: the student matches distances and angles between samples."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.shared import label_terms, several_samples, unit
 
 Average = Literal["mean", "sum"]
@@ -111,3 +112,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # lenscloth/RKD, run_distill_classification.py: its kd_ratio 16 is T² for T = 4.
     "authors_kd": {"normalise": True, "soft": 1.0, "temperature": 4.0},
 }
+
+
+ABOUT = About(
+    rkd, paper=Paper("Park, Kim, Lu, Cho", "Relational Knowledge Distillation", 2019, "1904.05068"), presets=PRESETS
+)

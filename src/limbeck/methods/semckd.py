@@ -1,4 +1,4 @@
-"""Semantic calibration: Chen et al., "Cross-Layer Distillation with Semantic Calibration" (2020), arXiv:2012.03236."""
+"""Semantic calibration: every layer of the student learns from all layers of the teacher, by attention."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, tap, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.reading import sections
 from limbeck.methods.shared import check_norm, label_terms, pooled_alike, several_samples
 
@@ -158,3 +159,8 @@ def _maps(setup: Setup, network: str, layers: tuple[str, ...]) -> list[Tap]:
         if len(setup.shape(one)) != 3:
             raise LimbeckError(f"semckd reads maps (C, H, W), but {one} gives {setup.shape(one)}")
     return found
+
+
+ABOUT = About(
+    semckd, paper=Paper("Chen et al.", "Cross-Layer Distillation with Semantic Calibration", 2020, "2012.03236")
+)

@@ -1,4 +1,4 @@
-"""SimKD: Chen et al., "Knowledge Distillation with the Reused Teacher Classifier" (2022), arXiv:2203.14001."""
+"""SimKD: the student's projected map regresses the teacher's, and the student takes over its classifier."""
 
 import copy
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.reading import with_classifier
 from limbeck.methods.shared import check_norm, pooled_alike
 from limbeck.models.reuse import Reuse, apply_reuse, find_reuse, projected_classifier, projector
@@ -165,3 +166,8 @@ def _take_over(setup: Setup, reuse: Reuse, trained: nn.Module, classifier: nn.Li
                 own.bias.copy_(classifier.bias)
 
     return finish
+
+
+ABOUT = About(
+    simkd, paper=Paper("Chen et al.", "Knowledge Distillation with the Reused Teacher Classifier", 2022, "2203.14001")
+)

@@ -1,4 +1,4 @@
-"""Similarity preservation: Tung, Mori, "Similarity-Preserving Knowledge Distillation" (2019), arXiv:1907.09682."""
+"""Similarity preservation: the student matches the teacher's similarities between samples."""
 
 from functools import partial
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.reading import feature_pairs, in_order
 from limbeck.methods.shared import label_terms, over_layers, several_samples, unit
 
@@ -56,3 +57,6 @@ def sp(
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
     terms["similarity"] = Term(partial(over_layers, similarity_loss), in_order(pairs), similarity)
     return (Stage("sp", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+
+
+ABOUT = About(sp, paper=Paper("Tung, Mori", "Similarity-Preserving Knowledge Distillation", 2019, "1907.09682"))

@@ -1,4 +1,4 @@
-"""SRRL: Yang et al., "Knowledge Distillation via Softmax Regression Representation Learning" (2021)."""
+"""SRRL: the teacher's classifier gives the same output on the student's feature as on its own."""
 
 import math
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.core import TARGETS, LimbeckError, Schedule, Section, Setup, Stage, Tap, Term, from_student, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import soft_loss
@@ -230,3 +231,12 @@ def _section(setup: Setup, network: str, place: int, position: str) -> Section:
     if len(found) <= place:
         raise LimbeckError(f"srrl at {position} needs {place + 1} sections, the {network} has {len(found)}")
     return found[-1 - place]
+
+
+ABOUT = About(
+    srrl,
+    paper=Paper(
+        "Yang et al.", "Knowledge Distillation via Softmax Regression Representation Learning", 2021, venue="ICLR"
+    ),
+    is_system=True,
+)

@@ -1,4 +1,4 @@
-"""Soft targets of z-scores: Sun et al., "Logit Standardization in Knowledge Distillation" (2024), arXiv:2403.01427."""
+"""Knowledge distillation with standardised logits."""
 
 from functools import partial
 from typing import Literal
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import soft_loss
@@ -90,3 +91,8 @@ def kd_standardised(
         "soft": Term(loss, (student, teacher), soft),
     }
     return (Stage("kd_standardised", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+
+
+ABOUT = About(
+    kd_standardised, paper=Paper("Sun et al.", "Logit Standardization in Knowledge Distillation", 2024, "2403.01427")
+)

@@ -1,4 +1,4 @@
-"""Information: Ahn et al., "Variational Information Distillation for Knowledge Transfer" (2019), arXiv:1904.05835."""
+"""Variational information distillation: the student's maps predict the teacher's."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.reading import feature_pairs, in_order
 from limbeck.methods.shared import label_terms, pooled_alike
 
@@ -136,3 +137,8 @@ def vid(
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
     terms["information"] = Term(OverLayers(losses), in_order(pairs), information)
     return (Stage("vid", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+
+
+ABOUT = About(
+    vid, paper=Paper("Ahn et al.", "Variational Information Distillation for Knowledge Transfer", 2019, "1904.05835")
+)

@@ -1,4 +1,4 @@
-"""Weighted soft labels: Zhou, Song, Chen et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective" (2021), arXiv:2102.00650."""  # noqa: E501 (the listing reads it as one line)
+"""Weighted soft labels: soft targets with a weight for each sample."""
 
 from functools import partial
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
 
@@ -74,3 +75,14 @@ def wsld(
         "soft": Term(partial(weighted_soft_loss, temperature=temperature), (student, teacher, TARGETS), soft),
     }
     return (Stage("wsld", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+
+
+ABOUT = About(
+    wsld,
+    paper=Paper(
+        "Zhou, Song, Chen et al.",
+        "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
+        2021,
+        "2102.00650",
+    ),
+)
