@@ -8,7 +8,7 @@ from limbeck.methods.about import About
 
 
 def hard_loss(student: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with the labels, at temperature 1, mean over the batch.
+    """Cross-entropy with the labels at T = 1, averaged over the batch.
 
     Args:
         student: logits (N, K).
@@ -18,7 +18,9 @@ def hard_loss(student: Tensor, targets: Tensor) -> Tensor:
 
 
 def alone(setup: Setup, *, student_layer: str = "") -> tuple[Stage, ...]:
-    """The student alone: cross-entropy with the labels.
+    """The student alone: cross-entropy with the labels, without a teacher.
+
+    This is the baseline of every comparison: the same recipe, initial weights and batches as for a method.
 
     Args:
         setup: epochs, optimizer and schedule.

@@ -8,16 +8,16 @@ from limbeck.methods.alone import hard_loss
 
 
 def fine_tune(setup: Setup, *, backbone: Literal["all", "frozen"] = "all") -> tuple[Stage, ...]:
-    """A network from another task goes on to learn this one: the baseline of transfer, without a teacher.
+    """Fine-tuning without a teacher: a network trained on another task is trained on this one.
 
-    In a recipe: ``student: {model: ..., weights: FILE, init: fine_tune}`` takes all weights but the classifier's.
+    In a recipe, ``student: {model: ..., weights: FILE, init: fine_tune}`` loads all weights except the classifier's.
 
     Args:
         setup: epochs, optimizer and schedule.
-        backbone: ``all`` layers learn; or all but the classifier are ``frozen``, BatchNorm statistics too.
+        backbone: "all" trains all layers. "frozen" trains the classifier only; the BatchNorm statistics stay too.
 
     Raises:
-        LimbeckError: the backbone is frozen and no linear layer gives the student's logits.
+        LimbeckError: the backbone is frozen and the student has no linear classifier.
     """
     terms = {"hard": Term(hard_loss, (from_student(), TARGETS))}
     learns = "student" if backbone == "all" else f"student.{setup.outline('student').classifier}"
