@@ -173,7 +173,7 @@ def test_options_reach_every_level():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperatures": ()}, r"temperatures is \(\): it needs one at least"),
+        ({"temperatures": ()}, r"temperatures is \(\): at least one is needed"),
         ({"temperatures": (4.0, 0.0)}, r"temperatures is \(4.0, 0.0\)"),
         ({"hard": 0, "instance": 0, "batch": 0, "category": 0}, "are all 0"),
     ],
