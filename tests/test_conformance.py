@@ -327,6 +327,13 @@ def test_a_page_is_written(name):
     assert page.read_text().startswith(f"# {name}\n")
 
 
+def test_whoever_writes_a_method_reads_at_most_450_lines_first():
+    root = Path(__file__).parents[1]
+    section = (root / "CONTRIBUTING.md").read_text().partition("## Add a method")[2].partition("\n## ")[0]
+    files = [(root / "src" / "limbeck" / file).read_text() for file in ("core.py", "methods/kd.py")]
+    assert sum(text.count("\n") for text in (section, *files)) <= 450
+
+
 # --- other networks
 
 
