@@ -14,6 +14,13 @@ from limbeck.methods.kd import kd
 from limbeck.methods.reading import in_order, maps
 from limbeck.methods.shared import check_above_zero, check_at_least, connector, matched, stage_epochs
 
+PAPER = Paper(
+    "Heo et al.",
+    "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
+    2019,
+    "1811.03233",
+)
+
 
 def boundary_loss(
     students: Sequence[Tensor],
@@ -137,12 +144,4 @@ def ab(
     return (first, replace(task, name="task"))
 
 
-ABOUT = About(
-    ab,
-    paper=Paper(
-        "Heo et al.",
-        "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
-        2019,
-        "1811.03233",
-    ),
-)
+ABOUT = About(ab, PAPER)

@@ -30,8 +30,4 @@ def alone(setup: Setup, *, student_layer: str = "") -> tuple[Stage, ...]:
     return (Stage("alone", terms, setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(
-    alone,
-    paper=None,  # a baseline: nobody published it
-    networks={"student": "resnet8"},
-)
+ABOUT = About(alone, None, networks={"student": "resnet8"})  # a baseline, which nobody published

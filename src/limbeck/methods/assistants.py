@@ -8,6 +8,8 @@ from limbeck.methods.alone import hard_loss
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.shared import check_above_zero
 
+PAPER = Paper("Mirzadeh et al.", "Improved Knowledge Distillation via Teacher Assistant", 2019, "1902.03393")
+
 
 def chain(setup: Setup, *, temperature: float, hard: float | Schedule, soft: float | Schedule) -> tuple[Stage, ...]:
     """Each network learns from the previous one by soft targets: teacher, other networks in order, student.
@@ -50,8 +52,4 @@ def assistants(
     return chain(setup, temperature=temperature, hard=hard, soft=soft)
 
 
-ABOUT = About(
-    assistants,
-    paper=Paper("Mirzadeh et al.", "Improved Knowledge Distillation via Teacher Assistant", 2019, "1902.03393"),
-    networks={"student": "resnet8", "teacher": "resnet20", "assistant": "resnet14"},
-)
+ABOUT = About(assistants, PAPER, networks={"student": "resnet8", "teacher": "resnet20", "assistant": "resnet14"})

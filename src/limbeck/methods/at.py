@@ -14,6 +14,8 @@ from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import in_order
 from limbeck.methods.shared import over_layers, pooled_alike, unit
 
+PAPER = Paper("Zagoruyko, Komodakis", "Paying More Attention to Attention", 2017, "1612.03928")
+
 
 def attention_loss(
     student: Tensor,
@@ -97,13 +99,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-ABOUT = About(
-    at,
-    paper=Paper(
-        "Zagoruyko, Komodakis",
-        "Paying More Attention to Attention",
-        2017,
-        "1612.03928",
-    ),
-    presets=PRESETS,
-)
+ABOUT = About(at, PAPER, presets=PRESETS)

@@ -4,6 +4,8 @@ from limbeck.core import LimbeckError, Schedule, Setup, Stage
 from limbeck.methods.about import About, Paper
 from limbeck.methods.assistants import chain
 
+PAPER = Paper("Furlanello et al.", "Born Again Neural Networks", 2018, "1805.04770")
+
 
 def born_again(
     setup: Setup, *, temperature: float = 1.0, hard: float | Schedule = 1.0, soft: float | Schedule = 1.0
@@ -35,8 +37,4 @@ def born_again(
     return chain(setup, temperature=temperature, hard=hard, soft=soft)
 
 
-ABOUT = About(
-    born_again,
-    paper=Paper("Furlanello et al.", "Born Again Neural Networks", 2018, "1805.04770"),
-    networks={"student": "resnet8", "teacher": "resnet8", "second": "resnet8"},
-)
+ABOUT = About(born_again, PAPER, networks={"student": "resnet8", "teacher": "resnet8", "second": "resnet8"})

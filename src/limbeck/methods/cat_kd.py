@@ -12,6 +12,8 @@ from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.shared import check_at_least, unit
 
+PAPER = Paper("Guo, Yan, Li, Lin", "Class Attention Transfer Based Knowledge Distillation", 2023, "2304.12777")
+
 
 def class_attention_loss(
     student: Tensor,
@@ -133,7 +135,4 @@ def _class_maps(classifier: nn.Module, maps: Tensor) -> Tensor:
     return F.conv2d(maps, classifier.get_parameter("weight")[:, :, None, None])
 
 
-ABOUT = About(
-    cat_kd,
-    paper=Paper("Guo, Yan, Li, Lin", "Class Attention Transfer Based Knowledge Distillation", 2023, "2304.12777"),
-)
+ABOUT = About(cat_kd, PAPER)

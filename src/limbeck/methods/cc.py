@@ -14,6 +14,8 @@ from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.shared import check_above_zero, check_at_least, several_samples, unit
 
+PAPER = Paper("Peng et al.", "Correlation Congruence for Knowledge Distillation", 2019, "1904.01802")
+
 
 def correlation_loss(student: Tensor, teacher: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tensor:
     """(1/N²) ||K_S - K_T||_F², where K is the kernel matrix of the samples.
@@ -131,8 +133,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-ABOUT = About(
-    cc,
-    paper=Paper("Peng et al.", "Correlation Congruence for Knowledge Distillation", 2019, "1904.01802"),
-    presets=PRESETS,
-)
+ABOUT = About(cc, PAPER, presets=PRESETS)

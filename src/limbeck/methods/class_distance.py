@@ -10,6 +10,10 @@ from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.mimic import mimic
 
+PAPER = Paper(
+    "Kim, Kim", "Transferring Knowledge to Smaller Network with Class-Distance Loss", 2017, venue="ICLR workshop"
+)
+
 
 def class_distance_loss(feature: Tensor, own: Tensor, other: Tensor, *, phi: float | Tensor) -> Tensor:
     """||f - C||^2 - min(phi, ||f - O||^2), summed over D and averaged over N (the second part of Eq. 3).
@@ -212,10 +216,4 @@ def _check(setup: Setup, weight: float, phi: float, momentum: float, warmup_epoc
         )
 
 
-ABOUT = About(
-    class_distance,
-    paper=Paper(
-        "Kim, Kim", "Transferring Knowledge to Smaller Network with Class-Distance Loss", 2017, venue="ICLR workshop"
-    ),
-    is_system=True,
-)
+ABOUT = About(class_distance, PAPER, is_system=True)

@@ -13,6 +13,8 @@ from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.shared import check_above_zero, check_at_least
 
+PAPER = Paper("Tian, Krishnan, Isola", "Contrastive Representation Distillation", 2020, "1910.10699")
+
 Normaliser = Literal["first_batch", "none"]
 
 
@@ -226,4 +228,4 @@ def check(embedding: int, contrast_temperature: float) -> None:
     check_above_zero("contrast_temperature", contrast_temperature)
 
 
-ABOUT = About(crd, paper=Paper("Tian, Krishnan, Isola", "Contrastive Representation Distillation", 2020, "1910.10699"))
+ABOUT = About(crd, PAPER)

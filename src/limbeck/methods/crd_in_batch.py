@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.about import About, Paper
-from limbeck.methods.crd import Embedding, check
+from limbeck.methods.about import About
+from limbeck.methods.crd import PAPER, Embedding, check
 from limbeck.methods.kd import label_terms
 
 
@@ -84,6 +84,4 @@ def crd_in_batch(
     return (Stage("crd_in_batch", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(
-    crd_in_batch, paper=Paper("Tian, Krishnan, Isola", "Contrastive Representation Distillation", 2020, "1910.10699")
-)
+ABOUT = About(crd_in_batch, PAPER)

@@ -12,6 +12,8 @@ from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.shared import check_above_zero
 
+PAPER = Paper("Huang et al.", "Knowledge Distillation from A Stronger Teacher", 2022, "2205.10536")
+
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
     """Pearson correlation (N,) of the rows of two tensors (N, K); 0 for a constant row.
@@ -108,4 +110,4 @@ def dist(
     return (Stage("dist", terms, setup.epochs, setup.optimizer, setup.schedule, notes=notes),)
 
 
-ABOUT = About(dist, paper=Paper("Huang et al.", "Knowledge Distillation from A Stronger Teacher", 2022, "2205.10536"))
+ABOUT = About(dist, PAPER)

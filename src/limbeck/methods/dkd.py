@@ -13,6 +13,8 @@ from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import divergence, like, wide
 from limbeck.methods.shared import as_schedule, check_above_zero
 
+PAPER = Paper("Zhao, Cui, Song et al.", "Decoupled Knowledge Distillation", 2022, "2203.08679")
+
 
 def target_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
     """T² * KL(b_T || b_S) of the binary distributions b = (p_y, 1 - p_y) of label and other classes (the paper's TCKD).
@@ -114,4 +116,4 @@ def _rest(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, places + (places >= targets[:, None]))
 
 
-ABOUT = About(dkd, paper=Paper("Zhao, Cui, Song et al.", "Decoupled Knowledge Distillation", 2022, "2203.08679"))
+ABOUT = About(dkd, PAPER)

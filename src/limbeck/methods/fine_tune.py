@@ -6,6 +6,8 @@ from limbeck.core import TARGETS, Setup, Stage, Term, from_student
 from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 
+PAPER = Paper("Yosinski et al.", "How transferable are features in deep neural networks?", 2014, "1411.1792")
+
 
 def fine_tune(setup: Setup, *, backbone: Literal["all", "frozen"] = "all") -> tuple[Stage, ...]:
     """Fine-tuning without a teacher: a network trained on another task is trained on this one.
@@ -24,8 +26,4 @@ def fine_tune(setup: Setup, *, backbone: Literal["all", "frozen"] = "all") -> tu
     return (Stage("fine_tune", terms, setup.epochs, setup.optimizer, setup.schedule, learns=(learns,)),)
 
 
-ABOUT = About(
-    fine_tune,
-    paper=Paper("Yosinski et al.", "How transferable are features in deep neural networks?", 2014, "1411.1792"),
-    networks={"student": "resnet8"},
-)
+ABOUT = About(fine_tune, PAPER, networks={"student": "resnet8"})

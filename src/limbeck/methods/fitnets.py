@@ -14,6 +14,8 @@ from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import kd
 from limbeck.methods.shared import rated
 
+PAPER = Paper("Romero, Ballas, Kahou et al.", "FitNets: Hints for Thin Deep Nets", 2015, "1412.6550")
+
 Average = Literal["batch", "code", "elements"]
 Regressor = Literal["conv", "full", "upsample"]
 Activation = Literal["relu", "maxout", "none"]
@@ -327,8 +329,4 @@ def _restart(student: nn.Module, sweep: Sweep) -> None:
         _uniform(student, 0.005)
 
 
-ABOUT = About(
-    fitnets,
-    paper=Paper("Romero, Ballas, Kahou et al.", "FitNets: Hints for Thin Deep Nets", 2015, "1412.6550"),
-    is_system=True,
-)
+ABOUT = About(fitnets, PAPER, is_system=True)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from limbeck.connectors import Through, as_map, map_shape, valid_conv
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, from_student, weighted
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import About
 from limbeck.methods.alone import hard_loss
-from limbeck.methods.fitnets import check_weights, guided_and_hint, hint_map_loss
+from limbeck.methods.fitnets import PAPER, check_weights, guided_and_hint, hint_map_loss
 from limbeck.methods.shared import check_norm
 
 
@@ -94,7 +94,4 @@ def fitnets_one_stage(
     return (Stage("fitnets_one_stage", weighted(terms), setup.epochs, setup.optimizer, setup.schedule, notes=shown),)
 
 
-ABOUT = About(
-    fitnets_one_stage,
-    paper=Paper("Romero, Ballas, Kahou et al.", "FitNets: Hints for Thin Deep Nets", 2015, "1412.6550"),
-)
+ABOUT = About(fitnets_one_stage, PAPER)

@@ -12,6 +12,13 @@ from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.reading import network_maps, sections
 
+PAPER = Paper(
+    "Yim et al.",
+    "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning",
+    2017,
+    venue="CVPR",
+)
+
 Pool = Literal["max", "average"]
 Form = Literal["paper", "elements", "columns"]
 
@@ -187,13 +194,4 @@ def _bridge(one: Tap, other: Tap, channels: dict[Tap, int], adapter: str) -> nn.
     )
 
 
-ABOUT = About(
-    fsp,
-    paper=Paper(
-        "Yim et al.",
-        "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning",
-        2017,
-        venue="CVPR",
-    ),
-    is_system=True,
-)
+ABOUT = About(fsp, PAPER, is_system=True)

@@ -15,6 +15,8 @@ from limbeck.methods.alone import hard_loss
 from limbeck.methods.reading import network_maps
 from limbeck.methods.shared import check_above_zero, check_at_least, matched, pooled_alike, stage_epochs, unit
 
+PAPER = Paper("Kim et al.", "Paraphrasing Complex Network: Network Compression via Factor Transfer", 2018, "1802.04977")
+
 _SLOPE = 0.1
 
 
@@ -188,9 +190,4 @@ def _deepest_map(setup: Setup, network: str, layer: str) -> Tap:
     return network_maps(setup, network, (layer,) if layer else (), method="ft")[-1]
 
 
-ABOUT = About(
-    ft,
-    paper=Paper(
-        "Kim et al.", "Paraphrasing Complex Network: Network Compression via Factor Transfer", 2018, "1802.04977"
-    ),
-)
+ABOUT = About(ft, PAPER)

@@ -13,6 +13,8 @@ from limbeck.methods.distributions import divergence
 from limbeck.methods.reading import outputs
 from limbeck.methods.shared import check_above_zero
 
+PAPER = Paper("Hinton, Vinyals, Dean", "Distilling the Knowledge in a Neural Network", 2015, "1503.02531")
+
 
 def soft_loss(
     student: Tensor,
@@ -116,9 +118,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-ABOUT = About(
-    kd,
-    paper=Paper("Hinton, Vinyals, Dean", "Distilling the Knowledge in a Neural Network", 2015, "1503.02531"),
-    presets=PRESETS,
-    is_system=True,
-)
+ABOUT = About(kd, PAPER, presets=PRESETS, is_system=True)

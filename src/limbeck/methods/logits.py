@@ -11,6 +11,8 @@ from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.reading import outputs
 
+PAPER = Paper("Ba, Caruana", "Do Deep Nets Really Need to be Deep?", 2014, "1312.6184")
+
 
 def logits_loss(
     student: Tensor, *teachers: Tensor, centre: bool = False, average: Literal["batch", "elements"] = "batch"
@@ -68,4 +70,4 @@ def logits(
     return (Stage("logits", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(logits, paper=Paper("Ba, Caruana", "Do Deep Nets Really Need to be Deep?", 2014, "1312.6184"))
+ABOUT = About(logits, PAPER)

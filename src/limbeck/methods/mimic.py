@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from limbeck.connectors import Through, linear
 from limbeck.core import LimbeckError, Setup, Stage, Tap, Term
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import About
+from limbeck.methods.logits import PAPER
 from limbeck.methods.reading import with_classifier
 
 
@@ -83,4 +84,4 @@ def _take_over(student: nn.Linear, teacher: nn.Linear, adapter: nn.Module) -> No
         student_bias.copy_(torch.zeros_like(student_bias) if bias is None else bias)
 
 
-ABOUT = About(mimic, paper=Paper("Ba, Caruana", "Do Deep Nets Really Need to be Deep?", 2014, "1312.6184"))
+ABOUT = About(mimic, PAPER)

@@ -13,6 +13,8 @@ from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import divergence, like, wide
 
+PAPER = Paper("Jin, Wang, Lin", "Multi-Level Logit Distillation", 2023, venue="CVPR, pages 24276-24285")
+
 Masks = Literal["select", "scale", "none"]
 
 TEMPERATURES = (4.0, 3.0, 5.0, 2.0, 6.0)
@@ -155,6 +157,4 @@ def _counts(confidence: Tensor, masks: Masks) -> Tensor:
     return kept.mean() if masks == "scale" else torch.ones_like(kept)
 
 
-ABOUT = About(
-    mlkd, paper=Paper("Jin, Wang, Lin", "Multi-Level Logit Distillation", 2023, venue="CVPR, pages 24276-24285")
-)
+ABOUT = About(mlkd, PAPER)

@@ -11,6 +11,8 @@ from limbeck.methods.alone import hard_loss
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.shared import check_above_zero
 
+PAPER = Paper("Zhang, Xiang, Hospedales, Lu", "Deep Mutual Learning", 2018, "1706.00384")
+
 
 def mutual_loss(student: Tensor, *others: Tensor, temperature: float = 1.0) -> Tensor:
     """The mean over the other networks of T² KL(p_other || p_student), averaged over N.
@@ -56,8 +58,4 @@ def mutual(
     return (Stage("mutual", weighted(terms), setup.epochs, setup.optimizer, setup.schedule, learns=setup.networks),)
 
 
-ABOUT = About(
-    mutual,
-    paper=Paper("Zhang, Xiang, Hospedales, Lu", "Deep Mutual Learning", 2018, "1706.00384"),
-    networks={"student": "resnet8", "peer": "resnet14"},
-)
+ABOUT = About(mutual, PAPER, networks={"student": "resnet8", "peer": "resnet14"})

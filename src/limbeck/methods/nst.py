@@ -15,6 +15,10 @@ from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import in_order
 from limbeck.methods.shared import over_layers, pooled_alike, unit
 
+PAPER = Paper(
+    "Huang, Wang", "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, "1707.01219"
+)
+
 Kernel = Literal["polynomial", "linear", "gaussian"]
 
 
@@ -103,10 +107,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-ABOUT = About(
-    nst,
-    paper=Paper(
-        "Huang, Wang", "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, "1707.01219"
-    ),
-    presets=PRESETS,
-)
+ABOUT = About(nst, PAPER, presets=PRESETS)

@@ -14,6 +14,8 @@ from limbeck.methods.reading import in_order, maps, sections
 from limbeck.methods.shared import check_above_zero, connector, matched
 from limbeck.taps import check
 
+PAPER = Paper("Heo et al.", "A Comprehensive Overhaul of Feature Distillation", 2019, "1904.01866")
+
 _RARE = 0.001  # a fraction of negative values below which the authors' code uses three standard deviations
 _DEVIATIONS = 3.0
 
@@ -182,4 +184,4 @@ def _margin(setup: Setup, name: str, channels: int) -> Tensor:
     return margins(norm)
 
 
-ABOUT = About(ofd, paper=Paper("Heo et al.", "A Comprehensive Overhaul of Feature Distillation", 2019, "1904.01866"))
+ABOUT = About(ofd, PAPER)

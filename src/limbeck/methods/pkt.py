@@ -14,6 +14,10 @@ from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.shared import several_samples
 
+PAPER = Paper(
+    "Passalis, Tefas", "Learning Deep Representations with Probabilistic Knowledge Transfer", 2018, "1803.10837"
+)
+
 Form = Literal["code", "paper"]
 
 _LEAST = 1e-7  # the authors' epsilon
@@ -90,10 +94,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-ABOUT = About(
-    pkt,
-    paper=Paper(
-        "Passalis, Tefas", "Learning Deep Representations with Probabilistic Knowledge Transfer", 2018, "1803.10837"
-    ),
-    presets=PRESETS,
-)
+ABOUT = About(pkt, PAPER, presets=PRESETS)

@@ -13,6 +13,8 @@ from limbeck.methods.reading import Pair, in_order, paired, sections
 from limbeck.methods.shared import as_schedule, check_at_least, check_norm
 from limbeck.schedules import linear
 
+PAPER = Paper("Chen, Liu, Zhao, Jia", "Distilling Knowledge via Knowledge Review", 2021, "2104.09044")
+
 _POOLED_SIDES = (4, 2, 1)
 _WIDEST = 512
 
@@ -185,6 +187,4 @@ def _rising(weight: float | Schedule, warmup: float) -> float | Schedule:
     return lambda progress: full(progress) * rise(progress)
 
 
-ABOUT = About(
-    reviewkd, paper=Paper("Chen, Liu, Zhao, Jia", "Distilling Knowledge via Knowledge Review", 2021, "2104.09044")
-)
+ABOUT = About(reviewkd, PAPER)

@@ -14,6 +14,8 @@ from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.shared import several_samples, unit
 
+PAPER = Paper("Park, Kim, Lu, Cho", "Relational Knowledge Distillation", 2019, "1904.05068")
+
 Average = Literal["mean", "sum"]
 
 _CLOSEST = 1e-6  # the authors' smallest distance; the gradient is 0 where two samples coincide
@@ -117,6 +119,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-ABOUT = About(
-    rkd, paper=Paper("Park, Kim, Lu, Cho", "Relational Knowledge Distillation", 2019, "1904.05068"), presets=PRESETS
-)
+ABOUT = About(rkd, PAPER, presets=PRESETS)

@@ -12,6 +12,8 @@ from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import network_maps
 from limbeck.methods.shared import check_norm, pooled_alike, several_samples
 
+PAPER = Paper("Chen et al.", "Cross-Layer Distillation with Semantic Calibration", 2020, "2012.03236")
+
 _SHARE = 4  # the batch size divided by the length of the embedding
 
 
@@ -154,6 +156,4 @@ def semckd(
     return (Stage("semckd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(
-    semckd, paper=Paper("Chen et al.", "Cross-Layer Distillation with Semantic Calibration", 2020, "2012.03236")
-)
+ABOUT = About(semckd, PAPER)

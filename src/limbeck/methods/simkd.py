@@ -14,6 +14,8 @@ from limbeck.methods.reading import with_classifier
 from limbeck.methods.shared import check_at_least, check_norm, pooled_alike
 from limbeck.models.reuse import Reuse, apply_reuse, find_reuse, projected_classifier, projector
 
+PAPER = Paper("Chen et al.", "Knowledge Distillation with the Reused Teacher Classifier", 2022, "2203.14001")
+
 Average = Literal["elements", "batch"]
 
 
@@ -170,6 +172,4 @@ def _take_over(setup: Setup, reuse: Reuse, trained: nn.Module, classifier: nn.Li
     return finish
 
 
-ABOUT = About(
-    simkd, paper=Paper("Chen et al.", "Knowledge Distillation with the Reused Teacher Classifier", 2022, "2203.14001")
-)
+ABOUT = About(simkd, PAPER)

@@ -11,6 +11,8 @@ from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import feature_pairs, in_order
 from limbeck.methods.shared import over_layers, several_samples, unit
 
+PAPER = Paper("Tung, Mori", "Similarity-Preserving Knowledge Distillation", 2019, "1907.09682")
+
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """(1/N²) ||G_T - G_S||_F², where G holds the N x N inner products of the samples, with rows scaled to length 1.
@@ -60,4 +62,4 @@ def sp(
     return (Stage("sp", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(sp, paper=Paper("Tung, Mori", "Similarity-Preserving Knowledge Distillation", 2019, "1907.09682"))
+ABOUT = About(sp, PAPER)

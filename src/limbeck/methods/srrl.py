@@ -17,6 +17,10 @@ from limbeck.methods.kd import soft_loss
 from limbeck.methods.reading import last_map, logits
 from limbeck.taps import replaced
 
+PAPER = Paper(
+    "Yang et al.", "Knowledge Distillation via Softmax Regression Representation Learning", 2021, venue="ICLR"
+)
+
 Form = Literal["l2", "ce", "kl"]
 Average = Literal["elements", "batch"]
 Position = Literal["conv2", "conv3", "conv4"]
@@ -238,10 +242,4 @@ def _section(setup: Setup, network: str, place: int, position: str) -> Section:
     return found[-1 - place]
 
 
-ABOUT = About(
-    srrl,
-    paper=Paper(
-        "Yang et al.", "Knowledge Distillation via Softmax Regression Representation Learning", 2021, venue="ICLR"
-    ),
-    is_system=True,
-)
+ABOUT = About(srrl, PAPER, is_system=True)

@@ -14,6 +14,8 @@ from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.shared import check_above_zero
 
+PAPER = Paper("Sun et al.", "Logit Standardization in Knowledge Distillation", 2024, "2403.01427")
+
 Deviation = Literal["population", "sample"]
 
 
@@ -93,6 +95,4 @@ def kd_standardised(
     return (Stage("kd_standardised", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(
-    kd_standardised, paper=Paper("Sun et al.", "Logit Standardization in Knowledge Distillation", 2024, "2403.01427")
-)
+ABOUT = About(kd_standardised, PAPER)

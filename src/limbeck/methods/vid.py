@@ -14,6 +14,8 @@ from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import feature_pairs, in_order
 from limbeck.methods.shared import check_at_least, pooled_alike
 
+PAPER = Paper("Ahn et al.", "Variational Information Distillation for Knowledge Transfer", 2019, "1904.05835")
+
 Average = Literal["elements", "batch"]
 
 
@@ -140,6 +142,4 @@ def vid(
     return (Stage("vid", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(
-    vid, paper=Paper("Ahn et al.", "Variational Information Distillation for Knowledge Transfer", 2019, "1904.05835")
-)
+ABOUT = About(vid, PAPER)

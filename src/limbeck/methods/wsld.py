@@ -13,6 +13,13 @@ from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.shared import check_above_zero
 
+PAPER = Paper(
+    "Zhou, Song, Chen et al.",
+    "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
+    2021,
+    "2102.00650",
+)
+
 
 def sample_weights(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     """1 - exp(-CE(student) / CE(teacher)) of each sample at T = 1, (N,), without gradient.
@@ -77,12 +84,4 @@ def wsld(
     return (Stage("wsld", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(
-    wsld,
-    paper=Paper(
-        "Zhou, Song, Chen et al.",
-        "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
-        2021,
-        "2102.00650",
-    ),
-)
+ABOUT = About(wsld, PAPER)
