@@ -1,12 +1,13 @@
-"""What every method keeps to: a method is tested by standing in METHODS.
+"""The rules that every method keeps: a method is tested because it is listed in `limbeck.methods`.
 
-Which networks a method is given says `limbeck.cli.catalogue.CAST`. No method is excused from a rule.
+A method is given the networks that its `ABOUT` names. No method is excused from a rule.
 """
 
 import copy
 import inspect
 import json
 import re
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from limbeck.experiment.events import Finished
 from limbeck.experiment.networks import fresh
 from limbeck.experiment.plan import Training, plan, training_batches
 from limbeck.experiment.run import Experiment
-from limbeck.methods import METHODS
+from limbeck.methods import ABOUT, METHODS
 from limbeck.models import build, save_network
 from limbeck.optimizers import adam
 from limbeck.recipe.read import read, smoke
@@ -34,14 +35,6 @@ from limbeck.train.engine import Engine
 from limbeck.train.loop import Diverged, TrainingSweep, run
 
 ENGINE = Engine(device="cpu", precision="32")
-
-UNPUBLISHED = ("alone",)
-"""The methods without a source: the baseline is nobody's."""
-
-
-def cast(name):
-    """The roles of a method and the zoo's networks that play them here."""
-    return catalogue.CAST.get(name, catalogue.REFERENCE)
 
 
 @cache
@@ -61,7 +54,7 @@ def training(*, epochs=2, batch_size=16):
 def networks(name, seed=3):
     """A method's networks, and a teacher that is the same whatever the seed."""
     made = {}
-    for number, (role, model) in enumerate(cast(name).items()):
+    for number, (role, model) in enumerate(ABOUT[name].networks.items()):
         torch.manual_seed(1000 if role == "teacher" else seed + 10 * number)
         made[role] = build(model, classes=4, shape=(3, 16, 16))
     return made
@@ -278,7 +271,7 @@ def teacher_file(tmp_path_factory):
 
 @every_method
 def test_runs_from_a_recipe(name, tmp_path, teacher_file):
-    roles = dict(cast(name))
+    roles = dict(ABOUT[name].networks)
     student, teacher = roles.pop("student"), roles.pop("teacher", None)
     recipe = {
         "name": "tiny",
@@ -314,15 +307,17 @@ def test_every_option_is_documented_and_none_that_is_not_there(name):
 
 
 @every_method
-def test_the_module_cites_its_source(name):
-    cited = catalogue.citation(name)
-    form = 'the first line of the file is not written as: what: authors, "Title" (year), arXiv:0000.00000. '
-    form += "(the arXiv id may be missing, the full stop may not; what nobody published goes into UNPUBLISHED above)"
-    assert (cited is None) == (name in UNPUBLISHED), form
-    if cited is not None:
-        assert len(cited.authors) > 3
-        assert len(cited.title) > 5
-        assert 1989 <= cited.year <= 2026
+def test_the_file_says_what_its_method_is_and_where_it_was_published(name):
+    about, function = ABOUT[name], METHODS[name]
+    assert function is about.function
+    assert function.__name__ == name
+    assert sys.modules[function.__module__].ABOUT is about
+    assert "student" in about.networks
+    if about.paper is not None:
+        assert len(about.paper.authors) > 3
+        assert len(about.paper.title) > 5
+        assert 1989 <= about.paper.year <= 2026
+        assert bool(about.paper.venue) != bool(re.fullmatch(r"\d{4}\.\d{4,5}", about.paper.arxiv))
 
 
 @every_method
@@ -330,6 +325,13 @@ def test_a_page_is_written(name):
     page = Path(__file__).parents[1] / "docs" / "methods" / f"{name}.md"
     assert page.is_file(), "there is no page: run `limbeck methods --write docs/methods`"
     assert page.read_text().startswith(f"# {name}\n")
+
+
+def test_whoever_writes_a_method_reads_at_most_450_lines_first():
+    root = Path(__file__).parents[1]
+    section = (root / "CONTRIBUTING.md").read_text().partition("## Add a method")[2].partition("\n## ")[0]
+    files = [(root / "src" / "limbeck" / file).read_text() for file in ("core.py", "methods/kd.py")]
+    assert sum(text.count("\n") for text in (section, *files)) <= 450
 
 
 # --- other networks
@@ -376,7 +378,7 @@ MUST = ("resnet8", "wrn_16_1", "timm:resnet18", "torchvision:resnet18")
 @every_method
 @pytest.mark.parametrize(("student", "teacher"), PAIRS, ids=[f"{one}-{other}" for one, other in PAIRS])
 def test_finds_its_layers_in_a_network_or_says_why_not(name, student, teacher):
-    kinds = {role: teacher if role == "teacher" else student for role in cast(name)}
+    kinds = {role: teacher if role == "teacher" else student for role in ABOUT[name].networks}
     nets = {role: built(kind, seed) for seed, (role, kind) in enumerate(kinds.items())}
     refusal, stages = None, ()
     try:

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from limbeck.cli import catalogue
 from limbeck.core import TARGETS, LimbeckError, Schedule, Stage, Term, from_student, from_teacher
-from limbeck.methods import METHODS, PRESETS
+from limbeck.methods import ABOUT, METHODS, PRESETS
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.logits import logits_loss
 from limbeck.schedules import linear
@@ -67,10 +68,10 @@ def with_odd(monkeypatch):
         return (student.mean() - teacher.detach().mean()).square()
 
     monkeypatch.setitem(odd.__globals__, "logits_loss", pull)
-    monkeypatch.setattr(catalogue, "METHODS", {"kd": METHODS["kd"], "odd": odd, "no_pull": no_pull})
-    monkeypatch.setattr(
-        catalogue, "PRESETS", {"odd": {"paper": {"form": "b", "weight": {"name": "constant", "value": 2}}}}
-    )
+    paper = Paper("Somebody", "Odd Networks", 1999, venue="a letter")
+    presets = {"paper": {"form": "b", "weight": {"name": "constant", "value": 2}}}
+    odds = {"odd": About(odd, paper=paper, presets=presets), "no_pull": About(no_pull, paper=None)}
+    monkeypatch.setattr(catalogue, "ABOUT", {"kd": ABOUT["kd"], **odds})
     monkeypatch.setattr(catalogue, "recorded", lambda: {"odd": {"odd_one": [2, 3], "odd_two": [1, 1]}})
 
 
@@ -90,8 +91,8 @@ def test_every_method_is_listed_in_80_columns():
 def test_the_systems_come_first():
     lines = printed(catalogue.method_table()).splitlines()
     names = [line.split()[0] for line in lines if line[:1].isalpha() and line.split()[0] in METHODS]
-    systems = [name for name in METHODS if name in catalogue.SYSTEMS]
-    assert set(names[: len(systems)]) == set(systems) == set(catalogue.SYSTEMS)
+    systems = {name for name, about in ABOUT.items() if about.is_system}
+    assert set(names[: len(systems)]) == systems == {"kd", "fitnets", "fsp", "srrl", "class_distance"}
     assert lines[0].strip() == "Systems"
 
 
@@ -114,7 +115,7 @@ def test_listing_does_not_touch_the_callers_generator():
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
-    catalogue.planned("kd")
+    catalogue.planned(ABOUT["kd"])
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -124,11 +125,11 @@ def test_listing_does_not_touch_the_callers_generator():
 def test_a_page_tells_all_that_is_known_of_a_method(with_odd):
     page = catalogue.method_page("odd")
     for words in (
-        "# odd\n",
+        '# odd\n\nSomebody, "Odd Networks" (1999), a letter.\n\nOdd: ',
         "Odd: the share lies in [a, b].\n\nMore is said here.",
         "With resnet8 as student and resnet14 as teacher, on images (3, 16, 16) of 4 classes:",
-        "1. `first`: nothing but the terms' own layers learns; 7 epochs where the recipe has 100; "
-        "before each epoch it goes over the training set",
+        "1. `first`: only the terms' own layers learn; 7 epochs where the recipe has 100; "
+        "a pass over the training set comes before each epoch",
         "   - `pull`, weight 4 to 1, reads student.head (4,), teacher.stage1 (16, 16, 16)",
         "2. `second`: the student.head and the teacher learn",
         "   - `hard`, weight 0.5, reads student (4,), batch.targets",
@@ -147,6 +148,7 @@ def test_a_page_tells_all_that_is_known_of_a_method(with_odd):
 
 def test_a_page_without_options_presets_and_recorded_values(with_odd):
     page = catalogue.method_page("no_pull")
+    assert "# no_pull\n\nThere is no paper about it.\n\nNothing is read" in page
     assert "It has none." in page
     assert "## Presets" not in page
     assert "## Recorded" not in page
@@ -170,16 +172,10 @@ def test_the_recipe_lines_of_a_page_are_right(name):
         assert problems == []
 
 
-def test_a_citation_is_read_from_the_modules_first_line():
-    cited = catalogue.citation("kd")
-    assert (cited.authors, cited.year, cited.arxiv) == ("Hinton, Vinyals, Dean", 2015, "1503.02531")
-    assert cited.title == "Distilling the Knowledge in a Neural Network"
-    assert catalogue.citation("alone") is None
-
-
-def test_the_systems_and_casts_are_methods():
-    assert set(catalogue.SYSTEMS) <= set(METHODS)
-    assert set(catalogue.CAST) <= set(METHODS)
+def test_a_page_cites_the_paper():
+    cited = 'Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), arXiv:1503.02531'
+    assert str(ABOUT["kd"].paper) == cited
+    assert catalogue.method_page("kd").startswith(f"# kd\n\n{cited}.\n\n")
 
 
 def test_docs_methods_is_up_to_date():

@@ -21,7 +21,8 @@ from limbeck.evaluate import parameters
 from limbeck.experiment import results
 from limbeck.experiment.run import Experiment
 from limbeck.files.atomic import read_sealed, write_sealed
-from limbeck.methods import METHODS
+from limbeck.methods import ABOUT, METHODS
+from limbeck.methods.about import About
 from limbeck.models import Ensemble, load_network
 
 RECIPE = """\
@@ -507,7 +508,7 @@ def test_a_methods_page_keeps_its_brackets(monkeypatch):
         """Odd: share lies in [a, b]."""
         return METHODS["kd"](setup)
 
-    monkeypatch.setattr(catalogue, "METHODS", {"odd": odd})
+    monkeypatch.setattr(catalogue, "ABOUT", {"odd": About(odd, paper=None)})
     page = limbeck_does("methods", "odd")
     assert "layers: tuple[int, ...] = ()" in page
     assert "share lies in [a, b]" in page
@@ -518,7 +519,7 @@ def test_the_pages_and_the_signatures_of_the_methods_are_written(monkeypatch):
     signatures = Path("signatures.json")
     signatures.write_text("those before")
     monkeypatch.setattr("limbeck.recipe.signatures.FILE", signatures)  # not the file of the source tree
-    monkeypatch.setattr(catalogue, "METHODS", {name: METHODS[name] for name in ("kd", "alone")})
+    monkeypatch.setattr(catalogue, "ABOUT", {name: ABOUT[name] for name in ("kd", "alone")})
     assert limbeck_does("methods", "--write", "pages") == ""
     assert {file.name: file.read_text() for file in Path("pages").iterdir()} == catalogue.method_pages()
     assert signatures.read_text() == catalogue.signatures()

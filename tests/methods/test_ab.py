@@ -162,9 +162,9 @@ def test_trains_both_stages(data):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"margin": -1.0}, "margin is -1.0: it must be 0 or more"),
+        ({"margin": -1.0}, "margin is -1.0: it must be at least 0"),
         ({"layer_factor": 0.0}, "layer_factor is 0.0: it must be above 0"),
-        ({"boundary_epochs": 0}, "boundary_epochs is 0: allowed are whole numbers from 1"),
+        ({"boundary_epochs": 0}, "boundary_epochs is 0: it must be at least 1"),
         ({"boundary": 0.0}, "weights boundary are all 0"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"student_layers": ("stage1",), "teacher_layers": ("stage1", "stage2")}, "student_layers has 1 layers and"),
@@ -189,5 +189,5 @@ def test_one_sample_and_one_place_have_no_statistics(data):
     training = Training(epochs=1, batch_size=1, optimizer=sgd(lr=0.1), schedule=constant())
     options = {"student_layers": ("pool.mean",), "teacher_layers": ("pool.mean",)}
     networks = {"student": network(), "teacher": network("resnet8x4")}
-    with pytest.raises(LimbeckError, match=r"BatchNorm on \(64, 1, 1\), which needs 2 samples or more"):
+    with pytest.raises(LimbeckError, match=r"BatchNorm to \(64, 1, 1\), which needs at least 2 samples"):
         plan(partial(ab, **options), networks, data, training)

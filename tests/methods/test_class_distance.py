@@ -474,7 +474,7 @@ def test_is_planned_for_networks_with_maps():
         ({"momentum": 1.0}, "momentum 1.0"),
         ({"warmup_epochs": -1}, "warmup_epochs -1"),
         ({"teacher_epochs": -1}, "teacher_epochs -1"),
-        ({"exclude": (0, 1, 2)}, "one class only: there is no other class"),
+        ({"exclude": (0, 1, 2)}, "only one class: class_distance needs at least two"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

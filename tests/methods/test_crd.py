@@ -318,7 +318,7 @@ def test_what_cannot_be_is_refused(method, options, message):
 
 def test_a_training_set_of_one_class_is_refused():
     training = Training(epochs=2, batch_size=16, optimizer=sgd(lr=0.01), schedule=constant(), exclude=(0, 1, 2))
-    with pytest.raises(LimbeckError, match="the training set has one class alone"):
+    with pytest.raises(LimbeckError, match="the training set has only one class"):
         plan(crd, pair(), DATA, training)
 
 

@@ -138,6 +138,6 @@ def test_of_two_classes_the_term_inter_teaches_next_to_nothing_which_is_said():
     inter_loss(student.requires_grad_(), teacher).backward()
     assert student.grad.norm() < 1e-5
     (note,) = planned(classes=2).notes
-    assert note == "dist: two probabilities correlate by 1 or -1, so with 2 classes the term 'inter' teaches nothing"
+    assert note == "dist: with 2 classes every correlation is 1 or -1, so the term 'inter' has no effect"
     assert planned(classes=2, inter=0).notes == ()
     assert planned().notes == ()

@@ -163,8 +163,8 @@ def test_a_zero_weight_leaves_its_term_out():
     ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
-        ({"warmup": 20.0}, "warmup is 20.0: it is a share of the training"),
-        ({"warmup": -0.1}, "warmup is -0.1: it is a share of the training"),
+        ({"warmup": 20.0}, "warmup is 20.0: it is a fraction of the training"),
+        ({"warmup": -0.1}, "warmup is -0.1: it is a fraction of the training"),
         ({"hard": 0, "target": 0, "nontarget": 0}, "are all 0"),
     ],
 )

@@ -234,7 +234,9 @@ def test_tokens_that_form_no_square_take_a_full_regressor_or_are_refused_by_the_
         (),
         {"shape": staticmethod(lambda tap: (10, 4) if tap.source == "student" else (7, 4)), "batch_size": 8},
     )()
-    with pytest.raises(LimbeckError, match="tokens that form no square cannot be compared as maps: name other layers"):
+    with pytest.raises(
+        LimbeckError, match="tokens that do not form a square cannot be compared as maps: name other layers"
+    ):
         fitnets_one_stage(setup, guided_layer="a", hint_layer="b")
 
 

@@ -207,10 +207,10 @@ def test_trains_the_paraphraser_alone_and_then_leaves_it(data):
     ("options", "message"),
     [
         ({"rate": 0.0}, "rate is 0.0: it must be above 0"),
-        ({"paraphraser_epochs": 0}, "paraphraser_epochs is 0: allowed are whole numbers from 1"),
-        ({"outer_power": 0}, "inner_power is 2 and outer_power 0: they must be 1 or more"),
+        ({"paraphraser_epochs": 0}, "paraphraser_epochs is 0: it must be at least 1"),
+        ({"outer_power": 0}, "outer_power is 0: it must be at least 1"),
         ({"factor": 0.0, "hard": 0.0}, "are all 0"),
-        ({"student_layer": "head"}, r"ft convolves maps \(C, H, W\), but student.head gives \(4,\): name another"),
+        ({"student_layer": "head"}, r"ft reads maps \(C, H, W\), but student.head gives \(4,\)"),
     ],
 )
 def test_what_cannot_be_is_refused(data, options, message):

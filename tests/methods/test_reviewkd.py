@@ -203,8 +203,8 @@ def test_trains(data):
     ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"warmup": 1.0}, "warmup is 1.0: it is a share of the stage, at least 0 and below 1"),
-        ({"middle_channels": 0}, "middle_channels is 0: allowed are whole numbers from 1"),
+        ({"warmup": 1.0}, "warmup is 1.0: it is a fraction of the stage, at least 0 and below 1"),
+        ({"middle_channels": 0}, "middle_channels is 0: it must be at least 1"),
         ({"review": 0.0, "hard": 0.0}, "are all 0"),
         ({"student_layers": ("stage1",), "teacher_layers": ("stage1", "stage2")}, "student_layers has 1 layers and"),
         ({"student_layers": ("stage1", "stage2:sideways")}, "not written as layer"),
@@ -232,5 +232,5 @@ def test_a_network_without_maps_is_refused(data):
 
 def test_one_sample_has_no_statistics_at_the_deepest_level(data):
     training = Training(epochs=1, batch_size=1, optimizer=sgd(lr=0.1), schedule=constant())
-    with pytest.raises(LimbeckError, match=r"reviewkd has a BatchNorm on \(64,\), which needs 2 samples or more"):
+    with pytest.raises(LimbeckError, match=r"reviewkd applies a BatchNorm to \(64,\), which needs at least 2 samples"):
         plan(reviewkd, pair(), data, training)

@@ -150,7 +150,7 @@ def test_equal_samples_and_large_values_stay_finite():
 
 
 def test_more_samples_than_the_embeddings_take_are_refused():
-    with pytest.raises(LimbeckError, match="got 5 samples, the embeddings are made for 4 at most"):
+    with pytest.raises(LimbeckError, match="got 5 samples: the embeddings take at most 4"):
         Calibration([3], [2], batch_size=4)(torch.zeros(5, 3, 4, 4), torch.zeros(5, 2, 4, 4))
 
 

@@ -73,7 +73,7 @@ def test_all_peers_learn_at_once():
 
 
 def test_mutual_learning_needs_a_peer():
-    with pytest.raises(LimbeckError, match=r"takes two networks or more"):
+    with pytest.raises(LimbeckError, match=r"needs at least two networks"):
         plan(mutual, networks("student"), DATA, TRAINING)
 
 

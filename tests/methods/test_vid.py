@@ -208,7 +208,7 @@ def test_the_regressors_and_the_variance_learn_with_the_student():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden": -1}, "hidden is -1: allowed are whole numbers from 0"),
+        ({"hidden": -1}, "hidden is -1: it must be at least 0"),
         ({"floor": 0.0}, "variance is 5.0 and floor 0.0: allowed is 0 < floor < variance"),
         ({"variance": 1e-6}, "variance is 1e-06 and floor 1e-05"),
         ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),

@@ -1,8 +1,8 @@
 """The students of FitNets (Romero et al. 2015, arXiv 1412.6550): thin and deep maxout networks.
 
 Tables 6 and 7 of the paper; adri-romsor/FitNets, yaml/cifar10_fitnet19_all.yaml and yaml/MNIST_fitnet_valid.yaml at
-568921e. Layers are 3x3 with two pieces, followed by 2x2 pooling where a group ends and by the largest of all places
-after the last one; then 500 maxout units and the head. Biases are tied over places (untied in the MNIST file).
+568921e. Layers are 3x3 with two pieces, followed by 2x2 pooling where a group ends and by a global max pool after the
+last one; then 500 maxout units and the head. Biases are tied over places (untied in the MNIST file).
 
 Parameters for 3 channels and 10 classes as the paper counts them, without biases and with 2 pieces everywhere (but with
 biases for ``fitnet_mnist``, which has 1 channel); and with biases and the files' pieces, ``fc_pieces: 5`` or

@@ -104,7 +104,7 @@ def maxout_network(
         max_norm: whether the norms of weights are bounded, see `MaxNormConv2d`.
         dropout: share dropped behind each layer.
         input_dropout: share of the inputs that is dropped.
-        pools_all: whether the largest of all places follows the last layer.
+        pools_all: whether a global max pool follows the last layer.
 
     Raises:
         LimbeckError: the shape is not (C, H, W) or too small, a dropout is not in [0, 1), or there is no such start.
