@@ -141,40 +141,40 @@ def test_streamed_splits_say_the_same_as_those_in_memory(tmp_path):
     path = tree(tmp_path / "photos", files)
     held, streamed = load("folder", path=path), load("folder", path=path, streaming=True, workers=0)
     assert held.origins == streamed.origins
-    assert held.notes[0] == streamed.notes[0] == "1 file was passed over: 1 .heic (not an image format that is read)"
+    assert held.notes[0] == streamed.notes[0] == "1 file was skipped: 1 .heic (not an image format that is read)"
     assert held.notes[1].startswith("images of 2 different sizes are brought to 4 x 4")
     assert held.notes[1] == streamed.notes[1]
     assert held.notes[2] == "1 image was turned as their EXIF data says"
     assert streamed.notes[2] == "1 image was turned as EXIF data says, of the 20 that were looked at"
 
 
-# what was passed over
+# what was skipped
 
 
 @pytest.mark.parametrize("place", ["set", "set.zip"])
-def test_files_that_are_passed_over_are_counted_by_their_endings(place, tmp_path):
+def test_files_that_are_skipped_are_counted_by_their_endings(place, tmp_path):
     extra = [f"cat/{i}.HEIC" for i in range(12)] + ["cat/a.txt", "ant/b.txt", "c.txt", "cat/Thumbs.db", "ant/LICENSE"]
     extra += ["cat/.hidden.png", "ant/.DS_Store", "ant/movie.mp4", "ant/x.zip", "__MACOSX/cat/._00.png", "loose.png"]
     files = two_classes() | dict.fromkeys(extra, b"")
     data = load("folder", path=tree(tmp_path / place, files))
     assert sum(sizes(data)) == 20
     assert data.notes == (
-        "22 files were passed over: 12 .heic (not an image format that is read), 3 .txt, 1 .db, 1 .mp4, "
+        "22 files were skipped: 12 .heic (not an image format that is read), 3 .txt, 1 .db, 1 .mp4, "
         "1 .png (in no class folder), 2 others, 2 hidden",
-        "1 hidden folder was passed over",
+        "1 hidden folder was skipped",
     )
 
 
-def test_nothing_is_said_where_nothing_was_passed_over(tmp_path):
+def test_nothing_is_said_where_nothing_was_skipped(tmp_path):
     assert load("folder", path=tree(tmp_path / "set", two_classes())).notes == ()
 
 
-def test_a_link_that_leads_around_itself_is_said_to_be_passed_over(tmp_path):
+def test_a_link_that_leads_around_itself_is_said_to_be_skipped(tmp_path):
     path = tree(tmp_path / "set", two_classes())
     for name, target in (("up", ".."), ("root", "/"), ("self", ".")):
         (path / "cat" / name).symlink_to(target)
     data = load("folder", path=path)
-    assert (sum(sizes(data)), data.notes) == (20, ("3 circular links were passed over",))
+    assert (sum(sizes(data)), data.notes) == (20, ("3 circular links were skipped",))
 
 
 def test_classes_without_a_training_sample_are_named(tmp_path):

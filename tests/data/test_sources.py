@@ -32,19 +32,20 @@ def _no_data_root(monkeypatch):
 
 
 def test_an_unknown_source_is_refused_with_the_nearest_name():
-    with pytest.raises(LimbeckError, match=r"no source 'cifar1O'; allowed are cifar10, .*; did you mean 'cifar10'\?"):
+    with pytest.raises(LimbeckError, match=r"no source 'cifar1O': did you mean 'cifar10'\? allowed are cifar10, .*py:f"):
         load("cifar1O")
 
 
 def test_a_source_like_no_other_gets_no_guess():
-    with pytest.raises(LimbeckError, match=r"folder, mnist$"):
+    with pytest.raises(LimbeckError, match=r"'zzz': allowed are cifar10, .*, mnist, and path/to/file.py:function$"):
         load("zzz")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": Path("here")}, "source 'digits' takes no path"),
+        ({"path": Path("here")}, "data.path of digits: unknown key 'path': allowed are .*; it is a key of folder"),
+        ({"streaming": True}, "data.streaming of digits: unknown key 'streaming': .*; it is a key of folder"),
         ({"size": (0, 8)}, r"size is \(0, 8\)"),
         ({"limit": 0}, "limit is 0"),
         ({"validation": 1.0}, "cannot split off 1.0"),
@@ -119,7 +120,7 @@ def test_the_data_root_is_the_argument_then_the_variable_then_the_cache(tmp_path
 @pytest.mark.parametrize("source", ["mnist", "cifar10", "cifar100"])
 def test_a_data_root_that_does_not_exist_is_refused_before_any_download(source, tmp_path, monkeypatch):
     (tmp_path / "datasets").mkdir()
-    with pytest.raises(LimbeckError, match=r"dataset is no folder; did you mean 'datasets'\?"):
+    with pytest.raises(LimbeckError, match=r"dataset is no folder: did you mean 'datasets'\?"):
         load(source, root=tmp_path / "dataset")
     monkeypatch.setenv("LIMBECK_DATA", str(tmp_path / "dataset"))
     with pytest.raises(LimbeckError, match=r"dataset \(from LIMBECK_DATA\) is no folder"):
@@ -415,14 +416,14 @@ def test_a_relative_path_is_of_here_or_else_of_the_data_root(tmp_path, monkeypat
 
 
 def test_a_folder_needs_a_path():
-    with pytest.raises(LimbeckError, match="source 'folder' needs a path"):
+    with pytest.raises(LimbeckError, match="data of folder: the key 'path' is missing"):
         load("folder")
 
 
 def test_a_missing_path_is_refused_with_the_nearest_name_and_not_for_the_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_DATA", "nowhere")
     (tmp_path / "animals").mkdir()
-    with pytest.raises(LimbeckError, match=r"animal does not exist; did you mean 'animals'\?"):
+    with pytest.raises(LimbeckError, match=r"animal does not exist: did you mean 'animals'\?"):
         load("folder", path=tmp_path / "animal")
 
 

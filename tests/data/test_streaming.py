@@ -176,7 +176,7 @@ def grey_files(count=9):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_one_coloured_image_makes_all_of_them_coloured(part, tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.data.split._AT_ONCE", 3)
+    monkeypatch.setattr("limbeck.data.building._AT_ONCE", 3)
     path = tree(tmp_path / "set", grey_files() | {f"{part}/a/1.png": IN_COLOUR})
     held, data = load("folder", path=path), streamed(path)
     assert (data.shape, data.mean, data.std) == (held.shape, held.mean, held.std) == ((3, *SIZE), held.mean, held.std)
@@ -184,7 +184,7 @@ def test_one_coloured_image_makes_all_of_them_coloured(part, tmp_path, monkeypat
 
 
 def test_a_coloured_image_that_was_not_looked_at_among_grey_ones_is_refused_when_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.data.split._LOOKED_AT", 5)
+    monkeypatch.setattr("limbeck.data.building._LOOKED_AT", 5)
     path = tree(tmp_path / "set", grey_files())
     drawn = split_off(5, streamed(path).test, 0)[1].names
     name = next(name for name in grey_files() if name.startswith("test") and name not in drawn)
@@ -204,7 +204,7 @@ def test_a_broken_image_of_each_split_is_found_when_loading(part, tmp_path):
 
 def test_of_each_split_no_more_is_looked_at_than_is_said(tmp_path, monkeypatch):
     path, read = tree(tmp_path / "set", grey_files()), []
-    monkeypatch.setattr("limbeck.data.split._LOOKED_AT", 4)
+    monkeypatch.setattr("limbeck.data.building._LOOKED_AT", 4)
     monkeypatch.setattr(Reader, "__call__", lambda self, name: read.append(name) or (self.place / name).read_bytes())
     streamed(path)
     assert [sum(name.startswith(part) for name in read) for part in PARTS] == [4, 4, 4]
@@ -668,21 +668,19 @@ def test_ctrl_c_leaves_no_process_and_one_traceback(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "message"),
+    ("options", "message"),
     [
-        ("digits", {"streaming": True}, "source 'digits' cannot be streamed; only 'folder' can"),
-        ("folder", {"streaming": True, "workers": -1}, "workers is -1; allowed are 0 and greater"),
-        ("folder", {"workers": 2}, "workers is 2, but only streamed data has any"),
-        ("folder", {"transform": "random_resized_crop"}, "transform is 'random_resized_crop', but only streamed data"),
-        ("folder", {"streaming": True, "transform": "random_resize"}, "did you mean 'random_resized_crop'"),
-        ("folder", {"streaming": True, "transform": "elsewhere.py:f"}, "there is no file elsewhere.py"),
-        ("folder", {"streaming": True, "transform": "mine.txt:f"}, "there is no transform 'mine.txt:f'; allowed are"),
+        ({"streaming": True, "workers": -1}, "workers is -1; allowed are 0 and greater"),
+        ({"workers": 2}, "workers is 2, but only streamed data has any"),
+        ({"transform": "random_resized_crop"}, "transform is 'random_resized_crop', but only streamed data"),
+        ({"streaming": True, "transform": "random_resize"}, "did you mean 'random_resized_crop'"),
+        ({"streaming": True, "transform": "elsewhere.py:f"}, "there is no file elsewhere.py"),
+        ({"streaming": True, "transform": "mine.txt:f"}, "there is no transform 'mine.txt:f'; allowed are"),
     ],
 )
-def test_load_refuses_what_cannot_be_streamed_so(source, options, message, folder):
-    path = {} if source == "digits" else {"path": folder, "size": SIZE}
+def test_load_refuses_what_cannot_be_streamed_so(options, message, folder):
     with pytest.raises(LimbeckError, match=message):
-        load(source, **path | options)
+        load("folder", path=folder, size=SIZE, **options)
 
 
 def test_the_first_image_is_opened_when_loading(tmp_path):

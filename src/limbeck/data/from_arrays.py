@@ -9,7 +9,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from limbeck.core import LimbeckError
-from limbeck.data.split import Data, Split, build, in_words, part_of_train, split_off
+from limbeck.data.building import build
+from limbeck.data.dividing import in_words, part_of_train, split_off
+from limbeck.data.split import Data, Split
 
 Values: TypeAlias = "ArrayLike | Tensor"
 

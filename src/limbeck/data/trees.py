@@ -1,9 +1,8 @@
-"""The files of a folder or zip file, and what was probably meant by a name that is not there."""
+"""The files of a folder or zip file."""
 
-import difflib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +14,10 @@ from limbeck.files.paths import near, regular
 _SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """What was probably meant, to end a message with; empty where nothing is near."""
-    found = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
-
-
 def near_path(path: Path) -> str:
-    """As `nearest`, of what lies beside a path that does not exist."""
+    """What was probably meant by a path that does not exist, to end a message with; maybe empty."""
     found = near(path)
-    return f"; {found}" if found else ""
+    return f": {found}" if found else ""
 
 
 def exists(path: Path) -> bool:

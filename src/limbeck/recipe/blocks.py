@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, NonNegativeInt, model_validator
 
 from limbeck.errors import LimbeckError
 from limbeck.files.paths import expanded
@@ -101,22 +101,27 @@ class AugmentBlock(Checked):
     cutout: Pixels = 0
 
 
-class DataBlock(Checked):
-    """See `limbeck.data.load`."""
+class DataKeys(Checked):
+    """The keys of any source of data, see `limbeck.data.load`."""
 
     source: str
     root: PathText | None = None
-    path: PathText | None = None
     validation: Annotated[int, Field(ge=0, le=1_000_000_000)] | Share = 0.1
     normalise: bool = True
-    download: bool = True
     size: Size | None = None
-    exif_orientation: bool = True
     limit: Samples | None = None
     seed: Seed = 0
-    streaming: bool = False
-    workers: Annotated[int, Field(ge=0, le=256)] | None = None
-    transform: str | None = None
+
+
+class DataBlock(DataKeys):
+    """The same with the keys of the source beside them, which `limbeck.recipe.read` checks and completes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys of the source."""
+        return self.model_extra or {}
 
 
 class CacheBlock(Checked):

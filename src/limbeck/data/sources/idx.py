@@ -11,23 +11,27 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data import bounds
-from limbeck.data.sources.base import HOW_TO_GIVE, Parts, Request, data_root
+from limbeck.data.sources.base import HOW_TO_GIVE, Parts, data_root
 from limbeck.data.split import Split
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def mnist(request: Request) -> Parts:
+def mnist(*, root: Path | None = None, download: bool = True) -> Parts:
     """60,000 + 10,000 handwritten digits, (N, 1, 28, 28) uint8.
 
-    The files are looked for, plain or .gz, in ``mnist``, ``MNIST/raw`` (torchvision's place) and the root itself.
+    The files, plain or .gz, are looked for in ``mnist``, in ``MNIST/raw`` (torchvision's place) and in the root.
+
+    Args:
+        root: see `data_root`.
+        download: download the files where they are not found.
 
     Raises:
-        LimbeckError: they are not there and could not be downloaded; a file is damaged.
+        LimbeckError: the files are not there and cannot be downloaded; a file is damaged.
     """
-    root = data_root(request.root)
+    root = data_root(root)
     found = _find(root)
-    if found is None and request.download:
+    if found is None and download:
         _download(root)
         found = _find(root)
     if found is None:

@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy
 import torch
@@ -14,10 +14,13 @@ from limbeck.core import LimbeckError
 from limbeck.data.ahead import in_threads
 from limbeck.data.bounds import check_memory, fits_in_memory
 from limbeck.data.decoding import Header, Pixels, fitted, header, is_grey, picture, quiet
+from limbeck.data.sources.base import Progress
 from limbeck.data.trees import Reader
 
 Size: TypeAlias = tuple[int, int]  # height and width in pixels
 File: TypeAlias = tuple[str, bytes]  # its name and its content
+
+_Item = TypeVar("_Item")
 
 DEFAULT_SIDE = 224
 """The most that images of different sizes are brought to unless a size is given: what most networks are made for."""
@@ -39,7 +42,14 @@ class _Made(NamedTuple):
     turned: int  # of them, by their EXIF data
 
 
-def read_images(reader: Reader, names: Sequence[str], size: Size | None, *, exif_orientation: bool = True) -> Held:
+def read_images(
+    reader: Reader,
+    names: Sequence[str],
+    size: Size | None,
+    *,
+    exif_orientation: bool = True,
+    progress: Progress | None = None,
+) -> Held:
     """Decode images to (N, C, H, W) uint8: C is 1 if all are grey, else 3 (RGB); transparency is dropped.
 
     An image with three equal channels is grey too: webp and gif have no other way to store one. Each is brought to its
@@ -51,6 +61,7 @@ def read_images(reader: Reader, names: Sequence[str], size: Size | None, *, exif
         size: what they are `limbeck.data.decoding.fitted` to; None: their own where all have the same, else
             `common_size`.
         exif_orientation: whether each is turned as its EXIF data says.
+        progress: is called for each file. Where sizes differ and none is given, every file is read twice.
 
     Raises:
         LimbeckError: a file cannot be read or has more than 8 bits a channel; the message names it. Or they do not fit
@@ -62,11 +73,12 @@ def read_images(reader: Reader, names: Sequence[str], size: Size | None, *, exif
         if size is None:
             size = _look(reader, names[0], exif_orientation).size
             if fits_in_memory(3 * len(names) * size[0] * size[1]):
-                made = _made(reader, names, size, exif_orientation, exact=True)
+                made = _made(reader, names, size, exif_orientation, progress, exact=True)
             if made is None:
-                size, notes = common_size(_look(reader, name, exif_orientation).size for name in names)
+                looked = (_look(reader, name, exif_orientation).size for name in names)
+                size, notes = common_size(_counted(looked, len(names), progress))
         if made is None:
-            made = _made(reader, names, size, exif_orientation, exact=False)
+            made = _made(reader, names, size, exif_orientation, progress, exact=False)
     if made is None:
         raise LimbeckError(f"the images in {reader.place} changed while they were read")
     if made.turned:
@@ -116,7 +128,23 @@ def _look(reader: Reader, name: str, exif_orientation: bool) -> Header:
         return header(label, reader(name), exif_orientation=exif_orientation)
 
 
-def _made(reader: Reader, names: Sequence[str], size: Size, exif_orientation: bool, *, exact: bool) -> _Made | None:
+def _counted(items: Iterable[_Item], total: int, progress: Progress | None) -> Iterator[_Item]:
+    """The same items; each is counted once it is there."""
+    for done, item in enumerate(items, start=1):
+        if progress is not None:
+            progress(done, total)
+        yield item
+
+
+def _made(
+    reader: Reader,
+    names: Sequence[str],
+    size: Size,
+    exif_orientation: bool,
+    progress: Progress | None,
+    *,
+    exact: bool,
+) -> _Made | None:
     """The images at this size; with ``exact`` None as soon as one has another."""
 
     def decoded(chunk: Sequence[File]) -> list[tuple[Pixels | None, bool]]:
@@ -127,7 +155,8 @@ def _made(reader: Reader, names: Sequence[str], size: Size, exif_orientation: bo
     chunks = _chunks(itertools.chain([first], files))  # read in this thread: a zip file's lock makes others wait
     run = map(decoded, chunks) if len(first[1]) < _SMALL else in_threads(decoded, chunks)
     pixels, turned = _empty(reader, len(names), 1, size), 0
-    for place, (one, was_turned) in enumerate(itertools.chain.from_iterable(run)):
+    results = _counted(itertools.chain.from_iterable(run), len(names), progress)
+    for place, (one, was_turned) in enumerate(results):
         if one is None:
             return None
         if pixels.shape[1] == 1 and not is_grey(one):
