@@ -32,7 +32,9 @@ def _no_data_root(monkeypatch):
 
 
 def test_an_unknown_source_is_refused_with_the_nearest_name():
-    with pytest.raises(LimbeckError, match=r"no source 'cifar1O': did you mean 'cifar10'\? allowed are cifar10, .*py:f"):
+    with pytest.raises(
+        LimbeckError, match=r"no source 'cifar1O': did you mean 'cifar10'\? allowed are cifar10, .*py:f"
+    ):
         load("cifar1O")
 
 

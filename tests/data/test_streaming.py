@@ -21,12 +21,13 @@ from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from limbeck.core import LimbeckError
-from limbeck.data import Augment, Batches, augment, load, normalise, split_off
+from limbeck.data import Augment, Batches, load, normalise, split_off
 from limbeck.data.decoding import decode, fitted
 from limbeck.data.images import plain
 from limbeck.data.keys import Purpose, key
 from limbeck.data.streaming import AHEAD, Decoder, Wanted, _go_quietly
 from limbeck.data.trees import Reader
+from limbeck.data.views import change, draws
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on a machine of one processor
@@ -302,8 +303,8 @@ def expected(data, noise_of, seed, view):
         numpy.random.seed(word)
         torch.manual_seed(word)
         made.append(noise_of(Image.open(data.train.inputs.reader.place / name)))
-    index = torch.arange(len(made))
-    return normalise(augment(torch.stack(made), index, options=BOTH, seed=seed, view=view), data.mean, data.std)
+    numbers = draws(torch.arange(len(made)), options=BOTH, seed=seed, view=view)
+    return normalise(change(torch.stack(made), numbers, options=BOTH), data.mean, data.std)
 
 
 @settings(max_examples=25, deadline=None)
@@ -382,21 +383,11 @@ def test_the_transform_is_for_training_views_only(folder, noise):
     assert torch.equal(batches(data).example_inputs(), batches(plain).example_inputs())
 
 
-def test_channels_last_changes_the_format_alone(folder, noise):
-    data = streamed(folder, transform=noise)
-    made, plain = (batches(data, channels_last=last, augment=BOTH) for last in (True, False))
-    found = [*made(1), *made.sweep()]
-    assert all(batch.inputs.is_contiguous(memory_format=torch.channels_last) for batch in found)
-    assert made.example_inputs().is_contiguous(memory_format=torch.channels_last)
-    for one, other in zip(found, [*plain(1), *plain.sweep()], strict=True):
-        assert torch.equal(one.inputs, other.inputs)
-
-
 @pytest.mark.parametrize("place", ["set", "set.zip"])
 def test_a_decoder_that_was_sent_to_another_process_decodes_the_same(place, tmp_path, noise):
     # as where processes are not forked
     inputs = streamed(tree(tmp_path / place, files()), transform=noise).train.inputs
-    decoder = Decoder(inputs, seed=3, channels_last=False)
+    decoder = Decoder(inputs, seed=3)
     wanted = Wanted(inputs.names[4:8], [4, 5, 6, 7], 2)
     pixels, problem = decoder[wanted]
     sent = pickle.loads(pickle.dumps(decoder))
@@ -671,7 +662,7 @@ def test_ctrl_c_leaves_no_process_and_one_traceback(folder, tmp_path):
     ("options", "message"),
     [
         ({"streaming": True, "workers": -1}, "workers is -1; allowed are 0 and greater"),
-        ({"workers": 2}, "workers is 2, but only streamed data has any"),
+        ({"workers": 2}, "workers is 2, but only streamed data has workers"),
         ({"transform": "random_resized_crop"}, "transform is 'random_resized_crop', but only streamed data"),
         ({"streaming": True, "transform": "random_resize"}, "did you mean 'random_resized_crop'"),
         ({"streaming": True, "transform": "elsewhere.py:f"}, "there is no file elsewhere.py"),

@@ -79,8 +79,11 @@ def info(
 def _experiment(asked: Asked) -> "Experiment":
     """The experiment of a recipe whose outputs are kept, on what its run folder may hold already."""
     checked = asked.checked("cache.use=true")
+    from limbeck.cli.progress import reading
+    from limbeck.cli.terminal import console
     from limbeck.experiment.run import Experiment
 
     say_code(checked)
     out = asked.out or Path("runs") / checked.name
-    return Experiment(checked, out, resume=True, trust_code=asked.trust_code)
+    with reading(console()) as progress:
+        return Experiment(checked, out, resume=True, trust_code=asked.trust_code, progress=progress)

@@ -6,7 +6,7 @@ from limbeck.data.from_arrays import arrays
 from limbeck.data.images import Images
 from limbeck.data.scaling import normalise
 from limbeck.data.sources import SOURCES, load
-from limbeck.data.sources.base import Parts, data_root
+from limbeck.data.sources.base import Parts, Progress, data_root
 from limbeck.data.split import Data, Split
 from limbeck.data.views import Augment
 
@@ -17,6 +17,7 @@ __all__ = [
     "Data",
     "Images",
     "Parts",
+    "Progress",
     "Split",
     "arrays",
     "data_root",

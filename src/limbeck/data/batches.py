@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limbeck.core import Batch, LimbeckError
 from limbeck.data.cut import batch_sizes
-from limbeck.data.images import Images, by_channels
+from limbeck.data.images import Images
 from limbeck.data.keys import Purpose, key
 from limbeck.data.scaling import coefficients, scaled
 from limbeck.data.split import Split
@@ -49,8 +49,6 @@ class Batches:
         device: where the batches live.
         views: how many views there are, at least 1; None: one for each epoch.
         view_seed: of the views; None: ``seed``.
-        channels_last: whether images come in torch's channels_last memory format. Those in memory are kept in it: a
-            copy of the set, unless it is in this format already.
 
     Raises:
         LimbeckError: the batch size or the number of views is less than 1; mean or std do not fit; shuffling leaves no
@@ -70,7 +68,6 @@ class Batches:
         device: torch.device | str = "cpu",
         views: int | None = None,
         view_seed: int | None = None,
-        channels_last: bool = False,
     ) -> None:
         if batch_size < 1:
             raise LimbeckError(f"the batch size is {batch_size}; allowed are 1 and greater")
@@ -86,9 +83,7 @@ class Batches:
         self._batch_size, self._shuffle, self._augment = batch_size, shuffle, augment
         self._seed, self._view_seed, self._views = seed, seed if view_seed is None else view_seed, views
         self._device, self._targets = torch.device(device), split.targets.to(device)
-        self._last = channels_last and split.inputs.dim() == 4
-        memory_format = torch.channels_last if self._last else torch.contiguous_format
-        self._scaling = coefficients(split.inputs, mean, std, device=self._device, memory_format=memory_format)
+        self._scaling = coefficients(split.inputs, mean, std, device=self._device)
         self._inputs = split.inputs
         self._read: Callable[[Tensor, int | None], Iterator[Tensor]]  # an order and a view to batches as they are
         if isinstance(split.inputs, Images):
@@ -98,11 +93,9 @@ class Batches:
                 seed=self._view_seed,
                 keep=shuffle,
                 device=self._device,
-                channels_last=self._last,
             )
         else:
-            held = split.inputs.to(self._device)
-            held = held.contiguous(memory_format=torch.channels_last) if self._last else held
+            held = split.inputs.to(self._device).contiguous()  # choosing is fast where a sample is one block of memory
             together = max(1, TOGETHER // (4 * max(1, held[:1].numel()) * batch_size))
             self._read = functools.partial(_chosen, held, batch_size, together)
 
@@ -135,7 +128,7 @@ class Batches:
     def example_inputs(self) -> Tensor:
         """The inputs of the first two samples (of one, where there is one), unchanged: to try networks on."""
         inputs = self._inputs[torch.arange(min(2, len(self._inputs)))].to(self._device)
-        return scaled(inputs.contiguous(memory_format=torch.channels_last) if self._last else inputs, self._scaling)
+        return scaled(inputs.contiguous(), self._scaling)
 
     def _pass(self, order: Tensor, view: int | None) -> Iterator[Batch]:
         """These samples in this order, as this view; unchanged without one. Small batches share memory, not values."""
@@ -172,11 +165,8 @@ def _parts(batch: Batch, sizes: Iterator[int]) -> Iterator[Batch]:
 
 
 def _chosen(held: Tensor, batch_size: int, together: int, order: Tensor, _: int | None) -> Iterator[Tensor]:
-    """Samples in memory, so many batches at a time, each time a copy in the set's memory format."""
-    last = held.dim() == 4 and by_channels(held)
-    rows = held.permute(0, 2, 3, 1) if last else held  # choosing is fast where a sample is one stretch of memory
+    """Copies of samples in memory, so many batches at a time."""
     sizes = batch_sizes(len(order), batch_size)
     stretches = [sum(sizes[first : first + together]) for first in range(0, len(sizes), together)]
     for index in torch.split(order.to(held.device), stretches):
-        chosen = rows.index_select(0, index)
-        yield chosen.permute(0, 3, 1, 2) if last else chosen
+        yield held.index_select(0, index)

@@ -120,11 +120,6 @@ def by_pixel(images: Tensor) -> Pixels:
     return grid
 
 
-def by_channels(images: Tensor) -> bool:
-    """Whether (N, C, H, W) lies in memory as (N, H, W, C), torch's channels_last, and not as it is written."""
-    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-
-
 def pieces(values: Tensor, size: int) -> Iterator[Tensor]:
     """A tensor cut into so many of its first dimension at a time; none of an empty one."""
     return (values[start : start + size] for start in range(0, len(values), size))

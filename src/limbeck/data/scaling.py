@@ -52,7 +52,6 @@ def coefficients(
     std: Sequence[float],
     *,
     device: torch.device,
-    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Tensor, Tensor] | None:
     """Factor and summand that normalise such inputs; None where nothing is to be done.
 
@@ -69,8 +68,8 @@ def coefficients(
     summand = torch.tensor([-average / deviation for average, deviation in zip(mean, std, strict=True)], device=device)
     by_channel, whole = (1, -1, *[1] * (inputs.dim() - 2)), (1, *inputs.shape[1:])
     return (
-        factor.view(by_channel).expand(whole).contiguous(memory_format=memory_format),
-        summand.view(by_channel).expand(whole).contiguous(memory_format=memory_format),
+        factor.view(by_channel).expand(whole).contiguous(),
+        summand.view(by_channel).expand(whole).contiguous(),
     )
 
 

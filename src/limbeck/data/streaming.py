@@ -38,15 +38,13 @@ class Decoder(Dataset[tuple[Tensor, str]]):
     Args:
         images: what to decode.
         seed: of the transform.
-        channels_last: the memory format.
 
     Raises:
         LimbeckError: there is no such transform.
     """
 
-    def __init__(self, images: Images, *, seed: int, channels_last: bool) -> None:
+    def __init__(self, images: Images, *, seed: int) -> None:
         self._reader, self._shape, self._size, self._seed = images.reader, images.shape[1:], images.size, seed
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._text, self._code, self._exif_orientation = images.transform, images.code, images.exif_orientation
         self._build()
 
@@ -62,7 +60,7 @@ class Decoder(Dataset[tuple[Tensor, str]]):
 
     def __getitem__(self, wanted: Wanted) -> tuple[Tensor, str]:
         """The images, or what is wrong with one of them: an error would come out of a worker as text of many lines."""
-        result = torch.empty(len(wanted.names), *self._shape, dtype=torch.uint8, memory_format=self._format)
+        result = torch.empty(len(wanted.names), *self._shape, dtype=torch.uint8)
         grid = by_pixel(result)
         try:
             with generators_kept(), quiet():
@@ -125,18 +123,15 @@ class Stream:
         seed: of the transform.
         keep: whether there will be more passes.
         device: where the batches go.
-        channels_last: their memory format.
 
     Raises:
         LimbeckError: there is no such transform; in a pass, an image cannot be read or a worker died.
     """
 
-    def __init__(
-        self, images: Images, *, batch_size: int, seed: int, keep: bool, device: torch.device, channels_last: bool
-    ) -> None:
+    def __init__(self, images: Images, *, batch_size: int, seed: int, keep: bool, device: torch.device) -> None:
         self._images, self._batch_size, self._device = images, batch_size, device
         self._keep = keep
-        self._decoder = Decoder(images, seed=seed, channels_last=channels_last)
+        self._decoder = Decoder(images, seed=seed)
         self._waiting: list[tuple[_Plan, DataLoader[Any]]] = []
 
     def __call__(self, order: Tensor, view: int | None) -> Iterator[Tensor]:
@@ -192,7 +187,7 @@ def try_transform(images: Images) -> None:
     Raises:
         LimbeckError: the image cannot be read, there is no such transform, or it fails.
     """
-    _, problem = Decoder(images, seed=0, channels_last=False)[Wanted(images.names[:1], [0], 0)]
+    _, problem = Decoder(images, seed=0)[Wanted(images.names[:1], [0], 0)]
     if problem:
         raise LimbeckError(problem)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from limbeck.cache import network_digest, tensors_digest
 from limbeck.core import LimbeckError, Method, Outputs, Stage
-from limbeck.data import load
+from limbeck.data import Progress, load
 from limbeck.evaluate import bias_study
 from limbeck.experiment.arms import arms_of, method_of, needed, teacher_of, training_of
 from limbeck.experiment.caching import cached, outputs
@@ -57,6 +57,7 @@ class Experiment:
         trust_code: let a file of weights name the Python file that builds its network.
         given: what stands for the recipe's data, networks and method, where they are the caller's own.
         resumable: whether checkpoints are written.
+        progress: is called while the data is read, see `limbeck.data.load`.
 
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
@@ -76,9 +77,10 @@ class Experiment:
         trust_code: bool = False,
         given: Given | None = None,
         resumable: bool = True,
+        progress: Progress | None = None,
     ) -> None:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
-        self.data = load(**recipe.data.model_dump()) if given is None else given.data
+        self.data = load(**recipe.data.model_dump(), progress=progress) if given is None else given.data
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)
         self._given, self._method = given, None if given is None else given.method

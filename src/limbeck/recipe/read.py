@@ -126,7 +126,8 @@ def _data(block: Any) -> tuple[Any, list[Problem]]:
         allowed = f"{nearest(source, sources)}, and path/to/file.py:function"
         return block, [Problem(("data", "source"), f"there is no source {shown(source)}: {allowed}")]
     values, problems = validate(keyword_model(sources[source], DataKeys), block)
-    own = [with_takers(problem, sources) for problem in problems if problem.path[:1] not in {(key,) for key in DataKeys.model_fields}]
+    common = {(key,) for key in DataKeys.model_fields}  # whose problems the check of the whole recipe has found
+    own = [with_takers(problem, sources) for problem in problems if problem.path[:1] not in common]
     if source == "folder" and values is not None:
         own += folder_contradictions(values.model_dump())
     return values and values.model_dump(mode="json"), [Problem(("data", *one.path), one.message) for one in own]
