@@ -627,3 +627,21 @@ def test_parts_without_a_train_folder_are_not_taken_for_classes(tmp_path, names)
     files = two_classes(f"{names[0]}/", 3) | two_classes(f"{names[1]}/", 3)
     with pytest.raises(LimbeckError, match=r"would be classes; a split into parts is written train/ and test/"):
         load("folder", path=tree(tmp_path / "images", files))
+
+
+# progress
+
+
+@pytest.mark.parametrize("place", ["cifar10", "cifar10.zip"])
+def test_progress_counts_the_files_that_are_read(place, tmp_path):
+    tree(tmp_path / place, two_classes("train/", 3) | two_classes("test/", 2))
+    counts = []
+    load("cifar10", root=tmp_path, progress=lambda done, total: counts.append((done, total)))
+    assert counts == [(done, 10) for done in range(1, 11)]
+
+
+def test_progress_counts_images_of_different_sizes_once_more_for_their_sizes(tmp_path):
+    path = tree(tmp_path / "set", two_classes(count=3) | {"cat/x.png": picture(size=(5, 6))})
+    counts = []
+    load("folder", path=path, progress=lambda done, total: counts.append(done))
+    assert counts[-14:] == [*range(1, 8), *range(1, 8)]

@@ -119,9 +119,8 @@ def _data(block: Any) -> tuple[Any, list[Problem]]:
         return block, []  # a problem of the recipe that is known
     sources = known().sources
     if is_code(source):
-        return block, [
-            Problem(("data", key), f"{key} is not a key of a recipe") for key in ("progress",) if key in block
-        ]
+        problem = Problem(("data", "progress"), "progress is an argument of load and no key of a recipe: leave it out")
+        return block, [problem] * ("progress" in block)
     if source not in sources:
         allowed = f"{nearest(source, sources)}, and path/to/file.py:function"
         return block, [Problem(("data", "source"), f"there is no source {shown(source)}: {allowed}")]

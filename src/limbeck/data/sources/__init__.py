@@ -132,7 +132,8 @@ def _of_user(name: str, source: Source, given: Mapping[str, Any], options: Mappi
     try:
         arguments = _arguments(name, source, given, options)
     except (PydanticUserError, SyntaxError, NameError) as error:
-        raise LimbeckError(f"{name} has an option of an unknown type ({error}); allowed are {_TYPES}") from error
+        types = ", ".join(f"{key}: {option['type']}" for key, option in source_signature(source).items())
+        raise LimbeckError(f"{name} has an option that cannot be checked ({types}); allowed are {_TYPES}") from error
     try:
         parts = source(**arguments)
     except LimbeckError:

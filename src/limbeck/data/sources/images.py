@@ -61,7 +61,7 @@ def read_images(
         size: what they are `limbeck.data.decoding.fitted` to; None: their own where all have the same, else
             `common_size`.
         exif_orientation: whether each is turned as its EXIF data says.
-        progress: is called for each file. Where sizes differ and none is given, every file is read twice.
+        progress: is called for each file. Where sizes differ and none is given, a file is read more than once.
 
     Raises:
         LimbeckError: a file cannot be read or has more than 8 bits a channel; the message names it. Or they do not fit
