@@ -6,9 +6,9 @@ options, their types and defaults are written down; `limbeck.recipe.signatures` 
 
 import inspect
 import json
+import pathlib  # `Path` is left to `_TYPES`: a name of this module would come first
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
@@ -21,6 +21,7 @@ from limbeck.wording import needed, problems_of, shown
 
 Block = Mapping[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
+AnyPath = TypeVar("AnyPath", str, pathlib.Path)
 
 Signature = Mapping[str, Mapping[str, Any]]
 """A function's options by name: ``{"type": "float | Schedule", "default": 4.0}``, without a default where needed."""
@@ -53,18 +54,19 @@ def _named(value: Any) -> Any:
 Named = Annotated[dict[str, Any], BeforeValidator(_named)]
 
 
-def _of_a_user(path: Path) -> Path:
+def with_known_home(path: AnyPath) -> AnyPath:
+    """The path as it is; a ValueError, which pydantic lists with all else, where ``~user`` is nobody."""
     try:
         expanded(path)
     except LimbeckError as error:
-        raise ValueError(str(error)) from error  # what pydantic lists with all else
+        raise ValueError(str(error)) from error
     return path
 
 
 _TYPES = {
     "Whole": Annotated[int, Field(gt=-LARGEST, lt=LARGEST)],
     "Schedule": Named,  # where a function takes a schedule, a recipe has its block
-    "Path": Annotated[Path, AfterValidator(_of_a_user)],
+    "Path": Annotated[pathlib.Path, AfterValidator(with_known_home)],
     "Literal": Literal,
     "Sequence": Sequence,
 }

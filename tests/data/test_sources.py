@@ -212,10 +212,10 @@ def test_a_failed_download_of_mnist_says_where_it_was_looked_for(error, tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x", b"", "is no IDX file of bytes: it begins with nothing"),
-        ("x", b"\x89PNG1234", "is no IDX file of bytes: it begins with 89 50 4e 47"),
-        ("x", struct.pack(">HBBI", 0, 13, 1, 1) + b"abcd", "is no IDX file of bytes"),
-        ("x", struct.pack(">HBBI", 0, 8, 3, 1), "is no IDX file of bytes"),
+        ("x", b"", "is not an IDX file of bytes: it begins with nothing"),
+        ("x", b"\x89PNG1234", "is not an IDX file of bytes: it begins with 89 50 4e 47"),
+        ("x", struct.pack(">HBBI", 0, 13, 1, 1) + b"abcd", "is not an IDX file of bytes"),
+        ("x", struct.pack(">HBBI", 0, 8, 3, 1), "is not an IDX file of bytes"),
         ("x", struct.pack(">HBBI", 0, 8, 1, 4) + b"abc", "has 3 values, but its header says 4"),
         ("x", struct.pack(">HBBI", 0, 8, 1, 4) + b"abcde", "has more values, but its header says 4"),
         ("x.gz", b"plain", "cannot be read: Not a gzipped file"),
@@ -625,7 +625,7 @@ def test_links_to_other_folders_are_followed(tmp_path):
 @pytest.mark.parametrize("names", [("test", "val"), ("Test", "dev"), ("TESTING", "cat")])
 def test_parts_without_a_train_folder_are_not_taken_for_classes(tmp_path, names):
     files = two_classes(f"{names[0]}/", 3) | two_classes(f"{names[1]}/", 3)
-    with pytest.raises(LimbeckError, match=r"would be classes; a split into parts is written train/ and test/"):
+    with pytest.raises(LimbeckError, match=r"no train/ beside .*; allowed are train/, test/ and"):
         load("folder", path=tree(tmp_path / "images", files))
 
 

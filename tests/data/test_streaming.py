@@ -190,9 +190,7 @@ def test_a_coloured_image_that_was_not_looked_at_among_grey_ones_is_refused_when
     drawn = split_off(5, streamed(path).test, 0)[1].names
     name = next(name for name in grey_files() if name.startswith("test") and name not in drawn)
     data = streamed(tree(path, {name: IN_COLOUR}))
-    with pytest.raises(
-        LimbeckError, match=rf"{name} in .* is in colour, but the images that were looked at .* all grey"
-    ):
+    with pytest.raises(LimbeckError, match=rf"{name} in .* is in colour, but the images that were checked .* all grey"):
         data.test.inputs[torch.arange(9)]
 
 

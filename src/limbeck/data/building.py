@@ -1,4 +1,4 @@
-"""Three splits are put together as one data set: mean and deviation are measured, streamed images are looked at."""
+"""Build a data set from three splits: measure the mean and deviation, and check images on disk."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from limbeck.data.split import Data, Split
 from limbeck.data.streaming import try_transform
 from limbeck.data.transforms import make_transform
 
-_LOOKED_AT, _AT_ONCE = 2000, 64  # images on disk that are looked at of each split, and are held at a time
+_LOOKED_AT, _AT_ONCE = 2000, 64  # images on disk that are decoded of each split, and at a time
 _LISTED = 10  # classes without a sample that are named
 
 
@@ -27,14 +27,14 @@ def build(
     origins: Mapping[str, str],
     notes: Sequence[str] = (),
 ) -> Data:
-    """Put splits together as `Data`, with mean and std measured on train; 0 and 1 unless ``normalise``.
+    """Build `Data` from splits, with mean and std measured on train, or 0 and 1 without ``normalise``.
 
-    Of images on disk at most 2,000 of each split are looked at, as evenly over the classes as `split_off` takes them,
-    and without transform; those of train are measured. Where all these are grey the images have one channel.
+    At most 2,000 images on disk are decoded of each split, evenly over the classes and without transform; mean and std
+    are measured on those of train. If all of them are grey, the images have one channel.
 
     Raises:
-        LimbeckError: the splits do not fit together; an image that is looked at cannot be read; there is no such
-            transform, or it fails on the first image of train.
+        LimbeckError: the splits do not fit together; an image cannot be read; the transform does not exist, or fails on
+            the first image of train.
     """
     count = channels(train.inputs)
     data = Data(train, validation, test, classes, (0.0,) * count, (1.0,) * count, {**origins})
@@ -48,7 +48,7 @@ def build(
 
 
 def _empty_classes(data: Data) -> list[str]:
-    """A note of the classes that nothing is learned of."""
+    """A note that names the classes without a training sample."""
     counted = torch.bincount(data.train.targets, minlength=len(data.classes))
     empty = [data.classes[place] for place in torch.nonzero(counted == 0).flatten().tolist()]
     if not empty:
@@ -58,9 +58,9 @@ def _empty_classes(data: Data) -> list[str]:
 
 
 def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
-    """The data with the channels that its images have, and their mean and std."""
+    """The data with the channels of its images, and their mean and std."""
     if images.transform is not None:
-        make_transform(images.transform, images.size, images.code)  # refused before the work of looking at images
+        make_transform(images.transform, images.size, images.code)  # an error here comes before the images are decoded
     parts = (data.train, data.validation, data.test)
     seen = [_look(part) for part in parts]
     kept = 1 if all(grey for grey, _ in seen) else images.channels
@@ -72,7 +72,7 @@ def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
 
 
 def _look(split: Split) -> tuple[bool, Tensor]:
-    """Whether those that are looked at are all grey, and how often each channel has each value, (C, 256)."""
+    """Whether the decoded images of a split are all grey, and the count of each value in each channel, (C, 256)."""
     few = split_off(min(_LOOKED_AT, len(split)), split, 0)[1]
     grey, counted = True, torch.zeros(channels(split.inputs), 256, dtype=torch.int64)
     for index in pieces(torch.arange(len(few)), _AT_ONCE):

@@ -1,4 +1,4 @@
-"""A split is divided at random, evenly over the classes."""
+"""Divide a split at random, evenly over the classes."""
 
 import torch
 
@@ -8,12 +8,12 @@ from limbeck.data.split import Split
 
 
 def split_off(count_or_fraction: float, split: Split, seed: int) -> tuple[Split, Split]:
-    """Divide a split at random, each class as evenly as whole numbers allow; both parts keep the samples' order.
+    """Divide a split at random, each class as evenly as possible; both parts keep the order of the samples.
 
     Args:
         count_or_fraction: the size of the part: a count if int, a share in [0, 1) if float (rounded).
         split: what to divide.
-        seed: the same seed gives the same division; torch's global generator is not touched.
+        seed: the same seed gives the same division; torch's global generator is not used.
 
     Returns:
         The rest, and the part.
@@ -51,14 +51,14 @@ def _count(count_or_fraction: float, total: int) -> int:
 
 
 def in_words(count_or_fraction: float) -> str:
-    """What `split_off` takes, as a message says it."""
+    """A count or share of `split_off` in words."""
     return (
         f"{count_or_fraction:,} samples" if isinstance(count_or_fraction, int) else f"{100 * count_or_fraction:.6g} %"
     )
 
 
 def part_of_train(count_or_fraction: float, seed: int) -> str:
-    """Where a validation split that `split_off` gave came from."""
+    """The origin of a validation split that `split_off` gave, as `Data.origins` says it."""
     return (
         f"{in_words(count_or_fraction)} of train, evenly over the classes, seed {seed}" if count_or_fraction else "none"
     )

@@ -1,4 +1,4 @@
-"""The types of data: a set of labelled samples, and the three sets that make a data set."""
+"""The types of data: `Split`, a set of labelled samples, and `Data`, a data set of three splits."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,23 +17,23 @@ _CHUNK = 1024  # samples whose bytes are hashed at a time
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A set of labelled samples, in memory or, where they are `Images`, on disk."""
+    """A set of labelled samples, in memory, or on disk if the inputs are `Images`."""
 
     inputs: Inputs  # (N, C, H, W) uint8, or floating (N, C, H, W) or (N, D)
     targets: Tensor  # (N,) int64 class indices
-    names: tuple[str, ...] | None = None  # of the samples' files, such as train/cat/1.jpg; None where there are none
+    names: tuple[str, ...] | None = None  # of the files, such as train/cat/1.jpg; None if there are no files
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def select(self, index: Tensor) -> "Split":
-        """The samples at these places, (M,) int64, in this order; a copy, of images on disk of their names alone."""
+        """A copy of the samples at these places, (M,) int64, in this order; of images on disk, of their names."""
         inputs = self.inputs.select(index) if isinstance(self.inputs, Images) else self.inputs[index]
         names = None if self.names is None else tuple(self.names[place] for place in index.tolist())
         return Split(inputs, self.targets[index], names)
 
     def without(self, classes: Iterable[int]) -> "Split":
-        """The samples but for those of these classes; the other class indices stay what they are."""
+        """All samples except those of these classes; the other class indices do not change."""
         dropped = torch.tensor(list(classes), dtype=torch.int64)
         if not len(dropped):
             return self
@@ -41,17 +41,16 @@ class Split:
 
     @property
     def transform(self) -> str | None:
-        """What makes the training views of images on disk, each another one; None where nothing does."""
+        """The name of the transform that makes the training views of images on disk; None if there is none."""
         return self.inputs.transform if isinstance(self.inputs, Images) else None
 
     def digest(self) -> str:
-        """What the samples are, as 32 hexadecimal digits (xxh3_128), the same on every machine.
+        """A hash of the samples (xxh3_128, 32 hexadecimal digits), the same on every machine.
 
-        In memory: type, shape and bytes of inputs and targets; not ``names``. On disk: the targets, the names and sizes
-        of the files, the first 4 KiB of each, the channels, height and width they are decoded to, and the transform
-        (its name, and the bytes of its file as they were when it was loaded). It does not see what changes behind the
-        first 4 KiB of a file that keeps its size, what a transform's file imports, or another version of Pillow or
-        torchvision.
+        In memory, it covers the type, shape and bytes of inputs and targets, and not ``names``. On disk, it covers the
+        targets, the names and sizes of the files, the first 4 KiB of each file, the channels, height and width of the
+        decoded images, and the transform: its name, and the bytes of its file when it was loaded. It does not cover the
+        rest of a file, what a transform's file imports, or the versions of Pillow and torchvision.
 
         Raises:
             LimbeckError: a file cannot be read.
@@ -71,14 +70,14 @@ def _bytes(values: Tensor) -> Iterator[bytes | memoryview]:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set of three splits whose samples have one shape; only ``validation`` may be empty.
+    """A data set of three splits whose samples have the same shape; only ``validation`` may be empty.
 
-    ``mean`` and ``std`` have one number for each channel (a single one for inputs of shape (N, D)) and are of the
-    inputs in [0, 1] where these are uint8, as `normalise` takes them. ``origins`` says of "train", "validation" and
-    "test" where each came from, and ``notes`` what a user should know of how they were loaded, each a sentence.
+    ``mean`` and ``std`` have one number for each channel (one number for inputs of shape (N, D)), as `normalise` takes
+    them: of uint8 inputs divided by 255. ``origins`` says where "train", "validation" and "test" came from. ``notes``
+    are sentences about the loading for the user.
 
     Raises:
-        LimbeckError: lengths, shapes, types, targets or values do not fit; the message names the split.
+        LimbeckError: a length, shape, type, target or value does not fit; the message names the split.
     """
 
     train: Split

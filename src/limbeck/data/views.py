@@ -1,4 +1,4 @@
-"""Augmentation that can be replayed: the view of a sample is a pure function of seed, view and index."""
+"""Augmentation that can be repeated: the view of a sample is a pure function of seed, view and index."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,18 +13,18 @@ from limbeck.data.keys import Purpose, below, draw
 
 @dataclass(frozen=True)
 class Augment:
-    """Which random changes a training image gets, in this order; all are off by default, lengths are in pixels.
+    """The random changes of a training image, in this order; all are off by default, lengths are in pixels.
 
-    Black is 0 before normalisation: for floating images that are not in [0, 1] it is whatever 0 stands for.
+    Black is the value 0 before normalisation, also for floating images that are not in [0, 1].
 
     Raises:
         LimbeckError: a length is negative.
     """
 
-    crop: int = 0  # pad by this much black on each side and cut out the original size at a random place
-    shift: int = 0  # move by up to this much down or up, and right or left, filling with black
-    flip: bool = False  # mirror left-right, one time in two
-    cutout: int = 0  # black out one square of this side around a random pixel, clipped at the border
+    crop: int = 0  # pad each side with so much black and crop the original size at a random place
+    shift: int = 0  # move by up to so much down or up, and right or left, and fill with black
+    flip: bool = False  # mirror left to right with probability 1/2
+    cutout: int = 0  # set one square of this side around a random pixel to black, clipped at the border
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -38,7 +38,7 @@ NONE = Augment()
 
 
 def draws(index: Tensor, *, options: Augment, seed: int, view: int) -> Tensor:
-    """The random numbers of `change`, for as many samples as one likes: (N,) int64 to (P, N), P the options in use."""
+    """The random numbers of `change` for samples at these places: (N,) int64 to (P, N) for P options in use."""
     used = [purpose for name, purpose in _PURPOSES.items() if getattr(options, name)]
     return torch.stack([draw(index, purpose, seed, view) for purpose in used])
 
@@ -60,7 +60,7 @@ def change(images: Tensor, numbers: Tensor, *, options: Augment) -> Tensor:
         Images of the same shape and type.
 
     Raises:
-        LimbeckError: the inputs are no images, or are smaller than a length in the options.
+        LimbeckError: the inputs are not images, or are smaller than a length in the options.
     """
     check(images.shape, options)
     if not len(images):
@@ -83,7 +83,7 @@ def check(shape: Sequence[int], options: Augment) -> None:
     """Check that inputs of this shape, N first, can be changed so.
 
     Raises:
-        LimbeckError: they are no images, or are smaller than a length in the options.
+        LimbeckError: the inputs are not images, or are smaller than a length in the options.
     """
     if len(shape) != 4:
         raise LimbeckError(f"only images (N, C, H, W) can be augmented; the inputs have shape {tuple(shape)}")
@@ -93,7 +93,7 @@ def check(shape: Sequence[int], options: Augment) -> None:
 
 
 def _move(images: Tensor, reach: int, numbers: Tensor) -> Tensor:
-    """Each image moved by up to ``reach`` pixels, black around it.
+    """Move each image by up to ``reach`` pixels, and fill with black.
 
     A line of the result is a part of the padded batch's memory, of the line's length, that begins anywhere. So one
     choice among all such parts moves everything; it is ten times as fast as choosing pixels.

@@ -28,16 +28,16 @@ NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "test": ("test", "testing"),
     }
 )
-"""What the folder of each split may be called, in small or capital letters."""
+"""The names that the folder of each split may have, in lower or upper case."""
 
-_ADVICE = "a split into parts is written train/ and test/, and if there is one validation/, each with class folders"
-_LOOKED_AT = 2000  # streamed images whose headers are read
+_ADVICE = "allowed are train/, test/ and, if there is one, validation/, each with class folders"
+_LOOKED_AT = 2000  # streamed images of which the header is read
 _NOT_READ = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef"})
-_ENDINGS = 5  # endings of files that were skipped that are told one by one
+_ENDINGS = 5  # endings of skipped files that are listed
 
 
 class Tree(NamedTuple):
-    """What is in a folder or zip file."""
+    """The content of a folder or zip file."""
 
     place: Path
     names: Sequence[str]  # as `Reader.listing` gives them
@@ -49,8 +49,8 @@ Classes: TypeAlias = Mapping[str, Sequence[str]]  # a class's name to its images
 class Layout(NamedTuple):
     """Where the splits of a tree are."""
 
-    top: str  # what all names of the data begin with
-    folders: Mapping[str, str]  # each split to the folder's name in the top; empty where the top holds the classes
+    top: str  # the beginning of all names of the data
+    folders: Mapping[str, str]  # the name of each split's folder in the top; empty if the top holds the classes
 
 
 def folder(
@@ -91,7 +91,7 @@ def folder(
 
     Raises:
         LimbeckError: the path does not exist; there is no class folder, an empty one, or not the same ones in all
-            splits; two folders for one split, or a folder beside train that is no split; an image cannot be read; an
+            splits; two folders for one split, or a folder beside train that is not a split; an image cannot be read; an
             option is out of range, or needs streaming.
     """
     for name, value in (("workers", workers), ("transform", transform)):
@@ -138,7 +138,7 @@ def _processors() -> int:
 def _streamed_size(
     reader: Reader, names: Sequence[str], size: Size | None, *, exif_orientation: bool
 ) -> tuple[Size, Sequence[str]]:
-    """The size of streamed images, of which a few thousand are looked at, and what was found."""
+    """The size of streamed images, of which at most a few thousand headers are read, and notes."""
     looked = look_at(reader, names[:: -(-len(names) // _LOOKED_AT)], exif_orientation=exif_orientation)
     notes = list[str]()
     if size is None:
@@ -147,7 +147,7 @@ def _streamed_size(
         size, notes = common_size(one.size for one in looked)
     turned = sum(one.turned for one in looked)
     if turned:
-        notes.append(f"{were(turned, 'image')} turned as EXIF data says, of the {len(looked):,} that were looked at")
+        notes.append(f"{were(turned, 'image')} turned as EXIF data says, of the {len(looked):,} that were checked")
     return size, notes
 
 
@@ -160,16 +160,16 @@ def _place(path: Path, root: Path | None) -> Path:
 
 
 def split_of(name: str) -> str | None:
-    """Which split a folder of this name is; None where it is none."""
+    """The split of a folder with this name; None if it is not one of `NAMES`."""
     return next((split for split, names in NAMES.items() if name.lower() in names), None)
 
 
 def find_layout(tree: Tree) -> Layout:
-    """Where the splits are.
+    """Find the splits.
 
     Raises:
-        LimbeckError: folders are called like splits, but none like train, or two like one; other folders, or images in
-            no class folder, lie beside them.
+        LimbeckError: there are folders of splits, but not of train, or two of one split; other folders, or images in no
+            class folder, are beside them.
     """
     top = ""
     tops = list(_children(tree, top))
@@ -186,27 +186,27 @@ def find_layout(tree: Tree) -> Layout:
             raise LimbeckError(f"{tree.place}: {folders[split]}/ and {name}/ are both {split}; allowed is one of them")
         folders[split] = name
     if "train" not in folders:
-        raise LimbeckError(f"{tree.place}: {', '.join(folders.values())} would be classes; {_ADVICE}")
+        raise LimbeckError(f"{tree.place}: no train/ beside {', '.join(folders.values())}; {_ADVICE}")
     loose = [name for at in (top, *(f"{top}{name}/" for name in folders.values())) for name in _loose(tree, at)]
     if loose:
         raise LimbeckError(f"{tree.place}: {_first(loose)}, in no class folder; {_ADVICE}")
     if others:
         allowed = ", ".join(f"{name}/" for names in NAMES.values() for name in names)
         raise LimbeckError(
-            f"{tree.place}: {_first([f'{name}/' for name in others])} beside {folders['train']}/ is no split; allowed "
-            f"are {allowed}, in small or capital letters, and hidden folders"
+            f"{tree.place}: {_first([f'{name}/' for name in others])} beside {folders['train']}/ is not a split; "
+            f"allowed are {allowed}, in lower or upper case, and hidden folders"
         )
     return Layout(top, {split: folders[split] for split in NAMES if split in folders})
 
 
 def _wraps(tree: Tree, top: str) -> bool:
-    """Whether a folder, the only one, is around the splits or classes, and is no class itself."""
+    """Whether the only folder holds the splits or classes, and is not a class."""
     trains = [name for name in _children(tree, top) if split_of(name) == "train"]
     return _holds_folders_only(tree, top) or any(_holds_folders_only(tree, f"{top}{name}/") for name in trains)
 
 
 def _is_class(tree: Tree, top: str, parts: Sequence[str]) -> bool:
-    """Whether the only folder called like a split is a class that is called train: with images of its own."""
+    """Whether the only folder with a split's name is a class with the name train, because it holds images."""
     return len(parts) == 1 and parts[0].lower() == "train" and not _holds_folders_only(tree, f"{top}{parts[0]}/")
 
 
@@ -215,12 +215,12 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _at(layout: Layout, split: str) -> str:
-    """What the names of a split's images begin with."""
+    """The beginning of the names of a split's images."""
     return f"{layout.top}{layout.folders[split]}/" if layout.folders else layout.top
 
 
 def _below(tree: Tree, top: str) -> Sequence[str]:
-    """The names that begin so; they are sorted."""
+    """The names that begin with ``top``, sorted."""
     return tree.names[bisect_left(tree.names, top) : bisect_left(tree.names, top + chr(sys.maxunicode))]
 
 
@@ -270,13 +270,13 @@ def _check_class(tree: Tree, layout: Layout, split: str, name: str, images: Sequ
             image.encode()
         except UnicodeEncodeError as error:
             readable = image.encode(errors="backslashreplace").decode()
-            raise LimbeckError(f"{tree.place}: the name {readable} is not UTF-8; allowed are names that are") from error
+            raise LimbeckError(f"{tree.place}: the name {readable} is not UTF-8; allowed are UTF-8 names") from error
     top = f"{_at(layout, split)}{name}/"
     inside = {image[len(top) :].rpartition("/")[0] for image in images}
     splits = {split_of(part) for folders in inside for part in folders.split("/")}
     if "train" in splits and splits & {"validation", "test"}:
         raise LimbeckError(
-            f"{tree.place}: class folder {top} has folders in it that are called like splits; {_ADVICE}, in the folder "
+            f"{tree.place}: class folder {top} has folders in it with the names of splits; {_ADVICE}, in the folder "
             "that path names"
         )
 
@@ -289,7 +289,7 @@ def _origins(tree: Tree, layout: Layout) -> Mapping[str, str]:
 
 
 def _skipped(listing: Listing, used: Iterable[str]) -> list[str]:
-    """Notes of what is not used, files by their endings."""
+    """Notes of the files that are not used, by their endings."""
     rest = [name for name in set(listing.names).difference(used) if not name.endswith("/")]
     endings = Counter(PurePosixPath(name).suffix.lower()[:12] or "without ending" for name in rest)
     few = sorted(endings.items(), key=lambda one: (-one[1], one[0]))[:_ENDINGS]
