@@ -110,7 +110,11 @@ def test_data_refuses_an_empty_train_or_test_split(name):
     ("inputs", "targets", "message"),
     [
         (torch.zeros(2, 2, 2), torch.zeros(2, dtype=torch.int64), r"test: inputs have shape \(2, 2, 2\)"),
-        (torch.zeros(2, 1, 2, 3), torch.zeros(2, dtype=torch.int64), r"test: a sample has shape \(1, 2, 3\); allowed is that of train"),
+        (
+            torch.zeros(2, 1, 2, 3),
+            torch.zeros(2, dtype=torch.int64),
+            r"test: a sample has shape \(1, 2, 3\); allowed is that of train",
+        ),
         (torch.zeros(2, 1, 2, 2).int(), torch.zeros(2, dtype=torch.int64), r"test: inputs are torch.int32; allowed"),
         (torch.zeros(2, 1, 2, 2), torch.zeros(2), "test: targets are torch.float32"),
         (torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, dtype=torch.int64), r"targets are torch.int64 of shape \(2, 1\)"),

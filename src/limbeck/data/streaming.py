@@ -213,7 +213,7 @@ def _unless_died(take: Callable[[], _Found]) -> _Found:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        ended = _DiedError(f"a process that decodes images failed: {error}; workers: 0 uses none")
+        ended = _DiedError(f"a process that decodes images failed: {error}; workers: 0 needs no other process")
     del take
     try:
         raise ended
