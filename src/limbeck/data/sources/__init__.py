@@ -116,10 +116,10 @@ def _arguments(name: str, source: Source, given: Mapping[str, Any], options: Map
     values, problems = validate(keyword_model({**common, **own}), options)
     if values is None:
         table = {key: source_signature(other) for key, other in SOURCES.items()}
-        told = [with_takers(problem, table) for problem in problems]
-        places = [".".join(map(str, ("data", *problem.path))) for problem in told]
-        lines = [f"{place} of {name}: {one.message}" for place, one in zip(places, told, strict=True)]
-        raise LimbeckError("\n".join(lines))
+        found = [with_takers(problem, table) for problem in problems]
+        raise LimbeckError(
+            "\n".join(f"{'.'.join(map(str, ('data', *one.path)))} of {name}: {one.message}" for one in found)
+        )
     names = inspect.signature(source).parameters
     return {key: value for key, value in given.items() if key in names} | {key: getattr(values, key) for key in own}
 
