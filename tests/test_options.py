@@ -331,7 +331,7 @@ def test_the_nearest_name_is_suggested(name, allowed, said):
 
 def test_the_names_that_are_most_alike_come_first_and_no_others():
     names = ["layer1.0", "layer3.1", "LAYER3.0", "head", "stem"]
-    assert close_names("layer3.0", names) == ["LAYER3.0", "layer1.0", "layer3.1"]
+    assert close_names("layer3.0", names) == ["LAYER3.0", "layer3.1", "layer1.0"]
     assert close_names("layer3.0", names, most=1) == ["LAYER3.0"]
     assert close_names("zzz", names) == []
     assert close_names("layer3.x", ["layer1.x", "layer3.y"]) == ["layer3.y", "layer1.x"]
