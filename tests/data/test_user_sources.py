@@ -97,6 +97,25 @@ def test_the_error_of_a_users_source_is_left_as_it_is(user_file):
         load(f"{user_file(code)}:load")
 
 
+@pytest.mark.parametrize(
+    ("parts", "options", "message"),
+    [
+        ("Split(torch.zeros(4, 2), torch.arange(4) - 1)", {}, "train: target -1 of sample 0 is not a class"),
+        ("Split(torch.zeros(4, 2), torch.zeros(4))", {}, "train: targets are torch.float32 of shape"),
+        ("torch.zeros(4, 2)", {}, "mine.py:load failed: AttributeError"),
+        (
+            "Split(torch.zeros(4, 2), torch.arange(4) % 2)",
+            {"size": 4},
+            r"inputs are torch.float32 .*; allowed are uint8",
+        ),
+    ],
+)
+def test_what_a_users_source_gives_is_checked(parts, options, message, user_file):
+    code = f"import torch\nfrom limbeck.data import Parts, Split\ndef load(): return Parts({parts}, classes=('a', 'b'))"
+    with pytest.raises(LimbeckError, match=message):
+        load(f"{user_file(code)}:load", **options)
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_option_of_a_source_has_a_type_and_is_documented(name):
     documented = (ROOT / "docs/recipes.md").read_text()

@@ -15,6 +15,7 @@ from pydantic.errors import PydanticUserError
 from limbeck.core import LimbeckError
 from limbeck.data.bounds import PIXELS, check_memory
 from limbeck.data.building import build
+from limbeck.data.checking import check_samples
 from limbeck.data.decoding import fitted
 from limbeck.data.dividing import in_words, part_of_train, split_off
 from limbeck.data.images import Images
@@ -136,12 +137,16 @@ def _of_user(name: str, source: Source, given: Mapping[str, Any], options: Mappi
         raise LimbeckError(f"{name} has an option that cannot be checked ({types}); allowed are {_TYPES}") from error
     try:
         parts = source(**arguments)
+        if not isinstance(parts, Parts):
+            raise LimbeckError(f"{name} gave {type(parts).__name__}; allowed is limbeck.data.Parts")
+        shape = tuple(parts.train.inputs.shape[1:])
+        for part, split in (("train", parts.train), ("validation", parts.validation), ("test", parts.test)):
+            if split is not None:  # what is wrong would be an error of torch when the splits are divided
+                check_samples(part, split.inputs, split.targets, shape=shape, classes=len(parts.classes))
     except LimbeckError:
         raise
     except Exception as error:  # the user's function may raise anything
         raise LimbeckError(f"{name} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(parts, Parts):
-        raise LimbeckError(f"{name} gave {type(parts).__name__}; allowed is limbeck.data.Parts")
     return parts
 
 
@@ -181,6 +186,9 @@ def _limited(split: Split, limit: int | None, seed: int) -> Split:
 def _resized(split: Split, size: tuple[int, int] | None) -> Split:
     if size is None or isinstance(split.inputs, Images) or split.inputs.shape[2:] == size:
         return split
+    if split.inputs.dim() != 4 or split.inputs.dtype != torch.uint8 or split.inputs.shape[1] not in (1, 3):
+        got = f"{split.inputs.dtype} of shape {tuple(split.inputs.shape)}"
+        raise LimbeckError(f"size is {size}, but the inputs are {got}; allowed are uint8 images with 1 or 3 channels")
     count, channels = split.inputs.shape[:2]
     check_memory(
         count * channels * size[0] * size[1], f"{count:,} images of {size[0]} x {size[1]}", "give another size"
