@@ -6,19 +6,22 @@ options, their types and defaults are written down; `limbeck.recipe.signatures` 
 
 import inspect
 import json
+import pathlib  # `Path` is left to `_TYPES`: a name of this module would come first
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from limbeck.errors import LimbeckError, nearest
+from limbeck.files.paths import expanded
 from limbeck.schedules import SCHEDULES
 from limbeck.wording import Problem as Problem
 from limbeck.wording import needed, problems_of, shown
 
 Block = Mapping[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
+AnyPath = TypeVar("AnyPath", str, pathlib.Path)
 
 Signature = Mapping[str, Mapping[str, Any]]
 """A function's options by name: ``{"type": "float | Schedule", "default": 4.0}``, without a default where needed."""
@@ -50,33 +53,48 @@ def _named(value: Any) -> Any:
 
 Named = Annotated[dict[str, Any], BeforeValidator(_named)]
 
+
+def with_known_home(path: AnyPath) -> AnyPath:
+    """The path as it is; a ValueError, which pydantic lists with all else, where ``~user`` is nobody."""
+    try:
+        expanded(path)
+    except LimbeckError as error:
+        raise ValueError(str(error)) from error
+    return path
+
+
 _TYPES = {
     "Whole": Annotated[int, Field(gt=-LARGEST, lt=LARGEST)],
     "Schedule": Named,  # where a function takes a schedule, a recipe has its block
+    "Path": Annotated[pathlib.Path, AfterValidator(with_known_home)],
     "Literal": Literal,
     "Sequence": Sequence,
 }
 
 
-def signature(function: Callable[..., Any]) -> Signature:
-    """A function's keyword-only arguments, but for shape and classes, which the data gives."""
+def signature(function: Callable[..., Any], *, given: Collection[str] = ("shape", "classes")) -> Signature:
+    """A function's keyword-only arguments, but for those that are given by others: of a network by the data."""
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("shape", "classes"):
-            text = re.sub(r"\b(typing|collections\.abc)\.", "", inspect.formatannotation(parameter.annotation))
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in given:
+            text = re.sub(r"\b(typing|collections\.abc|pathlib(\._local)?)\.", "", _as_text(parameter.annotation))
             option = {"type": text.replace("Callable[[float], float]", "Schedule")}
             found[name] = option if parameter.default is parameter.empty else {**option, "default": parameter.default}
     return found
 
 
-def keyword_model(known: Known) -> type[Checked]:
-    """A pydantic model with one field for each option."""
+def _as_text(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def keyword_model(known: Known, base: type[Checked] = Checked) -> type[Checked]:
+    """A pydantic model with one field for each option, after those of the base."""
     fields: dict[str, Any] = {}
     for name, option in _signature(known).items():
         default = option.get("default", ...)
         listed = tuple(default) if isinstance(default, list) else default  # a file has no tuples
         fields[name] = (re.sub(r"\bint\b", "Whole", option["type"]), listed)
-    model: type[Checked] = create_model("Options", __base__=Checked, **fields)
+    model: type[Checked] = create_model("Options", __base__=base, **fields)
     model.model_rebuild(_types_namespace=_TYPES)
     return model
 
@@ -140,6 +158,15 @@ def validate(model: type[Model], values: Any) -> tuple[Model | None, list[Proble
         return model.model_validate_json(json.dumps(values, default=str)), []
     except ValidationError as error:
         return None, problems_of(error, model)
+
+
+def with_takers(problem: Problem, table: Mapping[str, Known]) -> Problem:
+    """The problem; where it is an unknown key, with the names of the table that have this key."""
+    key = str(problem.path[-1]) if problem.path else ""
+    takers = [name for name, known in table.items() if key in _signature(known)]
+    if not takers or not problem.message.startswith("unknown key"):
+        return problem
+    return Problem(problem.path, f"{problem.message}; it is a key of {' and '.join(takers)}")
 
 
 def _signature(known: Known) -> Signature:

@@ -1,6 +1,5 @@
 """Read any layer of an unmodified network, by name, with one forward a network."""
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from limbeck.core import Batch, LimbeckError, Networks, Reader, Tap
+from limbeck.errors import close_names
 
 BATCH_FIELDS = ("inputs", "targets", "index")
 
@@ -167,7 +167,7 @@ def check(networks: Networks, tap: Tap) -> None:
         raise LimbeckError(f"there is no network {tap.source!r}: allowed are {', '.join([*networks, 'batch'])}")
     names = [name for name, _ in networks[tap.source].named_modules()]
     if tap.layer not in names:
-        near = difflib.get_close_matches(tap.layer, names, n=3, cutoff=0.5)
+        near = close_names(tap.layer, names)
         top = [name for name, _ in networks[tap.source].named_children()]
         hint = f"did you mean {' or '.join(near)}?" if near else f"its top layers are {', '.join(top)}"
         raise LimbeckError(f"the {tap.source} has no layer {tap.layer!r}: {hint} (`limbeck taps` lists all)")

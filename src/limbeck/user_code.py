@@ -1,7 +1,7 @@
 """Users' code: the one module that runs a Python file, and only one that a recipe or the caller names.
 
-A model or a transform ``path/to/file.py:function`` is code. What a file of weights, a store, a table or a run folder
-says is never run, see docs/security.md. Nothing here needs torch.
+A model, a data source or a transform ``path/to/file.py:function`` is code. What a file of weights, a store, a table or
+a run folder says is never run, see docs/security.md. Nothing here needs torch.
 """
 
 import sys
@@ -19,7 +19,7 @@ from limbeck.files.paths import expanded, file_size
 LARGEST = 2**20
 """The most bytes of a Python file."""
 
-_RUN = ("name", "transform")  # the keys of a recipe under which a text may name code
+_RUN = ("name", "transform", "source")  # the keys of a recipe under which a text may name code
 
 
 def named(text: str) -> tuple[Path, str] | None:
@@ -38,13 +38,18 @@ def named(text: str) -> tuple[Path, str] | None:
     return expanded(file), name
 
 
+def is_code(text: str) -> bool:
+    """Whether a text of a recipe names a function in a Python file; `named` checks that it is one."""
+    return text.rpartition(":")[0].endswith(".py")
+
+
 def said(values: Any) -> list[str]:
     """A sentence for each function of a user's that these values of a recipe name, to be shown before it is run.
 
     Args:
         values: plain values, such as a recipe's ``model_dump()``.
     """
-    found = dict.fromkeys(text for text in _texts(values) if text.rpartition(":")[0].endswith(".py"))
+    found = dict.fromkeys(text for text in _texts(values) if is_code(text))
     return [f"runs the code of {text.rpartition(':')[0]} (function {text.rpartition(':')[2]})" for text in found]
 
 

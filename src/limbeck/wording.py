@@ -78,6 +78,7 @@ _WORDS: Mapping[str, str] = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_type": "text",
+    "path_type": "text",
     "tuple_type": "a list",
     "list_type": "a list",
     "dict_type": "a block of keys",

@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
@@ -612,6 +614,26 @@ def test_the_commands_of_the_store_say_which_code_they_run(command):
     Path("net.py").write_text("def make():\n    raise ValueError('it ran')\n")
     printed = limbeck_does("cache", command, "recipe.yaml", *changed("student.model=net.py:make"), code=2)
     assert printed.index("runs the code of net.py (function make)") < printed.index("it ran")
+
+
+def test_a_run_on_a_users_source_says_and_records_its_code():
+    code = """
+        import torch
+        from limbeck.data import Parts, Split
+
+        def load(*, count: int):
+            return Parts(Split(torch.randn(count, 4), torch.arange(count) % 2), classes=("a", "b"))
+    """
+    Path("mine.py").write_text(textwrap.dedent(code))
+    printed = runs(*changed("data={source: 'mine.py:load', count: 40}"))
+    assert "runs the code of mine.py (function load)" in printed
+    written = Path("runs/tiny/recipe.yaml").read_text()
+    assert f" {Path.cwd()}/mine.py:load" in written
+    assert "count: 40" in written
+    assert f"# mine.py: {sha256(Path('mine.py').read_bytes()).hexdigest()}" in written
+    assert "data.cuont of mine.py:load: unknown key 'cuont': did you mean 'count'?" in runs(
+        *changed("data={source: 'mine.py:load', cuont: 40}"), "--overwrite", code=2
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from limbeck.recipe.bundled import bundled
-from limbeck.recipe.read import Recipe, RecipeError, dump, read, smoke, with_absolute_paths
+from limbeck.recipe.read import Recipe, RecipeError, dump, read, reread, smoke, with_absolute_paths
 
 GOOD = """\
 name: tiny
@@ -226,7 +227,7 @@ def test_placing_a_recipe_makes_its_paths_whole(tmp_path, monkeypatch):
         read(write(tmp_path, text.replace("{name: mlp, hidden: [8]}", "{name: net.py:make, width: 3}")))
     )
     assert recipe.data.root == str(tmp_path / "lake")
-    assert recipe.data.path == str(tmp_path / "photos")
+    assert recipe.data.options["path"] == str(tmp_path / "photos")
     assert recipe.teacher.weights == (str(tmp_path / "t.pt"),)
     assert recipe.teacher.model["name"] == "mlp"
     assert recipe.student.model == {"name": f"{tmp_path}/net.py:make", "width": 3}
@@ -238,7 +239,7 @@ def test_a_path_inside_the_data_root_is_left_as_it_is(tmp_path, monkeypatch):
     recipe = with_absolute_paths(
         read(write(tmp_path, GOOD.replace("{source: digits}", "{source: folder, path: photos}")))
     )
-    assert recipe.data.path == "photos"
+    assert recipe.data.options["path"] == "photos"
 
 
 def test_an_unknown_key_in_set_is_not_blamed_on_the_file(tmp_path):
@@ -434,7 +435,7 @@ def test_a_path_in_the_data_root_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lake" / "pictures").mkdir(parents=True)
     text = GOOD.replace("{source: digits}", "{source: folder, path: pictures, root: lake}")
-    assert read(write(tmp_path, text), check_paths=True).data.path == "pictures"
+    assert read(write(tmp_path, text), check_paths=True).data.options["path"] == "pictures"
     monkeypatch.setenv("LIMBECK_DATA", str(tmp_path / "lake"))
     assert read(write(tmp_path, text.replace(", root: lake", "")), check_paths=True)
     monkeypatch.setenv("LIMBECK_DATA", "~nobody_of_this_name")
@@ -445,3 +446,69 @@ def test_a_path_in_the_data_root_is_found(tmp_path, monkeypatch):
 def test_an_unknown_key_of_a_further_network_gets_the_nearest(tmp_path, name):
     text = GOOD + f"networks: {{{name}: {{model: mlp, weigths: x}}}}\n"
     assert f"networks.{name}.weigths: unknown key 'weigths': did you mean 'weights'?" in fail(tmp_path, text)
+
+
+# the keys of a source
+
+
+def test_the_keys_of_a_source_are_written_out_and_read_again(tmp_path):
+    recipe = read(write(tmp_path, FOLDER))
+    assert recipe.data.options == {
+        "path": "photos",
+        "exif_orientation": True,
+        "streaming": False,
+        "workers": None,
+        "transform": None,
+    }
+    assert read(write(tmp_path, dump(recipe))) == recipe
+    assert reread(write(tmp_path, dump(recipe))) == recipe
+    assert read(write(tmp_path, GOOD)).data.options == {}
+    assert read(write(tmp_path, GOOD.replace("digits", "mnist"))).data.options == {"download": True}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            "digits, streaming: true",
+            "data.streaming: unknown key 'streaming': allowed are limit, .*; it is a key of folder",
+        ),
+        ("cifar10, downlod: true", "data.downlod: unknown key 'downlod': did you mean 'download'[?] allowed are "),
+        ("cifar10, download: 1", "data.download: got 1: it must be true or false"),
+        ("folder", "data: the key 'path' is missing"),
+        ("folder, path: 3", "data.path: got 3: it must be text"),
+        ("folder, path: ~nobody_of_this_name/x", "data.path: .*there is no user 'nobody_of_this_name'"),
+        ("folder, path: x, workers: 2", "data.workers: only streamed data has workers: write streaming: true"),
+        ("folder, path: x, transform: crop", "data.transform: only streamed data has transform: write streaming"),
+        ("folder, path: x, streaming: true, workers: 300", "data.workers: got 300: it must be from 0 to 256"),
+        ("folder, path: x, streaming: true, workers: -1", "data.workers: got -1: it must be from 0 to 256"),
+        ("mine.py", "data.source: there is no source 'mine.py': allowed are .*, and path/to/file.py:function"),
+        ("'mine.py:f', progress: 1", "data.progress: progress is an argument of load and no key of a recipe"),
+        ("'mine.py:f', limit: 0", "data.limit: got 0: it must be at least 1"),
+    ],
+)
+def test_a_key_that_its_source_cannot_take_is_told_with_its_line(tmp_path, data, message):
+    found = fail(tmp_path, GOOD.replace("{source: digits}", f"{{source: {data}}}"))
+    assert len(found.splitlines()) == 1
+    assert re.search(f"recipe.yaml:2: {message}", found), found
+
+
+def test_a_key_of_a_source_and_one_of_every_source_are_told_at_once(tmp_path):
+    found = fail(tmp_path, GOOD.replace("{source: digits}", "{source: mnist, limit: 0, download: 3}"))
+    assert [line.split(": ")[1] for line in found.splitlines()] == ["data.download", "data.limit"]
+
+
+def test_a_users_source_keeps_its_keys_and_becomes_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LIMBECK_DATA", raising=False)
+    (tmp_path / "table.csv").touch()
+    text = GOOD.replace("{source: digits}", "{source: 'mine.py:load', path: table.csv, rows: [3, 4], name: x}")
+    recipe = read(write(tmp_path, text))
+    assert recipe.data.options == {"path": "table.csv", "rows": [3, 4], "name": "x"}
+    whole = with_absolute_paths(recipe)
+    assert (whole.data.source, whole.data.options["path"]) == (f"{tmp_path}/mine.py:load", f"{tmp_path}/table.csv")
+    assert with_absolute_paths(whole) == whole
+    assert read(write(tmp_path, dump(whole))) == whole
+    assert f"data.source: there is no file {tmp_path}/mine.py" in fail(tmp_path, text, check_paths=True)
+    (tmp_path / "mine.py").touch()
+    assert read(write(tmp_path, text), check_paths=True) == recipe

@@ -125,7 +125,10 @@ def _run(asked: Asked, checked: "Recipe") -> Path:
 def _experiment(asked: Asked) -> "Experiment":
     """The experiment of a recipe whose teacher's outputs are stored; it continues what its run folder holds."""
     checked = asked.checked("cache.use=true")
+    from limbeck.cli.progress import reading
+    from limbeck.cli.terminal import console
     from limbeck.experiment.run import Experiment
 
     say_code(checked)
-    return Experiment(checked, _run(asked, checked), resume=True, trust_code=asked.trust_code)
+    with reading(console()) as progress:
+        return Experiment(checked, _run(asked, checked), resume=True, trust_code=asked.trust_code, progress=progress)

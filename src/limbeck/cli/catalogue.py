@@ -17,6 +17,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap
 from limbeck.data import SOURCES, arrays
+from limbeck.data.sources import source_signature
 from limbeck.errors import nearest
 from limbeck.experiment.plan import Training, plan
 from limbeck.methods import ABOUT, METHODS, PRESETS, TEACHERLESS
@@ -152,7 +153,8 @@ def signatures() -> str:
     }
     names = {kind: {name: signature(function) for name, function in table.items()} for kind, table in tables.items()}
     parts = [f"{json.dumps(kind)}: {_lines(entries)}" for kind, entries in (names | {"presets": PRESETS}).items()]
-    parts += [f'"teacherless": {json.dumps(TEACHERLESS)}', f'"sources": {json.dumps(list(SOURCES))}']
+    sources = {name: source_signature(source) for name, source in SOURCES.items()}
+    parts += [f'"teacherless": {json.dumps(TEACHERLESS)}', f'"sources": {_lines(sources)}']
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,37 @@ class _Watched:
 
     def example_inputs(self) -> Tensor:
         return self._batches.example_inputs()
+
+
+@contextmanager
+def reading(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Gives what shows how many files of the data are read: a bar on a terminal, else a line every `LINE_EVERY` s."""
+    columns = (
+        TextColumn("reading the data"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:,} of {task.total:,}"),
+    )
+    bar = Progress(*columns, console=console, transient=True)
+    spoken = time.monotonic()
+
+    def read(done: int, total: int) -> None:
+        nonlocal spoken
+        if console.is_terminal or console.is_jupyter:
+            task = bar.task_ids[0] if bar.task_ids else bar.add_task("")
+            bar.update(task, completed=done, total=total)
+            if done == total:
+                bar.stop()
+            elif not bar.live.is_started:
+                bar.start()
+        elif time.monotonic() - spoken > LINE_EVERY:
+            spoken = time.monotonic()
+            console.print(f"reading the data: {done:,} of {total:,} files", highlight=False, soft_wrap=True)
+
+    try:
+        yield read
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def introduce(experiment: Experiment, console: Console) -> None:

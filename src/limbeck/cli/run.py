@@ -66,12 +66,15 @@ def run(
 
 
 def _run(recipe: "Recipe", out: Path, *, resume: bool, overwrite: bool = False, trust_code: bool = False) -> None:
-    from limbeck.cli.progress import show
+    from limbeck.cli.progress import reading, show
     from limbeck.cli.terminal import console
     from limbeck.experiment.run import Experiment
     from limbeck.train.threads import threads_for
 
     say_code(recipe)
-    experiment = Experiment(recipe, out, resume=resume, overwrite=overwrite, trust_code=trust_code)
+    with reading(console()) as progress:
+        experiment = Experiment(
+            recipe, out, resume=resume, overwrite=overwrite, trust_code=trust_code, progress=progress
+        )
     with threads_for(experiment.macs):
         show(experiment, console(), out)

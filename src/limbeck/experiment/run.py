@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Method, Outputs, Stage
-from limbeck.data import load
+from limbeck.data import Progress, load
 from limbeck.evaluate import latency
 from limbeck.experiment.arms import arms_of, label_indices, method_of, needed, teacher_of, training_of
 from limbeck.experiment.caching import cached, outputs
@@ -50,6 +50,7 @@ class Experiment:
         trust_code: let a file of weights name the Python file that builds its network.
         given: what stands for the recipe's data, networks and method, where they are the caller's own.
         in_memory: nothing of the run is written; the folder holds the teacher's outputs alone, where they are kept.
+        progress: is called while the data is read, see `limbeck.data.load`.
 
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
@@ -69,9 +70,10 @@ class Experiment:
         trust_code: bool = False,
         given: Given | None = None,
         in_memory: bool = False,
+        progress: Progress | None = None,
     ) -> None:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
-        self.data = load(**recipe.data.model_dump()) if given is None else given.data
+        self.data = load(**recipe.data.model_dump(), progress=progress) if given is None else given.data
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)
         self._given, self._in_memory = given, in_memory

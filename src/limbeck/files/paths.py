@@ -1,6 +1,5 @@
 """What is looked at before a file is opened: that it is a regular file, and of which size. Nothing here needs torch."""
 
-import difflib
 import os
 import stat
 import struct
@@ -8,7 +7,7 @@ from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 
-from limbeck.errors import LimbeckError, nearest
+from limbeck.errors import LimbeckError, close_names, nearest
 
 DIRECTORY = 2**24
 """The most bytes that the directory of a zip file takes: 300,000 entries and more, which take about 200 MB to list."""
@@ -44,7 +43,7 @@ def near(path: Path) -> str:
             names = [entry.name for entry in islice(entries, _NEIGHBOURS)]
     except (OSError, ValueError):
         return ""
-    found = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    found = close_names(path.name, names, most=1)
     return f"did you mean {found[0]!r}?" if found else ""
 
 

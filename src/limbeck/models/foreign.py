@@ -1,6 +1,5 @@
 """Networks that are not ours: timm, torchvision, and a function in a file of the user's."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from limbeck.core import LimbeckError
+from limbeck.errors import close_names
 from limbeck.user_code import contents, function
 
 Options = Mapping[str, Any]
@@ -119,5 +119,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _close(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    near = close_names(name, names)
     return f": did you mean {' or '.join(near)}?" if near else ""

@@ -4,11 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, NonNegativeInt, model_validator
 
-from limbeck.errors import LimbeckError
-from limbeck.files.paths import expanded
-from limbeck.options import Checked, Named, as_block
+from limbeck.options import Checked, Named, as_block, with_known_home
 from limbeck.wording import needed
 
 
@@ -38,14 +36,6 @@ def _methods(value: Any) -> Any:
     return as_methods(value)
 
 
-def _path(value: str) -> str:
-    try:
-        expanded(value)
-    except LimbeckError as error:
-        raise ValueError(str(error)) from error  # what pydantic lists with all else
-    return value
-
-
 def _name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
         raise needed("a name for a folder: letters, digits, . _ and -, beginning with a letter or digit")
@@ -69,7 +59,7 @@ Refusal = Literal["chance", "permuted", "probabilities", "random", "not_finite",
 ClassName = NonNegativeInt | str
 Output = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
-PathText = Annotated[str, AfterValidator(_path)]
+PathText = Annotated[str, AfterValidator(with_known_home)]
 Files = Annotated[tuple[PathText, ...], Field(min_length=1, max_length=100), BeforeValidator(_several)]
 
 
@@ -101,22 +91,27 @@ class AugmentBlock(Checked):
     cutout: Pixels = 0
 
 
-class DataBlock(Checked):
-    """See `limbeck.data.load`."""
+class DataKeys(Checked):
+    """The keys of any source of data, see `limbeck.data.load`."""
 
     source: str
     root: PathText | None = None
-    path: PathText | None = None
     validation: Annotated[int, Field(ge=0, le=1_000_000_000)] | Share = 0.1
     normalise: bool = True
-    download: bool = True
     size: Size | None = None
-    exif_orientation: bool = True
     limit: Samples | None = None
     seed: Seed = 0
-    streaming: bool = False
-    workers: Annotated[int, Field(ge=0, le=256)] | None = None
-    transform: str | None = None
+
+
+class DataBlock(DataKeys):
+    """The same with the keys of the source beside them, which `limbeck.recipe.read` checks and completes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys of the source."""
+        return self.model_extra or {}
 
 
 class CacheBlock(Checked):

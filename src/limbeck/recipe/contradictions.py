@@ -12,6 +12,10 @@ _KINDS = (
 )
 
 
+WORKERS = 256
+"""The most processes that decode images."""
+
+
 def contradictions(recipe: Recipe, teacherless: Container[str]) -> Iterator[Problem]:
     """All of them.
 
@@ -37,6 +41,16 @@ def contradictions(recipe: Recipe, teacherless: Container[str]) -> Iterator[Prob
         yield Problem(("seeds",), "got []: at least one is needed, such as seeds: [0]")
     if len(set(recipe.seeds)) < len(recipe.seeds):
         yield Problem(("seeds",), f"got {list(recipe.seeds)[:20]}: each seed once")
+
+
+def folder_contradictions(options: Block) -> Iterator[Problem]:
+    """Those of the keys of the source ``folder``, at their places in the ``data`` block."""
+    workers = options["workers"]
+    if workers is not None and not 0 <= workers <= WORKERS:
+        yield Problem(("workers",), f"got {workers}: it must be from 0 to {WORKERS}")
+    for key in ("workers", "transform"):
+        if options[key] is not None and not options["streaming"]:
+            yield Problem((key,), f"only streamed data has {key}: write streaming: true, or leave out {key}:")
 
 
 def _teacher(teacher: TeacherBlock) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from limbeck.errors import LimbeckError
 from limbeck.files.paths import expanded, near
 from limbeck.options import Block
 from limbeck.recipe.blocks import Recipe
+from limbeck.user_code import is_code
 from limbeck.wording import Problem, shortened
 
 Place = tuple[str | int, ...]
@@ -19,8 +20,8 @@ def missing(recipe: Recipe) -> list[Problem]:
     problems += [_code(place, text) for place, text in _all_code(recipe)]
     if recipe.teacher is not None and recipe.teacher.table is not None:
         problems.append(_file(("teacher", "table"), recipe.teacher.table, "table"))
-    if recipe.data.source == "folder" and recipe.data.path is not None:
-        problems.append(_images(recipe.data.path, recipe.data.root))
+    if recipe.data.source == "folder":
+        problems.append(_images(recipe.data.options["path"], recipe.data.root))
     return [problem for problem in problems if problem is not None]
 
 
@@ -41,13 +42,14 @@ def _all_code(recipe: Recipe) -> Iterator[tuple[Place, str]]:
         *((("networks", name, "model"), other.model) for name, other in recipe.networks.items()),
     ]
     yield from (((*place, "name"), block["name"]) for place, block in models if block is not None)
-    if recipe.data.transform is not None:
-        yield ("data", "transform"), recipe.data.transform
+    yield ("data", "source"), recipe.data.source
+    if recipe.data.options.get("transform") is not None:
+        yield ("data", "transform"), str(recipe.data.options["transform"])
 
 
 def _code(place: Place, text: str) -> Problem | None:
     file, _, _ = text.rpartition(":")
-    return _file(place, file, "file") if file.endswith(".py") else None
+    return _file(place, file, "file") if is_code(text) else None
 
 
 def _file(place: Place, text: str, kind: str) -> Problem | None:

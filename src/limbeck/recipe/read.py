@@ -1,7 +1,7 @@
 """A recipe file to checked values: every error at once, each with its line, the value got and what is allowed."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ from ruamel.yaml import YAML
 
 from limbeck.errors import nearest
 from limbeck.files.paths import expanded, near
-from limbeck.options import as_block, complete, validate
-from limbeck.recipe.blocks import Recipe, TrainBlock, as_methods
-from limbeck.recipe.contradictions import contradictions
+from limbeck.options import as_block, complete, keyword_model, validate, with_takers
+from limbeck.recipe.blocks import DataKeys, Recipe, TrainBlock, as_methods
+from limbeck.recipe.contradictions import contradictions, folder_contradictions
 from limbeck.recipe.paths import missing
 from limbeck.recipe.signatures import known
 from limbeck.recipe.text import DEPTH, line_of, plain, read_text
 from limbeck.recipe.text import RecipeError as RecipeError
+from limbeck.user_code import is_code
 from limbeck.wording import Problem, shortened, shown
 
 Place = tuple[str | int, ...]
@@ -100,15 +101,35 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
         problems += [Problem((*path, *problem.path), problem.message) for problem in found]
         if recipe and parent is not None:
             parent[path[-1]] = filled
-    source = _at(values, ("data", "source"))
-    if isinstance(source, str) and source not in names.sources:
-        problems.append(
-            Problem(("data", "source"), f"there is no source {shown(source)}: {nearest(source, names.sources)}")
-        )
+    if ("data",) not in wrong:
+        filled, found = _data(values.get("data"))
+        problems += found
+        if recipe:
+            values["data"] = filled
     if recipe is None:
         return None, problems
     problems += contradictions(recipe, names.teacherless)
     return (Recipe.model_validate(values, strict=False) if not problems else None), problems
+
+
+def _data(block: Any) -> tuple[Any, list[Problem]]:
+    """The block with every key of its source written out; those of a user's function are checked when it is called."""
+    source = block.get("source") if isinstance(block, dict) else None
+    if not isinstance(source, str):
+        return block, []  # a problem of the recipe that is known
+    sources = known().sources
+    if is_code(source):
+        problem = Problem(("data", "progress"), "progress is an argument of load and no key of a recipe: leave it out")
+        return block, [problem] * ("progress" in block)
+    if source not in sources:
+        allowed = f"{nearest(source, sources)}, and path/to/file.py:function"
+        return block, [Problem(("data", "source"), f"there is no source {shown(source)}: {allowed}")]
+    values, problems = validate(keyword_model(sources[source], DataKeys), block)
+    common = {(key,) for key in DataKeys.model_fields}  # whose problems the check of the whole recipe has found
+    own = [with_takers(problem, sources) for problem in problems if problem.path[:1] not in common]
+    if source == "folder" and values is not None:
+        own += folder_contradictions(values.model_dump())
+    return values and values.model_dump(mode="json"), [Problem(("data", *one.path), one.message) for one in own]
 
 
 def _methods(block: Any) -> tuple[dict[str, Any], list[Problem]]:
@@ -170,16 +191,19 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
     def named(text: str) -> str:
         file, _, function = text.rpartition(":")
-        return f"{whole(file)}:{function}" if file.endswith(".py") else text
+        return f"{whole(file)}:{function}" if is_code(text) else text
 
     def model(block: dict[str, Any] | None) -> dict[str, Any] | None:
         return {**block, "name": named(block["name"])} if block else block
 
+    def found(text: str) -> str | None:
+        return whole(text) if Path(text).exists() else text
+
     data, student, teacher = recipe.data, recipe.student, recipe.teacher
-    path = data.path if data.path is None or not Path(data.path).exists() else whole(data.path)
+    texts: dict[str, Callable[[str], str | None]] = {"path": found, "transform": named}
+    options = {key: texts[key](text) for key, text in data.options.items() if key in texts and isinstance(text, str)}
     root = whole(data.root or os.environ.get("LIMBECK_DATA"))
-    transform = data.transform and named(data.transform)
-    data = data.model_copy(update={"root": root, "path": path, "transform": transform})
+    data = data.model_copy(update={"root": root, "source": named(data.source), **options})
     student = student.model_copy(update={"weights": whole(student.weights), "model": model(student.model)})
     if teacher is not None:
         weights = None if teacher.weights is None else tuple(map(whole, teacher.weights))

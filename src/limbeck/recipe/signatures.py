@@ -22,7 +22,7 @@ class Names(NamedTuple):
     schedules: dict[str, Signature]
     presets: dict[str, dict[str, dict[str, Any]]]  # by method, then by the preset's name
     teacherless: list[str]  # the methods that need no teacher
-    sources: list[str]  # of data
+    sources: dict[str, Signature]  # of data
 
 
 @functools.cache
