@@ -23,8 +23,9 @@ JOBS = {
         450,
         {
             "core.py": "Tap, Term, Stage and Setup, of which a method consists",
-            "methods/kd.py": "an example",
-            "methods/reading.py": "finds the layers to read where none is named",
+            "methods/about.py": "the facts that a method's file states",
+            "methods/kd.py": "an example that reads logits",
+            "methods/mimic.py": "an example that reads features through a connector",
         },
     ),
     "a data source": Job(
@@ -47,7 +48,7 @@ JOBS = {
         {
             "cli/__init__.py": "the dict of commands, and what runs before each",
             "cli/doctor.py": "an example without a recipe",
-            "cli/cache.py": "an example with a recipe",
+            "cli/run.py": "an example with a recipe",
             "cli/recipe_options.py": "the options that every command with a recipe has",
             "cli/reporting.py": "turns errors into messages and exit codes",
             "cli/terminal.py": "the console that a command prints to",
@@ -62,13 +63,11 @@ JOBS = {
             "errors.py": "the error for what a user can fix",
         },
     ),
-    # There is no report yet. Typed results are to replace folder.py and runfiles.py in this list.
+    # There is no report yet.
     "a report": Job(
         400,
         {
-            "experiment/folder.py": "the layout of a run folder",
-            "experiment/runfiles.py": "the names of its files, and how they are read",
-            "experiment/summary.py": "the figures over seeds",
+            "experiment/results.py": "everything that a run came to, typed",
             "experiment/epochlog.py": "the log of epochs",
         },
     ),
@@ -78,7 +77,8 @@ JOBS = {
             "train/engine.py": "device and precision; will start and join processes",
             "train/loop.py": "the step in which gradients are reduced",
             "data/batches.py": "the order of samples, which is divided among processes",
-            "experiment/folder.py": "the files that one process writes",
+            "experiment/workspace.py": "what makes the batches of a training",
+            "experiment/in_memory.py": "what stands in the place of a run folder where a process does not write",
             "evaluate/metrics.py": "the figures that are gathered",
         },
     ),

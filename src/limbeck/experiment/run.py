@@ -79,6 +79,7 @@ class Experiment:
         self._given, self._in_memory = given, in_memory
         self._results: dict[Job, NetworkResult] = {}
         self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
+        self._guides: dict[Job, Tensor] = {}  # the outputs of teachers on the test split
         self._result: RunResult | None = None
         with ExitStack() as refused:
             refused.push(self.factory)
@@ -192,8 +193,10 @@ class Experiment:
             yield from self._measured(Job("member", job.seed, number), member, reused=True)
         if job not in self._results:
             guide = yield from self._measured(job, network, reused=reused)
-        if guide is None:
+        guide = self._guides.get(job) if guide is None else guide
+        if guide is None:  # it was measured in the part of the run that is resumed
             guide = outputs_of(network, self.data.test, self.data, self.engine, name="teacher")
+        self._guides = {job: guide}  # of the last teacher alone: several seeds may share it
         self._networks.setdefault("teacher", network)
         return network, guide
 
