@@ -177,7 +177,7 @@ def test_what_is_no_network_or_seed_is_told(data, arguments, options, message):
 def test_the_file_of_a_call_says_how_it_is_loaded(data, teacher, tmp_path):
     student, other = network(), network(seed=5)
     limbeck.distill(teacher, student, data, out=tmp_path, **QUICK)
-    with pytest.raises(LimbeckError, match="pass it by network="):
+    with pytest.raises(LimbeckError, match="pass it as network="):
         limbeck.load_network(tmp_path / "student.safetensors")
     with pytest.raises(LimbeckError, match="network is a function"):
         limbeck.load_network(tmp_path / "student.safetensors", network=network)

@@ -160,7 +160,7 @@ def test_a_wrong_path_never_runs_one_of_our_recipes_instead():
 
 def test_a_recipe_that_is_no_text_is_refused():
     Path("recipe.yaml").write_bytes(b"\x89PNG\xff\xfe\x00")
-    assert "recipe.yaml is no recipe: it is not text" in refused("recipe.yaml")
+    assert "recipe.yaml is not a recipe: it is not UTF-8 text" in refused("recipe.yaml")
 
 
 def test_a_missing_image_folder_is_told_with_the_nearest():
@@ -174,9 +174,9 @@ def test_a_missing_data_root_is_told_with_where_it_comes_from(monkeypatch, tmp_p
     settings = changed(f"data={source}")
     wanted = str(tmp_path / "nowhere")
     message = refused("recipe.yaml", *settings, "--data-root", wanted)
-    assert f"the data root {wanted} is no folder" in message
+    assert f"the data root {wanted} is not a folder" in message
     monkeypatch.setenv("LIMBECK_DATA", wanted)
-    assert f"the data root {wanted} (from LIMBECK_DATA) is no folder" in refused("recipe.yaml", *settings)
+    assert f"the data root {wanted} (from LIMBECK_DATA) is not a folder" in refused("recipe.yaml", *settings)
 
 
 def test_an_empty_data_root_is_told_with_the_places_looked_at(tmp_path):
@@ -239,7 +239,7 @@ def test_a_teacher_of_another_class_count_is_refused(settings):
 def test_a_bare_state_dict_of_another_class_count_is_refused():
     torch.save(build("mlp", classes=7, shape=(1, 8, 8), hidden=[16]).state_dict(), "seven.pt")
     message = refused(with_weights("seven.pt"))
-    assert "the checkpoint has 7 classes, the data 10; all other layers agree" in message
+    assert "the checkpoint has 7 classes, the data 10; all other layers fit" in message
 
 
 @pytest.mark.parametrize("settings", [[], ["teacher.model=null"]], ids=["with model", "without model"])
@@ -302,7 +302,7 @@ def test_a_cut_checkpoint_is_not_resumed(keep):
     assert invoke("recipe.yaml").exit_code == 0
     checkpoint = Path("runs/tiny/checkpoint/last.pt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:keep])
-    assert "last.pt is not a whole checkpoint" in refused("recipe.yaml", "--resume")
+    assert "last.pt is not a complete checkpoint" in refused("recipe.yaml", "--resume")
 
 
 @pytest.mark.parametrize("job", ["teacher/seed0", "alone/seed0", "kd/seed0"])

@@ -199,7 +199,7 @@ def test_errors_name_the_network_the_split_and_the_sample():
     message = r"the teacher gives NaN or infinite logits for 1 of 400 test samples \(0\.2%\), the first is number 5"
     with pytest.raises(LimbeckError, match=message + r" \(train/cat/5\.png\)"):
         metrics(logits, targets, name="teacher", split="test", files=files)
-    with pytest.raises(LimbeckError, match="the student gives a tuple"):
+    with pytest.raises(LimbeckError, match="the student returns a tuple"):
         predict(Pair(), [batch(2)], name="student")
 
 

@@ -221,8 +221,8 @@ def test_a_table_needs_data_of_files():
     ("settings", "words"),
     [
         (("teacher={table: labels.csv, members: 2}", "cache={}"), "a teacher with a table: has no network"),
-        (("teacher={table: labels.csv}",), "the table: is what is kept of this teacher"),
-        (("teacher.values=logits",), "says what is in a table:, which is missing"),
+        (("teacher={table: labels.csv}",), "the table: already contains this teacher's outputs"),
+        (("teacher.values=logits",), "describes a table:, which is missing"),
         (("cache.views=0",), "cache.views"),
         (("cache=sometimes",), "cache"),
         (("compile=maybe",), "compile"),

@@ -62,7 +62,7 @@ class Asked:
 def say_code(recipe: "Recipe") -> None:
     """Print which code of the user's is about to be run."""
     from limbeck.cli.terminal import console
-    from limbeck.user_code import said
+    from limbeck.user_code import code_notices
 
-    for sentence in said(recipe.model_dump()):
-        console().print(sentence, soft_wrap=True)
+    for notice in code_notices(recipe.model_dump()):
+        console().print(notice, soft_wrap=True)
