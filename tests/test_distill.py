@@ -250,10 +250,10 @@ def curved():
 def test_a_student_whose_code_has_changed_is_not_found_beside_the_run(data, teacher, tmp_path, monkeypatch, capsys):
     limbeck.distill(teacher, curved(), data, out=tmp_path / "a", **QUICK)
     limbeck.distill(teacher, curved(), data, out=tmp_path / "b", method="dkd", progress=True, **QUICK)
-    assert "found in" in capsys.readouterr().err
+    assert "reused from" in capsys.readouterr().err
     monkeypatch.setattr(Curved, "curve", staticmethod(torch.sin))
     limbeck.distill(teacher, curved(), data, out=tmp_path / "c", progress=True, **QUICK)
-    assert "found in" not in capsys.readouterr().err
+    assert "reused from" not in capsys.readouterr().err
 
 
 def test_what_a_resumed_call_finds_wrong_is_told(data, teacher, tmp_path, capsys):

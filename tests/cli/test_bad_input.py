@@ -110,7 +110,7 @@ def test_the_recipe_of_these_tests_runs_when_nothing_is_wrong():
         (["method={name: kd, temperature: 0}"], "temperature is 0.0: it must be above 0"),
         (["train.epochs=many"], "train.epochs: got 'many': it must be a whole number"),
         (["train.batch_size=8.5"], "train.batch_size: got 8.5: it must be a whole number"),
-        (["train.schedule={name: linear, until: 7}"], "until is 7.0: it is a share of the stage"),
+        (["train.schedule={name: linear, until: 7}"], "got until 7.0, allowed are fractions of the stage"),
         (["train.optimizer={name: sgd, lr: -1}"], "Invalid learning rate: -1.0"),
         (["teacher.train.optimizer={name: sgd, lr: -1}"], "Invalid learning rate: -1.0"),
         (["teacher.train.augment={shift: 100}"], "shift=100, flip=False, cutout=0) does not fit images of 8 x 8"),

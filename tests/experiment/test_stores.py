@@ -55,9 +55,9 @@ def test_a_store_is_built_looked_at_compared_and_used():
     shown = limbeck_does("cache", "build", "recipe.yaml")
     for seed in (0, 1):
         assert re.search(
-            rf"teacher/seed{seed}: keeping its outputs takes 3.0 kB \(.*B are free\) and under a second", shown
+            rf"teacher/seed{seed}: storing its outputs takes 3.0 kB \(.*B are free\) and under a second", shown
         )
-        assert f"teacher/seed{seed}: its outputs, 128 rows, are kept" in shown
+        assert f"teacher/seed{seed}: stored 128 rows of its outputs" in shown
     shown = limbeck_does("cache", "info", "recipe.yaml")
     assert shown.count("finished") == 2
     assert "64, 2 views of seed 0" in shown
