@@ -68,8 +68,7 @@ def map_shape(shape: Sequence[int]) -> tuple[int, int, int] | None:
 def as_map(feature: Tensor) -> Tensor:
     """Return a feature as a map (N, C, H, W): a map unchanged, a vector (N, D) with H = W = 1, tokens as their patches.
 
-    Tokens (N, L, D) are a square of patches in row-major order. The class token and other tokens before the patches are
-    dropped.
+    Tokens (N, L, D) are a square of patches in row-major order. A class token and its like before them are dropped.
 
     Raises:
         LimbeckError: the tokens do not form a square, or the tensor has another number of dimensions.

@@ -178,7 +178,7 @@ def test_without_a_teacher_nothing_is_said_of_one():
             None,
             "the network returns NaN or infinite logits for all 2 samples",
         ),
-        (torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(2, 4), r"\(2, 4\), those of the network \(2, 3\)"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(2, 4), r"\(2, 4\), the network's \(2, 3\)"),
         (
             torch.zeros(2, 3),
             torch.zeros(2).long(),

@@ -48,8 +48,7 @@ def best_shift(
         step: the search tries all integer multiples of ``step`` in [low, high].
 
     Raises:
-        LimbeckError: ``classes`` is empty or a class is outside [0, K); no sample is of the classes; or [low, high]
-            contains no multiple of ``step``.
+        LimbeckError: no class, a class outside [0, K), no sample of the classes, or no multiple of step in [low, high].
     """
     _check_classes(classes, logits.shape[1])
     _of_classes(targets, classes)

@@ -91,10 +91,9 @@ def latency(
     """Measure the time of one forward with batch size 1, in eval mode without gradients, for several networks.
 
     The networks run in turns, so that a slow phase of the machine affects all of them. Each forward is timed
-    separately, including the synchronisation of a GPU. The load of the machine is measured at the same time. If other
-    processes use more than `QUIET` cores, the measurement is repeated, and the attempt with the lowest load counts;
-    `Latency.disturbed` is true if that load is also above `QUIET`. A network that fails for batch size 1 has None. The
-    networks are not changed.
+    separately, including the synchronisation of a GPU. If other processes use more than `QUIET` cores meanwhile, the
+    measurement is repeated, and the attempt with the lowest load counts; `Latency.disturbed` is true if that load is
+    also above `QUIET`. A network that fails for batch size 1 has None. The networks are not changed.
 
     Args:
         networks: the networks by name, on any devices.

@@ -79,8 +79,7 @@ def metrics(
         files: the names of the samples, for errors.
 
     Raises:
-        LimbeckError: there are no samples, the shapes do not match, a target is outside [0, K), or a logit is NaN or
-            infinite.
+        LimbeckError: there are no samples, shapes do not match, a target is outside [0, K), or a logit is not finite.
     """
     _check_pair(logits, targets)
     check_finite(logits, name=name, split=split, files=files)
@@ -91,8 +90,7 @@ def metrics(
     if teacher_logits is not None:
         if teacher_logits.shape != logits.shape:
             raise LimbeckError(
-                f"the teacher's logits have shape {tuple(teacher_logits.shape)}, those of the {name} "
-                f"{tuple(logits.shape)}: they must be equal"
+                f"the teacher's logits have shape {tuple(teacher_logits.shape)}, the {name}'s {tuple(logits.shape)}"
             )
         check_finite(teacher_logits, name="teacher", split=split, files=files)
         teacher = F.log_softmax(teacher_logits.double(), dim=1)

@@ -74,11 +74,11 @@ def find_state(content: Any, expected: Mapping[str, Tensor], *, classifier: str 
     Returns:
         The state dict that fits, or the closest one; None if no mapping contains tensors.
     """
-    skipped = f"{classifier}." if classifier else None
-    own = {name: tensor for name, tensor in expected.items() if skipped is not None and name.startswith(skipped)}
+    skip = f"{classifier}." if classifier else None
+    own = {name: tensor for name, tensor in expected.items() if skip is not None and name.startswith(skip)}
     needed = {name: tensor for name, tensor in expected.items() if name not in own}
     candidates = [
-        _candidate(state, needed, skipped, keys, prefix, added)
+        _candidate(state, needed, skip, keys, prefix, added)
         for keys, state in _mappings(content)
         for prefix, added in _prefixes(state, needed)
     ]
@@ -148,12 +148,7 @@ def _prefixes(state: Collection[str], expected: Collection[str]) -> list[tuple[s
 
 
 def _candidate(
-    state: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-    skipped: str | None,
-    keys: Keys,
-    prefix: str,
-    added: str,
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], skip: str | None, keys: Keys, prefix: str, added: str
 ) -> _Candidate:
     """Return the tensors under a prefix as a state dict of the network."""
     need = _bare(expected)
@@ -162,7 +157,7 @@ def _candidate(
         inside = added + bare.removeprefix(prefix)
         own = need.get(inside, inside)
         needless = own not in expected and own.rpartition(".")[2] in _NO_WEIGHTS
-        if needless or (skipped is not None and own not in expected and inside.startswith(skipped)):
+        if needless or (skip is not None and own not in expected and inside.startswith(skip)):
             continue
         if bare.startswith(prefix):
             renamed[own] = state[name]

@@ -20,9 +20,8 @@ class Ensemble(nn.Module):
     * arithmetic: :math:`\log \frac1M \sum_m \mathrm{softmax}(v_m)`, whose softmax is the mean of the probabilities;
     * geometric: :math:`\frac1M \sum_m v_m`, whose softmax is the normalised geometric mean of the probabilities.
 
-    At a temperature T, softmax(output / T) of the geometric mean is the geometric mean of softmax(v_m / T). This does
-    not hold for the arithmetic mean: softmax(output / T) softens the mean at T = 1 and is not the mean of
-    softmax(v_m / T). Read the members' logits for the latter.
+    At a temperature T, softmax(output / T) of the geometric mean is the geometric mean of softmax(v_m / T). For the
+    arithmetic mean, it is not the mean of softmax(v_m / T): read the members' logits for that.
 
     Args:
         members: one or more networks. They become the layers ``members.0`` and so on.

@@ -87,8 +87,7 @@ def load_weights(network: nn.Module, path: Path | str) -> str:
         A note on which of the file's weights were loaded; empty if the file is a plain state dict.
 
     Raises:
-        LimbeckError: the file does not exist, is damaged, or has no weights that fit the network. The network is then
-            unchanged.
+        LimbeckError: the file does not exist, is damaged, or has no weights that fit. The network is then unchanged.
     """
     found = read_state(expanded(path), network.state_dict())
     network.load_state_dict(found.state)

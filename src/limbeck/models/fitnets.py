@@ -65,9 +65,8 @@ def fitnet_depth(
     """A student of the paper's study of depth, table 6; (N, C, H, W) to logits (N, classes).
 
     The guided layers for 5, 7, 9 and 11 layers are ``layer2``, ``layer4``, ``layer5`` and ``layer7``; the hint is
-    ``layer2`` of `maxout_cifar`. The networks with 11 layers are FitNet 1 and 2, for which table 7 uses ``layer6``.
-    Multiplications for 5, 7, 9 and 11 layers with ``fc_pieces: 5``: 27.3M, 29.4M, 30.0M, 30.2M for the budget 30M, and
-    101.8M, 104.7M, 106.5M, 108.0M for 107M.
+    ``layer2`` of `maxout_cifar`. With 11 layers these are FitNet 1 and 2, for which table 7 uses ``layer6``. They have
+    27.3M, 29.4M, 30.0M, 30.2M and 101.8M, 104.7M, 106.5M, 108.0M multiplications with ``fc_pieces: 5``.
 
     Args:
         classes: the number of logits.

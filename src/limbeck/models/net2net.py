@@ -27,16 +27,14 @@ def net2net(small: nn.Module, large: nn.Module, inputs: Tensor, *, noise: float 
     """Initialise a large network in place so that, in eval mode, its outputs equal those of a small network.
 
     Layers are matched by name. A layer with more channels is `widened`; tensors that are added share their copies. A
-    layer that the small network lacks becomes an identity (`deepened`), and inserted BatchNorm undoes its own
-    normalisation. In an inserted residual block, the last layer of the branch is set to zero and the others keep their
-    initial weights.
+    layer that the small network lacks becomes an identity (`deepened`); inserted BatchNorm undoes its normalisation. In
+    an inserted residual block, the last layer of the branch is zero and the others keep their initial weights.
 
     Supported within a family of the zoo: ``mlp``, the CIFAR ResNets and those of FSP, the ResNets of basic blocks with
     four stages, ``vgg8`` to ``vgg13``, wide ResNets, and wider maxout networks of equal depth. Wide ResNets of factor 1
     can only be made deeper: a wider first block would need a projection, which reads the activated input.
 
-    In training mode the outputs agree except for dropout, and for inserted BatchNorm if a batch differs from
-    ``inputs``.
+    In training mode the outputs differ by dropout, and by inserted BatchNorm if a batch differs from ``inputs``.
 
     Args:
         small: the trained network.
@@ -94,8 +92,7 @@ def widened(weight: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
 def deepened(count: int, kernel: Sequence[int] = (), *, pieces: int = 1) -> Tensor:
     """Return the weights of an identity layer, (count * pieces, count, *kernel).
 
-    A convolution, whose kernel sizes must be odd, has ones in the centre of its kernels. Before a maxout, all pieces
-    are equal.
+    A convolution of odd kernel sizes has ones in the centre of its kernels. Before a maxout, all pieces are equal.
     """
     weight = torch.zeros(count * pieces, count, math.prod(kernel))
     weight[:, :, math.prod(kernel) // 2] = torch.eye(count).repeat_interleave(pieces, 0)
@@ -145,16 +142,11 @@ def _identity(layer: Layer) -> Tensor:
         return deepened(1, kernel).expand_as(module.weight)
     inputs, outputs = layer.few
     if outputs % inputs:
-        raise LimbeckError(
-            f"{layer.name} is not in the small network and cannot be an identity: it maps {inputs} features to "
-            f"{outputs}, which is not a multiple"
-        )
+        raise LimbeckError(f"{layer.name} is not in the small network: no identity maps {inputs} features to {outputs}")
     weight = widened(deepened(inputs, kernel, pieces=outputs // inputs), layer.inside, layer.outside)
     bound = module.max_norm if isinstance(module, MaxNormConv2d | MaxNormLinear) else math.inf
     if weight.flatten(1).norm(dim=1).max() > bound:
-        raise LimbeckError(
-            f"{layer.name} is not in the small network and cannot be an identity: its max_norm is {bound}"
-        )
+        raise LimbeckError(f"{layer.name} is not in the small network: an identity needs a max_norm above {bound}")
     return weight
 
 
@@ -217,9 +209,7 @@ def _perturb(layer: Layer, noise: float, generator: torch.Generator) -> None:
 
 def _check_same(expected: Tensor, output: Tensor, inserted: Sequence[str]) -> None:
     if expected.shape != output.shape:
-        raise LimbeckError(
-            f"the large network returns {tuple(output.shape)}, the small one {tuple(expected.shape)}: they must agree"
-        )
+        raise LimbeckError(f"the large network returns {tuple(output.shape)}, the small one {tuple(expected.shape)}")
     difference, scale = (expected - output).abs().max().item(), expected.abs().max().item()
     if not difference <= _TOLERANCE * scale:
         hint = f"; the inserted layers may be the cause: {', '.join(inserted)}" if inserted else ""

@@ -61,8 +61,8 @@ def rebuild(
         fits: raises LimbeckError if a network does not fit the tensors of the file.
 
     Raises:
-        LimbeckError: the file names code; an option is not a plain value or would load a file; or the network cannot
-            be built or does not fit.
+        LimbeckError: the file names code, an option is not plain or would load a file, or the network cannot be built
+            or does not fit.
     """
     name = spec.name if model is None else model
     try:

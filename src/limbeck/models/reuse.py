@@ -53,8 +53,7 @@ def projector(reuse: Reuse) -> nn.Sequential:
     """Return a projector of the student's feature map or vector to the teacher's width. It keeps the spatial size.
 
     For feature maps: 1x1, 3x3 and 1x1 convolutions without bias, each with BatchNorm and ReLU, and ``outside / factor``
-    hidden channels (DefangChen/SimKD, models/util.py, 2b389c3). For vectors, linear layers replace the convolutions;
-    this is an extension of limbeck.
+    hidden channels (DefangChen/SimKD, models/util.py, 2b389c3). For vectors, an extension of limbeck, linear layers.
     """
     middle = max(reuse.outside // reuse.factor, 1)
 
@@ -77,8 +76,7 @@ def apply_reuse(student: nn.Module, reuse: Reuse) -> Projected:
     """Insert a projector and replace the classifier of a student in place. Both are freshly initialised.
 
     Args:
-        student: the student, freshly built or trained. All other layers stay. The new layers get its device, dtype and
-            mode.
+        student: the student, freshly built or trained. New layers get its device, dtype and mode; the others stay.
         reuse: the description of the change.
 
     Returns:

@@ -1,7 +1,6 @@
 """The VGG networks for CIFAR of RepDistiller (models/vgg.py at eedab9d), with BatchNorm.
 
-They follow Simonyan & Zisserman 2015 (arXiv 1409.1556), with one linear layer instead of three. Parameters for 3
-channels:
+They follow Simonyan & Zisserman 2015 (arXiv 1409.1556), but have one linear layer. Parameters for 3 channels:
 
 ======= ========== ===========
 network 10 classes 100 classes
