@@ -138,5 +138,5 @@ def test_a_grid_without_a_value_is_refused():
     logits, targets = torch.zeros(2, 3), torch.tensor([0, 2])
     with pytest.raises(LimbeckError, match="got step 0"):
         best_shift(logits, targets, [2], step=0)
-    with pytest.raises(LimbeckError, match=r"no multiple of 0.1 from 1.0 to -1.0"):
+    with pytest.raises(LimbeckError, match=r"no multiple of 0.1 in \[1.0, -1.0\]"):
         best_shift(logits, targets, [2], low=1.0, high=-1.0)

@@ -44,8 +44,8 @@ def near(path: Path) -> str:
             names = [entry.name for entry in islice(entries, _NEIGHBOURS)]
     except (OSError, ValueError):
         return ""
-    found = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    return f"did you mean {found[0]!r}?" if found else ""
+    similar = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"did you mean {similar[0]!r}?" if similar else ""
 
 
 def regular(path: Path) -> os.stat_result:
@@ -55,10 +55,10 @@ def regular(path: Path) -> os.stat_result:
         LimbeckError: the path is a folder, FIFO, device or socket.
         OSError: the path does not exist or is not accessible.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise LimbeckError(f"{path} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}; allowed are regular files")
-    return found
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise LimbeckError(f"{path} is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}; allowed are regular files")
+    return status
 
 
 def file_size(path: Path, *, most: int, endings: Collection[str] = ()) -> int:
@@ -75,16 +75,16 @@ def file_size(path: Path, *, most: int, endings: Collection[str] = ()) -> int:
         LimbeckError: the file does not exist, is a folder, FIFO, device or socket, or is larger than ``most``.
     """
     try:
-        found = regular(path)
+        status = regular(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         beside = [other.name for other in islice(path.parent.glob("*"), _NEIGHBOURS) if other.suffix in endings]
         near = f": {nearest(path.name, beside)}" if beside else ""
         raise LimbeckError(f"there is no file {path}{near}") from error
     except (OSError, ValueError) as error:  # for example no permission, a loop of links, a NUL in the name
         raise LimbeckError(f"{path} cannot be opened: {error}") from error
-    if found.st_size > most:
-        raise LimbeckError(f"{path} has {found.st_size:,} bytes, allowed are at most {most:,}")
-    return found.st_size
+    if status.st_size > most:
+        raise LimbeckError(f"{path} has {status.st_size:,} bytes, allowed are at most {most:,}")
+    return status.st_size
 
 
 def check_zip(path: Path) -> None:

@@ -189,7 +189,7 @@ def _names(path: Path, stream: IO[bytes], size: int) -> Names:
     """
     if size > PICKLE:
         raise LimbeckError(f"{path} has a pickle of {size:,} bytes, allowed are at most {PICKLE:,}: {ALONE}")
-    found: Names = {}
+    names: Names = {}
     stack: list[_Value] = []
     marks: list[int] = []
     memo: dict[int, _Value] = {}
@@ -205,7 +205,7 @@ def _names(path: Path, stream: IO[bytes], size: int) -> Names:
             stack.append(memo[argument])
         elif code.name == "GLOBAL":
             name = _full_name(path, str(argument))
-            found.setdefault(name, StandIn)
+            names.setdefault(name, StandIn)
             stack.append(_Value(1, name))
         elif not code.stack_before:  # a plain value, or no value
             large += isinstance(argument, int) and abs(argument) >= _ALIKE
@@ -224,12 +224,12 @@ def _names(path: Path, stream: IO[bytes], size: int) -> Names:
                 raise LimbeckError(f"{path} has too many tuples or large integers, byte {place}: {ALONE}")
             del stack[start:]
             if code.name in _FILLS and taken[0].name is not None:
-                found[taken[0].name] = _FILLS[code.name]
+                names[taken[0].name] = _FILLS[code.name]
             name_kept = taken[0].name if code.name in _KEEPS else None
             tuples = code.name.startswith("TUPLE") or (code.name in ("REDUCE", "NEWOBJ") and name_kept in _AS_TUPLES)
             result = _Value(entries + 1 if tuples else 1, name_kept)
             stack += [result] * len(code.stack_after)
-    return found
+    return names
 
 
 def _hashable(code: pickletools.OpcodeInfo, taken: Sequence[_Value]) -> Sequence[_Value]:

@@ -188,7 +188,7 @@ def _check_type(path: Path, name: str, tensor: Tensor, expected: Tensor) -> None
         f"as {tensor.dtype} instead of {expected.dtype}": tensor.is_complex() != expected.is_complex()
         or (expected.is_floating_point() and not tensor.is_floating_point()),
     }
-    wrong = [kind for kind, found in kinds.items() if found]
+    wrong = [kind for kind, applies in kinds.items() if applies]
     if wrong:
         raise LimbeckError(f"{path} has the weights {name} {wrong[0]}: save dense tensors of the network's dtype")
 
@@ -245,8 +245,8 @@ def _header(path: Path, size: int) -> tuple[NetworkSpec | None, dict[str, Tensor
             metadata = opened.metadata() or {}
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
             shapes = {
-                name: torch.empty(found.get_shape(), dtype=_dtype(found.get_dtype()), device="meta")
-                for name, found in slices.items()
+                name: torch.empty(part.get_shape(), dtype=_dtype(part.get_dtype()), device="meta")
+                for name, part in slices.items()
             }
     except _SAFETENSORS as error:
         raise damaged(path, error) from error

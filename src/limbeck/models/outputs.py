@@ -143,15 +143,15 @@ def find(name: str, output: Any, classes: int) -> tuple[str, ...]:
     named = [(path, tensor) for path, tensor in tensors if path[-1:] and path[-1] in NAMES]
     named.sort(key=lambda one: (NAMES.index(one[0][-1]), len(one[0])))
     fitting = [path for path, tensor in tensors if tensor.dim() == 2 and tensor.shape[1] == classes]
-    found = [*(path for path, _ in named if path in fitting), *fitting, *(path for path, _ in named)]
-    if not found:
+    candidates = [*(path for path, _ in named if path in fitting), *fitting, *(path for path, _ in named)]
+    if not candidates:
         listed = ", ".join(f"{'.'.join(path)} {tuple(tensor.shape)}" for path, tensor in tensors) or "no tensor"
         raise LimbeckError(
             f"the {name} returns a {_kind(output)} of {listed}: none is logits of {classes} classes. Name the logits "
             f"with output (in Python {name}_output=, in a recipe {name}: {{output: ...}}), by a key, an index or the "
             f"name of a layer; or {_WRAP}"
         )
-    return found[0]
+    return candidates[0]
 
 
 def at(output: Any, path: tuple[str, ...], name: str = "network") -> Tensor:

@@ -27,7 +27,7 @@ def contradictions(recipe: Recipe, teacherless: Container[str]) -> Iterator[Prob
         if recipe.teacher.table is not None and recipe.cache.use is True:
             yield Problem(("cache",), "the table: already contains this teacher's outputs: remove cache:")
     for name in sorted({"student", "teacher", "batch"} & set(recipe.networks)):
-        yield Problem(("networks", name), f"the name {name!r} is reserved: choose another")
+        yield Problem(("networks", name), f"the name {name!r} is taken: choose another")
     yield from _student(("student",), recipe.student)
     for name, other in recipe.networks.items():
         yield from _student(("networks", name), other)
