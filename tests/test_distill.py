@@ -215,7 +215,7 @@ def test_what_is_no_network_or_seed_is_told(data, arguments, options, message):
 def test_the_file_of_a_call_says_how_it_is_loaded(data, teacher, tmp_path):
     student, other = network(), network(seed=5)
     limbeck.distill(teacher, student, data, out=tmp_path, **QUICK)
-    with pytest.raises(LimbeckError, match="pass it by network="):
+    with pytest.raises(LimbeckError, match="pass it as network="):
         limbeck.load_network(tmp_path / "student.safetensors")
     with pytest.raises(LimbeckError, match="network is a function"):
         limbeck.load_network(tmp_path / "student.safetensors", network=network)
@@ -288,10 +288,10 @@ def curved():
 def test_a_student_whose_code_has_changed_is_not_found_beside_the_run(data, teacher, tmp_path, monkeypatch, capsys):
     limbeck.distill(teacher, curved(), data, out=tmp_path / "a", **QUICK)
     limbeck.distill(teacher, curved(), data, out=tmp_path / "b", method="dkd", progress=True, **QUICK)
-    assert "found in" in capsys.readouterr().err
+    assert "reused from" in capsys.readouterr().err
     monkeypatch.setattr(Curved, "curve", staticmethod(torch.sin))
     limbeck.distill(teacher, curved(), data, out=tmp_path / "c", progress=True, **QUICK)
-    assert "found in" not in capsys.readouterr().err
+    assert "reused from" not in capsys.readouterr().err
 
 
 def test_what_a_resumed_call_finds_wrong_is_told(data, teacher, tmp_path, capsys):

@@ -286,7 +286,7 @@ def test_a_parameter_that_is_a_schedule_and_nothing_else_gets_one():
 
 def test_a_schedule_with_a_value_out_of_range_is_refused_by_the_call():
     block = one({"name": "cook", "minutes": 3, "salt": {"name": "linear", "until": 0.0}})
-    with pytest.raises(LimbeckError, match=r"until is 0\.0"):
+    with pytest.raises(LimbeckError, match=r"got until 0\.0"):
         call(DISHES, block, None)
 
 

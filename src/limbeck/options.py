@@ -1,7 +1,7 @@
-"""A function's keyword arguments as the keys of a recipe block: checked, completed, and turned into the call.
+"""Validate the keys of a recipe block against the keyword arguments of a function, fill in defaults, and call it.
 
-A block is ``{"name": ..., **options}``, or the name alone. The function's signature is the only place where its
-options, their types and defaults are written down; `limbeck.recipe.signatures` has a copy that is read without torch.
+A block is ``{"name": ..., **options}`` or just the name. The signature of the function defines its options, their types
+and defaults. `limbeck.recipe.signatures` reads a copy of the signatures without torch.
 """
 
 import inspect
@@ -24,23 +24,23 @@ Model = TypeVar("Model", bound=BaseModel)
 AnyPath = TypeVar("AnyPath", str, pathlib.Path)
 
 Signature = Mapping[str, Mapping[str, Any]]
-"""A function's options by name: ``{"type": "float | Schedule", "default": 4.0}``, without a default where needed."""
+"""The options of a function by name: ``{"type": "float | Schedule", "default": 4.0}``, or only a type if required."""
 
 Known = Callable[..., Any] | Signature
-"""What a block's name stands for: the function, or what is known of it."""
+"""A function that a block can name, or its signature."""
 
 LARGEST = 2**31
-"""Whole numbers among a block's options lie below; no count, size or place is as large."""
+"""The bound on integers in the options of a block; no count, size or index is as large."""
 
 
 class Checked(BaseModel):
-    """A block whose unknown keys are errors and whose values are not converted between kinds."""
+    """A block in which unknown keys are errors and values are not converted between types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def as_block(value: Any) -> Any:
-    """``"cosine"`` to ``{"name": "cosine"}``; anything else as it is."""
+    """Turn ``"cosine"`` into ``{"name": "cosine"}``; return other values unchanged."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -65,7 +65,7 @@ def with_known_home(path: AnyPath) -> AnyPath:
 
 _TYPES = {
     "Whole": Annotated[int, Field(gt=-LARGEST, lt=LARGEST)],
-    "Schedule": Named,  # where a function takes a schedule, a recipe has its block
+    "Schedule": Named,  # a recipe has the block of a schedule
     "Path": Annotated[pathlib.Path, AfterValidator(with_known_home)],
     "Literal": Literal,
     "Sequence": Sequence,
@@ -73,14 +73,14 @@ _TYPES = {
 
 
 def signature(function: Callable[..., Any], *, given: Collection[str] = ("shape", "classes")) -> Signature:
-    """A function's keyword-only arguments, but for those that are given by others: of a network by the data."""
-    found = {}
+    """Return the keyword-only arguments of a function except those ``given`` by limbeck itself."""
+    options = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY and name not in given:
             text = re.sub(r"\b(typing|collections\.abc|pathlib(\._local)?)\.", "", _as_text(parameter.annotation))
             option = {"type": text.replace("Callable[[float], float]", "Schedule")}
-            found[name] = option if parameter.default is parameter.empty else {**option, "default": parameter.default}
-    return found
+            options[name] = option if parameter.default is parameter.empty else {**option, "default": parameter.default}
+    return options
 
 
 def _as_text(annotation: Any) -> str:
@@ -88,11 +88,11 @@ def _as_text(annotation: Any) -> str:
 
 
 def keyword_model(known: Known, base: type[Checked] = Checked) -> type[Checked]:
-    """A pydantic model with one field for each option, after those of the base."""
+    """Return a pydantic model with one field for each option, after those of the base."""
     fields: dict[str, Any] = {}
     for name, option in _signature(known).items():
         default = option.get("default", ...)
-        listed = tuple(default) if isinstance(default, list) else default  # a file has no tuples
+        listed = tuple(default) if isinstance(default, list) else default  # JSON has no tuples
         fields[name] = (re.sub(r"\bint\b", "Whole", option["type"]), listed)
     model: type[Checked] = create_model("Options", __base__=base, **fields)
     model.model_rebuild(_types_namespace=_TYPES)
@@ -106,7 +106,7 @@ def complete(
     kind: str,
     presets: Mapping[str, Mapping[str, Block]] | None = None,
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """The block with every option written out, and what is wrong with it (paths inside the block)."""
+    """Return the block with every option filled in, and its problems (with paths inside the block)."""
     block = as_block(block)
     if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
         return {}, [Problem((), f"got {shown(block)}, a {kind} is a name or a block with a name: {nearest('', table)}")]
@@ -136,24 +136,24 @@ def fill(
     kind: str,
     presets: Mapping[str, Mapping[str, Block]] | None = None,
 ) -> dict[str, Any]:
-    """`complete` for callers with one block: raise LimbeckError instead of listing."""
+    """Return the completed block; raise LimbeckError if `complete` finds problems."""
     filled, problems = complete(block, table, kind=kind, presets=presets)
     if problems:
         raise LimbeckError("\n".join(".".join(map(str, (kind, *p.path))) + ": " + p.message for p in problems))
     return filled
 
 
-def call(table: Mapping[str, Callable[..., Any]], block: Block, *given: Any) -> Any:
-    """Call the function that a completed block names, with its options."""
+def call(table: Mapping[str, Callable[..., Any]], block: Block, *arguments: Any) -> Any:
+    """Call the function that a completed block names with the positional arguments and the options of the block."""
     function = table[block["name"]]
     options = {key: value for key, value in block.items() if key != "name"}
     for key in _schedules(function, options):
         options[key] = call(SCHEDULES, options[key])
-    return function(*given, **options)
+    return function(*arguments, **options)
 
 
 def validate(model: type[Model], values: Any) -> tuple[Model | None, list[Problem]]:
-    """The values as the model, or all that is wrong with them."""
+    """Return the values as the model (None if they are invalid), and their problems."""
     try:
         return model.model_validate_json(json.dumps(values, default=str)), []
     except ValidationError as error:

@@ -292,7 +292,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(NoSpace, match=r"file cannot be written: No space left on device\. It takes more than 4 bytes"):
+    with pytest.raises(NoSpace, match=r"file cannot be written: No space left on device\. It needs more than 4 bytes"):
         place(tmp_path / "file", save)
     assert tiny.contents(tmp_path) == {}
 
@@ -328,7 +328,7 @@ def test_what_is_no_regular_file_is_told_or_made_anew(tmp_path, network, undistu
         else:
             file.symlink_to("/dev/zero")
         if name == "manifest.json":
-            with pytest.raises(LimbeckError, match=r"manifest\.json is no regular file: delete it and build"):
+            with pytest.raises(LimbeckError, match=r"manifest\.json is not a regular file: delete it and build again"):
                 tiny.run(tmp_path / "store", network)
             file.rmdir() if kind == "folder" else file.unlink()
         elif kind == "folder":

@@ -110,7 +110,7 @@ def test_the_recipe_of_these_tests_runs_when_nothing_is_wrong():
         (["method={name: kd, temperature: 0}"], "temperature is 0.0: it must be above 0"),
         (["train.epochs=many"], "train.epochs: got 'many': it must be a whole number"),
         (["train.batch_size=8.5"], "train.batch_size: got 8.5: it must be a whole number"),
-        (["train.schedule={name: linear, until: 7}"], "until is 7.0: it is a share of the stage"),
+        (["train.schedule={name: linear, until: 7}"], "got until 7.0, allowed are fractions of the stage"),
         (["train.optimizer={name: sgd, lr: -1}"], "Invalid learning rate: -1.0"),
         (["teacher.train.optimizer={name: sgd, lr: -1}"], "Invalid learning rate: -1.0"),
         (["teacher.train.augment={shift: 100}"], "shift=100, flip=False, cutout=0) does not fit images of 8 x 8"),
@@ -160,7 +160,7 @@ def test_a_wrong_path_never_runs_one_of_our_recipes_instead():
 
 def test_a_recipe_that_is_no_text_is_refused():
     Path("recipe.yaml").write_bytes(b"\x89PNG\xff\xfe\x00")
-    assert "recipe.yaml is no recipe: it is not text" in refused("recipe.yaml")
+    assert "recipe.yaml is not a recipe: it is not UTF-8 text" in refused("recipe.yaml")
 
 
 def test_a_missing_image_folder_is_told_with_the_nearest():
@@ -174,9 +174,9 @@ def test_a_missing_data_root_is_told_with_where_it_comes_from(monkeypatch, tmp_p
     settings = changed(f"data={source}")
     wanted = str(tmp_path / "nowhere")
     message = refused("recipe.yaml", *settings, "--data-root", wanted)
-    assert f"the data root {wanted} is no folder" in message
+    assert f"the data root {wanted} is not a folder" in message
     monkeypatch.setenv("LIMBECK_DATA", wanted)
-    assert f"the data root {wanted} (from LIMBECK_DATA) is no folder" in refused("recipe.yaml", *settings)
+    assert f"the data root {wanted} (from LIMBECK_DATA) is not a folder" in refused("recipe.yaml", *settings)
 
 
 def test_an_empty_data_root_is_told_with_the_places_looked_at(tmp_path):
@@ -239,7 +239,7 @@ def test_a_teacher_of_another_class_count_is_refused(settings):
 def test_a_bare_state_dict_of_another_class_count_is_refused():
     torch.save(build("mlp", classes=7, shape=(1, 8, 8), hidden=[16]).state_dict(), "seven.pt")
     message = refused(with_weights("seven.pt"))
-    assert "the checkpoint has 7 classes, the data 10; all other layers agree" in message
+    assert "the checkpoint has 7 classes, the data 10; all other layers fit" in message
 
 
 @pytest.mark.parametrize("settings", [[], ["teacher.model=null"]], ids=["with model", "without model"])
@@ -302,7 +302,7 @@ def test_a_cut_checkpoint_is_not_resumed(keep):
     assert invoke("recipe.yaml").exit_code == 0
     checkpoint = Path("runs/tiny/checkpoint/last.pt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:keep])
-    assert "last.pt is not a whole checkpoint" in refused("recipe.yaml", "--resume")
+    assert "last.pt is not a complete checkpoint" in refused("recipe.yaml", "--resume")
 
 
 @pytest.mark.parametrize("job", ["teacher/seed0", "alone/seed0", "kd/seed0"])

@@ -341,7 +341,7 @@ def test_an_error_ends_the_command_with_its_own_code(monkeypatch):
     monkeypatch.setattr(run, "_run", full)
     shown = limbeck_does("run", "recipe.yaml", code=3)
     assert "error: no room for the checkpoint" in shown
-    assert "Make room first. To resume: limbeck run recipe.yaml --resume" in shown
+    assert "Free some disk space first. To resume: limbeck run recipe.yaml --resume" in shown
 
 
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
@@ -560,8 +560,8 @@ def test_taps_lists_layers_with_their_shapes():
     ("arguments", "message"),
     [
         (["mlp"], "the key 'hidden' is missing"),
-        (["resnet8", "--shape", "x"], "--shape is written C,H,W"),
-        (["resnet8", "--shape", ""], "--shape is written C,H,W"),
+        (["resnet8", "--shape", "x"], "write --shape C,H,W"),
+        (["resnet8", "--shape", ""], "write --shape C,H,W"),
         (["resnet8", "--shape", "0,1"], "got samples of shape (0, 1)"),
         (["resnet8", "--shape", "64"], "a convolutional network needs (C, H, W)"),
         (["convnet_small", "--shape", "3,2,2"], "this network needs at least 8x8"),

@@ -185,8 +185,8 @@ def test_elsewhere_than_on_a_terminal_each_network_is_one_plain_line():
     assert "━" not in text.split("tiny: test split")[0]
     _, *origins, teacher, expected, kept, alone, distilled = text.splitlines()[:9]
     assert sorted(line.partition(":")[0] for line in origins) == ["test", "train", "validation"]
-    assert expected.startswith("teacher/seed0: keeping its outputs takes about 2.6 kB (")
-    assert re.fullmatch(r"teacher/seed0: its outputs, 64 rows, are kept \(about 2\.6 kB in .*/teacher-seed0\)", kept)
+    assert expected.startswith("teacher/seed0: storing its outputs takes about 2.6 kB (")
+    assert re.fullmatch(r"teacher/seed0: stored 64 rows of its outputs \(about 2\.6 kB in .*/teacher-seed0\)", kept)
     for line, job in ((teacher, "teacher"), (alone, "alone"), (distilled, "kd")):
         assert re.fullmatch(rf"{job}/seed0: test accuracy \d+\.\d\d %, \d+ errors of 64", line)
 
@@ -272,7 +272,7 @@ def test_the_doctor_says_what_is_wrong_with_the_data_root(monkeypatch):
     monkeypatch.setenv("LIMBECK_DATA", "nowhere")
     console = Console(file=StringIO(), width=200)
     console.print(doctor_table())
-    assert "the data root nowhere (from LIMBECK_DATA) is no folder" in console.file.getvalue()
+    assert "the data root nowhere (from LIMBECK_DATA) is not a folder" in console.file.getvalue()
 
 
 def test_a_stage_is_named_where_it_is_not_the_methods_own():

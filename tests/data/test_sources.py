@@ -122,10 +122,10 @@ def test_the_data_root_is_the_argument_then_the_variable_then_the_cache(tmp_path
 @pytest.mark.parametrize("source", ["mnist", "cifar10", "cifar100"])
 def test_a_data_root_that_does_not_exist_is_refused_before_any_download(source, tmp_path, monkeypatch):
     (tmp_path / "datasets").mkdir()
-    with pytest.raises(LimbeckError, match=r"dataset is no folder: did you mean 'datasets'\?"):
+    with pytest.raises(LimbeckError, match=r"dataset is not a folder: did you mean 'datasets'\?"):
         load(source, root=tmp_path / "dataset")
     monkeypatch.setenv("LIMBECK_DATA", str(tmp_path / "dataset"))
-    with pytest.raises(LimbeckError, match=r"dataset \(from LIMBECK_DATA\) is no folder"):
+    with pytest.raises(LimbeckError, match=r"dataset \(from LIMBECK_DATA\) is not a folder"):
         load(source)
     assert not (tmp_path / "dataset").exists()
 
@@ -137,7 +137,7 @@ def test_a_data_root_may_be_in_the_home_folder(tmp_path, monkeypatch):
 
 
 def test_a_data_root_in_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(LimbeckError, match=r"is no folder$"):
+    with pytest.raises(LimbeckError, match=r"is not a folder$"):
         data_root(tmp_path / "missing" / "deep")
 
 

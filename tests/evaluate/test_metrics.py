@@ -166,24 +166,24 @@ def test_without_a_teacher_nothing_is_said_of_one():
 @pytest.mark.parametrize(
     ("logits", "targets", "teacher", "message"),
     [
-        (torch.zeros(0, 3), torch.zeros(0).long(), None, "no sample"),
+        (torch.zeros(0, 3), torch.zeros(0).long(), None, "there are no samples"),
         (torch.zeros(2, 3), torch.zeros(3).long(), None, r"\(2, 3\) and targets \(3,\)"),
         (torch.zeros(2, 1), torch.zeros(2).long(), None, r"\(2, 1\)"),
-        (torch.zeros(2), torch.zeros(2).long(), None, r"logits are \(2,\)"),
+        (torch.zeros(2), torch.zeros(2).long(), None, r"logits have shape \(2,\)"),
         (torch.zeros(2, 3), torch.tensor([0, 3]), None, "0 to 3: allowed are 0 to 2"),
         (torch.zeros(2, 3), torch.tensor([-1, 0]), None, "-1 to 0"),
         (
             torch.full((2, 3), math.nan),
             torch.zeros(2).long(),
             None,
-            "the network gives NaN or infinite logits for 2 samples, which is all",
+            "the network returns NaN or infinite logits for all 2 samples",
         ),
         (torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(2, 4), r"\(2, 4\), the network's \(2, 3\)"),
         (
             torch.zeros(2, 3),
             torch.zeros(2).long(),
             torch.full((2, 3), math.inf),
-            "the teacher gives NaN or infinite logits for 2 samples",
+            "the teacher returns NaN or infinite logits for all 2 samples",
         ),
     ],
 )
@@ -196,10 +196,10 @@ def test_errors_name_the_network_the_split_and_the_sample():
     logits, targets = torch.zeros(400, 3), torch.zeros(400).long()
     logits[5, 1] = math.nan
     files = [f"train/cat/{number}.png" for number in range(400)]
-    message = r"the teacher gives NaN or infinite logits for 1 of 400 test samples \(0\.2%\), the first is number 5"
+    message = r"the teacher returns NaN or infinite logits for 1 of 400 test samples \(0\.2%\), the first is number 5"
     with pytest.raises(LimbeckError, match=message + r" \(train/cat/5\.png\)"):
         metrics(logits, targets, name="teacher", split="test", files=files)
-    with pytest.raises(LimbeckError, match="the student gives a tuple"):
+    with pytest.raises(LimbeckError, match="the student returns a tuple"):
         predict(Pair(), [batch(2)], name="student")
 
 

@@ -99,12 +99,12 @@ def test_nan_for_some_samples_names_network_sample_file_and_share():
     given = data()
     bad = given.validation.inputs[5]
     message = refused(lambda x: torch.where((x == bad).all(1, keepdim=True), torch.nan, x), "not_finite", given=given)
-    expected = "the teacher gives NaN or infinite logits for 1 of 80 validation samples (1.2%), the first is number 5"
+    expected = "the teacher returns NaN or infinite logits for 1 of 80 validation samples (1.2%), the first is number 5"
     assert message.startswith(f"{expected} (val/dog/5.png)")
 
 
 def test_a_teacher_that_is_nan_everywhere_is_refused():
-    assert "for 80 validation samples, which is all" in refused(lambda x: x * torch.nan, "not_finite")
+    assert "for all 80 validation samples" in refused(lambda x: x * torch.nan, "not_finite")
     found = check_teacher(Gives(lambda x: x * torch.nan), data(), ENGINE, allow=("not_finite",))
     assert "as allowed" in found.notes[0]
 
@@ -505,9 +505,9 @@ def test_a_teacher_in_another_form_works_where_its_output_is_read(kind):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_teacher_in_another_form_is_refused_where_its_layers_are_read(kind):
-    with pytest.raises(LimbeckError, match=r"TorchScript|needs the linear classifier|never ran"):
+    with pytest.raises(LimbeckError, match=r"TorchScript|needs the linear classifier|did not run"):
         run("mimic", {"student": mlp(), "teacher": kind(mlp())})
-    with pytest.raises(LimbeckError, match=r"TorchScript|never ran"):
+    with pytest.raises(LimbeckError, match=r"TorchScript|did not run"):
         run("kd", {"student": mlp(), "teacher": kind(mlp())}, teacher_layer="0")
 
 

@@ -251,7 +251,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_written(tmp_path):
     crashed(tmp_path, at=(0, 1))
     file = tmp_path / "checkpoint" / "last.pt"
     file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(LimbeckError, match="is not a whole checkpoint"):
+    with pytest.raises(LimbeckError, match="is not a complete checkpoint"):
         RunFolder(tmp_path, RECIPE, resume=True)
 
 
@@ -355,7 +355,7 @@ def test_what_is_no_regular_file_is_told_at_once(tmp_path, name, kind):
         else:
             assert "environment.json is damaged or was edited" in opened(tmp_path, resume=True).notes[0]
         return
-    with pytest.raises(LimbeckError, match=rf"{name.split('/')[-1]} is no regular file"):
+    with pytest.raises(LimbeckError, match=rf"{name.split('/')[-1]} is not a regular file"):
         opened(tmp_path, resume=True).result("kd/seed0")
 
 

@@ -152,7 +152,7 @@ def test_a_damaged_file_is_refused(tmp_path, block, name):
     saved(tmp_path / "net.safetensors")
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "net.pt")
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-40])
-    with pytest.raises(LimbeckError, match=r"cut short or damaged|name it under model:"):
+    with pytest.raises(LimbeckError, match=r"truncated or damaged|name it under model:"):
         restored(str(tmp_path / name), block, data())
 
 
@@ -207,7 +207,7 @@ def theirs(tmp_path, monkeypatch):
 
 def test_a_teacher_of_other_classes_says_how_to_begin_from_it(theirs):
     recipe, cast = theirs[1]()
-    with pytest.raises(LimbeckError, match=r"has 5 classes, the data 10; .* init: fine_tune .* together with train:"):
+    with pytest.raises(LimbeckError, match=r"has 5 classes, the data 10; .* init: fine_tune .* also needs train:"):
         cast.restored(recipe.teacher)
 
 
@@ -253,7 +253,7 @@ def test_the_weights_of_a_student_that_were_taken_are_noted(theirs):
     _, cast = theirs[1]("student.weights=student.pt")
     cast.student(0, "kd")
     cast.student(1, "kd")
-    assert cast.notes == ("student: of student.pt takes the weights under 'net', one of 2 sets that fit",)
+    assert cast.notes == ("student: of student.pt takes the weights under 'net', one of 2 state dicts that fit",)
 
 
 def test_a_teacher_of_code_needs_its_model_named_or_trust(theirs):
@@ -264,7 +264,7 @@ def test_a_teacher_of_code_needs_its_model_named_or_trust(theirs):
     save_network(network, Path("t.safetensors"), spec=NetworkSpec("net.py:make", {}, 10, (1, 8, 8)))
     recipe, cast = theirs[1]("teacher={weights: t.safetensors}")
     with pytest.raises(
-        LimbeckError, match=r"names code as its network, 'net\.py:make'.*in a recipe model: beside weights:"
+        LimbeckError, match=r"names code as its network, 'net\.py:make'.*in a recipe model: next to weights:"
     ):
         cast.restored(recipe.teacher)
     trusting = NetworkFactory(recipe, load(**recipe.data.model_dump()), trust_code=True)

@@ -57,9 +57,9 @@ def test_a_store_is_built_looked_at_compared_and_used():
     shown = limbeck_does("cache", "build", "recipe.yaml")
     for seed in (0, 1):
         assert re.search(
-            rf"teacher/seed{seed}: keeping its outputs takes about 2.6 kB \(.*B are free\) and under a second", shown
+            rf"teacher/seed{seed}: storing its outputs takes about 2.6 kB \(.*B are free\) and under a second", shown
         )
-        assert f"teacher/seed{seed}: its outputs, 128 rows, are kept" in shown
+        assert f"teacher/seed{seed}: stored 128 rows of its outputs" in shown
     shown = limbeck_does("cache", "info", "recipe.yaml")
     assert shown.count("finished") == 2
     assert "64, 2 views of seed 0" in shown
@@ -245,8 +245,8 @@ def test_a_table_needs_data_of_files():
     ("settings", "words"),
     [
         (("teacher={table: labels.csv, members: 2}", "cache={}"), "a teacher with a table: has no network"),
-        (("teacher={table: labels.csv}",), "the table: is what is kept of this teacher"),
-        (("teacher.values=logits",), "says what is in a table:, which is missing"),
+        (("teacher={table: labels.csv}",), "the table: already contains this teacher's outputs"),
+        (("teacher.values=logits",), "describes a table:, which is missing"),
         (("cache.views=0",), "cache.views"),
         (("cache=sometimes",), "cache"),
         (("compile=maybe",), "compile"),

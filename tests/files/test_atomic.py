@@ -103,7 +103,7 @@ def test_a_link_in_a_circle_is_told(tmp_path):
 
 
 def test_a_file_that_the_system_makes_up_is_read_no_further_than_its_bound():
-    with pytest.raises(LimbeckError, match="holds more than 3 bytes, which is no file of limbeck's"):
+    with pytest.raises(LimbeckError, match="has more than 3 bytes, the most that a file of limbeck has"):
         read(Path("/proc/self/maps"), 3)
 
 

@@ -140,7 +140,7 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
     near_the_end = range(len(whole) - 30, len(whole))
     for length in [*range(0, len(whole), 53), *near_the_end]:
         file.write_bytes(whole[:length])
-        with pytest.raises(LimbeckError, match="is not a whole checkpoint"):
+        with pytest.raises(LimbeckError, match="is not a complete checkpoint"):
             checkpoint.load(file)
 
 
@@ -151,7 +151,7 @@ def test_every_flipped_byte_is_refused(tmp_path, bits):
     whole = file.read_bytes()
     for place in [*range(100), *range(100, len(whole), 67), *range(len(whole) - 100, len(whole))]:
         file.write_bytes(whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :])
-        with pytest.raises(LimbeckError, match="is not a whole checkpoint"):
+        with pytest.raises(LimbeckError, match="is not a complete checkpoint"):
             checkpoint.load(file)
 
 
@@ -159,14 +159,14 @@ def test_bytes_after_the_end_are_refused(tmp_path):
     checkpoint.save(tmp_path / "last.pt", state())
     with (tmp_path / "last.pt").open("ab") as file:
         file.write(b"\0" * 7)
-    with pytest.raises(LimbeckError, match="is not a whole checkpoint"):
+    with pytest.raises(LimbeckError, match="is not a complete checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
 
 
 def test_a_state_that_was_edited_and_saved_by_torch_is_refused(tmp_path):
     checkpoint.save(tmp_path / "last.pt", state())
     torch.save(torch.load(tmp_path / "last.pt", weights_only=True), tmp_path / "last.pt")
-    with pytest.raises(LimbeckError, match="is not a whole checkpoint: it is damaged, was changed"):
+    with pytest.raises(LimbeckError, match="is not a complete checkpoint: it is damaged, changed"):
         checkpoint.load(tmp_path / "last.pt")
 
 
@@ -183,7 +183,7 @@ def test_a_compressed_checkpoint_that_would_take_more_memory_than_its_file_is_re
     packed = (tmp_path / "last.pt").read_bytes()[:-2]
     seal = b"limbeck " + hashlib.sha256(packed).hexdigest().encode()
     (tmp_path / "last.pt").write_bytes(packed + len(seal).to_bytes(2, "little") + seal)
-    with pytest.raises(LimbeckError, match="is not a whole checkpoint"):
+    with pytest.raises(LimbeckError, match="is not a complete checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
 
 
@@ -212,7 +212,7 @@ def test_a_flipped_byte_in_a_tensor_is_seen(tmp_path):
     whole = (tmp_path / "last.pt").read_bytes()
     place = whole.index(values.numpy().tobytes()) + 1234
     (tmp_path / "last.pt").write_bytes(whole[:place] + b"\x55" + whole[place + 1 :])
-    with pytest.raises(LimbeckError, match="is not a whole checkpoint"):
+    with pytest.raises(LimbeckError, match="is not a complete checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
 
 
@@ -232,14 +232,14 @@ def test_a_flipped_byte_in_a_tensor_is_seen(tmp_path):
 )
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "last.pt").write_bytes(content)
-    with pytest.raises(LimbeckError, match="is not a whole checkpoint"):
+    with pytest.raises(LimbeckError, match="is not a complete checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
 
 
 @pytest.mark.parametrize("value", [[1, 2], torch.zeros(2), {"path": Path("code")}], ids=["list", "tensor", "object"])
 def test_what_torch_saved_of_something_else_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "last.pt")
-    with pytest.raises(LimbeckError, match="is not a whole checkpoint"):
+    with pytest.raises(LimbeckError, match="is not a complete checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
 
 
@@ -249,6 +249,6 @@ def test_reading_runs_no_code(tmp_path):
             return (Path.touch, (tmp_path / "ran",))
 
     checkpoint.save(tmp_path / "last.pt", {"trap": Trap()})
-    with pytest.raises(LimbeckError, match="not a whole checkpoint"):
+    with pytest.raises(LimbeckError, match="not a complete checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
     assert not (tmp_path / "ran").exists()

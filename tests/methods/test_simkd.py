@@ -276,7 +276,7 @@ def test_a_weight_of_zero_is_refused(data):
 
 def test_a_student_that_has_a_teachers_classifier_is_refused(data):
     networks, _, _ = trained(network(), network("wrn_16_2"), data)
-    with pytest.raises(LimbeckError, match="ends with a teacher's classifier already: build a fresh one"):
+    with pytest.raises(LimbeckError, match="already has a teacher's classifier: build a new student"):
         plan(simkd, networks, data, TRAINING)
 
 

@@ -91,7 +91,9 @@ def test_the_logits_of_an_output_are_found_and_told(make, place):
         network.eval()
         assert torch.equal(network(given.inputs), logits(network, given.inputs))
         assert network.train()(given.inputs).shape == (2, CLASSES)
-    assert [note.startswith("the student gives a ") and f"its {place} is read" in note for note in notes[:1]] == [True]
+    assert [note.startswith("the student returns a ") and f"its {place} is used" in note for note in notes[:1]] == [
+        True
+    ]
     assert not isinstance(network(given.inputs), Tensor)
 
 
@@ -106,11 +108,11 @@ def test_a_place_a_key_or_a_layer_names_the_logits(output):
 
 def test_a_layer_that_a_method_names_counts_where_the_output_has_no_logits():
     network, given = Model(lambda features, rows: (features,)).eval(), batch()
-    with pytest.raises(LimbeckError, match=r"the teacher gives a tuple of 0 \(2, 4\): none is logits of 3 classes"):
+    with pytest.raises(LimbeckError, match=r"the teacher returns a tuple of 0 \(2, 4\): none is logits of 3 classes"):
         install("teacher", network, given, CLASSES)
     with installed("teacher", network, given, layer="head") as notes:
         assert torch.equal(network(given.inputs), logits(network, given.inputs))
-        assert notes == ["the teacher's logits are what its layer head gives"]
+        assert notes == ["the teacher's logits are the output of its layer head"]
     with pytest.raises(LimbeckError, match="the teacher has no layer 'haed': did you mean head"):
         install("teacher", network, given, CLASSES, layer="haed")
 
@@ -130,7 +132,7 @@ def test_auxiliary_heads_of_train_mode_are_dropped_and_it_is_told():
         assert network.aux.weight.grad is None
         assert network.eval()(given.inputs).shape == (2, CLASSES)
     assert "auxiliary outputs of the student are not trained" in notes
-    assert "in train mode" in notes[0]
+    assert "in training mode" in notes[0]
     assert install("teacher", network, given, CLASSES)[1] == []
 
 
@@ -140,12 +142,12 @@ def test_the_logarithm_of_probabilities_is_read_and_is_finite():
         found = network(given.inputs)
         assert torch.isfinite(found).all()
         assert torch.allclose(found.exp().sum(dim=1), torch.ones(2))
-    assert notes == ["the teacher gives probabilities: their logarithm is read"]
+    assert notes == ["the teacher returns probabilities: their logarithm is used"]
 
 
 def test_logits_are_not_taken_for_probabilities():
     network = Model(lambda features, rows: rows * 10 - 5)
-    with pytest.raises(LimbeckError, match="output is 'probabilities', but the teacher gives numbers from -"):
+    with pytest.raises(LimbeckError, match="output is 'probabilities', but the teacher returns values from -"):
         install("teacher", network, batch(), CLASSES, output="probabilities")
 
 
@@ -153,8 +155,8 @@ def test_logits_are_not_taken_for_probabilities():
     ("output", "message"),
     [
         ("logit", "has no output 'logit': its output has features, logits"),
-        ("2", "output is '2', but the teacher gives a Pair: allowed are features, logits"),
-        ("1.0", "output is '1.0', but the teacher gives a Tensor: it has no parts"),
+        ("2", "output is '2', but the teacher returns a Pair: allowed are features, logits"),
+        ("1.0", "output is '1.0', but the teacher returns a Tensor: it has no parts"),
     ],
 )
 def test_an_output_that_is_not_there_is_refused_with_what_is(output, message):
@@ -163,7 +165,7 @@ def test_an_output_that_is_not_there_is_refused_with_what_is(output, message):
 
 
 def test_naming_a_part_of_one_tensor_is_refused():
-    with pytest.raises(LimbeckError, match="the teacher has no output 'logits': it gives one tensor"):
+    with pytest.raises(LimbeckError, match="the teacher has no output 'logits': it returns one tensor"):
         install("teacher", Model(lambda features, rows: rows), batch(), CLASSES, output="logits")
 
 
@@ -204,12 +206,12 @@ def test_the_members_of_an_ensemble_are_each_seen_to():
     expected = (logits(members[0], given.inputs) + logits(members[1], given.inputs)) / 2
     _, notes = install("teacher", network, given, CLASSES)
     assert torch.allclose(network(given.inputs), expected)
-    assert notes == ["the teacher's member 0 gives a Pair: its 'logits' is read"]
+    assert notes == ["the teacher's member 0 returns a Pair: its 'logits' is used"]
 
 
 def test_a_member_that_is_refused_leaves_no_hook_on_the_others():
     members = [Model(Pair), Model(lambda features, rows: (features,))]
-    with pytest.raises(LimbeckError, match="the teacher's member 1 gives a tuple"):
+    with pytest.raises(LimbeckError, match="the teacher's member 1 returns a tuple"):
         install("teacher", Ensemble(members, "geometric"), batch(), CLASSES)
     assert not members[0]._forward_hooks
 
@@ -231,7 +233,9 @@ def test_taps_the_lean_copy_and_the_tracer_read_the_logits():
 @pytest.mark.filterwarnings("ignore")
 def test_torchscript_with_several_outputs_is_refused_with_a_wrapper():
     network = torch.jit.trace(Model(lambda features, rows: (features, rows)), torch.randn(2, 6))
-    with pytest.raises(LimbeckError, match=r"TorchScript, which gives no part of its output: wrap it in a module"):
+    with pytest.raises(
+        LimbeckError, match=r"TorchScript, which does not support the hooks that select logits: wrap it in a module"
+    ):
         install("teacher", network, batch(), CLASSES)
 
 

@@ -73,26 +73,26 @@ def test_every_key_and_item_knows_its_line():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\na: 2", "r.yaml:2: the key 'a' is here a second time, line 1 has it too"),
-        ("a: &x [*x]", "r.yaml:1: the alias *x stands for what it lies in"),
-        ("a:\n  *x", "r.yaml:2: the alias *x stands for nothing: no &x is above"),
-        ("? [1]\n: 2", "r.yaml:1: a key is a word: it cannot be a list"),
-        ("a: !!int abc", "r.yaml:1: the tag !!int: a recipe has no tags; quote what is text"),
+        ("a: 1\na: 2", "r.yaml:2: duplicate key 'a': it is also in line 1"),
+        ("a: &x [*x]", "r.yaml:1: the alias *x refers to a value that contains it"),
+        ("a:\n  *x", "r.yaml:2: undefined alias *x: there is no &x above"),
+        ("? [1]\n: 2", "r.yaml:1: a key must be text: a list"),
+        ("a: !!int abc", "r.yaml:1: the tag !!int is not allowed in a recipe: quote it if it is text"),
         ("a: !!python/object:os.system x", "r.yaml:1: the tag !!python/object:os.system"),
         ("a: !!binary aGk=", "r.yaml:1: the tag !!binary"),
         ("a: !x b", "r.yaml:1: the tag !x"),
-        ("!!int a: b", "r.yaml:1: a key is a word"),
+        ("!!int a: b", "r.yaml:1: a key must be text"),
         ("a: 1\n---\nb: 2", "r.yaml:2: a second document begins here: a recipe is one"),
-        ("a: {<<: 3}", "r.yaml:1: <<: takes over the keys of a block"),
+        ("a: {<<: 3}", "r.yaml:1: <<: must be followed by a block"),
         (f"a: {'9' * 4000}", "r.yaml:1: a number of 4,000 digits"),
         (f"a: {'x' * 5000}", f"r.yaml:1: a text of 5,000 characters: at most {LETTERS:,}"),
-        ('a: "\\ud800"', "r.yaml:1: the character U+D800 is in '\\ud800': it is not allowed in text"),
+        ('a: "\\ud800"', "r.yaml:1: the character U+D800 in '\\ud800' is not allowed"),
         ('a: "\\0"', "r.yaml:1: the character U+0000"),
         ('a: "\\e[31m"', "r.yaml:1: the character U+001B"),
         ("a: x\x00y", "r.yaml: this is not YAML"),
         ("a:\n\t- 1", "r.yaml:2: found character '\\t'"),
-        ("[" * 5000, f"r.yaml:1: more than {DEPTH} blocks or lists inside each other"),
-        ("{a: " * 100, f"r.yaml:1: more than {DEPTH} blocks or lists inside each other"),
+        ("[" * 5000, f"r.yaml:1: more than {DEPTH} nested blocks or lists"),
+        ("{a: " * 100, f"r.yaml:1: more than {DEPTH} nested blocks or lists"),
         ("[" + "1," * (NODES + 9) + "]", f"r.yaml:1: more than {NODES:,} keys and values"),
         ("a: [1", "r.yaml:1: "),
     ],
@@ -104,7 +104,7 @@ def test_what_a_recipe_does_not_need_is_refused_with_its_line(text, message):
 def test_deep_aliases_of_deep_lists_are_refused():
     lines = [f"a0: &a0 {'[' * 15}{']' * 15}"]
     lines += [f"a{n}: &a{n} {'[' * 15}*a{n - 1}{']' * 15}" for n in range(1, 50)]
-    assert f"with what *a0 stands for, more than {DEPTH} blocks" in fail("\n".join(lines))
+    assert f"more than {DEPTH} nested blocks or lists after *a0 is expanded" in fail("\n".join(lines))
 
 
 def test_a_file_with_a_byte_order_mark_or_other_line_ends_is_read(tmp_path):
@@ -115,13 +115,13 @@ def test_a_file_with_a_byte_order_mark_or_other_line_ends_is_read(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
 def test_a_file_in_another_encoding_is_refused(tmp_path, encoding):
     (tmp_path / "r.yaml").write_bytes("a: ä\n".encode(encoding))
-    with pytest.raises(RecipeError, match=r"it is not text in UTF-8 \(byte"):
+    with pytest.raises(RecipeError, match=r"it is not UTF-8 text \(byte"):
         read_text(tmp_path / "r.yaml")
 
 
 def test_a_file_that_is_too_long_is_refused(tmp_path):
     (tmp_path / "r.yaml").write_text("#" * (BYTES + 1))
-    with pytest.raises(RecipeError, match=f"it is longer than {BYTES:,} bytes"):
+    with pytest.raises(RecipeError, match=f"it has more than {BYTES:,} bytes"):
         read_text(tmp_path / "r.yaml")
 
 

@@ -73,13 +73,16 @@ def test_a_recipe_with_a_list_reads_itself_again():
     [
         ("method=[kd, srl]", "method.1.name: there is no method 'srl': did you mean 'srrl'?"),
         ("method=[kd, {name: srrl, beat: 1}]", "method.1.beat: unknown key 'beat': did you mean 'beta'?"),
-        ("method=[kd]", "method: got a list of 1: two methods or more are combined"),
+        ("method=[kd]", "method: got a list of 1, allowed are lists of two methods or more"),
         ("networks={peer: {model: resnet9}}", "networks.peer.model.name: there is no model 'resnet9'"),
         ("networks={teacher: {model: resnet8}}", "the name 'teacher' is taken"),
         ("networks={Peer: {model: resnet8}}", "networks.Peer"),
-        ("share_first_stage=true", "a first stage is shared by several seeds"),
+        ("share_first_stage=true", "only several seeds can share a first stage"),
         ("student.init=fine_tune", "student.init: got 'fine_tune' without weights: to start from"),
-        ("teacher.untrained=true", "a model: and train: {epochs: N} to train it here, or a model: and untrained: true"),
+        (
+            "teacher.untrained=true",
+            "a model: and train: {epochs: N} to train it in this run, or a model: and untrained: true",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(setting, message):
@@ -238,7 +241,7 @@ def test_what_has_no_use_is_refused_before_training(settings, message):
 
 
 def test_noise_is_for_net2net_alone():
-    with pytest.raises(RecipeError, match=r"student.noise: got 0.1 without init: net2net"):
+    with pytest.raises(RecipeError, match=r"student.noise: got 0.1, but only init: net2net uses noise"):
         recipe("student.noise=0.1")
 
 

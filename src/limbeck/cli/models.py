@@ -1,4 +1,4 @@
-"""`limbeck models` and `limbeck taps`: the networks, and the layers of one."""
+"""The commands `limbeck models` and `limbeck taps`, which list networks and the layers of a network."""
 
 import fnmatch
 from collections.abc import Iterable
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def models(pattern: Annotated[str, typer.Argument(help="Such as 'resnet*'.")] = "*") -> None:
-    """List the networks that are part of limbeck."""
+def models(pattern: Annotated[str, typer.Argument(help="A pattern for names, such as 'resnet*'.")] = "*") -> None:
+    """List the networks of the zoo."""
     with reporting():
         from limbeck.cli.terminal import console
 
@@ -21,12 +21,12 @@ def models(pattern: Annotated[str, typer.Argument(help="Such as 'resnet*'.")] = 
 
 
 def taps(
-    model: Annotated[str, typer.Argument(help="A model's name, as in a recipe.")],
+    model: Annotated[str, typer.Argument(help="The name of a model, as in a recipe.")],
     shape: Annotated[str, typer.Option(metavar="C,H,W", help="The shape of one input.")] = "3,32,32",
-    classes: Annotated[int, typer.Option(min=2)] = 10,
+    classes: Annotated[int, typer.Option(min=2, help="The number of classes.")] = 10,
     override: Annotated[list[str] | None, typer.Option("--set", metavar="A=B", help="An option of the model.")] = None,
 ) -> None:
-    """List a network's layers and their shapes."""
+    """List the layers of a network and their output shapes."""
     with reporting():
         from limbeck.cli.terminal import console
 
@@ -34,7 +34,7 @@ def taps(
 
 
 def model_table(pattern: str) -> "Table":
-    """The zoo's networks whose name matches, with their parameters for 10 classes."""
+    """Return a table of the zoo networks whose names match, with their parameters for 10 classes."""
     import torch
     from rich.table import Table
 
@@ -57,7 +57,7 @@ def model_table(pattern: str) -> "Table":
 
 
 def layer_table(model: str, shape: str, classes: int, settings: Iterable[str]) -> "Table":
-    """Every layer of a network that a tap can read, with its output's shape for one sample."""
+    """Return a table of the layers of a network that a tap can read, with their output shapes for one sample."""
     from rich.table import Table
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -70,17 +70,17 @@ def layer_table(model: str, shape: str, classes: int, settings: Iterable[str]) -
         options = {key: YAML(typ="safe").load(value) for key, _, value in (item.partition("=") for item in settings)}
     except (ValueError, YAMLError) as error:
         raise LimbeckError(
-            f"--shape is written C,H,W and --set option=value, got {shape!r} and {list(settings)}"
+            f"got --shape {shape!r} and --set {list(settings)}: write --shape C,H,W and --set option=value"
         ) from error
     network = build(model, classes=classes, shape=sizes, **options)
     try:
-        found = layers(network, sizes)
-    except Exception as error:  # the network may be anybody's, and raise anything
+        rows = layers(network, sizes)
+    except Exception as error:  # a user's network may raise anything
         raise LimbeckError(
             f"{model} does not run on samples of shape {sizes}: {type(error).__name__}: {error}"
         ) from error
     table = Table("layer", "kind", "output", "parameters")
-    for layer in found:
+    for layer in rows:
         table.add_row(
             layer.name, layer.kind, "x".join(map(str, layer.shape)) if layer.shape else "", f"{layer.parameters:,}"
         )

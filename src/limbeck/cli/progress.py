@@ -1,4 +1,4 @@
-"""What the commands show while they work: a progress bar on a terminal, plain lines elsewhere."""
+"""The progress of the commands: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,11 +31,11 @@ from limbeck.experiment.run import Experiment
 from limbeck.train.loop import BatchSource
 
 LINE_EVERY = 10.0
-"""Seconds between progress lines where there is no terminal."""
+"""Seconds between progress lines if there is no terminal."""
 
 
 class _Watched:
-    """Batches that move a progress bar as they are used."""
+    """Batches that advance a progress bar as they are used."""
 
     def __init__(self, batches: BatchSource, advance: Any) -> None:
         self.samples = batches.samples
@@ -89,7 +89,7 @@ def reading(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 def introduce(experiment: Experiment, console: Console) -> None:
-    """Say what is about to be run: on what, from where, and what a user should know of it."""
+    """Print the data, the device and the notes of an experiment before it runs."""
     engine, data = experiment.engine, experiment.data
     lines = [
         f"{experiment.recipe.name}: {len(data.train):,} training, {len(data.validation):,} validation and "
@@ -104,7 +104,7 @@ def introduce(experiment: Experiment, console: Console) -> None:
 
 
 def show(experiment: Experiment, console: Console, out: Path) -> None:
-    """Run an experiment, showing a progress bar on a terminal and plain lines elsewhere, then its table."""
+    """Run an experiment with a progress bar on a terminal and plain lines elsewhere, and print its table."""
     _follow(experiment, experiment.run, console)
     console.print(result_table(experiment.result))
     for line in verdicts(experiment.result, experiment.recipe):
@@ -113,36 +113,36 @@ def show(experiment: Experiment, console: Console, out: Path) -> None:
 
 
 def watch(experiment: Experiment, start: Callable[[Track], Iterator[Event]]) -> None:
-    """Show a training that is no command's own, beside what its program writes."""
+    """Show the progress of a training on stderr, for a program that calls limbeck."""
     _follow(experiment, start, terminal.console(stderr=True))
 
 
 def _follow(experiment: Experiment, start: Callable[[Track], Iterator[Event]], console: Console) -> None:
-    """The same for both: what is known before, the training, and what was found while it ran."""
+    """Print the introduction, follow the training, and print the notes that it added."""
     introduce(experiment, console)
-    told = set(experiment.notes)
+    printed = set(experiment.notes)
     follow(start, console, experiment.work)
     for note in experiment.notes:
-        if note not in told:
+        if note not in printed:
             console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
 
 class _Account:
-    """How much of a run is done: the whole of it is one bar, whatever it trains.
+    """The progress of a whole run, over all its trainings.
 
     Args:
-        work: what each training takes, in order.
+        work: the cost of each training, in order.
     """
 
     def __init__(self, work: Mapping[Job, float]) -> None:
         self._work, self._places = work, {job: place for place, job in enumerate(work, start=1)}
-        self._done: dict[Job, float] = {}  # a share of each
-        self._found = 0.0  # what was there already
+        self._done: dict[Job, float] = {}  # the finished fraction of each training
+        self._found = 0.0  # the work that was done before this run
         self._start = time.monotonic()
         self.total = sum(work.values())
 
     def place(self, job: Job) -> str:
-        """``[2/6] kd/seed0``; the name alone where one thing is done."""
+        """Return a label such as ``[2/6] kd/seed0``; only the name if there is a single training."""
         return (
             f"[{self._places[job]}/{len(self._work)}] {job}"
             if job in self._places and len(self._work) > 1
@@ -150,23 +150,23 @@ class _Account:
         )
 
     def reach(self, job: Job, share: float, *, found: bool = False) -> None:
-        """So much of a training is done, or was there."""
+        """Set the finished fraction of a training; ``found`` means that it was done before this run."""
         if found:
             self._found += (share - self._done.get(job, 0.0)) * self._work.get(job, 0.0)
         self._done[job] = share
 
     def advance(self, job: Job, share: float) -> None:
-        """So much more of it is done."""
+        """Add to the finished fraction of a training."""
         self._done[job] = min(1.0, self._done.get(job, 0.0) + share)
 
     @property
     def done(self) -> float:
-        """Of `total`."""
+        """The finished part of `total`."""
         return sum(share * self._work.get(job, 0.0) for job, share in self._done.items())
 
     @property
     def left(self) -> str:
-        """The time until all is done, as it went so far; empty while that cannot be told."""
+        """The estimated remaining time; empty while it is unknown."""
         here = self.done - self._found
         if here <= 0 or self.total <= 0:
             return ""
@@ -175,12 +175,12 @@ class _Account:
 
 
 def follow(start: Callable[[Track], Iterator[Event]], console: Console, work: Mapping[Job, float]) -> None:
-    """Do what ``start`` begins, showing a progress bar on a terminal and plain lines elsewhere.
+    """Run the events of ``start`` with a progress bar on a terminal and plain lines elsewhere.
 
     Args:
-        start: gives the events.
-        console: where to show them.
-        work: all trainings with about what each takes; see `Experiment.work`.
+        start: returns the events.
+        console: the console to write to.
+        work: all trainings with their approximate cost; see `Experiment.work`.
     """
     progress = Progress(
         TextColumn("{task.description}"),
@@ -202,7 +202,7 @@ def follow(start: Callable[[Track], Iterator[Event]], console: Console, work: Ma
 
 
 class _Screen:
-    """What is written of each event."""
+    """The lines and the progress bar for each event."""
 
     def __init__(self, console: Console, progress: Progress, account: _Account) -> None:
         self.terminal = console.is_terminal or console.is_jupyter
@@ -213,12 +213,12 @@ class _Screen:
         self._epoch = ""
 
     def advance(self, job: Job, share: float) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         self._account.advance(job, share)
         self._show(job)
 
     def tell(self, event: Event) -> None:
-        """Write a line, or change the bar."""
+        """Print a line for an event or update the bar."""
         if isinstance(event, Started):
             self._account.reach(event.job, event.done / event.epochs, found=True)
             if event.done:
@@ -284,7 +284,7 @@ def _trained(event: Trained, place: str) -> str:
 
 
 def _epoch(event: Trained) -> str:
-    """What stands behind the bar."""
+    """Return the text after the bar."""
     epoch = event.epoch
     validation = "" if event.validation is None else f", validation {100 * event.validation:.1f} %"
     stage = "" if epoch.stage in ("alone", event.job.arm) else f" of {epoch.stage}"
@@ -293,23 +293,23 @@ def _epoch(event: Trained) -> str:
 
 
 def _found(event: Found) -> str:
-    return f"{event.job}: found in {event.folder}: the same student, data and training"
+    return f"{event.job}: reused from {event.folder}: the same student, data and training"
 
 
 def _expected(event: StoreEstimate) -> str:
     size, free = decimal(event.bytes), decimal(event.free)
     took = "under a second" if event.seconds < 1 else f"about {timedelta(seconds=round(event.seconds))}"
-    return f"{event.job}: keeping its outputs takes about {size} ({free} are free) and {took}"
+    return f"{event.job}: storing its outputs takes about {size} ({free} are free) and {took}"
 
 
 def _kept(event: StoreProgress) -> str:
-    return f"{event.job}: its outputs, {event.total:,} rows, are kept (about {decimal(event.bytes)} in {event.folder})"
+    return f"{event.job}: stored {event.total:,} rows of its outputs (about {decimal(event.bytes)} in {event.folder})"
 
 
 def _compared(event: StoreVerified) -> str:
     return (
-        f"{event.job}: {event.rows} random rows of {event.folder} are what the teacher gives "
-        f"(the greatest deviation is {event.deviation:.2g}, {event.allowed:.2g} is allowed)"
+        f"{event.job}: {event.rows} random rows of {event.folder} match the teacher's outputs "
+        f"(the largest deviation is {event.deviation:.2g}, allowed are {event.allowed:.2g})"
     )
 
 

@@ -1,4 +1,4 @@
-"""The options that every command of a recipe has, and the recipe that they come to."""
+"""The options that all commands with a recipe share, and the recipe that they select."""
 
 import json
 import shlex
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from limbeck.recipe.blocks import Recipe
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe file, or the name of a bundled one.")]
-Seed = Annotated[int | None, typer.Option(help="Run this seed alone.")]
+Seed = Annotated[int | None, typer.Option(help="Run only this seed.")]
 Out = Annotated[Path | None, typer.Option(help="The run folder; the default is runs/<name of the recipe>.")]
-DataRoot = Annotated[Path | None, typer.Option(help="The folder of the data; the default is LIMBECK_DATA's.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Replace a key of the recipe.")]
-Allow = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave out a refusal, such as chance.")]
+DataRoot = Annotated[Path | None, typer.Option(help="The data folder; the default is LIMBECK_DATA.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set a key of the recipe.")]
+Allow = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Ignore a failed check, such as chance.")]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Let a weights file name the Python file that builds its network.")
+    bool, typer.Option("--trust-code", help="Run the Python file that a weights file names to build its network.")
 ]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command is asked of a recipe."""
+    """The recipe and the options of a command."""
 
     recipe: Path
     override: list[str] | None
@@ -36,7 +36,7 @@ class Asked:
     smoke: bool = False
 
     def checked(self, *more: str) -> "Recipe":
-        """The recipe, with what the options change in it, and ``more`` as `--set` has it. Torch is not imported."""
+        """Read the recipe with the options applied; ``more`` are further `--set` texts. Torch is not imported."""
         from limbeck.recipe.bundled import bundled
         from limbeck.recipe.read import read, smoke
 
@@ -44,11 +44,11 @@ class Asked:
         ours = not self.recipe.exists() and self.recipe.parent in (Path(), Path("recipes"))
         file = bundled(self.recipe.name, self.recipe) if ours else self.recipe
         overrides = [*(self.override or ()), *root, *more]
-        found = read(file, overrides=overrides, seed=self.seed, allow=self.allow or (), check_paths=True)
-        return smoke(found) if self.smoke else found
+        recipe = read(file, overrides=overrides, seed=self.seed, allow=self.allow or (), check_paths=True)
+        return smoke(recipe) if self.smoke else recipe
 
     def again(self, command: str) -> str:
-        """The command line that resumes this one."""
+        """Return the command line that resumes this command."""
         line = ["limbeck", *command.split(), str(self.recipe)]
         line += [part for item in self.override or () for part in ("--set", item)]
         line += (["--seed", str(self.seed)] if self.seed is not None else []) + (["--smoke"] if self.smoke else [])
@@ -60,9 +60,9 @@ class Asked:
 
 
 def say_code(recipe: "Recipe") -> None:
-    """Print which code of the user's is about to be run."""
+    """Print which of the user's code is about to run."""
     from limbeck.cli.terminal import console
-    from limbeck.user_code import said
+    from limbeck.user_code import code_notices
 
-    for sentence in said(recipe.model_dump()):
-        console().print(sentence, soft_wrap=True)
+    for notice in code_notices(recipe.model_dump()):
+        console().print(notice, soft_wrap=True)

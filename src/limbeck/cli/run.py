@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The run folder; a demo that it holds is replaced.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="The run folder; a previous demo is replaced.")] = Path("runs/demo"),
 ) -> None:
-    """Distil on handwritten digits: half a minute.
+    """Run a distillation on handwritten digits, in half a minute.
 
-    Trains a teacher, then for 3 seeds a student alone and a distilled one, and prints a table.
+    Trains a teacher, then for 3 seeds a student without and with distillation, and prints a table.
     """
     with reporting(shlex.join(["limbeck", "run", "digits_kd", "--set", "name=demo", "--out", str(out), "--resume"])):
         from limbeck.recipe.bundled import bundled
@@ -37,9 +37,9 @@ def run(
     recipe: RecipeFile,
     override: Set = None,
     seed: Seed = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="The recipe's tiny version, to see that it works.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the run that the folder holds.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Run a tiny version of the recipe as a test.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the folder first.")] = False,
     out: Out = None,
     data_root: DataRoot = None,
     allow: Allow = None,
@@ -47,14 +47,14 @@ def run(
 ) -> None:
     """Run a recipe.
 
-    Trains the teacher, the student alone and the distilled student, over the recipe's seeds.
+    Trains the teacher, and for each seed the student without and with distillation.
     """
     asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke)
     with reporting(asked.again("run")):
         from limbeck.errors import LimbeckError
 
         if resume and overwrite:
-            raise LimbeckError("--resume needs the run that --overwrite deletes: leave out one of them")
+            raise LimbeckError("--resume needs the run that --overwrite deletes: use only one of them")
         checked = asked.checked()
         _run(
             checked,

@@ -1,4 +1,4 @@
-"""Where the commands write: a stream that cannot carry a character gets plain ones in its place, never an error."""
+"""The console of the commands. Characters that a stream cannot encode are replaced by plain ones, without an error."""
 
 import codecs
 import sys
@@ -11,19 +11,19 @@ _PLAIN = {"±": "+-", "²": "^2", "³": "^3", "·": "*", "…": "...", "→": "-
 
 
 def plain_where_needed() -> None:
-    """Let this process's two streams write plainly what they cannot encode: ``±`` as ``+-``, others as Python does."""
+    """Make stdout and stderr replace characters that they cannot encode: ``±`` by ``+-``, others by escapes."""
     codecs.register_error("limbeck.plain", _replaced)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a notebook's or a test's may be no file
+        if isinstance(stream, TextIOWrapper):  # notebooks and tests may replace the streams
             stream.reconfigure(errors="limbeck.plain")
 
 
 def console(*, stderr: bool = False, **options: Any) -> Console:
-    """The console that a command writes to; brackets in what it writes are brackets.
+    """Return the console that a command writes to. Brackets in the text are not markup.
 
     Args:
-        stderr: the stream of errors and progress.
-        options: rich's own, such as ``width``.
+        stderr: write to stderr, the stream of errors and progress.
+        options: options of rich's Console, such as ``width``.
     """
     codecs.register_error("limbeck.plain", _replaced)
     made = Console(stderr=stderr, **{"markup": False, "highlight": False} | options)
@@ -31,7 +31,7 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
 
 
 class _Plain(Console):
-    """Replaces the characters before a table's columns are measured; boxes and bars rich draws in ASCII by itself."""
+    """A console that replaces characters before rich measures the columns of a table. Rich draws boxes in ASCII."""
 
     def render_str(self, text: str, *arguments: Any, **options: Any) -> Any:
         encoded = text.encode(self.encoding, errors="limbeck.plain")
@@ -41,5 +41,5 @@ class _Plain(Console):
 def _replaced(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    found = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in found), error.end
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in text), error.end

@@ -1,4 +1,4 @@
-"""What a network is worth and what it costs."""
+"""Metrics and cost of a network."""
 
 from limbeck.evaluate.bias import best_shift, bias_study, shift_bias
 from limbeck.evaluate.cost import Latency, file_bytes, latency, macs, parameters

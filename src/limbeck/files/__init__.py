@@ -1,1 +1,1 @@
-"""Files that a user received or that a run writes: opened with bounds, written whole or not at all."""
+"""Read untrusted files with limits on time and memory, and write files atomically."""

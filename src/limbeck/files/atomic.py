@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read without trusting what lies in their place."""
+"""Atomic writes, and reads of small files that do not trust what is at the path."""
 
 import errno
 import hashlib
@@ -14,38 +14,38 @@ from typing import Any
 from limbeck.errors import LimbeckError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a system says where it takes no more bytes: the disk is full, the quota is used up, the file is too large."""
+"""The error numbers for a full disk, an exhausted quota and a file that is too large."""
 
 JSON_BYTES = 16 * 2**20
-"""A sealed JSON file may be that large."""
+"""The largest size of a sealed JSON file."""
 
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a FIFO would wait for its other end
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a FIFO would otherwise block
 
 
 class NoSpace(LimbeckError):
-    """A file could not be written because the disk takes no more."""
+    """A file could not be written because the disk is full."""
 
     exit_code = 3
 
 
 @contextmanager
 def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
-    """A temporary path to write to; when the block ends well it is on disk under ``path``, which never holds a part.
+    """Yield a temporary path that replaces ``path`` atomically at the end of the block.
 
-    When the block fails, what was written is removed, and what was there before stays.
+    If the block raises, the temporary file is removed and the previous file stays.
 
     Args:
         path: the file.
-        own: part of the temporary path's name, where several processes may write the file at once.
+        own: a part of the temporary name that differs between processes that may write the file at the same time.
 
     Raises:
         NoSpace: the disk is full.
-        LimbeckError: the folder or the file may not be written.
+        LimbeckError: the folder or the file is not writable.
     """
     temporary = path.with_name(f"{path.name}{own}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # a link or a FIFO in its place must not be written through
+        temporary.unlink(missing_ok=True)  # do not write through a link or a FIFO at this path
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -57,7 +57,7 @@ def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
         cause = error if isinstance(error, OSError) else _refusal(temporary)
         written = _size(temporary)
         _remove(temporary)
-        if cause is None:  # it had nothing to do with the disk
+        if cause is None:  # the disk is not the cause
             raise
         raise unwritten(path, cause, written) from error
     finally:
@@ -66,7 +66,7 @@ def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Inside the block, what the system raises while ``path`` is written becomes a `LimbeckError` that names it."""
+    """Turn an OSError while ``path`` is written inside the block into a `LimbeckError` that names the path."""
     try:
         yield
     except FileNotFoundError:
@@ -76,34 +76,34 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def unwritten(path: Path, error: OSError, written: int = 0) -> LimbeckError:
-    """What to tell of a file that could not be written: `NoSpace` where the disk takes no more."""
+    """Return the error for a file that could not be written: `NoSpace` if the disk is full."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno not in FULL:
         return LimbeckError(f"{path} cannot be written: {reason}")
     there = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
     free = f", and {shutil.disk_usage(there).free:,} bytes are free" if there else ""
     return NoSpace(
-        f"{path} cannot be written: {reason}. It takes more than {written:,} bytes{free}. What was there before is "
-        "whole: make room, and resume with --resume"
+        f"{path} cannot be written: {reason}. It needs more than {written:,} bytes{free}. The previous file is intact: "
+        "free some space and resume with --resume"
     )
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text."""
+    """Write text atomically, in UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write plain values as JSON whose last key, ``sha256``, is the hash of the file's name and all before it."""
+    """Write plain values as JSON. The last key, ``sha256``, is the hash of the file name and the other keys."""
     write(path, _sealed(path, value))
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """What `write_sealed` wrote, without the hash; None where there is no file.
+    """Read the values that `write_sealed` wrote, without the hash. Return None if there is no file.
 
     Raises:
-        LimbeckError: the file is not, byte for byte, what was written under this name.
+        LimbeckError: the bytes of the file or its name have changed.
     """
     data = read(path, JSON_BYTES)
     if data is None:
@@ -113,24 +113,24 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         value: Any = json.loads(text)
         value.pop("sha256")
         whole = _sealed(path, value) == text
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):  # anything may be left of a damaged file
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):  # a damaged file may contain anything
         whole = False
     if not whole:
         raise LimbeckError(f"{path} is damaged, or was changed after it was written")
-    found: dict[str, Any] = value
-    return found
+    values: dict[str, Any] = value
+    return values
 
 
 def read(path: Path, most: int) -> bytes | None:
-    """A file's bytes; None where there is none.
+    """Read the bytes of a file. Return None if it does not exist.
 
     Raises:
-        LimbeckError: it is no regular file (a folder, a FIFO, a device), holds more than ``most`` bytes, or may not be
-            read.
+        LimbeckError: it is not a regular file (a folder, a FIFO, a device), has more than ``most`` bytes, or is not
+            readable.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise LimbeckError(f"{path} is no regular file")
+            raise LimbeckError(f"{path} is not a regular file")
         with open(os.open(path, os.O_RDONLY | _NO_WAIT), "rb") as file:
             data = file.read(most + 1)
     except (FileNotFoundError, NotADirectoryError):
@@ -138,16 +138,16 @@ def read(path: Path, most: int) -> bytes | None:
     except OSError as error:
         raise LimbeckError(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > most:
-        raise LimbeckError(f"{path} holds more than {most:,} bytes, which is no file of limbeck's")
+        raise LimbeckError(f"{path} has more than {most:,} bytes, the most that a file of limbeck has")
     return data
 
 
 def append(path: Path, text: str) -> None:
-    """Add a text to a file, all of it or nothing; a link is not followed.
+    """Append text to a file atomically. Links are not followed.
 
     Raises:
         NoSpace: the disk is full.
-        LimbeckError: the file may not be written.
+        LimbeckError: the file is not writable.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | _NO_WAIT
     with explained(path):
@@ -165,14 +165,14 @@ def append(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file is on the disk, where there is one."""
+    """Flush a file to the disk, if it exists."""
     if path.is_file():
         with explained(path), path.open("rb+") as file:
             os.fsync(file.fileno())
 
 
 def digest(path: Path, size: int) -> str | None:
-    """The sha256 of a regular file of this size; None where there is no such file."""
+    """Return the sha256 of a regular file of this size, or None if there is no such file."""
     if not path.is_file() or path.stat().st_size != size:
         return None
     with path.open("rb") as file:
@@ -185,7 +185,7 @@ def _sealed(path: Path, value: Mapping[str, Any]) -> str:
 
 
 def _refusal(temporary: Path) -> OSError | None:
-    """Why the disk takes no more: libraries that write by themselves raise errors of their own, without the reason."""
+    """Return the OSError of another write to the file: libraries raise exceptions that omit the reason."""
     try:
         with temporary.open("ab") as file:
             file.write(bytes(2**20))
@@ -197,7 +197,7 @@ def _refusal(temporary: Path) -> OSError | None:
 
 
 def _sync_folder(path: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be synced
+    if os.name == "posix":  # other systems cannot open a folder and need no sync
         folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -1,6 +1,6 @@
-"""State on disk that survives a crash: written whole or not at all, read back exactly.
+"""Save and load checkpoints: atomic writes, and exact reads that detect damage.
 
-A checkpoint is the zip that torch.save writes; the zip's comment holds the sha256 of all before it.
+A checkpoint is a zip file of torch.save. The comment of the zip file is the sha256 of all bytes before it.
 """
 
 import hashlib
@@ -14,31 +14,31 @@ from limbeck.files.atomic import replacing
 from limbeck.files.pickled import read_plain
 
 _MARK = b"limbeck "
-_COMMENT = len(_MARK) + 64  # bytes of a seal
+_COMMENT = len(_MARK) + 64  # the length of the comment in bytes
 _CHUNK = 2**20
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values so that ``path`` always holds one whole state, the old or the new.
+    """Write tensors and plain values. ``path`` always contains a complete state, the old or the new one.
 
     Raises:
         NoSpace: the disk is full.
-        LimbeckError: the file may not be written.
+        LimbeckError: the file is not writable.
     """
     with replacing(path) as temporary:
         torch.save(state, temporary)
         with temporary.open("rb+") as file:
-            end = file.seek(-2, 2)  # a zip ends with the length of its comment, in 2 bytes, and the comment
+            end = file.seek(-2, 2)  # a zip file ends with the length of its comment in 2 bytes and the comment
             seal = _MARK + _hash(file, end).encode()
             file.seek(end)
             file.write(len(seal).to_bytes(2, "little") + seal)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a state back, onto the CPU; memory is taken for as many bytes as the file has.
+    """Load a checkpoint onto the CPU. It takes as much memory as the file has bytes.
 
     Raises:
-        LimbeckError: there is no such file, or it is not, byte for byte, what `save` wrote.
+        LimbeckError: the file does not exist, or its bytes are not those that `save` wrote.
     """
     if not path.is_file():
         raise LimbeckError(f"there is no checkpoint {path}")
@@ -51,18 +51,18 @@ def load(path: Path) -> dict[str, Any]:
         state = read_plain(path, path.stat().st_size) if whole else None
     except (OSError, LimbeckError) as error:
         raise LimbeckError(
-            f"{path} is not a whole checkpoint: it is cut short or damaged ({type(error).__name__})"
+            f"{path} is not a complete checkpoint: it is truncated or damaged ({type(error).__name__})"
         ) from error
     if not isinstance(state, dict):
-        raise LimbeckError(f"{path} is not a whole checkpoint: it is damaged, was changed, or holds something else")
+        raise LimbeckError(f"{path} is not a complete checkpoint: it is damaged, changed or a file of another kind")
     return state
 
 
 def _hash(file: BinaryIO, length: int) -> str:
-    """Of the file's first bytes; leaves the file at their end."""
+    """Return the sha256 of the first ``length`` bytes, and leave the file at their end."""
     file.seek(0)
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     while length > 0 and (chunk := file.read(min(_CHUNK, length))):
-        found.update(chunk)
+        digest.update(chunk)
         length -= len(chunk)
-    return found.hexdigest()
+    return digest.hexdigest()

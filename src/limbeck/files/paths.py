@@ -1,4 +1,4 @@
-"""What is looked at before a file is opened: that it is a regular file, and of which size. Nothing here needs torch."""
+"""Checks before a file is opened: its kind, its size, and the directory of a zip file. This module needs no torch."""
 
 import os
 import stat
@@ -10,9 +10,9 @@ from pathlib import Path
 from limbeck.errors import LimbeckError, close_names, nearest
 
 DIRECTORY = 2**24
-"""The most bytes that the directory of a zip file takes: 300,000 entries and more, which take about 200 MB to list."""
+"""The largest directory of a zip file in bytes: over 300,000 entries, and listing it takes about 200 MB."""
 
-_NEIGHBOURS = 10_000  # that are looked at for a name that was meant
+_NEIGHBOURS = 10_000  # the most names that are compared with a misspelled one
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -24,10 +24,10 @@ _KINDS = {
 
 
 def expanded(text: str | Path) -> Path:
-    """The path, with a leading ``~`` replaced by the home folder.
+    """Return the path with a leading ``~`` replaced by the home folder.
 
     Raises:
-        LimbeckError: there is no such user.
+        LimbeckError: ``~`` names a user who does not exist.
     """
     try:
         return Path(text).expanduser()
@@ -37,62 +37,60 @@ def expanded(text: str | Path) -> Path:
 
 
 def near(path: Path) -> str:
-    """What was probably meant by a path that does not exist, of what lies beside it; empty where nothing is near."""
+    """Suggest a name in the same folder for a path that does not exist; empty if no name is similar."""
     try:
         with os.scandir(path.absolute().parent) as entries:
             names = [entry.name for entry in islice(entries, _NEIGHBOURS)]
     except (OSError, ValueError):
         return ""
-    found = close_names(path.name, names, most=1)
-    return f"did you mean {found[0]!r}?" if found else ""
+    similar = close_names(path.name, names, most=1)
+    return f"did you mean {similar[0]!r}?" if similar else ""
 
 
 def regular(path: Path) -> os.stat_result:
-    """What the system knows of a file; to open another than a regular one might never end.
+    """Return the status of a regular file. Opening any other kind of file might block.
 
     Raises:
-        LimbeckError: it is a folder, FIFO, device or socket.
-        OSError: it is not there, or cannot be looked at.
+        LimbeckError: the path is a folder, FIFO, device or socket.
+        OSError: the path does not exist or is not accessible.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise LimbeckError(f"{path} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}; allowed are regular files")
-    return found
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise LimbeckError(f"{path} is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}; allowed are regular files")
+    return status
 
 
 def file_size(path: Path, *, most: int, endings: Collection[str] = ()) -> int:
-    """The size in bytes of a file that may be opened: opening it does not wait, and reading it ends.
+    """Return the size in bytes of a regular file, which can be opened without blocking.
 
-    A file of /proc or /dev that says it has no bytes may have any number: read no more than this.
+    A file in /proc or /dev may report 0 bytes and yield any number: read no more than the returned size.
 
     Args:
         path: the file.
-        most: the largest size that is allowed.
-        endings: of the files beside it that may have been meant where there is no such file.
+        most: the largest allowed size in bytes.
+        endings: the endings of files in the same folder that the error suggests if the file does not exist.
 
     Raises:
-        LimbeckError: there is no such file, it is a folder, FIFO, device or socket, or it is larger.
+        LimbeckError: the file does not exist, is a folder, FIFO, device or socket, or is larger than ``most``.
     """
     try:
-        found = regular(path)
+        status = regular(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         beside = [other.name for other in islice(path.parent.glob("*"), _NEIGHBOURS) if other.suffix in endings]
         near = f": {nearest(path.name, beside)}" if beside else ""
         raise LimbeckError(f"there is no file {path}{near}") from error
-    except (OSError, ValueError) as error:  # no permission, a loop of links, a NUL in the name
+    except (OSError, ValueError) as error:  # for example no permission, a loop of links, a NUL in the name
         raise LimbeckError(f"{path} cannot be opened: {error}") from error
-    if found.st_size > most:
-        raise LimbeckError(f"{path} has {found.st_size:,} bytes, allowed are at most {most:,} here")
-    return found.st_size
+    if status.st_size > most:
+        raise LimbeckError(f"{path} has {status.st_size:,} bytes, allowed are at most {most:,}")
+    return status.st_size
 
 
 def check_zip(path: Path) -> None:
-    """Raise LimbeckError where the directory of a zip file is a bomb, or where readers may find different ones.
-
-    A bomb is so large that listing it takes too much memory.
+    """Raise LimbeckError if the directory of a zip file is too large to list, or if readers may find different ones.
 
     Args:
-        path: a regular file. One that is no zip file passes: who opens it will see.
+        path: a regular file. A file that is not a zip file passes this check.
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -102,15 +100,15 @@ def check_zip(path: Path) -> None:
     end = plain if plain >= 0 and tail.startswith(b"PK\5\6", plain) else tail.rfind(b"PK\5\6")
     if end < 0 or len(tail) < end + 22:
         return
-    last = size - len(tail) + end  # where the records that say where the directory is begin
+    last = size - len(tail) + end  # the offset of the end records, which locate the directory
     length, first = struct.unpack_from("<LL", tail, end + 12)
-    pointer, large = tail[max(0, end - 20) : end], tail[max(0, end - 76) : end - 20]  # of a zip64 file
+    pointer, large = tail[max(0, end - 20) : end], tail[max(0, end - 76) : end - 20]  # the end records of zip64
     sound = not pointer.startswith(b"PK\6\7")
     if large.startswith(b"PK\6\6"):
         last -= 76
         length, first = struct.unpack_from("<QQ", large, 40)
         sound = pointer == b"PK\6\7" + struct.pack("<LQL", 0, last, 1)
     if length > DIRECTORY:
-        raise LimbeckError(f"{path} lists {length:,} bytes of entries, allowed are at most {DIRECTORY:,}")
+        raise LimbeckError(f"{path} has a directory of {length:,} bytes, allowed are at most {DIRECTORY:,}")
     if not sound or first + length != last:
-        raise LimbeckError(f"{path} may be read in different ways: its directory is not where it says")
+        raise LimbeckError(f"{path} is ambiguous: the directory of the zip file is not where its end record says")

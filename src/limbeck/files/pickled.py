@@ -1,8 +1,8 @@
-"""What `torch.save` wrote, read without running or importing anything that it names.
+"""Load files of `torch.save` without running or importing anything that they name.
 
-PyTorch's reader of tensors and plain values (`torch.load` with ``weights_only=True``) refuses a file of anything else,
-and training scripts save much else beside the weights: their arguments, metrics, callbacks. In the place of each
-class and function that such a file names stands one of ours here, which takes whatever it is given and does nothing.
+`torch.load` with ``weights_only=True`` refuses files with anything but tensors and plain values, and training scripts
+also save their arguments, metrics and callbacks. Here, an inert class (`StandIn`) replaces each class and function that
+a file names. It accepts any arguments and does nothing.
 """
 
 import pickletools
@@ -21,22 +21,22 @@ from limbeck.errors import LimbeckError
 from limbeck.files.paths import check_zip
 
 PICKLE = 2**24
-"""The most bytes of what describes the tensors, without their numbers: 16 MiB, of some 100,000 tensors."""
+"""The largest pickle in bytes, without the data of the tensors: 16 MiB, enough for about 100,000 tensors."""
 
 NESTED = 30_000
-"""The most entries that a tuple has together with the tuples inside it."""
+"""The most entries of a tuple, nested tuples included."""
 
 HANDLED = 2**26
-"""The most entries that are handled in all, tuples inside of tuples counted each time."""
+"""The most entries of all tuples together; nested tuples are counted each time."""
 
 STEPS = 3_000_000
-"""The most steps of a description, of some 90,000 tensors: each is looked at here, in about 2 microseconds."""
+"""The most pickle opcodes, enough for about 90,000 tensors. Checking one takes about 2 microseconds."""
 
 HASHED, LARGE = 50_000, 10_000
-"""The most entries of tuples that are keys or in lists, and whole numbers from 2**61 on: as keys they can be made to be
-alike to a dictionary, which takes as many steps as the square of their number."""
+"""The most entries of tuples that are keys or list items, and the most integers from 2**61 on. As dictionary keys they
+can be chosen to collide, and the time of a dictionary is quadratic in the number of collisions."""
 
-ALONE = "save the weights alone, by torch.save(network.state_dict(), path)"
+ALONE = "save only the weights, with torch.save(network.state_dict(), path)"
 
 _HARMFUL = frozenset(
     [
@@ -44,7 +44,7 @@ _HARMFUL = frozenset(
         *("webbrowser", "pickle", "marshal"),
     ]
 )
-"""Modules that no weights need: a file that names one is not read, as torch does not read one that names the first."""
+"""Modules that weights never need. A file that names one is refused; torch itself refuses the first ones."""
 
 _HARMFUL_BUILTINS = frozenset(
     f"builtins.{name}"
@@ -57,64 +57,65 @@ _FILLS: dict[str, type[Any]] = {
     "APPEND": list,
     "APPENDS": list,
 }
-"""What torch's reader fills so, and nothing else."""
+"""The types to which torch's unpickler applies these opcodes."""
 
-_KEEPS = ("REDUCE", "NEWOBJ", "BUILD", *_FILLS)  # what they leave is the first that they take, or what that makes
+_KEEPS = ("REDUCE", "NEWOBJ", "BUILD", *_FILLS)  # the result is the first operand, or an object that it makes
 
-_ALIKE = 2**61 - 1  # whole numbers of this distance are alike to a dictionary
+_ALIKE = 2**61 - 1  # integers with this difference have the same hash
 
-_AS_TUPLES = ("torch.Size", "builtins.complex")  # of several numbers, which are a key together
+_AS_TUPLES = ("torch.Size", "builtins.complex")  # hashed like a tuple of numbers
 
-_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of PyTorch before 1.6 begin
+_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of files of PyTorch before 1.6
 
 Names = dict[str, type[Any]]
-"""What a pickle names, and what is to be in its place: something that takes all, a dictionary or a list."""
+"""The names in a pickle and the kind of their replacement: `StandIn`, OrderedDict or list."""
 
 
 class _Value(NamedTuple):
     entries: int
-    name: str | None  # of what made it
+    name: str | None  # the class or function that made it
 
 
 _PLAIN = _Value(1, None)
 
 
 class StandIn:
-    """In the place of an object that a file names: it takes what it is given, and does nothing."""
+    """The replacement of an object that a file names. It accepts any arguments and does nothing."""
 
     path = ""  # the name in the file
 
     def __new__(cls, *_: Any, **__: Any) -> "StandIn":
-        """Take any arguments."""
+        """Accept any arguments."""
         return object.__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
     def __setstate__(self, _: Any) -> None:
-        """Take any state."""
+        """Accept any state."""
 
 
 def read_plain(path: Path, size: int) -> Any:
-    """What a file of `torch.save` holds, all of it in memory: tensors and plain values, else as `read_pickled`.
+    """Load tensors and plain values from a file of `torch.save` into memory.
 
     Raises:
-        LimbeckError: likewise; or it names any class or function beside those of tensors.
+        LimbeckError: as for `read_pickled`; or the file names a class or function that tensors do not need.
     """
     return _read(path, size, foreign=False)
 
 
 def read_pickled(path: Path, size: int) -> Any:
-    """What a file of `torch.save` holds; `StandIn` where it holds neither tensors nor plain values.
+    """Load the content of a file of `torch.save`. Objects other than tensors and plain values become `StandIn`.
 
-    The numbers of tensors stay in the file until they are used, but for files of PyTorch before 1.6.
+    The data of the tensors is memory-mapped, except for files of PyTorch before 1.6.
 
     Args:
         path: a regular file.
-        size: of it, in bytes.
+        size: its size in bytes.
 
     Raises:
-        LimbeckError: it is damaged, no file of torch.save, or one of code; it describes more than it holds.
+        LimbeckError: the file is damaged, is not a file of torch.save, contains code, or declares more data than it
+            has.
     """
     return _read(path, size, foreign=True)
 
@@ -125,42 +126,42 @@ def _read(path: Path, size: int, *, foreign: bool) -> Any:
         names = _names_of_zip(path, size) if zipped else _names_of_legacy(path)
         allowed: list[Any] = [(_stand_in(name, kind), name) for name, kind in names.items()] if foreign else []
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of protocols that the reader may not know: it says so by an error too
+            warnings.simplefilter("ignore")  # torch warns about unknown protocols, and raises an error if it fails
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and foreign)
     except UnpicklingError as error:
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise LimbeckError(
-            f"{path} is damaged, or holds what cannot be read without running code ({reason[:200]}): {ALONE}"
+            f"{path} is damaged, or contains objects that need code to load ({reason[:200]}): {ALONE}"
         ) from error
     except LimbeckError:
         raise
-    except Exception as error:  # of a damaged file zipfile, pickletools and torch raise a dozen kinds
+    except Exception as error:  # zipfile, pickletools and torch raise many kinds of exceptions for damaged files
         raise damaged(path, error) from error
 
 
 def damaged(path: Path, error: Exception) -> LimbeckError:
-    """What to say of a file that cannot be read."""
-    return LimbeckError(f"{path} is cut short or damaged ({type(error).__name__}: {_first_line(error)})")
+    """Return the error for a file that cannot be read."""
+    return LimbeckError(f"{path} is truncated or damaged ({type(error).__name__}: {_first_line(error)})")
 
 
 def _names_of_zip(path: Path, size: int) -> Names:
-    """The classes and functions that are named, after a look at the archive itself."""
+    """Check a zip archive and return the classes and functions that its pickles name."""
     check_zip(path)
     with ZipFile(path) as file:
         entries = file.infolist()
         if any("/code/" in entry.filename or entry.filename.endswith("/constants.pkl") for entry in entries):
             raise LimbeckError(
-                f"{path} is a TorchScript archive, which holds code beside its weights: load it yourself, by "
+                f"{path} is a TorchScript archive, which contains code as well as weights: load it yourself with "
                 "torch.jit.load, and pass the module to limbeck.distill"
             )
         if any(entry.compress_type != ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
             raise BadZipFile("its entries are compressed or overlap, which torch.save never does")
-        wrong = file.testzip()  # torch.load does not look at the checksums
+        wrong = file.testzip()  # torch.load does not verify the checksums
         if wrong:
-            raise BadZipFile(f"{wrong} does not agree with its checksum")
+            raise BadZipFile(f"{wrong} does not match its checksum")
         names: Names = {}
         for entry in entries:
-            if entry.filename.rpartition("/")[2].lower() == "data.pkl":  # as torch's reader looks for it
+            if entry.filename.rpartition("/")[2].lower() == "data.pkl":  # as torch compares the name
                 with file.open(entry) as stream:
                     names |= _names(path, stream, entry.file_size)
     return names
@@ -169,26 +170,26 @@ def _names_of_zip(path: Path, size: int) -> Names:
 def _names_of_legacy(path: Path) -> Names:
     with path.open("rb") as file:
         if file.read(len(_LEGACY)) != _LEGACY:
-            raise ValueError("it is no file of torch.save")
-        for _ in range(2):  # the protocol, and sizes of C's types
+            raise ValueError("it is not a file of torch.save")
+        for _ in range(2):  # the protocol version and the sizes of C types
             _names(path, file, PICKLE)
         names = _names(path, file, PICKLE)
-        _names(path, file, PICKLE)  # of the tensors that follow
+        _names(path, file, PICKLE)  # the keys of the tensors that follow
         return names
 
 
 def _names(path: Path, stream: IO[bytes], size: int) -> Names:
-    """The classes and functions that a pickle names, unless it takes more time than its size allows.
+    """Return the classes and functions that a pickle names, and check that unpickling it takes bounded time.
 
-    A pickle of some hundred bytes can describe a tuple of tuples that takes years to compare, since each holds the one
-    before it twice. So the stack is followed here, each value as the number of entries that it has.
+    A pickle of a few hundred bytes can describe nested tuples that take years to compare, because each tuple contains
+    the previous one twice. So this function simulates the stack and tracks the number of entries of each value.
 
     Raises:
-        LimbeckError: it is larger than `PICKLE` or such a tuple, or names what does harm.
+        LimbeckError: the pickle is larger than `PICKLE`, nests tuples like this, or names a harmful function.
     """
     if size > PICKLE:
-        raise LimbeckError(f"{path} describes its tensors in {size:,} bytes, allowed are at most {PICKLE:,}: {ALONE}")
-    found: Names = {}
+        raise LimbeckError(f"{path} has a pickle of {size:,} bytes, allowed are at most {PICKLE:,}: {ALONE}")
+    names: Names = {}
     stack: list[_Value] = []
     marks: list[int] = []
     memo: dict[int, _Value] = {}
@@ -204,9 +205,9 @@ def _names(path: Path, stream: IO[bytes], size: int) -> Names:
             stack.append(memo[argument])
         elif code.name == "GLOBAL":
             name = _full_name(path, str(argument))
-            found.setdefault(name, StandIn)
+            names.setdefault(name, StandIn)
             stack.append(_Value(1, name))
-        elif not code.stack_before:  # a plain value, or none
+        elif not code.stack_before:  # a plain value, or no value
             large += isinstance(argument, int) and abs(argument) >= _ALIKE
             stack += [_PLAIN] * len(code.stack_after)
         else:
@@ -217,22 +218,22 @@ def _names(path: Path, stream: IO[bytes], size: int) -> Names:
             entries = sum(value.entries for value in taken)
             handled += entries
             if start < 0 or (entries > NESTED and code.name.startswith("TUPLE")) or handled > HANDLED:
-                raise LimbeckError(f"{path} nests its values without end, byte {place}: {ALONE}")
+                raise LimbeckError(f"{path} nests its values too deeply, byte {place}: {ALONE}")
             hashed += sum(value.entries for value in _hashable(code, taken) if value.entries > 1)
             if hashed > HASHED or large > LARGE:
-                raise LimbeckError(f"{path} has more tuples or large numbers than weights need, byte {place}: {ALONE}")
+                raise LimbeckError(f"{path} has too many tuples or large integers, byte {place}: {ALONE}")
             del stack[start:]
             if code.name in _FILLS and taken[0].name is not None:
-                found[taken[0].name] = _FILLS[code.name]
+                names[taken[0].name] = _FILLS[code.name]
             name_kept = taken[0].name if code.name in _KEEPS else None
             tuples = code.name.startswith("TUPLE") or (code.name in ("REDUCE", "NEWOBJ") and name_kept in _AS_TUPLES)
             result = _Value(entries + 1 if tuples else 1, name_kept)
             stack += [result] * len(code.stack_after)
-    return found
+    return names
 
 
 def _hashable(code: pickletools.OpcodeInfo, taken: Sequence[_Value]) -> Sequence[_Value]:
-    """What becomes a key of a dictionary; or is in a list, of which a set can be made."""
+    """Return the values that become dictionary keys, or list items (a set can be made from a list)."""
     if code.name in ("SETITEM", "SETITEMS"):
         return taken[1::2]
     return taken[1:] if code.name in ("APPEND", "APPENDS") else ()
@@ -242,31 +243,29 @@ def _operations(path: Path, stream: IO[bytes]) -> Iterator[tuple[pickletools.Opc
     start = stream.tell()
     for step, (code, argument, place) in enumerate(pickletools.genops(stream)):
         if (place or 0) - start > PICKLE or step >= STEPS:
-            raise LimbeckError(
-                f"{path} describes its tensors in more than {PICKLE:,} bytes or {STEPS:,} steps: {ALONE}"
-            )
+            raise LimbeckError(f"{path} has a pickle of more than {PICKLE:,} bytes or {STEPS:,} opcodes: {ALONE}")
         yield code, argument, place or 0
 
 
 def _full_name(path: Path, argument: str) -> str:
-    """The dotted name, as Python 3 has it.
+    """Return the dotted name in Python 3.
 
     Raises:
-        LimbeckError: no weights need it, and it can do harm.
+        LimbeckError: the name is harmful and weights never need it.
     """
     module, _, name = argument.partition(" ")
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     full = f"{module}.{name}"
     if module.partition(".")[0] in _HARMFUL or full in _HARMFUL_BUILTINS:
         raise LimbeckError(
-            f"{path} names {full}, which no weights need and which can do harm; nothing of it was run. Do not open "
-            f"this file with other tools unless you know where it is from. If it is yours: {ALONE}"
+            f"{path} names {full}, which weights never need and which can do harm; no code was run. Do not open this "
+            f"file with other tools unless you trust its source. If it is yours: {ALONE}"
         )
     return full
 
 
 def _stand_in(name: str, kind: type[Any]) -> type[StandIn]:
-    """A class to stand in the place of one that makes objects, or what is filled as a dictionary or a list is."""
+    """Return a subclass of `StandIn` for a name; it makes dictionaries or lists if the pickle fills it."""
     made = {} if kind is StandIn else {"__new__": lambda *_, **__: kind()}
     return type(name.rpartition(".")[2], (StandIn,), {"path": name, **made})
 

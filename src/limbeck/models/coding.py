@@ -1,7 +1,7 @@
 """Huffman codes: the last stage of deep compression (Han, Mao, Dally 2016, arXiv 1510.00149, section 4).
 
-There the symbols are the cluster indices of a layer's weights and the gaps between those that are left. A code is
-canonical: the lengths alone determine it, so they are all that a file needs besides the bits.
+In the paper, the symbols are the cluster indices of a layer's weights and the gaps between the remaining weights. The
+codes are canonical: the code lengths determine them, so a file stores only the lengths and the bits.
 """
 
 import heapq
@@ -11,23 +11,23 @@ from limbeck.core import LimbeckError
 
 
 def code_lengths(counts: Mapping[int, int]) -> dict[int, int]:
-    """Bits of each symbol in a shortest prefix code; ties are broken by the symbols, so that they are the same always.
+    """Return the length in bits of each symbol in an optimal prefix code. Ties are broken by the symbols.
 
-    The lengths fill the tree, sum 2^-length = 1 (Kraft), and their mean under the counts is at least the entropy and
-    less than 1 bit above it. The one exception is a single symbol, which gets one bit of a tree of two leaves.
+    The lengths satisfy sum 2^-length = 1 (Kraft). Their mean under the counts is at least the entropy and less than
+    1 bit above it. A single symbol is the exception: its code has one bit.
 
     Args:
-        counts: how often each symbol occurs, 1 or more.
+        counts: the number of occurrences of each symbol, 1 or more.
 
     Raises:
-        LimbeckError: there is no symbol, or a count is below 1.
+        LimbeckError: ``counts`` is empty, or a count is below 1.
     """
     if not counts or min(counts.values()) < 1:
-        raise LimbeckError(f"a code is for symbols that occur at least once, got the counts {dict(counts)}")
+        raise LimbeckError(f"got the counts {dict(counts)}, needed is at least one symbol and counts of 1 and more")
     if len(counts) == 1:
         return dict.fromkeys(counts, 1)
     lengths = dict.fromkeys(sorted(counts), 0)
-    # Each entry of the heap is a tree: its count, its least symbol and its symbols. No two trees share a symbol.
+    # Each heap entry is a tree: its count, its smallest symbol and its symbols. No two trees share a symbol.
     trees = [(count, symbol, [symbol]) for symbol, count in counts.items()]
     heapq.heapify(trees)
     while len(trees) > 1:
@@ -39,16 +39,16 @@ def code_lengths(counts: Mapping[int, int]) -> dict[int, int]:
 
 
 def canonical_codes(lengths: Mapping[int, int]) -> dict[int, str]:
-    """The code of each symbol as 0s and 1s: in the order of length, then symbol, each is the last one plus 1.
+    """Return the code of each symbol as a string of 0s and 1s. In order of length and symbol, each is the last plus 1.
 
     Args:
-        lengths: bits of each symbol, from `code_lengths`.
+        lengths: the length of each symbol in bits, from `code_lengths`.
 
     Raises:
-        LimbeckError: there is no symbol, a length is below 1, or no prefix code has such lengths.
+        LimbeckError: ``lengths`` is empty, a length is below 1, or no prefix code has these lengths.
     """
     if not lengths or min(lengths.values()) < 1:
-        raise LimbeckError(f"a code has one symbol or more, of one bit or more each, got the lengths {dict(lengths)}")
+        raise LimbeckError(f"got the lengths {dict(lengths)}, needed is at least one symbol and lengths of 1 and more")
     codes, code, before = {}, -1, 0
     for symbol, length in sorted(lengths.items(), key=lambda item: (item[1], item[0])):
         code = (code + 1) << (length - before)
@@ -60,7 +60,7 @@ def canonical_codes(lengths: Mapping[int, int]) -> dict[int, str]:
 
 
 def encode(symbols: Iterable[int], codes: Mapping[int, str]) -> bytes:
-    """The symbols' codes one after the other, filled up with 0s to whole bytes.
+    """Return the concatenated codes of the symbols, padded with 0s to whole bytes.
 
     Raises:
         LimbeckError: a symbol has no code.
@@ -74,21 +74,21 @@ def encode(symbols: Iterable[int], codes: Mapping[int, str]) -> bytes:
 
 
 def decode(data: bytes, count: int, codes: Mapping[int, str]) -> Sequence[int]:
-    """The first ``count`` symbols: `encode`'s inverse.
+    """Decode the first ``count`` symbols: the inverse of `encode`.
 
     Raises:
-        LimbeckError: the bits end before, or are no code's.
+        LimbeckError: the data ends too early, or its bits match no code.
     """
     symbols = {code: symbol for symbol, code in codes.items()}
     longest = max(map(len, symbols), default=0)
     bits = "".join([f"{byte:08b}" for byte in data])
-    found: list[int] = []
+    decoded: list[int] = []
     start = end = 0
-    while len(found) < count:
+    while len(decoded) < count:
         end += 1
         if end > len(bits) or end - start > longest:
-            raise LimbeckError(f"{len(data)} bytes hold {len(found)} symbols of this code, {count} were wanted")
+            raise LimbeckError(f"{len(data)} bytes contain {len(decoded)} symbols of this code, expected {count}")
         if bits[start:end] in symbols:
-            found.append(symbols[bits[start:end]])
+            decoded.append(symbols[bits[start:end]])
             start = end
-    return found
+    return decoded

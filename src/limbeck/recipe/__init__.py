@@ -1,1 +1,1 @@
-"""A recipe file to checked values, without torch."""
+"""Read and validate recipe files without torch."""

@@ -1,4 +1,4 @@
-"""The blocks of a recipe: their keys, types and defaults."""
+"""The blocks of a recipe with their keys, types and defaults."""
 
 import re
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def _square(value: Any) -> Any:
 
 def _kept(value: Any) -> Any:
     if not isinstance(value, bool | str | Mapping | CacheBlock):
-        raise needed("true, false, auto or a block that says how")
+        raise needed("true, false, auto or a block of options")
     return as_cache(value)
 
 
@@ -48,7 +48,7 @@ def _network(value: str) -> str:
     return value
 
 
-# Upper bounds keep a slip of the finger from asking for more memory or processes than a machine has.
+# Upper bounds catch typing errors that would ask for more memory or processes than a machine has.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Samples = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Pixels = Annotated[int, Field(ge=0, le=10_000)]
@@ -64,7 +64,7 @@ Files = Annotated[tuple[PathText, ...], Field(min_length=1, max_length=100), Bef
 
 
 def as_methods(value: Any) -> Any:
-    """A list of methods to the one block ``{"name": "kd+srrl", "parts": [...]}``; anything else as `as_block`."""
+    """Turn a list of methods into one block ``{"name": "kd+srrl", "parts": [...]}``; see `as_block` for the rest."""
     if not isinstance(value, list):
         return as_block(value)
     parts = [as_block(part) for part in value]
@@ -76,7 +76,7 @@ Methods = Annotated[dict[str, Any], BeforeValidator(_methods)]
 
 
 def as_cache(value: Any) -> Any:
-    """``true``, ``false`` or ``auto`` to ``{"use": ...}``; a block that says anything but ``use`` means ``true``."""
+    """Turn ``true``, ``false`` or ``auto`` into ``{"use": ...}``; a block without ``use`` means ``true``."""
     if isinstance(value, bool | str):
         return {"use": value}
     return {"use": True, **value} if isinstance(value, Mapping) and value else value
@@ -115,12 +115,12 @@ class DataBlock(DataKeys):
 
 
 class CacheBlock(Checked):
-    """Whether the teacher's outputs are computed once and kept; see docs/speed.md.
+    """Whether and how the teacher's outputs are computed once and stored; see docs/speed.md.
 
-    ``true``, ``false`` and ``auto`` stand for the block with ``use`` alone, and who says how they are kept without
-    ``use`` says that they are, see `as_cache`. ``auto`` keeps them where that changes nothing but
-    rounding: the student sees each sample always the same, and the rows fit easily. ``runtime`` is what runs the
-    teacher while a store is built.
+    ``true``, ``false`` and ``auto`` are short for a block with only ``use``. A block with other keys and without
+    ``use`` means ``use: true``, see `as_cache`. ``auto`` stores the outputs if that changes only rounding, that is if
+    the student sees the same view of a sample in every epoch, and if they fit easily. ``runtime`` is the library that
+    runs the teacher while a store is built.
     """
 
     use: bool | Literal["auto"] = "auto"
@@ -133,14 +133,14 @@ class CacheBlock(Checked):
 
     @model_validator(mode="after")
     def _auto_changes_nothing(self) -> Self:
-        said = [name for name in ("views", "dtype", "top_k") if getattr(self, name) is not None]
-        if self.use == "auto" and said:
-            raise ValueError(f"auto keeps what changes nothing: leave out {', '.join(said)}, or say use: true")
+        options = [name for name in ("views", "dtype", "top_k") if getattr(self, name) is not None]
+        if self.use == "auto" and options:
+            raise ValueError(f"use: auto does not allow {', '.join(options)}: remove these keys, or write use: true")
         return self
 
 
 class TrainBlock(Checked):
-    """How a network is trained; ``exclude`` names classes that are left out of its training set."""
+    """The training of a network. ``exclude`` lists classes that are removed from its training set."""
 
     epochs: Count
     batch_size: Count = 128
@@ -151,12 +151,12 @@ class TrainBlock(Checked):
 
 
 class TeacherBlock(Checked):
-    """Where the teacher comes from: files or run folders (``weights``), or trained on the spot (``train``).
+    """The teacher: loaded from files or run folders (``weights``), or trained in this run (``train``).
 
-    ``untrained`` leaves the training to a method that trains its teacher, such as ``class_distance``. ``table`` is a
-    file of soft labels by image name, of a teacher that nobody has; ``values`` says what it holds where that is not
-    plain. ``init: fine_tune`` starts a teacher that is trained here from the ``weights``, all but the classifier.
-    ``output`` says what of the network's output are the logits, see `limbeck.models.outputs`.
+    ``untrained`` is for a method that trains its teacher, such as ``class_distance``. ``table`` is a file of soft
+    labels by image name and replaces the network; ``values`` states what the table contains if limbeck cannot tell.
+    ``init: fine_tune`` trains the teacher in this run from all ``weights`` except the classifier's. ``output`` selects
+    the logits in the network's output, see `limbeck.models.outputs`.
     """
 
     model: Named | None = None
@@ -173,11 +173,11 @@ class TeacherBlock(Checked):
 
 
 class StudentBlock(Checked):
-    """The student, or another network that learns, and a file of weights to start from.
+    """The student or another network that is trained, and a file of initial weights.
 
-    ``init`` says how the weights are taken: ``as_is``; ``fine_tune``, all but the classifier; ``net2net``, from a
-    smaller network of the same kind, which is widened and deepened. ``noise`` is added to the copies
-    that ``net2net`` makes, in deviations of a layer's weights; without any they stay alike.
+    ``init`` states how the weights are used: ``as_is``; ``fine_tune``, all except the classifier's; ``net2net``, from
+    a smaller network of the same family, which is widened and deepened. ``noise`` is added to the copies that
+    ``net2net`` makes, in units of the standard deviation of a layer's weights. Without noise, copies may stay equal.
     """
 
     model: Named
@@ -193,16 +193,16 @@ Networks = Annotated[
 
 
 class EvaluateBlock(Checked):
-    """What is measured besides the usual: ``shift_bias`` names the classes of the omitted-class study."""
+    """Options of the evaluation. ``shift_bias`` lists the classes of the omitted-class study."""
 
     shift_bias: tuple[ClassName, ...] = ()
     latency_runs: Annotated[int, Field(ge=1, le=100_000)] = 100
 
 
 class Recipe(Checked):
-    """One experiment. Every named block (model, method, optimizer, schedule) has all its options written out.
+    """One experiment. Every named block (model, method, optimizer, schedule) contains all its options.
 
-    ``allow`` names the refusals of a teacher or a network that are left out, see `limbeck.experiment.checks`.
+    ``allow`` lists checks of a teacher or a network whose failure is ignored, see `limbeck.experiment.checks`.
     """
 
     name: Annotated[str, Field(max_length=100), AfterValidator(_name)]

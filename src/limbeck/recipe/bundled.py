@@ -1,4 +1,4 @@
-"""The recipes that come with limbeck."""
+"""The recipes that are bundled with limbeck."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ _FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "
 
 
 def bundled(name: str, asked: Path | None = None) -> Path:
-    """A recipe of limbeck's own, by its file name with or without the ending.
+    """Return the path of a bundled recipe from its file name, with or without the ending.
 
     Raises:
-        LimbeckError: there is none; the message names ``asked``, the path the user gave.
+        LimbeckError: there is no recipe of this name; the message shows ``asked``, the path that the user passed.
     """
     folder = next(folder for folder in _FOLDERS if folder.is_dir())
     recipes = {path.stem: path for path in sorted(folder.glob("*.yaml"))}

@@ -1,4 +1,4 @@
-"""The files and folders that a recipe names: what is not there is told before torch is imported."""
+"""Check that the files and folders that a recipe names exist, before torch is imported."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ Place = tuple[str | int, ...]
 
 
 def missing(recipe: Recipe) -> list[Problem]:
-    """The paths of what is to be read that lead nowhere, or to what is no file and no folder."""
+    """Return a problem for each input path that does not exist or is neither a file nor a folder."""
     problems = [_weights(place, text) for place, text in _all_weights(recipe)]
     problems += [_code(place, text) for place, text in _all_code(recipe)]
     if recipe.teacher is not None and recipe.teacher.table is not None:
@@ -57,7 +57,7 @@ def _file(place: Place, text: str, kind: str) -> Problem | None:
     if _is(path.is_file):
         return None
     if _is(path.exists):
-        return Problem(place, f"{_short(path)} is no regular file")
+        return Problem(place, f"{_short(path)} is not a regular file")
     return Problem(place, _with(f"there is no {kind} {_short(path)}", near(path)))
 
 
@@ -66,30 +66,30 @@ def _weights(place: Place, text: str) -> Problem | None:
 
 
 def _images(text: str, root: str | None) -> Problem | None:
-    """Images lie in a folder or zip file, from here or in the data root."""
+    """Check a folder or zip file of images, relative to the current folder or the data root."""
     path = expanded(text)
     if _is(path.exists) and not path.is_absolute():
-        return _found(path)
-    given = root or os.environ.get("LIMBECK_DATA")
+        return _folder_or_file(path)
+    folder = root or os.environ.get("LIMBECK_DATA")
     try:
-        inside = path if path.is_absolute() else expanded(given or "~/.cache/limbeck") / path
+        inside = path if path.is_absolute() else expanded(folder or "~/.cache/limbeck") / path
     except LimbeckError as error:
         return Problem(("data", "root"), str(error))
-    if given and not path.is_absolute() and not _is(expanded(given).is_dir):
+    if folder and not path.is_absolute() and not _is(expanded(folder).is_dir):
         origin = "" if root else " (from LIMBECK_DATA)"
-        return Problem(("data", "root"), f"the data root {_short(Path(given))}{origin} is no folder")
+        return Problem(("data", "root"), f"the data root {_short(Path(folder))}{origin} is not a folder")
     if _is(inside.exists):
-        return _found(inside)
+        return _folder_or_file(inside)
     return Problem(("data", "path"), _with(f"{_short(path)} does not exist", near(path.absolute())))
 
 
-def _found(path: Path) -> Problem | None:
+def _folder_or_file(path: Path) -> Problem | None:
     sound = path.is_dir() or path.is_file()
     return None if sound else Problem(("data", "path"), f"{_short(path)} is neither a folder nor a zip file")
 
 
 def _is(asks: Callable[[], bool]) -> bool:
-    """Whether a path is so; one that the system cannot even ask for, such as one too long, is not."""
+    """Return the answer of the call, or False for a path that the system rejects, such as one that is too long."""
     try:
         return asks()
     except (OSError, ValueError):

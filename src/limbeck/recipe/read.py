@@ -1,4 +1,4 @@
-"""A recipe file to checked values: every error at once, each with its line, the value got and what is allowed."""
+"""Read and validate a recipe file. All errors are reported at once, each with its line, value and allowed values."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from limbeck.wording import Problem, shortened, shown
 Place = tuple[str | int, ...]
 
 SHOWN = 10
-"""Problems that are told at once."""
+"""The most problems in one error message."""
 
 _NAMED: tuple[tuple[Place, str], ...] = (
     (("teacher", "model"), "model"),
@@ -43,43 +43,43 @@ def read(
     allow: Sequence[str] = (),
     check_paths: bool = False,
 ) -> Recipe:
-    """Read a recipe file. Torch is not imported.
+    """Read and validate a recipe file without importing torch.
 
     Args:
         path: the YAML file.
-        overrides: ``a.b=c`` each, c read as YAML; they replace or add keys.
-        seed: run this seed alone.
-        allow: refusals to leave out besides the recipe's own.
-        check_paths: whether the files that the recipe names must be there.
+        overrides: texts ``a.b=c`` that replace or add keys. The value c is YAML.
+        seed: run only this seed.
+        allow: checks whose failure is ignored, in addition to those of the recipe.
+        check_paths: whether the files that the recipe names must exist.
 
     Raises:
-        RecipeError: whatever is wrong, all of it.
+        RecipeError: the recipe is invalid. The message lists all problems.
     """
     if not path.exists():
         meant = near(path.absolute())
         raise RecipeError(f"there is no recipe {path}{': ' if meant else ''}{meant}")
     raw = _parse(read_text(path), str(path))
-    given: dict[Place, str] = {}
+    labels: dict[Place, str] = {}
     for override in overrides:
-        given[_override(raw, override)] = f"--set {shortened(override)}"
+        labels[_override(raw, override)] = f"--set {shortened(override)}"
     if seed is not None:
         raw["seeds"] = [seed]
         raw.pop("share_first_stage", None)
     for name in allow:
         listed = raw.setdefault("allow", [])
-        given[("allow", len(listed))] = f"--allow {shortened(name)}"
+        labels[("allow", len(listed))] = f"--allow {shortened(name)}"
         raw["allow"] = [*listed, name]
     recipe, problems = check(raw)
     if recipe is not None and check_paths:
         problems = missing(recipe)
     if recipe is None or problems:
-        lines = sorted((_line(problem, raw, given), _located(problem, raw, str(path), given)) for problem in problems)
+        lines = sorted((_line(problem, raw, labels), _located(problem, raw, str(path), labels)) for problem in problems)
         raise RecipeError(_screen([line for _, line in lines]))
     return recipe
 
 
 def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
-    """The recipe as values, completed, and all that is wrong with it."""
+    """Return the recipe with all defaults filled in (None if it is invalid), and its problems."""
     names = known()
     recipe, problems = validate(Recipe, raw)
     values: dict[str, Any] = recipe.model_dump(mode="json") if recipe else dict(raw)
@@ -133,7 +133,7 @@ def _data(block: Any) -> tuple[Any, list[Problem]]:
 
 
 def _methods(block: Any) -> tuple[dict[str, Any], list[Problem]]:
-    """The method's block, or that of several methods together, with every option written out."""
+    """Return the block of the method, or of several combined methods, with every option."""
     names = known()
     block = as_methods(block)
     if not isinstance(block, dict) or "parts" not in block:
@@ -145,12 +145,12 @@ def _methods(block: Any) -> tuple[dict[str, Any], list[Problem]]:
         parts.append(filled)
         problems += [Problem(("method", place, *problem.path), problem.message) for problem in found]
     if len(parts) < 2:
-        problems.append(Problem(("method",), f"got a list of {len(parts)}: two methods or more are combined"))
+        problems.append(Problem(("method",), f"got a list of {len(parts)}, allowed are lists of two methods or more"))
     return {**block, "parts": parts}, problems
 
 
 def smoke(recipe: Recipe) -> Recipe:
-    """The recipe's own tiny version: two epochs on at most 256 samples, one seed."""
+    """Return a short version of the recipe: at most two epochs and 256 samples, and one seed."""
 
     def short(train: TrainBlock) -> TrainBlock:
         return train.model_copy(update={"epochs": min(train.epochs, 2), "batch_size": min(train.batch_size, 64)})
@@ -175,7 +175,7 @@ def smoke(recipe: Recipe) -> Recipe:
 
 
 def _short_stages(block: dict[str, Any]) -> dict[str, Any]:
-    """The method with each stage's own number of epochs, if it has one, at most 2."""
+    """Return the method with at most 2 epochs in every option that is a number of epochs."""
     short = {
         key: min(value, 2) if key.endswith("epochs") and isinstance(value, int) else value
         for key, value in block.items()
@@ -184,7 +184,7 @@ def _short_stages(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with whole paths, so that it is the same from any folder; LIMBECK_DATA is written out."""
+    """Return the recipe with absolute paths and LIMBECK_DATA filled in, so that it works from any folder."""
 
     def whole(path: str | None) -> str | None:
         return None if path is None else str(expanded(path).absolute())
@@ -219,7 +219,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def dump(recipe: Recipe) -> str:
-    """The recipe as YAML; reading it again gives the same recipe."""
+    """Return the recipe as YAML. Reading the text again returns the same recipe."""
     yaml, text = YAML(typ="safe", pure=True), StringIO()
     yaml.default_flow_style = False
     setattr(yaml, "sort_base_mapping_type_on_output", False)  # noqa: B010 (typed as None); the order of networks: counts
@@ -228,15 +228,15 @@ def dump(recipe: Recipe) -> str:
 
 
 def reread(path: Path) -> Recipe:
-    """The recipe that a run folder holds: everything is written out, and names are not looked up.
+    """Read the recipe of a run folder. It contains every option, and its names are not checked.
 
     Raises:
-        RecipeError: it is damaged.
+        RecipeError: the file is damaged.
     """
     try:
         recipe, problems = validate(Recipe, _parse(path.read_text(encoding="utf-8"), str(path)))
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is damaged: it is not text ({error})") from error
+        raise RecipeError(f"{path} is damaged: it is not UTF-8 text ({error})") from error
     if recipe is None:
         raise RecipeError(f"{path} is damaged: {problems[0].message}")
     return recipe
@@ -245,7 +245,7 @@ def reread(path: Path) -> Recipe:
 def _parse(text: str, name: str) -> dict[str, Any]:
     raw = plain(text, name)
     if not isinstance(raw, dict):
-        raise RecipeError(f"{name}: a recipe is a block of keys, got {shown(raw)}")
+        raise RecipeError(f"{name}: a recipe must be a block of keys, got {shown(raw)}")
     return raw
 
 
@@ -256,7 +256,7 @@ def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
     if not equals or not all(path):
         raise RecipeError(f"{label}: write it as key.key=value")
     if len(path) > DEPTH:
-        raise RecipeError(f"{label}: more than {DEPTH} blocks inside each other")
+        raise RecipeError(f"{label}: the key has more than {DEPTH} parts")
     try:
         new = plain(value, label)
     except RecipeError as error:
@@ -277,32 +277,32 @@ def _at(values: Any, path: Place) -> Any:
 
 
 def _foreign(block: Any) -> bool:
-    """Whether a model comes from elsewhere, so that only building it can check its options."""
+    """Whether a model is not from the zoo, so that its options can only be checked by building it."""
     name = block.get("name") if isinstance(block, dict) else None
     return isinstance(name, str) and ":" in name
 
 
-def _given(problem: Problem, given: Mapping[Place, str]) -> str | None:
-    """The option of the command line that a problem comes from, if one does."""
-    for path, label in given.items():
+def _label(problem: Problem, labels: Mapping[Place, str]) -> str | None:
+    """Return the command-line option that causes a problem, if any."""
+    for path, label in labels.items():
         unknown = problem.message.startswith("unknown key") and path[: len(problem.path)] == problem.path
         if problem.path[: len(path)] == path or unknown:
             return label
     return None
 
 
-def _line(problem: Problem, raw: Any, given: Mapping[Place, str]) -> int:
-    """Of the recipe; 0 for what comes from the command line."""
-    return 0 if _given(problem, given) else line_of(raw, problem.path)
+def _line(problem: Problem, raw: Any, labels: Mapping[Place, str]) -> int:
+    """Return the line in the recipe; 0 if the command line causes the problem."""
+    return 0 if _label(problem, labels) else line_of(raw, problem.path)
 
 
-def _located(problem: Problem, raw: Any, name: str, given: Mapping[Place, str]) -> str:
-    place = _given(problem, given) or f"{name}:{line_of(raw, problem.path)}"
+def _located(problem: Problem, raw: Any, name: str, labels: Mapping[Place, str]) -> str:
+    place = _label(problem, labels) or f"{name}:{line_of(raw, problem.path)}"
     dotted = shortened(".".join(map(str, problem.path)))
     return f"{place}: {dotted}: {problem.message}" if dotted else f"{place}: {problem.message}"
 
 
 def _screen(lines: list[str]) -> str:
-    """The first of many messages, so that they fit on a screen."""
+    """Return the first `SHOWN` messages and the number of the others."""
     rest = len(lines) - SHOWN
     return "\n".join([*lines[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])])

@@ -1,6 +1,6 @@
-"""What a recipe may name, and with which options: read from a file, so that a recipe is checked without torch.
+"""The names that a recipe may use and their options, read from a file so that torch is not needed.
 
-`limbeck methods --write` writes the file from the functions' signatures; a test fails where it is out of date.
+`limbeck methods --write` writes the file from the signatures of the functions. A test fails if the file is outdated.
 """
 
 import functools
@@ -14,18 +14,18 @@ FILE = Path(__file__).with_name("signatures.json")
 
 
 class Names(NamedTuple):
-    """Everything by its name."""
+    """The content of the file."""
 
     methods: dict[str, Signature]
     models: dict[str, Signature]
     optimizers: dict[str, Signature]
     schedules: dict[str, Signature]
-    presets: dict[str, dict[str, dict[str, Any]]]  # by method, then by the preset's name
+    presets: dict[str, dict[str, dict[str, Any]]]  # by method, then by the name of the preset
     teacherless: list[str]  # the methods that need no teacher
     sources: dict[str, Signature]  # of data
 
 
 @functools.cache
 def known() -> Names:
-    """What the file says."""
+    """Return the content of the file."""
     return Names(**json.loads(FILE.read_text(encoding="utf-8")))

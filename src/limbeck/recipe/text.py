@@ -1,8 +1,8 @@
-"""The text of a recipe to plain values that know their lines, in bounded time and memory.
+"""Parse the YAML text of a recipe into plain values with line numbers, in bounded time and memory.
 
-A recipe needs little of YAML: blocks, lists, text, numbers, true, false and null; anchors, aliases and merge keys spare
-a repetition. Tags are refused, so a recipe makes no other object. Values are put together from the parser's events, so
-that every bound is checked before anything is built, and an alias is a copy whose size is known.
+A recipe uses a subset of YAML: blocks, lists, text, numbers, true, false and null, with anchors, aliases and merge
+keys. Tags are refused, so a recipe cannot create other objects. Values are built from the events of the parser, so
+every limit is checked before an object is created. An alias is a copy of known size.
 """
 
 import copy
@@ -29,19 +29,19 @@ from ruamel.yaml.events import (
 from limbeck.errors import LimbeckError
 
 BYTES = 65_536
-"""Of a recipe's file: 30 times limbeck's longest; what is within is read in about a second."""
+"""The largest recipe file: 30 times the longest bundled recipe, and parsed in about a second."""
 
 DEPTH = 20
-"""Blocks and lists inside each other; the deepest key of a recipe lies 6 deep, the rest is for options of models."""
+"""The deepest nesting of blocks and lists. The keys of a recipe need 6; options of models may need more."""
 
 NODES = 10_000
-"""Keys and values, where an alias counts as all that it stands for: bounds time, and what aliases unfold to."""
+"""The most keys and values. An alias counts as all nodes that it expands to. This bounds time and memory."""
 
 LETTERS = 4_096
-"""Of one text: the longest path that Linux takes."""
+"""The most characters of one text: the longest path on Linux."""
 
 DIGITS = 30
-"""Of a whole number: all that any key takes are below 2**32; more need not be read to be refused."""
+"""The most characters of an integer. All keys take integers below 2**32."""
 
 _NULL = ("", "~", "null", "Null", "NULL")
 _TRUE, _FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
@@ -50,15 +50,15 @@ _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+][
 _INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)")
 _NAN = (".nan", ".NaN", ".NAN")
 _ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
-"""Control characters but tab and line feed, halves of characters: none belongs into a path or a name."""
+"""Control characters except tab and line feed, surrogates and byte order marks: none belongs in a path or a name."""
 
 
 class RecipeError(LimbeckError):
-    """All that is wrong with a recipe."""
+    """A recipe is invalid; the message lists all problems."""
 
 
 class Block(dict[str, Any]):
-    """A block's keys, and the line of each."""
+    """The keys of a block, and the line of each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Block(dict[str, Any]):
 
 
 class Items(list[Any]):
-    """A list's values, and the line of each."""
+    """The values of a list, and the line of each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,38 +74,38 @@ class Items(list[Any]):
 
 
 def read_text(path: Path) -> str:
-    """The text of a recipe's file.
+    """Read the text of a recipe file.
 
     Raises:
-        RecipeError: it is no file such as an editor writes, is too large, or is not text in UTF-8.
+        RecipeError: it is not a regular file, is too large, or is not UTF-8 text.
     """
     if not path.is_file():
-        raise RecipeError(f"{path} is no recipe: it is not a regular file")
+        raise RecipeError(f"{path} is not a recipe: it is not a regular file")
     with path.open("rb") as file:
         content = file.read(BYTES + 1)
     if len(content) > BYTES:
-        raise RecipeError(f"{path} is no recipe: it is longer than {BYTES:,} bytes, which is the most that is read")
+        raise RecipeError(f"{path} is not a recipe: it has more than {BYTES:,} bytes, which is the limit")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is no recipe: it is not text in UTF-8 (byte {error.start})") from error
+        raise RecipeError(f"{path} is not a recipe: it is not UTF-8 text (byte {error.start})") from error
 
 
 def plain(text: str, name: str) -> Any:
-    """The one value that a text holds: blocks (`Block`), lists (`Items`), text, numbers, true, false or None.
+    """Parse text into one value: a block (`Block`), a list (`Items`), text, a number, true, false or None.
 
     Args:
         text: YAML 1.2.
-        name: of where it is from, for messages.
+        name: the origin of the text, for messages.
 
     Raises:
-        RecipeError: it is not YAML, or more of YAML than a recipe may use; the message names the line.
+        RecipeError: the text is not YAML, or uses features that a recipe may not use; the message names the line.
     """
     return _Reader(text, name).value()
 
 
 def line_of(value: Any, path: tuple[str | int, ...]) -> int:
-    """The line of what lies at a path in a value of `plain`: of the innermost part that is there."""
+    """Return the line of a path in a value of `plain`, or of the innermost part of the path that exists."""
     line = 1
     for part in path:
         if isinstance(value, Block) and part in value:
@@ -118,12 +118,12 @@ def line_of(value: Any, path: tuple[str | int, ...]) -> int:
 
 
 class _Reader:
-    """Puts the values together from the events."""
+    """Builds values from the events of the parser."""
 
     def __init__(self, text: str, name: str) -> None:
         self._name = name
         self._events = self._parsed(text)
-        self._anchors: dict[str, tuple[Any, int] | None] = {}  # a value and its nodes; None while it is not whole
+        self._anchors: dict[str, tuple[Any, int] | None] = {}  # a value and its node count; None while incomplete
         self._nodes = 0
 
     def value(self) -> Any:
@@ -132,21 +132,21 @@ class _Reader:
         if not isinstance(event, DocumentStartEvent):
             return value  # an empty text
         value = self._value(next(self._events), 0)
-        next(self._events)  # the document's end
+        next(self._events)  # the end of the document
         for event in self._events:
             if isinstance(event, DocumentStartEvent):
-                self._refuse(event, "a second document begins here: a recipe is one")
+                self._refuse(event, "a second document begins here: a recipe is one document")
         return value
 
     def _parsed(self, text: str) -> Iterator[Any]:
-        """The events, each counted."""
+        """Yield the events and count the nodes."""
         try:
             for event in YAML(typ="safe", pure=True).parse(text):
                 if isinstance(event, StreamStartEvent):
                     continue
                 self._nodes += isinstance(event, AliasEvent | ScalarEvent | MappingStartEvent | SequenceStartEvent)
                 if self._nodes > NODES:
-                    self._refuse(event, f"more than {NODES:,} keys and values: a recipe has some dozens")
+                    self._refuse(event, f"more than {NODES:,} keys and values, which is the limit")
                 yield event
         except MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -155,16 +155,16 @@ class _Reader:
         except YAMLError as error:
             raise RecipeError(f"{self._name}: this is not YAML: {_whole(str(error).splitlines()[0])}") from error
         except (ValueError, IndexError, KeyError, AttributeError, TypeError, NotImplementedError) as error:
-            raise RecipeError(f"{self._name}: this is not YAML") from error  # the parser stumbles over some texts
+            raise RecipeError(f"{self._name}: this is not YAML") from error  # the parser fails on some texts
 
     def _value(self, event: Any, depth: int) -> Any:
         if depth > DEPTH:
-            self._refuse(event, f"more than {DEPTH} blocks or lists inside each other")
+            self._refuse(event, f"more than {DEPTH} nested blocks or lists")
         if isinstance(event, AliasEvent):
             return self._alias(event, depth)
         if event.tag is not None:
             tag = _whole(event.tag.replace("tag:yaml.org,2002:", "!!"))
-            self._refuse(event, f"the tag {tag}: a recipe has no tags; quote what is text")
+            self._refuse(event, f"the tag {tag} is not allowed in a recipe: quote it if it is text")
         if event.anchor is not None:
             self._anchors[event.anchor] = None
         before = self._nodes - 1
@@ -196,9 +196,7 @@ class _Reader:
                 merged += self._merged(inner, value)
                 continue
             if key in block:
-                self._refuse(
-                    event, f"the key {_whole(key)!r} is here a second time, line {block.lines[key]} has it too"
-                )
+                self._refuse(event, f"duplicate key {_whole(key)!r}: it is also in line {block.lines[key]}")
             block[key], block.lines[key] = value, _line(event)
         for other in merged:
             for key in other:
@@ -208,28 +206,28 @@ class _Reader:
 
     def _key(self, event: Any) -> str:
         if not isinstance(event, ScalarEvent) or event.tag is not None:
-            self._refuse(event, "a key is a word: it cannot be a list, a block, an alias or have a tag")
+            self._refuse(event, "a key must be text: a list, a block, an alias or a tag is not allowed")
         return self._checked(event)
 
     def _merged(self, event: Event, value: Any) -> list[Block]:
         blocks = value if isinstance(value, Items) else [value]
         if not all(isinstance(block, Block) for block in blocks):
-            self._refuse(event, "<<: takes over the keys of a block, or of a list of blocks")
+            self._refuse(event, "<<: must be followed by a block or a list of blocks")
         return list(blocks)
 
     def _alias(self, event: AliasEvent, depth: int) -> Any:
         name = _whole(event.anchor)
         if event.anchor not in self._anchors:
-            self._refuse(event, f"the alias *{name} stands for nothing: no &{name} is above")
+            self._refuse(event, f"undefined alias *{name}: there is no &{name} above")
         known = self._anchors[event.anchor]
         if known is None:
-            self._refuse(event, f"the alias *{name} stands for what it lies in")
+            self._refuse(event, f"the alias *{name} refers to a value that contains it")
         value, nodes = known
         self._nodes += nodes - 1
         if self._nodes > NODES:
-            self._refuse(event, f"with all that its aliases stand for, more than {NODES:,} keys and values")
+            self._refuse(event, f"more than {NODES:,} keys and values after the aliases are expanded")
         if depth + _height(value) > DEPTH:
-            self._refuse(event, f"with what *{name} stands for, more than {DEPTH} blocks or lists inside each other")
+            self._refuse(event, f"more than {DEPTH} nested blocks or lists after *{name} is expanded")
         return copy.deepcopy(value)
 
     def _scalar(self, event: ScalarEvent) -> Any:
@@ -242,7 +240,7 @@ class _Reader:
             return text in _TRUE
         if _INT.fullmatch(text):
             if len(text) > DIGITS:
-                self._refuse(event, f"a number of {len(text):,} digits: no key takes one above 2**32")
+                self._refuse(event, f"a number of {len(text):,} digits: all numbers must be below 2**32")
             return int(text)
         if _FLOAT.fullmatch(text):
             return float(text)
@@ -256,9 +254,7 @@ class _Reader:
             self._refuse(event, f"a text of {len(text):,} characters: at most {LETTERS:,} are allowed")
         odd = _ODD.search(text)
         if odd:
-            self._refuse(
-                event, f"the character U+{ord(odd[0]):04X} is in {_whole(ascii(text))}: it is not allowed in text"
-            )
+            self._refuse(event, f"the character U+{ord(odd[0]):04X} in {_whole(ascii(text))} is not allowed")
         return text
 
     def _refuse(self, event: Event, message: str) -> NoReturn:
@@ -266,7 +262,7 @@ class _Reader:
 
 
 def _height(value: Any) -> int:
-    """How many blocks or lists lie inside each other."""
+    """Return the depth of nested blocks and lists."""
     inner = value.values() if isinstance(value, Block) else value if isinstance(value, Items) else None
     return 0 if inner is None else 1 + max(map(_height, inner), default=0)
 
@@ -277,5 +273,5 @@ def _line(event: Event) -> int:
 
 
 def _whole(text: str, length: int = 60) -> str:
-    """A text that is shortened to fit into a message."""
+    """Return the text, shortened to fit into a message."""
     return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -53,5 +53,5 @@ def data_root(given: Path | None) -> Path:
     root = expanded(given if given is not None else Path(str(variable)))
     if not exists(root) or not root.is_dir():
         origin = "" if given is not None else f" (from {VARIABLE})"
-        raise LimbeckError(f"the data root {root}{origin} is no folder{near_path(root)}")
+        raise LimbeckError(f"the data root {root}{origin} is not a folder{near_path(root)}")
     return root
