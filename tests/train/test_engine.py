@@ -6,7 +6,6 @@ from torch import nn
 from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Term, from_student
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train import engine as module
 from limbeck.train.engine import Engine, can_compile, pick_precision
 from limbeck.train.loop import run
 
@@ -18,10 +17,6 @@ CUDA = torch.device("cuda")
 def machine(monkeypatch):
     """A machine as described; nothing runs on it."""
 
-    class NoFabric:
-        def __init__(self, **given):
-            self.given = given
-
     def build(*, cuda=False, mps=False, amx=False, avx=False, gpu_bf16=False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
@@ -32,7 +27,6 @@ def machine(monkeypatch):
             return True if including_emulation else gpu_bf16
 
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-        monkeypatch.setattr(module, "Fabric", NoFabric)
 
     return build
 
@@ -43,9 +37,7 @@ def machine(monkeypatch):
 )
 def test_auto_takes_the_accelerator_that_is_there(machine, has, picked):
     machine(**has)
-    engine = Engine(precision="32")
-    assert engine.device.type == picked
-    assert engine._fabric.given == {"accelerator": picked, "devices": 1, "precision": "32-true"}
+    assert Engine(precision="32").device.type == picked
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -110,10 +102,8 @@ def test_the_engine_keeps_what_was_picked_and_why(machine):
     machine(amx=True)
     engine = Engine(faster=True)
     assert (engine.precision, engine.reason) == ("bf16", "tried: faster than 32 bits")
-    assert engine._fabric.given["precision"] == "bf16-mixed"
     engine = Engine(faster=False)
     assert (engine.precision, engine.reason) == ("32", "tried: bf16 is not faster")
-    assert engine._fabric.given["precision"] == "32-true"
 
 
 @pytest.mark.parametrize(("tool", "found"), [("g++", True), ("clang++", True), ("tcc", False)])

@@ -1,7 +1,6 @@
-"""Device, precision, memory layout and compilation. The only module that knows Lightning Fabric."""
+"""Device, precision, memory layout and compilation."""
 
 import importlib.util
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -19,14 +17,11 @@ from limbeck.train.fuse import lean, runs_channels_last
 
 Precision = Literal["auto", "32", "bf16"]
 
-_FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
-
 
 class Engine:
     """Where and how precisely the networks run, and what is done to run them fast.
 
-    On a CPU the process keeps the memory that a step frees, see `limbeck.train.allocator`. A step runs the modules
-    themselves and not through Fabric's wrappers, which for one process add nothing but about 60 microseconds.
+    On a CPU the process keeps the memory that a step frees, see `limbeck.train.allocator`.
 
     Args:
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
@@ -57,11 +52,6 @@ class Engine:
         self.compile = compile
         if self.device.type == "cpu":
             keep_memory()
-        library = logging.getLogger("lightning_fabric")
-        level = library.level
-        library.setLevel(logging.WARNING)  # what it says of precision, the commands say better
-        self._fabric = Fabric(accelerator=self.device.type, devices=1, precision=_FABRIC_PRECISION[self.precision])
-        library.setLevel(level)
 
     @property
     def decided(self) -> dict[str, Any]:
@@ -79,7 +69,7 @@ class Engine:
 
     def autocast(self) -> Any:
         """The context in which a network's forward runs in the engine's precision."""
-        return nullcontext() if self.precision == "32" else self._fabric.autocast()
+        return nullcontext() if self.precision == "32" else torch.autocast(self.device.type, torch.bfloat16)
 
     @contextmanager
     def without_autocast(self) -> Iterator[None]:
