@@ -15,7 +15,7 @@ from limbeck.bench.own import first_stage, training_of
 from limbeck.bench.workloads import WORKLOADS, prepare
 from limbeck.experiment.caching import reading, teacher_taps
 from limbeck.experiment.plan import training_batches
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 
 RUNTIMES = {"PyTorch": ("torch", False), "PyTorch, compiled": ("torch", True), "OpenVINO": ("openvino", False)}
 
@@ -30,7 +30,7 @@ def main() -> None:
     with ExitStack() as stack:
         reads = {}
         for name, (runtime, compiles) in RUNTIMES.items():
-            engine = Engine(device="cpu", precision="32", compile=compiles)
+            engine = make_engine(device="cpu", precision="32", compile=compiles)
             batches = training_batches(case.data, training, seed=0, engine=engine)
             few, batch = batches.example_inputs(), next(iter(batches.view(0)))
             reads[name] = stack.enter_context(reading(networks["teacher"], taps, few, engine, runtime))

@@ -48,10 +48,10 @@ BUSY = "while True: pass"
 def child(name: str, seconds: float) -> None:
     """Train for about so long, after a while that does not count, and write the milliseconds of a step."""
     from limbeck.bench.own import Own
-    from limbeck.train.engine import Engine
+    from limbeck.train.engine import make_engine
 
     case = prepare(CASES[name])
-    own = Own(case, case.networks(), Engine(device="cpu", precision="32"))
+    own = Own(case, case.networks(), make_engine(device="cpu", precision="32"))
     own(3)
     start, steps, size = time.perf_counter(), 0, 1
     while (passed := time.perf_counter() - start) < seconds:

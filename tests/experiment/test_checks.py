@@ -20,9 +20,9 @@ from limbeck.methods import METHODS
 from limbeck.models import Ensemble
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 CLASSES = ("cat", "dog", "eel", "fox")
 
 

@@ -27,9 +27,9 @@ from limbeck.models import Ensemble
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.taps import shapes
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 QUICK = {"device": "cpu", "precision": "32"}
 TRAINING = Training(epochs=2, batch_size=16, optimizer=sgd(lr=0.1), schedule=constant())
 QUALITY = {"accuracy", "errors", "samples", "cross_entropy", "ece"}

@@ -7,10 +7,10 @@ from limbeck.core import TARGETS, Batch, Stage, Tap, Term, from_student, from_te
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.train import loop as train
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import Diverged, run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 
 
 class Source:

@@ -18,12 +18,12 @@ from limbeck.schedules import constant
 from limbeck.train import engine as engine_module
 from limbeck.train import freeze as frozen_module
 from limbeck.train import loop as train
-from limbeck.train.engine import Engine, as_parameters_lie, can_compile
+from limbeck.train.engine import as_parameters_lie, can_compile, make_engine
 from limbeck.train.freeze import Versions, frozen, frozen_parts, frozen_readers
 from limbeck.train.loop import run
 
-ENGINE = Engine(device="cpu", precision="32")
-LOW = Engine(device="cpu", precision="bf16")
+ENGINE = make_engine(device="cpu", precision="32")
+LOW = make_engine(device="cpu", precision="bf16")
 CHANNELS_LAST = torch.channels_last
 CONTIGUOUS = torch.contiguous_format
 
@@ -267,12 +267,12 @@ class TestCompiled:
 
     def made(self, *terms, epochs=2):
         """The graphs that a training compiles, and its losses."""
-        before, engine = graphs(), Engine(device="cpu", precision="32", compile=True)
+        before, engine = graphs(), make_engine(device="cpu", precision="32", compile=True)
         found = losses([stage(epochs=epochs, **{str(position): term for position, term in enumerate(terms)})], engine)
         return graphs() - before, found[0]
 
     def test_the_teacher_has_a_reader_that_is_one_graph(self):
-        nets, engine = networks(), Engine(device="cpu", precision="32", compile=True)
+        nets, engine = networks(), make_engine(device="cpu", precision="32", compile=True)
         _, readers = quick(nets, engine, SOFT, MAPS)
         assert list(readers) == ["teacher"]
         before, batch = graphs(), next(iter(Source()(0)))

@@ -186,7 +186,7 @@ def test_a_teacher_that_is_read_from_a_store_is_not_compiled(times):
 
 def test_a_method_that_must_prepare_is_not_tried(units, times):
     taken = times()
-    assert pick(stages(prepare=lambda sweep: None)).reason.endswith("their speed was not tried")
+    assert pick(stages(prepare=lambda sweep: None)).reason.endswith("their speed was not measured")
     assert taken == []
 
 
@@ -236,7 +236,7 @@ class Late:
 )
 def test_the_first_step_is_neither_counted_nor_waited_for(monkeypatch, seconds, median, steps):
     late = Late(monkeypatch, seconds)
-    found = trial._seconds(stages()[0], networks(), Source(), trial.Engine(device="cpu", precision="32"), None)
+    found = trial._seconds(stages()[0], networks(), Source(), trial.make_engine(device="cpu", precision="32"), None)
     assert found == pytest.approx(median)
     assert late.steps == steps
 
@@ -252,7 +252,7 @@ class OneBatch(Source):
 
 def test_a_training_of_one_batch_an_epoch_is_timed_after_its_first_step_too(units, monkeypatch):
     Late(monkeypatch, [12.0, *[0.5] * 9])
-    engine = trial.Engine(device="cpu", precision="32")
+    engine = trial.make_engine(device="cpu", precision="32")
     assert trial._seconds(stages()[0], networks(), OneBatch(), engine, None) == 0.5
 
 
@@ -288,8 +288,8 @@ class Keeping(nn.Linear):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (NotToBeCopied, "not tried: the student cannot be copied, because its lock is a lock: TypeError"),
-        (Keeping, "not tried: a copy of the networks does not run"),
+        (NotToBeCopied, "not measured: the student cannot be copied, because its lock is a lock: TypeError"),
+        (Keeping, "not measured: a copy of the networks does not run"),
     ],
 )
 def test_networks_that_cannot_be_copied_are_not_tried_and_it_is_said(units, kind, reason):
@@ -339,7 +339,7 @@ def test_a_training_that_diverges_is_left_to_tell_it_itself(units):
         return student.sum() * float("nan")
 
     plan = (Stage("one", {"soft": Term(nan, (from_student(), from_teacher()))}, 2, sgd(lr=0.1), constant()),)
-    assert pick(plan).reason.startswith("tried")
+    assert pick(plan).reason.startswith("measured")
 
 
 def test_a_stored_teacher_does_not_run_in_the_trial(units):
@@ -347,7 +347,7 @@ def test_a_stored_teacher_does_not_run_in_the_trial(units):
     given["teacher"].register_forward_pre_hook(lambda module, values: _few_only(values[0]))
     stored = frozenset({from_teacher()})
     engine = engine_for(stages(), given, Source(), device="cpu", precision="auto", compile=False, stored=stored)
-    assert engine.reason.startswith("tried")  # an error in the trial would be its reason
+    assert engine.reason.startswith("measured")  # an error in the trial would be its reason
 
 
 def _few_only(inputs):

@@ -27,9 +27,9 @@ def train(variant: str, case: Case) -> None:
             next(losses)
     else:
         from limbeck.bench.own import Own
-        from limbeck.train.engine import Engine
+        from limbeck.train.engine import make_engine
 
-        Own(case, networks, Engine(device="cpu", precision="32"))(STEPS)
+        Own(case, networks, make_engine(device="cpu", precision="32"))(STEPS)
 
 
 def peak_mb(status: Path = STATUS) -> float:

@@ -19,7 +19,7 @@ from limbeck.bench.own import Own
 from limbeck.bench.workloads import DIGITS, MOMENTUM, RATE, WEIGHT_DECAY, Case, prepare
 from limbeck.core import LimbeckError
 from limbeck.data import normalise
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 
 HELP = (sys.executable, "-m", "limbeck", "--help")
 
@@ -62,7 +62,7 @@ def step_overhead(rounds: int, seconds: float, until: float = inf) -> Iterator[S
     loop, own = case.networks(), case.networks()
     runs: dict[str, Run] = {
         "plain": in_memory(case, loop["student"], loop["teacher"]),
-        "live": Own(case, own, Engine(device="cpu", precision="32")),
+        "live": Own(case, own, make_engine(device="cpu", precision="32")),
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from limbeck.optimizers import sgd
 from limbeck.options import call, fill
 from limbeck.recipe.blocks import CacheBlock
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import Engine, make_engine
 from limbeck.train.loop import BatchSource, run
 from limbeck.train.timing import engine_for
 
@@ -93,7 +93,7 @@ class Own:
 def pick_engine(case: Case) -> Engine:
     """The engine that a run of this training with ``precision: auto`` gets, on the CPU."""
     networks, training = case.networks(), training_of(case)
-    batches = training_batches(case.data, training, seed=0, engine=Engine(device="cpu", precision="32"))
+    batches = training_batches(case.data, training, seed=0, engine=make_engine(device="cpu", precision="32"))
     stages = first_stage(case, networks, training)
     return engine_for(stages, networks, batches, device="cpu", precision="auto", compile=False)
 

@@ -13,7 +13,7 @@ from limbeck.bench.peer import Unavailable, torchdistill
 from limbeck.bench.plain import plain
 from limbeck.bench.workloads import Case
 from limbeck.core import LimbeckError
-from limbeck.train.engine import Engine
+from limbeck.train.engine import Engine, make_engine
 
 VARIANTS = ("plain", "plain_tuned", "torchdistill", "live", "store", "floor_live", "floor_store", "live_compiled")
 """In the order in which they are built: last what may be left out for want of time."""
@@ -81,6 +81,6 @@ def _steps(losses: Iterator[float]) -> Callable[[int], float]:
 
 def _compiling(engine: Engine) -> Engine:
     try:
-        return Engine(device="cpu", precision="bf16" if engine.precision == "bf16" else "32", compile=True)
+        return make_engine(device="cpu", precision="bf16" if engine.precision == "bf16" else "32", compile=True)
     except LimbeckError as error:
         raise Unavailable(str(error)) from error

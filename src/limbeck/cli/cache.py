@@ -80,7 +80,9 @@ def _experiment(asked: Asked) -> "Experiment":
     """The experiment of a recipe whose outputs are kept, on what its run folder may hold already."""
     checked = asked.checked("cache.use=true")
     from limbeck.experiment.run import Experiment
+    from limbeck.train.allocator import keep_memory
 
+    keep_memory()
     say_code(checked)
     out = asked.out or Path("runs") / checked.name
     return Experiment(checked, out, resume=True, trust_code=asked.trust_code)

@@ -69,8 +69,10 @@ def _run(recipe: "Recipe", out: Path, *, resume: bool, overwrite: bool = False, 
     from limbeck.cli.progress import show
     from limbeck.cli.terminal import console
     from limbeck.experiment.run import Experiment
+    from limbeck.train.allocator import keep_memory
     from limbeck.train.threads import threads_for
 
+    keep_memory()
     say_code(recipe)
     experiment = Experiment(recipe, out, resume=resume, overwrite=overwrite, trust_code=trust_code)
     with threads_for(experiment.macs):

@@ -61,7 +61,7 @@ def first_step(
         _check_learner(name, networks[name])
     split = data.train.without(training.exclude)
     batch = _batch(split, min(training.batch_size, len(split)), data, engine)
-    eager = Engine(device=engine.device.type, precision=engine.precision)
+    eager = replace(engine, compile=False)
     plain = [_unprepared(stage) for stage in stages]
     state = engine.generators()
     try:

@@ -23,7 +23,7 @@ from limbeck.methods import METHODS
 from limbeck.recipe.blocks import CacheBlock, Recipe
 from limbeck.recipe.read import reread
 from limbeck.taps import shapes
-from limbeck.train.engine import Engine, Precision
+from limbeck.train.engine import Engine, Precision, make_engine
 from limbeck.train.freeze import frozen_parts
 from limbeck.train.timing import engine_for
 
@@ -207,7 +207,8 @@ def resolve_auto(
         free=free_bytes(Path(cache.folder or folder)),
         transformed=data.train.transform is not None,
     )
-    batches = training_batches(data, cached(training, cache), seed=seed, engine=Engine(device=device, precision="32"))
+    plain = make_engine(device=device, precision="32")
+    batches = training_batches(data, cached(training, cache), seed=seed, engine=plain)
     stored = teacher_taps(stages) if cache.use else frozenset()
     engine = engine_for(stages, networks, batches, device=device, precision=precision, compile=compile, stored=stored)
     if cache.use and cache.runtime == "openvino":

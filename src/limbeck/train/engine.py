@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,46 +13,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck.core import Batch, LimbeckError, Loss, Reader, Tap
-from limbeck.train.allocator import keep_memory
 from limbeck.train.fuse import lean, runs_channels_last
 
 Precision = Literal["auto", "32", "bf16"]
 
 
+@dataclass(frozen=True)
 class Engine:
-    """Where and how precisely the networks run, and what is done to run them fast.
+    """Where and in which precision networks run; made by `make_engine`."""
 
-    On a CPU the process keeps the memory that a step frees, see `limbeck.train.allocator`.
-
-    Args:
-        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
-        precision: ``32``; ``bf16`` (weights in 32 bits, forward in bfloat16); or ``auto``, see `pick_precision`.
-        compile: compile frozen networks and the terms' losses.
-        faster: whether bf16 was measured to be faster than 32 bits, where it was.
-
-    Attributes:
-        device: the torch device. precision: ``32`` or ``bf16``. reason: why ``auto`` picked it. compile: as given.
-
-    Raises:
-        LimbeckError: the device is not there, or there is no such precision.
-    """
-
-    def __init__(
-        self,
-        *,
-        device: str = "auto",
-        precision: Precision = "auto",
-        compile: bool = False,  # noqa: A002 (what torch calls it)
-        faster: bool | None = None,
-    ) -> None:
-        self.device = pick_device(device)
-        self.precision: Literal["32", "bf16"]
-        self.precision, self.reason = pick_precision(self.device, precision, faster)
-        if compile and not can_compile(self.device):
-            raise LimbeckError(f"compile is true, but the {self.device.type} has no compiler: g++, clang++ or triton")
-        self.compile = compile
-        if self.device.type == "cpu":
-            keep_memory()
+    device: torch.device
+    precision: Literal["32", "bf16"]  # bf16: weights in 32 bits, forward in bfloat16
+    reason: str  # why this precision
+    compile: bool = False  # frozen networks and losses
 
     @property
     def decided(self) -> dict[str, Any]:
@@ -149,6 +123,31 @@ class Engine:
             torch.mps.set_rng_state(states["mps"])
 
 
+def make_engine(
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    compile: bool = False,  # noqa: A002 (what torch calls it)
+    faster: bool | None = None,
+) -> Engine:
+    """The engine for a device and a precision. Making one changes nothing in the process.
+
+    Args:
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
+        precision: ``32``, ``bf16`` or ``auto``, see `pick_precision`.
+        compile: compile frozen networks and losses.
+        faster: whether bf16 was measured to be faster than 32 bits; None where it was not measured.
+
+    Raises:
+        LimbeckError: the machine has no such device or no compiler for it, or there is no such precision.
+    """
+    place = pick_device(device)
+    picked, reason = pick_precision(place, precision, faster)
+    if compile and not can_compile(place):
+        raise LimbeckError(f"compile is true, but the {place.type} has no compiler: g++, clang++ or triton")
+    return Engine(place, picked, reason, compile)
+
+
 def as_parameters_lie(optimizer: Optimizer) -> None:
     """Lay a restored optimizer's tensors in memory as their parameters.
 
@@ -201,13 +200,12 @@ def pick_precision(
 ) -> tuple[Literal["32", "bf16"], str]:
     """The precision to use and the reason, in a few words.
 
-    ``auto`` takes bf16 where the hardware multiplies it and a trial of the very training found it faster. Without a
-    trial, and elsewhere, it takes 32 bits.
+    ``auto`` takes bf16 where the hardware multiplies it and it was measured to be faster. Otherwise it takes 32 bits.
 
     Args:
         device: where the networks run.
-        precision: as in `Engine`.
-        faster: what the trial found; None where there was none.
+        precision: as in `make_engine`.
+        faster: as in `make_engine`.
     """
     if precision not in get_args(Precision):
         raise LimbeckError(f"precision is {precision!r}: allowed are {', '.join(get_args(Precision))}")
@@ -217,5 +215,5 @@ def pick_precision(
     if not has_bf16_units(device):
         return "32", f"the {name} has no bf16 units"
     if faster is None:
-        return "32", f"the {name} has bf16 units, but their speed was not tried"
-    return ("bf16", "tried: faster than 32 bits") if faster else ("32", "tried: bf16 is not faster")
+        return "32", f"the {name} has bf16 units, but their speed was not measured"
+    return ("bf16", "measured: faster than 32 bits") if faster else ("32", "measured: bf16 is not faster")

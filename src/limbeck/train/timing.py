@@ -14,7 +14,7 @@ from torch import Tensor
 from limbeck.core import Batch, LimbeckError, Networks, Outputs, Stage, Tap
 from limbeck.taps import shapes
 from limbeck.train.copies import NotCopied, deep_copy
-from limbeck.train.engine import Engine, Precision, can_compile, has_bf16_units
+from limbeck.train.engine import Engine, Precision, can_compile, has_bf16_units, make_engine
 from limbeck.train.loop import BatchSource, Diverged, run
 
 STEPS = 4
@@ -109,7 +109,7 @@ def engine_for(
     Raises:
         LimbeckError: there is no such device or precision; compiling is asked for and there is no compiler.
     """
-    untried = Engine(device=device, precision=precision, compile=compile is True)
+    untried = make_engine(device=device, precision=precision, compile=compile is True)
     ready = [stage for stage in stages if stage.prepare is None]
     taught = [stage for stage in ready if _runs_teacher(stage, stored)]
     open_precision = precision == "auto" and has_bf16_units(untried.device)
@@ -122,7 +122,7 @@ def engine_for(
         return _seconds(stage, networks, batches, engine, zeros)
 
     def best(stage: Stage, *precisions: Precision) -> dict[Precision, float]:
-        engines = [Engine(device=device, precision=one) for one in precisions]
+        engines = [make_engine(device=device, precision=one) for one in precisions]
         turns = [[seconds(stage, engine) for engine in engines] for _ in range(2)]
         return dict(zip(precisions, map(min, *turns), strict=True))
 
@@ -131,7 +131,7 @@ def engine_for(
         if open_precision:
             found = best(_longest(ready), "32", "bf16")
             faster = found["32"] / found["bf16"] >= FASTER
-        eager = Engine(device=device, precision=precision, compile=compile is True, faster=faster)
+        eager = make_engine(device=device, precision=precision, compile=compile is True, faster=faster)
         if not open_compile:
             return eager
         longest = _longest(taught)
@@ -139,14 +139,14 @@ def engine_for(
             found = best(longest, eager.precision)
     except NotCopied as error:
         if open_precision:
-            untried.reason = f"not tried: {error}"
+            return replace(untried, reason=f"not measured: {error}")
         return untried
     step = found[eager.precision]
     if step * len(batches) * sum(stage.epochs for stage in taught) > COMPILE_AFTER:
         from limbeck.train.compile import CannotCompile  # the compiler takes a second to import
 
         with suppress(CannotCompile, NotCopied):  # then it does not pay
-            compiled = Engine(device=device, precision=precision, compile=True, faster=faster)
+            compiled = make_engine(device=device, precision=precision, compile=True, faster=faster)
             if step / seconds(longest, compiled) >= COMPILED_FASTER:
                 return compiled
     return eager
