@@ -37,7 +37,6 @@ from limbeck.experiment.plan import NO_AUGMENTATION, Training, training_batches
 from limbeck.recipe.blocks import CacheBlock, Recipe, TeacherBlock
 from limbeck.taps import Taps, evaluation_mode
 from limbeck.train.engine import Engine
-from limbeck.train.fuse import fold
 
 MOST = 2**30
 """Bytes up to which `auto` keeps outputs."""
@@ -46,7 +45,7 @@ VIEWS = 4
 """Views of each sample that are kept where the training augments and nobody says how many; no more than epochs."""
 
 DEPENDS = ("limbeck", "torch", "torchvision", "pillow")
-"""Packages whose version a stored number may depend on; besides them the runtime's."""
+"""Packages whose version a stored number may depend on."""
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -129,21 +128,16 @@ def fingerprint(
         views=block.views or 1,
         taps=formats(block, taps),
         precision=engine.precision,
-        versions={name: version(name) for name in dict.fromkeys((*DEPENDS, block.runtime))},
+        versions={name: version(name) for name in DEPENDS},
     )
 
 
 @contextmanager
-def reading(
-    teacher: nn.Module, taps: frozenset[Tap], few: Tensor, engine: Engine, runtime: str = "torch"
-) -> Iterator[Reader]:
+def reading(teacher: nn.Module, taps: frozenset[Tap], few: Tensor, engine: Engine) -> Iterator[Reader]:
     """A way to the teacher's tensors for any batch: eval mode, no gradient, the engine's precision.
 
-    Through OpenVINO, or compiled where the engine compiles, the first batch makes what is run, for its size.
+    Where the engine compiles, the first batch compiles what is run, for its size.
     """
-    if runtime == "openvino":
-        yield _through_openvino(teacher, taps, few, engine)
-        return
     quick = engine.lean(engine.place(teacher), few, list(taps))
     tapped = None if engine.compile else Taps({"teacher": quick}, taps)
     source: Reader = engine.reader(quick, list(taps)) if tapped is None else tapped.read
@@ -154,20 +148,6 @@ def reading(
 
     with evaluation_mode([quick]), tapped or nullcontext():
         yield read
-
-
-def _through_openvino(teacher: nn.Module, taps: frozenset[Tap], few: Tensor, engine: Engine) -> Reader:
-    from limbeck.train.openvino_reader import openvino_reader  # the tracer takes a second to import
-
-    folded, _ = fold(engine.place(teacher), few, taps)
-    made: list[Callable[[Tensor], Mapping[Tap, Tensor]]] = []
-
-    def read(batch: Batch) -> Mapping[Tap, Tensor]:
-        if not made:
-            made.append(openvino_reader(folded, batch.inputs, taps, precision=engine.precision))
-        return made[0](batch.inputs)
-
-    return read
 
 
 def keep(
@@ -189,7 +169,7 @@ def keep(
     expected = fingerprint(block, teacher, taps, data, training, engine)
     batches = training_batches(data, training, seed=block.seed, engine=engine)
     rows = len(data.train.without(training.exclude))
-    with reading(teacher, taps, batches.example_inputs(), engine, block.runtime) as reader:
+    with reading(teacher, taps, batches.example_inputs(), engine) as reader:
         if begun(folder) is None:
             timed = max(1, min(3, len(batches) * expected.views // 50))  # not much beside the work itself
             yield estimate(folder, reader, batches, fingerprint=expected, rows=rows, batches=timed)

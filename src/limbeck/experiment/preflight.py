@@ -193,7 +193,7 @@ def resolve_auto(
     """The cache and the engine with all that `auto` stands for decided for these stages; ``folder`` is the run's.
 
     Raises:
-        LimbeckError: what is asked for cannot be had; see `decide`, `engine_for` and the runtime's `library`.
+        LimbeckError: what is asked for cannot be had; see `decide` and `engine_for`.
     """
     if compile not in (True, False, "auto"):
         raise LimbeckError(f"compile is {compile!r}: allowed are True, False and 'auto'")
@@ -211,8 +211,4 @@ def resolve_auto(
     batches = training_batches(data, cached(training, cache), seed=seed, engine=plain)
     stored = teacher_taps(stages) if cache.use else frozenset()
     engine = engine_for(stages, networks, batches, device=device, precision=precision, compile=compile, stored=stored)
-    if cache.use and cache.runtime == "openvino":
-        from limbeck.train.openvino_reader import library  # the tracer takes a second to import
-
-        library(engine.device)
     return cache, engine

@@ -124,8 +124,7 @@ class CacheBlock(Checked):
 
     ``true``, ``false`` and ``auto`` stand for the block with ``use`` alone, and who says how they are kept without
     ``use`` says that they are, see `as_cache`. ``auto`` keeps them where that changes nothing but
-    rounding: the student sees each sample always the same, and the rows fit easily. ``runtime`` is what runs the
-    teacher while a store is built.
+    rounding: the student sees each sample always the same, and the rows fit easily.
     """
 
     use: bool | Literal["auto"] = "auto"
@@ -134,7 +133,6 @@ class CacheBlock(Checked):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     top_k: Count | None = None
     folder: PathText | None = None
-    runtime: Literal["torch", "openvino"] = "torch"
 
     @model_validator(mode="after")
     def _auto_changes_nothing(self) -> Self:
