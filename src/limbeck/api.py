@@ -62,7 +62,7 @@ def distill(
     baseline: bool = True,
     device: str = "auto",
     precision: Precision = "auto",
-    compile: bool | Literal["auto"] = "auto",  # noqa: A002 (what torch calls it)
+    compile: bool = False,  # noqa: A002 (what torch calls it)
     cache: bool | Literal["auto"] | Mapping[str, Any] = "auto",
     teacher_output: str | None = None,
     student_output: str | None = None,
@@ -95,12 +95,12 @@ def distill(
         schedule: the learning rate's, likewise.
         augment: random changes of the training images; none by default.
         seed: of the data's order, the augmentation and dropout. Same seed, same student, on a CPU to the bit
-            with the same ``precision`` and ``compile``, which ``auto`` decides by timing.
+            with the same ``precision``, which ``auto`` decides by timing, and the same ``compile``.
         seeds: several of them, in the place of ``seed``: the result then has means and deviations over them.
         baseline: also train a copy of the student without the teacher, which is the evidence that it helped.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``32`` or ``bf16``.
-        compile: compile the teacher and the losses on maps, or ``auto``: where the training is long enough to gain.
+        compile: compile the teacher and the losses on feature maps; see docs/speed.md for when that pays.
         cache: compute the teacher's outputs once and read them back: True, False, ``auto`` (where that changes nothing
             but rounding), or a block such as ``{"views": 4, "dtype": "float16", "folder": "outputs"}``; without a
             folder they lie in ``out``, or in a temporary one.

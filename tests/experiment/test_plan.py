@@ -354,7 +354,7 @@ def test_what_hinders_a_store_is_said_before_any_training(data, tmp_path):
         attempt(network(16, seed=3), folder=folder)
     with pytest.raises(LimbeckError, match="top_k is 40"):
         attempt(network(16, seed=2), top_k=40)
-    with pytest.raises(LimbeckError, match=r"compile is 'maybe': allowed are True, False and 'auto'"):
+    with pytest.raises(LimbeckError, match=r"compile is 'maybe': allowed are True and False"):
         distill(network(16, seed=2), network(), data, epochs=1, compile="maybe", on_epoch=never)
 
 

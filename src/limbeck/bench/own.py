@@ -19,7 +19,7 @@ from limbeck.recipe.blocks import CacheBlock
 from limbeck.schedules import constant
 from limbeck.train.engine import Engine, make_engine
 from limbeck.train.loop import BatchSource, run
-from limbeck.train.timing import engine_for
+from limbeck.train.timing import resolve_precision
 
 FOR_EVER = 10**9
 """Epochs: no variant comes to an end."""
@@ -95,7 +95,7 @@ def pick_engine(case: Case) -> Engine:
     networks, training = case.networks(), training_of(case)
     batches = training_batches(case.data, training, seed=0, engine=make_engine(device="cpu", precision="32"))
     stages = first_stage(case, networks, training)
-    return engine_for(stages, networks, batches, device="cpu", precision="auto", compile=False)
+    return resolve_precision(stages, networks, batches, device="cpu", precision="auto")
 
 
 def training_of(case: Case) -> Training:

@@ -214,7 +214,7 @@ def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine
         except Exception as error:  # the network may be the user's, and the compiler raises many kinds
             why = "it is TorchScript" if scripted(networks[name]) else reason(error)
             raise CannotCompile(
-                f"compile is true, but the {name} cannot be compiled: {why}; leave compile at auto, or set it to false"
+                f"compile is true, but the {name} cannot be compiled: {why}; set compile to false"
             ) from error
 
 

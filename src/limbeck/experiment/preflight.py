@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -25,7 +24,7 @@ from limbeck.recipe.read import reread
 from limbeck.taps import shapes
 from limbeck.train.engine import Engine, Precision, make_engine
 from limbeck.train.freeze import frozen_parts
-from limbeck.train.timing import engine_for
+from limbeck.train.timing import resolve_precision
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def resolved(recipe: Recipe, folder: Path) -> Recipe:
     if not file.is_file():
         return recipe
     known = reread(file)
-    update = {key: getattr(known, key) for key in ("device", "precision", "compile") if getattr(recipe, key) == "auto"}
+    update = {key: getattr(known, key) for key in ("device", "precision") if getattr(recipe, key) == "auto"}
     if recipe.cache.use in ("auto", known.cache.use):
         said = recipe.cache.model_dump(exclude_none=True, exclude={"use"})
         update["cache"] = known.cache.model_copy(update=said)
@@ -187,16 +186,16 @@ def resolve_auto(
     cache: CacheBlock,
     device: str,
     precision: Precision,
-    compile: bool | Literal["auto"],  # noqa: A002 (what torch calls it)
+    compile: bool,  # noqa: A002 (what torch calls it)
     folder: Path,
 ) -> tuple[CacheBlock, Engine]:
     """The cache and the engine with all that `auto` stands for decided for these stages; ``folder`` is the run's.
 
     Raises:
-        LimbeckError: what is asked for cannot be had; see `decide` and `engine_for`.
+        LimbeckError: what is asked for cannot be had; see `decide` and `resolve_precision`.
     """
-    if compile not in (True, False, "auto"):
-        raise LimbeckError(f"compile is {compile!r}: allowed are True, False and 'auto'")
+    if compile not in (True, False):
+        raise LimbeckError(f"compile is {compile!r}: allowed are True and False")
     sizes = shapes(networks, teacher_taps(stages), probe(data))
     cache = decide(
         cache,
@@ -210,5 +209,6 @@ def resolve_auto(
     plain = make_engine(device=device, precision="32")
     batches = training_batches(data, cached(training, cache), seed=seed, engine=plain)
     stored = teacher_taps(stages) if cache.use else frozenset()
-    engine = engine_for(stages, networks, batches, device=device, precision=precision, compile=compile, stored=stored)
-    return cache, engine
+    return cache, resolve_precision(
+        stages, networks, batches, device=device, precision=precision, compile=compile, stored=stored
+    )

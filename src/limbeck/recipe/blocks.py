@@ -220,7 +220,7 @@ class Recipe(Checked):
     seeds: Annotated[tuple[Seed, ...], Field(max_length=1000)] = (0,)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool = False
     allow: tuple[Refusal, ...] = ()
     cache: Annotated[CacheBlock, BeforeValidator(_kept)] = CacheBlock()
     evaluate: EvaluateBlock = EvaluateBlock()
