@@ -133,6 +133,16 @@ class Stage:
     finish: Callable[[], None] | None = None  # after the last epoch, such as to take over the teacher's classifier
     notes: tuple[str, ...] = ()  # what the method chose by itself and a user should know; shown before training
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The names of the networks that learn, whole or in part, each once."""
+        return tuple(dict.fromkeys(name.partition(".")[0] for name in self.learns))
+
+    @property
+    def reads(self) -> tuple[Tap, ...]:
+        """What the terms read, each tap once."""
+        return tuple(dict.fromkeys(tap for term in self.terms.values() for tap in term.reads))
+
 
 @dataclass(frozen=True)
 class Section:

@@ -293,7 +293,7 @@ class Experiment:
         watched = track(job, sum(lengths), batches)
         yield Started(job, sum(lengths[: state["stage"]]) + state["epoch"] if state else 0, sum(lengths))
         for epoch in run(stages, networks, watched, self.engine, store=store, state=state):
-            learning = any(part.partition(".")[0] == "student" for part in stages[epoch.position].learns)
+            learning = "student" in stages[epoch.position].networks
             validation = self._validation(network) if learning else None
             self.folder.log(log_line(name, epoch, validation))
             if learning and epoch.number == epoch.epochs and epoch.position + 1 < len(stages):
