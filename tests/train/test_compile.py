@@ -12,7 +12,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.train.compile import GRAPHS, CannotCompile, as_it_is, check_alike, compiled_loss, compiled_reader
-from limbeck.train.fuse import lean
+from limbeck.train.fuse import fuse
 
 compiles = pytest.mark.skipif(
     not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")), reason="no C++ compiler"
@@ -84,7 +84,7 @@ def step(loss, reads, seed):
 def test_a_compiled_reader_gives_the_tensors_that_taps_give():
     inputs = torch.randn(3, 3, 8, 8)
     taps = [Tap("teacher", "act", "output", 0), Tap("teacher", "norm"), Tap("teacher", "conv", "input")]
-    network = lean(Net(), inputs, taps, precision="32", channels_last=False).network
+    network, _ = fuse(Net(), inputs, taps, precision="32", channels_last=False)
     before = torch._inductor.config.freezing
     reader = compiled_reader(network, inputs, taps)
     made, other = graphs(), torch.randn(3, 3, 8, 8)
@@ -112,7 +112,7 @@ def test_a_compiled_reader_gives_the_tensors_that_taps_give():
 @compiles
 def test_a_compiled_reader_keeps_to_the_callers_autocast():
     inputs, taps = torch.randn(3, 3, 8, 8), [Tap("teacher", "norm"), Tap("teacher")]
-    network = lean(Net(), inputs, taps, precision="bf16", channels_last=True).network
+    network, _ = fuse(Net(), inputs, taps, precision="bf16", channels_last=True)
     with torch.autocast("cpu", torch.bfloat16):
         reader = compiled_reader(network, inputs, taps)
         made = graphs()

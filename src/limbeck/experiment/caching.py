@@ -2,13 +2,12 @@
 
 import math
 import secrets
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from limbeck.cache import (
@@ -29,14 +28,15 @@ from limbeck.cache import (
     rows_for,
     verify,
 )
-from limbeck.core import Batch, LimbeckError, Outputs, Reader, Stage, Tap
+from limbeck.core import LimbeckError, Outputs, Reader, Stage, Tap
 from limbeck.data import Data
 from limbeck.experiment.arms import teacher_of
 from limbeck.experiment.events import Job, StoreEstimate, StoreProgress
 from limbeck.experiment.plan import NO_AUGMENTATION, Training, training_batches
 from limbeck.recipe.blocks import CacheBlock, Recipe, TeacherBlock
-from limbeck.taps import Taps, evaluation_mode
+from limbeck.taps import evaluation_mode
 from limbeck.train.engine import Engine
+from limbeck.train.readers import network_reader
 
 MOST = 2**30
 """Bytes up to which `auto` keeps outputs."""
@@ -52,11 +52,9 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 def teacher_taps(stages: Sequence[Stage]) -> frozenset[Tap]:
     """What the stages read of the teacher; nothing where one of them changes it."""
-    if any(name.partition(".")[0] == "teacher" for stage in stages for name in stage.learns):
+    if any("teacher" in stage.networks for stage in stages):
         return frozenset()
-    return frozenset(
-        tap for stage in stages for term in stage.terms.values() for tap in term.reads if tap.source == "teacher"
-    )
+    return frozenset(tap for stage in stages for tap in stage.reads if tap.source == "teacher")
 
 
 def decide(
@@ -134,20 +132,9 @@ def fingerprint(
 
 @contextmanager
 def reading(teacher: nn.Module, taps: frozenset[Tap], few: Tensor, engine: Engine) -> Iterator[Reader]:
-    """A way to the teacher's tensors for any batch: eval mode, no gradient, the engine's precision.
-
-    Where the engine compiles, the first batch compiles what is run, for its size.
-    """
-    quick = engine.lean(engine.place(teacher), few, list(taps))
-    tapped = None if engine.compile else Taps({"teacher": quick}, taps)
-    source: Reader = engine.reader(quick, list(taps)) if tapped is None else tapped.read
-
-    def read(batch: Batch) -> Mapping[Tap, Tensor]:
-        with torch.no_grad(), engine.autocast():
-            return source(batch)
-
-    with evaluation_mode([quick]), tapped or nullcontext():
-        yield read
+    """A reader of the teacher, which is in eval mode inside the block; see `limbeck.train.readers.network_reader`."""
+    with evaluation_mode([engine.place(teacher)]):
+        yield network_reader(teacher, taps, few, engine)
 
 
 def keep(

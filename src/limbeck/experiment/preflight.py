@@ -24,6 +24,7 @@ from limbeck.recipe.read import reread
 from limbeck.taps import shapes
 from limbeck.train.engine import Engine, Precision, make_engine
 from limbeck.train.freeze import frozen_parts
+from limbeck.train.readers import unfused
 from limbeck.train.timing import resolve_precision
 
 
@@ -83,6 +84,8 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
             notes += _looked_at(
                 planned, data, engine, stored if own_arm else frozenset(), runs=table is None or not own_arm
             )
+        inputs = probe(data).inputs.to(engine.device)
+        notes += unfused(stages, networks, inputs, engine, table=stored if table else frozenset())
         if block is not None and block.weights and block.init == "as_is":
             learns = teaches(stages)
             notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns).notes

@@ -38,7 +38,7 @@ def compiled_reader(network: nn.Module, inputs: Tensor, taps: Iterable[Tap]) -> 
     Make it where it will be used: under the same autocast, and outside a `Taps` block.
 
     Args:
-        network: frozen and in eval mode, such as `limbeck.train.fuse.lean` gives; left as it is.
+        network: frozen and in eval mode, such as `limbeck.train.fuse.fuse` gives; left as it is.
         inputs: (N, ...) inputs of a full batch, on the network's device.
         taps: what to read of it.
 
@@ -65,6 +65,16 @@ def compiled_reader(network: nn.Module, inputs: Tensor, taps: Iterable[Tap]) -> 
             return dict(zip(wanted, graph(given), strict=True))
 
     return read
+
+
+def compiled_on_maps(loss: Loss) -> Loss:
+    """A `compiled_loss` in calls that read feature maps, the loss in others, where compiling gains nothing."""
+    fast = compiled_loss(loss)
+
+    def evaluate(*reads: Tensor) -> Tensor:
+        return fast(*reads) if any(read.dim() > 2 for read in reads) else loss(*reads)
+
+    return evaluate
 
 
 def compiled_loss(loss: Loss) -> Loss:

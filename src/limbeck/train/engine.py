@@ -1,19 +1,17 @@
-"""Device, precision, memory layout and compilation."""
+"""Where and in which precision networks run."""
 
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from limbeck.core import Batch, LimbeckError, Loss, Reader, Tap
-from limbeck.train.fuse import lean, runs_channels_last
+from limbeck.core import LimbeckError
 
 Precision = Literal["auto", "32", "bf16"]
 
@@ -29,7 +27,7 @@ class Engine:
 
     @property
     def decided(self) -> dict[str, Any]:
-        """Device, precision, why this one, and whether it compiles, as plain values."""
+        """The fields as plain values, for a run's records."""
         picked = {"device": str(self.device), "precision": self.precision, "why": self.reason}
         return {**picked, "compile": self.compile}
 
@@ -47,63 +45,14 @@ class Engine:
 
     @contextmanager
     def without_autocast(self) -> Iterator[None]:
-        """Inside the block an autocast of the caller's ends, so that losses see what `autocast` leaves them.
+        """Inside the block an autocast of the caller's is off, so that losses run in 32 bits.
 
-        So do the casts that it holds: one made without gradients would be taken where a gradient is wanted.
+        Its cache of cast weights is cleared: one cast without gradients would be used where a gradient is needed.
         """
         kind = self.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             torch.clear_autocast_cache()
             yield
-
-    @contextmanager
-    def layout(self, networks: Iterable[nn.Module], inputs: Tensor) -> Iterator[None]:
-        """Inside the block, the weights of networks that learn and run in channels_last lie so in memory.
-
-        Those that come so stay so.
-        """
-        others = [network for network in networks if not _lies_channels_last(network)]
-        moved = [network for network in others if runs_channels_last(network, inputs, learns=True)]
-        for network in moved:
-            network.to(memory_format=torch.channels_last)
-        try:
-            yield
-        finally:
-            for network in moved:
-                network.to(memory_format=torch.contiguous_format)
-
-    def lean(self, network: nn.Module, inputs: Tensor, taps: Sequence[Tap]) -> nn.Module:
-        """A copy of a frozen network that gives the same tensors faster; see `limbeck.train.fuse.lean`."""
-        fits = runs_channels_last(network, inputs)
-        return lean(network, inputs, taps, precision=self.precision, channels_last=fits).network
-
-    def reader(self, network: nn.Module, taps: Sequence[Tap]) -> Reader:
-        """A frozen network's tensors through compiled code; compiled at the first batch, for its size.
-
-        Raises:
-            CannotCompile: at the first batch, the network cannot be one graph, or comes out otherwise.
-        """
-        from limbeck.train.compile import compiled_reader  # the compiler takes a second to import
-
-        made: list[Callable[[Tensor], Mapping[Tap, Tensor]]] = []
-
-        def read(batch: Batch) -> Mapping[Tap, Tensor]:
-            if not made:
-                made.append(compiled_reader(network, batch.inputs, taps))
-            return made[0](batch.inputs)
-
-        return read
-
-    def compiled(self, loss: Loss) -> Loss:
-        """A loss that reads maps through compiled code; on logits and features that gains nothing."""
-        from limbeck.train.compile import compiled_loss
-
-        fast = compiled_loss(loss)
-
-        def chosen(*reads: Tensor) -> Tensor:
-            return fast(*reads) if any(read.dim() > 2 for read in reads) else loss(*reads)
-
-        return chosen
 
     def generators(self) -> dict[str, Tensor]:
         """The state of every generator that training draws from."""
@@ -115,7 +64,7 @@ class Engine:
         return states
 
     def restore_generators(self, states: dict[str, Tensor]) -> None:
-        """Put back what `generators` gave."""
+        """Set the generators to the states that `generators` gave."""
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and self.device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"], self.device)
@@ -146,23 +95,6 @@ def make_engine(
     if compile and not can_compile(place):
         raise LimbeckError(f"compile is true, but the {place.type} has no compiler: g++, clang++ or triton")
     return Engine(place, picked, reason, compile)
-
-
-def as_parameters_lie(optimizer: Optimizer) -> None:
-    """Lay a restored optimizer's tensors in memory as their parameters.
-
-    Fused steps on a CPU go through memory in order: where the momentum lies in another format than its weight, as after
-    a checkpoint of another machine, they would mix it up without a word.
-    """
-    for parameter, held in optimizer.state.items():
-        for name, value in held.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _lies_channels_last(network: nn.Module) -> bool:
-    weights = [weight for weight in network.parameters() if weight.dim() == 4 and not weight.is_contiguous()]
-    return any(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
 def pick_device(device: str) -> torch.device:

@@ -17,8 +17,10 @@ from limbeck.core import Batch, LimbeckError, Loss, Networks, Outputs, Stage, Ta
 from limbeck.taps import Taps, evaluation_mode
 from limbeck.train.divergence import Diverged as Diverged
 from limbeck.train.divergence import NotFinite, cause
-from limbeck.train.engine import Engine, as_parameters_lie
-from limbeck.train.freeze import Versions, frozen, frozen_modules, frozen_readers, learners
+from limbeck.train.engine import Engine
+from limbeck.train.freeze import Versions, frozen, frozen_modules, learners
+from limbeck.train.memory_format import channels_last, match_parameters
+from limbeck.train.readers import frozen_readers
 
 
 class BatchSource(Protocol):
@@ -141,7 +143,8 @@ def run(
     for network in networks.values():
         engine.place(network)
     steps = [Step(stage, networks) for stage in stages]
-    with engine.layout([networks[name] for name in _learning(stages)], batches.example_inputs()):
+    learning = dict.fromkeys(name for stage in stages for name in stage.networks)
+    with channels_last([networks[name] for name in learning], batches.example_inputs()):
         if state is not None:
             nn.ModuleList(steps).load_state_dict(state["modules"])
         for position in range(state["stage"] if state else 0, len(stages)):
@@ -169,23 +172,23 @@ def _stage(
         engine.place(step)
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])
-            as_parameters_lie(optimizer)
+            match_parameters(optimizer)
         if engine.compile:
-            step.compile(engine.compiled)
-        reads = [tap for term in stage.terms.values() for tap in term.reads]
-        learns = {name.partition(".")[0] for name in stage.learns}
-        copied: Versions | None = None
+            from limbeck.train.compile import compiled_on_maps  # the compiler takes a second to import
+
+            step.compile(compiled_on_maps)
+        read: Versions | None = None
         if state is not None:
             engine.restore_generators(state["generators"])
         for number in range(state["epoch"] if state else 0, stage.epochs):
             start = time.perf_counter()
             if stage.prepare is not None:
                 stage.prepare(TrainingSweep(number, networks, batches, engine))
-            versions = Versions(network for name, network in networks.items() if name not in learns)
-            # at first, and when a network that rests was changed between epochs
-            if copied is None or versions.numbers != copied.numbers:
-                quick, readers = frozen_readers(stage, networks, batches.example_inputs(), engine, store)
-                taps, copied = Taps(quick, reads, learns=learns, readers=readers), versions
+            versions = Versions(network for name, network in networks.items() if name not in stage.networks)
+            # in the first epoch, and where a frozen network was changed since the last one
+            if read is None or versions.numbers != read.numbers:
+                readers = frozen_readers(stage, networks, batches.example_inputs(), engine, store)
+                taps, read = Taps(networks, stage.reads, learns=stage.networks, readers=readers), versions
             try:
                 with taps, engine.without_autocast():
                     step.train()
@@ -193,7 +196,9 @@ def _stage(
                         part.training = False
                     means, images = _epoch(stage, number, step, taps, optimizer, rates, batches, engine)
             except NotFinite as first:
-                still = Taps(quick, [tap for tap in reads if tap.source not in learns], readers=readers)
+                still = Taps(
+                    networks, [tap for tap in stage.reads if tap.source not in stage.networks], readers=readers
+                )
                 sweep = TrainingSweep(number, networks, batches, engine)
                 raise Diverged(_explained(stage, number, first, still, batches, engine, sweep)) from None
             yield Epoch(
@@ -294,11 +299,6 @@ def _snapshot(position: int, epoch: int, steps: Sequence[Step], optimizer: Any, 
     }
 
 
-def _learning(stages: Sequence[Stage]) -> list[str]:
-    """The networks that learn in some stage."""
-    return list(dict.fromkeys(name.partition(".")[0] for stage in stages for name in stage.learns))
-
-
 def _full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
@@ -315,7 +315,7 @@ def _explained(
             why = cause(batch, still.read(batch), sweep)
         if why:
             return f"{head}, because {why}; correct that, or leave these samples out"
-    learning = " and ".join(dict.fromkeys(name.partition(".")[0] for name in stage.learns)) or "what the losses hold"
+    learning = " and ".join(stage.networks) or "what the losses hold"
     if number == 0 and first.step == 0:
         return (
             f"{head}, before anything was learnt, from finite inputs: look for NaN in the weights and the forward of "
