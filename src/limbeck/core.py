@@ -76,7 +76,7 @@ def tap(source: str, text: str) -> Tap:
 
 
 Reader = Callable[[Batch], Mapping[Tap, Tensor]]
-"""Another way to a frozen network's tensors than running it: from a store, or compiled."""
+"""How a frozen network's tensors are read: from a fused copy, compiled, or from a store."""
 
 TARGETS = Tap("batch", "targets")
 """The labels of the batch."""
