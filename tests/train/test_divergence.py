@@ -116,7 +116,7 @@ def test_a_student_that_gives_nan_at_once_is_not_blamed_on_the_learning_rate():
 def test_what_diverges_by_its_learning_rate_is_told_so():
     message = told(Source(), plain(), rate=1e30)
     assert "the inputs and the frozen networks are finite: lower the learning rate or the term's weight" in message
-    assert message.endswith("the weights of student are of no more use")
+    assert message.endswith("the weights of student have no meaning any more")
 
 
 def test_a_store_that_holds_nan_is_named_though_the_teacher_is_finite():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from limbeck.core import Batch, LimbeckError, Loss, Networks, Outputs, Stage, Tap
+from limbeck.core import Batch, LimbeckError, Loss, Networks, Outputs, Reader, Stage, Tap
 from limbeck.taps import Taps, evaluation_mode
 from limbeck.train.divergence import Diverged as Diverged
 from limbeck.train.divergence import NotFinite, cause
@@ -197,11 +197,7 @@ def _stage(
                         part.training = False
                     means, images = _epoch(stage, number, step, taps, optimizer, rates, batches, engine)
             except NotFinite as first:
-                still = Taps(
-                    networks, [tap for tap in stage.reads if tap.source not in stage.networks], readers=readers
-                )
-                sweep = TrainingSweep(number, networks, batches, engine)
-                raise Diverged(_explained(stage, number, first, still, batches, engine, sweep)) from None
+                raise Diverged(_explained(stage, number, first, networks, readers, batches, engine)) from None
             yield Epoch(
                 stage=stage.name,
                 position=position,
@@ -287,9 +283,8 @@ class _Means:
             bad = ~steps.isfinite()
             first = int(bad.any(dim=1).int().argmax())
             places = bad[first].nonzero().flatten().tolist()
-            raise NotFinite(
-                self._steps - len(steps) + first, places or range(values)
-            )  # all finite: their sum overflowed
+            places = places or list(range(values))  # all are finite where their sum overflowed
+            raise NotFinite(self._steps - len(steps) + first, places)
 
 
 def _snapshot(position: int, epoch: int, steps: Sequence[Step], optimizer: Any, engine: Engine) -> dict[str, Any]:
@@ -307,15 +302,23 @@ def _full(tensor: Tensor) -> Tensor:
 
 
 def _explained(
-    stage: Stage, number: int, first: NotFinite, still: Taps, batches: BatchSource, engine: Engine, sweep: TrainingSweep
+    stage: Stage,
+    number: int,
+    first: NotFinite,
+    networks: Networks,
+    readers: Mapping[str, Reader],
+    batches: BatchSource,
+    engine: Engine,
 ) -> str:
-    """What became NaN or infinite, when, and where that came from; ``still`` are the taps of the frozen networks."""
+    """What became NaN or infinite, when, and where that came from."""
     names = [*stage.terms, "loss"]
     what = f"{', '.join(names[place] for place in first.places)} became NaN or infinite"
     head = f"stage {stage.name!r}, epoch {number + 1}: {what} at step {first.step + 1} of {len(batches)}"
+    frozen_taps = Taps(networks, [tap for tap in stage.reads if tap.source not in stage.networks], readers=readers)
+    sweep = TrainingSweep(number, networks, batches, engine)
     for batch in islice(batches(number), first.step, first.step + 1):  # the batch of that step
-        with still, torch.no_grad(), engine.without_autocast(), engine.autocast():
-            why = cause(batch, still.read(batch), sweep)
+        with torch.no_grad(), engine.without_autocast():
+            why = cause(batch, frozen_taps.read(batch), sweep)
         if why:
             return f"{head}, because {why}; correct that, or leave these samples out"
     learning = " and ".join(stage.networks) or "what the losses hold"
