@@ -60,7 +60,8 @@ def network_reader(network: nn.Module, taps: Iterable[Tap], inputs: Tensor, engi
         CannotCompile: at the first batch, the network cannot be one graph, or the compiled tensors differ.
     """
     taps = tuple(taps)
-    fused, _ = _fused(network, taps, inputs, engine)
+    fits = runs_channels_last(network, inputs)
+    fused, _ = fuse(network, inputs, taps, precision=engine.precision, channels_last=fits)
     if engine.compile:
         return _compiled(fused, taps, engine)
     tapped = Taps({tap.source: fused for tap in taps}, taps)
@@ -92,7 +93,10 @@ def unfused(
         for name, taps in frozen_taps(stage, networks).items()
         if not table >= set(taps)
     }
-    reasons = [(name, _fused(engine.place(networks[name]), taps, inputs, engine)[1]) for name, taps in found]
+    reasons = []
+    for name, taps in found:  # the memory format, which takes as long to check again, changes no reason
+        network = engine.place(networks[name])
+        reasons.append((name, fuse(network, inputs, taps, precision=engine.precision, channels_last=False)[1]))
     return tuple(dict.fromkeys(f"the {name} is not fused in full: {reason}" for name, reason in reasons if reason))
 
 
@@ -121,11 +125,6 @@ class Resident:
             self._there = {tap: torch.cat([part[tap] for part in parts]).to(self._device) for tap in self.taps}
             self._view = view
         return {tap: values[index] for tap, values in self._there.items()}
-
-
-def _fused(network: nn.Module, taps: tuple[Tap, ...], inputs: Tensor, engine: Engine) -> tuple[nn.Module, str]:
-    fits = runs_channels_last(network, inputs)
-    return fuse(network, inputs, taps, precision=engine.precision, channels_last=fits)
 
 
 def _compiled(network: nn.Module, taps: tuple[Tap, ...], engine: Engine) -> Reader:
