@@ -31,10 +31,10 @@ from limbeck.optimizers import adam
 from limbeck.recipe.read import read, smoke
 from limbeck.schedules import constant
 from limbeck.taps import Taps
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import Diverged, TrainingSweep, run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 
 
 @cache
@@ -231,7 +231,7 @@ def test_resumes_to_the_same_bits_after_each_epoch_of_each_stage(name):
 
 @every_method
 def test_works_in_bf16(name):
-    trial = train(name, epochs=1, engine=Engine(device="cpu", precision="bf16"))
+    trial = train(name, epochs=1, engine=make_engine(device="cpu", precision="bf16"))
     for values in trial.final.values():
         assert all(tensor.isfinite().all() for tensor in values.values() if tensor.is_floating_point())
 

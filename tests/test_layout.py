@@ -173,11 +173,6 @@ def test_what_torch_saved_is_only_read_where_it_may_hold_no_code():
     assert all(words.get("weights_only") == "True" for calls in found.values() for words in calls)
 
 
-def test_only_the_engine_knows_its_library():
-    libraries = {"lightning_fabric", "lightning"}
-    assert {name for name, tree in TREES.items() if outside(tree) & libraries} == {"train/engine"}
-
-
 def test_only_the_command_line_talks():
     def prints(tree):
         calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]

@@ -10,7 +10,7 @@ from limbeck.experiment.workspace import Training, training_batches
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 README = Path(__file__).parents[1] / "README.md"
@@ -53,7 +53,7 @@ def test_the_method_in_contributing_works_and_its_connector_learns(teacher):
     }
     data = limbeck.arrays(torch.randn(30, 3, 8, 8), torch.arange(30) % 3)
     setting = Training(3, 8, sgd(lr=0.05), constant())
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     (stage,) = plan(found["angle"], nets, data, setting)
     connector = stage.terms["angle"].loss.connector
     before = connector.weight.clone()

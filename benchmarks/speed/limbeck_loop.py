@@ -18,9 +18,9 @@ from limbeck.optimizers import sgd
 from limbeck.options import call, fill
 from limbeck.recipe.blocks import CacheBlock
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import Engine, make_engine
 from limbeck.train.loop import BatchSource, run
-from limbeck.train.timing import engine_for
+from limbeck.train.timing import resolve_precision
 
 ENDLESS = 10**9
 """Epochs: the benchmark decides when to stop."""
@@ -97,7 +97,7 @@ def engine_of(precision: Literal["32", "bf16"], *, compiled: bool = False) -> En
     Raises:
         LimbeckError: compiling was asked for and there is no compiler.
     """
-    return Engine(device="cpu", precision=precision, compile=compiled)
+    return make_engine(device="cpu", precision=precision, compile=compiled)
 
 
 def pick_engine(case: Case) -> Engine:
@@ -105,7 +105,7 @@ def pick_engine(case: Case) -> Engine:
     networks, training = case.networks(), training_of(case)
     batches = training_batches(case.data, training, seed=0, engine=engine_of("32"))
     stages = first_stage(case, networks, training)
-    return engine_for(stages, networks, batches, device="cpu", precision="auto", compile=False)
+    return resolve_precision(stages, networks, batches, device="cpu", precision="auto")
 
 
 def training_of(case: Case) -> Training:

@@ -63,7 +63,7 @@ def distill(
     baseline: bool = True,
     device: str = "auto",
     precision: Precision = "auto",
-    compile: bool | Literal["auto"] = "auto",  # noqa: A002 (what torch calls it)
+    compile: bool = False,  # noqa: A002 (what torch calls it)
     cache: bool | Literal["auto"] | Mapping[str, Any] = "auto",
     teacher_output: str | None = None,
     student_output: str | None = None,
@@ -96,12 +96,12 @@ def distill(
         schedule: of the learning rate, likewise.
         augment: random changes of the training images; none by default.
         seed: of the data's order, the augmentation and dropout. The same seed gives the same student, bit-identical on
-            a CPU if ``precision`` and ``compile`` are the same; ``auto`` decides them by timing.
+            a CPU if ``precision``, which ``auto`` decides by timing, and ``compile`` are the same.
         seeds: several seeds instead of ``seed``: the result then has means and deviations over them.
         baseline: also train a copy of the student without the teacher, as the evidence of what the teacher brought.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``32`` or ``bf16``.
-        compile: compile the teacher and the losses on maps, or ``auto``: where the training is long enough to gain.
+        compile: compile the teacher and the losses on feature maps; see docs/speed.md for when that pays.
         cache: compute the teacher's outputs once and read them back: True, False, ``auto`` (if only rounding changes),
             or a block such as ``{"views": 4, "dtype": "float16", "folder": "outputs"}``. Without a folder they are
             stored in ``out``, or in a temporary folder.

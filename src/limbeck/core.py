@@ -76,7 +76,7 @@ def tap(source: str, text: str) -> Tap:
 
 
 Reader = Callable[[Batch], Mapping[Tap, Tensor]]
-"""Gives a frozen network's tensors for a batch: from a store, from a compiled copy, or by a forward pass."""
+"""How a frozen network's tensors are read: from a fused copy, compiled, or from a store."""
 
 TARGETS = Tap("batch", "targets")
 """The labels of the batch."""

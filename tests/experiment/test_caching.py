@@ -26,10 +26,10 @@ from limbeck.experiment.workspace import Training, training_batches
 from limbeck.optimizers import sgd
 from limbeck.recipe.blocks import CacheBlock, TeacherBlock
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 LOGITS = frozenset({from_teacher()})
 
 
@@ -163,7 +163,7 @@ def test_the_fingerprint_knows_all_that_the_numbers_depend_on(part):
         ),
         "taps": lambda: fingerprint(block, teacher, frozenset({Tap("teacher", "", "input")}), data, training(), ENGINE),
         "precision": lambda: fingerprint(
-            block, teacher, LOGITS, data, training(), Engine(device="cpu", precision="bf16")
+            block, teacher, LOGITS, data, training(), make_engine(device="cpu", precision="bf16")
         ),
     }[part]()
     differing = [name for name in base.__dataclass_fields__ if getattr(base, name) != getattr(changed, name)]
@@ -204,7 +204,7 @@ def convolution():
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_a_stored_row_is_what_the_teacher_gives_on_the_very_image_that_is_trained_on(tmp_path, precision):
-    data, teacher, engine = pictures(), convolution(), Engine(device="cpu", precision=precision)
+    data, teacher, engine = pictures(), convolution(), make_engine(device="cpu", precision=precision)
     block = CacheBlock(use=True, views=3, seed=9, dtype="float32")
     way = cached(training(augment=Augment(**IMAGES), exclude=(1,)), block)
     taps = frozenset({from_teacher(), from_teacher("0")})
@@ -236,7 +236,7 @@ def test_low_precision_is_seen_in_what_is_kept(tmp_path):
                 LOGITS,
                 data,
                 training(),
-                Engine(device="cpu", precision=precision),
+                make_engine(device="cpu", precision=precision),
             )
         ).read(torch.arange(24), 0)[from_teacher()]
         for precision in ("32", "bf16")

@@ -1,6 +1,7 @@
 """What cannot be right is refused before any training, by name, and can be allowed."""
 
 import copy
+import dataclasses
 import re
 import threading
 
@@ -21,9 +22,9 @@ from limbeck.methods import METHODS
 from limbeck.models import Ensemble
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 CLASSES = ("cat", "dog", "eel", "fox")
 
 
@@ -525,8 +526,7 @@ def test_an_exported_student_is_refused():
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_compiled_is_refused_where_compiling_is_asked_for():
-    engine = copy.copy(ENGINE)
-    engine.compile = True
+    engine = dataclasses.replace(ENGINE, compile=True)
     given, how = data(), training()
     networks = {"student": mlp(), "teacher": scripted(mlp())}
     stages = plan(METHODS["kd"], networks, given, how)

@@ -9,10 +9,10 @@ from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Term, from_student
 from limbeck.experiment.resuming import check_state
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 RATES = {"sgd": {"lr": 0.1}, "adam": {}, "adamw": {}, "rmsprop": {"lr": 0.01}}
 
 

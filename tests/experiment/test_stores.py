@@ -1,7 +1,5 @@
 """The commands about a store, and the runs that use one."""
 
-import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -138,21 +136,9 @@ def test_what_auto_decided_holds_on_resume():
     assert (said.precision, said.cache.views) == ("32", 2)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
-def test_a_store_is_built_through_openvino_and_compared_through_torch():
-    through = ("--set", "cache.runtime=openvino")
-    limbeck_does("cache", "build", "recipe.yaml", *through)
-    assert (
-        "openvino"
-        in json.loads(Path("runs/tiny/store/teacher-seed0/manifest.json").read_text())["fingerprint"]["versions"]
-    )
-    assert limbeck_does("cache", "verify", "recipe.yaml", *through).count("random rows of") == 2
-
-
-def test_a_runtime_that_is_not_there_is_said_before_any_training(monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    shown = limbeck_does("run", "recipe.yaml", "--set", "cache.runtime=openvino", code=2)
-    assert "pip install limbeck[openvino]" in shown
+def test_a_store_has_no_choice_of_runtime():
+    shown = limbeck_does("run", "recipe.yaml", "--set", "cache.runtime=torch", code=2)
+    assert "unknown key 'runtime'" in shown
     assert not Path("runs").exists()
 
 

@@ -11,7 +11,7 @@ from limbeck.methods.ab import Boundaries, ab, boundary_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 SHAPE = (3, 16, 16)
@@ -151,9 +151,9 @@ def test_names_layers(data):
 def test_trains_both_stages(data):
     networks = pair()
     before = {name: tensor.clone() for name, tensor in networks["teacher"].state_dict().items()}
-    batches = training_batches(data, TRAINING, seed=0, engine=Engine(device="cpu", precision="32"))
+    batches = training_batches(data, TRAINING, seed=0, engine=make_engine(device="cpu", precision="32"))
     stages = plan(ab, networks, data, TRAINING)
-    epochs = list(run(stages, networks, batches, Engine(device="cpu", precision="32")))
+    epochs = list(run(stages, networks, batches, make_engine(device="cpu", precision="32")))
     assert [epoch.stage for epoch in epochs] == ["boundaries", "boundaries", "task", "task"]
     assert epochs[1].terms["boundary"] < epochs[0].terms["boundary"]
     assert all(torch.equal(before[name], tensor) for name, tensor in networks["teacher"].state_dict().items())

@@ -13,7 +13,7 @@ from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.taps import dry_run
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 DATA = arrays(torch.rand(40, 3, 16, 16), torch.arange(40) % 4)
@@ -130,7 +130,7 @@ def test_the_mean_of_a_class_map_is_the_logit():
         return student.sum()
 
     stage = planned(networks)
-    probe = next(iter(training_batches(DATA, TRAINING, seed=0, engine=Engine(device="cpu", precision="32"))(0)))
+    probe = next(iter(training_batches(DATA, TRAINING, seed=0, engine=make_engine(device="cpu", precision="32"))(0)))
     reads = stage.terms["attention"].reads
     values = dry_run(networks, {*reads, Tap("student"), Tap("teacher")}, probe)
     heads = [network.get_submodule("head") for network in networks.values()]
@@ -145,7 +145,7 @@ def test_the_students_classifier_learns_through_it_and_the_teachers_does_not():
     stage = planned(networks, hard=0)
     heads = [network.get_submodule("head").weight for network in networks.values()]
     before = [head.detach().clone() for head in heads]
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     list(run([stage], networks, training_batches(DATA, TRAINING, seed=0, engine=engine), engine))
     assert [torch.equal(head, was) for head, was in zip(heads, before, strict=True)] == [False, True]
 

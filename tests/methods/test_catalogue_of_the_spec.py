@@ -28,10 +28,10 @@ from limbeck.models.net2net import deepened, net2net, widened
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.taps import evaluation_mode
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import Step, TrainingSweep, run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 SHAPE = (3, 16, 16)
 DATA = arrays(torch.rand(24, *SHAPE, generator=torch.Generator().manual_seed(5)), torch.arange(24) % 4)
 TRAINING = Training(1, 8, sgd(lr=1e-3), constant())

@@ -11,7 +11,7 @@ from limbeck.methods.cc import PRESETS, Embedded, cc, correlation_loss, neighbou
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 DATA = arrays(torch.rand(40, 3, 16, 16), torch.arange(40) % 4)
@@ -164,7 +164,7 @@ def test_the_embeddings_learn_with_the_student():
     both, options = networks(), PRESETS["repdistiller"]
     stages = plan(partial(cc, **options), both, DATA, training())
     before = {name: value.clone() for name, value in stages[0].terms["correlation"].loss.state_dict().items()}
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     losses = [
         epoch.loss for epoch in run(stages, both, training_batches(DATA, training(), seed=0, engine=engine), engine)
     ]

@@ -19,10 +19,10 @@ from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.taps import evaluation_mode
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import TrainingSweep, run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 GENERATOR = torch.Generator().manual_seed(5)
 DATA = arrays(torch.randn(40, 6, generator=GENERATOR), torch.randint(4, (40,), generator=GENERATOR), classes="abcd")
 FEATURE = Tap("teacher", "5", "input")

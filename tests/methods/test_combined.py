@@ -18,7 +18,7 @@ from limbeck.methods.srrl import srrl
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant, linear
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 TRAINING = Training(epochs=1, batch_size=8, optimizer=sgd(lr=0.01), schedule=constant())
@@ -52,7 +52,7 @@ def test_the_objective_is_the_sum_of_the_objectives():
             replace(stage, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
             for stage in plan(method, group, given, TRAINING)
         ]
-        engine = Engine(device="cpu", precision="32")
+        engine = make_engine(device="cpu", precision="32")
         (epoch,) = run(stages, group, training_batches(given, TRAINING, seed=0, engine=engine), engine)
         values.append(epoch.loss)
     assert values[2] == pytest.approx(values[0] + values[1], rel=1e-5)
@@ -126,7 +126,7 @@ def test_what_one_of_them_prepares_is_kept():
     def preparing(setup):
         return tuple(replace(stage, prepare=lambda sweep: seen.append(sweep.epoch)) for stage in kd(setup))
 
-    group, given, engine = networks(), data(), Engine(device="cpu", precision="32")
+    group, given, engine = networks(), data(), make_engine(device="cpu", precision="32")
     stages = plan(partial(combined, parts=[srrl, preparing]), group, given, TRAINING)
     list(run(stages, group, training_batches(given, TRAINING, seed=0, engine=engine), engine))
     assert seen == [0]

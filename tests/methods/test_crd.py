@@ -13,12 +13,12 @@ from limbeck.methods.kd import soft_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 DATA = arrays(torch.rand(60, 3, 16, 16), torch.arange(60) % 4)
 TRAINING = Training(epochs=2, batch_size=16, optimizer=sgd(lr=0.01), schedule=constant())
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 CLASSES = torch.tensor([0] * 7 + [1] * 3 + [2] * 6)
 
 

@@ -16,12 +16,12 @@ from limbeck.methods.fitnets import fitnets, fitting, hint_loss, hint_map_loss, 
 from limbeck.methods.fitnets_one_stage import OneStageRegressor, fitnets_one_stage
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 DATA = arrays(torch.rand(16, 3, 16, 16), torch.arange(16) % 4)
 SETTING = Training(1, 8, sgd(lr=1e-3), constant())
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 
 
 class Transformer(nn.Module):

@@ -14,10 +14,10 @@ from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant, linear
 from limbeck.taps import dry_run
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 DATA = arrays(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)
 FORMS = ["paper", "elements", "columns"]
 ACROSS = [("stage1.0:input", "stage1"), ("stage1", "stage2"), ("stage2", "stage3")]

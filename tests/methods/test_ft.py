@@ -14,7 +14,7 @@ from limbeck.methods.ft import FactorTransfer, Paraphraser, encoder, factor_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 SHAPE = (3, 16, 16)
@@ -187,7 +187,7 @@ def test_the_forms_are_the_authors_the_papers_and_repdistillers(data):
 
 def test_trains_the_paraphraser_alone_and_then_leaves_it(data):
     networks = pair()
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     before = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
     stages = plan(ft, networks, data, TRAINING)
     encoder_ = stages[0].terms["reconstruction"].loss.encoder

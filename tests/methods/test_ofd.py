@@ -13,7 +13,7 @@ from limbeck.methods.ofd import Overhaul, margins, ofd, overhaul_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 SHAPE = (3, 16, 16)
@@ -165,7 +165,7 @@ def test_names_layers_and_norms(data):
 
 def test_trains(data):
     networks = pair()
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     batches = training_batches(data, TRAINING, seed=0, engine=engine)
     first, second = run(plan(ofd, networks, data, TRAINING), networks, batches, engine)
     assert second.terms["feature"] < first.terms["feature"]

@@ -11,7 +11,7 @@ from limbeck.methods.reviewkd import Fusion, Review, context_loss, reviewkd
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant, linear
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 SHAPE = (3, 16, 16)
@@ -192,7 +192,7 @@ def test_names_layers(data):
 
 def test_trains(data):
     networks = pair()
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     batches = training_batches(data, TRAINING, seed=0, engine=engine)
     stages = plan(partial(reviewkd, hard=0.0, warmup=0.0), networks, data, TRAINING)
     first, second = run(stages, networks, batches, engine)

@@ -12,7 +12,7 @@ from limbeck.methods.semckd import Calibration, Embedding, regressor, semckd
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 SHAPE = (3, 16, 16)
@@ -173,7 +173,7 @@ def test_names_other_numbers_of_layers(data):
 
 def test_trains_with_a_smaller_last_batch(data):
     networks = pair()
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     batches = training_batches(data, TRAINING, seed=0, engine=engine)
     first, second = run(plan(semckd, networks, data, TRAINING), networks, batches, engine)
     assert second.terms["calibration"] < first.terms["calibration"]

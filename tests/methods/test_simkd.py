@@ -17,12 +17,12 @@ from limbeck.models import build
 from limbeck.models.reuse import Reuse, apply_reuse, find_reuse, projector
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 SHAPE = (3, 16, 16)
 TRAINING = Training(epochs=2, batch_size=8, optimizer=sgd(lr=0.05), schedule=constant())
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,10 @@ from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.taps import replaced
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 FORMS = ["l2", "ce", "kl"]
 SHAPE = (3, 16, 16)
 

@@ -13,7 +13,7 @@ from limbeck.methods.vid import Information, OverLayers, vid
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 
 SECTIONS = [f"stage{number}" for number in (1, 2, 3)]
@@ -196,7 +196,7 @@ def test_the_regressors_and_the_variance_learn_with_the_student():
     both = networks()
     stages = plan(vid, both, DATA, TRAINING)
     before = {name: value.clone() for name, value in stages[0].terms["information"].loss.state_dict().items()}
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     losses = [
         epoch.loss for epoch in run(stages, both, training_batches(DATA, TRAINING, seed=0, engine=engine), engine)
     ]

@@ -17,7 +17,7 @@ from limbeck.models.outputs import find, install
 from limbeck.taps import Taps
 from limbeck.train.compile import traced
 from limbeck.train.copies import copy_of
-from limbeck.train.fuse import lean
+from limbeck.train.fuse import fuse
 
 CLASSES = 3
 Pair = namedtuple("Pair", "features logits")
@@ -216,15 +216,15 @@ def test_a_member_that_is_refused_leaves_no_hook_on_the_others():
     assert not members[0]._forward_hooks
 
 
-def test_taps_the_lean_copy_and_the_tracer_read_the_logits():
+def test_taps_the_fused_copy_and_the_tracer_read_the_logits():
     network, given = Model(make_pair).eval(), batch()
     install("teacher", network, given, CLASSES)
     expected, taps = logits(network, given.inputs), (from_teacher(), from_teacher("body"))
     with torch.no_grad(), Taps({"teacher": network}, taps) as tapped:
         assert torch.equal(tapped.read(given)[Tap("teacher")], expected)
-    found = lean(network, given.inputs, taps, precision="32", channels_last=False)
-    assert found.folded == ("body.1",)
-    assert torch.allclose(found.network(given.inputs), expected, atol=1e-6)
+    fused, reason = fuse(network, given.inputs, taps, precision="32", channels_last=False)
+    assert (type(fused.get_submodule("body.1")), reason) == (nn.Identity, "")
+    assert torch.allclose(fused(given.inputs), expected, atol=1e-6)
     first, _ = traced(network, given.inputs, taps).module()(given.inputs)
     assert torch.allclose(first, expected, atol=1e-6)
     assert torch.equal(copy_of(network, given.inputs)(given.inputs), expected)

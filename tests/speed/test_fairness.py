@@ -16,9 +16,9 @@ from benchmarks.speed.peer import Unavailable
 from benchmarks.speed.variants import make
 from benchmarks.speed.workloads import MOMENTUM, RATE, WEIGHT_DECAY, WORKLOADS, prepare, upto
 from limbeck.data import Augment, normalise
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 
-FP32 = Engine(device="cpu", precision="32")
+FP32 = make_engine(device="cpu", precision="32")
 TRAINING = ("plain", "plain_tuned", "torchdistill", "live", "store")
 
 
@@ -75,7 +75,7 @@ def test_a_floor_has_the_precision_that_was_picked(tiny_case, tmp_path, monkeypa
         yield 0.0
 
     monkeypatch.setattr(variants, "floor", recorded)
-    make(variant, tiny_case("mnist_mlp"), Engine(device="cpu", precision=precision), tmp_path).run(1)
+    make(variant, tiny_case("mnist_mlp"), make_engine(device="cpu", precision=precision), tmp_path).run(1)
     assert asked == [(teacher, bf16)]
 
 

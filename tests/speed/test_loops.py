@@ -18,11 +18,11 @@ from benchmarks.speed.variants import VARIANTS, make
 from benchmarks.speed.workloads import WORKLOADS, prepare, upto
 from limbeck.core import LimbeckError
 from limbeck.data import Augment, normalise
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 
 TRAINING = ("plain", "plain_tuned", "torchdistill", "live", "store")
-FP32 = Engine(device="cpu", precision="32")
-BF16 = Engine(device="cpu", precision="bf16")
+FP32 = make_engine(device="cpu", precision="32")
+BF16 = make_engine(device="cpu", precision="bf16")
 
 
 def state(network):
@@ -273,9 +273,9 @@ def test_the_compiled_variant_asks_for_compilation(tiny_case, tmp_path, monkeypa
 
     def compiling(**options):
         asked.append(options)
-        return Engine(**{**options, "compile": False})
+        return make_engine(**{**options, "compile": False})
 
-    monkeypatch.setattr(limbeck_loop, "Engine", compiling)
+    monkeypatch.setattr(limbeck_loop, "make_engine", compiling)
     picked = {"32": FP32, "bf16": BF16}[precision]
     assert math.isfinite(make("live_compiled", tiny_case("mnist_mlp"), picked, tmp_path).run(1))
     assert asked == [{"device": "cpu", "precision": precision, "compile": True}]
@@ -285,7 +285,7 @@ def test_without_a_compiler_the_compiled_variant_is_unavailable(tiny_case, tmp_p
     def refusing(**options):
         raise LimbeckError("there is no compiler")
 
-    monkeypatch.setattr(limbeck_loop, "Engine", refusing)
+    monkeypatch.setattr(limbeck_loop, "make_engine", refusing)
     with pytest.raises(Unavailable, match="there is no compiler"):
         make("live_compiled", tiny_case("kd"), FP32, tmp_path)
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from limbeck.core import LimbeckError, Tap
-from limbeck.train.compile import GRAPHS, CannotCompile, as_it_is, check_alike, compiled_loss, compiled_reader
-from limbeck.train.fuse import lean
+from limbeck.train.compile import GRAPHS, CannotCompile, check_alike, compiled_loss, compiled_reader, uncompiled
+from limbeck.train.fuse import fuse
 
 compiles = pytest.mark.skipif(
     not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")), reason="no C++ compiler"
@@ -84,11 +84,11 @@ def step(loss, reads, seed):
 def test_a_compiled_reader_gives_the_tensors_that_taps_give():
     inputs = torch.randn(3, 3, 8, 8)
     taps = [Tap("teacher", "act", "output", 0), Tap("teacher", "norm"), Tap("teacher", "conv", "input")]
-    network = lean(Net(), inputs, taps, precision="32", channels_last=False).network
+    network, _ = fuse(Net(), inputs, taps, precision="32", channels_last=False)
     before = torch._inductor.config.freezing
     reader = compiled_reader(network, inputs, taps)
     made, other = graphs(), torch.randn(3, 3, 8, 8)
-    expected = as_it_is(network, other, tuple(taps))
+    expected = uncompiled(network, other, tuple(taps))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         found = reader(other)
     assert list(found) == taps
@@ -100,7 +100,7 @@ def test_a_compiled_reader_gives_the_tensors_that_taps_give():
     assert any("convolution" in name for name in ran), ran
     assert not [name for name in ran if "mm" in name or "linear" in name], "what is above the last tap ran too"
     for unlike in (other[:2], other[:1], other.contiguous(memory_format=torch.channels_last)):  # these run as they are
-        assert torch.equal(reader(unlike)[taps[1]], as_it_is(network, unlike, tuple(taps))[taps[1]])
+        assert torch.equal(reader(unlike)[taps[1]], uncompiled(network, unlike, tuple(taps))[taps[1]])
     with torch.autocast("cpu", torch.bfloat16):
         assert reader(other)[taps[1]].dtype == torch.bfloat16
     assert graphs() == made
@@ -112,11 +112,11 @@ def test_a_compiled_reader_gives_the_tensors_that_taps_give():
 @compiles
 def test_a_compiled_reader_keeps_to_the_callers_autocast():
     inputs, taps = torch.randn(3, 3, 8, 8), [Tap("teacher", "norm"), Tap("teacher")]
-    network = lean(Net(), inputs, taps, precision="bf16", channels_last=True).network
+    network, _ = fuse(Net(), inputs, taps, precision="bf16", channels_last=True)
     with torch.autocast("cpu", torch.bfloat16):
         reader = compiled_reader(network, inputs, taps)
         made = graphs()
-        found, expected = reader(inputs), as_it_is(network, inputs, tuple(taps))
+        found, expected = reader(inputs), uncompiled(network, inputs, tuple(taps))
     assert graphs() == made
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
     assert all((found[tap] - expected[tap]).norm() < 0.02 * expected[tap].norm() for tap in taps)
@@ -157,7 +157,7 @@ def test_other_tensors_than_the_networks_are_refused(found, low, refused):
 
 
 @compiles
-def test_a_compiled_loss_is_the_loss_and_leaves_the_module_as_it_is():
+def test_a_compiled_loss_is_the_loss_and_leaves_the_module_uncompiled():
     loss, before = Moving(), graphs()
     plain = copy.deepcopy(loss)
     fast = compiled_loss(loss)
@@ -193,7 +193,7 @@ class Counting(nn.Module):
 
 
 @compiles
-def test_a_loss_that_needs_a_graph_for_each_call_is_soon_left_as_it_is():
+def test_a_loss_that_needs_a_graph_for_each_call_is_soon_left_uncompiled():
     loss, before = Counting(), graphs()
     fast = compiled_loss(loss)
     found = [fast(torch.ones(3, 2), torch.zeros(3, 2)).item() for _ in range(5)]
@@ -202,7 +202,7 @@ def test_a_loss_that_needs_a_graph_for_each_call_is_soon_left_as_it_is():
     assert graphs() == before + GRAPHS
 
 
-def test_a_loss_that_is_not_one_graph_runs_as_it_is():
+def test_a_loss_that_is_not_one_graph_runs_uncompiled():
     reads, before = (torch.randn(9, 6), torch.arange(9) % 3), graphs()
     fast = compiled_loss(by_class)
     for seed in range(2):

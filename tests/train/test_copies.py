@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils import prune, spectral_norm
 from torch.nn.utils.parametrizations import weight_norm as parametrised
 
-from limbeck.core import LimbeckError
-from limbeck.train.copies import NotCopied, copy_of, deep_copy
+from limbeck.core import LimbeckError, Tap
+from limbeck.train.copies import NotCopied, close, copy_of, deep_copy, numeric_check
 
 
 def mlp():
@@ -194,3 +194,83 @@ def test_a_copy_of_torchscript_learns():
     optimizer.step()
     assert all(parameter.requires_grad and parameter.grad is not None for parameter in made.parameters())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+# --- the numeric check
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.1, 2.0]), True),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.3, 2.0]), False),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, torch.nan]), False),
+        (torch.tensor([torch.nan]), torch.tensor([torch.nan]), False),
+        (torch.tensor([0.0]), torch.tensor([0.0]), True),
+        (torch.tensor([0.0]), torch.tensor([1e-9]), False),
+        (torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 2.0]]), False),
+        (torch.tensor([1.0]), torch.tensor([1.0]).double(), False),
+        (torch.tensor([True]), torch.tensor([False]), False),
+        (torch.zeros(0, 3), torch.zeros(0, 3), True),
+    ],
+)
+def test_close_tensors_differ_by_a_share_of_the_greatest_value(one, other, alike):
+    assert close(one, other, 0.1) is alike
+
+
+def test_tensors_of_a_device_without_64_bits_are_compared_elsewhere():
+    class Narrow(torch.Tensor):
+        def double(self):
+            raise TypeError("no float64")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    one, other = (torch.tensor([1.0, value]).as_subclass(Narrow) for value in (2.0, 2.1))
+    assert close(one, other, 0.1) is True
+
+
+def shifted(by):
+    network = mlp().eval()
+    network.load_state_dict({name: value + by for name, value in MLP.state_dict().items()})
+    return network
+
+
+MLP = mlp().eval()
+
+
+@pytest.mark.parametrize(("by", "tolerance", "same"), [(0, 0.0, True), (1e-6, 0.0, False), (1e-6, 1e-3, True)])
+def test_two_networks_are_the_same_up_to_the_tolerance(by, tolerance, same):
+    assert numeric_check(MLP, torch.randn(2, 6), [], tolerance)(shifted(by)) is same
+
+
+def test_the_tapped_tensors_are_compared_too():
+    other = shifted(0)
+    with torch.no_grad():
+        other[0].weight[0].neg_()
+        other[0].bias[0] = -99  # the ReLU hides it from the output, but not from the tap
+        MLP[0].weight[0].zero_()
+        MLP[0].bias[0] = -9
+    inputs = torch.rand(2, 6)
+    assert numeric_check(MLP, inputs, [], 1e-6)(other)
+    assert not numeric_check(MLP, inputs, [Tap("network", "0")], 1e-6)(other)
+
+
+class Above(nn.Linear):
+    """Differs from a linear layer where the second sample is the first one of a batch."""
+
+    def forward(self, inputs):
+        rows = super().forward(inputs)
+        return rows + (inputs[0, 0] > 0) if len(inputs) > 1 else rows
+
+
+def test_other_samples_than_the_given_ones_are_compared():
+    network, plain = Above(6, 3), nn.Linear(6, 3)
+    plain.load_state_dict(network.state_dict())
+    inputs = torch.tensor([[-1.0] * 6, [1.0] * 6])
+    assert torch.equal(network(inputs), plain(inputs))
+    assert not numeric_check(plain, inputs, [], 0.0)(network)
+
+
+def test_a_network_that_does_not_run_is_not_the_same():
+    assert numeric_check(MLP, torch.randn(2, 6), [], 1.0)(nn.Linear(5, 3)) is False

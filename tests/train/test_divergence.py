@@ -7,10 +7,10 @@ from limbeck.core import TARGETS, Batch, Stage, Tap, Term, from_student, from_te
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.train import loop as train
-from limbeck.train.engine import Engine
+from limbeck.train.engine import make_engine
 from limbeck.train.loop import Diverged, run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 
 
 class Source:
@@ -116,7 +116,7 @@ def test_a_student_that_gives_nan_at_once_is_not_blamed_on_the_learning_rate():
 def test_what_diverges_by_its_learning_rate_is_told_so():
     message = told(Source(), plain(), rate=1e30)
     assert "the inputs and the frozen networks are finite: lower the learning rate or the term's weight" in message
-    assert message.endswith("the weights of student are of no more use")
+    assert message.endswith("the weights of student have no meaning any more")
 
 
 def test_a_store_that_holds_nan_is_named_though_the_teacher_is_finite():

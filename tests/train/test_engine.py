@@ -1,3 +1,5 @@
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,8 +8,7 @@ from torch import nn
 from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Term, from_student
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.train import engine as module
-from limbeck.train.engine import Engine, can_compile, pick_precision
+from limbeck.train.engine import Engine, can_compile, make_engine, pick_precision
 from limbeck.train.loop import run
 
 CPU = torch.device("cpu")
@@ -17,10 +18,6 @@ CUDA = torch.device("cuda")
 @pytest.fixture
 def machine(monkeypatch):
     """A machine as described; nothing runs on it."""
-
-    class NoFabric:
-        def __init__(self, **given):
-            self.given = given
 
     def build(*, cuda=False, mps=False, amx=False, avx=False, gpu_bf16=False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
@@ -32,7 +29,6 @@ def machine(monkeypatch):
             return True if including_emulation else gpu_bf16
 
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-        monkeypatch.setattr(module, "Fabric", NoFabric)
 
     return build
 
@@ -43,15 +39,13 @@ def machine(monkeypatch):
 )
 def test_auto_takes_the_accelerator_that_is_there(machine, has, picked):
     machine(**has)
-    engine = Engine(precision="32")
-    assert engine.device.type == picked
-    assert engine._fabric.given == {"accelerator": picked, "devices": 1, "precision": "32-true"}
+    assert make_engine(precision="32").device.type == picked
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_device_that_is_asked_for_is_taken(machine, device):
     machine(cuda=True, gpu_bf16=True)
-    assert Engine(device=device).device.type == device
+    assert make_engine(device=device).device.type == device
 
 
 @pytest.mark.parametrize(
@@ -67,14 +61,14 @@ def test_a_device_that_is_asked_for_is_taken(machine, device):
 def test_a_device_that_is_not_there_is_refused(machine, device, has, listed):
     machine(**has)
     with pytest.raises(LimbeckError) as caught:
-        Engine(device=device)
+        make_engine(device=device)
     assert str(caught.value) == f"device is {device!r}: this machine has {listed}"
 
 
 @pytest.mark.parametrize("precision", ["16", "fp16", "bf16-mixed", "", 32, None])
 def test_a_precision_that_does_not_exist_is_refused(precision):
     with pytest.raises(LimbeckError) as caught:
-        Engine(device="cpu", precision=precision)
+        make_engine(device="cpu", precision=precision)
     assert str(caught.value) == f"precision is {precision!r}: allowed are auto, 32, bf16"
 
 
@@ -91,13 +85,13 @@ def test_a_precision_that_is_asked_for_is_taken(machine, precision, device, fast
     [
         (CPU, {}, True, ("32", "the CPU has no bf16 units")),
         (CPU, {"gpu_bf16": True}, True, ("32", "the CPU has no bf16 units")),
-        (CPU, {"amx": True}, None, ("32", "the CPU has bf16 units, but their speed was not tried")),
-        (CPU, {"amx": True}, True, ("bf16", "tried: faster than 32 bits")),
-        (CPU, {"avx": True}, True, ("bf16", "tried: faster than 32 bits")),
-        (CPU, {"avx": True}, False, ("32", "tried: bf16 is not faster")),
+        (CPU, {"amx": True}, None, ("32", "the CPU has bf16 units, but their speed was not measured")),
+        (CPU, {"amx": True}, True, ("bf16", "measured: faster than 32 bits")),
+        (CPU, {"avx": True}, True, ("bf16", "measured: faster than 32 bits")),
+        (CPU, {"avx": True}, False, ("32", "measured: bf16 is not faster")),
         (CUDA, {"amx": True}, True, ("32", "the GPU has no bf16 units")),
-        (CUDA, {"gpu_bf16": True}, True, ("bf16", "tried: faster than 32 bits")),
-        (CUDA, {"gpu_bf16": True}, False, ("32", "tried: bf16 is not faster")),
+        (CUDA, {"gpu_bf16": True}, True, ("bf16", "measured: faster than 32 bits")),
+        (CUDA, {"gpu_bf16": True}, False, ("32", "measured: bf16 is not faster")),
         (torch.device("mps"), {"amx": True}, True, ("32", "the MPS has no bf16 units")),
     ],
 )
@@ -108,12 +102,10 @@ def test_auto_takes_bf16_where_it_pays_and_says_why(machine, device, has, faster
 
 def test_the_engine_keeps_what_was_picked_and_why(machine):
     machine(amx=True)
-    engine = Engine(faster=True)
-    assert (engine.precision, engine.reason) == ("bf16", "tried: faster than 32 bits")
-    assert engine._fabric.given["precision"] == "bf16-mixed"
-    engine = Engine(faster=False)
-    assert (engine.precision, engine.reason) == ("32", "tried: bf16 is not faster")
-    assert engine._fabric.given["precision"] == "32-true"
+    engine = make_engine(faster=True)
+    assert (engine.precision, engine.reason) == ("bf16", "measured: faster than 32 bits")
+    engine = make_engine(faster=False)
+    assert (engine.precision, engine.reason) == ("32", "measured: bf16 is not faster")
 
 
 @pytest.mark.parametrize(("tool", "found"), [("g++", True), ("clang++", True), ("tcc", False)])
@@ -123,7 +115,7 @@ def test_a_cpu_compiles_where_there_is_a_compiler(monkeypatch, tool, found):
     assert can_compile(CPU) is found
     if not found:
         with pytest.raises(LimbeckError, match="compile is true, but the cpu has no compiler"):
-            Engine(device="cpu", precision="32", compile=True)
+            make_engine(device="cpu", precision="32", compile=True)
 
 
 def test_a_gpu_compiles_where_triton_is_installed(monkeypatch):
@@ -133,8 +125,15 @@ def test_a_gpu_compiles_where_triton_is_installed(monkeypatch):
     assert not can_compile(CUDA)
 
 
+def test_an_engine_is_a_value():
+    engine = make_engine(device="cpu", precision="32")
+    assert engine == Engine(CPU, "32", "asked for", compile=False) == make_engine(device="cpu", precision="32")
+    with pytest.raises(FrozenInstanceError):
+        engine.precision = "bf16"
+
+
 def test_a_seed_sets_the_generator():
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     engine.seed(5)
     first = torch.rand(4)
     engine.seed(5)
@@ -146,7 +145,7 @@ def test_a_seed_sets_the_generator():
 
 
 def test_generators_go_on_where_they_were_saved():
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     torch.rand(3)
     saved = engine.generators()
     drawn = torch.rand(5)
@@ -157,7 +156,7 @@ def test_generators_go_on_where_they_were_saved():
 
 
 def test_saved_generators_do_not_move_on():
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     saved = engine.generators()
     before = saved["cpu"].clone()
     torch.rand(100)
@@ -166,7 +165,7 @@ def test_saved_generators_do_not_move_on():
 
 
 def test_a_state_from_a_gpu_is_restored_on_a_cpu():
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     engine.seed(1)
     saved = engine.generators() | {"cuda": torch.zeros(16, dtype=torch.uint8)}
     drawn = torch.rand(2)
@@ -176,7 +175,7 @@ def test_a_state_from_a_gpu_is_restored_on_a_cpu():
 
 @pytest.mark.parametrize(("precision", "dtype"), [("32", torch.float32), ("bf16", torch.bfloat16)])
 def test_a_forward_runs_in_the_precision(precision, dtype):
-    engine = Engine(device="cpu", precision=precision)
+    engine = make_engine(device="cpu", precision=precision)
     network = engine.place(nn.Linear(3, 2))
     with engine.autocast():
         output = network(torch.randn(4, 3))
@@ -189,14 +188,14 @@ def test_bf16_really_rounds_as_bf16_does():
     network = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         network.weight.fill_(1.0)
-    with Engine(device="cpu", precision="bf16").autocast():
+    with make_engine(device="cpu", precision="bf16").autocast():
         assert network(torch.tensor([[1 + 2**-9]])).item() == 1.0
-    with Engine(device="cpu", precision="32").autocast():
+    with make_engine(device="cpu", precision="32").autocast():
         assert network(torch.tensor([[1 + 2**-9]])).item() == 1 + 2**-9
 
 
 def test_a_gradient_in_bf16_reaches_weights_in_32_bits():
-    engine = Engine(device="cpu", precision="bf16")
+    engine = make_engine(device="cpu", precision="bf16")
     step = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(step.parameters(), lr=0.1)
     before = step.weight.detach().clone()
@@ -229,7 +228,7 @@ def test_training_learns_and_is_the_same_twice(precision):
         network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
         stage = Stage("task", {"hard": Term(F.cross_entropy, (from_student(), TARGETS))}, 30, sgd(lr=0.3), constant())
         losses = [
-            e.loss for e in run([stage], {"student": network}, Source(), Engine(device="cpu", precision=precision))
+            e.loss for e in run([stage], {"student": network}, Source(), make_engine(device="cpu", precision=precision))
         ]
         return losses, network
 
@@ -242,10 +241,10 @@ def test_training_learns_and_is_the_same_twice(precision):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 class TestOnAGpu:
     def test_auto_takes_the_gpu(self):
-        assert Engine().device.type == "cuda"
+        assert make_engine().device.type == "cuda"
 
     def test_generators_of_the_gpu_go_on_where_they_were_saved(self):
-        engine = Engine(device="cuda", precision="32")
+        engine = make_engine(device="cuda", precision="32")
         engine.seed(1)
         saved = engine.generators()
         drawn = torch.rand(5, device="cuda"), torch.rand(5)
@@ -254,7 +253,7 @@ class TestOnAGpu:
         assert torch.equal(torch.rand(5), drawn[1])
 
     def test_a_forward_on_the_gpu_runs_in_bf16(self):
-        engine = Engine(device="cuda", precision="bf16")
+        engine = make_engine(device="cuda", precision="bf16")
         network = engine.place(nn.Linear(3, 2))
         with engine.autocast():
             assert network(torch.randn(4, 3, device="cuda")).dtype == torch.bfloat16

@@ -4,7 +4,6 @@ import copy
 import gc
 import weakref
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,15 +14,14 @@ from limbeck.connectors import Through
 from limbeck.core import TARGETS, Batch, Stage, Tap, Term, from_student, from_teacher
 from limbeck.optimizers import adam, sgd
 from limbeck.schedules import constant
-from limbeck.train import engine as engine_module
-from limbeck.train import freeze as frozen_module
 from limbeck.train import loop as train
-from limbeck.train.engine import Engine, as_parameters_lie, can_compile
-from limbeck.train.freeze import Versions, frozen, frozen_parts, frozen_readers
+from limbeck.train import memory_format, readers
+from limbeck.train.engine import make_engine
+from limbeck.train.freeze import Versions, frozen, frozen_parts
 from limbeck.train.loop import run
 
-ENGINE = Engine(device="cpu", precision="32")
-LOW = Engine(device="cpu", precision="bf16")
+ENGINE = make_engine(device="cpu", precision="32")
+LOW = make_engine(device="cpu", precision="bf16")
 CHANNELS_LAST = torch.channels_last
 CONTIGUOUS = torch.contiguous_format
 
@@ -107,11 +105,12 @@ def allowed(monkeypatch):
     def allow(*fit):
         asked = []
 
-        def trial(network, inputs, *, learns=False):
+        def runs(network, inputs, *, learns=False):
             asked.append((network, learns))
             return any(network is one for one in fit)
 
-        monkeypatch.setattr(engine_module, "runs_channels_last", trial)
+        monkeypatch.setattr(memory_format, "runs_channels_last", runs)
+        monkeypatch.setattr(readers, "runs_channels_last", runs)
         return asked
 
     return allow
@@ -148,7 +147,7 @@ def test_of_several_that_learn_only_those_that_run_so_lie_so(allowed):
         assert lies(nets["teacher"][0].weight) is CONTIGUOUS
 
 
-def test_a_network_that_rests_is_left_as_it_lies(allowed):
+def test_the_memory_format_of_a_frozen_network_is_left_as_it_is(allowed):
     nets = networks()
     allowed(*nets.values())
     for _ in run([stage()], nets, Source(), ENGINE):
@@ -172,128 +171,6 @@ def test_the_layout_is_undone_where_training_ends_early(allowed):
     assert lies(nets["student"][0].weight) is CHANNELS_LAST
     epochs.close()
     assert lies(nets["student"][0].weight) is CONTIGUOUS
-
-
-# --- the frozen_readers networks
-
-
-def quick(nets, engine, *terms, store=None):
-    made = stage(**{str(position): term for position, term in enumerate(terms)})
-    with torch.random.fork_rng():
-        return frozen_readers(made, nets, Source().example_inputs(), engine, store)
-
-
-@pytest.mark.parametrize(("engine", "dtype"), [(ENGINE, torch.float32), (LOW, torch.bfloat16)])
-@pytest.mark.parametrize("fits", [True, False])
-def test_the_teacher_that_is_run_is_lean(allowed, engine, dtype, fits):
-    nets = networks()
-    asked = allowed(*[nets["teacher"]] * fits)
-    found, readers = quick(nets, engine, SOFT, MAPS)
-    assert readers == {}
-    assert found["student"] is nets["student"]
-    assert found["teacher"] is not nets["teacher"]
-    assert type(found["teacher"][1]) is nn.Identity
-    assert found["teacher"][0].weight.dtype == found["teacher"][6].weight.dtype == dtype
-    assert lies(found["teacher"][0].weight) is (CHANNELS_LAST if fits else CONTIGUOUS)
-    assert asked == [(nets["teacher"], False)]
-    assert type(nets["teacher"][1]) is nn.BatchNorm2d
-
-
-def test_a_norm_whose_input_is_read_is_not_folded(allowed):
-    allowed()
-    found, _ = quick(networks(), ENGINE, Term(mimic, (from_student("0"), from_teacher("0"))))
-    assert type(found["teacher"][1]) is nn.BatchNorm2d
-
-
-def test_a_network_that_is_not_read_is_not_copied(allowed):
-    nets = networks()
-    asked = allowed()
-    found, _ = quick(nets, ENGINE, HARD)
-    assert found == nets
-    assert asked == []
-
-
-def test_what_is_run_is_the_lean_copy_and_not_the_network(monkeypatch):
-    nets, lean, ran = networks(), network().eval(), []
-    nets["teacher"].forward = lambda inputs: pytest.fail("the network itself ran")
-    lean.register_forward_pre_hook(lambda *_: ran.append(1))
-    monkeypatch.setattr(ENGINE, "lean", lambda *_: lean)
-    list(run([stage()], nets, Source(), ENGINE))
-    assert len(ran) == 6
-
-
-class Recorder:
-    """In `Resident`'s place."""
-
-    def __init__(self, outputs, device):
-        self.outputs, self.device = outputs, device
-
-    def read(self, index, view):
-        return {"device": self.device, **self.outputs.read(index, view)}
-
-
-class Known:
-    taps = frozenset({from_teacher(), from_teacher("2")})
-    rows = 12
-
-    def read(self, index, view):
-        return {"index": index, "view": view}
-
-
-@pytest.mark.parametrize(("device", "resident"), [("cpu", False), ("cuda", True), ("mps", True)])
-def test_a_store_is_brought_to_a_device_that_is_no_cpu(monkeypatch, device, resident):
-    monkeypatch.setattr(frozen_module, "Resident", Recorder)
-    engine, nets = SimpleNamespace(device=torch.device(device), compile=True), networks()
-    found, readers = quick(nets, engine, SOFT, MAPS, store=Known())
-    assert found == nets
-    index = torch.arange(3)
-    read = readers["teacher"](Batch(torch.zeros(3), torch.zeros(3), index, 4))
-    assert read == {"index": index, "view": 4} | ({"device": torch.device(device)} if resident else {})
-
-
-# --- compiled
-
-
-def graphs():
-    """The graphs compiled so far in this process."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
-
-
-# The warning is the compiler's own; as an error it would end the compilation, and the loss would run as it is.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
-class TestCompiled:
-    """For real, a few seconds each."""
-
-    def made(self, *terms, epochs=2):
-        """The graphs that a training compiles, and its losses."""
-        before, engine = graphs(), Engine(device="cpu", precision="32", compile=True)
-        found = losses([stage(epochs=epochs, **{str(position): term for position, term in enumerate(terms)})], engine)
-        return graphs() - before, found[0]
-
-    def test_the_teacher_has_a_reader_that_is_one_graph(self):
-        nets, engine = networks(), Engine(device="cpu", precision="32", compile=True)
-        _, readers = quick(nets, engine, SOFT, MAPS)
-        assert list(readers) == ["teacher"]
-        before, batch = graphs(), next(iter(Source()(0)))
-        found = readers["teacher"](batch)
-        assert graphs() == before + 1
-        with torch.no_grad():
-            torch.testing.assert_close(found[from_teacher()], nets["teacher"].eval()(batch.inputs))
-
-    def test_training_reads_the_teacher_by_it_and_leaves_losses_on_logits(self):
-        count, found = self.made(HARD, SOFT)
-        assert count == 1
-        assert found == pytest.approx(losses([stage(hard=HARD, soft=SOFT)])[0], rel=1e-5)
-
-    def test_a_loss_on_maps_is_a_graph(self):
-        maps = Term(lambda first, second: (first - second).square().mean(), (from_student("0"), from_student("1")))
-        count, found = self.made(maps)
-        assert count == 1
-        assert found == pytest.approx(losses([stage(maps=maps)])[0], rel=1e-5)
-
-    def test_a_loss_on_logits_is_none(self):
-        assert self.made(HARD)[0] == 0
 
 
 # --- memory
@@ -328,7 +205,7 @@ def test_a_steps_maps_are_gone_when_the_next_batch_is_asked_for(engine):
     assert watched.left == [(3 * steps, 0) for steps in range(1, 7)]
 
 
-# --- changes to a network that rests
+# --- changes to a frozen network
 
 
 def change_weight(teacher):
@@ -359,7 +236,7 @@ class Reading:
 
     def frozen_readers(self, *given):
         self.made += 1
-        return frozen_readers(*given)
+        return readers.frozen_readers(*given)
 
     def check(self, teacher):
         """Every tensor so far is what the network gives now."""
@@ -459,11 +336,12 @@ class Centre(nn.Module):
 
 
 @pytest.mark.parametrize("engine", [ENGINE, LOW])
-@pytest.mark.parametrize("trial", [True, False])
+@pytest.mark.parametrize("checked", [True, False])
 @pytest.mark.parametrize("prepared", [True, False])
-def test_an_autocast_of_the_callers_changes_no_number(monkeypatch, engine, trial, prepared):
-    if not trial:
-        monkeypatch.setattr(engine_module, "runs_channels_last", lambda *_, **options: False)
+def test_an_autocast_of_the_callers_changes_no_number(monkeypatch, engine, checked, prepared):
+    if not checked:
+        for module in (memory_format, readers):
+            monkeypatch.setattr(module, "runs_channels_last", lambda *_, **options: False)
 
     def plan():
         made, centre = stage(epochs=3, optimizer=sgd(lr=1.0)), Centre()
@@ -519,14 +397,14 @@ def test_resumes_to_the_same_bits_where_the_optimizers_state_lies_otherwise(allo
 
 
 @pytest.mark.parametrize("optimizer", [sgd(lr=0.1), adam(lr=0.1)], ids=["sgd", "adam"])
-def test_a_restored_optimizers_tensors_lie_as_their_parameters_with_the_same_values(optimizer):
+def test_a_restored_optimizers_tensors_get_the_memory_format_of_their_parameters(optimizer):
     layer = nn.Conv2d(3, 4, 3)
     made = optimizer(list(layer.parameters()))
     layer(torch.randn(2, 3, 6, 6)).square().sum().backward()
     made.step()
     before = copy.deepcopy(made.state_dict())
     layer.to(memory_format=CHANNELS_LAST)
-    as_parameters_lie(made)
+    memory_format.match_parameters(made)
     after = made.state_dict()
     for position, parameter in enumerate(layer.parameters()):
         assert after["state"][position].keys() == before["state"][position].keys()
@@ -535,7 +413,7 @@ def test_a_restored_optimizers_tensors_lie_as_their_parameters_with_the_same_val
             assert value.dim() == 0 or value.stride() == parameter.stride()
 
 
-def test_weights_made_under_inference_mode_rest_and_are_left_as_they_were():
+def test_weights_made_under_inference_mode_are_frozen_and_left_as_they_were():
     with torch.inference_mode():
         network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     with frozen([*network.modules()]):

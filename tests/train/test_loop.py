@@ -13,10 +13,10 @@ from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.schedules import linear as line
 from limbeck.train import loop as train
-from limbeck.train.engine import Engine, can_compile
+from limbeck.train.engine import can_compile, make_engine
 from limbeck.train.loop import run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 
 
 class Source:
@@ -327,7 +327,7 @@ def test_losses_see_32_bits_under_bf16():
         seen.append(student.dtype)
         return F.cross_entropy(student, targets)
 
-    engine = Engine(device="cpu", precision="bf16")
+    engine = make_engine(device="cpu", precision="bf16")
     task = Term(watching, (from_student(), TARGETS))
     list(run([stage(task=task)], networks(), Source(), engine))
     assert set(seen) == {torch.float32}
@@ -337,7 +337,7 @@ def test_the_forward_runs_in_bf16_when_asked():
     nets = networks()
     seen = []
     nets["student"][0].register_forward_hook(lambda module, _, output: seen.append(output.dtype))
-    list(run([stage()], nets, Source(), Engine(device="cpu", precision="bf16")))
+    list(run([stage()], nets, Source(), make_engine(device="cpu", precision="bf16")))
     assert set(seen) == {torch.bfloat16}
     assert nets["student"][0].weight.dtype == torch.float32
 
@@ -584,7 +584,7 @@ def test_a_sweep_gives_32_bits_under_bf16_and_what_prepare_computes_is_in_32_bit
         for student, teacher, targets in sweep(from_student(), from_teacher("2"), TARGETS):
             kinds.append((student.dtype, teacher.dtype, targets.dtype, (student.T @ student).dtype))
 
-    list(run([replace(stage(), prepare=prepare)], nets, Source(), Engine(device="cpu", precision="bf16")))
+    list(run([replace(stage(), prepare=prepare)], nets, Source(), make_engine(device="cpu", precision="bf16")))
     assert set(kinds) == {(torch.float32, torch.float32, torch.int64, torch.float32)}
     assert forwards == {torch.bfloat16}
 
@@ -679,7 +679,7 @@ def test_the_means_are_those_of_all_steps_however_many_are_summed_at_once(monkey
 def test_compiled_it_trains_to_the_same_losses():
     found = []
     for compiled in (False, True):
-        engine = Engine(device="cpu", precision="32", compile=compiled)
+        engine = make_engine(device="cpu", precision="32", compile=compiled)
         torch.manual_seed(9)
         found.append([epoch.loss for epoch in run([stage()], networks(), Source(), engine)])
     assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -1,4 +1,4 @@
-"""What `auto` decides by: the trial's times are given here, not taken."""
+"""What `precision: auto` decides by. Most tests give the times instead of taking them."""
 
 import itertools
 import threading
@@ -12,10 +12,9 @@ from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Term, from_student
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.train import engine as engine_module
-from limbeck.train import timing as trial
-from limbeck.train.compile import CannotCompile
-from limbeck.train.copies import NotCopied
-from limbeck.train.timing import engine_for
+from limbeck.train import timing
+from limbeck.train.engine import make_engine
+from limbeck.train.timing import resolve_precision
 
 
 class Source:
@@ -58,28 +57,28 @@ def stages(epochs=2, **changes):
 
 
 def pick(plan=None, source=None, stored=frozenset(), **asked):
-    options = {"device": "cpu", "precision": "auto", "compile": False} | asked
-    return engine_for(plan or stages(), networks(), source or Source(), stored=stored, **options)
+    options = {"device": "cpu", "precision": "auto"} | asked
+    return resolve_precision(plan or stages(), networks(), source or Source(), stored=stored, **options)
 
 
 @pytest.fixture
 def units(monkeypatch):
-    monkeypatch.setattr(trial, "has_bf16_units", lambda device: True)
+    monkeypatch.setattr(timing, "has_bf16_units", lambda device: True)
     monkeypatch.setattr(engine_module, "has_bf16_units", lambda device: True)
 
 
 @pytest.fixture
 def times(monkeypatch):
-    """The seconds of a step, by precision and whether it is compiled."""
+    """The seconds of a step, by precision."""
 
     def give(**seconds):
         taken = []
 
         def timed(stage, networks, batches, engine, zeros):
-            taken.append(f"compiled_{engine.precision}" if engine.compile else f"p{engine.precision}")
+            taken.append(f"p{engine.precision}")
             return seconds[taken[-1]]
 
-        monkeypatch.setattr(trial, "_seconds", timed)
+        monkeypatch.setattr(timing, "time_steps", timed)
         return taken
 
     return give
@@ -92,8 +91,8 @@ def test_bf16_is_taken_where_it_is_clearly_faster(units, times, bf16, picked):
     assert taken == ["p32", "pbf16"] * 2
 
 
-def test_nothing_is_tried_where_there_is_no_choice(times, monkeypatch):
-    monkeypatch.setattr(trial, "has_bf16_units", lambda device: False)
+def test_nothing_is_timed_where_there_is_no_choice(times, monkeypatch):
+    monkeypatch.setattr(timing, "has_bf16_units", lambda device: False)
     monkeypatch.setattr(engine_module, "has_bf16_units", lambda device: False)
     taken = times()
     assert pick().precision == "32"
@@ -102,121 +101,54 @@ def test_nothing_is_tried_where_there_is_no_choice(times, monkeypatch):
     assert taken == []
 
 
-@pytest.mark.parametrize(("step", "compiled", "pays"), [(60.0, 40.0, True), (60.0, 58.0, False), (10.0, 1.0, False)])
-def test_a_long_training_is_compiled_where_that_is_faster(times, step, compiled, pays):
-    taken = times(p32=step, compiled_32=compiled)
-    assert pick(precision="32", compile="auto").compile is pays  # 20 steps
-    assert taken == ["p32", "p32"] + (["compiled_32"] if step == 60.0 else [])
-
-
-@pytest.mark.parametrize("error", [CannotCompile("no"), NotCopied("it does not run")])
-def test_what_cannot_be_compiled_stays_eager(monkeypatch, error):
-    def timed(stage, networks, batches, engine, zeros):
-        if engine.compile:
-            raise error
-        return 60.0
-
-    monkeypatch.setattr(trial, "_seconds", timed)
-    assert pick(precision="32", compile="auto").compile is False
-
-
 @pytest.mark.parametrize(("turns", "picked"), [((1.0, 0.9, 1.0, 0.5), "bf16"), ((0.5, 0.9, 1.0, 0.5), "32")])
 def test_the_best_of_two_turns_counts(units, monkeypatch, turns, picked):
     left = iter(turns)
-    monkeypatch.setattr(trial, "_seconds", lambda *_: next(left))
+    monkeypatch.setattr(timing, "time_steps", lambda *_: next(left))
     assert pick().precision == picked
     assert list(left) == []
 
 
-def plan(*stages_):
-    """Stages by name, epochs and what they are like."""
-    made = []
-    for name, epochs, kind in stages_:
-        ((stage,), changes) = (stages(), {"learns": ("student", "teacher")} if kind == "both learn" else {})
-        terms = {"hard": stage.terms["hard"]} if kind == "no teacher" else stage.terms
-        prepare = _nothing if kind == "prepares" else None
-        made.append(Stage(name, terms, epochs, stage.optimizer, stage.schedule, prepare=prepare, **changes))
-    return tuple(made)
-
-
-def _nothing(sweep):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("stages_", "tried"),
-    [
-        ((("a", 1, "no teacher"), ("b", 9, "")), "b b b"),
-        ((("a", 9, "no teacher"), ("b", 1, "")), "b b"),  # 600 s of it: not long enough
-        ((("a", 1, ""), ("b", 2, ""), ("c", 9, "prepares")), "b b b"),
-        ((("a", 9, "both learn"), ("b", 3, "")), "b b b"),
-        ((("a", 9, "both learn"),), ""),
-        ((("a", 9, "prepares"), ("b", 9, "no teacher")), ""),
-    ],
-)
-def test_compiling_is_tried_on_the_longest_stage_that_runs_a_resting_teacher(monkeypatch, stages_, tried):
+def test_the_longest_stage_is_timed(units, monkeypatch):
     seen = []
-    monkeypatch.setattr(trial, "_seconds", lambda stage, *_: (seen.append(stage.name), 60.0)[1])
-    pick(plan(*stages_), precision="32", compile="auto")
-    assert " ".join(seen) == tried
+    monkeypatch.setattr(timing, "time_steps", lambda stage, *_: (seen.append(stage.epochs), 1.0)[1])
+    pick((*stages(2), *stages(9), *stages(99, prepare=lambda sweep: None)))
+    assert seen == [9] * 4
 
 
-def test_bf16_is_tried_on_the_longest_stage_and_compiling_on_that_with_the_teacher(units, monkeypatch):
-    seen = []
-
-    def timed(stage, networks, batches, engine, zeros):
-        seen.append((stage.name, engine.precision, engine.compile))
-        return {"32": 70.0, "bf16": 50.0}[engine.precision] / (2 if engine.compile else 1)
-
-    monkeypatch.setattr(trial, "_seconds", timed)
-    engine = pick(plan(("a", 2, ""), ("b", 9, "no teacher")), compile="auto")
-    assert (engine.precision, engine.compile) == ("bf16", True)
-    both = [("b", "32", False), ("b", "bf16", False)]
-    assert seen == [*both * 2, *[("a", "bf16", False)] * 2, ("a", "bf16", True)]
-    seen.clear()
-    pick(plan(("a", 2, "")), compile="auto")
-    assert [name for name, *_ in seen] == ["a"] * 5  # the times by which bf16 was picked serve once more
-
-
-def test_a_teacher_that_is_read_from_a_store_is_not_compiled(times):
+def test_a_method_that_must_prepare_is_not_timed(units, times):
     taken = times()
-    assert pick(precision="32", compile="auto", stored=frozenset({from_teacher()})).compile is False
+    assert pick(stages(prepare=lambda sweep: None)).reason.endswith("their speed was not measured")
     assert taken == []
 
 
-def test_a_method_that_must_prepare_is_not_tried(units, times):
-    taken = times()
-    assert pick(stages(prepare=lambda sweep: None)).reason.endswith("their speed was not tried")
-    assert taken == []
-
-
-def test_the_trial_itself_takes_a_few_steps_and_leaves_no_trace(units):
+def test_timing_takes_a_few_steps_and_leaves_no_trace(units):
     source, given = Source(), networks()
     before = {name: value.clone() for name, value in given["student"].state_dict().items()}
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    engine_for(stages(epochs=50), given, source, device="cpu", precision="auto", compile="auto")
+    resolve_precision(stages(epochs=50), given, source, device="cpu", precision="auto")
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in given["student"].state_dict().items())
     assert given["student"].training
-    assert source.given == 4 * (trial.STEPS + 2)
+    assert source.given == 4 * (timing.STEPS + 2)
 
 
-def test_the_trial_stops_when_its_patience_is_over(units, monkeypatch):
+def test_timing_stops_when_its_patience_is_over(units, monkeypatch):
     clock = itertools.count(step=20)
-    monkeypatch.setattr(trial.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     source = Source()
-    engine_for(stages(), networks(), source, device="cpu", precision="auto", compile=False)
+    resolve_precision(stages(), networks(), source, device="cpu", precision="auto")
     assert source.given == 4 * 3
 
 
 class Late:
-    """A training's run whose steps take these seconds, by the clock that the trial reads."""
+    """A training's run whose steps take these seconds, by the clock that the timing reads."""
 
     def __init__(self, monkeypatch, seconds):
         self.now, self.seconds, self.steps = 0.0, seconds, 0
-        monkeypatch.setattr(trial.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(trial, "run", self.run)
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(timing, "run", self.run)
 
     def run(self, stages, networks, batches, engine, store):
         for _, seconds in zip(batches(0), self.seconds, strict=False):
@@ -236,7 +168,7 @@ class Late:
 )
 def test_the_first_step_is_neither_counted_nor_waited_for(monkeypatch, seconds, median, steps):
     late = Late(monkeypatch, seconds)
-    found = trial._seconds(stages()[0], networks(), Source(), trial.Engine(device="cpu", precision="32"), None)
+    found = timing.time_steps(stages()[0], networks(), Source(), make_engine(device="cpu", precision="32"), None)
     assert found == pytest.approx(median)
     assert late.steps == steps
 
@@ -252,16 +184,16 @@ class OneBatch(Source):
 
 def test_a_training_of_one_batch_an_epoch_is_timed_after_its_first_step_too(units, monkeypatch):
     Late(monkeypatch, [12.0, *[0.5] * 9])
-    engine = trial.Engine(device="cpu", precision="32")
-    assert trial._seconds(stages()[0], networks(), OneBatch(), engine, None) == 0.5
+    engine = make_engine(device="cpu", precision="32")
+    assert timing.time_steps(stages()[0], networks(), OneBatch(), engine, None) == 0.5
 
 
-def test_no_step_of_the_trial_is_beyond_the_end_of_its_training(units):
+def test_no_timed_step_is_beyond_the_end_of_its_training(units):
     progress = []
     ((stage,),) = (stages(),)
     plan = (Stage("one", stage.terms, 1, stage.optimizer, lambda passed: (progress.append(passed), 1.0)[1]),)
     pick(plan, OneBatch())
-    assert len(progress) == 4 * (trial.STEPS + 1)
+    assert len(progress) == 4 * (timing.STEPS + 1)
     assert max(progress) < 1
 
 
@@ -288,15 +220,15 @@ class Keeping(nn.Linear):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (NotToBeCopied, "not tried: the student cannot be copied, because its lock is a lock: TypeError"),
-        (Keeping, "not tried: a copy of the networks does not run"),
+        (NotToBeCopied, "not measured: the student cannot be copied, because its lock is a lock: TypeError"),
+        (Keeping, "not measured: a copy of the networks does not run"),
     ],
 )
-def test_networks_that_cannot_be_copied_are_not_tried_and_it_is_said(units, kind, reason):
+def test_networks_that_cannot_be_copied_are_not_timed_and_it_is_said(units, kind, reason):
     def pick(**asked):
         given = networks() | {"student": kind()}
-        options = {"device": "cpu", "precision": "auto", "compile": "auto"} | asked
-        return engine_for(stages(), given, Source(), **options)
+        options = {"device": "cpu", "precision": "auto"} | asked
+        return resolve_precision(stages(), given, Source(), **options)
 
     engine = pick()
     assert (engine.precision, engine.compile) == ("32", False)
@@ -306,15 +238,15 @@ def test_networks_that_cannot_be_copied_are_not_tried_and_it_is_said(units, kind
     assert pick(compile=True).compile is True
 
 
-def test_what_the_user_can_mend_is_said_by_the_trial(units):
+def test_what_the_user_can_fix_is_raised_by_the_timing(units):
     def refuses(student, teacher):
-        raise LimbeckError("mend me")
+        raise LimbeckError("fix me")
 
-    with pytest.raises(LimbeckError, match=r"^mend me$"):
+    with pytest.raises(LimbeckError, match=r"^fix me$"):
         pick((Stage("one", {"soft": Term(refuses, (from_student(), from_teacher()))}, 2, sgd(lr=0.1), constant()),))
 
 
-def test_a_trial_that_fails_leaves_the_generators_as_they_were(units):
+def test_a_timed_step_that_fails_leaves_the_generators_as_they_were(units):
     def refuses(student, teacher):
         torch.rand(1)
         raise LimbeckError("no")
@@ -322,11 +254,11 @@ def test_a_trial_that_fails_leaves_the_generators_as_they_were(units):
     plan = (Stage("one", {"soft": Term(refuses, (from_student(), from_teacher()))}, 2, sgd(lr=0.1), constant()),)
     given, state = networks(), torch.get_rng_state()
     with pytest.raises(LimbeckError):
-        engine_for(plan, given, Source(), device="cpu", precision="auto", compile=False)
+        resolve_precision(plan, given, Source(), device="cpu", precision="auto")
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_compiler_that_is_missing_is_said_before_anything_is_tried(units, times, monkeypatch):
+def test_a_compiler_that_is_missing_is_said_before_anything_is_timed(units, times, monkeypatch):
     monkeypatch.setattr(engine_module, "can_compile", lambda device: False)
     taken = times()
     with pytest.raises(LimbeckError, match="has no compiler"):
@@ -339,15 +271,15 @@ def test_a_training_that_diverges_is_left_to_tell_it_itself(units):
         return student.sum() * float("nan")
 
     plan = (Stage("one", {"soft": Term(nan, (from_student(), from_teacher()))}, 2, sgd(lr=0.1), constant()),)
-    assert pick(plan).reason.startswith("tried")
+    assert pick(plan).reason.startswith("measured")
 
 
-def test_a_stored_teacher_does_not_run_in_the_trial(units):
+def test_a_stored_teacher_does_not_run_while_steps_are_timed(units):
     given = networks()
     given["teacher"].register_forward_pre_hook(lambda module, values: _few_only(values[0]))
     stored = frozenset({from_teacher()})
-    engine = engine_for(stages(), given, Source(), device="cpu", precision="auto", compile=False, stored=stored)
-    assert engine.reason.startswith("tried")  # an error in the trial would be its reason
+    engine = resolve_precision(stages(), given, Source(), device="cpu", precision="auto", stored=stored)
+    assert engine.reason.startswith("measured")  # an error in a timed step would be its reason
 
 
 def _few_only(inputs):

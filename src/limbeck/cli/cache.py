@@ -128,7 +128,9 @@ def _experiment(asked: Asked) -> "Experiment":
     from limbeck.cli.progress import reading
     from limbeck.cli.terminal import console
     from limbeck.experiment.run import Experiment
+    from limbeck.train.allocator import keep_memory
 
+    keep_memory()
     say_code(checked)
     with reading(console()) as progress:
         return Experiment(checked, _run(asked, checked), resume=True, trust_code=asked.trust_code, progress=progress)

@@ -180,9 +180,7 @@ def _group(about: About) -> str:
 
 def _reads(plans: Planned, stages: Iterable[Stage], sources: Sequence[str]) -> str:
     """What the stages read from these networks, such as ``logits, 3 maps``."""
-    taps = dict.fromkeys(
-        tap for stage in stages for term in stage.terms.values() for tap in term.reads if tap.source in sources
-    )
+    taps = dict.fromkeys(tap for stage in stages for tap in stage.reads if tap.source in sources)
     kinds = [_kind(plans, tap) for tap in taps]
     counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     return ", ".join(kind if count == 1 else f"{count} {kind.removesuffix('s')}s" for kind, count in counts.items())

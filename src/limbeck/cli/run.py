@@ -69,8 +69,10 @@ def _run(recipe: "Recipe", out: Path, *, resume: bool, overwrite: bool = False, 
     from limbeck.cli.progress import reading, show
     from limbeck.cli.terminal import console
     from limbeck.experiment.run import Experiment
+    from limbeck.train.allocator import keep_memory
     from limbeck.train.threads import threads_for
 
+    keep_memory()
     say_code(recipe)
     with reading(console()) as progress:
         experiment = Experiment(

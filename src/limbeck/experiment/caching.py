@@ -2,13 +2,12 @@
 
 import math
 import secrets
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from limbeck.cache.blackbox import TableStore, rows_for
@@ -19,7 +18,7 @@ from limbeck.cache.fingerprint import Fingerprint, Format, structure_digest, wei
 from limbeck.cache.manifest import begun, digest_of
 from limbeck.cache.reading import Store
 from limbeck.cache.table import read_table
-from limbeck.core import Batch, LimbeckError, Outputs, Reader, Stage, Tap
+from limbeck.core import LimbeckError, Outputs, Reader, Stage, Tap
 from limbeck.data import Data
 from limbeck.data.images import Images
 from limbeck.experiment.arms import teacher_of
@@ -27,9 +26,9 @@ from limbeck.experiment.events import StoreEstimate, StoreProgress
 from limbeck.experiment.plan import NO_AUGMENTATION, Training, training_batches
 from limbeck.experiment.store_folders import store_folder
 from limbeck.recipe.blocks import CacheBlock, Recipe, TeacherBlock
-from limbeck.taps import Taps, evaluation_mode
+from limbeck.taps import evaluation_mode
 from limbeck.train.engine import Engine
-from limbeck.train.fuse import fold
+from limbeck.train.readers import network_reader
 
 MOST = 2**30
 """The most bytes of a store that `auto` builds."""
@@ -38,16 +37,14 @@ VIEWS = 4
 """Stored views of each sample, unless the recipe says how many, if the training augments; at most one an epoch."""
 
 DEPENDS = ("limbeck", "torch", "torchvision", "pillow")
-"""Packages on whose version a stored number may depend, besides the runtime."""
+"""Packages on whose version a stored number may depend."""
 
 
 def teacher_taps(stages: Sequence[Stage]) -> frozenset[Tap]:
     """The teacher's taps that the stages read; none if a stage trains the teacher."""
-    if any(name.partition(".")[0] == "teacher" for stage in stages for name in stage.learns):
+    if any("teacher" in stage.networks for stage in stages):
         return frozenset()
-    return frozenset(
-        tap for stage in stages for term in stage.terms.values() for tap in term.reads if tap.source == "teacher"
-    )
+    return frozenset(tap for stage in stages for tap in stage.reads if tap.source == "teacher")
 
 
 def decide(
@@ -126,45 +123,15 @@ def fingerprint(
         views=block.views or 1,
         taps=formats(block, taps),
         precision=engine.precision,
-        versions={name: version(name) for name in dict.fromkeys((*DEPENDS, block.runtime))},
+        versions={name: version(name) for name in DEPENDS},
     )
 
 
 @contextmanager
-def reading(
-    teacher: nn.Module, taps: frozenset[Tap], few: Tensor, engine: Engine, runtime: str = "torch"
-) -> Iterator[Reader]:
-    """A way to the teacher's tensors for any batch: eval mode, no gradient, the engine's precision.
-
-    Through OpenVINO, or compiled where the engine compiles, the first batch makes what is run, for its size.
-    """
-    if runtime == "openvino":
-        yield _through_openvino(teacher, taps, few, engine)
-        return
-    quick = engine.lean(engine.place(teacher), few, list(taps))
-    tapped = None if engine.compile else Taps({"teacher": quick}, taps)
-    source: Reader = engine.reader(quick, list(taps)) if tapped is None else tapped.read
-
-    def read(batch: Batch) -> Mapping[Tap, Tensor]:
-        with torch.no_grad(), engine.autocast():
-            return source(batch)
-
-    with evaluation_mode([quick]), tapped or nullcontext():
-        yield read
-
-
-def _through_openvino(teacher: nn.Module, taps: frozenset[Tap], few: Tensor, engine: Engine) -> Reader:
-    from limbeck.train.openvino_reader import openvino_reader  # the tracer takes a second to import
-
-    folded, _ = fold(engine.place(teacher), few, taps)
-    made: list[Callable[[Tensor], Mapping[Tap, Tensor]]] = []
-
-    def read(batch: Batch) -> Mapping[Tap, Tensor]:
-        if not made:
-            made.append(openvino_reader(folded, batch.inputs, taps, precision=engine.precision))
-        return made[0](batch.inputs)
-
-    return read
+def reading(teacher: nn.Module, taps: frozenset[Tap], few: Tensor, engine: Engine) -> Iterator[Reader]:
+    """A reader of the teacher, which is in eval mode inside the block; see `limbeck.train.readers.network_reader`."""
+    with evaluation_mode([engine.place(teacher)]):
+        yield network_reader(teacher, taps, few, engine)
 
 
 def keep(
@@ -184,7 +151,7 @@ def keep(
     expected = fingerprint(block, teacher, taps, data, training, engine)
     batches = training_batches(data, training, seed=block.seed, engine=engine)
     rows = len(data.train.without(training.exclude))
-    with reading(teacher, taps, batches.example_inputs(), engine, block.runtime) as reader:
+    with reading(teacher, taps, batches.example_inputs(), engine) as reader:
         if begun(folder) is None:
             timed = max(1, min(3, len(batches) * expected.views // 50))  # not much beside the work itself
             yield estimate(folder, reader, batches, fingerprint=expected, rows=rows, batches=timed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("limbeck", "torch", "torchvision", "lightning-fabric", "timm", "numpy", "safetensors")
+PACKAGES = ("limbeck", "torch", "torchvision", "timm", "numpy", "safetensors")
 
 
 def environment() -> dict[str, Any]:

@@ -69,7 +69,7 @@ def first_step(
     for name in learning:
         _check_learner(name, networks[name])
     split, batch = workspace.samples, _batch(workspace)
-    eager = Engine(device=engine.device.type, precision=engine.precision)
+    eager = replace(engine, compile=False)
     plain = [_unprepared(stage) for stage in stages]
     state = engine.generators()
     try:
@@ -83,9 +83,8 @@ def first_step(
             if engine.compile:
                 for stage in stages:
                     _check_graphs(stage, networks, batch, eager, stored)
-            idle = {tap.source for tap in stored} - {
-                tap.source for stage in stages for term in stage.terms.values() for tap in set(term.reads) - stored
-            }
+            live = {tap for stage in stages for tap in stage.reads} - stored
+            idle = {tap.source for tap in stored} - {tap.source for tap in live}
             evaluated = [name for name in dict.fromkeys((*learning, *networks)) if name not in idle]
             single = _single(data)
             for name in evaluated:
@@ -133,10 +132,9 @@ def _steps(stages: Sequence[Stage], networks: Networks, batches: _One, engine: E
 
 def _culprit(stage: Stage, networks: Networks, batch: Batch) -> str:
     """Which network fails in a step of a stage, in words; empty if each network works alone."""
-    learning = {name.partition(".")[0] for name in stage.learns}
-    read = {tap.source for term in stage.terms.values() for tap in term.reads}
+    read = {tap.source for tap in stage.reads}
     for name in [name for name in networks if name in read]:
-        learns = name in learning
+        learns = name in stage.networks
         output = _tried(networks[name], batch.inputs, learns=learns)
         mode = "in train mode" if learns else "in eval mode"
         if isinstance(output, Exception):
@@ -145,7 +143,7 @@ def _culprit(stage: Stage, networks: Networks, batch: Batch) -> str:
             ):
                 return f"the {name} does not run {mode} on one sample, but on two: use a batch_size of 2 or more"
             return f"the {name} does not run {mode}"
-        if learns and isinstance(output, Tensor) and not output.requires_grad and Tap(name) in _reads(stage):
+        if learns and isinstance(output, Tensor) and not output.requires_grad and Tap(name) in stage.reads:
             return f"the output of the {name} has no gradient, as under no_grad or inference_mode in its forward"
     return ""
 
@@ -210,9 +208,8 @@ def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine
     """Raise CannotCompile if a frozen network that will be compiled cannot be traced as one graph."""
     from limbeck.train.compile import CannotCompile, reason, traced  # the compiler takes a second to import
 
-    learning = {name.partition(".")[0] for name in stage.learns}
-    for name in [name for name in networks if name not in learning]:
-        taps = tuple(sorted({tap for tap in _reads(stage) - stored if tap.source == name}, key=str))
+    for name in [name for name in networks if name not in stage.networks]:
+        taps = tuple(tap for tap in stage.reads if tap.source == name and tap not in stored)
         try:
             if taps:
                 with evaluation_mode([networks[name]]), engine.autocast():
@@ -222,7 +219,7 @@ def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine
         except Exception as error:  # the network may be the user's, and the compiler raises many kinds
             why = "it is TorchScript" if scripted(networks[name]) else reason(error)
             raise CannotCompile(
-                f"compile is true, but the {name} cannot be compiled: {why}; leave compile at auto, or set it to false"
+                f"compile is true, but the {name} cannot be compiled: {why}; set compile to false"
             ) from error
 
 
@@ -281,10 +278,6 @@ def _single(data: Data) -> str:
     """The name of a split that is evaluated with a batch of one sample; empty if there is none."""
     splits = {"training": data.train, "validation": data.validation, "test": data.test}
     return next((name for name, split in splits.items() if 1 in batch_sizes(len(split), EVALUATION_BATCH)), "")
-
-
-def _reads(stage: Stage) -> set[Tap]:
-    return {tap for term in stage.terms.values() for tap in term.reads}
 
 
 def _losses(stages: Sequence[Stage]) -> list[nn.Module]:

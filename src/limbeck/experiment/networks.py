@@ -142,14 +142,13 @@ def _only(block: TeacherBlock) -> str:
 
 def teaches(stages: Sequence[Stage]) -> bool:
     """Whether the teacher, or a part of it, learns."""
-    return any(name.partition(".")[0] == "teacher" for stage in stages for name in stage.learns)
+    return any("teacher" in stage.networks for stage in stages)
 
 
 def check_use(recipe: Recipe, stages: Sequence[Stage], others: Collection[str]) -> None:
     """Raise LimbeckError if the method does not use some of the networks ``others``."""
     name = recipe.method["name"]
-    used = {part.partition(".")[0] for stage in stages for part in stage.learns}
-    used |= {tap.source for stage in stages for term in stage.terms.values() for tap in term.reads}
+    used = {name for stage in stages for name in (*stage.networks, *(tap.source for tap in stage.reads))}
     idle = sorted(set(others) - used)
     if idle:
         raise LimbeckError(f"networks: {name} does not use {', '.join(idle)}")

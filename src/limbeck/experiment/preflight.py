@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -25,9 +24,10 @@ from limbeck.methods import METHODS
 from limbeck.recipe.blocks import CacheBlock, Recipe
 from limbeck.recipe.read import reread
 from limbeck.taps import shapes
-from limbeck.train.engine import Engine, Precision
+from limbeck.train.engine import Engine, Precision, make_engine
 from limbeck.train.freeze import frozen_parts
-from limbeck.train.timing import engine_for
+from limbeck.train.readers import unfused
+from limbeck.train.timing import resolve_precision
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
             notes += _try_arm(
                 planned, data, engine, stored if own_arm else frozenset(), runs=table is None or not own_arm
             )
+        inputs = example_batch(data).inputs.to(engine.device)
+        notes += unfused(stages, networks, inputs, engine, table=stored if table else frozenset())
         if block is not None and block.weights and block.init == "as_is":
             learns = teaches(stages)
             notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
@@ -163,7 +165,7 @@ def resolved(recipe: Recipe, folder: Path) -> Recipe:
     if not file.is_file():
         return recipe
     known = reread(file)
-    update = {key: getattr(known, key) for key in ("device", "precision", "compile") if getattr(recipe, key) == "auto"}
+    update = {key: getattr(known, key) for key in ("device", "precision") if getattr(recipe, key) == "auto"}
     if recipe.cache.use in ("auto", known.cache.use):
         said = recipe.cache.model_dump(exclude_none=True, exclude={"use"})
         update["cache"] = known.cache.model_copy(update=said)
@@ -180,16 +182,16 @@ def resolve_auto(
     cache: CacheBlock,
     device: str,
     precision: Precision,
-    compile: bool | Literal["auto"],  # noqa: A002 (what torch calls it)
+    compile: bool,  # noqa: A002 (what torch calls it)
     folder: Path,
 ) -> tuple[CacheBlock, Engine]:
     """Decide every `auto` of the cache and the engine for these stages; ``folder`` is the run's.
 
     Raises:
-        LimbeckError: a setting is not possible; see `decide`, `engine_for` and the runtime's `library`.
+        LimbeckError: a setting is not possible; see `decide` and `resolve_precision`.
     """
-    if compile not in (True, False, "auto"):
-        raise LimbeckError(f"compile is {compile!r}: allowed are True, False and 'auto'")
+    if compile not in (True, False):
+        raise LimbeckError(f"compile is {compile!r}: allowed are True and False")
     sizes = shapes(networks, teacher_taps(stages), example_batch(data))
     cache = decide(
         cache,
@@ -200,11 +202,9 @@ def resolve_auto(
         free=free_bytes(Path(cache.folder or folder)),
         transformed=data.train.transform is not None,
     )
-    batches = training_batches(data, cached(training, cache), seed=seed, engine=Engine(device=device, precision="32"))
+    plain = make_engine(device=device, precision="32")
+    batches = training_batches(data, cached(training, cache), seed=seed, engine=plain)
     stored = teacher_taps(stages) if cache.use else frozenset()
-    engine = engine_for(stages, networks, batches, device=device, precision=precision, compile=compile, stored=stored)
-    if cache.use and cache.runtime == "openvino":
-        from limbeck.train.openvino_reader import library  # the tracer takes a second to import
-
-        library(engine.device)
-    return cache, engine
+    return cache, resolve_precision(
+        stages, networks, batches, device=device, precision=precision, compile=compile, stored=stored
+    )

@@ -44,10 +44,9 @@ def _of_stage(stage: Stage, networks: Networks, batch: Batch) -> Iterator[str]:
         name: term for name, term in stage.terms.items() if not (stage.prepare and isinstance(term.loss, nn.Module))
     }
     reads = [tap for term in terms.values() for tap in term.reads]
-    learns = {name.partition(".")[0] for name in stage.learns}
     with frozen(frozen_modules(stage, networks)):
         weights = [one for part in learners(stage, networks) for one in part.parameters() if one.requires_grad]
-        with Taps(networks, reads, learns=learns) as tapped:
+        with Taps(networks, reads, learns=stage.networks) as tapped:
             values = tapped.read(batch)
         for name, term in terms.items():
             said = _of_term(term, [values[tap] for tap in term.reads], weights)

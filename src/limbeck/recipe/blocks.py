@@ -119,8 +119,7 @@ class CacheBlock(Checked):
 
     ``true``, ``false`` and ``auto`` are short for a block with only ``use``. A block with other keys and without
     ``use`` means ``use: true``, see `as_cache`. ``auto`` stores the outputs if that changes only rounding, that is if
-    the student sees the same view of a sample in every epoch, and if they fit easily. ``runtime`` is the library that
-    runs the teacher while a store is built.
+    the student sees the same view of a sample in every epoch, and if they fit easily.
     """
 
     use: bool | Literal["auto"] = "auto"
@@ -129,7 +128,6 @@ class CacheBlock(Checked):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     top_k: Count | None = None
     folder: PathText | None = None
-    runtime: Literal["torch", "openvino"] = "torch"
 
     @model_validator(mode="after")
     def _auto_changes_nothing(self) -> Self:
@@ -217,7 +215,7 @@ class Recipe(Checked):
     seeds: Annotated[tuple[Seed, ...], Field(max_length=1000)] = (0,)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool = False
     allow: tuple[Refusal, ...] = ()
     cache: Annotated[CacheBlock, BeforeValidator(_kept)] = CacheBlock()
     evaluate: EvaluateBlock = EvaluateBlock()

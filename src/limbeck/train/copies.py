@@ -1,4 +1,4 @@
-"""Whether a change of a frozen network changes what it gives: tried on a few samples, not taken on trust."""
+"""Copies of networks, and the numeric check: whether two networks give the same tensors on a few samples."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,13 +17,9 @@ ROUNDING = 1e-9
 """The greatest difference of two tensors in 64 bits that is rounding, as a share of the greatest value."""
 
 ALIKE = 1e-3
-"""The same for a network and its copy where they run, as not every device sums in the same order at each run."""
-
-Change = Callable[[], Callable[[], None]]
-"""Makes a change of a network and gives what takes it back."""
+"""The same for a network and its copy in 32 bits, because not every device sums in the same order at each run."""
 
 Values = Mapping[Tap, Tensor]
-
 
 Thing = TypeVar("Thing")
 
@@ -33,9 +29,9 @@ class NotCopied(LimbeckError):
 
 
 def copied(network: nn.Module, inputs: Tensor, taps: Iterable[Tap] = ()) -> nn.Module:
-    """A copy on the same device, in eval mode, that gives what the network gives: on the samples, and on others.
+    """A copy on the same device, in eval mode, that gives what the network gives on a few samples and on others.
 
-    Eval mode is each module's flag, as in training: a network's own ``train`` or ``eval`` may leave some modules out.
+    Every module's flag is set, as in training, because a network's own ``train`` or ``eval`` may leave modules out.
 
     Args:
         network: left as it is.
@@ -57,10 +53,9 @@ def copy_of(
 ) -> nn.Module:
     """A copy of the network, in the same mode and on the same device, that gives what the network gives in eval mode.
 
-    What it gives is a tensor, or, where no taps are compared, tensors in a tuple, a mapping or a dataclass.
-
-    Tensors that the network keeps and that were computed (the weight of a pruned or weight-normalised layer, a feature
-    of an earlier forward) are copied without what they were computed from.
+    Its output is a tensor or, where no taps are compared, tensors in a tuple, a mapping or a dataclass. Computed
+    tensors that the network keeps (the weight of a pruned or weight-normalised layer, a feature of an earlier forward)
+    are copied without what they were computed from.
 
     Args:
         network: left as it is.
@@ -71,7 +66,7 @@ def copy_of(
 
     Raises:
         NotCopied: the network cannot be copied; the copy does not run, shares parameters with the network, or gives
-            something else, as that of a network does whose hooks keep tensors in the network itself.
+            something else, as where the network's hooks keep tensors in the network itself.
         LimbeckError: the network does not run; a tap does not exist or has no one value.
     """
     wanted = tuple(taps)
@@ -99,7 +94,7 @@ def copy_of(
 
 
 def deep_copy(thing: Thing, networks: Mapping[str, nn.Module], *, otherwise: str = "") -> Thing:
-    """`copy.deepcopy` of networks and what holds them, with tensors that were computed copied as plain numbers.
+    """`copy.deepcopy` of networks and what holds them; computed tensors are copied as plain numbers.
 
     Args:
         thing: what to copy.
@@ -114,7 +109,7 @@ def deep_copy(thing: Thing, networks: Mapping[str, nn.Module], *, otherwise: str
     try:
         made = copy.deepcopy(thing, memo)
         for module in (module for network in networks.values() for module in network.modules()):
-            if scripted(module) and id(module) in memo:  # whose copied parameters have a history, back to the first
+            if scripted(module) and id(module) in memo:  # its copied parameters have a history
                 for own, other in zip(module.parameters(), memo[id(module)].parameters(), strict=True):
                     other.detach_().requires_grad_(own.requires_grad)
         return made
@@ -124,7 +119,7 @@ def deep_copy(thing: Thing, networks: Mapping[str, nn.Module], *, otherwise: str
 
 
 def _computed(networks: Mapping[str, nn.Module]) -> dict[int, Tensor]:
-    """What deepcopy refuses: tensors with a history that modules keep, by id, and copies without."""
+    """Copies of the tensors that deepcopy refuses, by id: those with a history that modules keep."""
     kept = [leaf for network in networks.values() for module in network.modules() for leaf in tree_leaves(vars(module))]
     kept += [
         leaf for one in kept if not isinstance(one, nn.Module) for leaf in tree_leaves(getattr(one, "__dict__", ()))
@@ -133,33 +128,26 @@ def _computed(networks: Mapping[str, nn.Module]) -> dict[int, Tensor]:
 
 
 def _refusing(networks: Mapping[str, nn.Module], computed: Mapping[int, Tensor]) -> str:
-    """Which attribute of which network cannot be copied; nothing where it is no single one."""
+    """Which attribute of which network cannot be copied; "" where it is no single one."""
     for name, network in networks.items():
         for layer, module in network.named_modules():
             for attribute, value in vars(module).items():
                 try:
                     if attribute != "_modules":
                         copy.deepcopy(value, dict(computed))
-                except Exception:  # what it raises is told by the caller
+                except Exception:  # the caller says what it raises
                     place = f"{layer}.{attribute}" if layer else attribute
                     return f"the {name} cannot be copied, because its {place} is a {type(value).__name__}"
     return ""
 
 
 def in_64_bits(network: nn.Module) -> nn.Module:
-    """A copy in float64 on the CPU: not every device has such numbers, and not every one has each layout of them."""
+    """A copy in float64 on the CPU: not every device has such numbers, or each memory format of them."""
     return deep_copy(network, {"network": network}).cpu().double()
 
 
-def freeze(network: nn.Module) -> nn.Module:
-    """The network, with no parameter that needs a gradient; parameter by parameter, as TorchScript asks it."""
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    return network
-
-
 def read(network: nn.Module, inputs: Tensor, taps: Iterable[Tap]) -> Values:
-    """The network's output and its tapped tensors, in eval mode, with the same random numbers at each call.
+    """The network's output and its tapped tensors, in eval mode, with the same random numbers in each call.
 
     Raises:
         LimbeckError: a tap does not exist or has no one value.
@@ -183,7 +171,7 @@ def _given(network: nn.Module, inputs: Tensor) -> Values:
 
 @contextmanager
 def same_numbers(device: torch.device) -> Iterator[None]:
-    """The same random numbers in every such block, and the generators afterwards as they were."""
+    """Inside the block random numbers start from the same seed; afterwards the generators are as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed those of all devices
         if device.type == "cuda":
@@ -192,47 +180,49 @@ def same_numbers(device: torch.device) -> Iterator[None]:
         yield
 
 
+def numeric_check(
+    network: nn.Module, inputs: Tensor, taps: Iterable[Tap], tolerance: float
+) -> Callable[[nn.Module], bool]:
+    """A function that says whether a network gives the tensors that this one gives now, in eval mode.
+
+    Compared are the output and the tapped tensors, see `close`, on the samples and on others of the same kind. A
+    network that does not run does not give them.
+
+    Args:
+        network: run here, on both.
+        inputs: (N, ...) a few samples, on the network's device.
+        taps: what is compared besides the output.
+        tolerance: as in `close`.
+
+    Raises:
+        LimbeckError: a tap does not exist or has no one value.
+    """
+    taps = tuple(taps)
+    expected = [(samples, read(network, samples, taps)) for samples in (inputs, _others(inputs))]
+
+    def same(other: nn.Module) -> bool:
+        try:
+            return all(agree(values, read(other, samples, taps), tolerance) for samples, values in expected)
+        except Exception:  # the network may be the user's, and miss what a change took away
+            return False
+
+    return same
+
+
 def agree(before: Values, after: Values, tolerance: float) -> bool:
     """Whether all tensors are `close`."""
     return all(close(before[tap], after[tap], tolerance) for tap in before)
 
 
 def close(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    """Whether two tensors differ nowhere by more than a share of the greatest value; NaN differs from all."""
+    """Whether two tensors differ nowhere by more than a share of the greatest value; NaN differs from everything."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     one, other = one.cpu().double(), other.cpu().double()
     return one.numel() == 0 or bool((one - other).abs().max() <= tolerance * one.abs().max())
 
 
-def keep(changes: Mapping[str, Change], holds: Callable[[], bool]) -> tuple[str, ...]:
-    """Make the changes after which ``holds``, and give their names.
-
-    All are tried at once; where that fails, one after the other, and each that fails is taken back.
-    """
-
-    def good() -> bool:
-        try:
-            return holds()
-        except Exception:  # the network may be the user's, and miss what a change took away
-            return False
-
-    undone = [change() for change in changes.values()]
-    if good():
-        return tuple(changes)
-    for undo in reversed(undone):
-        undo()
-    kept = []
-    for name, change in changes.items():
-        undo = change()
-        if good():
-            kept.append(name)
-        else:
-            undo()
-    return tuple(kept)
-
-
 def _others(inputs: Tensor) -> Tensor:
-    """Other samples of the same kind: in the opposite order or, where that is the same, each turned round too."""
+    """Other samples of the same kind: in reversed order or, where that is the same, flipped in all dimensions."""
     swapped = inputs.flip(0)
     return inputs.flip(tuple(range(inputs.dim()))) if torch.equal(swapped, inputs) else swapped

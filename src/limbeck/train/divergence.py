@@ -1,4 +1,4 @@
-"""Why a term became NaN or infinite: looked for when it has happened, so that no step pays for it."""
+"""Why a term became NaN or infinite: searched for when it has happened, so that no step pays for it."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from limbeck.core import Batch, LimbeckError, Sweep, Tap
 
-_MOST_SECONDS = 60.0  # of looking through the training set
-_NAMED = 5  # samples
+_MOST_SECONDS = 60.0  # of reading the training set
+_NAMED = 5  # samples in the message
 
 
 class Diverged(LimbeckError):
@@ -19,7 +19,7 @@ class Diverged(LimbeckError):
 
 
 class NotFinite(Exception):
-    """The first step of an epoch, from 0, in which a value was NaN or infinite, and the places of those values."""
+    """The first step of an epoch, from 0, with a NaN or infinite value, and the positions of those values."""
 
     def __init__(self, step: int, places: Sequence[int]) -> None:
         super().__init__()
@@ -27,12 +27,12 @@ class NotFinite(Exception):
 
 
 def cause(batch: Batch, read: Mapping[Tap, Tensor], sweep: Sweep) -> str:
-    """Which of the inputs and of the frozen networks' tensors are not finite, of which samples; "" where all are.
+    """Which of the inputs or of the frozen networks' tensors is not finite, and for which samples; "" where all are.
 
     Args:
-        batch: the one of the step.
+        batch: that of the step.
         read: what the frozen networks gave on it.
-        sweep: the way over the training set, of which as much is read as a minute allows.
+        sweep: reads the training set, for a minute at most.
     """
     inputs = Tap("batch", "inputs")
     for tap, value in ({inputs: batch.inputs} | dict(read)).items():
@@ -54,7 +54,7 @@ def _place(tap: Tap) -> str:
 
 
 def _swept(tap: Tap, sweep: Sweep) -> Iterable[tuple[set[int], set[int]]]:
-    """Batch by batch, the samples whose tensor is not finite, and all."""
+    """For each batch, the samples whose tensor is not finite, and all samples."""
     until = time.monotonic() + _MOST_SECONDS
     for value, index in sweep(tap, Tap("batch", "index")):
         yield set(_samples(value, index)), set(index.tolist())

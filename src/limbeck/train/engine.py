@@ -1,71 +1,33 @@
-"""Device, precision, memory layout and compilation. The only module that knows Lightning Fabric."""
+"""Where and in which precision networks run."""
 
 import importlib.util
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from limbeck.core import Batch, LimbeckError, Loss, Reader, Tap
-from limbeck.train.allocator import keep_memory
-from limbeck.train.fuse import lean, runs_channels_last
+from limbeck.core import LimbeckError
 
 Precision = Literal["auto", "32", "bf16"]
 
-_FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
 
-
+@dataclass(frozen=True)
 class Engine:
-    """Where and how precisely the networks run, and what is done to run them fast.
+    """Where and in which precision networks run; made by `make_engine`."""
 
-    On a CPU the process keeps the memory that a step frees, see `limbeck.train.allocator`. A step runs the modules
-    themselves and not through Fabric's wrappers, which for one process add nothing but about 60 microseconds.
-
-    Args:
-        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
-        precision: ``32``; ``bf16`` (weights in 32 bits, forward in bfloat16); or ``auto``, see `pick_precision`.
-        compile: compile frozen networks and the terms' losses.
-        faster: whether bf16 was measured to be faster than 32 bits, where it was.
-
-    Attributes:
-        device: the torch device. precision: ``32`` or ``bf16``. reason: why ``auto`` picked it. compile: as given.
-
-    Raises:
-        LimbeckError: the device is not there, or there is no such precision.
-    """
-
-    def __init__(
-        self,
-        *,
-        device: str = "auto",
-        precision: Precision = "auto",
-        compile: bool = False,  # noqa: A002 (what torch calls it)
-        faster: bool | None = None,
-    ) -> None:
-        self.device = pick_device(device)
-        self.precision: Literal["32", "bf16"]
-        self.precision, self.reason = pick_precision(self.device, precision, faster)
-        if compile and not can_compile(self.device):
-            raise LimbeckError(f"compile is true, but the {self.device.type} has no compiler: g++, clang++ or triton")
-        self.compile = compile
-        if self.device.type == "cpu":
-            keep_memory()
-        library = logging.getLogger("lightning_fabric")
-        level = library.level
-        library.setLevel(logging.WARNING)  # what it says of precision, the commands say better
-        self._fabric = Fabric(accelerator=self.device.type, devices=1, precision=_FABRIC_PRECISION[self.precision])
-        library.setLevel(level)
+    device: torch.device
+    precision: Literal["32", "bf16"]  # bf16: weights in 32 bits, forward in bfloat16
+    reason: str  # why this precision
+    compile: bool = False  # frozen networks and losses
 
     @property
     def decided(self) -> dict[str, Any]:
-        """Device, precision, why this one, and whether it compiles, as plain values."""
+        """The fields as plain values, for a run's records."""
         picked = {"device": str(self.device), "precision": self.precision, "why": self.reason}
         return {**picked, "compile": self.compile}
 
@@ -79,67 +41,18 @@ class Engine:
 
     def autocast(self) -> Any:
         """The context in which a network's forward runs in the engine's precision."""
-        return nullcontext() if self.precision == "32" else self._fabric.autocast()
+        return nullcontext() if self.precision == "32" else torch.autocast(self.device.type, torch.bfloat16)
 
     @contextmanager
     def without_autocast(self) -> Iterator[None]:
-        """Inside the block an autocast of the caller's ends, so that losses see what `autocast` leaves them.
+        """Inside the block an autocast of the caller's is off, so that losses run in 32 bits.
 
-        So do the casts that it holds: one made without gradients would be taken where a gradient is wanted.
+        Its cache of cast weights is cleared: one cast without gradients would be used where a gradient is needed.
         """
         kind = self.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             torch.clear_autocast_cache()
             yield
-
-    @contextmanager
-    def layout(self, networks: Iterable[nn.Module], inputs: Tensor) -> Iterator[None]:
-        """Inside the block, the weights of networks that learn and run in channels_last lie so in memory.
-
-        Those that come so stay so.
-        """
-        others = [network for network in networks if not _lies_channels_last(network)]
-        moved = [network for network in others if runs_channels_last(network, inputs, learns=True)]
-        for network in moved:
-            network.to(memory_format=torch.channels_last)
-        try:
-            yield
-        finally:
-            for network in moved:
-                network.to(memory_format=torch.contiguous_format)
-
-    def lean(self, network: nn.Module, inputs: Tensor, taps: Sequence[Tap]) -> nn.Module:
-        """A copy of a frozen network that gives the same tensors faster; see `limbeck.train.fuse.lean`."""
-        fits = runs_channels_last(network, inputs)
-        return lean(network, inputs, taps, precision=self.precision, channels_last=fits).network
-
-    def reader(self, network: nn.Module, taps: Sequence[Tap]) -> Reader:
-        """A frozen network's tensors through compiled code; compiled at the first batch, for its size.
-
-        Raises:
-            CannotCompile: at the first batch, the network cannot be one graph, or comes out otherwise.
-        """
-        from limbeck.train.compile import compiled_reader  # the compiler takes a second to import
-
-        made: list[Callable[[Tensor], Mapping[Tap, Tensor]]] = []
-
-        def read(batch: Batch) -> Mapping[Tap, Tensor]:
-            if not made:
-                made.append(compiled_reader(network, batch.inputs, taps))
-            return made[0](batch.inputs)
-
-        return read
-
-    def compiled(self, loss: Loss) -> Loss:
-        """A loss that reads maps through compiled code; on logits and features that gains nothing."""
-        from limbeck.train.compile import compiled_loss
-
-        fast = compiled_loss(loss)
-
-        def chosen(*reads: Tensor) -> Tensor:
-            return fast(*reads) if any(read.dim() > 2 for read in reads) else loss(*reads)
-
-        return chosen
 
     def generators(self) -> dict[str, Tensor]:
         """The state of every generator that training draws from."""
@@ -151,7 +64,7 @@ class Engine:
         return states
 
     def restore_generators(self, states: dict[str, Tensor]) -> None:
-        """Put back what `generators` gave."""
+        """Set the generators to the states that `generators` gave."""
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and self.device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"], self.device)
@@ -159,21 +72,29 @@ class Engine:
             torch.mps.set_rng_state(states["mps"])
 
 
-def as_parameters_lie(optimizer: Optimizer) -> None:
-    """Lay a restored optimizer's tensors in memory as their parameters.
+def make_engine(
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    compile: bool = False,  # noqa: A002 (what torch calls it)
+    faster: bool | None = None,
+) -> Engine:
+    """The engine for a device and a precision. Making one changes nothing in the process.
 
-    Fused steps on a CPU go through memory in order: where the momentum lies in another format than its weight, as after
-    a checkpoint of another machine, they would mix it up without a word.
+    Args:
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
+        precision: ``32``, ``bf16`` or ``auto``, see `pick_precision`.
+        compile: compile frozen networks and losses.
+        faster: whether bf16 was measured to be faster than 32 bits; None where it was not measured.
+
+    Raises:
+        LimbeckError: the machine has no such device or no compiler for it, or there is no such precision.
     """
-    for parameter, held in optimizer.state.items():
-        for name, value in held.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _lies_channels_last(network: nn.Module) -> bool:
-    weights = [weight for weight in network.parameters() if weight.dim() == 4 and not weight.is_contiguous()]
-    return any(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    place = pick_device(device)
+    picked, reason = pick_precision(place, precision, faster)
+    if compile and not can_compile(place):
+        raise LimbeckError(f"compile is true, but the {place.type} has no compiler: g++, clang++ or triton")
+    return Engine(place, picked, reason, compile)
 
 
 def pick_device(device: str) -> torch.device:
@@ -211,13 +132,12 @@ def pick_precision(
 ) -> tuple[Literal["32", "bf16"], str]:
     """The precision to use and the reason, in a few words.
 
-    ``auto`` takes bf16 where the hardware multiplies it and a trial of the very training found it faster. Without a
-    trial, and elsewhere, it takes 32 bits.
+    ``auto`` takes bf16 where the hardware multiplies it and it was measured to be faster. Otherwise it takes 32 bits.
 
     Args:
         device: where the networks run.
-        precision: as in `Engine`.
-        faster: what the trial found; None where there was none.
+        precision: as in `make_engine`.
+        faster: as in `make_engine`.
     """
     if precision not in get_args(Precision):
         raise LimbeckError(f"precision is {precision!r}: allowed are {', '.join(get_args(Precision))}")
@@ -227,5 +147,5 @@ def pick_precision(
     if not has_bf16_units(device):
         return "32", f"the {name} has no bf16 units"
     if faster is None:
-        return "32", f"the {name} has bf16 units, but their speed was not tried"
-    return ("bf16", "tried: faster than 32 bits") if faster else ("32", "tried: bf16 is not faster")
+        return "32", f"the {name} has bf16 units, but their speed was not measured"
+    return ("bf16", "measured: faster than 32 bits") if faster else ("32", "measured: bf16 is not faster")

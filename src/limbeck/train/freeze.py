@@ -1,16 +1,14 @@
-"""What learns in a stage, and what rests: in eval mode, without gradients, by the fastest way to its tensors."""
+"""What learns in a stage, and what is frozen: in eval mode and without gradients."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from limbeck.core import LimbeckError, Networks, Outputs, Reader, Stage, Tap
+from limbeck.core import LimbeckError, Networks, Stage, Tap
 from limbeck.taps import check, layer_of, version
-from limbeck.train.engine import Engine
-from limbeck.train.readers import Resident
 
 
 def learners(stage: Stage, networks: Networks) -> list[nn.Module]:
@@ -42,9 +40,9 @@ def check_learns(name: str, network: nn.Module) -> None:
 
 
 def frozen_parts(network: nn.Module) -> tuple[str, ...]:
-    """The names of the parts all of whose parameters, one or more, have ``requires_grad`` False.
+    """The names of the parts with one or more parameters, all of them with ``requires_grad`` False.
 
-    Of a part and what it holds only the part is named; "" is the whole network.
+    Parts inside such a part are not named; "" is the whole network.
     """
     found: list[str] = []
     for name, module in network.named_modules():
@@ -56,10 +54,10 @@ def frozen_parts(network: nn.Module) -> tuple[str, ...]:
 
 
 def frozen_modules(stage: Stage, networks: Networks) -> list[nn.Module]:
-    """The modules that do not learn.
+    """The modules that do not learn in a stage.
 
-    Those of whole networks, of the others the parts that are not named, and what is named where all of its parameters
-    are frozen (`frozen_parts`). Modules without parameters, such as dropout, belong to the part that holds them.
+    These are all modules outside of what ``learns`` names, and inside it those whose parameters are all frozen
+    (`frozen_parts`). Modules without parameters, such as dropout, belong to the part that holds them.
     """
     found = []
     for name, network in networks.items():
@@ -73,12 +71,12 @@ def frozen_modules(stage: Stage, networks: Networks) -> list[nn.Module]:
 
 @contextmanager
 def frozen(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
-    """Eval mode and no parameter gradients inside the block; afterwards the flags are what they were.
+    """Inside the block the modules are in eval mode and their parameters get no gradients; gives the modules.
 
-    Gives the modules.
+    Afterwards the flags are what they were.
     """
     modes = {module: module.training for module in modules}
-    # those made under inference_mode get no gradient as it is, and refuse to be told that they need one
+    # parameters made under inference_mode get no gradients anyway, and setting their flag to True raises
     parameters = {
         parameter: parameter.requires_grad
         for module in modes
@@ -95,49 +93,20 @@ def frozen(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
         for module, mode in modes.items():
             module.training = mode
         for parameter, needed in parameters.items():
-            with torch.inference_mode(parameter.is_inference()):  # where alone such a flag can be raised
+            with torch.inference_mode(parameter.is_inference()):  # which inference tensors need
                 parameter.requires_grad_(needed)
 
 
-def frozen_readers(
-    stage: Stage, networks: Networks, few: Tensor, engine: Engine, store: Outputs | None
-) -> tuple[Networks, dict[str, Reader]]:
-    """The networks to run in a stage, lean copies in place of those that rest, and readers in place of a run.
-
-    Args:
-        stage: what is read.
-        networks: by name.
-        few: inputs to try the lean copies on.
-        engine: precision, and whether to compile.
-        store: the teacher's tensors; used where it has all that the stage reads.
-    """
-    reads = list(dict.fromkeys(tap for term in stage.terms.values() for tap in term.reads))
-    learning = {name.partition(".")[0] for name in stage.learns}
-    quick, readers = dict(networks), dict[str, Reader]()
-    for name in [name for name in networks if name not in learning and any(tap.source == name for tap in reads)]:
-        taps = [tap for tap in reads if tap.source == name]
-        if store is not None and store.taps >= set(taps):
-            readers[name] = _from(store if engine.device.type == "cpu" else Resident(store, engine.device))
-            continue
-        quick[name] = engine.lean(networks[name], few, taps)
-        if engine.compile:
-            readers[name] = engine.reader(quick[name], taps)
-    return quick, readers
-
-
 class Versions:
-    """Which tensors networks have, and how often each was written to; what is written through ``.data`` is not seen.
+    """Which tensors networks have, and how often each was written to.
+
+    Writes through ``.data``, and to tensors made under ``torch.inference_mode``, are not counted.
 
     Attributes:
-        numbers: equal while no parameter or buffer is replaced or written to, and for as long as this object lives;
-            what was made under ``torch.inference_mode`` does not count what is written to it.
+        numbers: stay equal while no parameter or buffer is replaced or written to, as long as this object lives.
     """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         both = (chain(network.parameters(), network.buffers()) for network in networks)
-        self._held = list(chain.from_iterable(both))  # or a new tensor might get the number of one that is gone
+        self._held = list(chain.from_iterable(both))  # or a new tensor might get the id of a deleted one
         self.numbers = [(id(tensor), version(tensor)) for tensor in self._held]
-
-
-def _from(store: Outputs) -> Reader:
-    return lambda batch: store.read(batch.index, batch.view)

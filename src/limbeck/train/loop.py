@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from limbeck.core import Batch, LimbeckError, Loss, Networks, Outputs, Stage, Tap
+from limbeck.core import Batch, LimbeckError, Loss, Networks, Outputs, Reader, Stage, Tap
 from limbeck.taps import Taps, evaluation_mode
 from limbeck.train.divergence import Diverged as Diverged
 from limbeck.train.divergence import NotFinite, cause
-from limbeck.train.engine import Engine, as_parameters_lie
-from limbeck.train.freeze import Versions, frozen, frozen_modules, frozen_readers, learners
+from limbeck.train.engine import Engine
+from limbeck.train.freeze import Versions, frozen, frozen_modules, learners
+from limbeck.train.memory_format import channels_last, match_parameters
+from limbeck.train.readers import frozen_readers
 
 
 class BatchSource(Protocol):
-    """The batches of an epoch, and how many they are."""
+    """The batches of each epoch."""
 
     samples: int  # of one epoch
 
@@ -33,17 +35,17 @@ class BatchSource(Protocol):
         ...
 
     def sweep(self) -> Iterable[Batch]:
-        """Each sample once, in order, not augmented: what a stage's ``prepare`` goes over."""
+        """Each sample once, in order, not augmented: what a stage's ``prepare`` reads."""
         ...
 
     def example_inputs(self) -> Tensor:
-        """The inputs of the first one or two samples, not augmented: to try networks on."""
+        """The inputs of the first one or two samples, not augmented, to check networks on."""
         ...
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training set came to."""
+    """The result of one pass over the training set."""
 
     stage: str
     position: int  # the stage's, from 0
@@ -57,7 +59,7 @@ class Epoch:
 
 
 class Step(nn.Module):
-    """All that learns in a stage, as one module: a batch in, the loss and the terms' values out."""
+    """Everything that learns in a stage, as one module: tensors in, the terms' values and the loss out."""
 
     def __init__(self, stage: Stage, networks: Networks) -> None:
         super().__init__()
@@ -73,7 +75,7 @@ class Step(nn.Module):
         self._terms = [(term.loss, term.reads, term.weight) for term in stage.terms.values()]
 
     def compile(self, compiled: Callable[[Loss], Loss]) -> None:
-        """Let a function make the losses faster; what they own stays where it is."""
+        """Replace each loss by its compiled form; the losses' parameters and state stay in `losses`."""
         self._terms = [(compiled(loss), reads, weight) for loss, reads, weight in self._terms]
 
     def forward(self, read: Mapping[Tap, Tensor], progress: float) -> list[Tensor]:
@@ -88,7 +90,7 @@ class Step(nn.Module):
 
 
 class TrainingSweep:
-    """The way over the training set that a stage's ``prepare`` is given; see `limbeck.core.Sweep`."""
+    """Reads the training set for a stage's ``prepare``; see `limbeck.core.Sweep`."""
 
     def __init__(self, epoch: int, networks: Networks, batches: BatchSource, engine: Engine) -> None:
         self.epoch = epoch
@@ -99,13 +101,13 @@ class TrainingSweep:
         read = [self._networks[name] for name in dict.fromkeys(tap.source for tap in taps) if name in self._networks]
         with evaluation_mode(read), Taps(self._networks, taps) as tapped:
             for batch in self._batches.sweep():
-                # for the networks, not for what the caller computes
+                # around the networks only, because the caller computes in its own context
                 with torch.no_grad(), self._engine.without_autocast(), self._engine.autocast():
                     values = tapped.read(batch)
                 yield tuple(_full(values[tap]) for tap in taps)
 
 
-@torch.inference_mode(mode=False)  # with gradients, and as one around each part of a generator, not around its yields
+@torch.inference_mode(mode=False)  # a decorator covers each part of a generator, but not what happens between yields
 def run(
     stages: Sequence[Stage],
     networks: Networks,
@@ -115,33 +117,35 @@ def run(
     store: Outputs | None = None,
     state: dict[str, Any] | None = None,
 ) -> Iterator[Epoch]:
-    """Train stage after stage, yielding after every epoch; what happens between epochs is the caller's.
+    """Train the stages in order and yield after every epoch. Logging, evaluation and checkpoints are the caller's.
 
-    What a stage's ``learns`` names and its losses' own parameters learn, as far as their ``requires_grad`` says; all
-    else is in eval mode, gets no gradient and stays bit-identical, buffers too: a part whose parameters are all frozen
-    (`limbeck.train.freeze.frozen_parts`) with its BatchNorm and without its dropout. A ``no_grad`` or
-    ``inference_mode`` of the caller's does not reach in here. Each stage has a fresh optimizer. Each network runs once
-    a batch. Losses see tensors in at least 32 bits, whatever the engine's precision. A stage's ``finish`` is called
-    when its last epoch has been yielded and the next is asked for; what it changes in a network's structure (not its
-    values) is for a last stage only, because no checkpoint is taken after it.
+    The networks that a stage's ``learns`` names and the losses' own parameters learn, where ``requires_grad`` is True.
+    Everything else is frozen: it is in eval mode, gets no gradients and stays bit-identical, buffers too. A part whose
+    parameters are all frozen (`limbeck.train.freeze.frozen_parts`) is frozen with its BatchNorm and dropout. A
+    ``no_grad`` or ``inference_mode`` around the call has no effect.
+
+    Each stage has a fresh optimizer. Each network runs once a batch. Losses see tensors in at least 32 bits, whatever
+    the engine's precision. A stage's ``finish`` is called when the epoch after its last one is asked for; only a last
+    stage's may change a network's structure, because no checkpoint is taken after it.
 
     Args:
-        stages: what to train, on what, in order.
+        stages: what to train.
         networks: at least those that the stages name; moved to the engine's device.
-        batches: an epoch's number (of its stage, from 0) to its batches.
+        batches: called with the number of an epoch of its stage, from 0.
         engine: device, precision, and whether to compile.
-        store: the teacher's tensors where they are known; a stage that reads no others of it does not run it.
+        store: the teacher's tensors, computed beforehand; a stage that reads only these does not run the teacher.
         state: from `Epoch.state`, to resume where it was taken.
 
     Raises:
         LimbeckError: a tap does not exist or has no one value; nothing in a stage can learn.
-        Diverged: a term became NaN or infinite; the message says where that came from. The networks that learn are not
-            to be used any more.
+        Diverged: a term became NaN or infinite; the message says where that came from. The networks that learn have
+            no meaningful weights any more.
     """
     for network in networks.values():
         engine.place(network)
     steps = [Step(stage, networks) for stage in stages]
-    with engine.layout([networks[name] for name in _learning(stages)], batches.example_inputs()):
+    learning = dict.fromkeys(name for stage in stages for name in stage.networks)
+    with channels_last([networks[name] for name in learning], batches.example_inputs()):
         if state is not None:
             nn.ModuleList(steps).load_state_dict(state["modules"])
         for position in range(state["stage"] if state else 0, len(stages)):
@@ -169,23 +173,23 @@ def _stage(
         engine.place(step)
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])
-            as_parameters_lie(optimizer)
+            match_parameters(optimizer)
         if engine.compile:
-            step.compile(engine.compiled)
-        reads = [tap for term in stage.terms.values() for tap in term.reads]
-        learns = {name.partition(".")[0] for name in stage.learns}
-        copied: Versions | None = None
+            from limbeck.train.compile import compiled_on_maps  # the compiler takes a second to import
+
+            step.compile(compiled_on_maps)
+        read: Versions | None = None
         if state is not None:
             engine.restore_generators(state["generators"])
         for number in range(state["epoch"] if state else 0, stage.epochs):
             start = time.perf_counter()
             if stage.prepare is not None:
                 stage.prepare(TrainingSweep(number, networks, batches, engine))
-            versions = Versions(network for name, network in networks.items() if name not in learns)
-            # at first, and when a network that rests was changed between epochs
-            if copied is None or versions.numbers != copied.numbers:
-                quick, readers = frozen_readers(stage, networks, batches.example_inputs(), engine, store)
-                taps, copied = Taps(quick, reads, learns=learns, readers=readers), versions
+            versions = Versions(network for name, network in networks.items() if name not in stage.networks)
+            # in the first epoch, and where a frozen network was changed since the last one
+            if read is None or versions.numbers != read.numbers:
+                readers = frozen_readers(stage, networks, batches.example_inputs(), engine, store)
+                taps, read = Taps(networks, stage.reads, learns=stage.networks, readers=readers), versions
             try:
                 with taps, engine.without_autocast():
                     step.train()
@@ -193,9 +197,7 @@ def _stage(
                         part.training = False
                     means, images = _epoch(stage, number, step, taps, optimizer, rates, batches, engine)
             except NotFinite as first:
-                still = Taps(quick, [tap for tap in reads if tap.source not in learns], readers=readers)
-                sweep = TrainingSweep(number, networks, batches, engine)
-                raise Diverged(_explained(stage, number, first, still, batches, engine, sweep)) from None
+                raise Diverged(_explained(stage, number, first, networks, readers, batches, engine)) from None
             yield Epoch(
                 stage=stage.name,
                 position=position,
@@ -222,7 +224,7 @@ def _epoch(
     engine: Engine,
 ) -> tuple[list[float], int]:
     images, means = 0, _Means()
-    optimizer.zero_grad(set_to_none=True)  # what others left
+    optimizer.zero_grad(set_to_none=True)  # gradients from before
     for position, batch in enumerate(batches(number)):
         progress = (number + position / len(batches)) / stage.epochs
         factor = stage.schedule(progress)
@@ -236,14 +238,14 @@ def _epoch(
 def _update(
     step: Step, taps: Taps, optimizer: Optimizer, batch: Batch, progress: float, engine: Engine
 ) -> list[Tensor]:
-    """One step; a function, so that nothing of it is held while the next one runs."""
+    """One step, in a function so that its tensors are freed before the next one."""
     with engine.autocast():
         read = taps.read(batch)
     values = step(read, progress)
     values[-1].backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    torch.clear_autocast_cache()  # which would keep the old weights inside a block of the caller's
+    torch.clear_autocast_cache()  # inside a caller's autocast it would keep the old weights
     return [value.detach() for value in values]
 
 
@@ -251,10 +253,10 @@ class _Means:
     """The means of the steps' values, without waiting for the device at every step.
 
     Raises:
-        NotFinite: a value is not finite; told when the values are summed.
+        NotFinite: a value is not finite; raised when the values are summed.
     """
 
-    _MOST = 100  # steps whose values wait to be summed: a sum at every step would cost more than all else here
+    _MOST = 100  # steps whose values are summed at once: to sum at every step would cost more than the rest of the loop
 
     def __init__(self) -> None:
         self._waiting: list[Tensor] = []
@@ -281,7 +283,8 @@ class _Means:
             bad = ~steps.isfinite()
             first = int(bad.any(dim=1).int().argmax())
             places = bad[first].nonzero().flatten().tolist()
-            raise NotFinite(self._steps - len(steps) + first, places or range(values))  # finite, and too large a sum
+            places = places or list(range(values))  # all are finite where their sum overflowed
+            raise NotFinite(self._steps - len(steps) + first, places)
 
 
 def _snapshot(position: int, epoch: int, steps: Sequence[Step], optimizer: Any, engine: Engine) -> dict[str, Any]:
@@ -294,28 +297,31 @@ def _snapshot(position: int, epoch: int, steps: Sequence[Step], optimizer: Any, 
     }
 
 
-def _learning(stages: Sequence[Stage]) -> list[str]:
-    """The networks that learn in some stage."""
-    return list(dict.fromkeys(name.partition(".")[0] for stage in stages for name in stage.learns))
-
-
 def _full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def _explained(
-    stage: Stage, number: int, first: NotFinite, still: Taps, batches: BatchSource, engine: Engine, sweep: TrainingSweep
+    stage: Stage,
+    number: int,
+    first: NotFinite,
+    networks: Networks,
+    readers: Mapping[str, Reader],
+    batches: BatchSource,
+    engine: Engine,
 ) -> str:
-    """What became NaN or infinite, when, and where that came from; ``still`` are the taps of what does not learn."""
+    """What became NaN or infinite, when, and where that came from."""
     names = [*stage.terms, "loss"]
     what = f"{', '.join(names[place] for place in first.places)} became NaN or infinite"
     head = f"stage {stage.name!r}, epoch {number + 1}: {what} at step {first.step + 1} of {len(batches)}"
-    for batch in islice(batches(number), first.step, first.step + 1):  # the step's once more
-        with still, torch.no_grad(), engine.without_autocast(), engine.autocast():
-            why = cause(batch, still.read(batch), sweep)
+    frozen_taps = Taps(networks, [tap for tap in stage.reads if tap.source not in stage.networks], readers=readers)
+    sweep = TrainingSweep(number, networks, batches, engine)
+    for batch in islice(batches(number), first.step, first.step + 1):  # the batch of that step
+        with torch.no_grad(), engine.without_autocast():
+            why = cause(batch, frozen_taps.read(batch), sweep)
         if why:
             return f"{head}, because {why}; correct that, or leave these samples out"
-    learning = " and ".join(dict.fromkeys(name.partition(".")[0] for name in stage.learns)) or "what the losses hold"
+    learning = " and ".join(stage.networks) or "what the losses hold"
     if number == 0 and first.step == 0:
         return (
             f"{head}, before anything was learnt, from finite inputs: look for NaN in the weights and the forward of "
@@ -323,5 +329,5 @@ def _explained(
         )
     return (
         f"{head}; the inputs and the frozen networks are finite: lower the learning rate or the term's weight, and "
-        f"start again, because the weights of {learning} are of no more use"
+        f"start again, because the weights of {learning} have no meaning any more"
     )
