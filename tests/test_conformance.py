@@ -23,8 +23,9 @@ from limbeck.core import LimbeckError
 from limbeck.data import load
 from limbeck.experiment.events import Finished
 from limbeck.experiment.networks import fresh
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
 from limbeck.experiment.run import Experiment
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods import ABOUT, METHODS
 from limbeck.models import build, save_network
 from limbeck.optimizers import adam

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from benchmarks.speed.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
 from limbeck.core import Batch, Stage
 from limbeck.experiment.caching import build_now, cached, keep, teacher_taps
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods import METHODS, PRESETS
 from limbeck.optimizers import sgd
 from limbeck.options import call, fill

@@ -6,7 +6,8 @@ from torch import nn
 
 import limbeck
 from limbeck.core import LimbeckError, Tap
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.ab import Boundaries, ab, boundary_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd

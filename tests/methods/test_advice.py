@@ -8,7 +8,8 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble, build
 from limbeck.optimizers import sgd

@@ -7,7 +7,8 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods.at import PRESETS, at, attention_loss
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.shared import over_layers, pooled_alike, unit

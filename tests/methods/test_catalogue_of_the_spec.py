@@ -14,7 +14,8 @@ from torch import nn
 
 from limbeck.data import arrays
 from limbeck.evaluate import normalised_mean_error
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods import METHODS
 from limbeck.methods.class_distance import class_distance, class_distance_loss
 from limbeck.methods.fitnets import annealed, fitnets, regressor

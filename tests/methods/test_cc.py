@@ -6,7 +6,8 @@ import torch
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.cc import PRESETS, Embedded, cc, correlation_loss, neighbour_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd

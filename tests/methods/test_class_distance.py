@@ -6,7 +6,8 @@ from torch import nn
 
 from limbeck.core import TARGETS, LimbeckError, Tap, from_teacher
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.class_distance import (
     ClassDistance,
     class_distance,

@@ -6,7 +6,8 @@ import torch
 
 from limbeck.core import TARGETS, LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.crd import MemoryContrast, crd
 from limbeck.methods.crd_in_batch import BatchContrast, crd_in_batch
 from limbeck.methods.kd import soft_loss

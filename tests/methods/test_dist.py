@@ -6,7 +6,8 @@ import torch
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods.dist import correlation, dist, inter_loss, intra_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd

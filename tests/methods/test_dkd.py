@@ -6,7 +6,8 @@ import torch
 
 from limbeck.core import TARGETS, LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods.dkd import dkd, nontarget_loss, target_loss
 from limbeck.methods.kd import soft_loss
 from limbeck.models import Ensemble, build

@@ -9,7 +9,8 @@ from torch import nn
 from limbeck.connectors import as_map, map_shape
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods import METHODS
 from limbeck.methods.combined import combined
 from limbeck.methods.fitnets import fitnets, fitting, hint_loss, hint_map_loss, regressor

@@ -9,7 +9,8 @@ from torch import nn
 
 import limbeck
 from limbeck.core import LimbeckError, Tap
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.ft import FactorTransfer, Paraphraser, encoder, factor_loss, ft, positions_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd

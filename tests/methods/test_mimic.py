@@ -7,7 +7,8 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.mimic import mimic, mimic_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd

@@ -6,7 +6,8 @@ import torch
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.mlkd import batch_loss, category_loss, instance_loss, mlkd
 from limbeck.models import build

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 import limbeck
 from limbeck.core import LimbeckError, Tap
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.reviewkd import Fusion, Review, context_loss, reviewkd
 from limbeck.models import build
 from limbeck.optimizers import sgd

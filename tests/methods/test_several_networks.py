@@ -7,7 +7,8 @@ import torch
 
 import limbeck
 from limbeck.core import LimbeckError, Tap
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.assistants import assistants
 from limbeck.methods.born_again import born_again
 from limbeck.methods.fine_tune import fine_tune

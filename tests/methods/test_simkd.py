@@ -11,7 +11,8 @@ from torch import nn
 import limbeck
 from limbeck.core import LimbeckError, Tap
 from limbeck.evaluate import macs, parameters
-from limbeck.experiment.plan import Training, plan, training_batches
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.simkd import Projection, simkd
 from limbeck.models import build
 from limbeck.models.reuse import Reuse, apply_reuse, find_reuse, projector

@@ -7,7 +7,8 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods.sp import similarity_loss, sp
 from limbeck.models import build
 from limbeck.optimizers import sgd

@@ -6,7 +6,8 @@ import torch
 
 from limbeck.core import TARGETS, LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.experiment.plan import Training, plan
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods.wsld import sample_weights, weighted_soft_loss, wsld
 from limbeck.models import build
 from limbeck.optimizers import sgd

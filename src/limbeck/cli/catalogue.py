@@ -19,7 +19,8 @@ from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap
 from limbeck.data import SOURCES, arrays
 from limbeck.data.sources import source_signature
 from limbeck.errors import nearest
-from limbeck.experiment.plan import Training, plan
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods import ABOUT, METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.about import About
 from limbeck.models import MODELS, build

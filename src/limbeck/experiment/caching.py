@@ -23,8 +23,8 @@ from limbeck.data import Data
 from limbeck.data.images import Images
 from limbeck.experiment.arms import teacher_of
 from limbeck.experiment.events import StoreEstimate, StoreProgress
-from limbeck.experiment.plan import NO_AUGMENTATION, Training, training_batches
 from limbeck.experiment.store_folders import store_folder
+from limbeck.experiment.workspace import NO_AUGMENTATION, Training, training_batches
 from limbeck.recipe.blocks import CacheBlock, Recipe, TeacherBlock
 from limbeck.taps import evaluation_mode
 from limbeck.train.engine import Engine

@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.core import Batch, LimbeckError, Method, Networks, Setup, Stage, Tap, from_teacher
 from limbeck.data import Data
-from limbeck.experiment.workspace import NO_AUGMENTATION as NO_AUGMENTATION
-from limbeck.experiment.workspace import Training as Training
-from limbeck.experiment.workspace import example_batch
-from limbeck.experiment.workspace import training_batches as training_batches
+from limbeck.experiment.workspace import Training, example_batch
 from limbeck.models import Ensemble
 from limbeck.outline import outline
 from limbeck.taps import Taps, check, dry_run, evaluation_mode, layer_of, shapes
