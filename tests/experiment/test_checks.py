@@ -15,9 +15,10 @@ from limbeck.core import LimbeckError
 from limbeck.data import arrays
 from limbeck.data.split import Data, Split
 from limbeck.evaluate import macs
-from limbeck.experiment.checks import check_run, check_teacher, refuse_shared, unwrapped
+from limbeck.experiment.checks import check_teacher, refuse_shared, unwrapped
+from limbeck.experiment.first_step import first_step
 from limbeck.experiment.plan import plan
-from limbeck.experiment.workspace import Training
+from limbeck.experiment.workspace import Training, Workspace
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble
 from limbeck.optimizers import sgd
@@ -80,20 +81,20 @@ def refused(make, key, *, given=None, name="teacher"):
 
 
 def test_a_teacher_that_the_method_trains_need_not_know_the_classes_yet():
-    (note,) = check_teacher(Gives(lambda x: x.flip(0) * 0), data(), ENGINE, learns=True).notes
+    (note,) = check_teacher(Gives(lambda x: x.flip(0) * 0), data(), ENGINE, learns=True)
     assert note.endswith("before the method trains it")
 
 
 def test_a_good_teacher_passes_without_a_note():
-    assert check_teacher(Gives(good), data(), ENGINE).notes == ()
+    assert check_teacher(Gives(good), data(), ENGINE) == []
 
 
 def test_log_probabilities_are_logits():
-    assert check_teacher(Gives(lambda x: x.log_softmax(1)), data(), ENGINE).notes == ()
+    assert check_teacher(Gives(lambda x: x.log_softmax(1)), data(), ENGINE) == []
 
 
 def test_a_weak_teacher_passes():
-    assert check_teacher(Gives(lambda x: x + 4 * x.sin().roll(1, 1)), data(validation=400), ENGINE).notes == ()
+    assert check_teacher(Gives(lambda x: x + 4 * x.sin().roll(1, 1)), data(validation=400), ENGINE) == []
 
 
 def test_nan_for_some_samples_names_network_sample_file_and_share():
@@ -107,12 +108,12 @@ def test_nan_for_some_samples_names_network_sample_file_and_share():
 def test_a_teacher_that_is_nan_everywhere_is_refused():
     assert "for all 80 validation samples" in refused(lambda x: x * torch.nan, "not_finite")
     found = check_teacher(Gives(lambda x: x * torch.nan), data(), ENGINE, allow=("not_finite",))
-    assert "as allowed" in found.notes[0]
+    assert "as allowed" in found[0]
 
 
 def test_probabilities_are_refused_with_the_key_that_describes_them():
     message = refused(lambda x: x.softmax(1), "probabilities")
-    assert message.startswith("the teacher gives probabilities")
+    assert message.startswith("the teacher returns probabilities")
     assert "teacher: {output: probabilities}" in message
     assert 'teacher_output="probabilities"' in message
 
@@ -130,14 +131,14 @@ def test_permuted_classes_are_named_and_the_wrapper_puts_them_right():
     space = {"torch": torch}
     exec(source, space)
     network = space["Reordered"](Gives(lambda x: x[:, order]))
-    assert check_teacher(network, data(), ENGINE).notes == ()
+    assert check_teacher(network, data(), ENGINE) == []
 
 
 def test_two_classes_that_are_swapped_among_many_are_found():
     names = tuple(f"class {number}" for number in range(10))
     order = [0, 1, 2, 4, 3, 5, 6, 7, 8, 9]
     message = refused(lambda x: x[:, order], "permuted", given=data(validation=200, classes=names))
-    assert "its class 3 is the data's 'class 4', its class 4 is the data's 'class 3'; as they are, 80.0%" in message
+    assert "its class 3 is the data's 'class 4', its class 4 is the data's 'class 3'; in this order 80.0%" in message
 
 
 def test_a_permuted_teacher_is_not_allowed_by_allowing_chance():
@@ -184,19 +185,19 @@ def test_a_teacher_below_chance_is_refused_on_few_samples():
 def test_too_few_samples_tell_nothing_and_it_is_said(count):
     two = data(validation=count, classes=("cat", "dog"))
     found = check_teacher(Gives(lambda x: (x * 1e6).sin()), two, ENGINE)
-    assert found.notes[0].startswith(f"{count} validation samples are too few to tell whether the teacher is better")
+    assert found[0].startswith(f"{count} validation samples are too few to tell whether the teacher is better")
 
 
 def test_nine_of_ten_is_not_called_chance():
     two = data(validation=10, classes=("cat", "dog"))
     flipped = two.validation.inputs[3]
     found = check_teacher(Gives(lambda x: torch.where((x == flipped).all(1, keepdim=True), -x, x)), two, ENGINE)
-    assert "too few" in found.notes[0]
+    assert "too few" in found[0]
 
 
 def test_without_a_validation_split_the_numbers_are_looked_at_and_the_rest_is_noted():
     given = data(validation=0)
-    assert "no validation split" in check_teacher(Gives(lambda x: x.roll(1, 1)), given, ENGINE).notes[0]
+    assert "no validation split" in check_teacher(Gives(lambda x: x.roll(1, 1)), given, ENGINE)[0]
     assert "probabilities" in refused(lambda x: x.softmax(1), "probabilities", given=given)
 
 
@@ -221,7 +222,7 @@ def test_a_shared_layer_is_named():
         LimbeckError, match=r"the student and the teacher share .*: student.0 \(Linear\) is teacher.0\. "
     ):
         refuse_shared({"student": student, "teacher": teacher})
-    assert "as allowed" in refuse_shared({"student": student, "teacher": teacher}, allow=("shared",)).notes[0]
+    assert "as allowed" in refuse_shared({"student": student, "teacher": teacher}, allow=("shared",))[0]
 
 
 def tied(teacher, student):
@@ -268,8 +269,8 @@ def test_a_shared_activation_and_members_of_one_ensemble_are_no_matter():
     teacher, student = mlp(), mlp()
     student[1] = teacher[1]
     member = mlp()
-    assert refuse_shared({"student": student, "teacher": teacher}).notes == ()
-    assert refuse_shared({"student": student, "teacher": Ensemble([member, member], "geometric")}).notes == ()
+    assert refuse_shared({"student": student, "teacher": teacher}) == []
+    assert refuse_shared({"student": student, "teacher": Ensemble([member, member], "geometric")}) == []
 
 
 def test_two_names_for_one_network_are_refused_whatever_is_allowed():
@@ -285,7 +286,7 @@ def test_a_compiled_network_is_taken_out_of_it_and_it_is_said():
     network = mlp()
     found, looked = unwrapped({"student": torch.compile(network)})
     assert found == {"student": network}
-    assert "compiled by torch.compile" in looked.notes[0]
+    assert "compiled by torch.compile" in looked[0]
 
 
 def test_a_network_for_several_devices_is_refused():
@@ -306,7 +307,7 @@ def test_a_network_without_weights_is_refused():
 def run(method, networks, given=None, batch_size=16, **options):
     given, how = given or data(), training(batch_size)
     stages = plan(lambda setup: METHODS[method](setup, **options), networks, given, how)
-    return check_run(stages, networks, given, how, ENGINE).notes
+    return first_step(stages, networks, Workspace(given, how, ENGINE))
 
 
 def state(networks):
@@ -321,7 +322,7 @@ def test_a_run_that_works_leaves_everything_as_it_was(method):
     given, how = data(), training()
     stages = plan(METHODS[method], networks, given, how)
     before, generator = state(networks), torch.get_rng_state()
-    assert check_run(stages, networks, given, how, ENGINE).notes == ()
+    assert first_step(stages, networks, Workspace(given, how, ENGINE)) == []
     after = state(networks)
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert not networks["student"][1].training
@@ -332,7 +333,7 @@ def test_a_run_that_works_leaves_everything_as_it_was(method):
 
 
 def test_batch_norm_and_batches_of_one_are_refused_with_what_helps():
-    with pytest.raises(LimbeckError, match=r"step of 1 sample fails: the student .* give a batch_size of 2 or more"):
+    with pytest.raises(LimbeckError, match=r"step of 1 sample fails: the student .* use a batch_size of 2 or more"):
         run("alone", {"student": mlp(5, nn.BatchNorm1d(5))}, batch_size=1)
 
 
@@ -371,15 +372,15 @@ class Serving(nn.Module):
 
 
 def test_a_student_whose_output_has_no_gradient_is_refused():
-    with pytest.raises(LimbeckError, match="what the student gives has no gradient"):
+    with pytest.raises(LimbeckError, match="the output of the student has no gradient"):
         run("alone", {"student": Serving()})
 
 
 def test_a_teacher_under_inference_mode_works():
     with torch.inference_mode():
         loaded = mlp()
-    assert run("kd", {"student": mlp(), "teacher": Serving()}) == ()
-    assert run("kd", {"student": mlp(), "teacher": loaded}) == ()
+    assert run("kd", {"student": mlp(), "teacher": Serving()}) == []
+    assert run("kd", {"student": mlp(), "teacher": loaded}) == []
 
 
 def test_a_student_made_under_inference_mode_is_refused_and_a_copy_learns():
@@ -387,7 +388,7 @@ def test_a_student_made_under_inference_mode_is_refused_and_a_copy_learns():
         made = mlp()
     with pytest.raises(LimbeckError, match=r"weights were made under torch\.inference_mode.*copy\.deepcopy"):
         run("alone", {"student": made})
-    assert run("alone", {"student": copy.deepcopy(made)}) == ()
+    assert run("alone", {"student": copy.deepcopy(made)}) == []
     with pytest.raises(LimbeckError, match=r"weights were made under torch\.inference_mode"):
         run("fitnets", {"student": made, "teacher": mlp()})
 
@@ -406,7 +407,7 @@ def test_a_network_that_cannot_take_one_sample_loses_only_what_is_measured_with_
     (note,) = run("alone", {"student": norm})
     assert "the student does not run on one sample, so its latency is not measured" in note
     assert macs(norm, (4,)) == 40
-    assert run("alone", {"student": Squeezed()}) == ()  # it runs, and only its output has another shape
+    assert run("alone", {"student": Squeezed()}) == []  # it runs, and only its output has another shape
 
 
 def test_a_split_of_one_sample_must_be_run():
@@ -415,7 +416,7 @@ def test_a_split_of_one_sample_must_be_run():
 
 
 def test_a_split_of_501_samples_has_no_batch_of_one():
-    assert run("alone", {"student": Squeezed()}, data(test=501)) == ()
+    assert run("alone", {"student": Squeezed()}, data(test=501)) == []
 
 
 class Locked(nn.Sequential):
@@ -446,7 +447,7 @@ def pruned():
 def test_a_student_that_cannot_simply_be_copied_is_tried_too_and_is_left_as_it_was(make):
     network = make()
     before = state({"student": network})
-    assert run("alone", {"student": network}) == ()
+    assert run("alone", {"student": network}) == []
     assert all(torch.equal(before[key], value) for key, value in state({"student": network}).items())
     assert all(parameter.grad is None for parameter in network.parameters())
     assert network.training
@@ -500,7 +501,7 @@ KINDS = [scripted, jit_traced, exported]
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_teacher_in_another_form_works_where_its_output_is_read(kind):
-    assert run("kd", {"student": mlp(), "teacher": kind(mlp())}) == ()
+    assert run("kd", {"student": mlp(), "teacher": kind(mlp())}) == []
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -515,7 +516,7 @@ def test_a_teacher_in_another_form_is_refused_where_its_layers_are_read(kind):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", [scripted, jit_traced])
 def test_a_torchscript_student_learns(kind):
-    assert run("kd", {"student": kind(mlp()), "teacher": mlp()}) == ()
+    assert run("kd", {"student": kind(mlp()), "teacher": mlp()}) == []
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -531,10 +532,10 @@ def test_what_cannot_be_compiled_is_refused_where_compiling_is_asked_for():
     networks = {"student": mlp(), "teacher": scripted(mlp())}
     stages = plan(METHODS["kd"], networks, given, how)
     with pytest.raises(LimbeckError, match="compile is true, but the teacher cannot be compiled: it is TorchScript"):
-        check_run(stages, networks, given, how, engine)
-    check_run(stages, networks | {"teacher": mlp()}, given, how, engine)
+        first_step(stages, networks, Workspace(given, how, engine))
+    first_step(stages, networks | {"teacher": mlp()}, Workspace(given, how, engine))
 
 
 def test_data_that_is_given_as_arrays_is_tried_too():
     given = arrays(torch.randn(60, 4), torch.arange(60) % 4)
-    assert run("kd", {"student": mlp(), "teacher": mlp()}, given) == ()
+    assert run("kd", {"student": mlp(), "teacher": mlp()}, given) == []

@@ -705,7 +705,7 @@ def test_json_in_the_place_of_another_file_is_refused(tmp_path):
 def test_json_beyond_its_bound_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("limbeck.files.atomic.JSON_BYTES", 100)
     write_sealed(tmp_path / "result.json", {"values": [0] * 100})
-    with pytest.raises(LimbeckError, match="holds more than 100 bytes"):
+    with pytest.raises(LimbeckError, match="has more than 100 bytes"):
         read_sealed(tmp_path / "result.json")
 
 

@@ -99,7 +99,7 @@ def test_other_classes_than_the_datas_are_refused(tmp_path, block):
 @pytest.mark.parametrize("block", [None, MLP])
 def test_another_order_of_the_classes_is_refused(tmp_path, block):
     saved(tmp_path / "net.safetensors")
-    with pytest.raises(LimbeckError, match="otherwise than the data: 'dog' where the data has 'owl'"):
+    with pytest.raises(LimbeckError, match="in another order than the data: 'dog' where the data has 'owl'"):
         restored(str(tmp_path / "net.safetensors"), block, data(("cat", "owl", "dog")))
 
 
@@ -121,7 +121,7 @@ def test_a_network_for_inputs_on_another_scale_is_refused(tmp_path, block):
     saved(tmp_path / "net.safetensors")
     nearly = replace(data(), mean=(data().mean[0] + 0.05 * data().std[0],))
     assert restored(str(tmp_path / "net.safetensors"), block, nearly)
-    with pytest.raises(LimbeckError, match=r"trained on inputs normalised by mean .* set data.normalise as it was"):
+    with pytest.raises(LimbeckError, match=r"trained on inputs normalised by mean .* set data.normalise as in that training"):
         restored(str(tmp_path / "net.safetensors"), block, replace(data(), mean=(0.5,)))
     with pytest.raises(LimbeckError, match="trained on inputs normalised by mean"):
         restored(str(tmp_path / "net.safetensors"), block, replace(data(), std=(0.2,)))
@@ -234,11 +234,11 @@ def test_a_teacher_that_begins_from_weights_is_trained_in_the_run(theirs):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((), r"fine_tune trains a model: from the weights: write train: \{epochs: N\}"),
+        ((), r"fine_tune trains a model from the weights: write train: \{epochs: N\}"),
         (("teacher.weights=null", "teacher.train={epochs: 1}"), "got 'fine_tune' without the weights: to start from"),
         (
             ("teacher.model=null", "teacher.train={epochs: 1}"),
-            "fine_tune trains a model: from the weights: write model:",
+            "fine_tune trains a model from the weights: write model:",
         ),
     ],
 )
