@@ -13,6 +13,7 @@ import torch
 from benchmarks.speed import measuring, overhead
 from benchmarks.speed.limbeck_loop import pick_engine
 from benchmarks.speed.measuring import Run
+from benchmarks.speed.memory import peak_memory
 from benchmarks.speed.peer import Unavailable
 from benchmarks.speed.report import Measured, report
 from benchmarks.speed.variants import VARIANTS, make
@@ -59,13 +60,15 @@ def measure(workloads: Sequence[Workload], extent: Extent, say: Callable[[str], 
     with torch.random.fork_rng(devices=[]):
         say("start-up time")
         startup = overhead.startup_seconds()
+        say("peak memory")
+        peak = peak_memory("kd")
         say("overhead of a step")
         loops = list(overhead.step_overhead(extent.rounds, extent.sample / 4, start + extent.budget / 3))
         measured = []
         for number, workload in enumerate(workloads):
             now = time.perf_counter()
             measured.append(_measure(workload, extent, now + (end - now) / (len(workloads) - number), say))
-    return report(measured, loops, startup, kept)
+    return report(measured, loops, peak, startup, kept)
 
 
 def _measure(workload: Workload, extent: Extent, end: float, say: Callable[[str], None]) -> Measured:

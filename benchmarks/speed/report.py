@@ -28,6 +28,9 @@ GATES = {
 MOST_OVERHEAD_US = 60.0
 """Microseconds that limbeck's step may take more than the step of the shortest loop."""
 
+MOST_MEMORY = 1.15
+"""Times the peak memory of the plain loop."""
+
 MOST_STARTUP_S = 0.3
 """Seconds that ``limbeck --help`` may take."""
 
@@ -45,12 +48,15 @@ class Measured:
     skipped: Mapping[str, str]  # variant to reason
 
 
-def report(measured: Sequence[Measured], loops: Sequence[Sample], startup: float, kept: bool) -> dict[str, Any]:
+def report(
+    measured: Sequence[Measured], loops: Sequence[Sample], peak: Mapping[str, float], startup: float, kept: bool
+) -> dict[str, Any]:
     """All figures, as values that JSON takes.
 
     Args:
         measured: the workloads.
         loops: samples of ``plain`` and ``live`` on tiny networks.
+        peak: MB of ``plain`` and ``live`` on ``kd``.
         startup: seconds of ``limbeck --help``.
         kept: whether the allocator keeps the memory that a step frees.
     """
@@ -70,6 +76,8 @@ def report(measured: Sequence[Measured], loops: Sequence[Sample], startup: float
         if name in workloads
     ]
     gates.append(_gate("overhead of a step, us", over["median"], MOST_OVERHEAD_US, outside["outside_cores"]))
+    ratio = peak["live"] / peak["plain"]
+    gates.append(_gate("peak memory over plain", ratio, MOST_MEMORY, None))
     gates.append(_gate("limbeck --help, s", startup, MOST_STARTUP_S, None))
     return {
         "machine": {
@@ -81,6 +89,7 @@ def report(measured: Sequence[Measured], loops: Sequence[Sample], startup: float
         "workloads": workloads,
         "step_overhead_us": over["median"],
         "step_overhead": {**over, **times, **outside},
+        "peak_memory_mb": {**peak, "ratio": ratio},
         "startup_s": startup,
         "gates": gates,
     }

@@ -29,6 +29,7 @@ def beside(monkeypatch):
     kept = []
     monkeypatch.setattr(benchmark, "keep_memory", lambda: kept.append(True) or True)
     monkeypatch.setattr(benchmark.overhead, "startup_seconds", lambda: 0.2)
+    monkeypatch.setattr(benchmark, "peak_memory", lambda name: {"plain": 800.0, "live": 840.0})
     loops = [Sample(name, number, 1e-4, 0.0, 0) for name in ("plain", "live") for number in range(2)]
     monkeypatch.setattr(benchmark.overhead, "step_overhead", lambda rounds, seconds, end: loops)
     return kept
@@ -42,7 +43,7 @@ def test_a_short_benchmark_measures_every_variant(tiny, beside):
     result = measure([tiny("kd"), tiny("mnist_mlp")], SHORT, said.append)
     assert torch.equal(torch.rand(1), expected)  # the global generator is as it was
     assert beside == [True]
-    assert said[:2] == ["start-up time", "overhead of a step"]
+    assert said[:3] == ["start-up time", "peak memory", "overhead of a step"]
     assert "mnist_mlp: store, first steps" in said
     assert "mnist_mlp: plain, round 2 of 2" in said
     result = json.loads(json.dumps(result))

@@ -42,6 +42,7 @@ def measured(name="kd", **changes):
     return Measured(WORKLOADS[name], **(given | changes))
 
 
+PEAK = {"plain": 800.0, "live": 840.0}
 LOOPS = samples({"plain": (300e-6, 310e-6, 290e-6), "live": (350e-6, 380e-6, 345e-6)}, outside=0.02)
 
 
@@ -53,7 +54,7 @@ def four_cpus(monkeypatch):
 
 @pytest.fixture
 def result():
-    return report([measured()], LOOPS, 0.25, kept=True)
+    return report([measured()], LOOPS, PEAK, 0.25, kept=True)
 
 
 def test_the_result_has_the_agreed_keys(result):
@@ -92,7 +93,7 @@ def test_the_result_has_what_other_processes_used_and_what_was_left_out(result):
     assert kd["store_build_s"] == 1.5
     assert (kd["precision"], kd["precision_reason"]) == ("32", "asked for")
     noisy = measured(samples=samples(SECONDS, outside=0.2, repeated=3))
-    found = report([noisy], LOOPS, 0.1, kept=True)["workloads"]["kd"]
+    found = report([noisy], LOOPS, PEAK, 0.1, kept=True)["workloads"]["kd"]
     assert (found["outside_cores"], found["outside_share"]) == pytest.approx((0.2, 0.05))
     assert (found["disturbed"], found["repeated"]) == (18, 54)
 
@@ -110,7 +111,7 @@ def test_the_machine_is_described(result):
     assert result["machine"]["device"] == "cpu"
     assert "torchdistill" in result["machine"]
     assert result["machine"]["cores"] >= 1
-    unchanged = report([measured()], LOOPS, 0.1, kept=False)
+    unchanged = report([measured()], LOOPS, PEAK, 0.1, kept=False)
     assert unchanged["machine"]["allocator"] == "unchanged"
 
 
@@ -120,12 +121,13 @@ def test_gates_are_held_or_missed(result):
     assert found["kd: store over floor_store"] == (pytest.approx(1.28), 1.08, False)
     assert found["overhead of a step, us"] == (pytest.approx(55), 60, True)
     assert found["limbeck --help, s"] == (0.25, 0.3, True)
-    assert len(found) == 4
+    assert found["peak memory over plain"] == (pytest.approx(1.05), 1.15, True)
+    assert len(found) == 5
 
 
 def test_every_gate_of_a_workload_is_checked():
-    everything = report([measured(name) for name in WORKLOADS], LOOPS, 0.5, kept=True)
-    assert len(everything["gates"]) == len(GATES) + 2
+    everything = report([measured(name) for name in WORKLOADS], LOOPS, PEAK, 0.5, kept=True)
+    assert len(everything["gates"]) == len(GATES) + 3
     found = {gate["what"]: gate["holds"] for gate in everything["gates"]}
     assert found["srrl: live over floor_live"] is True
     assert found["hint: store over floor_store"] is False
@@ -135,7 +137,7 @@ def test_every_gate_of_a_workload_is_checked():
 def test_gates_of_a_disturbed_machine_are_doubted():
     loops = [replace(sample, outside=0.11) for sample in LOOPS]
     noisy = measured("srrl", samples=samples(SECONDS, outside=0.11))
-    found = report([measured(), noisy], loops, 0.1, kept=True)
+    found = report([measured(), noisy], loops, PEAK, 0.1, kept=True)
     disturbed = {gate["what"] for gate in found["gates"] if gate["disturbed"]}
     assert disturbed == {"srrl: live over floor_live", "srrl: store over floor_store", "overhead of a step, us"}
     said = [line for line in sentences(found) if line.endswith("; other processes used the machine, so measure again")]
@@ -145,7 +147,7 @@ def test_gates_of_a_disturbed_machine_are_doubted():
 
 def test_an_unknown_share_stays_unknown():
     silent = measured(samples=samples(SECONDS, outside=None))
-    result = report([silent], LOOPS, 0.1, kept=True)
+    result = report([silent], LOOPS, PEAK, 0.1, kept=True)
     kd = result["workloads"]["kd"]
     assert (kd["outside_cores"], kd["outside_share"]) == (None, None)
     assert any("what other processes used is unknown" in line for line in sentences(result))
@@ -164,7 +166,7 @@ def test_the_table_has_a_line_a_variant(result):
 
 
 def test_the_precision_is_named(result):
-    low = report([measured(precision="bf16")], LOOPS, 0.1, kept=True)
+    low = report([measured(precision="bf16")], LOOPS, PEAK, 0.1, kept=True)
     (table,) = tables(low)
     assert table.title == (
         "kd, batches of 64, limbeck, plain_tuned and the floors in bfloat16 (asked for), "
@@ -173,7 +175,7 @@ def test_the_precision_is_named(result):
 
 
 def test_it_says_which_loops_run_more_than_the_method_needs():
-    found = report([measured(name) for name in WORKLOADS], LOOPS, 0.1, kept=True)
+    found = report([measured(name) for name in WORKLOADS], LOOPS, PEAK, 0.1, kept=True)
     assert [line for line in sentences(found) if "layers above" in line] == [
         "hint: plain and plain_tuned also run the layers above the hint, as people write it"
     ]
@@ -192,5 +194,5 @@ def test_the_sentences_say_the_rest(result):
     assert "holds: kd: live over floor_live: 1.05, at most 1.1" in said
     assert "FAILS: kd: store over floor_store: 1.28, at most 1.08" in said
     assert not [line for line in said if "compiling took" in line]
-    compiled = report([measured(costs={"compile_s": 7.0})], LOOPS, 0.1, kept=True)
+    compiled = report([measured(costs={"compile_s": 7.0})], LOOPS, PEAK, 0.1, kept=True)
     assert "kd: compiling took 7.0 s, once" in list(sentences(compiled))
