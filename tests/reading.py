@@ -1,13 +1,18 @@
 """How much source a newcomer reads for each of seven jobs: python tests/reading.py
 
 A list has the files that must be opened to do the job; each line says why. A file in which only one line of a dict is
-added (METHODS, SOURCES, MODELS) does not count. `test_reading.py` holds the lists to their limits.
+added (METHODS, SOURCES, MODELS) does not count. `test_reading.py` holds the lists to their limits. With ``--write`` the
+script updates the table in CONTRIBUTING.md.
 """
 
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "limbeck"
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
+HEAD = "| job | files | lines | at most |\n|---|---|---|---|\n"
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,21 @@ def lines(path: str) -> int:
     return (SOURCE / path).read_bytes().count(b"\n")
 
 
+def table() -> str:
+    """The table of the jobs in CONTRIBUTING.md."""
+    rows = (
+        f"| {name} | {', '.join(f'`{path}`' for path in job.files)} | {sum(map(lines, job.files))} | {job.limit} |\n"
+        for name, job in JOBS.items()
+    )
+    return HEAD + "".join(rows)
+
+
+def write() -> None:
+    """Replace the table in CONTRIBUTING.md."""
+    text = CONTRIBUTING.read_text()
+    CONTRIBUTING.write_text(re.sub(re.escape(HEAD) + r"(\|.*\n)*", lambda _: table(), text))
+
+
 def main() -> None:
     """Print every job, its files with their lines, and the limit."""
     for name, job in JOBS.items():
@@ -105,4 +125,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        write()
     main()

@@ -1,6 +1,7 @@
 import pytest
 
-from reading import JOBS, SOURCE, lines, main
+import reading
+from reading import CONTRIBUTING, JOBS, SOURCE, lines, main, table, write
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -15,6 +16,18 @@ def test_a_newcomer_reads_no_more_than_the_limit(name):
 
 def test_the_limits_are_those_of_the_design():
     assert [job.limit for job in JOBS.values()] == [450, 300, 250, 400, 300, 400, 1000]
+
+
+def test_contributing_has_the_counts_that_the_script_prints():
+    assert f"\n\n{table()}\n" in CONTRIBUTING.read_text(), "run: python tests/reading.py --write"
+
+
+def test_the_table_in_contributing_can_be_written_again(tmp_path, monkeypatch):
+    text = CONTRIBUTING.read_text()
+    monkeypatch.setattr(reading, "CONTRIBUTING", tmp_path / "CONTRIBUTING.md")
+    reading.CONTRIBUTING.write_text(text.replace("| 450 |", "| 1 |"))
+    write()
+    assert reading.CONTRIBUTING.read_text() == text
 
 
 def test_lines_are_counted_as_wc_does(tmp_path):

@@ -14,12 +14,7 @@ from limbeck.methods.reading import with_classifier
 
 
 def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of the features, summed over D and averaged over N, without 1/2 (Kim, Kim 2017, Eq. 1).
-
-    Args:
-        student: features (N, D).
-        teacher: features (N, D).
-    """
+    """Squared distance of features (N, D), summed over D and averaged over N, without 1/2 (Kim, Kim 2017, Eq. 1)."""
     return (student - teacher.detach()).square().flatten(1).sum(dim=1).mean()
 
 
