@@ -92,7 +92,7 @@ def test_a_teacher_that_cannot_be_fused_is_a_note(data, cache):
     made, _ = limbeck.distill(None, SumOfBoth(), data, method="alone", **QUICK | {"epochs": 10})
     _, result = limbeck.distill(made, network(), data, baseline=False, **QUICK | {"cache": cache})
     why = "BatchNorm cannot be folded, because the network would give other tensors"
-    assert f"the teacher is not fused in full: {why}" in result["notes"]
+    assert f"the teacher is not fused in full: {why}" in result.notes
 
 
 def test_a_function_builds_the_student_of_every_seed_and_arm_anew(data, teacher):

@@ -280,7 +280,7 @@ def test_a_students_own_network_that_does_not_fit_is_refused():
 def test_a_run_is_not_overwritten():
     assert invoke("recipe.yaml").exit_code == 0
     message = refused("recipe.yaml")
-    assert "runs/tiny already holds a run: resume it with --resume, choose another folder by --out" in message
+    assert "runs/tiny already holds a run: resume it with --resume, choose another folder with --out" in message
 
 
 def test_a_run_of_another_recipe_is_not_resumed():

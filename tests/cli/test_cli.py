@@ -354,6 +354,7 @@ def test_the_options_reach_the_experiment(monkeypatch):
     asked = []
 
     def made(recipe, out, **options):
+        assert options.pop("progress") is not None
         asked.append((recipe.allow, out, options))
         raise LimbeckError("enough")
 

@@ -28,7 +28,7 @@ evaluate: {latency_runs: 1}
 def limbeck_says(folder, *arguments, code=0, **variables):
     environment = os.environ | {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "120"} | variables
     command = [sys.executable, "-m", "limbeck", *arguments]
-    done = subprocess.run(command, capture_output=True, cwd=folder, env=environment, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, cwd=folder, env=environment, timeout=280, check=False)
     assert done.returncode == code, done.stderr
     assert b"Traceback" not in done.stderr
     return (done.stdout + done.stderr).decode("ascii")

@@ -76,5 +76,5 @@ def test_any_text_is_the_same_after_it_was_written_and_read(tmp_path_factory, pa
 def test_aliases_of_aliases_unfold_to_a_bounded_size(wide):
     lines = [f"a0: &a0 [{', '.join('x' * wide)}]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * wide)}]" for n in range(1, 100)]
-    with pytest.raises(RecipeError, match=f"{NODES:,} keys and values|more than {DEPTH} blocks"):
+    with pytest.raises(RecipeError, match=f"{NODES:,} keys and values|more than {DEPTH} nested blocks"):
         plain("\n".join(lines), "recipe.yaml")

@@ -383,7 +383,7 @@ def test_no_generator_of_another_device_is_seeded(monkeypatch):
 
 
 def test_folding_for_a_tap_to_nowhere_is_refused():
-    with pytest.raises(LimbeckError, match=r"no layer 'norm3': did you mean norm2"):
+    with pytest.raises(LimbeckError, match=r"no layer 'norm3': did you mean norm1 or norm2"):
         fold(Net(), images(), [Tap("teacher", "norm3")])
 
 
