@@ -1,7 +1,7 @@
 # Everything works on a fresh machine that has Python 3.11 or newer, and make.
 PYTHON ?= python3
 BIN := .venv/bin
-CORE := src/limbeck/core.py,src/limbeck/taps.py,src/limbeck/train.py,src/limbeck/connectors.py,src/limbeck/schedules.py,src/limbeck/methods/*
+CORE := src/limbeck/core.py,src/limbeck/taps.py,src/limbeck/train/loop.py,src/limbeck/connectors.py,src/limbeck/schedules.py,src/limbeck/methods/*
 
 .PHONY: setup demo test check lint types coverage wheel clean
 

@@ -16,19 +16,19 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from limbeck.experiment import Experiment
-from limbeck.recipe import read
-from limbeck.watching import show
+from limbeck.cli.progress import show
+from limbeck.experiment.run import Experiment
+from limbeck.recipe.read import read
 
-LIVE = ("precision=32", "cache=false", "compile=false")
-AUTO = ("precision=auto", "compile=auto")
+LIVE = ("precision=32", "cache=false")
+AUTO = ("precision=auto",)
 SHIFT = "train.augment.shift=2"
 STORE = ("cache.use=true", "cache.views=4")
 SETTINGS = {
     "mnist": {
         "32 bits, live": LIVE,
         "auto": AUTO,
-        "bf16, live": ("precision=bf16", "cache=false", "compile=false"),
+        "bf16, live": ("precision=bf16", "cache=false"),
         "shifted images: 32 bits, live": (*LIVE, SHIFT),
         "shifted images: auto, store of 4 views": (*AUTO, *STORE, SHIFT),
     },
@@ -36,7 +36,7 @@ SETTINGS = {
         "32 bits, live": LIVE,
         "auto": AUTO,
         "auto, store of 4 views": (*AUTO, *STORE),
-        "bf16, live": ("precision=bf16", "cache=false", "compile=false"),
+        "bf16, live": ("precision=bf16", "cache=false"),
     },
 }
 """By data set; the first of a group, up to the colon, is what the others are compared with."""
@@ -59,9 +59,9 @@ def errors(name: str, settings: tuple[str, ...], arguments: argparse.Namespace) 
         *settings,
     ]
     recipe = read(RECIPES / f"hinton_{arguments.data}.yaml", overrides=overrides)
-    show(Experiment(recipe, folder, resume=True), Console(), folder)
-    runs = json.loads((folder / "result.json").read_text())["runs"]
-    return {run["seed"]: run["test"]["errors"] for run in runs if run["arm"] == "kd"}
+    experiment = Experiment(recipe, folder, resume=True)
+    show(experiment, Console(), folder)
+    return {run.seed: run.test.errors for run in experiment.result.of("kd")}
 
 
 def train_teacher(arguments: argparse.Namespace) -> None:

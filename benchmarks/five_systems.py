@@ -2,23 +2,24 @@
 
 Runs the recipes `<system>_<data>.yaml`. The student alone is trained once, with the first of them, and the first's
 teacher serves the others, as the recipes would train it again to the bit. A cell that is finished is not run again,
-one that was stopped goes on.
+one that was stopped is resumed.
 
     python benchmarks/five_systems.py --data digits
     LIMBECK_DATA=... python benchmarks/five_systems.py --data cifar10
 """
 
 import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
-from limbeck.experiment import Experiment
-from limbeck.recipe import read
-from limbeck.watching import show
+from limbeck.cli.progress import show
+from limbeck.cli.tables import spread_text
+from limbeck.experiment.results import ArmSummary, NetworkResult, RunResult
+from limbeck.experiment.run import Experiment
+from limbeck.recipe.read import read
 
 SYSTEMS = ("hinton", "fitnets", "fsp", "class_distance", "srrl", "mimic", "longer")
 """After the five: class distance's baseline, a student that regresses the feature of the teacher that the others have;
@@ -27,7 +28,7 @@ and the student alone for twice the epochs, which is what the student of two sta
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-def result(system: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def result(system: str, arguments: argparse.Namespace) -> RunResult:
     """The result of one system's recipe."""
     first = arguments.out / f"{SYSTEMS[0]}_{arguments.data}"
     settings = [] if system == SYSTEMS[0] else ["baseline=false"]
@@ -39,22 +40,21 @@ def result(system: str, arguments: argparse.Namespace) -> dict[str, Any]:
     settings += ["name=mimic"] if system == "mimic" else []
     if system == "longer":
         settings += [f"train.epochs={2 * read(recipe).train.epochs}", "teacher=null", "name=longer"]
-    show(Experiment(read(recipe, overrides=settings), folder, resume=True), Console(), folder)
-    return json.loads((folder / "result.json").read_text())
+    experiment = Experiment(read(recipe, overrides=settings), folder, resume=True)
+    show(experiment, Console(), folder)
+    return experiment.result
 
 
-def row(name: str, summary: dict[str, Any], alone: dict[int, int], runs: list[dict[str, Any]]) -> str:
+def row(name: str, summary: ArmSummary, alone: dict[int, int], runs: Sequence[NetworkResult]) -> str:
     """One line of the table: accuracy and the errors fewer than alone, paired by seed."""
-    accuracy = summary["accuracy"]
-    shown = f"{100 * accuracy['mean']:.2f}" + (f" ± {100 * accuracy['deviation']:.2f}" if accuracy["deviation"] else "")
-    pairs = [alone[run["seed"]] - run["test"]["errors"] for run in runs if run["seed"] in alone]
+    pairs = [alone[run.seed] - run.test.errors for run in runs if run.seed in alone]
     gain = ""
     if name not in ("teacher", "alone") and len(pairs) > 1:
         values = torch.tensor(pairs, dtype=torch.float64)
         gain = f"{values.mean():+.1f} (SE {values.std() / len(pairs) ** 0.5:.1f})"
-    after = [run["teacher_after"]["test"]["accuracy"] for run in runs if "teacher_after" in run]
+    after = [run.teacher_after.test.accuracy for run in runs if run.teacher_after is not None]
     taught = f"{100 * sum(after) / len(after):.2f}" if after else ""
-    return f"| {name} | {shown} | {accuracy['n']} | {gain} | {taught} |"
+    return f"| {name} | {spread_text(summary.accuracy, 100, 2)} | {summary.accuracy.n} | {gain} | {taught} |"
 
 
 def main() -> None:
@@ -69,10 +69,10 @@ def main() -> None:
     alone: dict[int, int] = {}
     for system in arguments.systems:
         found = result(system, arguments)
-        for arm, summary in found["summary"].items():
-            runs = [run for run in found["runs"] if run["arm"] == arm]
+        for arm, summary in found.summary.items():
+            runs = found.of(arm)
             if arm == "alone" and system == SYSTEMS[0]:
-                alone = {run["seed"]: run["test"]["errors"] for run in runs}
+                alone = {run.seed: run.test.errors for run in runs}
             if arm != "teacher" or system == SYSTEMS[0]:
                 rows.append(row("alone, twice the epochs" if system == "longer" else arm, summary, alone, runs))
     print("| | test accuracy % | seeds | errors fewer than alone | its teacher % |")

@@ -1,29 +1,30 @@
 """Which temperature suits which student: Hinton et al. (2015), section 3, on MNIST.
 
 Runs `recipes/hinton_mnist.yaml` for a wide and a narrow student over temperatures and seeds, with one trained teacher,
-and prints a table in Markdown. A cell that is finished is not run again, one that was stopped goes on.
+and prints a table in Markdown. A cell that is finished is not run again, one that was stopped is resumed.
 
     limbeck run recipes/hinton_mnist.yaml
     python benchmarks/temperature.py --teacher runs/hinton_mnist/teacher/seed0
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.console import Console
 
-from limbeck.experiment import Experiment
-from limbeck.recipe import read
-from limbeck.watching import show
+from limbeck.cli.progress import show
+from limbeck.cli.tables import spread_text
+from limbeck.experiment.results import Spread
+from limbeck.experiment.run import Experiment
+from limbeck.recipe.read import read
 
 WIDTHS = (300, 30)
 TEMPERATURES = (1, 2, 4, 8, 20)
 RECIPE = Path(__file__).parents[1] / "recipes" / "hinton_mnist.yaml"
 
 
-def cell(width: int, temperature: int | None, arguments: argparse.Namespace) -> dict:
-    """The summary of one student at one temperature, or alone."""
+def cell(width: int, temperature: int | None, arguments: argparse.Namespace) -> Spread:
+    """The errors of one student at one temperature, or alone."""
     folder = arguments.out / f"{width}-{'alone' if temperature is None else f'T{temperature}'}"
     settings = [
         f"student.model.hidden=[{width}, {width}]",
@@ -33,10 +34,9 @@ def cell(width: int, temperature: int | None, arguments: argparse.Namespace) -> 
         "baseline=false",
         "method=alone" if temperature is None else f"method.temperature={temperature}",
     ]
-    show(Experiment(read(RECIPE, overrides=settings), folder, resume=True), Console(), folder)
-    return json.loads((folder / "result.json").read_text())["summary"]["alone" if temperature is None else "kd"][
-        "errors"
-    ]
+    experiment = Experiment(read(RECIPE, overrides=settings), folder, resume=True)
+    show(experiment, Console(), folder)
+    return experiment.result.summary["alone" if temperature is None else "kd"].errors
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     rows = []
     for width in WIDTHS:
         cells = [cell(width, temperature, arguments) for temperature in columns]
-        shown = [f"{errors['mean']:.1f} ± {errors['deviation'] or 0:.1f}" for errors in cells]
+        shown = [spread_text(errors, 1, 1) for errors in cells]
         rows.append(f"| {width}-{width} | " + " | ".join(shown) + " |")
     headings = ["alone", *(f"T = {temperature}" for temperature in TEMPERATURES)]
     print("| student | " + " | ".join(headings) + " |")

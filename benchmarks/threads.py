@@ -1,10 +1,10 @@
-"""What one or two threads, and threads that wait asleep or spinning, cost: alone and beside other work.
+"""What one thread or all, waiting asleep or spinning, cost: alone and beside other work.
 
-Every sample is a process of its own, because OpenMP reads its settings once; the settings take turns, round by round.
+Every sample is a separate process, because OpenMP reads its settings once. The settings take turns, round by round.
 Prints a table in Markdown: the milliseconds of a step, median and range over the rounds, and times the first setting.
 
-    python benchmarks/threads.py
-    python benchmarks/threads.py --busy 2       # beside so many processes that compute without a pause
+    python -m benchmarks.threads
+    python -m benchmarks.threads --busy 2       # beside two processes that compute without a pause
 """
 
 import argparse
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from limbeck.bench.workloads import DIGITS, WORKLOADS, Workload, prepare
+from benchmarks.speed.workloads import DIGITS, WORKLOADS, Workload, prepare
 
 _MODELS = {"teacher": {"name": "resnet14"}, "student": {"name": "resnet8"}}
 _KD = WORKLOADS["kd"].method
@@ -46,16 +46,15 @@ BUSY = "while True: pass"
 
 
 def child(name: str, seconds: float) -> None:
-    """Train for about so long, after a while that does not count, and write the milliseconds of a step."""
-    from limbeck.bench.own import Own
-    from limbeck.engine import Engine
+    """Warm up, train for about that many seconds, and print the milliseconds of a step."""
+    from benchmarks.speed.limbeck_loop import LimbeckLoop, engine_of
 
     case = prepare(CASES[name])
-    own = Own(case, case.networks(), Engine(device="cpu", precision="32"))
-    own(3)
+    loop = LimbeckLoop(case, case.networks(), engine_of("32"))
+    loop(3)
     start, steps, size = time.perf_counter(), 0, 1
     while (passed := time.perf_counter() - start) < seconds:
-        own(size)
+        loop(size)
         steps, size = steps + size, min(2 * size, 50)
     print(1000 * passed / steps)
 
@@ -63,7 +62,7 @@ def child(name: str, seconds: float) -> None:
 def sample(name: str, setting: str, seconds: float) -> float:
     """The milliseconds of a step in a process with this setting."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
-    command = [sys.executable, __file__, "--child", name, "--seconds", str(seconds)]
+    command = [sys.executable, "-m", "benchmarks.threads", "--child", name, "--seconds", str(seconds)]
     done = subprocess.run(command, env={**kept, **SETTINGS[setting]}, capture_output=True, text=True, check=True)
     return float(done.stdout)
 

@@ -1,4 +1,4 @@
-"""Import limbeck from a built wheel, and read a recipe that it brings: ``import_wheel.py WHEEL``."""
+"""Import limbeck from a built wheel, and read a bundled recipe: ``import_wheel.py WHEEL``."""
 
 import subprocess
 import sys
@@ -10,11 +10,15 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import limbeck
 assert limbeck.__file__.startswith(sys.argv[1]), limbeck.__file__
-from limbeck import api, catalogue, cli, display, experiment, files, recipe
-found = files.bundled("digits_kd")
+from limbeck import api, cli
+from limbeck.cli import catalogue, progress
+from limbeck.experiment.run import Experiment
+from limbeck.recipe.bundled import bundled
+from limbeck.recipe.read import read
+found = bundled("digits_kd")
 assert str(found).startswith(sys.argv[1]), found
 assert catalogue.recorded()["kd"], "the counts of recorded values are not there"
-print("the wheel has limbeck", limbeck.__version__, "and the recipe", recipe.read(found).name)
+print("the wheel has limbeck", limbeck.__version__, "and the recipe", read(found).name)
 """
 
 with tempfile.TemporaryDirectory() as folder:

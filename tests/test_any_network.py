@@ -112,7 +112,7 @@ def test_a_teacher_of_any_form_teaches_and_stays_as_it_was(data, make):
     hooks = list(teacher._forward_hooks)
     before = {name: value.clone() for name, value in teacher.state_dict().items() if isinstance(value, torch.Tensor)}
     _, result = distill(teacher, mlp(), data, baseline=False, **QUICK)
-    assert result["student"]["test"]["agreement"] > 0
+    assert result.student.test.agreement > 0
     after = teacher.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert list(teacher._forward_hooks) == hooks
@@ -144,7 +144,7 @@ def test_a_compiled_student_is_trained_itself(data):
     trained, result = distill(torch.compile(mlp()), student, data, **QUICK)
     assert trained is student
     assert not torch.equal(before, network[0].weight)
-    assert sum("compiled by torch.compile" in note for note in result["notes"]) == 2
+    assert sum("compiled by torch.compile" in note for note in result.notes) == 2
 
 
 @pytest.mark.parametrize("make", [exported, loaded, Serving, quantised])
@@ -168,11 +168,11 @@ def test_layers_inside_torchscript_are_refused_before_any_training(data, make, m
 def test_a_layer_that_the_method_names_is_what_is_trained_and_measured(data, name):
     networks = {"student": mlp(), "teacher": mlp()}
     networks[name] = Wrapped(lambda logits: ("nothing", logits[:, :2]))
-    with pytest.raises(LimbeckError, match=f"the {name} gives a tuple of"):
+    with pytest.raises(LimbeckError, match=f"the {name} returns a tuple of"):
         distill(*(networks[one] for one in ("teacher", "student")), data, **QUICK)
     method = {"name": "kd", f"{name}_layer": "network"}
     _, result = distill(networks["teacher"], networks["student"], data, method=method, **QUICK)
-    assert f"the {name}'s logits are what its layer network gives" in result["notes"]
+    assert f"the {name}'s logits are the output of its layer network" in result.notes
 
 
 def test_a_teacher_that_ends_in_softmax_teaches_as_its_logits_do(data):
@@ -186,10 +186,10 @@ def test_a_teacher_that_ends_in_softmax_teaches_as_its_logits_do(data):
         torch.allclose(one, other, atol=1e-4)
         for one, other in zip(student.parameters(), same.parameters(), strict=True)
     )
-    assert "the teacher gives probabilities: their logarithm is read" in result["notes"]
+    assert "the teacher returns probabilities: their logarithm is used" in result.notes
 
 
 def test_a_network_whose_sizes_are_not_known_yet_is_trained(data):
     student = Lazy()
     _, result = distill(mlp(), student, data, **QUICK)
-    assert result["student"]["parameters"] == result["alone"]["parameters"] == 6 * 8 + 8 + 8 * 3 + 3
+    assert result.student.parameters == result.alone.parameters == 6 * 8 + 8 + 8 * 3 + 3

@@ -11,7 +11,7 @@ SAID = {
     "04-batch-of-one": [
         *(rf"^{name} \| works$" for name in ("squeeze, 500 test images", "squeeze, 501 test images")),
         *(rf"^{name} \| works$" for name in ("squeeze, a sweep of 399", "statistics of the batch")),
-        r"^BatchNorm, batch_size 1 \| LimbeckError after \[\] \| .*the student.*give a batch_size of 2 or more",
+        r"^BatchNorm, batch_size 1 \| LimbeckError after \[\] \| .*the student.*use a batch_size of 2 or more",
     ],
     "05-not-copyable-student": [
         rf"^{name} \| baseline {baseline} \| works$"

@@ -1,12 +1,13 @@
-"""What every method keeps to: a method is tested by standing in METHODS.
+"""The rules that every method keeps: a method is tested because it is listed in `limbeck.methods`.
 
-Which networks a method is given says `limbeck.catalogue.CAST`. No method is excused from a rule.
+A method is given the networks that its `ABOUT` names. No method is excused from a rule.
 """
 
 import copy
 import inspect
 import json
 import re
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,31 +17,25 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck import arrays, catalogue
+from limbeck import arrays
+from limbeck.cli import catalogue
 from limbeck.core import LimbeckError
 from limbeck.data import load
-from limbeck.engine import Engine
-from limbeck.experiment import Experiment
-from limbeck.jobs import Finished
-from limbeck.methods import METHODS
+from limbeck.experiment.events import Finished
+from limbeck.experiment.networks import fresh
+from limbeck.experiment.plan import plan
+from limbeck.experiment.run import Experiment
+from limbeck.experiment.workspace import Training, training_batches
+from limbeck.methods import ABOUT, METHODS
 from limbeck.models import build, save_network
-from limbeck.networks import fresh
 from limbeck.optimizers import adam
-from limbeck.recipe import read, smoke
+from limbeck.recipe.read import read, smoke
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
 from limbeck.taps import Taps
-from limbeck.train import Diverged, TrainingSweep, run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import Diverged, TrainingSweep, run
 
-ENGINE = Engine(device="cpu", precision="32")
-
-UNPUBLISHED = ("alone",)
-"""The methods without a source: the baseline is nobody's."""
-
-
-def cast(name):
-    """The roles of a method and the zoo's networks that play them here."""
-    return catalogue.CAST.get(name, catalogue.REFERENCE)
+ENGINE = make_engine(device="cpu", precision="32")
 
 
 @cache
@@ -60,7 +55,7 @@ def training(*, epochs=2, batch_size=16):
 def networks(name, seed=3):
     """A method's networks, and a teacher that is the same whatever the seed."""
     made = {}
-    for number, (role, model) in enumerate(cast(name).items()):
+    for number, (role, model) in enumerate(ABOUT[name].networks.items()):
         torch.manual_seed(1000 if role == "teacher" else seed + 10 * number)
         made[role] = build(model, classes=4, shape=(3, 16, 16))
     return made
@@ -237,7 +232,7 @@ def test_resumes_to_the_same_bits_after_each_epoch_of_each_stage(name):
 
 @every_method
 def test_works_in_bf16(name):
-    trial = train(name, epochs=1, engine=Engine(device="cpu", precision="bf16"))
+    trial = train(name, epochs=1, engine=make_engine(device="cpu", precision="bf16"))
     for values in trial.final.values():
         assert all(tensor.isfinite().all() for tensor in values.values() if tensor.is_floating_point())
 
@@ -277,7 +272,7 @@ def teacher_file(tmp_path_factory):
 
 @every_method
 def test_runs_from_a_recipe(name, tmp_path, teacher_file):
-    roles = dict(cast(name))
+    roles = dict(ABOUT[name].networks)
     student, teacher = roles.pop("student"), roles.pop("teacher", None)
     recipe = {
         "name": "tiny",
@@ -295,7 +290,7 @@ def test_runs_from_a_recipe(name, tmp_path, teacher_file):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # all JSON is YAML
     trial = Experiment(smoke(read(tmp_path / "recipe.yaml")), tmp_path / "run")
     (last,) = [event for event in trial.run() if isinstance(event, Finished) and event.job.arm == name]
-    assert 0 <= last.result["test"]["accuracy"] <= 1
+    assert 0 <= last.result.test.accuracy <= 1
     assert (tmp_path / "run" / "student.safetensors").is_file()
 
 
@@ -313,15 +308,17 @@ def test_every_option_is_documented_and_none_that_is_not_there(name):
 
 
 @every_method
-def test_the_module_cites_its_source(name):
-    cited = catalogue.citation(name)
-    form = 'the first line of the file is not written as: what: authors, "Title" (year), arXiv:0000.00000. '
-    form += "(the arXiv id may be missing, the full stop may not; what nobody published goes into UNPUBLISHED above)"
-    assert (cited is None) == (name in UNPUBLISHED), form
-    if cited is not None:
-        assert len(cited.authors) > 3
-        assert len(cited.title) > 5
-        assert 1989 <= cited.year <= 2026
+def test_the_file_says_what_its_method_is_and_where_it_was_published(name):
+    about, function = ABOUT[name], METHODS[name]
+    assert function is about.function
+    assert function.__name__ == name
+    assert sys.modules[function.__module__].ABOUT is about
+    assert "student" in about.networks
+    if about.paper is not None:
+        assert len(about.paper.authors) > 3
+        assert len(about.paper.title) > 5
+        assert 1989 <= about.paper.year <= 2026
+        assert bool(about.paper.venue) != bool(re.fullmatch(r"\d{4}\.\d{4,5}", about.paper.arxiv))
 
 
 @every_method
@@ -329,6 +326,13 @@ def test_a_page_is_written(name):
     page = Path(__file__).parents[1] / "docs" / "methods" / f"{name}.md"
     assert page.is_file(), "there is no page: run `limbeck methods --write docs/methods`"
     assert page.read_text().startswith(f"# {name}\n")
+
+
+def test_whoever_writes_a_method_reads_at_most_450_lines_first():
+    root = Path(__file__).parents[1]
+    section = (root / "CONTRIBUTING.md").read_text().partition("## Add a method")[2].partition("\n## ")[0]
+    files = [(root / "src" / "limbeck" / file).read_text() for file in ("core.py", "methods/kd.py")]
+    assert sum(text.count("\n") for text in (section, *files)) <= 450
 
 
 # --- other networks
@@ -375,7 +379,7 @@ MUST = ("resnet8", "wrn_16_1", "timm:resnet18", "torchvision:resnet18")
 @every_method
 @pytest.mark.parametrize(("student", "teacher"), PAIRS, ids=[f"{one}-{other}" for one, other in PAIRS])
 def test_finds_its_layers_in_a_network_or_says_why_not(name, student, teacher):
-    kinds = {role: teacher if role == "teacher" else student for role in cast(name)}
+    kinds = {role: teacher if role == "teacher" else student for role in ABOUT[name].networks}
     nets = {role: built(kind, seed) for seed, (role, kind) in enumerate(kinds.items())}
     refusal, stages = None, ()
     try:
@@ -383,7 +387,7 @@ def test_finds_its_layers_in_a_network_or_says_why_not(name, student, teacher):
     except LimbeckError as error:
         refusal = error
     assert stages or student != teacher or student not in MUST, refusal
-    if refusal is not None:  # in its own words, at the time of the call: not an error of torch in the rehearsal
+    if refusal is not None:  # in its own words, at the time of the call: not an error of torch in the dry run
         assert refusal.__cause__ is None, refusal
         assert re.search(r"student|teacher|layer", str(refusal)), refusal
     hooked = [part for net in nets.values() for part in net.modules() if part._forward_hooks or part._forward_pre_hooks]

@@ -72,8 +72,8 @@ def test_shapes_that_do_not_fit_are_refused(make, source, target):
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ((3, 4, 4), (5, 5, 4), "cannot take a map of 4x4 to the larger 5x4"),
-        ((3, 4, 4), (5, 4, 5), "cannot take a map of 4x4 to the larger 4x5"),
+        ((3, 4, 4), (5, 5, 4), "cannot map 4x4 to the larger size 5x4"),
+        ((3, 4, 4), (5, 4, 5), "cannot map 4x4 to the larger size 4x5"),
         ((3,), (5, 1, 1), r"maps \(C, H, W\) to \(C, H, W\), got \(3,\)"),
         ((3, 4, 4), (5,), r"got \(3, 4, 4\) -> \(5,\)"),
     ],

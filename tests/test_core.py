@@ -9,6 +9,7 @@ from limbeck.core import (
     LimbeckError,
     Outline,
     Setup,
+    Stage,
     Tap,
     Term,
     from_student,
@@ -38,6 +39,17 @@ def test_a_tap_says_where_it_reads():
 def test_the_shorthands_name_their_network():
     assert from_student("fc", "input") == Tap("student", "fc", "input")
     assert from_teacher() == Tap("teacher", "", "output")
+
+
+def test_a_stage_names_what_it_reads_and_the_networks_that_learn_each_once():
+    terms = {
+        "hard": Term(loss, (from_student(), TARGETS)),
+        "soft": Term(loss, (from_student(), from_teacher("fc"), from_teacher())),
+    }
+    learns = ("student.head", "peer", "student.body")
+    stage = Stage("both", terms, 1, lambda parameters: None, constant(), learns)
+    assert stage.networks == ("student", "peer")
+    assert stage.reads == (from_student(), TARGETS, from_teacher("fc"), from_teacher())
 
 
 def test_equal_taps_are_one_key():

@@ -1,8 +1,9 @@
 """The Python call beside a run: several seeds, a folder to resume from, progress, threads."""
 
-import json
 import re
+import tempfile
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 
 import limbeck
 from limbeck.core import LimbeckError
-from limbeck.threads import SMALL, threads_for
+from limbeck.experiment.results import read
+from limbeck.methods import METHODS
+from limbeck.train.threads import SMALL, threads_for
 
 QUICK = {"epochs": 2, "batch_size": 16, "device": "cpu", "precision": "32", "compile": False, "cache": False}
 
@@ -56,9 +59,9 @@ def test_several_seeds_give_means_and_the_student_of_the_first(data, teacher):
     student = network()
     trained, result = limbeck.distill(teacher, student, data, seeds=(3, 4), **QUICK)
     assert trained is student
-    assert (result["seed"], result["seeds"]) == (3, [3, 4])
-    assert result["summary"]["kd"]["accuracy"]["n"] == result["summary"]["alone"]["accuracy"]["n"] == 2
-    assert sorted((run["arm"], run["seed"]) for run in result["runs"]) == [
+    assert (result.student.seed, result.seeds) == (3, (3, 4))
+    assert result.summary["kd"].accuracy.n == result.summary["alone"].accuracy.n == 2
+    assert sorted((run.arm, run.seed) for run in result.runs) == [
         *(("alone", seed) for seed in (3, 4)),
         *(("kd", seed) for seed in (3, 4)),
         ("teacher", 3),
@@ -68,8 +71,28 @@ def test_several_seeds_give_means_and_the_student_of_the_first(data, teacher):
     assert same(one, student)
     second = network()
     _, other = limbeck.distill(teacher, second, data, seed=4, **QUICK)
-    of_second = next(run for run in result["runs"] if (run["arm"], run["seed"]) == ("kd", 4))
-    assert of_second["test"] == other["student"]["test"]
+    of_second = next(run for run in result.of("kd") if run.seed == 4)
+    assert of_second.test == other.student.test
+
+
+class SumOfBoth(nn.Module):
+    """Uses what its linear layer gives besides the norm, so that the norm cannot be folded."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(6, 3), nn.BatchNorm1d(3)
+
+    def forward(self, inputs):
+        rows = self.linear(inputs)
+        return self.norm(rows) + rows
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_teacher_that_cannot_be_fused_is_a_note(data, cache):
+    made, _ = limbeck.distill(None, SumOfBoth(), data, method="alone", **QUICK | {"epochs": 10})
+    _, result = limbeck.distill(made, network(), data, baseline=False, **QUICK | {"cache": cache})
+    why = "BatchNorm cannot be folded, because the network would give other tensors"
+    assert f"the teacher is not fused in full: {why}" in result.notes
 
 
 def test_a_function_builds_the_student_of_every_seed_and_arm_anew(data, teacher):
@@ -84,17 +107,17 @@ def test_a_function_builds_the_student_of_every_seed_and_arm_anew(data, teacher)
     assert isinstance(student, nn.Sequential)
     times = Counter(tuple(start.flatten().tolist()) for start in starts)
     assert sorted(times.values())[-2:] == [2, 2]  # alone and kd of a seed start alike, seeds do not
-    assert result["summary"]["kd"]["accuracy"]["n"] == 2
+    assert result.summary["kd"].accuracy.n == 2
 
 
 def test_a_function_that_builds_no_module_is_refused(data, teacher):
-    with pytest.raises(LimbeckError, match=r"student gives a int: a function must build a torch.nn.Module"):
+    with pytest.raises(LimbeckError, match=r"student returns a int: the function must build a torch.nn.Module"):
         limbeck.distill(teacher, lambda: 3, data, **QUICK)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_stopped_call_goes_on_from_its_folder_to_the_same_bits(data, teacher, tmp_path, monkeypatch, count):
-    monkeypatch.setattr("limbeck.runfolder.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("limbeck.experiment.folder.CHECKPOINT_SHARE", 1e9)
     whole, stopped = network(), network()
     _, expected = limbeck.distill(teacher, whole, data, **QUICK)
     with pytest.raises(Stop):
@@ -105,9 +128,8 @@ def test_a_stopped_call_goes_on_from_its_folder_to_the_same_bits(data, teacher, 
     )
     assert same(whole, resumed)
     assert len(told) == 4 - count
-    for role in ("alone", "student"):
-        assert result[role]["test"] == expected[role]["test"]
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["student"]["test"] == result["student"]["test"]
+    assert (result.alone.test, result.student.test) == (expected.alone.test, expected.student.test)
+    assert read(tmp_path / "run") == result
 
 
 def test_a_finished_call_is_read_from_its_folder(data, teacher, tmp_path):
@@ -115,7 +137,43 @@ def test_a_finished_call_is_read_from_its_folder(data, teacher, tmp_path):
     limbeck.distill(teacher, student, data, out=tmp_path, **QUICK)
     _, result = limbeck.distill(teacher, again, data, out=tmp_path, on_epoch=stops_after(1), **QUICK)
     assert same(student, again)
-    assert result["method"] == "kd"
+    assert result.method == "kd"
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Where the process may write: the working folder and the one of temporary files; the files that lie there."""
+    folders = [tmp_path / "here", tmp_path / "temporary"]
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.chdir(folders[0])
+    monkeypatch.setattr(tempfile, "tempdir", str(folders[1]))
+    return lambda: [path.name for folder in folders for path in folder.rglob("*") if not path.is_dir()]
+
+
+def in_two_stages(setup):
+    """A run folder has the student's weights after the first stage as well."""
+    (stage,) = METHODS["kd"](setup)
+    return replace(stage, name="first"), replace(stage, name="second")
+
+
+@pytest.mark.parametrize("method", ["kd", in_two_stages, "mutual"])
+def test_without_a_folder_no_file_is_written(data, teacher, elsewhere, method):
+    seen = []
+    note = lambda arm, epoch: seen.append(elsewhere())  # noqa: E731
+    _, result = limbeck.distill(teacher, network(), data, method=method, seeds=(0, 1), on_epoch=note, **QUICK)
+    assert len(seen) >= 8
+    assert not any(seen)
+    assert elsewhere() == []
+    assert {one.weights_sha256 for one in result.runs} == {None}
+
+
+def test_without_a_folder_the_teachers_outputs_alone_are_written_and_removed(data, teacher, elsewhere):
+    seen = []
+    note = lambda arm, epoch: seen.append(elsewhere())  # noqa: E731
+    limbeck.distill(teacher, network(), data, on_epoch=note, **QUICK | {"cache": True})
+    assert set(seen[-1]) == {"manifest.json", "tap0-view000-shard0000.safetensors"}
+    assert elsewhere() == []
 
 
 @pytest.mark.parametrize("changed", ["student", "teacher", "data", "option"])
@@ -177,7 +235,7 @@ def test_what_is_no_network_or_seed_is_told(data, arguments, options, message):
 def test_the_file_of_a_call_says_how_it_is_loaded(data, teacher, tmp_path):
     student, other = network(), network(seed=5)
     limbeck.distill(teacher, student, data, out=tmp_path, **QUICK)
-    with pytest.raises(LimbeckError, match="pass it by network="):
+    with pytest.raises(LimbeckError, match="pass it as network="):
         limbeck.load_network(tmp_path / "student.safetensors")
     with pytest.raises(LimbeckError, match="network is a function"):
         limbeck.load_network(tmp_path / "student.safetensors", network=network)
@@ -231,8 +289,8 @@ def test_a_peer_that_learns_as_well_may_begin_untrained():
     with torch.no_grad():
         peer[2].weight.zero_()
     _, result = limbeck.distill(peer, network(), data, method="mutual", **QUICK)
-    assert "teacher_after" in result
-    assert [note for note in result["notes"] if note.endswith("before the method trains it")]
+    assert result.student.teacher_after is not None
+    assert [note for note in result.notes if note.endswith("before the method trains it")]
 
 
 class Curved(nn.Sequential):
@@ -250,24 +308,24 @@ def curved():
 def test_a_student_whose_code_has_changed_is_not_found_beside_the_run(data, teacher, tmp_path, monkeypatch, capsys):
     limbeck.distill(teacher, curved(), data, out=tmp_path / "a", **QUICK)
     limbeck.distill(teacher, curved(), data, out=tmp_path / "b", method="dkd", progress=True, **QUICK)
-    assert "found in" in capsys.readouterr().err
+    assert "reused from" in capsys.readouterr().err
     monkeypatch.setattr(Curved, "curve", staticmethod(torch.sin))
     limbeck.distill(teacher, curved(), data, out=tmp_path / "c", progress=True, **QUICK)
-    assert "found in" not in capsys.readouterr().err
+    assert "reused from" not in capsys.readouterr().err
 
 
 def test_what_a_resumed_call_finds_wrong_is_told(data, teacher, tmp_path, capsys):
     limbeck.distill(teacher, network(), data, out=tmp_path, **QUICK)
     (tmp_path / "result.json").write_text("{}")
     _, result = limbeck.distill(teacher, network(), data, out=tmp_path, progress=True, **QUICK)
-    (note,) = [note for note in result["notes"] if "result.json was damaged" in note]
+    (note,) = [note for note in result.notes if "result.json is damaged or was edited" in note]
     assert capsys.readouterr().err.count(note) == 1
 
 
 def test_a_function_that_gives_the_same_weights_again_is_refused(data, teacher):
     one, body = network(), nn.Linear(6, 8)
     for make in (lambda: one, lambda: nn.Sequential(body, nn.ReLU(), nn.Linear(8, 3))):
-        with pytest.raises(LimbeckError, match="a function must build a network anew"):
+        with pytest.raises(LimbeckError, match="the function must build a new network"):
             limbeck.distill(teacher, make, data, **QUICK)
 
 
@@ -275,7 +333,7 @@ def test_a_function_that_gives_the_same_weights_again_is_refused(data, teacher):
     ("other", "message"),
     [
         ({"a.b": network()}, "got the name 'a.b': allowed are letters"),
-        ({"peer": network()}, "kd has no use for peer"),
+        ({"peer": network()}, "kd does not use peer"),
     ],
 )
 def test_networks_that_cannot_be_used_are_refused(data, teacher, other, message):

@@ -5,6 +5,7 @@ from typing import Literal
 import pytest
 
 from limbeck.core import LimbeckError, Schedule
+from limbeck.errors import close_names
 from limbeck.options import Checked, Problem, as_block, call, complete, fill, keyword_model, nearest, validate
 from limbeck.wording import shown
 
@@ -285,7 +286,7 @@ def test_a_parameter_that_is_a_schedule_and_nothing_else_gets_one():
 
 def test_a_schedule_with_a_value_out_of_range_is_refused_by_the_call():
     block = one({"name": "cook", "minutes": 3, "salt": {"name": "linear", "until": 0.0}})
-    with pytest.raises(LimbeckError, match=r"until is 0\.0"):
+    with pytest.raises(LimbeckError, match=r"got until 0\.0"):
         call(DISHES, block, None)
 
 
@@ -326,3 +327,11 @@ def test_validating_gives_the_values_or_the_problems():
 )
 def test_the_nearest_name_is_suggested(name, allowed, said):
     assert nearest(name, allowed) == said
+
+
+def test_the_names_that_are_most_alike_come_first_and_no_others():
+    names = ["layer1.0", "layer3.1", "LAYER3.0", "head", "stem"]
+    assert close_names("layer3.0", names) == ["LAYER3.0", "layer3.1", "layer1.0"]
+    assert close_names("layer3.0", names, most=1) == ["LAYER3.0"]
+    assert close_names("zzz", names) == []
+    assert close_names("layer3.x", ["layer1.x", "layer3.y"]) == ["layer3.y", "layer1.x"]

@@ -50,10 +50,10 @@ def test_finds_the_sections_and_the_classifier(name, shape, lasts, classifier, p
 @pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:resnet18"])
 def test_every_tap_of_the_outline_can_be_read(name):
     network, found = of(name, (3, 64, 64))
-    taps = [tap for section in found.sections for tap in (section.first, section.last, section.unactivated)]
+    taps = [tap for section in found.sections for tap in (section.first, section.last, section.pre_activation)]
     values = dry_run({"student": network}, [*taps, found.stem, found.feature], batch((3, 64, 64)))
     for section in found.sections:
-        assert torch.equal(values[section.unactivated].relu(), values[section.last])
+        assert torch.equal(values[section.pre_activation].relu(), values[section.last])
         assert values[section.first].shape == values[section.last].shape
         assert isinstance(network.get_submodule(section.norm), nn.BatchNorm2d)
         assert "downsample" not in section.norm
@@ -61,12 +61,12 @@ def test_every_tap_of_the_outline_can_be_read(name):
 
 def test_a_relu_that_a_block_runs_twice_is_read_at_its_second_run():
     _, found = of("torchvision:resnet18", (3, 64, 64))
-    assert found.sections[0].unactivated == Tap("student", "layer1.1.relu", "input", 1)
+    assert found.sections[0].pre_activation == Tap("student", "layer1.1.relu", "input", 1)
 
 
 def test_before_the_activation_of_a_network_that_begins_its_blocks_with_it():
     _, found = of("wrn_16_1")
-    assert [section.unactivated for section in found.sections] == [
+    assert [section.pre_activation for section in found.sections] == [
         Tap("student", "stage2.0.norm1"),
         Tap("student", "stage3.0.norm1"),
         Tap("student", "relu", "input"),

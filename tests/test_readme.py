@@ -5,12 +5,13 @@ import pytest
 import torch
 
 import limbeck
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -24,11 +25,11 @@ def test_the_example_runs_and_gives_the_student_and_its_figures():
     found = {}
     exec(compile(example(), "README.md", "exec"), found)
     student, result = found["student"], found["result"]
-    assert sum(parameter.numel() for parameter in student.parameters()) == result["student"]["parameters"] == 7510
-    assert result["teacher"]["test"]["accuracy"] > 0.95
-    assert result["student"]["test"]["accuracy"] > 0.85
-    assert result["student"]["test"]["agreement"] > 0.85
-    assert result["method"] == "kd"
+    assert sum(parameter.numel() for parameter in student.parameters()) == result.student.parameters == 7510
+    assert result.teacher.test.accuracy > 0.95
+    assert result.student.test.accuracy > 0.85
+    assert result.student.test.agreement > 0.85
+    assert result.method == "kd"
 
 
 def test_the_example_is_at_most_ten_lines():
@@ -52,7 +53,7 @@ def test_the_method_in_contributing_works_and_its_connector_learns(teacher):
     }
     data = limbeck.arrays(torch.randn(30, 3, 8, 8), torch.arange(30) % 3)
     setting = Training(3, 8, sgd(lr=0.05), constant())
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     (stage,) = plan(found["angle"], nets, data, setting)
     connector = stage.terms["angle"].loss.connector
     before = connector.weight.clone()

@@ -30,9 +30,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 import limbeck
-from limbeck import checkpoint, opening, pickled, user_code
+from limbeck import user_code
+from limbeck.cache import table
+from limbeck.cache.table import read_table
 from limbeck.core import LimbeckError
 from limbeck.data import arrays
+from limbeck.experiment.networks import restored
+from limbeck.files import checkpoint, pickled
+from limbeck.files import paths as opening
 from limbeck.models import (
     NetworkSpec,
     build,
@@ -44,8 +49,6 @@ from limbeck.models import (
     save_network,
 )
 from limbeck.models import spec as spec_of
-from limbeck.networks import restored
-from limbeck.store import read_table, table
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -127,7 +130,7 @@ def test_a_file_that_names_code_loads_into_what_the_caller_names(code, ways):
 
 def test_a_function_of_the_system_with_a_command_is_not_called():
     place = os.__file__
-    with pytest.raises(LimbeckError, match=r"os\.py:system.*reading weights runs none"):
+    with pytest.raises(LimbeckError, match=r"os\.py:system.*loading weights does not run code"):
         load_network(described(spec(name=f"{place}:system", options={"command": "touch it_ran"})))
     assert not pathlib.Path("it_ran").exists()
 
@@ -135,7 +138,7 @@ def test_a_function_of_the_system_with_a_command_is_not_called():
 def test_a_teacher_whose_file_names_code_is_refused_unless_its_model_is_named(code):
     data = arrays(torch.randn(30, 4), torch.arange(30) % 3, classes=("a", "b", "c"))
     file = described(spec(name=f"{code}:make"))
-    with pytest.raises(LimbeckError, match="reading weights runs none"):
+    with pytest.raises(LimbeckError, match="loading weights does not run code"):
         restored(file, None, data)
     assert restored(file, {"name": "mlp", "hidden": [5]}, data)
 
@@ -146,7 +149,7 @@ def test_code_that_is_trusted_is_run(tmp_path):
     )
     saved = NetworkSpec(f"{tmp_path}/mine.py:make", {"width": 4}, 3, (4,))
     save_network(nn.Linear(4, 3), tmp_path / "a.safetensors", spec=saved)
-    with pytest.raises(LimbeckError, match="reading weights runs none"):
+    with pytest.raises(LimbeckError, match="loading weights does not run code"):
         load_network("a.safetensors")
     assert load_network("a.safetensors", trust_code=True)[0].in_features == 4
 
@@ -186,7 +189,9 @@ def test_a_saved_network_holds_no_path_of_the_machine(home):
 def test_a_foreign_file_loads_into_the_network_that_is_passed():
     save_file(small().state_dict(), "theirs.safetensors")
     assert load_network("theirs.safetensors", network=small())[1] is None
-    with pytest.raises(LimbeckError, match="does not say which network it holds: build it and pass it as network="):
+    with pytest.raises(
+        LimbeckError, match="does not say which network it holds: build the network and pass it as network="
+    ):
         load_network("theirs.safetensors", model="mlp")
     with pytest.raises(LimbeckError, match="a network= or a model=, not both"):
         load_network("theirs.safetensors", network=small(), model="mlp")
@@ -247,7 +252,7 @@ def test_metadata_that_lies_is_refused_before_memory_is_taken(lie):
 
 
 def test_options_that_lie_are_refused_for_a_model_that_is_named_too():
-    with pytest.raises(LimbeckError, match="it is larger than the file"):
+    with pytest.raises(LimbeckError, match="it needs more memory or operations than its file justifies"):
         load_network(described(LIES["a layer of 60,000 by 60,000"]), model="mlp")
 
 
@@ -308,7 +313,7 @@ def test_options_that_fetch_weights_have_no_effect_in_a_file(monkeypatch, name, 
     ],
 )
 def test_options_of_the_libraries_in_a_file_are_plain(options):
-    with pytest.raises(LimbeckError, match=r"gives timm:test_resnet the option"):
+    with pytest.raises(LimbeckError, match=r"sets the option .* of timm:test_resnet"):
         load_network(described(spec(name="timm:test_resnet", options=options, **IMAGES)))
 
 
@@ -347,7 +352,7 @@ def test_networks_of_the_zoo_and_the_libraries_still_load_from_the_file_alone(na
 )
 def test_a_header_that_lies_is_refused(content, open_it):
     pathlib.Path("weights.safetensors").write_bytes(content)
-    with pytest.raises(LimbeckError, match=r"weights\.safetensors (is cut short or damaged|has a header of)"):
+    with pytest.raises(LimbeckError, match=r"weights\.safetensors (is truncated or damaged|has a header of)"):
         open_it("weights.safetensors")
 
 
@@ -385,7 +390,7 @@ HARM = [
 @pytest.mark.parametrize("wrap", [lambda harm: harm, lambda harm: {"model": small().state_dict(), "log": [harm]}])
 def test_a_file_that_asks_for_harm_is_refused_and_nothing_runs(code, harm, wrap, legacy):
     torch.save(wrap(harm), "a.pt", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(LimbeckError, match=r"a\.pt names \w+\.\w+, which no weights need and which can do harm"):
+    with pytest.raises(LimbeckError, match=r"a\.pt names \w+\.\w+, which weights never need and which can do harm"):
         load_weights(small(), "a.pt")
 
 
@@ -406,7 +411,7 @@ def test_weights_beside_any_other_call_load_and_nothing_runs(code, harm, legacy)
 def test_a_whole_network_that_was_pickled_is_refused_with_the_way_out():
     torch.save(small(), "a.pt")
     with pytest.raises(
-        LimbeckError, match=r"whose code would have to be run: save the weights alone, by torch\.save\("
+        LimbeckError, match=r"loading that would run its code: save only the weights, with torch\.save\("
     ):
         load_weights(small(), "a.pt")
 
@@ -458,7 +463,7 @@ def test_an_archive_that_was_packed_anew_loads():
 
 
 def test_a_bomb_in_an_archive_is_refused():
-    with pytest.raises(LimbeckError, match=r"a\.pt is cut short or damaged .*compressed or overlap"):
+    with pytest.raises(LimbeckError, match=r"a\.pt is truncated or damaged .*compressed or overlap"):
         load_weights(
             small(), rewritten(lambda name, c: b"\0" * 10**8 if name.endswith("/0") else c, zipfile.ZIP_DEFLATED)
         )
@@ -490,7 +495,7 @@ def test_tuples_that_hold_each_other_twice_are_refused():
     for _ in range(60):
         nested = (nested, nested)
     torch.save({"model": small().state_dict(), "x": [nested]}, "a.pt")
-    with pytest.raises(LimbeckError, match=r"a\.pt nests its values without end"):
+    with pytest.raises(LimbeckError, match=r"a\.pt nests its values too deeply"):
         load_weights(small(), "a.pt")
 
 
@@ -508,7 +513,7 @@ NESTED = b"K\1" + b"".join(b"q%ch%c\x86" % (place, place) for place in range(60)
 
 
 def test_a_description_is_looked_at_by_any_name_that_torch_finds_it_by():
-    with pytest.raises(LimbeckError, match=r"a\.pt nests its values without end"):
+    with pytest.raises(LimbeckError, match=r"a\.pt nests its values too deeply"):
         load_weights(small(), archive(b"\x80\2}" + NESTED + b"Ns.", "archive/DATA.pkl"))
 
 
@@ -517,7 +522,7 @@ def test_a_checkpoint_is_looked_at_as_weights_are():
     before = path.read_bytes()[:-2]
     seal = b"limbeck " + hashlib.sha256(before).hexdigest().encode()
     path.write_bytes(before + len(seal).to_bytes(2, "little") + seal)
-    with pytest.raises(LimbeckError, match="not a whole checkpoint"):
+    with pytest.raises(LimbeckError, match="not a complete checkpoint"):
         checkpoint.load(path)
 
 
@@ -532,19 +537,19 @@ def alike(kind):
 
 @pytest.mark.parametrize("kind", ["numbers", "tuples"])
 def test_keys_that_are_made_to_be_alike_are_refused(kind):
-    with pytest.raises(LimbeckError, match=r"a\.pt has more tuples or large numbers than weights need"):
+    with pytest.raises(LimbeckError, match=r"a\.pt has too many tuples or large integers"):
         load_weights(small(), archive(b"\x80\2}(" + alike(kind) + b"u."))
 
 
 def test_tuples_in_a_list_that_are_made_to_be_alike_are_refused_before_a_set_is_made():
     tuples = alike("tuples").replace(b"tN", b"t").replace(b"\0N", b"\0").replace(b"\1N", b"\1")
-    with pytest.raises(LimbeckError, match=r"a\.pt has more tuples or large numbers than weights need"):
+    with pytest.raises(LimbeckError, match=r"a\.pt has too many tuples or large integers"):
         load_weights(small(), archive(b"\x80\2cbuiltins\nset\n](" + tuples + b"e\x85R."))
 
 
 def test_a_description_of_too_many_steps_is_refused(monkeypatch):
     monkeypatch.setattr(pickled, "STEPS", 1000)
-    with pytest.raises(LimbeckError, match=r"a\.pt describes its tensors in more than .* or 1,000 steps"):
+    with pytest.raises(LimbeckError, match=r"a\.pt has a pickle of more than .* or 1,000 opcodes"):
         load_weights(small(), archive(b"\x80\2](" + b"N" * 1000 + b"e."))
 
 
@@ -570,14 +575,14 @@ def two_directories():
 
 def test_an_archive_of_two_directories_is_refused():
     two_directories()
-    with pytest.raises(LimbeckError, match=r"a\.pt may be read in different ways"):
+    with pytest.raises(LimbeckError, match=r"a\.pt is ambiguous"):
         load_weights(small(), "a.pt")
 
 
 def test_a_directory_that_is_not_where_it_says_is_refused():
     content = pathlib.Path(rewritten(lambda _, content: content)).read_bytes()
     pathlib.Path("a.pt").write_bytes(b"before it" + content)
-    with pytest.raises(LimbeckError, match=r"a\.pt may be read in different ways"):
+    with pytest.raises(LimbeckError, match=r"a\.pt is ambiguous"):
         load_weights(small(), "a.pt")
 
 
@@ -597,7 +602,7 @@ def test_what_is_no_tensor_in_a_shard_is_left_out():
 
 
 def test_a_shard_without_a_name_is_refused():
-    with pytest.raises(LimbeckError, match="names a shard ''"):
+    with pytest.raises(LimbeckError, match="names the shard ''"):
         load_weights(small(), sharded({}, name=""))
 
 
@@ -618,7 +623,7 @@ def test_values_that_hold_themselves_load():
 @pytest.mark.parametrize("content", [b"", b"PK", b"PK\3\4" + b"\0" * 100, b"\x80\x02}.", b"no weights", b"\x80\x04N."])
 def test_a_file_of_something_else_is_refused(content):
     pathlib.Path("a.pt").write_bytes(content)
-    with pytest.raises(LimbeckError, match=r"a\.pt is cut short or damaged"):
+    with pytest.raises(LimbeckError, match=r"a\.pt is truncated or damaged"):
         load_weights(small(), "a.pt")
 
 
@@ -637,14 +642,14 @@ def directory_of(size, large):
 )
 def test_an_archive_of_too_many_entries_is_refused(large, name, open_it):
     pathlib.Path(name).write_bytes(b"\0" * 100 + directory_of(opening.DIRECTORY + 1, large))
-    with pytest.raises(LimbeckError, match="lists 16,777,217 bytes of entries"):
+    with pytest.raises(LimbeckError, match="has a directory of 16,777,217 bytes"):
         open_it()
 
 
 def test_a_file_far_larger_than_its_network_is_refused():
     with open("a.pt", "wb") as file:
         file.truncate(2**40)  # takes no room on the disk
-    with pytest.raises(LimbeckError, match=r"has 1,099,511,627,776 bytes, allowed are at most 1,073,741,824 here"):
+    with pytest.raises(LimbeckError, match=r"has 1,099,511,627,776 bytes, allowed are at most 1,073,741,824"):
         load_weights(small(), "a.pt")
 
 

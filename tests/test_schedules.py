@@ -36,5 +36,5 @@ def test_steps_multiply_at_each_share():
 
 @pytest.mark.parametrize("make", [lambda: linear(until=0), lambda: steps(at=[1.5]), lambda: cosine(warmup=1)])
 def test_a_share_outside_the_stage_is_refused(make):
-    with pytest.raises(LimbeckError, match="it is a share of the stage"):
+    with pytest.raises(LimbeckError, match="allowed are fractions of the stage"):
         make()

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from limbeck.errors import LimbeckError
-from limbeck.user_code import LARGEST, contents, function, named, said
+from limbeck.user_code import LARGEST, code_notices, contents, function, named
 
 
 @pytest.fixture
@@ -125,10 +125,11 @@ def test_what_a_recipe_runs_can_be_said_before_it_is_run():
         "student": {"model": {"name": "a/net.py:small", "hidden": [3]}},
         "networks": {"peer": {"model": {"name": "a/net.py:small"}}},
         "teacher": {"model": {"name": "resnet8"}, "weights": ["x.py:y"]},
-        "data": {"transform": "crop.py:make", "root": "z.py:q"},
+        "data": {"transform": "crop.py:make", "root": "z.py:q", "source": "rows.py:load"},
         "method": {"parts": [{"name": "kd"}]},
     }
-    assert said(recipe) == [
+    assert code_notices(recipe) == [
         "runs the code of a/net.py (function small)",
         "runs the code of crop.py (function make)",
+        "runs the code of rows.py (function load)",
     ]

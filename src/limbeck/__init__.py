@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from limbeck.api import distill
     from limbeck.core import Batch, LimbeckError, Setup, Stage, Tap, Term, from_student, from_teacher
     from limbeck.data import Augment, Data, arrays, load
+    from limbeck.experiment.results import RunResult
     from limbeck.models import load_network
 
 __version__ = version("limbeck")
@@ -16,6 +17,7 @@ _HOMES = {
     "core": ("Batch", "LimbeckError", "Setup", "Stage", "Tap", "Term", "from_student", "from_teacher"),
     "data": ("Augment", "Data", "arrays", "load"),
     "models": ("load_network",),
+    "experiment.results": ("RunResult",),
     "api": ("distill",),
 }
 
@@ -24,6 +26,7 @@ __all__ = [
     "Batch",
     "Data",
     "LimbeckError",
+    "RunResult",
     "Setup",
     "Stage",
     "Tap",

@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,21 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from limbeck.blocks import (
+from limbeck.cache.fingerprint import structure_digest, weights_digest
+from limbeck.core import LimbeckError, Method
+from limbeck.data import Augment, Data
+from limbeck.errors import nearest
+from limbeck.experiment.events import Event, Track, Trained
+from limbeck.experiment.given import Given, MakeStudent, OwnNetworks
+from limbeck.experiment.results import RunResult
+from limbeck.experiment.run import Experiment
+from limbeck.experiment.workspace import NO_AUGMENTATION
+from limbeck.methods import METHODS, PRESETS, TEACHERLESS
+from limbeck.methods.combined import combined
+from limbeck.models import GIVEN
+from limbeck.optimizers import OPTIMIZERS
+from limbeck.options import Block, call, fill, validate
+from limbeck.recipe.blocks import (
     AugmentBlock,
     CacheBlock,
     DataBlock,
@@ -24,23 +38,10 @@ from limbeck.blocks import (
     TrainBlock,
     as_cache,
 )
-from limbeck.core import LimbeckError, Method
-from limbeck.data import Augment, Data
-from limbeck.engine import Precision
-from limbeck.errors import nearest
-from limbeck.experiment import Experiment
-from limbeck.given import Given, MakeStudent, OwnNetworks
-from limbeck.jobs import Event, Track, Trained
-from limbeck.methods import METHODS, PRESETS, TEACHERLESS
-from limbeck.methods.combined import combined
-from limbeck.models import GIVEN
-from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Block, call, fill, validate
 from limbeck.schedules import SCHEDULES
-from limbeck.session import NO_AUGMENTATION
-from limbeck.store import network_digest
-from limbeck.threads import threads_for
-from limbeck.train import Epoch
+from limbeck.train.engine import Precision
+from limbeck.train.loop import Epoch
+from limbeck.train.threads import threads_for
 
 OnEpoch = Callable[[str, Epoch], object]
 
@@ -62,7 +63,7 @@ def distill(
     baseline: bool = True,
     device: str = "auto",
     precision: Precision = "auto",
-    compile: bool | Literal["auto"] = "auto",  # noqa: A002 (what torch calls it)
+    compile: bool = False,  # noqa: A002 (what torch calls it)
     cache: bool | Literal["auto"] | Mapping[str, Any] = "auto",
     teacher_output: str | None = None,
     student_output: str | None = None,
@@ -70,58 +71,57 @@ def distill(
     out: str | Path | None = None,
     progress: bool | None = None,
     on_epoch: OnEpoch | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Distil a trained teacher into a student: your own modules, your own arrays.
+) -> tuple[nn.Module, RunResult]:
+    """Distil a trained teacher into a student, with your own modules and arrays.
 
-    Small networks are computed with one thread for the time of the call, as `limbeck.threads` says.
+    During the call, small networks are computed with one thread; see `limbeck.train.threads`.
 
     Args:
-        teacher: maps inputs to logits (N, K); frozen, and afterwards as it was, buffers too, on the device; a method
-            that trains its teacher (``class_distance``, ``mutual``) trains a copy. None for a method without one, such
-            as ``alone``, which trains the student on the labels: a way to get a teacher.
-        student: maps the same inputs to logits (N, K); trained in place by the method with the first seed, and all
-            other trainings start from copies of it. Or a function without arguments that builds one: it is called
-            for every training, so that each seed has weights of its own.
-        data: from `limbeck.arrays` or `limbeck.load`. Both networks get its inputs as they are there: normalised by the
-            training set's mean and deviation unless it was made with ``normalise=False``. A trained teacher must have
-            been trained on the same.
+        teacher: maps inputs to logits (N, K). It is frozen, and unchanged afterwards (buffers included), on the device.
+            A method that trains its teacher (``class_distance``, ``mutual``) trains a copy. None for a method without
+            a teacher, such as ``alone``, which trains the student on the labels: one way to get a teacher.
+        student: maps the same inputs to logits (N, K). The method trains it in place with the first seed; all other
+            trainings start from copies of it. Or a function without arguments that builds a student: it is called for
+            every training, so that each seed has its own initial weights.
+        data: from `limbeck.arrays` or `limbeck.load`. Both networks get the same inputs, normalised by the training
+            set's mean and deviation unless the data was made with ``normalise=False``. A trained teacher must have been
+            trained on inputs that were normalised in the same way.
         method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
-            a list of such to combine, or a function ``setup -> stages`` of your own.
-        networks: other networks that the method names, such as assistants or peers; trained in place with the first
+            a list of these to combine, or your own function ``setup -> stages``.
+        networks: other networks that the method uses, such as assistants or peers; trained in place with the first
             seed, as copies with the others.
         epochs: passes over the training set.
-        batch_size: samples a step.
+        batch_size: samples per step.
         optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
-        schedule: the learning rate's, likewise.
+        schedule: of the learning rate, likewise.
         augment: random changes of the training images; none by default.
-        seed: of the data's order, the augmentation and dropout. Same seed, same student, on a CPU to the bit
-            with the same ``precision`` and ``compile``, which ``auto`` decides by timing.
-        seeds: several of them, in the place of ``seed``: the result then has means and deviations over them.
-        baseline: also train a copy of the student without the teacher, which is the evidence that it helped.
+        seed: of the data's order, the augmentation and dropout. The same seed gives the same student, bit-identical on
+            a CPU if ``precision``, which ``auto`` decides by timing, and ``compile`` are the same.
+        seeds: several seeds instead of ``seed``: the result then has means and deviations over them.
+        baseline: also train a copy of the student without the teacher, as the evidence of what the teacher brought.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``32`` or ``bf16``.
-        compile: compile the teacher and the losses on maps, or ``auto``: where the training is long enough to gain.
-        cache: compute the teacher's outputs once and read them back: True, False, ``auto`` (where that changes nothing
-            but rounding), or a block such as ``{"views": 4, "dtype": "float16", "folder": "outputs"}``; without a
-            folder they lie in ``out``, or in a temporary one.
-        teacher_output: which part of the teacher's output are the logits, see `limbeck.outputs`; found where it can be.
-        student_output: the same of the student.
-        allow: refusals of `limbeck.preflight` to leave out, by their names.
-        out: a run folder, as `limbeck run` writes one. Where it holds this very run already, finished or stopped, it is
-            resumed; the networks' weights at the call are part of what makes it the same run.
-        progress: show how far the training is, and what it finds; by default on a terminal and in a notebook.
+        compile: compile the teacher and the losses on feature maps; see docs/speed.md for when that pays.
+        cache: compute the teacher's outputs once and read them back: True, False, ``auto`` (if only rounding changes),
+            or a block such as ``{"views": 4, "dtype": "float16", "folder": "outputs"}``. Without a folder they are
+            stored in ``out``, or in a temporary folder.
+        teacher_output: which part of the teacher's output holds the logits, see `limbeck.models.outputs`; detected by
+            default.
+        student_output: the same for the student.
+        allow: names of refusals of `limbeck.experiment.checks` to leave out.
+        out: a run folder, as `limbeck run` writes it. If it holds the same run, finished or interrupted, that run is
+            resumed; the networks' weights at the call are part of what identifies a run. Without it nothing is written.
+        progress: show the progress of the training and what it finds; by default on a terminal and in a notebook.
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 
     Returns:
-        The student of the first seed, in eval mode, and the result: ``method``, ``seed``, ``seeds``, ``decided`` (what
-        ``auto`` came to), ``notes`` (what a user should know), ``summary`` and ``runs`` (of all seeds, as in a run's
-        result.json), and of the first seed for ``student``, ``teacher`` (if given), ``alone`` (with ``baseline``) and
-        ``teacher_after`` (where the method has trained a copy of the teacher) their ``test`` figures, ``parameters``,
-        ``macs`` and ``file_bytes``, and but for the last ``latency_ms`` and ``latency_p95_ms``.
+        The student of the first seed, in eval mode, and the result: the `limbeck.RunResult` of `limbeck run`'s
+        result.json, with the networks of the first seed as ``teacher``, ``alone`` and ``student``, all seeds' under
+        ``runs``, and their means under ``summary``.
 
     Raises:
-        LimbeckError: a name, an option, a layer or a shape is wrong, or the teacher cannot be right; found before any
-            training. Or ``out`` holds another run.
+        LimbeckError: a name, an option, a layer or a shape is wrong, or the teacher cannot be right, all of which is
+            found before any training; or ``out`` holds another run.
     """
     name, function, block = _method(method)
     _check(data, name, teacher, networks or {}, allow)
@@ -148,32 +148,14 @@ def distill(
     ):
         own = OwnNetworks(student, teacher, networks or {}, first=(every[0], name), data=data)
         experiment = Experiment(
-            recipe, Path(folder), resume=out is not None, given=Given(data, own, function), resumable=out is not None
+            recipe, Path(folder), resume=out is not None, given=Given(data, own, function), in_memory=out is None
         )
-        with experiment.cast, threads_for(experiment.macs):
+        with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, on_epoch, progress)
     trained = experiment.networks[name]
     trained.zero_grad(set_to_none=True)
-    return (student if isinstance(student, nn.Module) else trained).eval(), _outcome(experiment)
-
-
-def _outcome(experiment: Experiment) -> dict[str, Any]:
-    """The result as `distill` describes it."""
-    method = experiment.recipe.method["name"]
-    known = experiment.result
-    result = {key: known[key] for key in ("method", "seed", "seeds", "splits", "summary", "runs")}
-    result["notes"] = list(experiment.notes)
-    result["decided"] = experiment.engine.decided | {"cache": experiment.recipe.cache.model_dump()}
-    for role in ("teacher", "alone", "student"):
-        if known[role] is not None and role != method:
-            result[role] = {key: value for key, value in known[role].items() if key not in _LABELS}
-    if "teacher_after" in result["student"]:
-        result["teacher_after"] = result["student"].pop("teacher_after")
-    return result
-
-
-_LABELS = ("arm", "seed", "weights_sha256", "trained_as")
-"""What tells one run from another, and is no figure."""
+    result = replace(experiment.result, notes=experiment.notes)  # with what a resumed folder was found to lack
+    return (student if isinstance(student, nn.Module) else trained).eval(), result
 
 
 def _follow(experiment: Experiment, on_epoch: OnEpoch | None, progress: bool | None) -> None:
@@ -188,13 +170,13 @@ def _follow(experiment: Experiment, on_epoch: OnEpoch | None, progress: bool | N
         for _ in start(lambda job, epochs, batches: batches):
             pass
         return
-    from limbeck.watching import watch  # what shows progress takes a while to import
+    from limbeck.cli.progress import watch  # what shows progress takes a while to import
 
     watch(experiment, start)
 
 
 def _watched() -> bool:
-    """Whether somebody looks at what is written: on a terminal, or in a notebook."""
+    """Whether a user sees the output: on a terminal, or in a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
@@ -237,9 +219,11 @@ def _digest(data: Data) -> str:
 
 
 def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> dict[str, Any]:
-    """What stands for a network in the recipe: with a run folder, what it was at the call."""
-    digest = network_digest(network) if out is not None and isinstance(network, nn.Module) else None
-    return {"name": GIVEN} if digest is None else {"name": GIVEN, "weights_at_the_call": digest}
+    """What stands for a network in the recipe: with a run folder, its weights at the call."""
+    if out is None or not isinstance(network, nn.Module):
+        return {"name": GIVEN}
+    weights, structure = weights_digest(network), structure_digest(network)
+    return {"name": GIVEN, "weights_at_the_call": weights, "structure_at_the_call": structure}
 
 
 def _teacher_block(teacher: nn.Module, output: str | None, out: str | Path | None) -> TeacherBlock:
@@ -256,7 +240,7 @@ def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:
 def _train_block(
     epochs: int, batch_size: int, optimizer: str | Block, schedule: str | Block, augment: Augment | None
 ) -> TrainBlock:
-    """The training as a recipe says it; what is wrong with it is found when it is made of the block."""
+    """The training as a block of a recipe; it is validated when the training is made from the block."""
     return TrainBlock.model_construct(
         epochs=epochs,
         batch_size=batch_size,
@@ -267,7 +251,7 @@ def _train_block(
 
 
 def _method(method: str | Block | Sequence[str | Block] | Method) -> tuple[str, Method, dict[str, Any]]:
-    """A method's name, what it calls, and its block in a recipe."""
+    """A method's name, its function, and its block in a recipe."""
     if callable(method):
         name = re.sub(r"[^\w.+-]", "", getattr(method, "__name__", "method"))
         return name, method, {"name": name}

@@ -1,7 +1,7 @@
-"""The learnable maps between a student's and a teacher's space.
+"""Connectors: learnable maps from a student's feature space to a teacher's.
 
-A connector learns with the student and is dropped afterwards: it never counts as part of the student.
-Shapes are those of one sample, without N: ``(C, H, W)`` or ``(D,)``.
+A connector is trained with the student and dropped afterwards; it is not a part of the student. Shapes are those of
+one sample, without N: ``(C, H, W)`` or ``(D,)``.
 """
 
 import math
@@ -14,7 +14,7 @@ from limbeck.core import LimbeckError, Loss
 
 
 class Through(nn.Module):
-    """A loss on the student's tensor after a connector: ``loss(connector(student), *others)``."""
+    """A loss of the student's tensor after a connector: ``loss(connector(student), *others)``."""
 
     def __init__(self, connector: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -22,20 +22,20 @@ class Through(nn.Module):
         self.loss = loss
 
     def forward(self, student: Tensor, *others: Tensor) -> Tensor:
-        """The loss, a scalar."""
+        """Return the loss, a scalar."""
         value: Tensor = self.loss(self.connector(student), *others)
         return value
 
 
 def linear(source: Sequence[int], target: Sequence[int]) -> nn.Module:
-    """A linear map of vectors, ``(N, D) -> (N, D')``."""
+    """Return a linear map of vectors, ``(N, D) -> (N, D')``."""
     if len(source) != 1 or len(target) != 1:
         raise LimbeckError(f"a linear connector maps vectors (D,), got {tuple(source)} -> {tuple(target)}")
     return nn.Linear(source[0], target[0])
 
 
 def conv1x1(source: Sequence[int], target: Sequence[int]) -> nn.Module:
-    """A 1x1 convolution of maps of one spatial size, ``(N, C, H, W) -> (N, C', H, W)``."""
+    """Return a 1x1 convolution between feature maps of the same spatial size, ``(N, C, H, W) -> (N, C', H, W)``."""
     if len(source) != 3 or len(target) != 3 or tuple(source[1:]) != tuple(target[1:]):
         raise LimbeckError(
             f"a 1x1 connector maps (C, H, W) to (C', H, W) of the same size, got {tuple(source)} -> {tuple(target)}"
@@ -44,7 +44,7 @@ def conv1x1(source: Sequence[int], target: Sequence[int]) -> nn.Module:
 
 
 class AsMap(nn.Module):
-    """`as_map` as a layer, before those of maps."""
+    """`as_map` as a layer."""
 
     def forward(self, feature: Tensor) -> Tensor:
         """(N, C, H, W), (N, L, D) or (N, D) to (N, C, H, W)."""
@@ -52,11 +52,11 @@ class AsMap(nn.Module):
 
 
 _BESIDE_PATCHES = (0, 1, 2, 5)
-"""Tokens that transformers have before those of the patches: none, a class token, DeiT's two, DINOv2's five."""
+"""The numbers of extra tokens before the patches in transformers: none, a class token, two in DeiT, five in DINOv2."""
 
 
 def map_shape(shape: Sequence[int]) -> tuple[int, int, int] | None:
-    """The shape (C, H, W) of what `as_map` makes of a map, a vector (D,) or tokens (L, D); None where it cannot."""
+    """Return the shape (C, H, W) after `as_map` for a map, a vector (D,) or tokens (L, D); None if it fails."""
     if len(shape) == 3:
         return shape[0], shape[1], shape[2]
     if len(shape) == 1:
@@ -66,23 +66,23 @@ def map_shape(shape: Sequence[int]) -> tuple[int, int, int] | None:
 
 
 def as_map(feature: Tensor) -> Tensor:
-    """A map (N, C, H, W) as it is, a vector (N, D) as a map of one place, tokens (N, L, D) as the map of their patches.
+    """Return a feature as a map (N, C, H, W): a map unchanged, a vector (N, D) with H = W = 1, tokens as their patches.
 
-    Patches are taken to lie in a square, row by row, after the class token and its like, which are left out.
+    Tokens (N, L, D) are a square of patches in row-major order. A class token and its like before them are dropped.
 
     Raises:
-        LimbeckError: the tokens are not those of a square, or the tensor is none of the three.
+        LimbeckError: the tokens do not form a square, or the tensor has another number of dimensions.
     """
     shape = map_shape(feature.shape[1:])
     if shape is None:
-        raise LimbeckError(f"what gives {tuple(feature.shape[1:])} cannot be taken as a map: its tokens form no square")
+        raise LimbeckError(f"a feature of shape {tuple(feature.shape[1:])} is not a map: its tokens form no square")
     if feature.dim() != 3:
         return feature.reshape(len(feature), *shape)
     return feature[:, -shape[1] * shape[2] :].mT.reshape(len(feature), *shape)
 
 
 class Maxout(nn.Module):
-    """The largest of each run of ``pieces`` channels; (N, C * pieces, ...) to (N, C, ...)."""
+    """The maximum over each group of ``pieces`` consecutive channels; (N, C * pieces, ...) to (N, C, ...)."""
 
     def __init__(self, pieces: int) -> None:
         super().__init__()
@@ -93,24 +93,24 @@ class Maxout(nn.Module):
         return torch.unflatten(inputs, 1, (-1, self.pieces)).amax(dim=2)
 
     def extra_repr(self) -> str:
-        """The pieces."""
+        """Return the number of pieces."""
         return f"pieces={self.pieces}"
 
 
 def valid_conv(source: Sequence[int], target: Sequence[int], *, pieces: int = 1) -> nn.Conv2d:
-    """A convolution without padding whose kernel takes the source's size to the target's: N_s - k + 1 = N_t.
+    """Return a convolution without padding that maps the source's spatial size to the target's: N_s - k + 1 = N_t.
 
-    It gives ``pieces`` times the target's channels, in runs of one unit's pieces.
+    It has ``pieces`` times the target's channels; the pieces of one unit are consecutive.
 
     Raises:
-        LimbeckError: these are not maps, or the target is larger than the source.
+        LimbeckError: a shape is not (C, H, W), or the target is larger than the source.
     """
     if len(source) != 3 or len(target) != 3:
         raise LimbeckError(f"a convolution maps (C, H, W) to (C, H, W), got {tuple(source)} -> {tuple(target)}")
     kernel = (source[1] - target[1] + 1, source[2] - target[2] + 1)
     if min(kernel) < 1:
         raise LimbeckError(
-            f"a convolution without padding cannot take a map of {source[1]}x{source[2]} to the larger "
+            f"a convolution without padding cannot map {source[1]}x{source[2]} to the larger size "
             f"{target[1]}x{target[2]}"
         )
     return nn.Conv2d(source[0], target[0] * pieces, kernel)

@@ -76,7 +76,7 @@ def tap(source: str, text: str) -> Tap:
 
 
 Reader = Callable[[Batch], Mapping[Tap, Tensor]]
-"""Another way to a frozen network's tensors than running it: from a store, or compiled."""
+"""How a frozen network's tensors are read: from a fused copy, compiled, or from a store."""
 
 TARGETS = Tap("batch", "targets")
 """The labels of the batch."""
@@ -92,36 +92,36 @@ class Term:
 
 
 class Outputs(Protocol):
-    """A frozen teacher's tensors, computed beforehand or by someone else."""
+    """A frozen teacher's tensors that were computed before training."""
 
     @property
     def taps(self) -> frozenset[Tap]:
-        """What it has."""
+        """The taps whose tensors are stored."""
         ...
 
     @property
     def rows(self) -> int:
-        """The samples of a view."""
+        """The number of samples of a view."""
         ...
 
     def read(self, index: Tensor, view: int) -> Mapping[Tap, Tensor]:
-        """Every tap's rows, at least 32 bits, of the samples (N,) int64 in a view."""
+        """The rows of every tap, in at least 32 bits, for the samples ``index`` (N,) int64 in a view."""
         ...
 
 
 class Sweep(Protocol):
-    """The way over the training set that a stage's ``prepare`` is given."""
+    """A pass over the training set, which a stage's ``prepare`` receives."""
 
-    epoch: int  # the one that is about to begin, of the stage, from 0
+    epoch: int  # the epoch of the stage that is about to start, from 0
 
     def __call__(self, *taps: Tap) -> Iterator[tuple[Tensor, ...]]:
-        """The taps' tensors, batch by batch: each sample once, not augmented, eval mode, no gradient."""
+        """The taps' tensors, batch by batch: every sample once, not augmented, in eval mode, without gradients."""
         ...
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training, as plain data."""
+    """A part of the training, as plain data."""
 
     name: str
     terms: Mapping[str, Term]
@@ -129,38 +129,49 @@ class Stage:
     optimizer: MakeOptimizer  # every stage starts with a fresh one
     schedule: Schedule  # factor on the learning rate
     learns: tuple[str, ...] = ("student",)  # "network", or "network.layer"; all else is frozen and in eval mode
-    prepare: Callable[[Sweep], None] | None = None  # before each epoch, such as for the centres of the classes
-    finish: Callable[[], None] | None = None  # after the last epoch, such as to take over the teacher's classifier
-    notes: tuple[str, ...] = ()  # what the method chose by itself and a user should know; shown before training
+    prepare: Callable[[Sweep], None] | None = None  # before each epoch, for example to compute class centres
+    finish: Callable[[], None] | None = None  # after the last epoch, for example to copy the teacher's classifier
+    notes: tuple[str, ...] = ()  # choices of the method that a user should know; shown before training
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that learn, or of which a part does, in the order of ``learns``."""
+        return tuple(dict.fromkeys(name.partition(".")[0] for name in self.learns))
+
+    @property
+    def reads(self) -> tuple[Tap, ...]:
+        """All taps of the terms, each once."""
+        return tuple(dict.fromkeys(tap for term in self.terms.values() for tap in term.reads))
 
 
 @dataclass(frozen=True)
 class Section:
-    """Consecutive layers of a network whose maps (N, C, H, W) have one size."""
+    """Consecutive layers of a network whose maps (N, C, H, W) have the same size."""
 
-    first: Tap  # what its first block gives
-    last: Tap  # what its last block gives
-    unactivated: Tap  # the same before the last activation; where it has none, `last` or the next block's norm of it
-    activation: str = ""  # the layer that `last` comes straight from, where that is an activation
-    norm: str = ""  # the BatchNorm layer that gives `unactivated`, or is the last before it; "" where there is none
+    first: Tap  # the output of its first block
+    last: Tap  # the output of its last block
+    # `last` before its activation; without an activation, `last` itself or the BatchNorm of it in the next block
+    pre_activation: Tap
+    activation: str = ""  # the activation layer whose output `last` is; "" if there is none
+    norm: str = ""  # the last BatchNorm layer up to `pre_activation`; "" if there is none
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What a method needs to know of a network that it has never seen; from one dry run."""
+    """The parts of a network that methods read by default, found by one dry run."""
 
     classifier: str  # the linear layer that gives the logits
-    feature: Tap  # what enters it, (N, D)
-    sections: tuple[Section, ...]  # shallow to deep; empty where the network has no maps
-    stem: Tap | None  # what enters the first section's first block; None without sections
-    pools: bool  # whether the feature is the mean of the last section's map over its places
-    nonnegative: bool  # whether the feature was nowhere below 0, as after a ReLU
-    hidden: tuple[Tap, ...]  # where there are no maps: token blocks (N, L, D) or hidden layers (N, D)
+    feature: Tap  # the input of the classifier, (N, D)
+    sections: tuple[Section, ...]  # shallow to deep; empty if the network has no maps
+    stem: Tap | None  # the input of the first section's first block; None without sections
+    pools: bool  # whether the feature is the mean of the last section's map over its positions
+    nonnegative: bool  # whether the feature had no negative value in the dry run, as after a ReLU
+    hidden: tuple[Tap, ...]  # without maps: token blocks (N, L, D) or hidden layers (N, D)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method is given besides its own hyper-parameters."""
+    """The argument of every method besides its hyper-parameters."""
 
     epochs: int
     optimizer: MakeOptimizer
@@ -173,14 +184,14 @@ class Setup:
     classes: int
     targets: Tensor  # (n,) int64: the training set's labels, by `Batch.index`
     batch_size: int
-    teacher_logits: tuple[Tap, ...] = (from_teacher(),)  # one tap a member where the teacher is an ensemble
+    teacher_logits: tuple[Tap, ...] = (from_teacher(),)  # one tap per member if the teacher is an ensemble
 
 
 def weighted(terms: Mapping[str, Term]) -> Mapping[str, Term]:
-    """The terms whose weight is not 0; a term left out costs nothing.
+    """The terms whose weight is not 0; the others cost nothing.
 
     Raises:
-        LimbeckError: none is left.
+        LimbeckError: all weights are 0.
     """
     kept = {name: term for name, term in terms.items() if term.weight != 0}
     if not kept:

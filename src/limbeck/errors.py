@@ -19,12 +19,21 @@ class NoClassifier(LimbeckError):
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """What is allowed, and what was probably meant."""
     names = sorted(allowed)
-    likeness = {other: _likeness(str(name).lower(), other.lower()) for other in names}
-    near = max(names, key=lambda other: likeness[other], default=None)
+    near = close_names(str(name), names, most=1)
     listed = f"allowed are {', '.join(names)}" if names else "nothing is allowed here"
-    return f"did you mean {near!r}? {listed}" if near and likeness[near][0] >= 0.5 else listed
+    return f"did you mean {near[0]!r}? {listed}" if near else listed
 
 
-def _likeness(name: str, other: str) -> tuple[float, int]:
-    """How alike two names are, in [0, 1], and among equals how long they begin alike."""
-    return difflib.SequenceMatcher(None, other, name).ratio(), len(commonprefix([name, other]))  # noqa: RUF071 (no paths)
+def close_names(name: str, names: Iterable[str], *, most: int = 3) -> list[str]:
+    """The names that are most like a name, upper and lower case being the same; the closest first, maybe none.
+
+    Likeness is difflib's ratio, at least 0.5; of two that are equally like, the one that begins alike for longer.
+    """
+    matcher, found = difflib.SequenceMatcher(b=name.lower()), []
+    for other in names:
+        matcher.set_seq1(other.lower())
+        bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)  # the first two are fast upper bounds
+        if all(ratio() >= 0.5 for ratio in bounds):
+            begins = len(commonprefix([name.lower(), other.lower()]))  # noqa: RUF071 (no paths)
+            found.append((-matcher.ratio(), -begins, other))
+    return [other for _, _, other in sorted(found)[:most]]

@@ -1,4 +1,4 @@
-"""Optimizers by name: each function's keyword arguments are the recipe's keys, and it returns a `MakeOptimizer`."""
+"""Optimizers by name. Each function takes the keys of a recipe as keyword arguments and returns a `MakeOptimizer`."""
 
 from collections.abc import Callable, Mapping
 
@@ -21,7 +21,7 @@ def adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> MakeOptimizer:
-    """Adam (Kingma and Ba 2015); weight decay enters the gradient."""
+    """Adam (Kingma and Ba 2015); weight decay is added to the gradient."""
     return lambda parameters: torch.optim.Adam(
         parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
     )
@@ -43,7 +43,7 @@ def adamw(
 def rmsprop(
     *, lr: float, alpha: float = 0.9, eps: float = 1e-5, momentum: float = 0.0, weight_decay: float = 0.0
 ) -> MakeOptimizer:
-    """RMSProp, with the decay 0.9 that FitNets (2015) trained with."""
+    """RMSProp; the default ``alpha`` is 0.9, as in FitNets (2015)."""
     return lambda parameters: torch.optim.RMSprop(
         parameters, lr=lr, alpha=alpha, eps=eps, momentum=momentum, weight_decay=weight_decay
     )

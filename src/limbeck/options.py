@@ -1,43 +1,46 @@
-"""A function's keyword arguments as the keys of a recipe block: checked, completed, and turned into the call.
+"""Validate the keys of a recipe block against the keyword arguments of a function, fill in defaults, and call it.
 
-A block is ``{"name": ..., **options}``, or the name alone. The function's signature is the only place where its
-options, their types and defaults are written down; `limbeck.signatures` has a copy that is read without torch.
+A block is ``{"name": ..., **options}`` or just the name. The signature of the function defines its options, their types
+and defaults. `limbeck.recipe.signatures` reads a copy of the signatures without torch.
 """
 
 import inspect
 import json
+import pathlib  # `Path` is left to `_TYPES`: a name of this module would come first
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from limbeck.errors import LimbeckError, nearest
+from limbeck.files.paths import expanded
 from limbeck.schedules import SCHEDULES
 from limbeck.wording import Problem as Problem
 from limbeck.wording import needed, problems_of, shown
 
 Block = Mapping[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
+AnyPath = TypeVar("AnyPath", str, pathlib.Path)
 
 Signature = Mapping[str, Mapping[str, Any]]
-"""A function's options by name: ``{"type": "float | Schedule", "default": 4.0}``, without a default where needed."""
+"""The options of a function by name: ``{"type": "float | Schedule", "default": 4.0}``, or only a type if required."""
 
 Known = Callable[..., Any] | Signature
-"""What a block's name stands for: the function, or what is known of it."""
+"""A function that a block can name, or its signature."""
 
 LARGEST = 2**31
-"""Whole numbers among a block's options lie below; no count, size or place is as large."""
+"""The bound on integers in the options of a block; no count, size or index is as large."""
 
 
 class Checked(BaseModel):
-    """A block whose unknown keys are errors and whose values are not converted between kinds."""
+    """A block in which unknown keys are errors and values are not converted between types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def as_block(value: Any) -> Any:
-    """``"cosine"`` to ``{"name": "cosine"}``; anything else as it is."""
+    """Turn ``"cosine"`` into ``{"name": "cosine"}``; return other values unchanged."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -50,33 +53,48 @@ def _named(value: Any) -> Any:
 
 Named = Annotated[dict[str, Any], BeforeValidator(_named)]
 
+
+def with_known_home(path: AnyPath) -> AnyPath:
+    """The path as it is; a ValueError, which pydantic lists with all else, where ``~user`` is nobody."""
+    try:
+        expanded(path)
+    except LimbeckError as error:
+        raise ValueError(str(error)) from error
+    return path
+
+
 _TYPES = {
     "Whole": Annotated[int, Field(gt=-LARGEST, lt=LARGEST)],
-    "Schedule": Named,  # where a function takes a schedule, a recipe has its block
+    "Schedule": Named,  # a recipe has the block of a schedule
+    "Path": Annotated[pathlib.Path, AfterValidator(with_known_home)],
     "Literal": Literal,
     "Sequence": Sequence,
 }
 
 
-def signature(function: Callable[..., Any]) -> Signature:
-    """A function's keyword-only arguments, but for shape and classes, which the data gives."""
-    found = {}
+def signature(function: Callable[..., Any], *, given: Collection[str] = ("shape", "classes")) -> Signature:
+    """Return the keyword-only arguments of a function except those ``given`` by limbeck itself."""
+    options = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("shape", "classes"):
-            text = re.sub(r"\b(typing|collections\.abc)\.", "", inspect.formatannotation(parameter.annotation))
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in given:
+            text = re.sub(r"\b(typing|collections\.abc|pathlib(\._local)?)\.", "", _as_text(parameter.annotation))
             option = {"type": text.replace("Callable[[float], float]", "Schedule")}
-            found[name] = option if parameter.default is parameter.empty else {**option, "default": parameter.default}
-    return found
+            options[name] = option if parameter.default is parameter.empty else {**option, "default": parameter.default}
+    return options
 
 
-def keyword_model(known: Known) -> type[Checked]:
-    """A pydantic model with one field for each option."""
+def _as_text(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def keyword_model(known: Known, base: type[Checked] = Checked) -> type[Checked]:
+    """Return a pydantic model with one field for each option, after those of the base."""
     fields: dict[str, Any] = {}
     for name, option in _signature(known).items():
         default = option.get("default", ...)
-        listed = tuple(default) if isinstance(default, list) else default  # a file has no tuples
+        listed = tuple(default) if isinstance(default, list) else default  # JSON has no tuples
         fields[name] = (re.sub(r"\bint\b", "Whole", option["type"]), listed)
-    model: type[Checked] = create_model("Options", __base__=Checked, **fields)
+    model: type[Checked] = create_model("Options", __base__=base, **fields)
     model.model_rebuild(_types_namespace=_TYPES)
     return model
 
@@ -88,7 +106,7 @@ def complete(
     kind: str,
     presets: Mapping[str, Mapping[str, Block]] | None = None,
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """The block with every option written out, and what is wrong with it (paths inside the block)."""
+    """Return the block with every option filled in, and its problems (with paths inside the block)."""
     block = as_block(block)
     if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
         return {}, [Problem((), f"got {shown(block)}, a {kind} is a name or a block with a name: {nearest('', table)}")]
@@ -118,28 +136,37 @@ def fill(
     kind: str,
     presets: Mapping[str, Mapping[str, Block]] | None = None,
 ) -> dict[str, Any]:
-    """`complete` for callers with one block: raise LimbeckError instead of listing."""
+    """Return the completed block; raise LimbeckError if `complete` finds problems."""
     filled, problems = complete(block, table, kind=kind, presets=presets)
     if problems:
         raise LimbeckError("\n".join(".".join(map(str, (kind, *p.path))) + ": " + p.message for p in problems))
     return filled
 
 
-def call(table: Mapping[str, Callable[..., Any]], block: Block, *given: Any) -> Any:
-    """Call the function that a completed block names, with its options."""
+def call(table: Mapping[str, Callable[..., Any]], block: Block, *arguments: Any) -> Any:
+    """Call the function that a completed block names with the positional arguments and the options of the block."""
     function = table[block["name"]]
     options = {key: value for key, value in block.items() if key != "name"}
     for key in _schedules(function, options):
         options[key] = call(SCHEDULES, options[key])
-    return function(*given, **options)
+    return function(*arguments, **options)
 
 
 def validate(model: type[Model], values: Any) -> tuple[Model | None, list[Problem]]:
-    """The values as the model, or all that is wrong with them."""
+    """Return the values as the model (None if they are invalid), and their problems."""
     try:
         return model.model_validate_json(json.dumps(values, default=str)), []
     except ValidationError as error:
         return None, problems_of(error, model)
+
+
+def with_takers(problem: Problem, table: Mapping[str, Known]) -> Problem:
+    """The problem; where it is an unknown key, with the names of the table that have this key."""
+    key = str(problem.path[-1]) if problem.path else ""
+    takers = [name for name, known in table.items() if key in _signature(known)]
+    if not takers or not problem.message.startswith("unknown key"):
+        return problem
+    return Problem(problem.path, f"{problem.message}; it is a key of {' and '.join(takers)}")
 
 
 def _signature(known: Known) -> Signature:

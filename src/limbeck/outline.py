@@ -1,9 +1,9 @@
-"""The outline of a network that limbeck has never seen: where its classifier, its feature and its maps are.
+"""The outline of any network: where its classifier, its feature and its maps are.
 
-All of it is read off one dry run; no name is guessed. A block is a module inside an ``nn.Sequential`` or
-``nn.ModuleList`` that holds at least two layers with weights. A section is a run of blocks whose maps have one size;
-what comes before the first is the stem. In a network without blocks (VGG) the sizes at which there is a convolution are
-the sections, and its activations stand for the blocks.
+It is found by one dry run; no layer names are guessed. A block is a module inside an ``nn.Sequential`` or
+``nn.ModuleList`` that has at least two layers with weights. A section is a sequence of blocks whose maps have the same
+size; the layers before the first block are the stem. In a network without blocks (VGG) there is one section for each
+map size that has a convolution, and its activations take the role of the blocks.
 """
 
 from collections.abc import Sequence
@@ -27,19 +27,19 @@ _WEIGHTED = (nn.Conv2d, nn.Linear)
 
 @dataclass(frozen=True, eq=False)
 class _Event:
-    """One run of one module."""
+    """One call of one module in the dry run."""
 
     name: str
     module: nn.Module
     entered: Tensor | None
     given: Tensor
-    run: int  # which of the module's runs, from 0
-    version: int  # of what it gave, which grows where an operation overwrites it in place
+    run: int  # which of the module's calls, from 0
+    version: int  # version counter of the output, which an in-place operation increases
     runs_again: bool = False
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Height and width of its map; nothing where it gives no map of more than one place."""
+        """Height and width of its map; empty if the output is not a map with more than one position."""
         shape = self.given.shape
         return tuple(shape[2:]) if len(shape) == 4 and shape[2] * shape[3] > 1 else ()
 
@@ -51,7 +51,7 @@ def outline(name: str, network: nn.Module, batch: Batch) -> Outline:
     """The outline of the network called ``name``.
 
     Raises:
-        NoClassifier: no linear layer gives its logits.
+        NoClassifier: the logits are not the output of a linear layer.
         LimbeckError: the network is TorchScript.
     """
     check({name: network}, Tap(name, "", "input"))
@@ -62,7 +62,7 @@ def outline(name: str, network: nn.Module, batch: Batch) -> Outline:
             f"the {name} has no linear layer whose output is its logits (an ensemble, or a head of another kind): "
             "name the layers to read"
         )
-    # what is overwritten after it was given cannot be read
+    # an output that is overwritten later cannot be read
     before = [event for event in events[: events.index(classifier)] if version(event.given) == event.version]
     blocks = [event for event in before if _is_block(event, network)]
     sizes = _section_sizes(before, blocks)
@@ -82,7 +82,7 @@ def outline(name: str, network: nn.Module, batch: Batch) -> Outline:
 
 
 def _watched(network: nn.Module, batch: Batch) -> tuple[list[_Event], Tensor]:
-    """Every run of every module in the order in which they end, and the network's output."""
+    """Every call of every module in the order in which they end, and the output of the network."""
     events: list[_Event] = []
     runs: dict[str, int] = {}
 
@@ -129,7 +129,7 @@ def _section_sizes(events: Sequence[_Event], blocks: Sequence[_Event]) -> list[t
 
 
 def _pooled(events: Sequence[_Event], feature: Tensor) -> _Event | None:
-    """The last map, where its mean over the places is the feature."""
+    """The last map, if its mean over the positions is the feature."""
     event = next(event for event in reversed(events) if event.size)
     if feature.dim() != 2 or event.given.shape[1] != feature.shape[1]:
         return None
@@ -137,7 +137,7 @@ def _pooled(events: Sequence[_Event], feature: Tensor) -> _Event | None:
 
 
 def _final(events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> _Event:
-    """What the last block of a size gives, by the name of the outermost module that gives the same."""
+    """The output of the last block of a size, as the output of the outermost module that returns it."""
     inside = [event for event in events if event.size == size]
     own = [event for event in blocks if event.size == size] or _activations(inside) or inside
     return [event for event in inside if event.given is own[-1].given][-1]
@@ -148,9 +148,9 @@ def _section(
 ) -> Section:
     inside = [event for event in events if event.size == size]
     first = ([event for event in blocks if event.size == size] or _activations(inside) or inside)[0]
-    unactivated, norm = _before_activation(name, events, final)
+    pre_activation, norm = _before_activation(name, events, final)
     activation = next((event.name for event in _activations(events) if event.given is final.given), "")
-    return Section(first.tap(name), final.tap(name), unactivated, activation, norm)
+    return Section(first.tap(name), final.tap(name), pre_activation, activation, norm)
 
 
 def _stem(name: str, events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> Tap:
@@ -166,10 +166,10 @@ def _activations(events: Sequence[_Event]) -> list[_Event]:
 
 
 def _before_activation(name: str, events: Sequence[_Event], final: _Event) -> tuple[Tap, str]:
-    """What a map was before its activation, and the BatchNorm that gave it or came last before it."""
+    """The map before its activation, and the last BatchNorm up to there."""
     for event in events:
         follows = event.entered is final.given and isinstance(event.module, _NORMS)
-        if follows:  # a block that begins with its norm, as in a wide ResNet: the map is not activated yet
+        if follows:  # a block starts with a BatchNorm, as in a wide ResNet: the map is not activated yet
             return event.tap(name), event.name
     activation = next((event for event in reversed(_activations(events)) if event.given is final.given), None)
     place = events.index(activation if activation is not None else final)

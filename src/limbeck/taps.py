@@ -1,6 +1,5 @@
-"""Read any layer of an unmodified network, by name, with one forward a network."""
+"""Read the output or input of any layer of an unmodified network by name, with one forward per network."""
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -12,29 +11,30 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from limbeck.core import Batch, LimbeckError, Networks, Reader, Tap
+from limbeck.errors import close_names
 
 BATCH_FIELDS = ("inputs", "targets", "index")
 
 
 class _Enough(BaseException):
-    """Ends a forward whose every tap is read. Not an Exception, so that no network's own handler catches it."""
+    """Ends a forward once all taps are read. It is not an Exception, so the network's own handlers do not catch it."""
 
 
 class Taps:
-    """The hooks of a set of taps, there while the ``with`` block lasts, and one way to read through them.
+    """A context manager that registers the forward hooks of a set of taps and reads them.
 
-    Inside the block the activations of a tapped network do not work in place, which would overwrite what is read; the
-    numbers are the same.
+    Inside the ``with`` block, the activations of a tapped network run out of place, so that they do not overwrite a
+    tapped tensor. The results are the same.
 
     Args:
         networks: the networks by name.
-        taps: what to read. Every network named here runs once a batch, a network not named does not run.
-        learns: the networks that get gradients; all others run under ``no_grad``.
-        to_the_end: run the whole forward even where nothing above the last tap is read.
-        readers: by a frozen network's name, what gives its taps instead of a run of the network.
+        taps: the taps to read. Every network that they name runs once per batch; the others do not run.
+        learns: the names of the networks that get gradients; all others run under ``no_grad``.
+        to_the_end: run the whole forward instead of stopping after the last tap.
+        readers: for frozen networks, by name, readers that return the taps instead of a run of the network.
 
     Raises:
-        LimbeckError: a network, layer or batch field does not exist (the message names the nearest).
+        LimbeckError: a network, layer or batch field does not exist; the message suggests the nearest name.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Taps:
         self._runs: dict[Tap, int] = {}
         self._handles: list[RemovableHandle] = []
         self._out_of_place = ExitStack()
-        self._running = ""  # networks may share modules, and with them the hooks
+        self._running = ""  # networks may share modules and thus hooks
         self._missing: dict[str, int] = {}
         for tap in self._taps:
             check(networks, tap)
@@ -65,8 +65,8 @@ class Taps:
         run = [tap for tap in self._taps if tap.source in self._sources]
         self._hooked = [tap for tap in run if tap.layer or tap.side == "input" or tap.run is not None]
         self._whole = {tap.source: tap for tap in run if tap not in self._hooked}
-        self._given = {name: [tap for tap in self._taps if tap.source == name] for name in self._readers}
-        self._wanted = {name: sum(tap.source == name for tap in run) for name in self._sources}
+        self._reader_taps = {name: [tap for tap in self._taps if tap.source == name] for name in self._readers}
+        self._tap_counts = {name: sum(tap.source == name for tap in run) for name in self._sources}
 
     def __enter__(self) -> Self:
         tapped = dict.fromkeys(tap.source for tap in self._hooked if tap.layer)
@@ -88,31 +88,31 @@ class Taps:
         self._values = {}
 
     def read(self, batch: Batch) -> dict[Tap, Tensor]:
-        """Run each network once on ``batch.inputs`` and return every tap's tensor.
+        """Run each network once on ``batch.inputs`` and return the tensor of every tap.
 
         Raises:
-            LimbeckError: a tapped module ran twice, never, or gave something else than one tensor; or its tensor
-                was overwritten in place by a later module.
+            LimbeckError: a tapped module ran twice or never, did not return one tensor, or its tensor was overwritten
+                in place by a later operation.
         """
         self._values, self._versions, self._runs = {}, {}, {}
         for name in self._sources:
-            self._running, self._missing[name] = name, self._wanted[name]
+            self._running, self._missing[name] = name, self._tap_counts[name]
             with nullcontext() if name in self._learns else torch.no_grad(), suppress(_Enough):
                 output = self._networks[name](batch.inputs)
-                if name in self._whole:  # without a hook, which a small network would feel
+                if name in self._whole:  # no hook is needed, and a hook slows down a small network
                     self._keep(self._whole[name], output)
-        self._running = ""  # a loss may run a tapped module once more, such as the teacher's classifier
-        values, self._values = self._values, {}  # what is held here would outlive the step
+        self._running = ""  # a loss may run a tapped module again, such as the teacher's classifier
+        values, self._values = self._values, {}  # do not keep the tensors beyond the step
         for name, reader in self._readers.items():
-            given = reader(batch)
-            for tap in self._given[name]:
-                values[tap], self._versions[tap] = given[tap], version(given[tap])
+            tensors = reader(batch)
+            for tap in self._reader_taps[name]:
+                values[tap], self._versions[tap] = tensors[tap], version(tensors[tap])
         for tap in self._taps:
             if tap.source == "batch":
                 values[tap] = getattr(batch, tap.layer)
             elif tap not in values:
-                raise LimbeckError(f"{tap} never ran in the forward of {tap.source}: tap a layer that does")
-            elif values[tap].is_inference():  # of a forward under inference_mode: autograd takes a copy only
+                raise LimbeckError(f"{tap} did not run in the forward of {tap.source}: tap a layer that runs")
+            elif values[tap].is_inference():  # autograd cannot save a tensor of inference_mode, but a copy of it
                 values[tap] = values[tap].clone()
             elif values[tap]._version != self._versions[tap]:
                 raise LimbeckError(
@@ -142,11 +142,11 @@ class Taps:
                 return
         if tap in self._values:
             raise LimbeckError(
-                f"{tap} ran twice in one forward, so it has no one value: tap a layer that runs once, "
-                f"or say which run: {tap.layer}:{tap.side}:0"
+                f"{tap} ran twice in one forward, so its value is ambiguous: tap a layer that runs once, "
+                f"or select a run: {tap.layer}:{tap.side}:0"
             )
         if not isinstance(value, Tensor):
-            advice = "tap a layer inside it" if tap.layer else "say with `output` which part of it are the logits"
+            advice = "tap a layer inside it" if tap.layer else "select the logits with `output`"
             raise LimbeckError(f"{tap} is a {type(value).__name__}, not one tensor: {advice}")
         self._values[tap] = value
         self._versions[tap] = version(value)
@@ -156,7 +156,7 @@ class Taps:
 
 
 def check(networks: Networks, tap: Tap) -> None:
-    """Raise LimbeckError, naming the nearest, unless the tap's network, layer and side exist."""
+    """Raise LimbeckError with the nearest name unless the tap's network, layer and side exist."""
     if tap.side not in ("output", "input"):
         raise LimbeckError(f"{tap.source}.{tap.layer}: side is {tap.side!r}, allowed are 'output' and 'input'")
     if tap.source == "batch":
@@ -167,86 +167,86 @@ def check(networks: Networks, tap: Tap) -> None:
         raise LimbeckError(f"there is no network {tap.source!r}: allowed are {', '.join([*networks, 'batch'])}")
     names = [name for name, _ in networks[tap.source].named_modules()]
     if tap.layer not in names:
-        near = difflib.get_close_matches(tap.layer, names, n=3, cutoff=0.5)
+        near = close_names(tap.layer, names)
         top = [name for name, _ in networks[tap.source].named_children()]
         hint = f"did you mean {' or '.join(near)}?" if near else f"its top layers are {', '.join(top)}"
         raise LimbeckError(f"the {tap.source} has no layer {tap.layer!r}: {hint} (`limbeck taps` lists all)")
     closed = _closed(networks[tap.source], tap.layer)
     if closed is not None and tap != Tap(tap.source):
         raise LimbeckError(
-            f"{tap} cannot be read, because {closed or 'the network'} is TorchScript, which gives its output alone: "
-            "take the module that it was made from, or a method that reads outputs only, such as kd"
+            f"{tap} cannot be read because {closed or 'the network'} is TorchScript, which only exposes its output: "
+            "use the original module, or a method that reads only outputs, such as kd"
         )
 
 
 def layer_of(network: nn.Module, layer: str) -> nn.Module:
-    """The layer of that name; "" is the network, which `get_submodule` of a TorchScript module refuses to give."""
+    """Return the layer of this name. "" is the network itself, for which `get_submodule` of TorchScript fails."""
     return network.get_submodule(layer) if layer else network
 
 
 def scripted(module: nn.Module) -> bool:
-    """Whether it is TorchScript, which takes no hooks and hides what its layers give."""
+    """Whether the module is TorchScript, which does not support hooks and hides the outputs of its layers."""
     return isinstance(module, torch.jit.ScriptModule)
 
 
 def version(tensor: Tensor) -> int:
-    """How often the tensor was written to; 0 for one made under `torch.inference_mode`, which does not count."""
+    """Return the version counter of a tensor; 0 for a tensor of `torch.inference_mode`, which has no counter."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _closed(network: nn.Module, layer: str) -> str | None:
-    """The outermost TorchScript module on the way to a layer."""
+    """Return the name of the outermost TorchScript module that contains a layer, or None."""
     parts = layer.split(".") if layer else []
     ways = [".".join(parts[:count]) for count in range(len(parts) + 1)]
     return next((way for way in ways if scripted(dict(network.named_modules())[way])), None)
 
 
 def dry_run(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, Tensor]:
-    """Every tap's tensor, where its network is, from one run in eval mode that leaves every network as it was.
+    """Return the tensor of every tap, on its network's device, from one run in eval mode. The networks are not changed.
 
-    The dry run goes to the end of each forward, so that a module that runs twice or is overwritten later is found
-    before any training. Each network runs on the device where it is.
+    The dry run completes each forward, so that a module that runs twice or a tensor that is overwritten is detected
+    before training.
 
     Raises:
-        LimbeckError: as `Taps`; or a tensor has not one row a sample.
+        LimbeckError: as for `Taps`; or a tensor does not have one row per sample.
     """
-    found: dict[Tap, Tensor] = {}
-    wanted = tuple(taps)
-    for source in dict.fromkeys(tap.source for tap in wanted):
-        own = [tap for tap in wanted if tap.source == source]
+    tensors: dict[Tap, Tensor] = {}
+    taps = tuple(taps)
+    for source in dict.fromkeys(tap.source for tap in taps):
+        own = [tap for tap in taps if tap.source == source]
         read = [networks[source]] if source in networks else []
         device = next((parameter.device for network in read for parameter in network.parameters()), torch.device("cpu"))
         there = replace(batch, inputs=batch.inputs.to(device))
         with evaluation_mode(read), torch.no_grad(), Taps(networks, own, to_the_end=True) as tapped:
             for tap, tensor in tapped.read(there).items():
                 if tensor.shape[:1] != batch.index.shape:
-                    count = len(batch.index)
-                    raise LimbeckError(f"{tap} gives {tuple(tensor.shape)} for {count} samples: not one row each")
-                found[tap] = tensor
-    return found
+                    shape, count = tuple(tensor.shape), len(batch.index)
+                    raise LimbeckError(f"{tap} has shape {shape} for {count} samples, needed are {count} rows")
+                tensors[tap] = tensor
+    return tensors
 
 
 def shapes(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, tuple[int, ...]]:
-    """Each tap's shape for one sample, N dropped, from a `dry_run`."""
+    """Return the shape of each tap for one sample, without N, from a `dry_run`."""
     return {tap: tuple(tensor.shape[1:]) for tap, tensor in dry_run(networks, taps, batch).items()}
 
 
 def replaced(network: nn.Module, layer: str, value: Tensor, inputs: Tensor) -> Tensor:
-    """What the network gives on ``inputs`` where its layer gives ``value`` instead of its own output.
+    """Return the network's output on ``inputs`` with the output of one layer replaced by ``value``.
 
-    The layers below the one that is replaced run too, and for nothing.
+    The layers before the replaced one also run, although their results are not used.
     """
     handle = layer_of(network, layer).register_forward_hook(lambda module, args, output: value)
     try:
-        given: Tensor = network(inputs)
+        output: Tensor = network(inputs)
     finally:
         handle.remove()
-    return given
+    return output
 
 
 @contextmanager
 def out_of_place(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside the block no activation of the networks overwrites its input; afterwards each is as it was."""
+    """Run the networks' activations out of place inside the block, and restore them afterwards."""
     changed = [
         module
         for network in networks
@@ -254,7 +254,7 @@ def out_of_place(networks: Iterable[nn.Module]) -> Iterator[None]:
         if getattr(module, "inplace", False) is True and not scripted(module)
     ]
     for module in changed:
-        module.inplace = False  # type: ignore[assignment]  # modules' attributes are typed as tensors
+        module.inplace = False  # type: ignore[assignment]  # attributes of modules are typed as tensors
     try:
         yield
     finally:
@@ -264,7 +264,7 @@ def out_of_place(networks: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Eval mode inside the block; afterwards every submodule has the mode it had, even after an error."""
+    """Set eval mode inside the block, and restore the mode of every submodule afterwards, even after an error."""
     modes: Mapping[nn.Module, bool] = {module: module.training for network in networks for module in network.modules()}
     for module in modes:
         module.training = False

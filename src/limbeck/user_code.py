@@ -1,7 +1,7 @@
-"""Users' code: the one module that runs a Python file, and only one that a recipe or the caller names.
+"""Run a user's Python file. This is the only module that does, and only for a file that a recipe or the caller names.
 
-A model or a transform ``path/to/file.py:function`` is code. What a file of weights, a store, a table or a run folder
-says is never run, see docs/security.md. Nothing here needs torch.
+A model, a data source or a transform ``path/to/file.py:function`` is code. Code that a weights file, a store, a table
+or a run folder names is never run, see docs/security.md. This module needs no torch.
 """
 
 import sys
@@ -14,51 +14,56 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from limbeck.errors import LimbeckError, nearest
-from limbeck.opening import expanded, file_size
+from limbeck.files.paths import expanded, file_size
 
 LARGEST = 2**20
-"""The most bytes of a Python file."""
+"""The largest Python file in bytes."""
 
-_RUN = ("name", "transform")  # the keys of a recipe under which a text may name code
+_RUN = ("name", "transform", "source")  # the keys of a recipe whose text may name code
 
 
 def named(text: str) -> tuple[Path, str] | None:
-    """The file and the function that ``path/to/file.py:function`` names; None where the text names no Python file.
+    """Split ``path/to/file.py:function`` into the file and the function. Return None if the text names no Python file.
 
     Raises:
-        LimbeckError: it names a Python file and no function, or there is no such user.
+        LimbeckError: the text names a Python file without a function, or ``~`` names a user who does not exist.
     """
     file, _, name = text.rpartition(":")
     if not file.endswith(".py"):
         if text.endswith(".py"):
-            raise LimbeckError(f"{text} names a file and no function in it: write {text}:FUNCTION")
+            raise LimbeckError(f"{text} names a file without a function: write {text}:FUNCTION")
         return None
     if not name.isidentifier():
-        raise LimbeckError(f"{text}: {name!r} is no name of a function: write {file}:FUNCTION")
+        raise LimbeckError(f"{text}: {name!r} is not the name of a function: write {file}:FUNCTION")
     return expanded(file), name
 
 
-def said(values: Any) -> list[str]:
-    """A sentence for each function of a user's that these values of a recipe name, to be shown before it is run.
+def is_code(text: str) -> bool:
+    """Return whether a text of a recipe names a function in a Python file; `named` validates it."""
+    return text.rpartition(":")[0].endswith(".py")
+
+
+def code_notices(values: Any) -> list[str]:
+    """Return a notice for each user function that the values of a recipe name, to show before it is run.
 
     Args:
         values: plain values, such as a recipe's ``model_dump()``.
     """
-    found = dict.fromkeys(text for text in _texts(values) if text.rpartition(":")[0].endswith(".py"))
-    return [f"runs the code of {text.rpartition(':')[0]} (function {text.rpartition(':')[2]})" for text in found]
+    texts = dict.fromkeys(text for text in _texts(values) if is_code(text))
+    return [f"runs the code of {text.rpartition(':')[0]} (function {text.rpartition(':')[2]})" for text in texts]
 
 
 def code_digests(values: Any) -> list[str]:
-    """A comment for each Python file that these values of a recipe name, with the sha256 of what it holds now."""
-    files = dict.fromkeys(file for text in _texts(values) if (found := named(text)) for file in found[:1])
+    """Return a YAML comment with the current sha256 of each Python file that the values of a recipe name."""
+    files = dict.fromkeys(file for text in _texts(values) if (code := named(text)) for file in code[:1])
     return [f"# {file.name}: {sha256(contents(file)).hexdigest()}" for file in files]
 
 
 def contents(file: Path) -> bytes:
-    """The whole file, as it is now.
+    """Read a Python file.
 
     Raises:
-        LimbeckError: there is no such file, it is no regular file or larger than `LARGEST`, or it cannot be read.
+        LimbeckError: the file does not exist, is not a regular file, is larger than `LARGEST`, or is not readable.
     """
     size = file_size(file, most=LARGEST, endings=(".py",))
     try:
@@ -69,27 +74,27 @@ def contents(file: Path) -> bytes:
 
 
 def function(file: Path, name: str, code: bytes) -> Callable[..., Any]:
-    """Run a Python file, and give what it calls by that name. The file's folder is not put on the import path.
+    """Run a Python file and return one of its functions. The file's folder is not added to ``sys.path``.
 
     Args:
-        file: where the code is from.
-        name: of a function or class that it defines.
-        code: the file's `contents`; the file may have changed since, or be gone.
+        file: the path of the file.
+        name: the name of a function or class in it.
+        code: the `contents` of the file; the file itself may have changed or been deleted since.
 
     Raises:
-        LimbeckError: there is no such function, or the code fails.
+        LimbeckError: the function does not exist, or the code fails.
     """
     module = _module(file, code)
     functions = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("__")}
     if name not in functions:
         own = [key for key, value in functions.items() if getattr(value, "__module__", None) == module.__name__]
         raise LimbeckError(f"{file} has no function {name!r}: {nearest(name, own) if own else 'it has none'}")
-    found: Callable[..., Any] = functions[name]
-    return found
+    chosen: Callable[..., Any] = functions[name]
+    return chosen
 
 
 class _AsRead(SourceFileLoader):
-    """Imports these bytes, not the file as it is now, nor what Python compiled of it a moment before."""
+    """A loader that imports these bytes instead of the current file or its compiled cache."""
 
     def __init__(self, name: str, path: str, code: bytes) -> None:
         super().__init__(name, path)
@@ -108,7 +113,7 @@ def _module(file: Path, code: bytes) -> ModuleType:
     spec.has_location = True
     module = module_from_spec(spec)
     before = sys.modules.get(name)
-    sys.modules[name] = module  # dataclasses and pickling look a class's module up by its name
+    sys.modules[name] = module  # dataclasses and pickle look up the module of a class by name
     try:
         loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's file may raise anything

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, in the words of a recipe: a list, text, a number, true or false."""
+"""Turn the errors of pydantic into messages in the terms of a recipe: a list, text, a number, true or false."""
 
 import ast
 from collections.abc import Callable, Mapping, Sequence
@@ -10,43 +10,43 @@ from pydantic_core import PydanticCustomError
 from limbeck.errors import nearest
 
 LENGTH = 60
-"""Characters of a value that a message shows."""
+"""The most characters of a value that a message shows."""
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with a recipe."""
+    """One error in a recipe."""
 
     path: tuple[str | int, ...]
     message: str
 
 
 def needed(what: str) -> PydanticCustomError:
-    """The error of a validator whose value is not ``what``, such as "a path or a list of paths"."""
+    """Return the error of a validator that requires ``what``, such as "a path or a list of paths"."""
     return PydanticCustomError("needed", what)
 
 
 def shown(value: object) -> str:
-    """A value as a recipe writes it, shortened."""
+    """Return a value as it is written in a recipe, shortened."""
     return shortened(_written(value))
 
 
 def shortened(text: str) -> str:
-    """A text of which a message has room for `LENGTH` characters."""
+    """Return the text, shortened to `LENGTH` characters."""
     return text if len(text) <= LENGTH else f"{text[: LENGTH - 3]}..."
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """All that is wrong, one problem a place: a value of which any of several kinds would do is told once."""
-    found: dict[tuple[str | int, ...], list[Mapping[str, Any]]] = {}
+    """Return all problems, one for each key: the errors of all members of a union become one problem."""
+    grouped: dict[tuple[str | int, ...], list[Mapping[str, Any]]] = {}
     for details in error.errors(include_url=False):
         place = tuple(part for part in details["loc"] if not (isinstance(part, str) and _is_type_name(part)))
         if details["type"] == "extra_forbidden":
-            key = details["loc"][-1]  # whatever it is: it may be called as a type is
+            key = details["loc"][-1]  # keep it even if it has the name of a type
             place = (*(place[:-1] if place[-1:] == (key,) else place), key)
         elif details["type"] == "missing" and not isinstance(place[-1], str):
             place = place[:-1]  # a list that is too short
-        found.setdefault(place, []).append(details)
-    return [_problem(place, several, model) for place, several in found.items()]
+        grouped.setdefault(place, []).append(details)
+    return [_problem(place, several, model) for place, several in grouped.items()]
 
 
 def _problem(place: tuple[str | int, ...], several: Sequence[Mapping[str, Any]], model: type[BaseModel]) -> Problem:
@@ -59,9 +59,9 @@ def _problem(place: tuple[str | int, ...], several: Sequence[Mapping[str, Any]],
 
 
 def _message(several: Sequence[Mapping[str, Any]]) -> str:
-    said = [str(details["ctx"]["error"]) for details in several if details["type"] == "value_error"]
-    if said:
-        return said[0]
+    messages = [str(details["ctx"]["error"]) for details in several if details["type"] == "value_error"]
+    if messages:
+        return messages[0]
     got = several[-1]["input"]
     if isinstance(got, str) and all(details["type"] == "literal_error" for details in several):
         allowed = [str(name) for details in several for name in _literals(details)]
@@ -78,6 +78,7 @@ _WORDS: Mapping[str, str] = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_type": "text",
+    "path_type": "text",
     "tuple_type": "a list",
     "list_type": "a list",
     "dict_type": "a block of keys",
@@ -111,7 +112,7 @@ def _words(details: Mapping[str, Any]) -> list[str]:
 
 
 def _literals(details: Mapping[str, Any]) -> list[Any]:
-    """The values that ``'a', 'b' or 3`` lists."""
+    """Return the values in a list such as ``'a', 'b' or 3``."""
     listed = details["ctx"]["expected"].replace(" or ", ", ")
     values: list[Any] = list(ast.literal_eval(f"[{listed}]"))
     return values
@@ -130,17 +131,17 @@ def _written(value: object) -> str:
 
 
 def _is_type_name(part: str) -> bool:
-    """Whether part of an error's location names a member of a union, not a key."""
+    """Whether a part of an error's location names a member of a union instead of a key."""
     return part in ("int", "float", "str", "bool") or "[" in part
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """The keys of the block at a path."""
+    """Return the keys of the block at a path."""
     parts = iter(path)
     for part in parts:
         annotation = model.model_fields[str(part)].annotation
         if get_origin(annotation) is dict:
-            next(parts, None)  # blocks under names of the user's
+            next(parts, None)  # skip the name that the user chose for the block
         kinds = (annotation, *get_args(annotation))
         model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
     return list(model.model_fields)

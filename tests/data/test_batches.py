@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.core import LimbeckError
-from limbeck.data import Augment, Batches, Split, augment, normalise
+from limbeck.data import Augment, Batches, Split, normalise
+from limbeck.data.views import change, draws
 
 FLIP = Augment(flip=True, crop=1)
 
@@ -90,7 +91,8 @@ def test_an_epoch_is_the_view_that_its_images_are_augmented_as():
     split = numbered(10)
     for batch in batches(10, augment=FLIP, seed=2)(6):
         assert batch.view == 6
-        view = augment(split.inputs[batch.index], batch.index, options=FLIP, seed=2, view=6)
+        numbers = draws(batch.index, options=FLIP, seed=2, view=6)
+        view = change(split.inputs[batch.index], numbers, options=FLIP)
         torch.testing.assert_close(batch.inputs, view / 255)
 
 
@@ -180,14 +182,13 @@ def test_the_seed_of_the_views_can_be_another_than_that_of_the_order():
     views=st.integers(1, 4),
     epoch=st.integers(0, 9),
     cuts=st.lists(st.integers(0, 40)),
-    last=st.booleans(),
 )
 def test_a_view_has_the_same_bytes_whatever_the_batch_size_order_and_part(
-    count, sizes, seed, view_seed, views, epoch, cuts, last
+    count, sizes, seed, view_seed, views, epoch, cuts
 ):
     common = {"augment": Augment(crop=2, shift=1, flip=True, cutout=2), "view_seed": view_seed, "views": views}
     made = batches(count, **common, batch_size=sizes[0], seed=seed)
-    builder = batches(count, **common, batch_size=sizes[1], seed=0, channels_last=last)
+    builder = batches(count, **common, batch_size=sizes[1], seed=0)
     whole = by_index(builder.view(epoch % views))
     assert list(whole) == list(range(count))
     trained = by_index(made(epoch))
@@ -223,45 +224,35 @@ def test_a_number_of_views_below_one_is_refused():
 @pytest.mark.parametrize(("count", "few"), [(10, 2), (1, 1), (0, 0)])
 def test_few_are_the_first_inputs_unchanged(count, few):
     made = batches(count, augment=FLIP, mean=(0.3,), std=(0.5,), batch_size=1)
-    assert torch.equal(made.few(), normalise(numbered(count).inputs[:few], (0.3,), (0.5,)))
+    assert torch.equal(made.example_inputs(), normalise(numbered(count).inputs[:few], (0.3,), (0.5,)))
 
 
 def test_few_cannot_change_the_set():
     split = Split(torch.ones(6, 2), torch.zeros(6, dtype=torch.int64))
     made = Batches(split, batch_size=6, seed=0, mean=(0.0,), std=(1.0,))
-    made.few().zero_()
+    made.example_inputs().zero_()
     assert split.inputs.all()
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_channels_last_changes_the_memory_format_alone(dtype):
+def test_a_set_in_another_memory_format_gives_the_same_batches():
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randint(0, 256, (11, 3, 6, 5), generator=generator).to(dtype)
-    split = Split(inputs, torch.zeros(11, dtype=torch.int64))
+    inputs = torch.randint(0, 256, (11, 3, 6, 5), generator=generator, dtype=torch.uint8)
     options = {"batch_size": 4, "seed": 0, "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "augment": FLIP}
-    last, plain = (Batches(split, **options, channels_last=last) for last in (True, False))
+    formats = (torch.channels_last, torch.contiguous_format)
+    targets = torch.zeros(11, dtype=torch.int64)
+    last, plain = (Batches(Split(inputs.contiguous(memory_format=one), targets), **options) for one in formats)
     passes = [[*made(3), *made.view(1), *made.sweep()] for made in (last, plain)]
     for one, other in zip(*passes, strict=True):
         assert torch.equal(one.inputs, other.inputs)
-        assert one.inputs.is_contiguous(memory_format=torch.channels_last)
-        assert other.inputs.is_contiguous()
-    assert torch.equal(last.few(), plain.few())
-    assert last.few().is_contiguous(memory_format=torch.channels_last)
+        assert one.inputs.stride() == other.inputs.stride()
+    assert torch.equal(last.example_inputs(), plain.example_inputs())
 
 
-def test_channels_last_means_nothing_to_features():
-    split = Split(torch.arange(12.0).view(6, 2), torch.zeros(6, dtype=torch.int64))
-    options = {"batch_size": 6, "seed": 0, "mean": (0.5,), "std": (2.0,)}
-    one, other = (next(Batches(split, **options, channels_last=last)(0)).inputs for last in (True, False))
-    assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("count", "made"), [(1, 8), (2, 4), (3, 3), (100, 1)])
-def test_batches_that_are_made_together_are_those_made_alone(monkeypatch, count, made, channels_last):
+def test_batches_that_are_made_together_are_those_made_alone(monkeypatch, count, made):
     generator = torch.Generator().manual_seed(0)
     split = Split(torch.randint(0, 256, (23, 2, 6, 5), generator=generator, dtype=torch.uint8), torch.arange(23))
-    options = {"batch_size": 3, "seed": 0, "mean": (0.1, 0.2), "std": (0.5, 0.6), "channels_last": channels_last}
+    options = {"batch_size": 3, "seed": 0, "mean": (0.1, 0.2), "std": (0.5, 0.6)}
 
     def passes(most):
         monkeypatch.setattr("limbeck.data.batches.TOGETHER", most)

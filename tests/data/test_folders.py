@@ -64,7 +64,7 @@ def test_every_name_of_a_split_is_known_however_it_is_written(data, split):
         assert layout == ("", {"train": "train", split: written})
 
 
-ADVICE = "a split into parts is written train/ and test/, and if there is one validation/, each with class folders"
+ADVICE = "allowed are train/, test/ and, if there is one, validation/, each with class folders"
 
 
 @pytest.mark.parametrize(
@@ -75,13 +75,13 @@ ADVICE = "a split into parts is written train/ and test/, and if there is one va
         (two_classes("train/") | two_classes("Training/"), "Training/ and train/ are both train"),
         (
             two_classes("train/") | two_classes("tests/"),
-            r"tests/ beside train/ is no split; allowed are train/, .* dev/",
+            r"tests/ beside train/ is not a split; allowed are train/, .* dev/",
         ),
-        (two_classes("train/") | {"notes/x.txt": b"", "docs/": b""}, r"docs/ and 1 more beside train/ is no split"),
-        (two_classes("train/") | {"bus/1.png": picture()}, "bus/ beside train/ is no split"),
+        (two_classes("train/") | {"notes/x.txt": b"", "docs/": b""}, r"docs/ and 1 more beside train/ is not a split"),
+        (two_classes("train/") | {"bus/1.png": picture()}, "bus/ beside train/ is not a split"),
         (two_classes("train/") | {"1.png": picture(), "2.png": picture()}, r"1.png and 1 more, in no class folder"),
         (two_classes("a/train/") | {"a/1.png": picture()}, "a/1.png, in no class folder"),
-        (two_classes("train/") | {"Test/1.png": picture()}, "Test/1.png, in no class folder; a split into parts"),
+        (two_classes("train/") | {"Test/1.png": picture()}, "Test/1.png, in no class folder; allowed are train/"),
         (two_classes("train/") | two_classes("test/") | {"test/1.png": picture()}, "test/1.png, in no class folder"),
         ({"train/1.png": picture(), "test/1.png": picture()}, "test/1.png and 1 more, in no class folder"),
         ({"train/1.png": picture()}, "train/1.png, in no class folder"),
@@ -90,15 +90,15 @@ ADVICE = "a split into parts is written train/ and test/, and if there is one va
             two_classes("train/") | {"TEST/ant/1.png": picture(), "TEST/bee/1.png": picture()},
             "only train/ has cat; only TEST/ has bee",
         ),
-        (two_classes() | two_classes("Test/"), f"Test would be classes; {ADVICE}"),
-        (two_classes("val/"), f"val would be classes; {ADVICE}"),
+        (two_classes() | two_classes("Test/"), f"no train/ beside Test; {ADVICE}"),
+        (two_classes("val/"), f"no train/ beside val; {ADVICE}"),
         (
             {f"{kind}/{part}/1.png": picture() for kind in ("ant", "cat") for part in ("train", "Test")},
-            f"class folder ant/ has folders in it that are called like splits; {ADVICE}",
+            f"class folder ant/ has folders in it with the names of splits; {ADVICE}",
         ),
         (
             two_classes("data/photos/train/") | two_classes("data/photos/val/"),
-            "class folder data/photos/ .* like splits",
+            "class folder data/photos/ .* names of splits",
         ),
     ],
 )
@@ -141,40 +141,40 @@ def test_streamed_splits_say_the_same_as_those_in_memory(tmp_path):
     path = tree(tmp_path / "photos", files)
     held, streamed = load("folder", path=path), load("folder", path=path, streaming=True, workers=0)
     assert held.origins == streamed.origins
-    assert held.notes[0] == streamed.notes[0] == "1 file was passed over: 1 .heic (not an image format that is read)"
-    assert held.notes[1].startswith("images of 2 different sizes are brought to 4 x 4")
+    assert held.notes[0] == streamed.notes[0] == "1 file was skipped: 1 .heic (not an image format that is read)"
+    assert held.notes[1].startswith("images of 2 different sizes are resized to 4 x 4")
     assert held.notes[1] == streamed.notes[1]
     assert held.notes[2] == "1 image was turned as their EXIF data says"
-    assert streamed.notes[2] == "1 image was turned as EXIF data says, of the 20 that were looked at"
+    assert streamed.notes[2] == "1 image was turned as EXIF data says, of the 20 that were checked"
 
 
-# what was passed over
+# what was skipped
 
 
 @pytest.mark.parametrize("place", ["set", "set.zip"])
-def test_files_that_are_passed_over_are_counted_by_their_endings(place, tmp_path):
+def test_files_that_are_skipped_are_counted_by_their_endings(place, tmp_path):
     extra = [f"cat/{i}.HEIC" for i in range(12)] + ["cat/a.txt", "ant/b.txt", "c.txt", "cat/Thumbs.db", "ant/LICENSE"]
     extra += ["cat/.hidden.png", "ant/.DS_Store", "ant/movie.mp4", "ant/x.zip", "__MACOSX/cat/._00.png", "loose.png"]
     files = two_classes() | dict.fromkeys(extra, b"")
     data = load("folder", path=tree(tmp_path / place, files))
     assert sum(sizes(data)) == 20
     assert data.notes == (
-        "22 files were passed over: 12 .heic (not an image format that is read), 3 .txt, 1 .db, 1 .mp4, "
+        "22 files were skipped: 12 .heic (not an image format that is read), 3 .txt, 1 .db, 1 .mp4, "
         "1 .png (in no class folder), 2 others, 2 hidden",
-        "1 hidden folder was passed over",
+        "1 hidden folder was skipped",
     )
 
 
-def test_nothing_is_said_where_nothing_was_passed_over(tmp_path):
+def test_nothing_is_said_where_nothing_was_skipped(tmp_path):
     assert load("folder", path=tree(tmp_path / "set", two_classes())).notes == ()
 
 
-def test_a_link_that_leads_around_itself_is_said_to_be_passed_over(tmp_path):
+def test_a_link_that_leads_around_itself_is_said_to_be_skipped(tmp_path):
     path = tree(tmp_path / "set", two_classes())
     for name, target in (("up", ".."), ("root", "/"), ("self", ".")):
         (path / "cat" / name).symlink_to(target)
     data = load("folder", path=path)
-    assert (sum(sizes(data)), data.notes) == (20, ("3 circular links were passed over",))
+    assert (sum(sizes(data)), data.notes) == (20, ("3 circular links were skipped",))
 
 
 def test_classes_without_a_training_sample_are_named(tmp_path):
@@ -231,7 +231,7 @@ def test_images_of_different_sizes_are_cut_to_a_square_of_the_median_of_their_sh
     data = load("folder", path=path, validation=0)
     assert data.shape == (3, 25, 25)
     assert data.notes == (
-        "images of 5 different sizes are brought to 25 x 25, as no size is given: the shorter side is resized, the "
+        "images of 5 different sizes are resized to 25 x 25, as no size is given: the shorter side is resized, the "
         "centre is cut out",
     )
     assert torch.equal(data.train.inputs[2], torch.from_numpy(pixels[2]).permute(2, 0, 1))  # untouched

@@ -32,19 +32,22 @@ def _no_data_root(monkeypatch):
 
 
 def test_an_unknown_source_is_refused_with_the_nearest_name():
-    with pytest.raises(LimbeckError, match=r"no source 'cifar1O'; allowed are cifar10, .*; did you mean 'cifar10'\?"):
+    with pytest.raises(
+        LimbeckError, match=r"no source 'cifar1O': did you mean 'cifar10'\? allowed are cifar10, .*py:f"
+    ):
         load("cifar1O")
 
 
 def test_a_source_like_no_other_gets_no_guess():
-    with pytest.raises(LimbeckError, match=r"folder, mnist$"):
+    with pytest.raises(LimbeckError, match=r"'zzz': allowed are cifar10, .*, mnist, and path/to/file.py:function$"):
         load("zzz")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": Path("here")}, "source 'digits' takes no path"),
+        ({"path": Path("here")}, "data.path of digits: unknown key 'path': allowed are .*; it is a key of folder"),
+        ({"streaming": True}, "data.streaming of digits: unknown key 'streaming': .*; it is a key of folder"),
         ({"size": (0, 8)}, r"size is \(0, 8\)"),
         ({"limit": 0}, "limit is 0"),
         ({"validation": 1.0}, "cannot split off 1.0"),
@@ -119,10 +122,10 @@ def test_the_data_root_is_the_argument_then_the_variable_then_the_cache(tmp_path
 @pytest.mark.parametrize("source", ["mnist", "cifar10", "cifar100"])
 def test_a_data_root_that_does_not_exist_is_refused_before_any_download(source, tmp_path, monkeypatch):
     (tmp_path / "datasets").mkdir()
-    with pytest.raises(LimbeckError, match=r"dataset is no folder; did you mean 'datasets'\?"):
+    with pytest.raises(LimbeckError, match=r"dataset is not a folder: did you mean 'datasets'\?"):
         load(source, root=tmp_path / "dataset")
     monkeypatch.setenv("LIMBECK_DATA", str(tmp_path / "dataset"))
-    with pytest.raises(LimbeckError, match=r"dataset \(from LIMBECK_DATA\) is no folder"):
+    with pytest.raises(LimbeckError, match=r"dataset \(from LIMBECK_DATA\) is not a folder"):
         load(source)
     assert not (tmp_path / "dataset").exists()
 
@@ -134,7 +137,7 @@ def test_a_data_root_may_be_in_the_home_folder(tmp_path, monkeypatch):
 
 
 def test_a_data_root_in_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(LimbeckError, match=r"is no folder$"):
+    with pytest.raises(LimbeckError, match=r"is not a folder$"):
         data_root(tmp_path / "missing" / "deep")
 
 
@@ -209,10 +212,10 @@ def test_a_failed_download_of_mnist_says_where_it_was_looked_for(error, tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x", b"", "is no IDX file of bytes: it begins with nothing"),
-        ("x", b"\x89PNG1234", "is no IDX file of bytes: it begins with 89 50 4e 47"),
-        ("x", struct.pack(">HBBI", 0, 13, 1, 1) + b"abcd", "is no IDX file of bytes"),
-        ("x", struct.pack(">HBBI", 0, 8, 3, 1), "is no IDX file of bytes"),
+        ("x", b"", "is not an IDX file of bytes: it begins with nothing"),
+        ("x", b"\x89PNG1234", "is not an IDX file of bytes: it begins with 89 50 4e 47"),
+        ("x", struct.pack(">HBBI", 0, 13, 1, 1) + b"abcd", "is not an IDX file of bytes"),
+        ("x", struct.pack(">HBBI", 0, 8, 3, 1), "is not an IDX file of bytes"),
         ("x", struct.pack(">HBBI", 0, 8, 1, 4) + b"abc", "has 3 values, but its header says 4"),
         ("x", struct.pack(">HBBI", 0, 8, 1, 4) + b"abcde", "has more values, but its header says 4"),
         ("x.gz", b"plain", "cannot be read: Not a gzipped file"),
@@ -415,14 +418,14 @@ def test_a_relative_path_is_of_here_or_else_of_the_data_root(tmp_path, monkeypat
 
 
 def test_a_folder_needs_a_path():
-    with pytest.raises(LimbeckError, match="source 'folder' needs a path"):
+    with pytest.raises(LimbeckError, match="data of folder: the key 'path' is missing"):
         load("folder")
 
 
 def test_a_missing_path_is_refused_with_the_nearest_name_and_not_for_the_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_DATA", "nowhere")
     (tmp_path / "animals").mkdir()
-    with pytest.raises(LimbeckError, match=r"animal does not exist; did you mean 'animals'\?"):
+    with pytest.raises(LimbeckError, match=r"animal does not exist: did you mean 'animals'\?"):
         load("folder", path=tmp_path / "animal")
 
 
@@ -622,5 +625,23 @@ def test_links_to_other_folders_are_followed(tmp_path):
 @pytest.mark.parametrize("names", [("test", "val"), ("Test", "dev"), ("TESTING", "cat")])
 def test_parts_without_a_train_folder_are_not_taken_for_classes(tmp_path, names):
     files = two_classes(f"{names[0]}/", 3) | two_classes(f"{names[1]}/", 3)
-    with pytest.raises(LimbeckError, match=r"would be classes; a split into parts is written train/ and test/"):
+    with pytest.raises(LimbeckError, match=r"no train/ beside .*; allowed are train/, test/ and"):
         load("folder", path=tree(tmp_path / "images", files))
+
+
+# progress
+
+
+@pytest.mark.parametrize("place", ["cifar10", "cifar10.zip"])
+def test_progress_counts_the_files_that_are_read(place, tmp_path):
+    tree(tmp_path / place, two_classes("train/", 3) | two_classes("test/", 2))
+    counts = []
+    load("cifar10", root=tmp_path, progress=lambda done, total: counts.append((done, total)))
+    assert counts == [(done, 10) for done in range(1, 11)]
+
+
+def test_progress_counts_images_of_different_sizes_once_more_for_their_sizes(tmp_path):
+    path = tree(tmp_path / "set", two_classes(count=3) | {"cat/x.png": picture(size=(5, 6))})
+    counts = []
+    load("folder", path=path, progress=lambda done, total: counts.append(done))
+    assert counts[-14:] == [*range(1, 8), *range(1, 8)]

@@ -21,12 +21,13 @@ from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from limbeck.core import LimbeckError
-from limbeck.data import Augment, Batches, augment, load, normalise, split_off
+from limbeck.data import Augment, Batches, load, normalise, split_off
 from limbeck.data.decoding import decode, fitted
 from limbeck.data.images import plain
 from limbeck.data.keys import Purpose, key
 from limbeck.data.streaming import AHEAD, Decoder, Wanted, _go_quietly
 from limbeck.data.trees import Reader
+from limbeck.data.views import change, draws
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on a machine of one processor
@@ -133,8 +134,8 @@ def test_its_batches_are_those_of_memory(folder):
             assert torch.equal(batch.targets, wanted.targets)
             assert torch.equal(batch.index, wanted.index)
             assert batch.view == wanted.view
-    assert torch.equal(one.few(), other.few())
-    assert torch.equal(one.few(), next(one.sweep()).inputs[:2])
+    assert torch.equal(one.example_inputs(), other.example_inputs())
+    assert torch.equal(one.example_inputs(), next(one.sweep()).inputs[:2])
 
 
 def test_select_and_without_choose_images_without_reading_them(folder, tmp_path):
@@ -176,7 +177,7 @@ def grey_files(count=9):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_one_coloured_image_makes_all_of_them_coloured(part, tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.data.split._AT_ONCE", 3)
+    monkeypatch.setattr("limbeck.data.building._AT_ONCE", 3)
     path = tree(tmp_path / "set", grey_files() | {f"{part}/a/1.png": IN_COLOUR})
     held, data = load("folder", path=path), streamed(path)
     assert (data.shape, data.mean, data.std) == (held.shape, held.mean, held.std) == ((3, *SIZE), held.mean, held.std)
@@ -184,14 +185,12 @@ def test_one_coloured_image_makes_all_of_them_coloured(part, tmp_path, monkeypat
 
 
 def test_a_coloured_image_that_was_not_looked_at_among_grey_ones_is_refused_when_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.data.split._LOOKED_AT", 5)
+    monkeypatch.setattr("limbeck.data.building._LOOKED_AT", 5)
     path = tree(tmp_path / "set", grey_files())
     drawn = split_off(5, streamed(path).test, 0)[1].names
     name = next(name for name in grey_files() if name.startswith("test") and name not in drawn)
     data = streamed(tree(path, {name: IN_COLOUR}))
-    with pytest.raises(
-        LimbeckError, match=rf"{name} in .* is in colour, but the images that were looked at .* all grey"
-    ):
+    with pytest.raises(LimbeckError, match=rf"{name} in .* is in colour, but the images that were checked .* all grey"):
         data.test.inputs[torch.arange(9)]
 
 
@@ -204,7 +203,7 @@ def test_a_broken_image_of_each_split_is_found_when_loading(part, tmp_path):
 
 def test_of_each_split_no_more_is_looked_at_than_is_said(tmp_path, monkeypatch):
     path, read = tree(tmp_path / "set", grey_files()), []
-    monkeypatch.setattr("limbeck.data.split._LOOKED_AT", 4)
+    monkeypatch.setattr("limbeck.data.building._LOOKED_AT", 4)
     monkeypatch.setattr(Reader, "__call__", lambda self, name: read.append(name) or (self.place / name).read_bytes())
     streamed(path)
     assert [sum(name.startswith(part) for name in read) for part in PARTS] == [4, 4, 4]
@@ -302,8 +301,8 @@ def expected(data, noise_of, seed, view):
         numpy.random.seed(word)
         torch.manual_seed(word)
         made.append(noise_of(Image.open(data.train.inputs.reader.place / name)))
-    index = torch.arange(len(made))
-    return normalise(augment(torch.stack(made), index, options=BOTH, seed=seed, view=view), data.mean, data.std)
+    numbers = draws(torch.arange(len(made)), options=BOTH, seed=seed, view=view)
+    return normalise(change(torch.stack(made), numbers, options=BOTH), data.mean, data.std)
 
 
 @settings(max_examples=25, deadline=None)
@@ -379,24 +378,14 @@ def test_the_transform_is_for_training_views_only(folder, noise):
     assert (data.mean, data.std) == (plain.mean, plain.std)
     assert same(by_index(batches(data).sweep()), by_index(batches(plain).sweep()))
     assert same(by_index(batches(data, shuffle=False)(0)), by_index(batches(plain).sweep()))
-    assert torch.equal(batches(data).few(), batches(plain).few())
-
-
-def test_channels_last_changes_the_format_alone(folder, noise):
-    data = streamed(folder, transform=noise)
-    made, plain = (batches(data, channels_last=last, augment=BOTH) for last in (True, False))
-    found = [*made(1), *made.sweep()]
-    assert all(batch.inputs.is_contiguous(memory_format=torch.channels_last) for batch in found)
-    assert made.few().is_contiguous(memory_format=torch.channels_last)
-    for one, other in zip(found, [*plain(1), *plain.sweep()], strict=True):
-        assert torch.equal(one.inputs, other.inputs)
+    assert torch.equal(batches(data).example_inputs(), batches(plain).example_inputs())
 
 
 @pytest.mark.parametrize("place", ["set", "set.zip"])
 def test_a_decoder_that_was_sent_to_another_process_decodes_the_same(place, tmp_path, noise):
     # as where processes are not forked
     inputs = streamed(tree(tmp_path / place, files()), transform=noise).train.inputs
-    decoder = Decoder(inputs, seed=3, channels_last=False)
+    decoder = Decoder(inputs, seed=3)
     wanted = Wanted(inputs.names[4:8], [4, 5, 6, 7], 2)
     pixels, problem = decoder[wanted]
     sent = pickle.loads(pickle.dumps(decoder))
@@ -522,7 +511,9 @@ DYING = """
 def test_a_worker_that_dies_is_said_so(how, folder, tmp_path):
     before, code = processes(), written(tmp_path, DYING.format(how=how))
     made = batches(streamed(folder, workers=1, transform=f"{code}:dying"))
-    with pytest.raises(LimbeckError, match=r"a process that decodes images failed; workers: 0 does without any: Data"):
+    with pytest.raises(
+        LimbeckError, match=r"a process that decodes images failed: Data.*; workers: 0 needs no other process"
+    ):
         by_index(made(0))
     assert processes() == before
 
@@ -562,7 +553,7 @@ def test_workers_of_which_one_dies_while_they_start_are_said_to(folder, monkeypa
 
     monkeypatch.setattr("limbeck.data.streaming.iter", started, raising=False)
     with pytest.raises(
-        LimbeckError, match=r"a process that decodes images failed; .* is killed by signal: Killed"
+        LimbeckError, match=r"a process that decodes images failed: .* is killed by signal: Killed"
     ) as held:
         by_index(made(0))
     assert held.tb is not None
@@ -668,21 +659,19 @@ def test_ctrl_c_leaves_no_process_and_one_traceback(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "message"),
+    ("options", "message"),
     [
-        ("digits", {"streaming": True}, "source 'digits' cannot be streamed; only 'folder' can"),
-        ("folder", {"streaming": True, "workers": -1}, "workers is -1; allowed are 0 and greater"),
-        ("folder", {"workers": 2}, "workers is 2, but only streamed data has any"),
-        ("folder", {"transform": "random_resized_crop"}, "transform is 'random_resized_crop', but only streamed data"),
-        ("folder", {"streaming": True, "transform": "random_resize"}, "did you mean 'random_resized_crop'"),
-        ("folder", {"streaming": True, "transform": "elsewhere.py:f"}, "there is no file elsewhere.py"),
-        ("folder", {"streaming": True, "transform": "mine.txt:f"}, "there is no transform 'mine.txt:f'; allowed are"),
+        ({"streaming": True, "workers": -1}, "workers is -1; allowed are 0 and greater"),
+        ({"workers": 2}, "workers is 2, but only streamed data has workers"),
+        ({"transform": "random_resized_crop"}, "transform is 'random_resized_crop', but only streamed data"),
+        ({"streaming": True, "transform": "random_resize"}, "did you mean 'random_resized_crop'"),
+        ({"streaming": True, "transform": "elsewhere.py:f"}, "there is no file elsewhere.py"),
+        ({"streaming": True, "transform": "mine.txt:f"}, "there is no transform 'mine.txt:f': allowed are"),
     ],
 )
-def test_load_refuses_what_cannot_be_streamed_so(source, options, message, folder):
-    path = {} if source == "digits" else {"path": folder, "size": SIZE}
+def test_load_refuses_what_cannot_be_streamed_so(options, message, folder):
     with pytest.raises(LimbeckError, match=message):
-        load(source, **path | options)
+        load("folder", path=folder, size=SIZE, **options)
 
 
 def test_the_first_image_is_opened_when_loading(tmp_path):

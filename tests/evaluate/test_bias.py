@@ -110,7 +110,7 @@ def test_errors_on_the_classes_are_a_part_of_all_errors():
     logits, targets = torch.randn(80, 5), torch.randint(5, (80,))
     before = bias_study((logits, targets), (logits, targets), [1, 4])["before"]
     chosen = [number for number, target in enumerate(targets.tolist()) if target in (1, 4)]
-    assert before["errors"] == metrics(logits, targets)["errors"]
+    assert before["errors"] == metrics(logits, targets).errors
     assert before["samples_of_classes"] == len(chosen)
     assert before["errors_on_classes"] == slow_errors(logits[chosen], targets[chosen], [], 0.0)
     assert 0 < before["errors_on_classes"] < before["errors"]
@@ -118,7 +118,7 @@ def test_errors_on_the_classes_are_a_part_of_all_errors():
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [([], "no class to shift"), ([3], "no class 3: allowed are 0 to 2"), ([0, -1], "no class -1")],
+    [([], "at least one class to shift"), ([3], "no class 3: allowed are 0 to 2"), ([0, -1], "no class -1")],
 )
 def test_a_class_that_is_not_there_is_refused(classes, message):
     with pytest.raises(LimbeckError, match=message):
@@ -136,7 +136,7 @@ def test_a_split_without_the_classes_is_refused():
 
 def test_a_grid_without_a_value_is_refused():
     logits, targets = torch.zeros(2, 3), torch.tensor([0, 2])
-    with pytest.raises(LimbeckError, match="step is 0"):
+    with pytest.raises(LimbeckError, match="got step 0"):
         best_shift(logits, targets, [2], step=0)
-    with pytest.raises(LimbeckError, match=r"no multiple of 0.1 from 1.0 to -1.0"):
+    with pytest.raises(LimbeckError, match=r"no multiple of 0.1 in \[1.0, -1.0\]"):
         best_shift(logits, targets, [2], low=1.0, high=-1.0)

@@ -297,9 +297,9 @@ def test_a_machine_that_says_nothing_of_its_load_is_not_waited_for(clock):
 
 
 def test_latency_of_no_run_is_refused():
-    with pytest.raises(LimbeckError, match="runs is 0"):
+    with pytest.raises(LimbeckError, match="got runs 0"):
         latency({"a": nn.Linear(3, 2)}, (3,), runs=0)
-    with pytest.raises(LimbeckError, match="attempts is 0"):
+    with pytest.raises(LimbeckError, match="got attempts 0"):
         latency({"a": nn.Linear(3, 2)}, (3,), attempts=0)
 
 

@@ -40,12 +40,12 @@ def test_is_zero_where_every_point_is_right():
 @pytest.mark.parametrize(
     ("predicted", "truth", "size", "message"),
     [
-        ((2, 3, 2), (2, 4, 2), (2,), r"points are \(2, 3, 2\) and \(2, 4, 2\)"),
+        ((2, 3, 2), (2, 4, 2), (2,), r"points have shapes \(2, 3, 2\) and \(2, 4, 2\)"),
         ((2, 3, 2), (2, 3, 2), (3,), r"sizes \(3,\)"),
         ((2, 3, 2), (2, 3, 2), (), r"sizes \(\)"),
         ((2, 5), (2, 5), (2,), "at least one point"),
         ((0, 6), (0, 6), (0,), "at least one point"),
-        ((2, 2, 3), (2, 2, 3), (2,), r"points are \(2, 2, 3\): allowed are"),
+        ((2, 2, 3), (2, 2, 3), (2,), r"points have shape \(2, 2, 3\): allowed are"),
         ((2, 2, 2, 2), (2, 2, 2, 2), (2,), r"allowed are \(N, L, 2\) and \(N, 2L\)"),
     ],
 )
@@ -56,7 +56,7 @@ def test_shapes_that_do_not_fit_are_refused(predicted, truth, size, message):
 
 @pytest.mark.parametrize("size", [0.0, -1.0, float("nan")])
 def test_a_face_without_size_is_refused(size):
-    with pytest.raises(LimbeckError, match="a face's size is above 0"):
+    with pytest.raises(LimbeckError, match="allowed are sizes above 0"):
         normalised_mean_error(torch.ones(2, 3, 2), torch.ones(2, 3, 2), torch.tensor([1.0, size]))
 
 

@@ -101,15 +101,15 @@ def test_accuracy_errors_and_cross_entropy_are_those_of_a_loop():
     errors = sum(row.index(max(row)) != target for row, target in zip(rows, targets.tolist(), strict=True))
     entropy = -sum(math.log(softmax(row)[target]) for row, target in zip(rows, targets.tolist(), strict=True)) / 40
     assert 0 < errors < 40
-    assert figures["errors"] == errors
-    assert figures["samples"] == 40
-    assert figures["accuracy"] == (40 - errors) / 40
-    assert figures["cross_entropy"] == pytest.approx(entropy, abs=1e-12)
-    assert [type(figures[key]) for key in ("accuracy", "errors", "samples")] == [float, int, int]
+    assert figures.errors == errors
+    assert figures.samples == 40
+    assert figures.accuracy == (40 - errors) / 40
+    assert figures.cross_entropy == pytest.approx(entropy, abs=1e-12)
+    assert [type(value) for value in (figures.accuracy, figures.errors, figures.samples)] == [float, int, int]
 
 
 def test_of_equal_logits_the_first_is_the_prediction():
-    assert metrics(torch.zeros(3, 4), torch.tensor([0, 1, 3]))["errors"] == 2
+    assert metrics(torch.zeros(3, 4), torch.tensor([0, 1, 3])).errors == 2
 
 
 @pytest.mark.parametrize("scale", [0.3, 3.0])
@@ -117,25 +117,25 @@ def test_calibration_error_is_that_of_a_loop_over_fifteen_bins(scale):
     logits, targets = torch.randn(200, 4) * scale, torch.randint(4, (200,))
     expected = slow_ece([softmax(row) for row in logits.tolist()], targets.tolist())
     assert expected > 0.05
-    assert metrics(logits, targets)["ece"] == pytest.approx(expected, abs=1e-6)
+    assert metrics(logits, targets).ece == pytest.approx(expected, abs=1e-6)
 
 
 def test_logits_between_0_and_1_are_not_taken_for_probabilities():
     logits, targets = torch.rand(50, 3), torch.randint(3, (50,))
     expected = slow_ece([softmax(row) for row in logits.tolist()], targets.tolist())
-    assert metrics(logits, targets)["ece"] == pytest.approx(expected, abs=1e-6)
+    assert metrics(logits, targets).ece == pytest.approx(expected, abs=1e-6)
 
 
 def test_full_confidence_shares_the_bin_of_nearly_full_confidence():
     # 0.95 and right, 1.0 and wrong: apart they miss by (0.05 + 1) / 2, in one bin by |0.975 - 0.5|.
     logits = torch.tensor([[math.log(19.0), 0.0], [1000.0, 0.0]])
-    assert metrics(logits, torch.tensor([0, 1]))["ece"] == pytest.approx(0.475, abs=1e-6)
+    assert metrics(logits, torch.tensor([0, 1])).ece == pytest.approx(0.475, abs=1e-6)
 
 
 def test_a_sure_and_right_network_has_no_calibration_error():
     figures = metrics(torch.eye(3) * 1000, torch.arange(3))
-    assert figures["ece"] == pytest.approx(0, abs=1e-6)
-    assert figures["cross_entropy"] == 0
+    assert figures.ece == pytest.approx(0, abs=1e-6)
+    assert figures.cross_entropy == 0
 
 
 def test_agreement_and_kl_are_those_of_a_loop_from_teacher_to_student():
@@ -147,48 +147,43 @@ def test_agreement_and_kl_are_those_of_a_loop_from_teacher_to_student():
         pairs = zip(softmax(theirs), softmax(ours), strict=True)
         divergence += sum(p * math.log(p / q) for p, q in pairs) / 30
     assert 0 < same < 30
-    assert figures["agreement"] == pytest.approx(same / 30, abs=1e-12)
-    assert figures["kl_to_teacher"] == pytest.approx(divergence, abs=1e-12)
+    assert figures.agreement == pytest.approx(same / 30, abs=1e-12)
+    assert figures.kl_to_teacher == pytest.approx(divergence, abs=1e-12)
 
 
 def test_a_student_equal_to_its_teacher_agrees_fully():
     logits = torch.randn(9, 3)
     figures = metrics(logits, torch.zeros(9).long(), teacher_logits=logits + 5)
-    assert figures["agreement"] == 1
-    assert figures["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
+    assert figures.agreement == 1
+    assert figures.kl_to_teacher == pytest.approx(0, abs=1e-6)
 
 
 def test_without_a_teacher_nothing_is_said_of_one():
-    assert set(metrics(torch.randn(3, 2), torch.zeros(3).long())) == {
-        "accuracy",
-        "errors",
-        "samples",
-        "cross_entropy",
-        "ece",
-    }
+    figures = metrics(torch.randn(3, 2), torch.zeros(3).long())
+    assert (figures.agreement, figures.kl_to_teacher) == (None, None)
 
 
 @pytest.mark.parametrize(
     ("logits", "targets", "teacher", "message"),
     [
-        (torch.zeros(0, 3), torch.zeros(0).long(), None, "no sample"),
+        (torch.zeros(0, 3), torch.zeros(0).long(), None, "there are no samples"),
         (torch.zeros(2, 3), torch.zeros(3).long(), None, r"\(2, 3\) and targets \(3,\)"),
         (torch.zeros(2, 1), torch.zeros(2).long(), None, r"\(2, 1\)"),
-        (torch.zeros(2), torch.zeros(2).long(), None, r"logits are \(2,\)"),
+        (torch.zeros(2), torch.zeros(2).long(), None, r"logits have shape \(2,\)"),
         (torch.zeros(2, 3), torch.tensor([0, 3]), None, "0 to 3: allowed are 0 to 2"),
         (torch.zeros(2, 3), torch.tensor([-1, 0]), None, "-1 to 0"),
         (
             torch.full((2, 3), math.nan),
             torch.zeros(2).long(),
             None,
-            "the network gives NaN or infinite logits for 2 samples, which is all",
+            "the network returns NaN or infinite logits for all 2 samples",
         ),
         (torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(2, 4), r"\(2, 4\), the network's \(2, 3\)"),
         (
             torch.zeros(2, 3),
             torch.zeros(2).long(),
             torch.full((2, 3), math.inf),
-            "the teacher gives NaN or infinite logits for 2 samples",
+            "the teacher returns NaN or infinite logits for all 2 samples",
         ),
     ],
 )
@@ -201,10 +196,10 @@ def test_errors_name_the_network_the_split_and_the_sample():
     logits, targets = torch.zeros(400, 3), torch.zeros(400).long()
     logits[5, 1] = math.nan
     files = [f"train/cat/{number}.png" for number in range(400)]
-    message = r"the teacher gives NaN or infinite logits for 1 of 400 test samples \(0\.2%\), the first is number 5"
+    message = r"the teacher returns NaN or infinite logits for 1 of 400 test samples \(0\.2%\), the first is number 5"
     with pytest.raises(LimbeckError, match=message + r" \(train/cat/5\.png\)"):
         metrics(logits, targets, name="teacher", split="test", files=files)
-    with pytest.raises(LimbeckError, match="the student gives a tuple"):
+    with pytest.raises(LimbeckError, match="the student returns a tuple"):
         predict(Pair(), [batch(2)], name="student")
 
 

@@ -52,7 +52,7 @@ def run(n, seed, *, tell=print):
         ``failed`` (an error of a resumed run) and ``hangs``. Some processes end before they are killed: ``late``.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or two threads on a busy machine wait for each other
-    import limbeck.experiment  # noqa: F401 (once, for all that is forked; it takes seconds)
+    import limbeck.experiment.run  # noqa: F401 (once, for all that is forked; it takes seconds)
 
     chance, counts = random.Random(seed), Counter(kills=n)
     counts.update(dict.fromkeys(("runs", "bit-identical", "different", "failed", "hangs", "late"), 0))
@@ -124,8 +124,8 @@ def _start(method, threads, folder, *, resume):
     try:
         import torch
 
-        from limbeck.experiment import Experiment
-        from limbeck.recipe import read
+        from limbeck.experiment.run import Experiment
+        from limbeck.recipe.read import read
 
         torch.set_num_threads(threads)
         file = Path(f"{method}.yaml")

@@ -326,10 +326,11 @@ class _Hang(BaseException):
 
 def _chunk(start: int, many: int, seed: int) -> None:
     """Read so many recipes here; the counts go to the output, what went wrong to the other stream."""
-    from limbeck import cli, recipe
+    from limbeck.cli import run
+    from limbeck.recipe import read as recipe
 
     def accepted(checked: object, out: Path, **options: object) -> None:
-        placed = recipe.placed(recipe.smoke(checked))
+        placed = recipe.with_absolute_paths(recipe.smoke(checked))
         Path("again.yaml").write_text(recipe.dump(placed), encoding="utf-8")
         if recipe.read(Path("again.yaml")) != placed:
             raise AssertionError("it reads as another recipe")
@@ -337,7 +338,7 @@ def _chunk(start: int, many: int, seed: int) -> None:
     def late(*_: object) -> None:
         raise _Hang
 
-    cli._run = accepted
+    run._run = accepted
     signal.signal(signal.SIGALRM, late)
     used = (
         int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0

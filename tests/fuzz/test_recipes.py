@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuzz import recipes
-from limbeck.recipe import RecipeError, check, dump, read
-from limbeck.recipe_text import DEPTH, NODES, plain
+from limbeck.recipe.read import RecipeError, check, dump, read
+from limbeck.recipe.text import DEPTH, NODES, plain
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20)
 SCALARS = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | TEXT
@@ -33,7 +33,7 @@ def test_mutated_recipes_are_refused_in_good_order_or_accepted():
 
 def test_the_fuzzer_sees_what_it_is_there_to_see(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("limbeck.cli._run", lambda *arguments, **options: [][0])
+    monkeypatch.setattr("limbeck.cli.run._run", lambda *arguments, **options: [][0])
     kind, said = recipes._outcome(
         b"name: a\ndata: {source: digits}\nstudent: {model: resnet8}\nmethod: alone\ntrain: {epochs: 1}\n", []
     )
@@ -76,5 +76,5 @@ def test_any_text_is_the_same_after_it_was_written_and_read(tmp_path_factory, pa
 def test_aliases_of_aliases_unfold_to_a_bounded_size(wide):
     lines = [f"a0: &a0 [{', '.join('x' * wide)}]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * wide)}]" for n in range(1, 100)]
-    with pytest.raises(RecipeError, match=f"{NODES:,} keys and values|more than {DEPTH} blocks"):
+    with pytest.raises(RecipeError, match=f"{NODES:,} keys and values|more than {DEPTH} nested blocks"):
         plain("\n".join(lines), "recipe.yaml")

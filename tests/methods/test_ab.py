@@ -6,13 +6,14 @@ from torch import nn
 
 import limbeck
 from limbeck.core import LimbeckError, Tap
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.ab import Boundaries, ab, boundary_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 SHAPE = (3, 16, 16)
 TRAINING = Training(epochs=2, batch_size=8, optimizer=sgd(lr=0.01), schedule=constant())
@@ -151,9 +152,9 @@ def test_names_layers(data):
 def test_trains_both_stages(data):
     networks = pair()
     before = {name: tensor.clone() for name, tensor in networks["teacher"].state_dict().items()}
-    batches = training_batches(data, TRAINING, seed=0, engine=Engine(device="cpu", precision="32"))
+    batches = training_batches(data, TRAINING, seed=0, engine=make_engine(device="cpu", precision="32"))
     stages = plan(ab, networks, data, TRAINING)
-    epochs = list(run(stages, networks, batches, Engine(device="cpu", precision="32")))
+    epochs = list(run(stages, networks, batches, make_engine(device="cpu", precision="32")))
     assert [epoch.stage for epoch in epochs] == ["boundaries", "boundaries", "task", "task"]
     assert epochs[1].terms["boundary"] < epochs[0].terms["boundary"]
     assert all(torch.equal(before[name], tensor) for name, tensor in networks["teacher"].state_dict().items())
@@ -162,9 +163,9 @@ def test_trains_both_stages(data):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"margin": -1.0}, "margin is -1.0: it must be 0 or more"),
+        ({"margin": -1.0}, "margin is -1.0: it must be at least 0"),
         ({"layer_factor": 0.0}, "layer_factor is 0.0: it must be above 0"),
-        ({"boundary_epochs": 0}, "boundary_epochs is 0: allowed are whole numbers from 1"),
+        ({"boundary_epochs": 0}, "boundary_epochs is 0: it must be at least 1"),
         ({"boundary": 0.0}, "weights boundary are all 0"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"student_layers": ("stage1",), "teacher_layers": ("stage1", "stage2")}, "student_layers has 1 layers and"),
@@ -189,5 +190,5 @@ def test_one_sample_and_one_place_have_no_statistics(data):
     training = Training(epochs=1, batch_size=1, optimizer=sgd(lr=0.1), schedule=constant())
     options = {"student_layers": ("pool.mean",), "teacher_layers": ("pool.mean",)}
     networks = {"student": network(), "teacher": network("resnet8x4")}
-    with pytest.raises(LimbeckError, match=r"BatchNorm on \(64, 1, 1\), which needs 2 samples or more"):
+    with pytest.raises(LimbeckError, match=r"BatchNorm to \(64, 1, 1\), which needs at least 2 samples"):
         plan(partial(ab, **options), networks, data, training)

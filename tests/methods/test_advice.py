@@ -8,11 +8,12 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.data import arrays
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble, build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan
 
 DATA = arrays(torch.rand(16, 3, 16, 16), torch.arange(16) % 4)
 SETTING = Training(1, 8, sgd(lr=1e-3), constant())
@@ -57,7 +58,7 @@ def planned(method, student, teacher, **options):
 def test_without_maps_a_method_names_others_that_work(method, without):
     for pair in ((without(), convolutional()), (convolutional(), without())):
         with pytest.raises(
-            LimbeckError, match=r"has none: it gives vectors or tokens only; take a .* kd, sp, rkd or srrl"
+            LimbeckError, match=r"has none: it gives vectors or tokens only; use a .* kd, sp, rkd or srrl"
         ):
             planned(method, *pair)
 
@@ -70,9 +71,7 @@ def test_the_methods_that_are_named_for_networks_without_maps_work(method, witho
 
 
 def test_of_tokens_vid_says_how_to_read_the_feature_and_that_works():
-    with pytest.raises(
-        LimbeckError, match=r"name layers that give such as student_layers and teacher_layers .* :input"
-    ):
+    with pytest.raises(LimbeckError, match=r"name other layers as student_layers and teacher_layers .* :input"):
         planned("vid", convolutional(), Tokens())
     assert planned("vid", convolutional(), Tokens(), student_layers=("head:input",), teacher_layers=("head:input",))
 
@@ -81,9 +80,7 @@ def test_of_tokens_vid_says_how_to_read_the_feature_and_that_works():
 @pytest.mark.parametrize("method", ["mimic", "simkd", "srrl", "cat_kd", "class_distance"])
 def test_of_an_ensemble_a_method_that_needs_its_classifier_does_not_ask_for_layers_that_it_cannot_take(method, mean):
     teacher = Ensemble([convolutional(), convolutional()], mean)
-    with pytest.raises(
-        LimbeckError, match=r"needs the linear classifier of the teacher, and there is none .* such as kd"
-    ):
+    with pytest.raises(LimbeckError, match=r"needs the linear classifier of the teacher, which has none .* such as kd"):
         planned(method, convolutional(), teacher)
     assert planned("kd", convolutional(), teacher)
     assert planned(method, convolutional(), teacher.members[0])
@@ -92,7 +89,9 @@ def test_of_an_ensemble_a_method_that_needs_its_classifier_does_not_ask_for_laye
 @pytest.mark.parametrize("method", ["dkd", "kd_standardised", "dist", "mlkd", "wsld"])
 def test_of_an_ensemble_a_method_of_one_teacher_names_both_ways_out_and_they_work(method):
     members = [convolutional(), convolutional()]
-    with pytest.raises(LimbeckError, match=r"give it mean: geometric, or name a member as teacher_layer: members\.0"):
+    with pytest.raises(
+        LimbeckError, match=r"set mean: geometric for the ensemble, or name a member as teacher_layer: members\.0"
+    ):
         planned(method, convolutional(), Ensemble(members, "arithmetic"))
     assert planned(method, convolutional(), Ensemble(members, "geometric"))
     assert planned(method, convolutional(), Ensemble(members, "arithmetic"), teacher_layer="members.0")

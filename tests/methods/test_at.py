@@ -7,13 +7,14 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods.at import PRESETS, at, attention_loss
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.shared import over_layers, pooled_alike, unit
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan
 
 FORMS = ["paper", "code"]
 SECTIONS = [f"stage{number}" for number in (1, 2, 3)]
@@ -147,7 +148,7 @@ def test_maps_of_one_size_are_not_touched():
 
 
 def test_what_is_no_map_is_refused():
-    with pytest.raises(LimbeckError, match=r"a map \(N, C, H, W\) is compared here, got \(2, 3\)"):
+    with pytest.raises(LimbeckError, match=r"expected a map \(N, C, H, W\), got a tensor of shape \(2, 3\)"):
         pooled_alike(torch.randn(2, 3, 4, 4), torch.randn(2, 3))
 
 
@@ -213,8 +214,8 @@ def test_the_authors_total_alone_has_no_soft_targets():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"power": 0.5}, "power is 0.5: it must be 1 or more"),
-        ({"power": float("nan")}, "power is nan: it must be 1 or more"),
+        ({"power": 0.5}, "power is 0.5: it must be at least 1"),
+        ({"power": float("nan")}, "power is nan: it must be at least 1"),
         ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
         ({"hard": 0, "attention": 0}, "hard and soft and attention are all 0"),
         ({"student_layers": ("stem",), "teacher_layers": ("stem", "stage1")}, "student_layers has 1 layers and"),

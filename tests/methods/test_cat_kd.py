@@ -7,14 +7,15 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.cat_kd import ClassMaps, cat_kd, class_attention_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
 from limbeck.taps import dry_run
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 DATA = arrays(torch.rand(40, 3, 16, 16), torch.arange(40) % 4)
 TRAINING = Training(epochs=1, batch_size=8, optimizer=sgd(lr=0.01), schedule=constant())
@@ -130,7 +131,7 @@ def test_the_mean_of_a_class_map_is_the_logit():
         return student.sum()
 
     stage = planned(networks)
-    probe = next(iter(training_batches(DATA, TRAINING, seed=0, engine=Engine(device="cpu", precision="32"))(0)))
+    probe = next(iter(training_batches(DATA, TRAINING, seed=0, engine=make_engine(device="cpu", precision="32"))(0)))
     reads = stage.terms["attention"].reads
     values = dry_run(networks, {*reads, Tap("student"), Tap("teacher")}, probe)
     heads = [network.get_submodule("head") for network in networks.values()]
@@ -145,7 +146,7 @@ def test_the_students_classifier_learns_through_it_and_the_teachers_does_not():
     stage = planned(networks, hard=0)
     heads = [network.get_submodule("head").weight for network in networks.values()]
     before = [head.detach().clone() for head in heads]
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     list(run([stage], networks, training_batches(DATA, TRAINING, seed=0, engine=engine), engine))
     assert [torch.equal(head, was) for head, was in zip(heads, before, strict=True)] == [False, True]
 
@@ -172,7 +173,7 @@ def test_a_named_map_of_the_right_channels_is_read():
     ("options", "message"),
     [
         ({"resolution": 0}, "resolution is 0: it must be at least 1"),
-        ({"student_layer": "stage1"}, "needs a map of 64 channels, as many as the student's classifier reads"),
+        ({"student_layer": "stage1"}, "needs a map of 64 channels, as many as the classifier of the student reads"),
         ({"teacher_layer": "head"}, r"needs a map of 64 channels.*but teacher.head gives \(4,\)"),
         ({"hard": 0, "attention": 0}, "are all 0"),
     ],
@@ -185,5 +186,5 @@ def test_what_cannot_be_is_refused(options, message):
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_a_network_whose_classifier_reads_no_mean_of_a_map_is_refused(role):
     flat = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
-    with pytest.raises(LimbeckError, match=f"needs a {role} whose classifier reads the mean of that map"):
+    with pytest.raises(LimbeckError, match=f"That of the {role} does not read the mean of that map"):
         planned(pair() | {role: flat})

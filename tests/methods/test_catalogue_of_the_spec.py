@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from limbeck.coding import canonical_codes, code_lengths, decode, encode
 from limbeck.data import arrays
-from limbeck.engine import Engine
 from limbeck.evaluate import normalised_mean_error
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods import METHODS
 from limbeck.methods.class_distance import class_distance, class_distance_loss
 from limbeck.methods.fitnets import annealed, fitnets, regressor
@@ -24,14 +24,15 @@ from limbeck.methods.kd import PRESETS, soft_loss
 from limbeck.methods.srrl import Classifier, Representation, connector
 from limbeck.models import build
 from limbeck.models.binary import BinaryConv2d, sign
+from limbeck.models.coding import canonical_codes, code_lengths, decode, encode
 from limbeck.models.net2net import deepened, net2net, widened
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
 from limbeck.taps import evaluation_mode
-from limbeck.train import Step, TrainingSweep, run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import Step, TrainingSweep, run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 SHAPE = (3, 16, 16)
 DATA = arrays(torch.rand(24, *SHAPE, generator=torch.Generator().manual_seed(5)), torch.arange(24) % 4)
 TRAINING = Training(1, 8, sgd(lr=1e-3), constant())

@@ -6,13 +6,14 @@ import torch
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.cc import PRESETS, Embedded, cc, correlation_loss, neighbour_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 DATA = arrays(torch.rand(40, 3, 16, 16), torch.arange(40) % 4)
 
@@ -164,7 +165,7 @@ def test_the_embeddings_learn_with_the_student():
     both, options = networks(), PRESETS["repdistiller"]
     stages = plan(partial(cc, **options), both, DATA, training())
     before = {name: value.clone() for name, value in stages[0].terms["correlation"].loss.state_dict().items()}
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     losses = [
         epoch.loss for epoch in run(stages, both, training_batches(DATA, training(), seed=0, engine=engine), engine)
     ]
@@ -212,8 +213,8 @@ def test_the_papers_total_has_soft_targets():
         ({"batch_size": 1}, "cc compares the samples of a batch with each other: batch_size is 1, it must be 2 or"),
         ({"gamma": 0.0}, "gamma is 0.0: it must be above 0"),
         ({"gamma": float("nan")}, "gamma is nan: it must be above 0"),
-        ({"order": 0}, "order is 0: allowed are whole numbers from 1"),
-        ({"embedding": 0}, "embedding is 0: allowed are whole numbers from 1"),
+        ({"order": 0}, "order is 0: it must be at least 1"),
+        ({"embedding": 0}, "embedding is 0: it must be at least 1"),
         ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
         ({"hard": 0, "correlation": 0}, "hard and soft and correlation are all 0"),
     ],

@@ -6,7 +6,8 @@ from torch import nn
 
 from limbeck.core import TARGETS, LimbeckError, Tap, from_teacher
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.class_distance import (
     ClassDistance,
     class_distance,
@@ -18,11 +19,11 @@ from limbeck.methods.mimic import mimic_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
 from limbeck.taps import evaluation_mode
-from limbeck.train import TrainingSweep, run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import TrainingSweep, run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 GENERATOR = torch.Generator().manual_seed(5)
 DATA = arrays(torch.randn(40, 6, generator=GENERATOR), torch.randint(4, (40,), generator=GENERATOR), classes="abcd")
 FEATURE = Tap("teacher", "5", "input")
@@ -474,7 +475,7 @@ def test_is_planned_for_networks_with_maps():
         ({"momentum": 1.0}, "momentum 1.0"),
         ({"warmup_epochs": -1}, "warmup_epochs -1"),
         ({"teacher_epochs": -1}, "teacher_epochs -1"),
-        ({"exclude": (0, 1, 2)}, "one class only: there is no other class"),
+        ({"exclude": (0, 1, 2)}, "only one class: class_distance needs at least two"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

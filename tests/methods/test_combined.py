@@ -7,7 +7,8 @@ from torch import nn
 
 import limbeck
 from limbeck.core import LimbeckError
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.combined import combined
 from limbeck.methods.fitnets import fitnets
 from limbeck.methods.fsp import fsp
@@ -17,8 +18,8 @@ from limbeck.methods.srrl import srrl
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant, linear
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 TRAINING = Training(epochs=1, batch_size=8, optimizer=sgd(lr=0.01), schedule=constant())
 
@@ -51,7 +52,7 @@ def test_the_objective_is_the_sum_of_the_objectives():
             replace(stage, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
             for stage in plan(method, group, given, TRAINING)
         ]
-        engine = Engine(device="cpu", precision="32")
+        engine = make_engine(device="cpu", precision="32")
         (epoch,) = run(stages, group, training_batches(given, TRAINING, seed=0, engine=engine), engine)
         values.append(epoch.loss)
     assert values[2] == pytest.approx(values[0] + values[1], rel=1e-5)
@@ -70,7 +71,7 @@ def test_first_stages_come_in_order_and_the_last_become_one():
 
 def test_a_method_that_gives_the_student_another_classifier_cannot_be_combined():
     with pytest.raises(
-        LimbeckError, match=r"mimic and kd cannot be one stage: mimic ends by giving the student another"
+        LimbeckError, match=r"mimic and kd cannot be one stage: mimic replaces the student's classifier"
     ):
         planned(mimic, kd)
 
@@ -102,7 +103,7 @@ def test_no_term_is_lost_among_several_of_one_name():
 
 
 def test_rates_of_their_own_cannot_be_one_stages():
-    with pytest.raises(LimbeckError, match=r"one of them has learning rates of its own"):
+    with pytest.raises(LimbeckError, match=r"one of them changes the learning rates"):
         planned(kd, partial(fitnets, conv_rate=0.05))
 
 
@@ -115,7 +116,7 @@ def test_two_preparations_cannot_be_one():
     def preparing(setup):
         return tuple(replace(stage, prepare=lambda sweep: None) for stage in kd(setup))
 
-    with pytest.raises(LimbeckError, match=r"both prepare something"):
+    with pytest.raises(LimbeckError, match=r"both have to prepare each epoch"):
         planned(preparing, preparing)
 
 
@@ -125,7 +126,7 @@ def test_what_one_of_them_prepares_is_kept():
     def preparing(setup):
         return tuple(replace(stage, prepare=lambda sweep: seen.append(sweep.epoch)) for stage in kd(setup))
 
-    group, given, engine = networks(), data(), Engine(device="cpu", precision="32")
+    group, given, engine = networks(), data(), make_engine(device="cpu", precision="32")
     stages = plan(partial(combined, parts=[srrl, preparing]), group, given, TRAINING)
     list(run(stages, group, training_batches(given, TRAINING, seed=0, engine=engine), engine))
     assert seen == [0]
@@ -144,7 +145,7 @@ def test_distill_takes_a_list():
         device="cpu",
         precision="32",
     )
-    assert result["method"] == "kd+srrl"
+    assert result.method == "kd+srrl"
     assert all(torch.equal(before[name], value) for name, value in group["teacher"].state_dict().items())
 
 

@@ -6,19 +6,20 @@ import torch
 
 from limbeck.core import TARGETS, LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.crd import MemoryContrast, crd
 from limbeck.methods.crd_in_batch import BatchContrast, crd_in_batch
 from limbeck.methods.kd import soft_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 DATA = arrays(torch.rand(60, 3, 16, 16), torch.arange(60) % 4)
 TRAINING = Training(epochs=2, batch_size=16, optimizer=sgd(lr=0.01), schedule=constant())
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 CLASSES = torch.tensor([0] * 7 + [1] * 3 + [2] * 6)
 
 
@@ -318,7 +319,7 @@ def test_what_cannot_be_is_refused(method, options, message):
 
 def test_a_training_set_of_one_class_is_refused():
     training = Training(epochs=2, batch_size=16, optimizer=sgd(lr=0.01), schedule=constant(), exclude=(0, 1, 2))
-    with pytest.raises(LimbeckError, match="the training set has one class alone"):
+    with pytest.raises(LimbeckError, match="the training set has only one class"):
         plan(crd, pair(), DATA, training)
 
 

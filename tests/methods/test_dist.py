@@ -6,11 +6,12 @@ import torch
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods.dist import correlation, dist, inter_loss, intra_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan
 
 LOSSES = [inter_loss, intra_loss]
 
@@ -138,6 +139,6 @@ def test_of_two_classes_the_term_inter_teaches_next_to_nothing_which_is_said():
     inter_loss(student.requires_grad_(), teacher).backward()
     assert student.grad.norm() < 1e-5
     (note,) = planned(classes=2).notes
-    assert note == "dist: two probabilities correlate by 1 or -1, so with 2 classes the term 'inter' teaches nothing"
+    assert note == "dist: with 2 classes every correlation is 1 or -1, so the term 'inter' has no effect"
     assert planned(classes=2, inter=0).notes == ()
     assert planned().notes == ()

@@ -6,12 +6,13 @@ import torch
 
 from limbeck.core import TARGETS, LimbeckError, Tap
 from limbeck.data import arrays
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods.dkd import dkd, nontarget_loss, target_loss
 from limbeck.methods.kd import soft_loss
 from limbeck.models import Ensemble, build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant, linear
-from limbeck.session import Training, plan
 
 LOSSES = [target_loss, nontarget_loss]
 
@@ -163,8 +164,8 @@ def test_a_zero_weight_leaves_its_term_out():
     ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
-        ({"warmup": 20.0}, "warmup is 20.0: it is a share of the training"),
-        ({"warmup": -0.1}, "warmup is -0.1: it is a share of the training"),
+        ({"warmup": 20.0}, "warmup is 20.0: it is a fraction of the training"),
+        ({"warmup": -0.1}, "warmup is -0.1: it is a fraction of the training"),
         ({"hard": 0, "target": 0, "nontarget": 0}, "are all 0"),
     ],
 )

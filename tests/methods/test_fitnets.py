@@ -7,17 +7,18 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.fitnets import annealed, fitnets, hint_loss, regressor
 from limbeck.methods.fitnets_one_stage import OneStageRegressor, fitnets_one_stage
 from limbeck.methods.kd import soft_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant, linear
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import Step, run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import Step, run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 DATA = arrays(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)
 AVERAGES = ["batch", "code", "elements"]
 
@@ -210,8 +211,8 @@ def test_relu_ends_in_relu_and_maxout_in_the_largest_piece():
         ((3, 4, 4), (6, 4, 5), {}, "the hint map, 4x5, is larger than the guided map, 4x4"),
         ((3, 4, 4), (6,), {}, r"gives \(3, 4, 4\) and the hint is \(6,\): set regressor: auto or full"),
         ((5, 8), (6, 8), {}, r"gives \(5, 8\) and the hint is \(6, 8\): set regressor: auto or full"),
-        ((5, 8), (5, 8), {"activation": "maxout"}, "maxout is for maps and vectors, this hint is tokens"),
-        ((3, 4, 4), (6, 4, 4), {"activation": "maxout", "pieces": 1}, "pieces is 1: a maxout unit has 2 or more"),
+        ((5, 8), (5, 8), {"activation": "maxout"}, "maxout is for maps and vectors, and this hint is tokens"),
+        ((3, 4, 4), (6, 4, 4), {"activation": "maxout", "pieces": 1}, "pieces is 1: a maxout unit has at least 2"),
     ],
 )
 def test_a_regressor_that_cannot_be_is_refused(source, target, options, message):
@@ -519,5 +520,5 @@ def test_a_named_hint_needs_no_linear_classifier():
 
 def test_a_network_without_a_middle_is_refused():
     nets = {"student": nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), "teacher": networks()["teacher"]}
-    with pytest.raises(LimbeckError, match="the student has no middle layer that could be found"):
+    with pytest.raises(LimbeckError, match="no middle layer was found in the student"):
         planned(nets=nets)

@@ -9,19 +9,20 @@ from torch import nn
 from limbeck.connectors import as_map, map_shape
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods import METHODS
 from limbeck.methods.combined import combined
 from limbeck.methods.fitnets import fitnets, fitting, hint_loss, hint_map_loss, regressor
 from limbeck.methods.fitnets_one_stage import OneStageRegressor, fitnets_one_stage
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 DATA = arrays(torch.rand(16, 3, 16, 16), torch.arange(16) % 4)
 SETTING = Training(1, 8, sgd(lr=1e-3), constant())
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 
 
 class Transformer(nn.Module):
@@ -234,7 +235,9 @@ def test_tokens_that_form_no_square_take_a_full_regressor_or_are_refused_by_the_
         (),
         {"shape": staticmethod(lambda tap: (10, 4) if tap.source == "student" else (7, 4)), "batch_size": 8},
     )()
-    with pytest.raises(LimbeckError, match="tokens that form no square cannot be compared as maps: name other layers"):
+    with pytest.raises(
+        LimbeckError, match="tokens that do not form a square cannot be compared as maps: name other layers"
+    ):
         fitnets_one_stage(setup, guided_layer="a", hint_layer="b")
 
 

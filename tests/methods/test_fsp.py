@@ -8,16 +8,17 @@ from torch import nn
 
 from limbeck.core import TARGETS, LimbeckError, Tap, from_student
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.fsp import FlowPair, fsp, fsp_loss, fsp_matrix
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant, linear
-from limbeck.session import Training, plan, training_batches
 from limbeck.taps import dry_run
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 DATA = arrays(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)
 FORMS = ["paper", "elements", "columns"]
 ACROSS = [("stage1.0:input", "stage1"), ("stage1", "stage2"), ("stage2", "stage3")]
@@ -368,7 +369,7 @@ def test_a_shuffle_is_kept_with_what_a_resumed_run_needs():
 
 
 def test_unequal_channels_are_refused_and_the_adapter_is_named():
-    with pytest.raises(LimbeckError, match=r"16 channels and teacher.stage1.0 \(input\) 32.*adapter: conv1x1"):
+    with pytest.raises(LimbeckError, match=r"16 channels and teacher.stage1.0 \(input\) has 32.*adapter: conv1x1"):
         planned(networks(teacher="resnet8x4"))
 
 
@@ -403,18 +404,18 @@ def test_adapters_learn_with_the_student():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"student_layers": ("stem", "stage1")}, "named together, as many of one as of the other"),
+        ({"student_layers": ("stem", "stage1")}, "given together and have the same length"),
         (
             {"student_layers": ("stem", "stage1"), "teacher_layers": ("stem", "stage1", "stage2")},
-            "named together, as many of one as of the other",
+            "given together and have the same length",
         ),
         (
             {"student_layers": ("stem",), "teacher_layers": ("stem",)},
-            r"between two layers of a network, got \['stem'\]",
+            r"needs two layers of a network, got \['stem'\]",
         ),
         (
             {"student_layers": ("stem", "head"), "teacher_layers": ("stem", "head")},
-            r"of maps \(C, H, W\), but student.head gives \(4,\)",
+            r"fsp reads maps \(C, H, W\), but student.head gives \(4,\)",
         ),
         ({"weight": 0.0}, "fsp1 and fsp2 and fsp3 are all 0"),
         ({"weight": -1.0}, "weight -1.0.*none may be below 0"),

@@ -9,13 +9,14 @@ from torch import nn
 
 import limbeck
 from limbeck.core import LimbeckError, Tap
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.ft import FactorTransfer, Paraphraser, encoder, factor_loss, ft, positions_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 SHAPE = (3, 16, 16)
 TRAINING = Training(epochs=2, batch_size=8, optimizer=sgd(lr=0.01, momentum=0.9, weight_decay=0.1), schedule=constant())
@@ -187,7 +188,7 @@ def test_the_forms_are_the_authors_the_papers_and_repdistillers(data):
 
 def test_trains_the_paraphraser_alone_and_then_leaves_it(data):
     networks = pair()
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     before = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
     stages = plan(ft, networks, data, TRAINING)
     encoder_ = stages[0].terms["reconstruction"].loss.encoder
@@ -207,10 +208,10 @@ def test_trains_the_paraphraser_alone_and_then_leaves_it(data):
     ("options", "message"),
     [
         ({"rate": 0.0}, "rate is 0.0: it must be above 0"),
-        ({"paraphraser_epochs": 0}, "paraphraser_epochs is 0: allowed are whole numbers from 1"),
-        ({"outer_power": 0}, "inner_power is 2 and outer_power 0: they must be 1 or more"),
+        ({"paraphraser_epochs": 0}, "paraphraser_epochs is 0: it must be at least 1"),
+        ({"outer_power": 0}, "outer_power is 0: it must be at least 1"),
         ({"factor": 0.0, "hard": 0.0}, "are all 0"),
-        ({"student_layer": "head"}, r"ft convolves maps \(C, H, W\), but student.head gives \(4,\): name another"),
+        ({"student_layer": "head"}, r"ft reads maps \(C, H, W\), but student.head gives \(4,\)"),
     ],
 )
 def test_what_cannot_be_is_refused(data, options, message):

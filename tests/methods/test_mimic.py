@@ -7,15 +7,16 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.mimic import mimic, mimic_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 DATA = arrays(torch.randn(24, 6, generator=torch.Generator().manual_seed(5)), torch.arange(24) % 4)
 TRAINING = Training(2, 8, sgd(lr=0.02), constant())
 
@@ -156,7 +157,9 @@ def test_classifiers_without_bias(bias, teacher_bias, adapter):
 
 @pytest.mark.parametrize(("teacher_bias", "adapter"), [(True, "none"), (False, "linear")])
 def test_a_student_without_a_bias_to_take_over_is_refused(teacher_bias, adapter):
-    with pytest.raises(LimbeckError, match="the student's classifier 3 has no bias, which the teacher's would need"):
+    with pytest.raises(
+        LimbeckError, match="the student's classifier 3 has no bias, and taking over the teacher's needs one"
+    ):
         planned(networks(bias=False, teacher_bias=teacher_bias), adapter=adapter)
 
 

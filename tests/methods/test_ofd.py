@@ -8,13 +8,14 @@ from torch import nn
 
 import limbeck
 from limbeck.core import LimbeckError, Tap
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.ofd import Overhaul, margins, ofd, overhaul_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 SHAPE = (3, 16, 16)
 TRAINING = Training(epochs=2, batch_size=8, optimizer=sgd(lr=0.01), schedule=constant())
@@ -165,7 +166,7 @@ def test_names_layers_and_norms(data):
 
 def test_trains(data):
     networks = pair()
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     batches = training_batches(data, TRAINING, seed=0, engine=engine)
     first, second = run(plan(ofd, networks, data, TRAINING), networks, batches, engine)
     assert second.terms["feature"] < first.terms["feature"]
@@ -184,7 +185,7 @@ def without_norms(channels=8):
 
 
 def test_a_teacher_without_batch_norm_is_refused(data):
-    with pytest.raises(LimbeckError, match=r"margins from the weights of the BatchNorm .*, and the teacher has none"):
+    with pytest.raises(LimbeckError, match=r"margins from the BatchNorm .*, and the teacher has none"):
         plan(ofd, {"student": network(), "teacher": without_norms()}, data, TRAINING)
 
 
@@ -196,7 +197,7 @@ def test_a_teacher_without_batch_norm_is_refused(data):
         ({"hard": 0.0, "feature": 0.0}, "are all 0"),
         (
             {"student_layers": ("stage1",), "teacher_layers": ("stage1",)},
-            "teacher_layers are named without their BatchNorms",
+            "teacher_layers are given without their BatchNorms",
         ),
         ({"teacher_norms": ("norm",)}, "teacher_norms names 1 layers for 3 maps"),
         ({"teacher_norms": ("nrom",) * 3}, "the teacher has no layer 'nrom': did you mean norm"),

@@ -6,11 +6,12 @@ import torch
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods.pkt import PRESETS, pkt, probability_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan
 
 FORMS = ["code", "paper"]
 

@@ -6,13 +6,14 @@ import torch.nn.functional as F
 
 import limbeck
 from limbeck.core import LimbeckError, Tap
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.reviewkd import Fusion, Review, context_loss, reviewkd
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant, linear
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 SHAPE = (3, 16, 16)
 TRAINING = Training(epochs=2, batch_size=8, optimizer=sgd(lr=0.01), schedule=constant())
@@ -192,7 +193,7 @@ def test_names_layers(data):
 
 def test_trains(data):
     networks = pair()
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     batches = training_batches(data, TRAINING, seed=0, engine=engine)
     stages = plan(partial(reviewkd, hard=0.0, warmup=0.0), networks, data, TRAINING)
     first, second = run(stages, networks, batches, engine)
@@ -203,8 +204,8 @@ def test_trains(data):
     ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"warmup": 1.0}, "warmup is 1.0: it is a share of the stage, at least 0 and below 1"),
-        ({"middle_channels": 0}, "middle_channels is 0: allowed are whole numbers from 1"),
+        ({"warmup": 1.0}, "warmup is 1.0: it is a fraction of the stage, at least 0 and below 1"),
+        ({"middle_channels": 0}, "middle_channels is 0: it must be at least 1"),
         ({"review": 0.0, "hard": 0.0}, "are all 0"),
         ({"student_layers": ("stage1",), "teacher_layers": ("stage1", "stage2")}, "student_layers has 1 layers and"),
         ({"student_layers": ("stage1", "stage2:sideways")}, "not written as layer"),
@@ -232,5 +233,5 @@ def test_a_network_without_maps_is_refused(data):
 
 def test_one_sample_has_no_statistics_at_the_deepest_level(data):
     training = Training(epochs=1, batch_size=1, optimizer=sgd(lr=0.1), schedule=constant())
-    with pytest.raises(LimbeckError, match=r"reviewkd has a BatchNorm on \(64,\), which needs 2 samples or more"):
+    with pytest.raises(LimbeckError, match=r"reviewkd applies a BatchNorm to \(64,\), which needs at least 2 samples"):
         plan(reviewkd, pair(), data, training)

@@ -7,13 +7,14 @@ import torch.nn.functional as F
 
 import limbeck
 from limbeck.core import LimbeckError, Tap
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.semckd import Calibration, Embedding, regressor, semckd
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 SHAPE = (3, 16, 16)
 TRAINING = Training(epochs=2, batch_size=8, optimizer=sgd(lr=0.005), schedule=constant())
@@ -150,7 +151,7 @@ def test_equal_samples_and_large_values_stay_finite():
 
 
 def test_more_samples_than_the_embeddings_take_are_refused():
-    with pytest.raises(LimbeckError, match="got 5 samples, the embeddings are made for 4 at most"):
+    with pytest.raises(LimbeckError, match="got 5 samples: the embeddings take at most 4"):
         Calibration([3], [2], batch_size=4)(torch.zeros(5, 3, 4, 4), torch.zeros(5, 2, 4, 4))
 
 
@@ -173,7 +174,7 @@ def test_names_other_numbers_of_layers(data):
 
 def test_trains_with_a_smaller_last_batch(data):
     networks = pair()
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     batches = training_batches(data, TRAINING, seed=0, engine=engine)
     first, second = run(plan(semckd, networks, data, TRAINING), networks, batches, engine)
     assert second.terms["calibration"] < first.terms["calibration"]

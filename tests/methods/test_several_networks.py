@@ -7,7 +7,8 @@ import torch
 
 import limbeck
 from limbeck.core import LimbeckError, Tap
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.assistants import assistants
 from limbeck.methods.born_again import born_again
 from limbeck.methods.fine_tune import fine_tune
@@ -16,11 +17,11 @@ from limbeck.methods.mutual import mutual, mutual_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 TRAINING = Training(epochs=1, batch_size=8, optimizer=sgd(lr=0.1), schedule=constant())
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 DATA = limbeck.arrays(torch.randn(30, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3)
 
 
@@ -73,7 +74,7 @@ def test_all_peers_learn_at_once():
 
 
 def test_mutual_learning_needs_a_peer():
-    with pytest.raises(LimbeckError, match=r"takes two networks or more"):
+    with pytest.raises(LimbeckError, match=r"needs at least two networks"):
         plan(mutual, networks("student"), DATA, TRAINING)
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.srrl import (
     Classifier,
@@ -24,11 +25,11 @@ from limbeck.methods.srrl import (
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
 from limbeck.taps import replaced
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
-ENGINE = Engine(device="cpu", precision="32")
+ENGINE = make_engine(device="cpu", precision="32")
 FORMS = ["l2", "ce", "kl"]
 SHAPE = (3, 16, 16)
 
@@ -463,14 +464,14 @@ def test_a_transformer_can_teach_a_network_with_maps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 0.0, "beta": 0.0}, "alpha and beta are both 0: this is the student alone"),
+        ({"alpha": 0.0, "beta": 0.0}, "alpha and beta are both 0: that is the method alone"),
         ({"alpha": -1.0}, "got alpha -1.0"),
         ({"beta": float("nan")}, "beta nan"),
         ({"temperature": 0.0}, "temperature 0.0.*temperature above 0"),
         ({"positions": ()}, r"positions is \[\]: name conv2, conv3 and conv4"),
         ({"positions": ("conv3", "conv3")}, "each at most once"),
         ({"positions": ("conv5",)}, "positions is .*conv5"),
-        ({"positions": ("conv3",), "student_layer": "stage2"}, "student_layer is the student's layer at conv4"),
+        ({"positions": ("conv3",), "student_layer": "stage2"}, "student_layer is the student's layer for conv4"),
         ({"student_layer": "stage7"}, "the student has no layer 'stage7'"),
     ],
 )
@@ -500,14 +501,16 @@ def test_a_teacher_whose_map_is_given_by_a_module_that_runs_again_is_refused():
             return self.head(self.relu(self.conv2(self.relu(self.conv1(inputs)))).mean(dim=(2, 3)))
 
     nets = {"student": networks()["student"], "teacher": Again()}
-    with pytest.raises(LimbeckError, match=r"in the place of teacher.relu \(run 0\), a module that runs again"):
+    with pytest.raises(
+        LimbeckError, match=r"replaces the output of teacher.relu \(run 0\), a module that runs more than once"
+    ):
         planned(nets, positions=("conv3",))
     planned(copy.deepcopy(nets))
 
 
 def test_batches_of_one_are_refused_where_batchnorm_would_see_one_value():
     nets = networks("mlp", "mlp", shape=(6,), hidden=(8,))
-    with pytest.raises(LimbeckError, match=r"one value a channel of .* in batches of 1"):
+    with pytest.raises(LimbeckError, match=r"with batches of 1 it sees one value per channel"):
         planned(nets, shape=(6,), batch_size=1)
     planned(batch_size=1)
 

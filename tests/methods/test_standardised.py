@@ -6,12 +6,13 @@ import torch
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.standardised import kd_standardised, standardise, standardised_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan
 
 DEVIATIONS = ["population", "sample"]
 

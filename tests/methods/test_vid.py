@@ -8,13 +8,14 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
-from limbeck.engine import Engine
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.vid import Information, OverLayers, vid
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan, training_batches
-from limbeck.train import run
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
 
 SECTIONS = [f"stage{number}" for number in (1, 2, 3)]
 DATA = arrays(torch.rand(40, 3, 16, 16), torch.arange(40) % 4)
@@ -196,7 +197,7 @@ def test_the_regressors_and_the_variance_learn_with_the_student():
     both = networks()
     stages = plan(vid, both, DATA, TRAINING)
     before = {name: value.clone() for name, value in stages[0].terms["information"].loss.state_dict().items()}
-    engine = Engine(device="cpu", precision="32")
+    engine = make_engine(device="cpu", precision="32")
     losses = [
         epoch.loss for epoch in run(stages, both, training_batches(DATA, TRAINING, seed=0, engine=engine), engine)
     ]
@@ -208,7 +209,7 @@ def test_the_regressors_and_the_variance_learn_with_the_student():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden": -1}, "hidden is -1: allowed are whole numbers from 0"),
+        ({"hidden": -1}, "hidden is -1: it must be at least 0"),
         ({"floor": 0.0}, "variance is 5.0 and floor 0.0: allowed is 0 < floor < variance"),
         ({"variance": 1e-6}, "variance is 1e-06 and floor 1e-05"),
         ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),

@@ -6,11 +6,12 @@ import torch
 
 from limbeck.core import TARGETS, LimbeckError, Tap
 from limbeck.data import arrays
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training
 from limbeck.methods.wsld import sample_weights, weighted_soft_loss, wsld
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
-from limbeck.session import Training, plan
 
 
 def logits(n=4, k=5, scale=3.0):

@@ -172,11 +172,11 @@ def test_the_weights_of_every_training_script_load(tmp_path, form, legacy):
         ("fastai", "takes the weights under 'model'"),
         ("compile of DDP", ""),
         ("older PyTorch", ""),
-        ("torchvision's references", "takes the weights under 'model', one of 2 sets that fit"),
+        ("torchvision's references", "takes the weights under 'model', one of 2 state dicts that fit"),
         ("Lightning, net", "takes the weights under 'state_dict', without the prefix 'net.'"),
         (
             "Lightning",
-            "takes the weights under 'state_dict', without the prefix 'model.', 1 tensors beside them left out",
+            "takes the weights under 'state_dict', without the prefix 'model.', 1 other tensors ignored",
         ),
         ("nested", "takes the weights under 'checkpoint.model.state_dict'"),
     ],
@@ -197,7 +197,7 @@ def test_safetensors_may_have_prefixes_too(tmp_path, prefix):
 def test_a_network_whose_names_have_a_prefix_takes_a_file_without(tmp_path):
     torch.save(STATE, tmp_path / "a.pt")
     network = Wrapped(Wrapped(Net()), "backbone")
-    assert load_weights(network, tmp_path / "a.pt") == "takes the weights with the prefix 'backbone.model.' put before"
+    assert load_weights(network, tmp_path / "a.pt") == "takes the weights with the prefix 'backbone.model.' added"
     assert same(network.backbone.model)
 
 
@@ -226,13 +226,13 @@ def test_shards_of_hugging_face_are_read_together(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cut short or damaged"),
-        ("[" * 100_000, "cut short or damaged"),
-        ("{}", "cut short or damaged"),
-        ('{"weight_map": {"a": "../a.safetensors"}}', "needed is the name of a file beside it"),
-        ('{"weight_map": {"a": "/etc/passwd"}}', "needed is the name of a file beside it"),
-        ('{"weight_map": {"a": "model.safetensors.index.json"}}', "needed is the name of a file beside it"),
-        ('{"weight_map": {"a": 3}}', "needed is the name of a file beside it"),
+        ("{", "truncated or damaged"),
+        ("[" * 100_000, "truncated or damaged"),
+        ("{}", "truncated or damaged"),
+        ('{"weight_map": {"a": "../a.safetensors"}}', "allowed are names of files in its folder"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "allowed are names of files in its folder"),
+        ('{"weight_map": {"a": "model.safetensors.index.json"}}', "allowed are names of files in its folder"),
+        ('{"weight_map": {"a": 3}}', "allowed are names of files in its folder"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "there is no file"),
     ],
 )
@@ -250,19 +250,19 @@ def test_what_does_not_fit_is_listed_with_what_the_file_holds(tmp_path):
         load_weights(Net(), tmp_path / "a.pt")
     message = str(caught.value)
     assert "1 missing (conv.bias); 1 unexpected (extra.weight)" in message
-    assert "its keys are epoch, state_dict, opt; it has tensors such as state_dict.module.conv.weight" in message
+    assert "its keys are epoch, state_dict, opt; it contains tensors such as state_dict.module.conv.weight" in message
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "it holds a list"),
+        ([1, 2], "it contains a list"),
         ({}, "it is empty"),
-        ({"a": 1, "b": {"c": "d"}}, "its keys are a, b; it has no tensors"),
+        ({"a": 1, "b": {"c": "d"}}, "its keys are a, b; it contains no tensors"),
         ({str(n): n for n in range(9)}, "its keys are 0, 1, 2, 3, 4, 5 and 3 more"),
-        (torch.ones(3), "it holds a Tensor"),
-        (NET, r"it holds an object of .*\.Net, whose code would have to be run: save the weights alone"),
-        ({"model": NET, "epoch": 3}, r"'model' is an object of .*\.Net, whose code would have to be run"),
+        (torch.ones(3), "it contains a Tensor"),
+        (NET, r"it contains an object of .*\.Net, and loading that would run its code: save only the weights"),
+        ({"model": NET, "epoch": 3}, r"'model' is an object of .*\.Net, and loading that would run its code"),
     ],
 )
 def test_a_file_without_weights_says_what_it_holds(tmp_path, content, message):
@@ -290,14 +290,14 @@ def test_a_network_that_keeps_its_weights_if_the_file_does_not_fit(tmp_path):
     ("tensor", "message"),
     [
         (lambda t: t.to_sparse(), "sparse or nested"),
-        (lambda t: t.to("meta"), "without numbers"),
-        (lambda t: t.to(torch.complex64), "as torch.complex64 for torch.float32"),
-        (lambda t: t.to(torch.int8), "as torch.int8 for torch.float32"),
+        (lambda t: t.to("meta"), "without values"),
+        (lambda t: t.to(torch.complex64), "as torch.complex64 instead of torch.float32"),
+        (lambda t: t.to(torch.int8), "as torch.int8 instead of torch.float32"),
     ],
 )
 def test_numbers_of_another_kind_are_refused(tmp_path, tensor, message):
     torch.save({**STATE, "head.weight": tensor(STATE["head.weight"])}, tmp_path / "a.pt")
-    with pytest.raises(LimbeckError, match=rf"holds the weights head\.weight {message}"):
+    with pytest.raises(LimbeckError, match=rf"has the weights head\.weight {message}"):
         load_weights(Net(), tmp_path / "a.pt")
 
 

@@ -68,7 +68,7 @@ def test_refuses_to_be_empty():
 
 
 def test_refuses_an_unknown_mean():
-    with pytest.raises(LimbeckError, match="got the mean 'harmonic', allowed are arithmetic and geometric"):
+    with pytest.raises(LimbeckError, match="got mean 'harmonic', allowed are arithmetic and geometric"):
         Ensemble(members(4, 5), "harmonic")
 
 

@@ -73,7 +73,7 @@ def test_max_norm_is_shown():
     ("options", "message"),
     [
         ({"hidden": (5, 0)}, r"got hidden \(5, 0\), allowed are widths of 1 and more"),
-        ({"hidden": (5,), "max_norm": 0.0}, "got max_norm 0.0, allowed is more than 0"),
+        ({"hidden": (5,), "max_norm": 0.0}, "got max_norm 0.0, allowed are numbers above 0"),
         ({"hidden": (5,), "dropout": 1.0}, "got dropout 1.0"),
         ({"hidden": (5,), "input_dropout": -0.1}, "got input_dropout -0.1"),
     ],

@@ -77,7 +77,7 @@ def test_failed_write_leaves_the_old_file(saved, monkeypatch):
 
 
 def test_options_that_are_not_plain_values_are_refused(tmp_path):
-    with pytest.raises(LimbeckError, match="of mlp cannot be kept"):
+    with pytest.raises(LimbeckError, match="of mlp cannot be saved"):
         save_network(small(), tmp_path / "a.safetensors", spec=NetworkSpec("mlp", {"hidden": nn.ReLU}, 3, (4,)))
 
 
@@ -93,7 +93,7 @@ def test_files_of_others_have_no_spec(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"name": "mlp"}', '{"shape": [1], "labels": [], "newer": 1}'])
 def test_metadata_of_another_form_is_refused(tmp_path, text):
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"limbeck": text})
-    with pytest.raises(LimbeckError, match="describes its network in a way this limbeck does not read"):
+    with pytest.raises(LimbeckError, match="has a description of its network that limbeck cannot read"):
         read_spec(tmp_path / "a.safetensors")
 
 
@@ -107,7 +107,7 @@ def test_missing_file_is_answered_with_the_nearest(saved, read):
 @pytest.mark.parametrize("read", [read_spec, lambda path: load_weights(small(), path)])
 def test_file_cut_short_is_named(saved, kept, read):
     saved.write_bytes(saved.read_bytes()[:kept])
-    with pytest.raises(LimbeckError, match=r"student\.safetensors is cut short or damaged"):
+    with pytest.raises(LimbeckError, match=r"student\.safetensors is truncated or damaged"):
         read(saved)
 
 
@@ -116,7 +116,7 @@ def test_pytorch_file_cut_short_is_named(tmp_path, kept):
     path = tmp_path / "a.pth"
     torch.save(small().state_dict(), path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(LimbeckError, match=r"a\.pth is (cut short or )?damaged"):
+    with pytest.raises(LimbeckError, match=r"a\.pth is (truncated or )?damaged"):
         load_weights(small(), path)
 
 
@@ -149,7 +149,7 @@ def test_prefix_that_is_the_networks_own_stays(tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"state_dict": {"a": "b"}}])
 def test_file_without_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(LimbeckError, match=r"holds no weights, it.*: save the weights alone, by torch\.save"):
+    with pytest.raises(LimbeckError, match=r"contains no weights, it.*: save only the weights, with torch\.save"):
         load_weights(small(), tmp_path / "a.pt")
 
 
@@ -177,7 +177,9 @@ def test_missing_layers_are_counted(tmp_path):
     state = small().state_dict()
     del state["head.bias"]
     save_file(state, tmp_path / "a.safetensors")
-    with pytest.raises(LimbeckError, match=r"1 missing \(head\.bias\) \(it has tensors such as head\.weight, stage1"):
+    with pytest.raises(
+        LimbeckError, match=r"1 missing \(head\.bias\) \(it contains tensors such as head\.weight, stage1"
+    ):
         load_weights(small(), tmp_path / "a.safetensors")
 
 
@@ -232,7 +234,7 @@ def test_a_flipped_byte_in_a_pytorch_file_is_found(tmp_path):
     assert place > 0
     content[place] ^= 1
     file.write_bytes(content)
-    with pytest.raises(LimbeckError, match=r"net\.pth is cut short or damaged .*checksum"):
+    with pytest.raises(LimbeckError, match=r"net\.pth is truncated or damaged .*checksum"):
         load_weights(small(), file)
 
 

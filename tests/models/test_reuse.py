@@ -96,7 +96,7 @@ def test_a_narrow_projector_has_a_channel_at_least():
 @pytest.mark.parametrize("options", [{"layer": "stage9"}, {"classifier": "top"}, {"layer": ""}])
 def test_a_layer_that_is_not_there_is_refused(options):
     network = student()
-    with pytest.raises(LimbeckError, match=r"the student has no layer '(stage9|top|)' to put"):
+    with pytest.raises(LimbeckError, match=r"the student has no layer '(stage9|top|)' for the teacher's classifier"):
         apply_reuse(network, replace(AFTER, **options))
     assert find_reuse(network) is None
     assert network.head.in_features == 64
@@ -105,10 +105,10 @@ def test_a_layer_that_is_not_there_is_refused(options):
 def test_a_student_is_changed_once():
     network = student()
     apply_reuse(network, AFTER)
-    with pytest.raises(LimbeckError, match="ends with a teacher's classifier already"):
+    with pytest.raises(LimbeckError, match="already has a teacher's classifier"):
         apply_reuse(network, AFTER)
 
 
 def test_a_classifier_that_is_no_linear_layer_is_refused():
-    with pytest.raises(LimbeckError, match="the layer stage1 is a Sequential, not the classifier"):
+    with pytest.raises(LimbeckError, match="the classifier stage1 is a Sequential, needed is a Linear"):
         projected_classifier(student(), replace(AFTER, classifier="stage1"))

@@ -11,7 +11,7 @@ from limbeck.methods.cat_kd import class_attention_loss
 from limbeck.methods.crd import MemoryContrast
 from limbeck.methods.dist import inter_loss, intra_loss
 from limbeck.methods.dkd import nontarget_loss, target_loss
-from limbeck.methods.mlkd import batch_loss, category_loss, instance_loss, two_views_loss
+from limbeck.methods.mlkd import batch_loss, category_loss, instance_loss
 from limbeck.methods.standardised import standardised_loss
 from limbeck.methods.wsld import weighted_soft_loss
 from recorded import Case, Recorded, with_parameters
@@ -68,10 +68,16 @@ def mlkd_terms(case: Case, options: Mapping[str, Any]) -> Tensor:
 
 
 def mlkd_full(case: Case, options: Mapping[str, Any]) -> Tensor:
-    names = ("student_logits_weak", "student_logits_strong", "teacher_logits_weak", "teacher_logits_strong")
-    levels = two_views_loss(
-        *(case[name] for name in names), temperatures=(options["T0"], 3.0, 5.0, 2.0, 6.0), form="code"
-    )
+    # The authors' objective on a weak and a strong view: all levels on the weak view with masks that scale, then the
+    # instances without masks, at three temperatures on the strong view and at the other two on the weak view.
+    weak = case["student_logits_weak"], case["teacher_logits_weak"]
+    strong = case["student_logits_strong"], case["teacher_logits_strong"]
+    first, others = (options["T0"], 3.0, 5.0), (2.0, 6.0)
+    scaled = [
+        level(*weak, temperatures=first + others, masks="scale") for level in (instance_loss, batch_loss, category_loss)
+    ]
+    levels = torch.stack(scaled).sum() + instance_loss(*strong, temperatures=first, masks="none")
+    levels = levels + instance_loss(*weak, temperatures=others, masks="none")
     hard = hard_loss(case["student_logits_weak"], case["labels"])
     hard = hard + hard_loss(case["student_logits_strong"], case["labels"])
     return options["w_ce"] * hard + options["w_kd"] * levels

@@ -1,4 +1,4 @@
-"""Work in threads, a few pieces ahead of who takes the results."""
+"""Work in threads, a few items ahead of the caller."""
 
 import os
 from collections import deque
@@ -13,7 +13,7 @@ THREADS = 4
 
 
 def in_threads(function: Callable[[_Given], _Made], items: Iterable[_Given]) -> Iterator[_Made]:
-    """Each item's result, in their order; items are taken in this thread, no more ahead than there are threads."""
+    """The results in the order of the items. Items are taken in this thread, at most one a thread ahead."""
     threads = min(THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[_Made]] = deque()

@@ -1,4 +1,4 @@
-"""One split, batch by batch, from memory or from disk."""
+"""The batches of one split, from memory or from disk."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limbeck.core import Batch, LimbeckError
 from limbeck.data.cut import batch_sizes
-from limbeck.data.images import Images, by_channels
+from limbeck.data.images import Images
 from limbeck.data.keys import Purpose, key
 from limbeck.data.scaling import coefficients, scaled
 from limbeck.data.split import Split
@@ -16,27 +16,27 @@ from limbeck.data.streaming import Stream
 from limbeck.data.views import NONE, Augment, change, check, draws
 
 TOGETHER = 2**18
-"""Bytes of normalised samples up to which batches in memory are made together, and then cut.
+"""Bytes of normalised samples up to which batches in memory are made together and then divided.
 
-Making a small one by itself takes most of its time for calling operations: 50 of 640 microseconds of a tiny step.
+Making a small batch alone takes most of its time for calling operations: 50 of 640 microseconds of a tiny step.
 """
 
 
 class Batches:
     """The batches of an epoch; calling with the epoch's number iterates over them.
 
-    With ``shuffle`` the order is a pure function of (seed, epoch), every image is augmented as view number
-    ``epoch`` (with ``views``, ``epoch % views``), and a last batch of one single sample is left out, because BatchNorm
-    cannot train on it; which sample that is changes from epoch to epoch. Without it samples come in order, all of
-    them, unchanged and as view 0; as in every pass in order, the last two batches share evenly where one sample would
-    be left (`limbeck.data.cut.batch_sizes`).
+    With ``shuffle``, the order is a pure function of (seed, epoch), every image is augmented as view number ``epoch``
+    (with ``views``, ``epoch % views``), and a last batch of a single sample is left out, because BatchNorm cannot train
+    on it; which one changes from epoch to epoch. Without ``shuffle``, all samples come in order, unchanged, as view 0.
+    In every pass in order, the last two batches share evenly if one sample would be left
+    (`limbeck.data.cut.batch_sizes`).
 
-    The view of a sample is a pure function of (view_seed, view, index), whatever the batch size, the order and the
-    number of workers. ``batch.index`` is the sample's place in the split.
+    The view of a sample is a pure function of (view_seed, view, index), for any batch size, order and number of
+    workers. ``batch.index`` holds the places of the samples in the split.
 
-    Samples in memory are moved to the device once, as they are (a uint8 image stays 1 byte a value); choosing,
-    augmenting and normalising a batch all happen there. Images on disk are decoded, and transformed where their split
-    has a transform, by worker processes a few batches ahead (`limbeck.data.streaming`); the rest happens on the device.
+    Samples in memory are moved to the device once and keep their type (uint8 is 1 byte a value); a batch is chosen,
+    augmented and normalised on the device. Images on disk are decoded, and transformed if their split has a transform,
+    by worker processes a few batches ahead (`limbeck.data.streaming`); they are augmented and normalised on the device.
 
     Args:
         split: the samples.
@@ -44,17 +44,15 @@ class Batches:
         seed: of the order.
         mean: as in `normalise`.
         std: as in `normalise`.
-        augment: what may happen to the images.
-        shuffle: for training; see above.
-        device: where the batches live.
-        views: how many views there are, at least 1; None: one for each epoch.
+        augment: random changes of the images.
+        shuffle: for training, see above.
+        device: the device of the batches.
+        views: number of views, at least 1; None: one view an epoch.
         view_seed: of the views; None: ``seed``.
-        channels_last: whether images come in torch's channels_last memory format. Those in memory are kept in it: a
-            copy of the set, unless it is in this format already.
 
     Raises:
         LimbeckError: the batch size or the number of views is less than 1; mean or std do not fit; shuffling leaves no
-            batch at all; the inputs cannot be augmented so. In a pass over images on disk: one cannot be read.
+            batch; the inputs cannot be augmented so. In a pass over images on disk: an image cannot be read.
     """
 
     def __init__(
@@ -70,7 +68,6 @@ class Batches:
         device: torch.device | str = "cpu",
         views: int | None = None,
         view_seed: int | None = None,
-        channels_last: bool = False,
     ) -> None:
         if batch_size < 1:
             raise LimbeckError(f"the batch size is {batch_size}; allowed are 1 and greater")
@@ -80,17 +77,15 @@ class Batches:
             raise LimbeckError(
                 "a single sample cannot be shuffled into batches; allowed are 2 and more, or batch size 1"
             )
-        if shuffle and augment != NONE:  # what cannot be augmented is refused now, not in the first epoch
+        if shuffle and augment != NONE:  # an error here comes before the first epoch
             check(split.inputs.shape, augment)
         self.samples = len(split) - (shuffle and len(split) % batch_size == 1)
         self._batch_size, self._shuffle, self._augment = batch_size, shuffle, augment
         self._seed, self._view_seed, self._views = seed, seed if view_seed is None else view_seed, views
         self._device, self._targets = torch.device(device), split.targets.to(device)
-        self._last = channels_last and split.inputs.dim() == 4
-        memory_format = torch.channels_last if self._last else torch.contiguous_format
-        self._scaling = coefficients(split.inputs, mean, std, device=self._device, memory_format=memory_format)
+        self._scaling = coefficients(split.inputs, mean, std, device=self._device)
         self._inputs = split.inputs
-        self._read: Callable[[Tensor, int | None], Iterator[Tensor]]  # an order and a view to batches as they are
+        self._read: Callable[[Tensor, int | None], Iterator[Tensor]]  # an order and a view to raw batches
         if isinstance(split.inputs, Images):
             self._read = Stream(
                 split.inputs,
@@ -98,11 +93,9 @@ class Batches:
                 seed=self._view_seed,
                 keep=shuffle,
                 device=self._device,
-                channels_last=self._last,
             )
         else:
-            held = split.inputs.to(self._device)
-            held = held.contiguous(memory_format=torch.channels_last) if self._last else held
+            held = split.inputs.to(self._device).contiguous()  # choosing is fast where a sample is one block of memory
             together = max(1, TOGETHER // (4 * max(1, held[:1].numel()) * batch_size))
             self._read = functools.partial(_chosen, held, batch_size, together)
 
@@ -121,7 +114,7 @@ class Batches:
     def view(self, number: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """The samples from ``start`` up to ``stop``, or to the last, once and in order, as this view.
 
-        Each is bit for bit what an epoch of that view trains on.
+        Each is identical, to the bit, to the sample that an epoch of this view trains on.
 
         Raises:
             LimbeckError: there are no such samples.
@@ -132,13 +125,13 @@ class Batches:
             raise LimbeckError(f"there are no samples {start} to {stop}; allowed are 0 to {count}, in this order")
         return self._pass(torch.arange(start, stop), number)
 
-    def few(self) -> Tensor:
-        """The inputs of the first two samples (of one, where there is one), unchanged: to try networks on."""
+    def example_inputs(self) -> Tensor:
+        """The inputs of the first two samples (of one, if there is one), not augmented, to try networks on."""
         inputs = self._inputs[torch.arange(min(2, len(self._inputs)))].to(self._device)
-        return scaled(inputs.contiguous(memory_format=torch.channels_last) if self._last else inputs, self._scaling)
+        return scaled(inputs.contiguous(), self._scaling)
 
     def _pass(self, order: Tensor, view: int | None) -> Iterator[Batch]:
-        """These samples in this order, as this view; unchanged without one. Small batches share memory, not values."""
+        """These samples in this order, as this view, or unchanged. Small batches share memory, not values."""
         there, start = order.to(self._device), 0
         sizes = iter(batch_sizes(len(order), self._batch_size))
         numbers = None
@@ -163,7 +156,7 @@ class Batches:
 
 
 def _parts(batch: Batch, sizes: Iterator[int]) -> Iterator[Batch]:
-    """Its parts of the next sizes."""
+    """The parts of a batch, in the next sizes."""
     start = 0
     while start < len(batch.index):
         part = slice(start, start + next(sizes))
@@ -172,11 +165,8 @@ def _parts(batch: Batch, sizes: Iterator[int]) -> Iterator[Batch]:
 
 
 def _chosen(held: Tensor, batch_size: int, together: int, order: Tensor, _: int | None) -> Iterator[Tensor]:
-    """Samples in memory, so many batches at a time, each time a copy in the set's memory format."""
-    last = held.dim() == 4 and by_channels(held)
-    rows = held.permute(0, 2, 3, 1) if last else held  # choosing is fast where a sample is one stretch of memory
+    """Copies of samples in memory, ``together`` batches at a time."""
     sizes = batch_sizes(len(order), batch_size)
     stretches = [sum(sizes[first : first + together]) for first in range(0, len(sizes), together)]
     for index in torch.split(order.to(held.device), stretches):
-        chosen = rows.index_select(0, index)
-        yield chosen.permute(0, 3, 1, 2) if last else chosen
+        yield held.index_select(0, index)

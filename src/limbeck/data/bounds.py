@@ -1,4 +1,4 @@
-"""How much of what lies on a disk is read: what is greater is refused by name, in bounded time and memory."""
+"""The largest files, images and folders that are read. Larger ones are refused by name, in bounded time and memory."""
 
 import os
 import sys
@@ -9,39 +9,44 @@ from types import MappingProxyType
 from limbeck.core import LimbeckError
 
 PIXELS = 64_000_000
-"""Of an image, as its header declares them: 61-megapixel photographs pass; decoded this is 256 MB, and twice that
-where it has to be converted."""
+"""Pixels of an image, as its header declares them. Photographs of 61 megapixels pass. Decoded, they take 256 MB, and
+twice that where they are converted."""
 
 SLOW_PIXELS: Mapping[str, int] = MappingProxyType({"ppm": 4_000_000, "ppm_plain": 4_000_000, "bmp_rle": 4_000_000})
-"""The same for Pillow's decoders that are written in Python: some seconds."""
+"""The same for Pillow's decoders that are written in Python: some seconds an image."""
 
 FILE_BYTES = 2**28
-"""Of an image file, packed and unpacked: as many pixels as are allowed, uncompressed, with 4 bytes each."""
+"""Bytes of an image file, packed and unpacked: as many pixels as are allowed, uncompressed, with 4 bytes each."""
 
 ENTRIES = 5_000_000
-"""Files and folders below a folder, counted again for every link that leads to them: iNaturalist has 2.7 million."""
+"""Files and folders below a folder, counted once for every link to them: iNaturalist has 2.7 million."""
 
 ZIP_ENTRIES = 1_500_000
-"""Files and folders in a zip file, whose table is held in memory, 700 bytes each: ImageNet has 1.4 million."""
+"""Files and folders in a zip file. The table takes 700 bytes of memory for each: ImageNet has 1.4 million."""
 
 ZIP_TABLE_BYTES = 2**28
-"""Of a zip file's table: so many entries have 178 bytes each."""
+"""Bytes of a zip file's table: `ZIP_ENTRIES` entries of 178 bytes."""
 
 DEPTH = 64
-"""Folders inside each other."""
+"""Folders inside one another."""
 
 VISITS = 32
-"""Ways to one folder through links: where links lead to links, the ways double with every step."""
+"""Paths to one folder through links: where links lead to links, the paths double with every step."""
 
 IDX_BYTES = 2**30
-"""Of an IDX file, unpacked: all of EMNIST has 640 million."""
+"""Bytes of an IDX file, unpacked: the whole of EMNIST has 640 million."""
 
 
 def check_memory(needed: int, what: str, advice: str) -> None:
-    """Check that so many bytes fit in this machine's memory, or in what its container may use.
+    """Check that an array fits in memory, as `fits_in_memory`.
+
+    Args:
+        needed: its bytes.
+        what: what the message calls it.
+        advice: what to do instead; the message ends with it.
 
     Raises:
-        LimbeckError: they do not; the message ends with the advice.
+        LimbeckError: it does not fit.
     """
     if not fits_in_memory(needed):
         raise LimbeckError(
@@ -50,7 +55,7 @@ def check_memory(needed: int, what: str, advice: str) -> None:
 
 
 def fits_in_memory(needed: int) -> bool:
-    """Whether so many bytes are no more than this machine's memory, or than what its container may use."""
+    """Whether so many bytes fit in the memory of this machine, or in the limit of its container."""
     there = _memory()
     return there is None or needed <= there
 

@@ -1,4 +1,4 @@
-"""How samples are cut into batches."""
+"""How samples are divided into batches."""
 
 from collections.abc import Iterator
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def batch_sizes(count: int, most: int) -> list[int]:
-    """The sizes of the batches of so many samples: ``most`` each, and the last what is left.
+    """The sizes of the batches of ``count`` samples: ``most`` each, and the rest in a last batch.
 
-    Where a single sample would be left, the last two batches share evenly: some networks cannot take a batch of one.
-    501 samples in batches of 500 are 251 and 250. Of an odd number in batches of two one sample stays alone.
+    If the rest is a single sample, the last two batches share evenly, because some networks cannot take a batch of one:
+    501 samples in batches of 500 are 251 and 250. In batches of two, the last sample of an odd number stays alone.
     """
     whole, rest = divmod(count, most)
     if rest == 1 and whole:
@@ -19,5 +19,5 @@ def batch_sizes(count: int, most: int) -> list[int]:
 
 
 def cut(values: Tensor, most: int) -> Iterator[Tensor]:
-    """A tensor in parts of these sizes along its first dimension; none of an empty one."""
+    """The parts of a tensor along its first dimension, in the sizes of `batch_sizes`; an empty tensor has no parts."""
     yield from torch.split(values, batch_sizes(len(values), most))

@@ -1,4 +1,4 @@
-"""The bytes of an image file to pixels."""
+"""Decode image files."""
 
 import io
 import warnings
@@ -15,11 +15,11 @@ from limbeck.core import LimbeckError
 from limbeck.data import bounds
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-"""The names of image files end like this, in small or capital letters."""
+"""The endings of the names of image files, in lower or upper case."""
 
 Pixels: TypeAlias = NDArray[numpy.uint8]  # (H, W), or (H, W, 3) of a colour image
 
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # others may start programs, as EPS does
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # others may start programs, such as EPS
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,7 +29,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What an EXIF orientation asks for; 1 asks for nothing."""
+"""What an EXIF orientation means; 1 means that nothing is turned."""
 
 _TURNED_BY = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})  # where Pillow keeps it
 
@@ -38,13 +38,13 @@ class Picture(NamedTuple):
     """A decoded image of mode L or RGB."""
 
     image: Image.Image
-    turned: bool  # as its EXIF data says
+    turned: bool  # because its EXIF data says so
 
 
 class Header(NamedTuple):
-    """What an image file says of itself."""
+    """What the header of an image file says."""
 
-    size: tuple[int, int]  # height and width once it is turned
+    size: tuple[int, int]  # height and width after it is turned
     turned: bool
 
 
@@ -56,19 +56,19 @@ def decode(
 
 
 def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, exif_orientation: bool = True) -> Picture:
-    """Decode a file to an image of mode L, if it is grey, or RGB; transparency is dropped. Of several the first counts.
+    """Decode a file to an image of mode L, if it is grey, or RGB; of several, the first. Transparency is dropped.
 
-    EXIF data that cannot be read is as good as none.
+    EXIF data that cannot be read is ignored.
 
     Args:
-        label: what messages call the file.
-        data: its bytes.
-        least: height and width that it will be made smaller to. A JPEG is decoded at a half, a quarter or an eighth of
-            its size, which is faster, where that still has twice these; as Pillow's own thumbnails are.
-        exif_orientation: whether it is turned and mirrored as its EXIF data says.
+        label: the name of the file in messages.
+        data: the bytes of the file.
+        least: height and width to which the image will be reduced. A JPEG is decoded at a half, a quarter or an eighth
+            of its size, which is faster, if that is still twice these; Pillow's thumbnails do the same.
+        exif_orientation: turn and mirror the image as its EXIF data says.
 
     Raises:
-        LimbeckError: it is no image that Pillow can read, has more than 8 bits a channel, or is greater than
+        LimbeckError: Pillow cannot read the file, or the image has more than 8 bits a channel or is larger than
             `limbeck.data.bounds` allows.
     """
     try:
@@ -79,10 +79,10 @@ def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, ex
                 height, width = least if orientation < 5 or not exif_orientation else least[::-1]
                 image.draft(None, (2 * width, 2 * height))
             mode, pixels = image.mode, _eight_bits(image)
-            if image.format == "PNG":  # its EXIF data may come after its pixels
+            if image.format == "PNG":  # the EXIF data may come after the pixels
                 orientation = _orientation(image)
             method = _to_turn(image, orientation, exif_orientation)
-    except Exception as error:  # damaged files make Pillow raise anything
+    except Exception as error:  # Pillow raises anything for a damaged file
         raise _unreadable(label, error) from error
     if pixels is None:
         raise LimbeckError(
@@ -90,54 +90,54 @@ def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, ex
         )
     if method is not None:
         pixels = pixels.transpose(method)
-        pixels.info = {name: value for name, value in pixels.info.items() if name not in _TURNED_BY}  # else: once more
+        pixels.info = {name: value for name, value in pixels.info.items() if name not in _TURNED_BY}  # else: twice
     return Picture(pixels, exif_orientation and orientation != 1)
 
 
 def header(label: str, data: bytes, *, exif_orientation: bool = True) -> Header:
-    """Look at a file, or as much of it as there is, without decoding it; otherwise as `picture`."""
+    """Read the header of a file, or of the beginning of a file, without decoding it; otherwise as `picture`."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_size(image)
-            unknown = image.format == "PNG" and "exif" not in image.info  # to look further is to decode it
+            unknown = image.format == "PNG" and "exif" not in image.info  # it may be after the pixels
             orientation = 1 if unknown else _orientation(image)
             sideways = orientation >= 5 and exif_orientation != (image.format == "TIFF")
             width, height = image.size if not sideways else image.size[::-1]
             return Header((height, width), exif_orientation and orientation != 1)
-    except Exception as error:  # damaged files make Pillow raise anything
+    except Exception as error:  # Pillow raises anything for a damaged file
         raise _unreadable(label, error) from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Pillow's warnings, of which there is one for every oddity in a file; not for several threads at once."""
+    """Suppress Pillow's warnings, of which there is one for every oddity in a file. Not thread-safe."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The greatest part around the centre that has the proportions of this height and width, at that size.
+    """The largest centred part that has the proportions of this height and width, resized to them.
 
     This is a resize until the image just covers the size, and a centre crop (bilinear, antialiased). An image of this
-    size stays as it is.
+    size is not changed.
     """
     return ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BILINEAR)
 
 
 def is_grey(pixels: Pixels) -> bool:
-    """Whether it has one channel, or equal ones: webp and gif have no other way to store a grey image."""
+    """Whether there is one channel, or all are equal: webp and gif cannot store a grey image in another way."""
     return pixels.ndim == 2 or bool((pixels == pixels[..., :1]).all())
 
 
 def _unreadable(label: str, error: Exception) -> LimbeckError:
     unknown = isinstance(error, UnidentifiedImageError)
-    reason = f"it is none of {', '.join(_FORMATS)}, or its header is damaged" if unknown else error
+    reason = f"its header is damaged, or it has another format; allowed are {', '.join(_FORMATS)}" if unknown else error
     return LimbeckError(f"{label} cannot be read as an image: {reason}")
 
 
 def _check_size(image: ImageFile.ImageFile) -> None:
-    """Check what a header declares, before memory is taken for it."""
+    """Check the size that a header declares, before memory is allocated for it."""
     pixels = image.width * image.height
     if isinstance(image, TiffImageFile):
         pixels = max(pixels, image.tag_v2.get(TILEWIDTH, 1) * image.tag_v2.get(TILELENGTH, 1))
@@ -147,28 +147,28 @@ def _check_size(image: ImageFile.ImageFile) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8 as EXIF counts them; 1, as it lies, where its EXIF data says nothing that can be understood."""
+    """The EXIF orientation, 1 to 8; 1 (not turned) if the EXIF data has none or cannot be read."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF data makes Pillow raise anything
+    except Exception:  # Pillow raises anything for damaged EXIF data
         return 1
     return found if found in _TURNS else 1
 
 
 def _to_turn(image: ImageFile.ImageFile, orientation: int, wanted: bool) -> Image.Transpose | None:
-    """What is left to do: Pillow turns a TIFF while it decodes it, asked or not."""
+    """How to turn the decoded image: Pillow always turns a TIFF when it decodes it."""
     if isinstance(image, TiffImageFile):
         return None if wanted else _TURNS.get({6: 8, 8: 6}.get(orientation, orientation))
     return _TURNS.get(orientation) if wanted else None
 
 
 def _deeper(image: ImageFile.ImageFile) -> bool:
-    """Whether it has more than 8 bits a channel. Of colour the header alone tells it: Pillow gives the upper 8."""
+    """Whether there are more than 8 bits a channel. In colour only the header says so: Pillow gives the upper 8."""
     if image.mode.startswith(("I", "F")):
         return True
     if isinstance(image, TiffImageFile):
         return bool(max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8)
-    # What Pillow's decoders are told: a PNG's layout such as RGB;16B, a PPM's layout and greatest value.
+    # The arguments of Pillow's decoders: the layout of a PNG, such as RGB;16B; the layout and maximum of a PPM.
     told: list[tuple[str, Any]] = [(name, how) for name, _, _, how in image.tile]
     return any(str(how).endswith(";16B") or (name.startswith("ppm") and how[1] > 255) for name, how in told)
 
@@ -178,9 +178,9 @@ def _eight_bits(image: ImageFile.ImageFile) -> Image.Image | None:
         return None
     image.load()
     if image.mode in ("L", "RGB"):
-        return image  # a copy would take as much memory again
+        return image  # a copy would take the same memory again
     if image.mode in ("1", "LA"):
         return image.convert("L")
     if image.mode in ("P", "PA"):
-        return image.convert("RGBA").convert("RGB")  # straight to RGB it warns of a transparent palette
+        return image.convert("RGBA").convert("RGB")  # directly, Pillow may warn of the palette
     return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""A user's own arrays as data."""
+"""Data from arrays of the user."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -9,7 +9,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from limbeck.core import LimbeckError
-from limbeck.data.split import Data, Split, build, in_words, part_of_train, split_off
+from limbeck.data.building import build
+from limbeck.data.dividing import in_words, part_of_train, split_off
+from limbeck.data.split import Data, Split
 
 Values: TypeAlias = "ArrayLike | Tensor"
 
@@ -25,23 +27,23 @@ def arrays(
     seed: int = 0,
     normalise: bool = True,
 ) -> Data:
-    """Make a data set of numpy arrays or tensors: copied, checked and split at random, evenly over the classes.
+    """Make a data set from numpy arrays or tensors: copy, check and split them at random, evenly over the classes.
 
     Args:
         inputs: images (N, C, H, W), or (N, H, W) which get one channel, or features (N, D). uint8 (pixels 0..255)
             stays uint8, any floating type becomes float32.
-        targets: (N,) class indices from 0, whole numbers or bool. Floats are taken for class indices only where
-            ``classes`` says that there are classes, and where all of them are whole.
-        test: size of the test split: a share in [0, 1) if float, a count if int. Ignored if there is a ``test_set``.
-        validation: size of the validation split, likewise, of what is left after the test split; may be 0.
-        test_set: inputs and targets of a test split of its own.
-        classes: the classes' names in the order of their indices; "0", "1", ... unless given.
+        targets: (N,) class indices from 0, integers or bool. Floats are class indices only if ``classes`` is given and
+            all of them are whole numbers.
+        test: size of the test split: a share in [0, 1) if float, a count if int. Not used with ``test_set``.
+        validation: likewise of the validation split, of the samples that are left after the test split; may be 0.
+        test_set: inputs and targets of the test split, if it is given separately.
+        classes: the classes' names in the order of their indices; by default "0", "1", ...
         seed: of the splits.
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
 
     Raises:
-        LimbeckError: types, shapes, lengths or values do not fit, or a split cannot be that large; or there are more
-            classes than training samples, and ``classes`` does not say so.
+        LimbeckError: a type, shape, length or value does not fit, or a split cannot be that large; or there are more
+            classes than training samples and ``classes`` is not given.
     """
     samples = _samples(inputs, targets, classes)
     origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed)}
@@ -74,12 +76,12 @@ def _highest(samples: Split) -> int:
 
 
 def _check_number(highest: int, samples: int, classes: Sequence[str] | None) -> None:
-    """Refuse what cannot be class indices, such as years, before there is a name for each of them."""
+    """Refuse values that cannot be class indices, such as years, before each gets a class name."""
     if classes is None and highest >= samples > 0:
         raise LimbeckError(
             f"targets up to {highest} are {highest + 1:,} classes, but there are {samples:,} training samples: class "
-            "indices count from 0. numpy.unique(targets, return_inverse=True) gives classes and indices; if there are "
-            "so many classes, name them with classes="
+            "indices start at 0. numpy.unique(targets, return_inverse=True) gives classes and indices; if there are so "
+            "many classes, name them with classes="
         )
 
 
@@ -89,7 +91,9 @@ def _tensor(values: Values, what: str) -> Tensor:
     try:
         return torch.from_numpy(numpy.array(values))
     except (TypeError, ValueError) as error:
-        raise LimbeckError(f"the {what} are not an array of numbers: {error}") from error
+        raise LimbeckError(
+            f"the {what} are not an array ({error}); allowed are arrays of numbers and tensors"
+        ) from error
 
 
 def _inputs(values: Values) -> Tensor:
@@ -118,7 +122,7 @@ def _inputs(values: Values) -> Tensor:
 def _targets(values: Values, classes: Sequence[str] | None) -> Tensor:
     targets = _tensor(values, "targets")
     if targets.dim() != 1:
-        one_hot = "; targets.argmax(1) makes them of rows with one value a class" if targets.dim() == 2 else ""
+        one_hot = "; targets.argmax(1) converts rows with one value a class" if targets.dim() == 2 else ""
         raise LimbeckError(
             f"targets have shape {tuple(targets.shape)}; allowed is (N,), one class index a sample{one_hot}"
         )
@@ -126,19 +130,21 @@ def _targets(values: Values, classes: Sequence[str] | None) -> Tensor:
         return targets.long()
     if targets.is_complex() or (targets.is_floating_point() and classes is None):
         raise LimbeckError(
-            f"targets are {targets.dtype}, the first {targets[0].item()}, which are no class indices; allowed are "
-            "integers and bool: targets.astype(int), or targets.long() of a tensor. Whole floats are taken for classes "
-            "where classes= names these"
+            f"targets are {targets.dtype}, the first {targets[0].item()}, which are not class indices; allowed are "
+            "integers and bool: targets.astype(int), or targets.long() of a tensor. Whole floats are class indices "
+            "where classes= is given"
         )
     whole = targets.long()
     if not torch.equal(whole.to(targets.dtype), targets):
         first = int(torch.nonzero(whole.to(targets.dtype) != targets)[0, 0])
-        raise LimbeckError(f"target {targets[first].item()} of sample {first} is no whole number")
+        raise LimbeckError(
+            f"target {targets[first].item()} of sample {first} is not a class index; allowed are whole numbers"
+        )
     if int(whole.min()) < 0:
-        raise LimbeckError(f"target {int(whole.min())} is no class; allowed are 0 and greater")
+        raise LimbeckError(f"target {int(whole.min())} is not a class; allowed are 0 and greater")
     if classes is not None and int(whole.max()) >= len(classes):
         first = int(torch.nonzero(whole >= len(classes))[0, 0])
         raise LimbeckError(
-            f"target {int(whole[first])} of sample {first} is no class; allowed are 0 to {len(classes) - 1}"
+            f"target {int(whole[first])} of sample {first} is not a class; allowed are 0 to {len(classes) - 1}"
         )
     return whole

@@ -1,4 +1,4 @@
-"""Images that stay on disk and are decoded when they are asked for."""
+"""Images that stay on disk and are decoded when they are needed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,27 +15,27 @@ from limbeck.data.decoding import Pixels, decode, fitted, is_grey, quiet
 from limbeck.data.transforms import code_of, identity
 from limbeck.data.trees import Reader
 
-_HEAD = 4096  # bytes of each file that the fingerprint sees
+_HEAD = 4096  # bytes of each file that the fingerprint covers
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Image files in the place of a tensor (N, C, H, W) uint8: of a split that does not fit in memory.
+    """Image files that stand for a tensor (N, C, H, W) uint8, for a split that does not fit in memory.
 
-    It has the tensor's ``shape``, ``dtype``, ``dim()`` and length, and ``images[index]`` decodes those of an index.
+    It has the ``shape``, ``dtype``, ``dim()`` and length of the tensor, and ``images[index]`` decodes images.
 
     Raises:
         LimbeckError: the transform's file does not exist, or cannot be read.
     """
 
     reader: Reader  # of the folder or zip file
-    names: tuple[str, ...]  # in it
+    names: tuple[str, ...]  # of the files in it
     size: tuple[int, int]  # height and width in pixels
-    channels: int = 3  # 3 (RGB), or 1 where all are grey
-    workers: int = 0  # processes that decode for `Batches`; 0: the one that asks
-    transform: str | None = None  # of the training views; see `limbeck.data.transforms`
-    exif_orientation: bool = True  # whether each is turned as its EXIF data says
-    code: bytes = b""  # of the transform's file; read when the transform is given, as the file may change later
+    channels: int = 3  # 3 (RGB), or 1 if all images are grey
+    workers: int = 0  # processes that decode for `Batches`; 0: only this one
+    transform: str | None = None  # of the training views, see `limbeck.data.transforms`
+    exif_orientation: bool = True  # whether images are turned as their EXIF data says
+    code: bytes = b""  # of the transform's file; read at once, because the file may change later
 
     dtype: ClassVar[torch.dtype] = torch.uint8
 
@@ -56,10 +56,10 @@ class Images:
         return len(self.names)
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Decode those at these places, (M,) int64, to (M, C, H, W) uint8: fitted to the size, see `plain`.
+        """Decode the images at these places, (M,) int64, to (M, C, H, W) uint8: fitted to the size, see `plain`.
 
         Raises:
-            LimbeckError: one cannot be read; the message names it.
+            LimbeckError: an image cannot be read; the message names it.
         """
         names = [self.names[place] for place in index.tolist()]
         result = torch.empty(len(names), *self.shape[1:], dtype=self.dtype)
@@ -70,11 +70,11 @@ class Images:
         return result
 
     def select(self, index: Tensor) -> "Images":
-        """Those at these places, (M,) int64, in this order; nothing is decoded."""
+        """The images at these places, (M,) int64, in this order; nothing is decoded."""
         return replace(self, names=tuple(self.names[place] for place in index.tolist()))
 
     def fingerprint(self) -> Iterator[bytes]:
-        """What `Split.digest` sees of them, piece by piece."""
+        """What `Split.digest` covers of the images, piece by piece."""
         made_by = identity(self.transform, self.code) if self.transform is not None else b""
         yield repr((tuple(self.shape), self.exif_orientation, len(made_by))).encode() + made_by
         for name in self.names:
@@ -87,14 +87,14 @@ class Images:
 
 
 Inputs: TypeAlias = Tensor | Images
-"""A split's inputs: in memory, or on disk."""
+"""The inputs of a split, in memory or on disk."""
 
 
 def plain(label: str, data: bytes, size: tuple[int, int], channels: int, *, exif_orientation: bool = True) -> Pixels:
-    """An image file to (H, W, C): `limbeck.data.decoding.fitted` to the size.
+    """Decode an image file to (H, W, C), `limbeck.data.decoding.fitted` to the size.
 
     Raises:
-        LimbeckError: it cannot be read, or is in colour where the others are grey.
+        LimbeckError: the file cannot be read, or is in colour and ``channels`` is 1.
     """
     image = decode(label, data, least=size, exif_orientation=exif_orientation)
     pixels = numpy.asarray(fitted(with_channels(label, image, channels), size))
@@ -102,29 +102,24 @@ def plain(label: str, data: bytes, size: tuple[int, int], channels: int, *, exif
 
 
 def with_channels(label: str, image: Image.Image, channels: int) -> Image.Image:
-    """An image of mode L or RGB in mode RGB, or L for a single channel.
+    """Convert an image of mode L or RGB to RGB, or to L for one channel.
 
     Raises:
-        LimbeckError: it is in colour where the others are grey.
+        LimbeckError: the image is in colour and ``channels`` is 1.
     """
     if channels == 1 and image.mode != "L":
         if not is_grey(numpy.asarray(image)):
-            raise LimbeckError(f"{label} is in colour, but the images that were looked at when loading are all grey")
+            raise LimbeckError(f"{label} is in colour, but the images that were checked when loading are all grey")
         return image.getchannel(0)
     return image.convert("RGB") if channels == 3 and image.mode != "RGB" else image
 
 
 def by_pixel(images: Tensor) -> Pixels:
-    """The same memory as (N, H, W, C), as decoders write it."""
+    """The same memory as (N, H, W, C), the order in which decoders write."""
     grid: Pixels = images.permute(0, 2, 3, 1).numpy()
     return grid
 
 
-def by_channels(images: Tensor) -> bool:
-    """Whether (N, C, H, W) lies in memory as (N, H, W, C), torch's channels_last, and not as it is written."""
-    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-
-
 def pieces(values: Tensor, size: int) -> Iterator[Tensor]:
-    """A tensor cut into so many of its first dimension at a time; none of an empty one."""
+    """The parts of a tensor along its first dimension, ``size`` at a time; an empty tensor has no parts."""
     return (values[start : start + size] for start in range(0, len(values), size))

@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of a key: no generator, no order of calls, the same on every device."""
+"""Random numbers as a pure function of a key: independent of generators, the order of calls and the device."""
 
 from enum import IntEnum
 from typing import TypeVar
@@ -14,7 +14,7 @@ _FIRST, _SECOND = 0x21F0_AAAD, 0xD35A_2D97 - 2**32
 
 
 class Purpose(IntEnum):
-    """What a draw is for; two purposes never share their numbers."""
+    """What a random number is drawn for; two purposes have different numbers."""
 
     ORDER = 1
     SPLIT = 2
@@ -26,9 +26,9 @@ class Purpose(IntEnum):
 
 
 def mix(word: Word) -> Word:
-    """Stir 32 bits: a bijection of [0, 2**32) in which every input bit changes every output bit half of the time.
+    """Mix 32 bits: a bijection of [0, 2**32) in which each input bit changes each output bit with probability 1/2.
 
-    Shifts and factors are those of C. Wellons' hash-prospector, `16 21f0aaad 15 d35a2d97 15`.
+    The shifts and factors are those of C. Wellons' hash-prospector, `16 21f0aaad 15 d35a2d97 15`.
     """
     word = ((word ^ (word >> 16)) * _FIRST) & _MASK
     word = ((word ^ (word >> 15)) * _SECOND) & _MASK
@@ -36,7 +36,7 @@ def mix(word: Word) -> Word:
 
 
 def key(*parts: int) -> int:
-    """32 bits from any whole numbers of at most 64 bits; their order counts."""
+    """A 32-bit key of integers of at most 64 bits; their order matters."""
     state = 0
     for part in parts:
         for word in (part & _MASK, (part >> 32) & _MASK):
@@ -45,12 +45,12 @@ def key(*parts: int) -> int:
 
 
 def draw(index: Tensor, purpose: Purpose, *parts: int) -> Tensor:
-    """One number in [0, 2**32) for each index; (N,) int64 to (N,) int64."""
-    # Two keys: with one, another key would give the same numbers in a different order of the samples.
+    """A number in [0, 2**32) for each index: (N,) int64 to (N,) int64."""
+    # Two keys, because with one key, another would give the same numbers in a different order of the samples.
     first, second = key(purpose, *parts), key(*parts, purpose)
     return mix(mix((index & _MASK) ^ first) ^ second)
 
 
 def below(numbers: Tensor, bound: int) -> Tensor:
-    """Numbers of `draw` to whole numbers in [0, bound); the bound is at most 2**31."""
+    """Scale numbers of `draw` to integers in [0, bound); the bound is at most 2**31."""
     return (numbers * bound) >> 32

@@ -1,4 +1,4 @@
-"""Mean and deviation of a set of inputs, and the inputs normalised with them."""
+"""The mean and standard deviation of a set of inputs, and the normalised inputs."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ _CHUNK = 1024  # samples turned to float64 at a time
 
 
 def channels(inputs: Inputs) -> int:
-    """How many means a set of inputs has: C for (N, C, H, W), one for (N, D)."""
+    """The number of means of a set of inputs: C for (N, C, H, W), one for (N, D)."""
     return inputs.shape[1] if inputs.dim() == 4 else 1
 
 
@@ -20,7 +20,7 @@ def check_scaling(inputs: Inputs, mean: Sequence[float], std: Sequence[float]) -
     """Check that there is one mean and one positive deviation for each channel.
 
     Raises:
-        LimbeckError: there is not.
+        LimbeckError: the number of means or deviations does not fit, or a deviation is not positive.
     """
     wanted = channels(inputs)
     if len(mean) != wanted or len(std) != wanted:
@@ -29,7 +29,7 @@ def check_scaling(inputs: Inputs, mean: Sequence[float], std: Sequence[float]) -
             f"allowed are {wanted} of each"
         )
     if not all(value > 0 for value in std):
-        raise LimbeckError(f"the deviations are {tuple(std)}; each must be greater than 0")
+        raise LimbeckError(f"the deviations are {tuple(std)}; allowed are numbers greater than 0")
 
 
 def normalise(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -37,8 +37,8 @@ def normalise(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     Args:
         inputs: (N, C, H, W) or (N, D), uint8 in 0..255 or floating.
-        mean: C numbers, or a single one for (N, D).
-        std: as many, greater than 0.
+        mean: C numbers, or one number for (N, D).
+        std: likewise, greater than 0.
 
     Raises:
         LimbeckError: the number of means or deviations does not fit, or a deviation is not positive.
@@ -52,11 +52,10 @@ def coefficients(
     std: Sequence[float],
     *,
     device: torch.device,
-    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Tensor, Tensor] | None:
-    """Factor and summand that normalise such inputs; None where nothing is to be done.
+    """The factor and the summand that normalise these inputs; None where normalising changes nothing.
 
-    Each is (1, C, H, W) or (1, D): of a sample's whole size, because torch is slow where both are to be broadcast.
+    Each is (1, C, H, W) or (1, D), the size of a whole sample, because torch is slow where both are broadcast.
 
     Raises:
         LimbeckError: the number of means or deviations does not fit, or a deviation is not positive.
@@ -69,8 +68,8 @@ def coefficients(
     summand = torch.tensor([-average / deviation for average, deviation in zip(mean, std, strict=True)], device=device)
     by_channel, whole = (1, -1, *[1] * (inputs.dim() - 2)), (1, *inputs.shape[1:])
     return (
-        factor.view(by_channel).expand(whole).contiguous(memory_format=memory_format),
-        summand.view(by_channel).expand(whole).contiguous(memory_format=memory_format),
+        factor.view(by_channel).expand(whole).contiguous(),
+        summand.view(by_channel).expand(whole).contiguous(),
     )
 
 
@@ -83,7 +82,7 @@ def scaled(inputs: Tensor, by: tuple[Tensor, Tensor] | None) -> Tensor:
 
 
 def measure(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population deviation of each channel, of uint8 in units of 255; a constant channel's deviation is 1.
+    """The mean and population deviation of each channel, of uint8 divided by 255; a constant channel has deviation 1.
 
     Args:
         inputs: (N, C, H, W) or (N, D), uint8 or floating, N at least 1.
@@ -95,13 +94,13 @@ def measure(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def counts(inputs: Tensor) -> Tensor:
-    """How often each channel of uint8 inputs has each value: (C, 256) int64, which can be added up over parts."""
+    """The count of each value in each channel of uint8 inputs, (C, 256) int64; the counts of parts can be added."""
     by_channel = inputs.transpose(0, 1) if inputs.dim() == 4 else inputs[None]
     return torch.stack([torch.bincount(values.reshape(-1), minlength=256) for values in by_channel])
 
 
 def moments(counted: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """As `measure`, from the sum of `counts`: exact, and so the same on every machine."""
+    """As `measure`, from the sum of `counts`. It is exact, and therefore the same on every machine."""
     times, levels = counted.double(), torch.arange(256).double()
     samples = times.sum(1)
     mean = (times * levels).sum(1) / samples
@@ -111,7 +110,7 @@ def moments(counted: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _as_scaling(mean: Tensor, variance: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     std = variance.sqrt()
-    # What rounding leaves of a constant is below float32's resolution.
+    # A constant channel has the deviation of rounding errors, which is below the resolution of float32.
     std = torch.where(std > 1e-7 * mean.abs(), std, 1.0)
     return tuple(mean.tolist()), tuple(std.tolist())
 

@@ -21,32 +21,30 @@ from limbeck.data.transforms import Transform, generators_kept, make_transform, 
 _Found = TypeVar("_Found")
 
 AHEAD = 2
-"""Batches that each worker decodes before they are asked for: no more of them are ever held."""
+"""Batches that each worker decodes in advance; no more are held at any time."""
 
 
 class Wanted(NamedTuple):
-    """One batch to decode. The names go to the workers, so that none needs a copy of all of them."""
+    """One batch to decode. The names are sent to the workers, so that no worker needs a copy of all names."""
 
     names: Sequence[str]
-    places: Sequence[int]  # each sample's place in its split
-    view: int | None  # None: as they are, without the transform
+    places: Sequence[int]  # the place of each sample in its split
+    view: int | None  # None: without the transform
 
 
 class Decoder(Dataset[tuple[Tensor, str]]):
-    """One batch after another to uint8 (N, C, H, W), in whatever process it is in.
+    """Decodes batches to uint8 (N, C, H, W), in the process that it is in.
 
     Args:
-        images: what to decode.
+        images: the images to decode.
         seed: of the transform.
-        channels_last: the memory format.
 
     Raises:
-        LimbeckError: there is no such transform.
+        LimbeckError: the transform does not exist.
     """
 
-    def __init__(self, images: Images, *, seed: int, channels_last: bool) -> None:
+    def __init__(self, images: Images, *, seed: int) -> None:
         self._reader, self._shape, self._size, self._seed = images.reader, images.shape[1:], images.size, seed
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._text, self._code, self._exif_orientation = images.transform, images.code, images.exif_orientation
         self._build()
 
@@ -54,15 +52,15 @@ class Decoder(Dataset[tuple[Tensor, str]]):
         self._transform = None if self._text is None else make_transform(self._text, self._size, self._code)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_transform": None}  # a user's function need not be something that can be sent
+        return {**self.__dict__, "_transform": None}  # a user's function may not be picklable
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._build()
 
     def __getitem__(self, wanted: Wanted) -> tuple[Tensor, str]:
-        """The images, or what is wrong with one of them: an error would come out of a worker as text of many lines."""
-        result = torch.empty(len(wanted.names), *self._shape, dtype=torch.uint8, memory_format=self._format)
+        """The images, or the message of an error: a worker passes on an exception with its whole traceback as text."""
+        result = torch.empty(len(wanted.names), *self._shape, dtype=torch.uint8)
         grid = by_pixel(result)
         try:
             with generators_kept(), quiet():
@@ -81,10 +79,10 @@ class Decoder(Dataset[tuple[Tensor, str]]):
 
     def _transformed(self, transform: Transform, label: str, data: bytes) -> Tensor:
         image = with_channels(label, decode(label, data, exif_orientation=self._exif_orientation), self._shape[0])
-        image = image.copy()  # of a plain type, which is what others' code expects
+        image = image.copy()  # of the plain Image type, which users' code expects
         try:
             made = transform(image)
-        except Exception as error:  # others' code may raise anything
+        except Exception as error:  # the user's function may raise anything
             raise LimbeckError(f"{self._text} fails on {label}: {type(error).__name__}: {error}") from error
         got = f"{made.dtype} of shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
         allowed = f"{torch.uint8} of shape {tuple(self._shape)}"
@@ -95,7 +93,7 @@ class Decoder(Dataset[tuple[Tensor, str]]):
 
 @dataclass
 class _Plan:
-    """The batches of one pass, in the order in which the workers are to decode them."""
+    """The batches of one pass, in the order in which the workers decode them."""
 
     names: Sequence[str]
     batch_size: int
@@ -109,38 +107,35 @@ class _Plan:
 
 
 class Stream:
-    """Decoded batches of images, in any order; so many are decoded ahead as `AHEAD` says.
+    """Batches of images, in any order, decoded in advance by worker processes; each works `AHEAD` batches ahead.
 
-    Workers start with a pass and end when it does, or when it is left early; with ``keep`` those of a pass that came to
-    its end wait for the next, until the stream is gone; where one has died by then, new ones are started. A pass of a
-    single batch does without any.
+    Workers start with a pass and end with it, also if the caller leaves it early. With ``keep``, the workers of a pass
+    that was completed wait for the next pass, until the stream is deleted; if one has died by then, new workers start.
+    A pass of a single batch uses no workers.
 
-    Where a worker is killed, torch raises a RuntimeError ("DataLoader worker (pid 7) is killed by signal") wherever
-    the main thread happens to be, from its handler of SIGCHLD. Where that waits for a batch it becomes a LimbeckError;
-    anywhere else, such as in a training step, it cannot be caught here and stays what it is.
+    If a worker is killed, torch raises a RuntimeError ("DataLoader worker (pid 7) is killed by signal") in its handler
+    of SIGCHLD, wherever the main thread is. While the main thread waits for a batch, this becomes a LimbeckError.
+    Elsewhere, such as in a training step, it cannot be caught here and stays a RuntimeError.
 
     Args:
-        images: what to decode.
-        batch_size: images a batch, as `limbeck.data.cut` says.
+        images: the images to decode.
+        batch_size: images a batch, see `limbeck.data.cut`.
         seed: of the transform.
         keep: whether there will be more passes.
-        device: where the batches go.
-        channels_last: their memory format.
+        device: the device of the batches.
 
     Raises:
-        LimbeckError: there is no such transform; in a pass, an image cannot be read or a worker died.
+        LimbeckError: the transform does not exist; in a pass, an image cannot be read or a worker died.
     """
 
-    def __init__(
-        self, images: Images, *, batch_size: int, seed: int, keep: bool, device: torch.device, channels_last: bool
-    ) -> None:
+    def __init__(self, images: Images, *, batch_size: int, seed: int, keep: bool, device: torch.device) -> None:
         self._images, self._batch_size, self._device = images, batch_size, device
         self._keep = keep
-        self._decoder = Decoder(images, seed=seed, channels_last=channels_last)
+        self._decoder = Decoder(images, seed=seed)
         self._waiting: list[tuple[_Plan, DataLoader[Any]]] = []
 
     def __call__(self, order: Tensor, view: int | None) -> Iterator[Tensor]:
-        """The images at these places, (M,) int64, batch by batch, uint8 on the device; unchanged without a view."""
+        """The images at these places, (M,) int64, in batches, uint8 on the device; transformed if a view is given."""
         workers = self._images.workers if len(order) > self._batch_size else 0
         plan, loader, ahead = self._begin(workers, order, view)
         try:
@@ -152,7 +147,7 @@ class Stream:
             if workers and self._keep:
                 self._waiting.append((plan, loader))
         finally:
-            del ahead, loader  # the workers end with the last reference, which a traceback must not hold
+            del ahead, loader  # the workers end when the last reference is gone, which a traceback must not hold
 
     def _begin(
         self, workers: int, order: Tensor, view: int | None
@@ -167,13 +162,13 @@ class Stream:
                 raise
         finally:
             del loader
-        return self._begin(workers, order, view)  # one that waited has died: the others end, and new ones start
+        return self._begin(workers, order, view)  # a waiting worker has died: the others end, and new ones start
 
     def _start(self, workers: int) -> tuple[_Plan, DataLoader[Any]]:
         plan = _Plan(self._images.names, self._batch_size, torch.arange(0))
         loader: DataLoader[Any] = DataLoader(
             self._decoder,
-            batch_size=None,  # the plan's batches are decoded as they are
+            batch_size=None,  # the plan gives whole batches
             sampler=plan,
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -181,7 +176,7 @@ class Stream:
             persistent_workers=workers > 0 and self._keep,
             pin_memory=self._device.type == "cuda",
             worker_init_fn=_go_quietly,
-            generator=torch.Generator(),  # else it would draw from the global one
+            generator=torch.Generator(),  # by default it would use the global one
         )
         return plan, loader
 
@@ -190,21 +185,22 @@ def try_transform(images: Images) -> None:
     """Make view 0 of the first image.
 
     Raises:
-        LimbeckError: the image cannot be read, there is no such transform, or it fails.
+        LimbeckError: the image cannot be read, or the transform does not exist or fails.
     """
-    _, problem = Decoder(images, seed=0, channels_last=False)[Wanted(images.names[:1], [0], 0)]
+    _, problem = Decoder(images, seed=0)[Wanted(images.names[:1], [0], 0)]
     if problem:
         raise LimbeckError(problem)
 
 
 class _DiedError(LimbeckError):
-    """A worker ended that should not have."""
+    """A worker ended unexpectedly."""
 
 
 def _unless_died(take: Callable[[], _Found]) -> _Found:
     """What the loader gives.
 
-    What ends the pass here is raised anew: the traceback of the first error holds the loader, and so its workers.
+    An error that ends the pass is raised again as a new error, because the traceback of the first one holds the loader,
+    and with it the workers.
 
     Raises:
         _DiedError: a worker died.
@@ -217,12 +213,12 @@ def _unless_died(take: Callable[[], _Found]) -> _Found:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        ended = _DiedError(f"a process that decodes images failed; workers: 0 does without any: {error}")
+        ended = _DiedError(f"a process that decodes images failed: {error}; workers: 0 needs no other process")
     del take
     try:
         raise ended
     finally:
-        del ended  # it would hold this frame and so itself, and the stream
+        del ended  # it would hold this frame, and with it itself and the stream
 
 
 def _as_it_is(found: Any) -> Any:
@@ -230,9 +226,9 @@ def _as_it_is(found: Any) -> Any:
 
 
 def _go_quietly(_: int) -> None:
-    """Let a worker leave Ctrl-C, which reaches every process of the terminal, to the main one, which ends the workers.
+    """Make a worker ignore Ctrl-C, which reaches every process of the terminal: the main process ends the workers.
 
-    Where that was just taking a batch, the connection breaks; a thread of `multiprocessing` would print it.
+    If the main process was receiving a batch, the connection breaks; a thread of `multiprocessing` would print that.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _but_broken_connections

@@ -1,4 +1,4 @@
-"""Random changes of single images by others' code, made a pure function of (seed, view, index)."""
+"""Random changes of single images by a library or the user, as a pure function of (seed, view, index)."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -16,29 +16,26 @@ from limbeck.errors import nearest
 from limbeck.user_code import contents, function, named
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
-"""An image of mode L or RGB to (C, H, W) uint8; it may draw from `random`, `numpy.random` and torch's CPU generator."""
+"""An image of mode L or RGB to (C, H, W) uint8; it may use `random`, `numpy.random` and torch's CPU generator."""
 
 
 def make_transform(text: str, size: tuple[int, int], code: bytes) -> Transform:
-    """The transform that a recipe calls by this text.
+    """The transform that a text of a recipe names.
 
     Args:
         text: ``random_resized_crop``, torchvision's (a part of 8 to 100 % of the area and of proportions 3:4 to 4:3,
             resized, bilinear), or ``path/to/file.py:function``; the function takes the size and returns a `Transform`.
-        size: height and width of what it gives.
-        code: what `code_of` gave for the text.
+        size: height and width of the result.
+        code: the result of `code_of` for the text.
 
     Raises:
-        LimbeckError: there is no such transform, or the function fails.
+        LimbeckError: the transform does not exist, or its function fails.
     """
     if text in _NAMED:
         return _NAMED[text](size)
     found = named(text)
     if found is None:
-        raise LimbeckError(
-            f"there is no transform {text!r}; allowed are {', '.join(_NAMED)} and path/to/file.py:function: "
-            f"{nearest(text, _NAMED)}"
-        )
+        raise LimbeckError(f"there is no transform {text!r}: {nearest(text, _NAMED)}, and path/to/file.py:function")
     make = function(*found, code)
     try:
         made: Transform = make(size)
@@ -50,22 +47,22 @@ def make_transform(text: str, size: tuple[int, int], code: bytes) -> Transform:
 
 
 def code_of(text: str) -> bytes:
-    """The bytes of the transform's file as it is now; none where the text names no Python file.
+    """The bytes of the transform's file as it is now; empty if the text names no Python file.
 
     Raises:
-        LimbeckError: the file does not exist, or cannot be read.
+        LimbeckError: the file does not exist or cannot be read.
     """
     found = named(text)
     return b"" if found is None else contents(found[0])
 
 
 def identity(text: str, code: bytes) -> bytes:
-    """What tells a transform from another, wherever it lies: its name, and its file's bytes."""
+    """What identifies a transform, wherever its file is: its name, and the bytes of its file."""
     return text.rpartition(":")[2].encode() + b":" + code
 
 
 def seed_generators(seed: int, view: int, index: int) -> None:
-    """Set `random`, `numpy.random` and torch's CPU generator to a state that only these decide."""
+    """Seed `random`, `numpy.random` and torch's CPU generator as a function of these alone."""
     word = key(Purpose.TRANSFORM, seed, view, index)
     random.seed(word)
     numpy.random.seed(word)
@@ -74,7 +71,7 @@ def seed_generators(seed: int, view: int, index: int) -> None:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Afterwards the three generators of `seed_generators` are where they were."""
+    """Restore the three generators of `seed_generators` at the end of the block."""
     python, arrays, tensors = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,68 +1,61 @@
-"""The files of a folder or zip file, and what was probably meant by a name that is not there."""
+"""The files of a folder or zip file."""
 
-import difflib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from limbeck.core import LimbeckError
 from limbeck.data import bounds
 from limbeck.data.archives import Archive
-from limbeck.opening import near, regular
+from limbeck.files.paths import near, regular
 
 _SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """What was probably meant, to end a message with; empty where nothing is near."""
-    found = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
-
-
 def near_path(path: Path) -> str:
-    """As `nearest`, of what lies beside a path that does not exist."""
+    """What was probably meant by a path that does not exist, to end a message with; maybe empty."""
     found = near(path)
-    return f"; {found}" if found else ""
+    return f": {found}" if found else ""
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a path.
+    """Whether the path exists.
 
     Raises:
-        LimbeckError: that cannot be found out: it is too long, or in a folder that may not be read.
+        LimbeckError: the system cannot tell: the path is too long, or in a folder that may not be read.
     """
     try:
         return path.exists()
     except OSError as error:
-        raise LimbeckError(f"{path} cannot be looked for: {error}") from error
+        raise LimbeckError(f"{path} cannot be accessed: {error}") from error
 
 
 class Listing(NamedTuple):
     """What is in a folder or zip file."""
 
-    names: list[str]  # files and folders, sorted, relative to the top, with "/"; a folder's name ends with one
-    hidden: int  # how many files are left out because they are hidden
-    hidden_folders: int  # likewise; they are not entered
-    circular: int  # links to a folder that they are in
+    names: list[str]  # of files and folders, sorted, relative to the top; a folder's name ends with "/"
+    hidden: int  # number of hidden files, which are left out
+    hidden_folders: int  # likewise of folders, which are not entered
+    circular: int  # number of links to a folder that holds the link
 
 
 class Reader:
-    """Reads the files of a folder or zip file, by their names in it, as far as `limbeck.data.bounds` allows.
+    """Reads the files of a folder or zip file by name, as far as `limbeck.data.bounds` allows.
 
-    A zip file is opened when it is first read, and by every process for itself: two that share one would move each
-    other's place in it. Only regular files are opened.
+    A zip file is opened when it is first read, by each process separately, because processes that share an open file
+    share its position. Only regular files are opened.
 
     Raises:
-        LimbeckError: the place does not exist, or is neither folder nor a sound zip file; a file cannot be read, and
-            the message names it.
+        LimbeckError: the place does not exist, or is neither a folder nor a valid zip file; a file cannot be read (the
+            message names it).
     """
 
     def __init__(self, place: Path) -> None:
         if not exists(place):
             raise LimbeckError(f"{place} does not exist{near_path(place)}")
-        self.place = place.absolute()  # so that it stays the same place wherever the process goes
+        self.place = place.absolute()  # so that it does not depend on the working folder
         self._zipped = not place.is_dir()
         if self._zipped:
             regular(place)
@@ -73,9 +66,9 @@ class Reader:
         return {**self.__dict__, "_process": None, "_open": None}
 
     def listing(self) -> Listing:
-        """All that is there but for what is hidden.
+        """All files and folders that are not hidden.
 
-        Hidden is what begins with a dot, and what systems put beside pictures, such as __MACOSX or @eaDir.
+        Hidden are names that begin with a dot, and those that systems add beside pictures, such as __MACOSX or @eaDir.
         """
         if not self._zipped:
             return _walk(self.place)
@@ -97,7 +90,7 @@ class Reader:
         return self.head(name, bounds.FILE_BYTES)[1]
 
     def head(self, name: str, count: int) -> tuple[int, bytes]:
-        """The file's size in bytes, and the first of them."""
+        """The size of the file in bytes, and its first ``count`` bytes."""
         try:
             if self._zipped:
                 size = self._zip().size(name)
@@ -107,7 +100,7 @@ class Reader:
             _small(size)
             with (self.place / name).open("rb") as file:
                 return size, file.read(min(size, count))
-        except Exception as error:  # a damaged zip file makes zipfile raise anything
+        except Exception as error:  # zipfile raises anything for a damaged file
             raise LimbeckError(f"{name} in {self.place} cannot be read: {error}") from error
 
     def _zip(self) -> Archive:
@@ -122,9 +115,9 @@ def _small(size: int) -> None:
 
 
 def _walk(top: Path) -> Listing:
-    """All in a folder and in what links lead to, but for a folder that the link is in: that would never end.
+    """All in a folder, links followed, except for a link to a folder that holds the link, which would never end.
 
-    Two links to one folder, such as a validation folder that is the test folder, are followed both.
+    Two links to the same folder, such as a validation folder that is the test folder, are both followed.
     """
     names: list[str] = []
     hidden: Counter[str] = Counter()
@@ -137,7 +130,7 @@ def _walk(top: Path) -> Listing:
         for entry in _entries(top, inside):
             seen += 1
             if seen > bounds.ENTRIES:
-                raise LimbeckError(f"{top} has more than {bounds.ENTRIES:,} files and folders, those in links included")
+                raise LimbeckError(f"{top} has too many entries, links followed; allowed are {bounds.ENTRIES:,}")
             name, which = inside + entry.name, _folder(entry)
             if _hidden(entry.name):
                 hidden["file" if which is None else "folder"] += 1
@@ -148,7 +141,7 @@ def _walk(top: Path) -> Listing:
             else:
                 visits[which] += 1
                 if which[0] in system:
-                    raise LimbeckError(f"{name} in {top} leads to the operating system's own files: not allowed")
+                    raise LimbeckError(f"{name} in {top} leads to files of the operating system: not allowed")
                 _check_way(top, name, visits[which])
                 names.append(name + "/")
                 waiting.append((name + "/", around | {which}))
@@ -156,7 +149,7 @@ def _walk(top: Path) -> Listing:
 
 
 def _system() -> set[int]:
-    """The devices of file systems that hold no files, where there are any."""
+    """The devices of file systems without files on a disk, if there are any."""
     places = [Path(name) for name in ("/proc", "/sys", "/dev")]
     return {place.stat().st_dev for place in places if place.is_dir()} - {Path("/").stat().st_dev}
 
@@ -171,18 +164,18 @@ def _entries(top: Path, inside: str) -> Iterator["os.DirEntry[str]"]:
 
 def _check_way(top: Path, name: str, visits: int) -> None:
     if name.count("/") >= bounds.DEPTH:
-        raise LimbeckError(f"{name} in {top} is too deep; allowed are {bounds.DEPTH} folders in each other")
+        raise LimbeckError(f"{name} in {top} is too deep; allowed are {bounds.DEPTH} nested folders")
     if visits > bounds.VISITS:
         raise LimbeckError(
-            f"{name} in {top} is a folder that more than {bounds.VISITS} ways through links lead to; allowed are fewer"
+            f"{name} in {top} is a folder with too many paths to it through links; allowed are {bounds.VISITS}"
         )
 
 
 def _folder(entry: "os.DirEntry[str]") -> tuple[int, int] | None:
-    """Which folder it is; None where it is none."""
+    """The identity of a folder; None if the entry is not a folder."""
     try:
         return _which(entry.stat()) if entry.is_dir() else None
-    except OSError:  # a link that leads to itself: like one that leads nowhere, it is told when it is read
+    except OSError:  # a link to itself: like a broken link, it is an error when it is read
         return None
 
 

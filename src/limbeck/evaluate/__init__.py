@@ -1,11 +1,12 @@
-"""What a network is worth and what it costs."""
+"""Metrics and cost of a network."""
 
 from limbeck.evaluate.bias import best_shift, bias_study, shift_bias
 from limbeck.evaluate.cost import Latency, file_bytes, latency, macs, parameters
 from limbeck.evaluate.landmarks import normalised_mean_error
-from limbeck.evaluate.metrics import metrics, predict
+from limbeck.evaluate.metrics import Figures, metrics, predict
 
 __all__ = [
+    "Figures",
     "Latency",
     "best_shift",
     "bias_study",

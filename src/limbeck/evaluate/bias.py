@@ -1,7 +1,7 @@
 """The omitted class: G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network" (2015), section 3.
 
-A student that never saw a class knows it from the soft targets, but its classifier's bias for the class is off.
-Adding one number to that bias, ``b_c <- b_c + delta``, recovers most of the class.
+A student that never saw samples of a class learns it from the soft targets, but its bias for the class is too low.
+Adding a constant to this bias, ``b_c <- b_c + delta``, recovers most of the accuracy on the class.
 """
 
 import math
@@ -15,10 +15,10 @@ from limbeck.core import LimbeckError
 
 
 def shift_bias(logits: Tensor, classes: Sequence[int], delta: float) -> Tensor:
-    """The logits (N, K) of the network whose classifier has ``delta`` added to the biases of ``classes``.
+    """Return the logits (N, K) after ``delta`` is added to the biases of ``classes``.
 
     Raises:
-        LimbeckError: no class, or one outside [0, K).
+        LimbeckError: ``classes`` is empty, or a class is outside [0, K).
     """
     _check_classes(classes, logits.shape[1])
     shifted = logits.clone()
@@ -35,20 +35,20 @@ def best_shift(
     high: float = 10.0,
     step: float = 0.1,
 ) -> float:
-    """The ``delta`` for `shift_bias` of the highest accuracy; among equals the nearest to 0, then the smallest.
+    """Return the ``delta`` for `shift_bias` with the highest accuracy; among equals the closest to 0, then the lowest.
 
-    The search is ours: the paper does not say how it found its values.
+    The search is an extension of limbeck: the paper does not say how it found its values.
 
     Args:
-        logits: (N, K), of data that the result is not reported on.
+        logits: (N, K), of data on which the result is not reported.
         targets: (N,) int64.
-        classes: whose biases are shifted, all by the same delta.
-        low: the least delta, in units of the logits.
-        high: the greatest delta.
-        step: the deltas tried are the whole multiples of it in [low, high].
+        classes: the classes whose biases are shifted by delta.
+        low: the lowest delta, in units of the logits.
+        high: the highest delta.
+        step: the search tries all integer multiples of ``step`` in [low, high].
 
     Raises:
-        LimbeckError: no class, or one outside [0, K); no sample of the classes; no multiple of step in [low, high].
+        LimbeckError: no class, a class outside [0, K), no sample of the classes, or no multiple of step in [low, high].
     """
     _check_classes(classes, logits.shape[1])
     _of_classes(targets, classes)
@@ -57,28 +57,28 @@ def best_shift(
     def rank(delta: float) -> tuple[int, float]:
         return _errors(shift_bias(logits, classes, delta), targets), abs(delta)
 
-    return min(candidates, key=rank)  # the first among equals, and the candidates ascend
+    return min(candidates, key=rank)  # min returns the first of equal candidates, and they ascend
 
 
 def bias_study(
     validation: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: Sequence[int]
 ) -> dict[str, Any]:
-    """What shifting the biases of ``classes`` gains on the test split.
+    """Measure the effect of shifting the biases of ``classes`` on the test split.
 
     Args:
-        validation: logits (N, K) and targets (N,) that the shift is chosen on. They must hold the omitted classes.
-        test: logits (M, K) and targets (M,) that everything is counted on.
-        classes: those that the student's training set left out, or the only ones it had.
+        validation: logits (N, K) and targets (N,) on which the shift is chosen. They must contain the omitted classes.
+        test: logits (M, K) and targets (M,) on which all figures are computed.
+        classes: the classes that the student's training set lacked, or the only ones it had.
 
     Returns:
-        ``classes``; and under ``before``, ``validation_tuned`` and ``test_tuned`` each ``errors`` of all M samples,
-        ``samples_of_classes``, ``errors_on_classes`` of those samples, and ``share_right`` of those samples in
-        [0, 1]; the latter two have their ``delta`` as well. ``validation_tuned`` is the result. ``test_tuned`` is an
-        oracle, chosen on the very data it is counted on: it is there because the paper reports that figure, and is
-        never the headline.
+        ``classes``, and the figures ``before`` the shift and after it, ``validation_tuned`` and ``test_tuned``. Each
+        has ``errors`` of all M samples, the number ``samples_of_classes``, and of these samples ``errors_on_classes``
+        and the accuracy ``share_right`` in [0, 1]; the latter two also have their ``delta``. ``validation_tuned`` is
+        the result. ``test_tuned`` is chosen on the test split itself and is never the headline: it is included because
+        the paper reports it.
 
     Raises:
-        LimbeckError: no class, or one outside [0, K); a split without a sample of the classes.
+        LimbeckError: ``classes`` is empty or a class is outside [0, K); or a split has no sample of the classes.
     """
     return {
         "classes": list(classes),
@@ -108,25 +108,25 @@ def _errors(logits: Tensor, targets: Tensor) -> int:
 
 
 def _grid(low: float, high: float, step: float) -> list[float]:
-    # Each multiple is computed from its whole number and rounded, so that 0.1 * 3 is 0.3; the slack keeps the ends.
+    # Each multiple is computed from its integer and rounded, so 0.1 * 3 is 0.3. The tolerance includes both ends.
     if step <= 0:
-        raise LimbeckError(f"step is {step}: it must be above 0")
+        raise LimbeckError(f"got step {step}, allowed are numbers above 0")
     numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
     if not numbers:
-        raise LimbeckError(f"there is no multiple of {step} from {low} to {high}: low must be below high")
+        raise LimbeckError(f"there is no multiple of {step} in [{low}, {high}]: lower low or step, or raise high")
     return [round(number * step, 10) for number in numbers]
 
 
 def _of_classes(targets: Tensor, classes: Sequence[int]) -> Tensor:
     chosen = torch.isin(targets, torch.tensor(list(classes), device=targets.device))
     if not bool(chosen.any()):
-        raise LimbeckError(f"no sample is of the classes {', '.join(map(str, classes))}: a shift cannot be judged")
+        raise LimbeckError(f"no sample is of the classes {', '.join(map(str, classes))}: at least one is needed")
     return chosen
 
 
 def _check_classes(classes: Sequence[int], count: int) -> None:
     if not classes:
-        raise LimbeckError("there is no class to shift: name at least one")
+        raise LimbeckError("got no classes: name at least one class to shift")
     wrong = [number for number in classes if not 0 <= number < count]
     if wrong:
         raise LimbeckError(f"there is no class {wrong[0]}: allowed are 0 to {count - 1}")

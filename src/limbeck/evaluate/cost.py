@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates, bytes, milliseconds."""
+"""The cost of a network: parameters, multiply-accumulates, file size and latency."""
 
 import statistics
 import time
@@ -19,45 +19,45 @@ from limbeck.taps import evaluation_mode
 LEAST_ROUNDS = 10
 
 QUIET = 0.2
-"""Cores that others may take while a latency is measured; beyond that it is measured again, and then marked."""
+"""The cores that other processes may use while a latency is measured. Above this, the measurement is repeated."""
 
 ATTEMPTS = 3
-"""How often a latency is measured at most, to find the machine quiet."""
+"""The most measurements of a latency, to find one on an idle machine."""
 
 WATCHED = 0.1
-"""Seconds for which the load is watched at least: a system counts it in steps of 0.01."""
+"""The shortest time in seconds over which the load is measured: the system counts it in steps of 0.01 s."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """The wall time of one forward of one sample, over ``runs`` forwards."""
+    """The wall time of one forward with batch size 1, over ``runs`` forwards."""
 
     median_ms: float
-    p95_ms: float  # 95th percentile, interpolated linearly
+    p95_ms: float  # 95th percentile with linear interpolation
     runs: int
-    others_cores: float | None = None  # that other processes took meanwhile; None where the system does not say
+    others_cores: float | None = None  # the cores that other processes used meanwhile; None if unknown
 
     @property
     def disturbed(self) -> bool:
-        """Whether others took so much that the times say little."""
+        """Whether other processes used more than `QUIET` cores, so that the times are unreliable."""
         return self.others_cores is not None and self.others_cores > QUIET
 
 
 def parameters(network: nn.Module) -> int:
-    """How many parameters the network has, frozen ones too; one that is shared counts once."""
+    """Return the number of parameters, including frozen ones. A shared parameter counts once."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def macs(network: nn.Module, shape: Sequence[int]) -> int | None:
-    """Multiply-accumulates of one forward of one sample, in eval mode: matrix products, convolutions and attention.
+    """Return the multiply-accumulates of one forward with batch size 1 in eval mode, or None if the forward fails.
 
-    Element-wise work (activations, normalisation, pooling, biases) is not counted, nor are recurrent layers, whose
-    fused kernels the counter cannot see into. A network that cannot take one sample is given two, and the count is
-    halved; one that fails there too has None. The network leaves as it came.
+    Matrix products, convolutions and attention are counted. Element-wise operations (activations, normalisation,
+    pooling, biases) are not, and neither are recurrent layers, whose fused kernels hide their operations. If batch
+    size 1 fails, batch size 2 is tried and its count is halved. The network is not changed.
 
     Args:
-        network: any network of one input.
-        shape: one sample's shape, without N.
+        network: any network with one input.
+        shape: the shape of one sample, without N.
     """
     for samples in (1, 2):
         counter = FlopCounterMode(display=False)
@@ -69,11 +69,11 @@ def macs(network: nn.Module, shape: Sequence[int]) -> int | None:
 
 
 def file_bytes(network: nn.Module) -> int:
-    """The size of the file `limbeck.models.save_network` writes of the network, without its metadata.
+    """Return the size in bytes of the file that `limbeck.models.save_network` writes, without its metadata.
 
-    It holds what ``state_dict`` names; a tensor with two names (tied weights) is in the file under both.
+    The file contains the state dict. A tensor with two names (tied weights) is written under both.
     """
-    # safetensors takes neither shared nor strided storage
+    # safetensors supports neither shared nor strided storage
     state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in network.state_dict().items()}
     return len(safetensors.torch.save(state))
 
@@ -88,29 +88,29 @@ def latency(
     attempts: int = ATTEMPTS,
     read: Callable[[], Reading] = machine.read,
 ) -> dict[str, Latency | None]:
-    """The time of one forward of one sample, in eval mode without gradients, of several networks side by side.
+    """Measure the time of one forward with batch size 1, in eval mode without gradients, for several networks.
 
-    The networks take turns, so that a slow phase of the machine hits all alike. Each forward is timed on its own, on
-    a GPU until the device has finished. The load of the machine is watched meanwhile: where other processes take more
-    than `QUIET` cores, all is measured again, and the quietest attempt counts; `Latency.disturbed` tells where that one
-    was not quiet either. A network that cannot take one sample has None. The networks leave as they came.
+    The networks run in turns, so that a slow phase of the machine affects all of them. Each forward is timed
+    separately, including the synchronisation of a GPU. If other processes use more than `QUIET` cores meanwhile, the
+    measurement is repeated, and the attempt with the lowest load counts; `Latency.disturbed` is true if that load is
+    also above `QUIET`. A network that fails for batch size 1 has None. The networks are not changed.
 
     Args:
-        networks: by name, each on its own device.
-        shape: one sample's shape, without N.
-        runs: rounds, each one forward a network.
-        warmup: rounds before that are not timed.
-        seconds: of all rounds of an attempt together; when they are over, the rounds stop early, but not before the
-            tenth. The warm-up gets a fifth of them, and at least one round unless ``warmup`` is 0.
-        attempts: how often it is measured at most, each time after a warm-up.
-        read: reads the machine's load.
+        networks: the networks by name, on any devices.
+        shape: the shape of one sample, without N.
+        runs: the number of rounds. Each round runs every network once.
+        warmup: the number of rounds before them that are not timed.
+        seconds: the time limit for the rounds of one attempt. The rounds stop early when it is over, but not before the
+            tenth. The warm-up gets a fifth of it, and at least one round unless ``warmup`` is 0.
+        attempts: the most attempts, each with a warm-up.
+        read: reads the load of the machine.
 
     Raises:
         LimbeckError: ``runs`` or ``attempts`` is less than 1.
     """
     for name, value in (("runs", runs), ("attempts", attempts)):
         if value < 1:
-            raise LimbeckError(f"{name} is {value}: allowed are 1 and more")
+            raise LimbeckError(f"got {name} {value}, allowed are 1 and more")
     with evaluation_mode(networks.values()), torch.no_grad():
         samples = {name: _sample(network, shape, 1) for name, network in networks.items()}
         able = {name: network for name, network in networks.items() if _runs(network, samples[name])}
@@ -133,7 +133,7 @@ def _watched(
     seconds: float,
     read: Callable[[], Reading],
 ) -> tuple[dict[str, list[float]], float | None]:
-    """The milliseconds of each network's forwards, and the cores that others took meanwhile."""
+    """Return the times of each network's forwards in milliseconds, and the cores that other processes used."""
     times: dict[str, list[float]] = {name: [] for name in networks}
     start = time.perf_counter()
     for _ in _rounds(warmup, least=1, end=start + seconds / 5):
@@ -151,10 +151,10 @@ def _watched(
 
 
 def _runs(network: nn.Module, sample: Tensor) -> bool:
-    """Whether a network can take a sample; its figures were measured, so that it fails here is not its end."""
+    """Whether a network runs on a sample. A failure is not an error, because the metrics have been measured before."""
     try:
         network(sample)
-    except Exception:  # the network may be the user's, and raise anything
+    except Exception:  # a user's network may raise anything
         return False
     return True
 
@@ -185,7 +185,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _sample(network: nn.Module, shape: Sequence[int], samples: int) -> Tensor:
-    """Noise (samples, *shape) in the network's type and on its device; the global generators are left alone."""
+    """Return noise (samples, *shape) of the network's dtype and device, without using the global generators."""
     noise = torch.randn(samples, *shape, generator=torch.Generator().manual_seed(0))
     like = next((parameter for parameter in network.parameters() if parameter.is_floating_point()), noise)
     return noise.to(device=like.device, dtype=like.dtype)
@@ -193,7 +193,7 @@ def _sample(network: nn.Module, shape: Sequence[int], samples: int) -> Tensor:
 
 @contextmanager
 def _attention_in_parts() -> Iterator[None]:
-    # nn.MultiheadAttention's fused kernel for eval mode is not in the counter's table: it would count as 0.
+    # The counter does not know the fused eval-mode kernel of nn.MultiheadAttention and would count it as 0.
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

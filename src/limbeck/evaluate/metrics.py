@@ -1,6 +1,7 @@
-"""How good a network is, from its logits: accuracy, cross-entropy, calibration, likeness to the teacher."""
+"""Metrics of a network's logits: accuracy, cross-entropy, calibration, and agreement with the teacher."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,22 +15,35 @@ ECE_BINS = 15
 _BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1
 
 
-def predict(network: nn.Module, batches: Iterable[Batch], *, name: str = "network") -> Tensor:
-    """The network's logits of all batches, in their order.
+@dataclass(frozen=True)
+class Figures:
+    """The metrics of a network on one split; means are over its samples."""
 
-    The network runs in eval mode and without gradients where it is; afterwards, even after an error, every submodule
-    has the mode it had.
+    accuracy: float  # fraction of samples whose largest logit (the first of equal ones) is the target, in [0, 1]
+    errors: int
+    samples: int
+    cross_entropy: float  # in nats
+    ece: float  # expected calibration error in [0, 1], over 15 bins of equal width
+    agreement: float | None = None  # fraction of samples with the teacher's prediction; None without a teacher
+    kl_to_teacher: float | None = None  # KL(p_teacher || p_student) at T = 1, in nats; None without a teacher
+
+
+def predict(network: nn.Module, batches: Iterable[Batch], *, name: str = "network") -> Tensor:
+    """Return the network's logits for all batches, in order.
+
+    The network runs on its device in eval mode without gradients. Afterwards, even after an error, the mode of every
+    submodule is restored.
 
     Args:
         network: maps inputs to logits (N, K).
-        batches: on the network's device; only ``inputs`` is read.
-        name: what errors call the network.
+        batches: batches on the network's device; only ``inputs`` is used.
+        name: the name of the network in errors.
 
     Returns:
-        (N, K) float32 on the CPU, N over all batches.
+        The logits (N, K) in float32 on the CPU. N is the number of samples of all batches.
 
     Raises:
-        LimbeckError: there is no batch; the network gives something else than one tensor (N, K).
+        LimbeckError: there is no batch, or the network does not return one tensor (N, K).
     """
     parts: list[Tensor] = []
     with evaluation_mode([network]), torch.no_grad():
@@ -38,7 +52,7 @@ def predict(network: nn.Module, batches: Iterable[Batch], *, name: str = "networ
             _check_output(name, output, len(batch.inputs))
             parts.append(output.float().cpu())
     if not parts:
-        raise LimbeckError("there is no batch to predict: the split is empty")
+        raise LimbeckError("there are no batches: the split is empty")
     return torch.cat(parts)
 
 
@@ -50,89 +64,87 @@ def metrics(
     name: str = "network",
     split: str = "",
     files: Sequence[str] | None = None,
-) -> dict[str, float]:
-    """A network's figures on one split; all means are over the N samples and computed in 64 bits.
+) -> Figures:
+    """Compute the metrics of a network on one split in 64 bits.
+
+    The expected calibration error is the mean over confidence bins of the absolute difference between confidence and
+    accuracy, weighted by the number of samples in each bin.
 
     Args:
-        logits: (N, K), K at least 2.
+        logits: (N, K) with K of at least 2.
         targets: (N,) int64 in [0, K).
         teacher_logits: (N, K), of the same samples in the same order.
-        name: what errors call the network.
-        split: what they call the samples, such as ``test``.
-        files: the samples' names, to tell one that went wrong.
-
-    Returns:
-        ``accuracy``: share of samples whose greatest logit (the first among equals) is the target's, in [0, 1].
-        ``errors``, ``samples``: whole numbers. ``cross_entropy``: mean, in nats. ``ece``: expected calibration error
-        in [0, 1], the absolute gap between mean confidence and accuracy in 15 equally wide bins of confidence,
-        weighted by the bins' samples. With a teacher also ``agreement``: share of samples of which both predict the
-        same class, in [0, 1]; and ``kl_to_teacher``: mean of KL(p_teacher || p_student) at T = 1, in nats.
+        name: the name of the network in errors.
+        split: the name of the split in errors, such as ``test``.
+        files: the names of the samples, for errors.
 
     Raises:
-        LimbeckError: no sample; shapes that do not fit; a target outside [0, K); a logit that is NaN or infinite.
+        LimbeckError: there are no samples, shapes do not match, a target is outside [0, K), or a logit is not finite.
     """
     _check_pair(logits, targets)
     check_finite(logits, name=name, split=split, files=files)
     predicted = logits.argmax(dim=1)
     errors = int((predicted != targets).sum())
     log_probabilities = F.log_softmax(logits.double(), dim=1)
-    figures: dict[str, float] = {
-        "accuracy": (len(targets) - errors) / len(targets),
-        "errors": errors,
-        "samples": len(targets),
-        "cross_entropy": F.nll_loss(log_probabilities, targets).item(),
-        "ece": _calibration_error(log_probabilities.exp(), targets),
-    }
+    agreement = divergence = None
     if teacher_logits is not None:
         if teacher_logits.shape != logits.shape:
             raise LimbeckError(
-                f"the teacher's logits are {tuple(teacher_logits.shape)}, the {name}'s {tuple(logits.shape)}"
+                f"the teacher's logits have shape {tuple(teacher_logits.shape)}, the {name}'s {tuple(logits.shape)}"
             )
         check_finite(teacher_logits, name="teacher", split=split, files=files)
         teacher = F.log_softmax(teacher_logits.double(), dim=1)
-        figures["agreement"] = (predicted == teacher_logits.argmax(dim=1)).double().mean().item()
-        figures["kl_to_teacher"] = F.kl_div(log_probabilities, teacher, reduction="batchmean", log_target=True).item()
-    return figures
+        agreement = (predicted == teacher_logits.argmax(dim=1)).double().mean().item()
+        divergence = F.kl_div(log_probabilities, teacher, reduction="batchmean", log_target=True).item()
+    return Figures(
+        accuracy=(len(targets) - errors) / len(targets),
+        errors=errors,
+        samples=len(targets),
+        cross_entropy=F.nll_loss(log_probabilities, targets).item(),
+        ece=_calibration_error(log_probabilities.exp(), targets),
+        agreement=agreement,
+        kl_to_teacher=divergence,
+    )
 
 
 def _calibration_error(probabilities: Tensor, targets: Tensor) -> float:
-    # torchmetrics puts a confidence of exactly 1 into a sixteenth bin of its own.
+    # torchmetrics puts a confidence of exactly 1 into an additional bin.
     inside = probabilities.clamp(max=_BELOW_ONE)
     return multiclass_calibration_error(inside, targets, inside.shape[1], n_bins=ECE_BINS, norm="l1").item()
 
 
 def _check_output(name: str, output: object, samples: int) -> None:
     if not isinstance(output, Tensor):
-        raise LimbeckError(f"the {name} gives a {type(output).__name__}: it must give one tensor of logits (N, K)")
+        raise LimbeckError(f"the {name} returns a {type(output).__name__}: it must return one tensor of logits (N, K)")
     if output.ndim != 2 or len(output) != samples:
         raise LimbeckError(
-            f"the {name} gives a tensor {tuple(output.shape)} for {samples} samples: it must give logits (N, K)"
+            f"the {name} returns a tensor {tuple(output.shape)} for {samples} samples: it must return logits (N, K)"
         )
 
 
 def _check_pair(logits: Tensor, targets: Tensor) -> None:
     if logits.ndim != 2 or logits.shape[1] < 2 or targets.shape != logits.shape[:1]:
         raise LimbeckError(
-            f"logits are {tuple(logits.shape)} and targets {tuple(targets.shape)}: allowed are (N, K) with K of 2 "
-            "and more, and (N,)"
+            f"logits have shape {tuple(logits.shape)} and targets {tuple(targets.shape)}: allowed are (N, K) with K of "
+            "at least 2, and (N,)"
         )
     if len(targets) == 0:
-        raise LimbeckError("there is no sample to evaluate: the split is empty")
+        raise LimbeckError("there are no samples: the split is empty")
     if targets.min() < 0 or targets.max() >= logits.shape[1]:
         raise LimbeckError(
-            f"targets go from {int(targets.min())} to {int(targets.max())}: allowed are 0 to {logits.shape[1] - 1}"
+            f"targets range from {int(targets.min())} to {int(targets.max())}: allowed are 0 to {logits.shape[1] - 1}"
         )
 
 
 def check_finite(logits: Tensor, *, name: str = "network", split: str = "", files: Sequence[str] | None = None) -> None:
-    """Raise LimbeckError, naming the network and the first such sample, where a logit is NaN or infinite."""
+    """Raise LimbeckError with the network and the first such sample if a logit is NaN or infinite."""
     bad = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten().tolist()
     if not bad:
         return
     first = f"{bad[0]} ({files[bad[0]]})" if files is not None else str(bad[0])
     samples = f"{split} samples" if split else "samples"
     if len(bad) == len(logits):
-        which = f"{len(bad)} {samples}, which is all of them: its weights are most likely not finite"
+        which = f"all {len(bad)} {samples}: its weights are probably not finite"
     else:
         which = f"{len(bad)} of {len(logits)} {samples} ({len(bad) / len(logits):.1%}), the first is number {first}"
-    raise LimbeckError(f"the {name} gives NaN or infinite logits for {which}")
+    raise LimbeckError(f"the {name} returns NaN or infinite logits for {which}")

@@ -1,13 +1,14 @@
-"""The student without a teacher, under the same recipe: the baseline that every comparison needs."""
+"""Training the student without a teacher: the baseline of every comparison."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core import TARGETS, Setup, Stage, Term, tap
+from limbeck.methods.about import About
 
 
 def hard_loss(student: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with the labels, at temperature 1, mean over the batch.
+    """Cross-entropy with the labels at T = 1, averaged over the batch.
 
     Args:
         student: logits (N, K).
@@ -17,7 +18,9 @@ def hard_loss(student: Tensor, targets: Tensor) -> Tensor:
 
 
 def alone(setup: Setup, *, student_layer: str = "") -> tuple[Stage, ...]:
-    """The student alone: cross-entropy with the labels.
+    """The student alone: cross-entropy with the labels, without a teacher.
+
+    This is the baseline of every comparison: the same recipe, initial weights and batches as for a method.
 
     Args:
         setup: epochs, optimizer and schedule.
@@ -25,3 +28,6 @@ def alone(setup: Setup, *, student_layer: str = "") -> tuple[Stage, ...]:
     """
     terms = {"hard": Term(hard_loss, (tap("student", student_layer), TARGETS))}
     return (Stage("alone", terms, setup.epochs, setup.optimizer, setup.schedule),)
+
+
+ABOUT = About(alone, None, networks={"student": "resnet8"})  # a baseline, which nobody published

@@ -1,4 +1,4 @@
-"""Correlation congruence: Peng et al., "Correlation Congruence for Knowledge Distillation" (2019), arXiv:1904.01802."""
+"""Correlation congruence: the student matches the teacher's correlations between samples."""
 
 import math
 from collections.abc import Mapping
@@ -8,26 +8,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core import LimbeckError, Loss, Schedule, Setup, Stage, Term, weighted
+from limbeck.core import Loss, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.shared import label_terms, several_samples, unit
+from limbeck.methods.about import About, Paper
+from limbeck.methods.kd import label_terms
+from limbeck.methods.shared import check_above_zero, check_at_least, several_samples, unit
+
+PAPER = Paper("Peng et al.", "Correlation Congruence for Knowledge Distillation", 2019, "1904.01802")
 
 
 def correlation_loss(student: Tensor, teacher: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """(1/N²) ||K_S - K_T||_F², K the samples' kernel matrices: a Taylor series of the Gaussian one.
+    """(1/N²) ||K_S - K_T||_F², where K is the kernel matrix of the samples.
 
-    K_ij = exp(-2 gamma) sum over p from 0 to order of (2 gamma)^p / p! (x_i . x_j)^p of features x at length 1. A batch
-    of one sample gives 0. Knowledge-Distillation-Zoo (kd_losses/cc.py, 65470c8) has the same. None of the gradient
-    reaches the teacher.
+    K_ij = exp(-2 gamma) * sum over p = 0..P of (2 gamma)^p / p! (x_i . x_j)^p, the Taylor series of the Gaussian kernel
+    for features x of length 1. A batch of one sample gives 0. The same as in Knowledge-Distillation-Zoo
+    (kd_losses/cc.py, 65470c8). No gradient flows to the teacher.
 
     Args:
-        student: features (N, ...), each sample's taken as a vector.
+        student: features (N, ...), flattened to one vector per sample.
         teacher: features (N, ...).
-        gamma: of exp(-gamma ||x_i - x_j||²), above 0.
-        order: P, where the series ends, at least 1.
+        gamma: of the kernel exp(-gamma ||x_i - x_j||²), above 0.
+        order: P, at least 1.
     """
-    mine, wanted = (_kernel(unit(one.flatten(1)), gamma, order) for one in (student, teacher.detach()))
-    return (mine - wanted).square().mean()
+    student, teacher = (_kernel(unit(features.flatten(1)), gamma, order) for features in (student, teacher.detach()))
+    return (student - teacher).square().mean()
 
 
 def _kernel(vectors: Tensor, gamma: float, order: int) -> Tensor:
@@ -37,10 +41,10 @@ def _kernel(vectors: Tensor, gamma: float, order: int) -> Tensor:
 
 
 def neighbour_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """The inner product of the absolute differences of one sample and of the next of the batch, mean over N - 1 pairs.
+    """The inner product of |e_S - e_T| of a sample with that of the next sample, averaged over the N - 1 pairs.
 
-    This is what RepDistiller (distiller_zoo/CC.py, b84f547) trains under the name of this method; it is not the
-    paper's formula. The gradient reaches both, for both are embeddings that learn there. One sample gives 0.
+    This is the loss that RepDistiller (distiller_zoo/CC.py, b84f547) calls CC; it is not the paper's formula. The
+    gradient flows to both arguments, because both are learnt embeddings. A batch of one sample gives 0.
 
     Args:
         student: embeddings (N, D).
@@ -51,13 +55,13 @@ def neighbour_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Embedded(nn.Module):
-    """A loss on linear embeddings of both features, which learn both; the gradient ends before the teacher.
+    """A loss on learnt linear embeddings of both features. No gradient flows to the teacher.
 
     Args:
         student: the length of the student's feature.
-        teacher: of the teacher's.
-        size: of the embeddings.
-        loss: what compares them.
+        teacher: the length of the teacher's feature.
+        size: the length of the embeddings.
+        loss: the loss of the two embeddings.
     """
 
     def __init__(self, student: int, teacher: int, size: int, loss: Loss) -> None:
@@ -86,34 +90,33 @@ def cc(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Correlation congruence: the samples of a batch correlate as they do for the teacher.
+    """Correlation congruence: the correlations between the samples of a batch match the teacher's.
 
-    Kernel, gamma and order are the paper's; the weight 100 is Knowledge-Distillation-Zoo's, for the paper's belongs to
-    its own batches. The paper's total has soft targets too. `PRESETS` holds RepDistiller's other formula.
+    Kernel, gamma and order are those of the paper. The weight 100 is that of Knowledge-Distillation-Zoo, because the
+    paper's weight depends on its batches. The paper's objective also has soft targets. The preset is RepDistiller's
+    other formula.
 
     Args:
-        setup: epochs, optimizer and schedule; the batch size is part of the method.
+        setup: epochs, optimizer and schedule. The batch size affects the method.
         hard: weight of the cross-entropy with the labels.
-        correlation: weight of the correlation term; the form "neighbours" wants a far smaller one, 0.02.
+        correlation: weight of the correlation term; the form "neighbours" needs a far smaller one, 0.02.
         soft: weight of the soft targets, with the factor T².
         temperature: T of the soft targets.
-        form: "kernel", the paper's; or "neighbours", RepDistiller's.
-        gamma: of the kernel, above 0.
-        order: where the kernel's Taylor series ends, from 1.
-        embedding: the length of both learnt embeddings of the form "neighbours", from 1.
+        form: "kernel" is the paper's, "neighbours" is RepDistiller's.
+        gamma: parameter of the kernel, above 0.
+        order: P, the last power of the Taylor series, at least 1.
+        embedding: the length of the two learnt embeddings of the form "neighbours", at least 1.
         student_layer: the layer whose output is compared; the default is the feature that enters the classifier.
-        teacher_layer: the same of the teacher.
+        teacher_layer: the same for the teacher.
 
     Raises:
         LimbeckError: gamma, order, embedding or temperature are out of range; the batch size is 1, or all weights
             are 0.
     """
     several_samples(setup, "cc")
-    if not gamma > 0:
-        raise LimbeckError(f"gamma is {gamma}: it must be above 0")
-    for name, value in (("order", order), ("embedding", embedding)):
-        if value < 1:
-            raise LimbeckError(f"{name} is {value}: allowed are whole numbers from 1")
+    check_above_zero("gamma", gamma)
+    check_at_least(1, "order", order)
+    check_at_least(1, "embedding", embedding)
     pair = reading.features(setup, student_layer, teacher_layer)
     loss: Loss = partial(correlation_loss, gamma=gamma, order=order)
     if form == "neighbours":
@@ -128,3 +131,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # HobbitLong/RepDistiller, scripts/run_cifar_distill.sh.
     "repdistiller": {"form": "neighbours", "correlation": 0.02, "embedding": 128},
 }
+
+
+ABOUT = About(cc, PAPER, presets=PRESETS)

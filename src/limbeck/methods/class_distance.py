@@ -1,4 +1,4 @@
-"""Class distance: Kim, Kim, "Transferring Knowledge to Smaller Network with Class-Distance Loss" (2017), ICLR."""
+"""Class distance: a teacher with dense clusters of classes, and a student that regresses its features."""
 
 from typing import Literal
 
@@ -6,21 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Sweep, Tap, Term, from_teacher, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.mimic import mimic
 
+PAPER = Paper(
+    "Kim, Kim", "Transferring Knowledge to Smaller Network with Class-Distance Loss", 2017, venue="ICLR workshop"
+)
+
 
 def class_distance_loss(feature: Tensor, own: Tensor, other: Tensor, *, phi: float | Tensor) -> Tensor:
-    """||f - C||^2 - min(phi, ||f - O||^2), squared norms summed over D, mean over N (the second part of Eq. 3).
+    """||f - C||^2 - min(phi, ||f - O||^2), summed over D and averaged over N (the second part of Eq. 3).
 
-    The second distance has no gradient once it exceeds phi, so the loss is bounded below by -phi. The centres are
-    constants.
+    The second distance has no gradient where it exceeds phi, so the loss is bounded below by -phi. No gradient flows
+    to the centres.
 
     Args:
         feature: f, (N, D).
         own: C, the centre of each sample's class, (N, D).
-        other: O, the centre of another class, (N, D), or of several, (N, M, D): then the mean over M.
-        phi: the cap, in units of a squared distance.
+        other: O, the centre of another class, (N, D), or of several, (N, M, D), which are averaged over M.
+        phi: the largest value of the second distance, a squared distance.
     """
     near = (feature - own.detach()).square().sum(dim=-1)
     others = other.detach() if other.dim() == 3 else other.detach().unsqueeze(1)
@@ -29,21 +34,21 @@ def class_distance_loss(feature: Tensor, own: Tensor, other: Tensor, *, phi: flo
 
 
 class ClassDistance(nn.Module):
-    """`class_distance_loss` with the centres of the classes that the training set has.
+    """`class_distance_loss` with the centres of the classes of the training set.
 
     Args:
         present: (K',) int64, the classes of the training set.
-        classes: K.
-        width: D.
-        phi: the cap; see ``relative``.
-        relative: phi is a multiple of the mean squared distance between the centres, measured when the term begins.
-        centres: ``epoch``: exact, over the training set in eval mode, before every epoch. ``ema``: exact at first,
-            then moved to each batch's class means by 1 - ``momentum``. ``batch``: the batch's class means; a class
-            that is not in the batch keeps the last.
-        other: ``random``: one class that is not the sample's own, uniform. ``nearest``: the nearest. ``mean``: all,
-            averaged after the cap.
-        momentum: of ``ema``.
-        begins: the epoch from which the term counts.
+        classes: K, the number of logits.
+        width: D, the length of the feature.
+        phi: the largest value of the second distance; see ``relative``.
+        relative: phi is a multiple of the mean squared distance between the centres, measured when the term starts.
+        centres: "epoch" computes them over the training set in eval mode before every epoch. "ema" does so once, then
+            moves them towards the class means of each batch by 1 - ``momentum``. "batch" takes the class means of the
+            batch; a class that is not in the batch keeps its last centre.
+        other: "random" is one of the other classes, drawn uniformly. "nearest" is the nearest. "mean" averages the
+            capped distances to all other classes.
+        momentum: the decay of "ema".
+        begins: the epoch, from 0, in which the term starts.
     """
 
     def __init__(
@@ -76,16 +81,16 @@ class ClassDistance(nn.Module):
         return class_distance_loss(feature, self.centres[targets], self._others(feature, targets), phi=self.phi)
 
     def prepare(self, sweep: Sweep, feature: Tap) -> None:
-        """Measure the centres before an epoch, and phi's unit when the term begins."""
+        """Compute the centres before an epoch, and the unit of phi when the term starts."""
         if self._mode == "epoch" or sweep.epoch == self._begins:
             self.centres.copy_(class_means(sweep, feature, len(self.centres)))
         if self._relative and sweep.epoch == self._begins:
             self.phi.copy_(self._phi * mean_squared_distance(self.centres[self.present]))
 
     def _others(self, feature: Tensor, targets: Tensor) -> Tensor:
-        """The centre (N, D) of another class, or those (N, K' - 1, D) of all others."""
+        """The centre (N, D) of another class, or the centres (N, K' - 1, D) of all other classes."""
         count = len(self.present)
-        own = (self.present == targets.unsqueeze(1)).int().argmax(dim=1)  # the own class's place among those present
+        own = (self.present == targets.unsqueeze(1)).int().argmax(dim=1)  # position of the sample's class in `present`
         if self._other == "random":
             step = torch.randint(1, count, own.shape, device=own.device)
             return self.centres[self.present[(own + step) % count]]
@@ -105,7 +110,7 @@ class ClassDistance(nn.Module):
 
 
 def class_means(sweep: Sweep, feature: Tap, classes: int) -> Tensor:
-    """The mean feature of each class over the training set (Eq. 2), (K, D); zeros for a class that it lacks."""
+    """The mean feature of each class over the training set (Eq. 2), (K, D); zeros for a class without samples."""
     sums, counts = torch.zeros(()), torch.zeros(())
     for values, targets in sweep(feature, TARGETS):
         members = nn.functional.one_hot(targets, classes).to(values.dtype)
@@ -114,14 +119,14 @@ def class_means(sweep: Sweep, feature: Tap, classes: int) -> Tensor:
 
 
 def mean_squared_distance(centres: Tensor) -> Tensor:
-    """Over all pairs of two different centres (K, D)."""
+    """The mean squared distance over all pairs of different centres (K, D)."""
     count = len(centres)
     return squared_distances(centres, centres).sum() / (count * (count - 1))
 
 
 def squared_distances(ones: Tensor, others: Tensor) -> Tensor:
-    """Of each of (N, D) to each of (K, D), (N, K)."""
-    # By default cdist takes a matrix product, which loses the distance of centres that are far from 0 and close by.
+    """The squared distances (N, K) between the vectors (N, D) and (K, D)."""
+    # By default cdist uses a matrix product, which is inaccurate for centres that are far from 0 and close together.
     return torch.cdist(ones, others, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
@@ -138,31 +143,31 @@ def class_distance(
     teacher_epochs: int | None = None,
     adapter: Literal["none", "linear"] = "none",
 ) -> tuple[Stage, ...]:
-    """A teacher whose classes are dense clusters, and a student that regresses its feature.
+    """A teacher whose classes form dense clusters, and a student that regresses the teacher's feature.
 
-    First stage: the *teacher* learns with cross-entropy + lambda * (distance to the own class's centre - capped
-    distance to another's). Second stage: ``mimic``; the student is deployed with the teacher's classifier. The
-    teacher goes on from where it is; for one that learns this from the start, write ``untrained: true`` in the
-    recipe's teacher block. The paper does not say how O is chosen, how the centres are refreshed, nor the values of
-    lambda and phi: these defaults are ours.
+    In the first stage the *teacher* is trained with cross-entropy + lambda * (squared distance to the centre of the
+    sample's class - capped squared distance to the centre of another class). The second stage is `mimic`: the student
+    is deployed with the teacher's classifier. The first stage starts from the given teacher; to train one from random
+    weights, set ``untrained: true`` in the recipe's teacher block. The paper does not say how the other class is
+    chosen, how the centres are updated, or what lambda and phi are: these defaults are limbeck's.
 
     Args:
-        setup: epochs, optimizer and schedule, of both stages.
+        setup: epochs, optimizer and schedule of both stages.
         weight: lambda.
-        phi: the cap on the squared distance to the other class's centre.
-        phi_unit: ``relative``: phi counts in mean squared distances between the centres, as measured after the
-            warm-up; ``raw``: as it is.
-        centres: how the centres are kept: exact before every ``epoch``, moving with each batch (``ema``), or each
-            ``batch``'s own means.
-        other: which other class's centre: a ``random`` one, the ``nearest``, or the ``mean`` over all.
-        momentum: of the moving centres.
-        warmup_epochs: epochs of the first stage with cross-entropy alone, at most all but its last; the centres of a
-            random network mean nothing.
-        teacher_epochs: epochs of the first stage; by default as many as the second's. 0 leaves it out.
-        adapter: as in ``mimic``.
+        phi: the largest value of the squared distance to the other class's centre.
+        phi_unit: "relative" multiplies phi by the mean squared distance between the centres, measured after the
+            warm-up; "raw" takes phi as it is.
+        centres: "epoch" computes the centres before every epoch, "ema" moves them with every batch, "batch" takes the
+            class means of the batch.
+        other: the other class is a "random" one or the "nearest"; "mean" averages over all other classes.
+        momentum: the decay of the moving centres ("ema").
+        warmup_epochs: epochs of the first stage with cross-entropy only, because the centres of a random network are
+            meaningless; at most all epochs but the last.
+        teacher_epochs: epochs of the first stage; the default is the recipe's. 0 leaves the stage out.
+        adapter: see `mimic`.
 
     Raises:
-        LimbeckError: fewer than two classes are left; a number is out of range; what ``mimic`` raises.
+        LimbeckError: the training set has fewer than two classes; an option is out of range; any error of `mimic`.
     """
     _check(setup, weight, phi, momentum, warmup_epochs, teacher_epochs or 0)
     mimicking = mimic(setup, adapter=adapter)
@@ -203,9 +208,12 @@ def class_distance(
 
 def _check(setup: Setup, weight: float, phi: float, momentum: float, warmup_epochs: int, teacher_epochs: int) -> None:
     if len(torch.unique(setup.targets)) < 2:
-        raise LimbeckError("the training set has one class only: there is no other class to keep a distance from")
+        raise LimbeckError("the training set has only one class: class_distance needs at least two")
     if not weight >= 0 or not phi > 0 or not 0 <= momentum < 1 or warmup_epochs < 0 or teacher_epochs < 0:
         raise LimbeckError(
             f"got weight {weight}, phi {phi}, momentum {momentum}, warmup_epochs {warmup_epochs}, teacher_epochs "
             f"{teacher_epochs}: allowed are weight from 0, phi above 0, momentum in [0, 1), epochs from 0"
         )
+
+
+ABOUT = About(class_distance, PAPER, is_system=True)

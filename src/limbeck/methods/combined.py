@@ -5,22 +5,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term
+from limbeck.methods.shared import as_schedule
 
 
 def combined(setup: Setup, parts: Sequence[Callable[[Setup], tuple[Stage, ...]]]) -> tuple[Stage, ...]:
-    """The methods' stages as those of one method: first all stages before the last ones, in order, then one of all.
+    """The stages of several methods as those of one: all stages but the last of each, in order, then a common last one.
 
-    The last stages become one, whose objective is the sum of theirs. Where two have the same term on the same tensors
-    (the cross-entropy with the labels, most often) it stays one term, with the sum of the weights; other terms of one
-    name are told apart by their method's.
+    The common stage has the sum of the last stages' objectives. If two of them have the same term on the same tensors
+    (usually the cross-entropy with the labels), it becomes one term with the sum of the weights. Other terms of equal
+    name get the name of their stage as a prefix.
 
     Args:
-        setup: what every method is given.
+        setup: the setup that every method is given.
         parts: the methods, ``setup -> stages``.
 
     Raises:
-        LimbeckError: the last stages differ in what learns, in epochs or learning rates, or one ends by changing the
-            student; there is no method.
+        LimbeckError: the last stages differ in the networks that learn, in epochs or in learning rates; one of them
+            changes the student's structure or classifier at its end; there are no methods.
     """
     if not parts:
         raise LimbeckError("got an empty list of methods")
@@ -28,7 +29,7 @@ def combined(setup: Setup, parts: Sequence[Callable[[Setup], tuple[Stage, ...]]]
     lasts = [stages[-1] for stages in made]
     names = " and ".join(stage.name for stage in lasts)
     if len({stage.optimizer for stage in lasts}) > 1 or len({stage.schedule for stage in lasts}) > 1:
-        raise LimbeckError(f"{names} cannot be one stage: one of them has learning rates of its own")
+        raise LimbeckError(f"{names} cannot be one stage: one of them changes the learning rates")
     for what in ("learns", "epochs"):
         values = [getattr(stage, what) for stage in lasts]
         if len(set(values)) > 1:
@@ -37,12 +38,12 @@ def combined(setup: Setup, parts: Sequence[Callable[[Setup], tuple[Stage, ...]]]
     ending = [stage.name for stage in lasts if stage.finish is not None]
     if ending and len(lasts) > 1:
         raise LimbeckError(
-            f"{names} cannot be one stage: {' and '.join(ending)} ends by giving the student another classifier, which "
-            "the other would have trained for nothing"
+            f"{names} cannot be one stage: {' and '.join(ending)} replaces the student's classifier at its end, and "
+            "the other method's training of the classifier would be lost"
         )
     preparing = [stage.prepare for stage in lasts if stage.prepare is not None]
     if len(preparing) > 1:
-        raise LimbeckError(f"{names} cannot be one stage: both prepare something before each epoch")
+        raise LimbeckError(f"{names} cannot be one stage: both have to prepare each epoch")
     united = replace(
         lasts[0],
         name="+".join(stage.name for stage in lasts),
@@ -76,9 +77,5 @@ def _numbered(name: str) -> Iterator[str]:
 def _sum(one: float | Schedule, other: float | Schedule) -> float | Schedule:
     if isinstance(one, int | float) and isinstance(other, int | float):
         return one + other
-    first, second = (_as_schedule(weight) for weight in (one, other))
+    first, second = as_schedule(one), as_schedule(other)
     return lambda progress: first(progress) + second(progress)
-
-
-def _as_schedule(weight: float | Schedule) -> Schedule:
-    return (lambda progress: weight) if isinstance(weight, int | float) else weight

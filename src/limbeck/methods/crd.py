@@ -1,61 +1,63 @@
-"""Contrast: Tian, Krishnan, Isola, "Contrastive Representation Distillation" (2020), arXiv:1910.10699."""
+"""Contrastive representation distillation, with a memory of negatives."""
 
 import math
-from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Tap, Term, from_student, weighted
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.alone import hard_loss
-from limbeck.methods.kd import soft_loss
+from limbeck.methods.about import About, Paper
+from limbeck.methods.kd import label_terms
+from limbeck.methods.shared import check_above_zero, check_at_least
+
+PAPER = Paper("Tian, Krishnan, Isola", "Contrastive Representation Distillation", 2020, "1910.10699")
 
 Normaliser = Literal["first_batch", "none"]
 
 
 class Embedding(nn.Module):
-    """Features (N, ...), flattened, to unit vectors: a linear map, then division by the norm."""
+    """Features (N, ...), flattened, to vectors of length 1: a linear layer, then division by the norm."""
 
     def __init__(self, inputs: int, size: int) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, size)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, size)."""
+        """Embeddings (N, size)."""
         return F.normalize(self.linear(features.flatten(1)), dim=1)
 
 
 class MemoryContrast(nn.Module):
-    """Each sample's embedding against the other network's memory: its own row, and the rows of negatives.
+    """Each sample's embedding against the other network's memory: the row of the sample and the rows of negatives.
 
-    For an anchor with the scores s_k = exp(<anchor, row_k> / temperature) / Z, k = 0 its own row, the loss is
-    -log(s_0 / (s_0 + m/n)) - sum over k of log((m/n) / (s_k + m/n)), m the negatives and n the samples: summed over the
-    negatives, mean over the batch, summed over both directions (student against the teacher's memory, and teacher
-    against the student's). The rows are constants; both embeddings learn; the teacher's feature is detached. After the
-    scoring each anchor is mixed into its row, which is brought back to length 1.
+    For an anchor with the scores s_k = exp(<anchor, row_k> / temperature) / Z, where k = 0 is its own row, the loss is
+    -log(s_0 / (s_0 + m/n)) - sum over k of log((m/n) / (s_k + m/n)), with m negatives and n samples. It is summed over
+    the negatives, averaged over the batch, and summed over both directions: student against the teacher's memory, and
+    teacher against the student's. No gradient flows to the rows or to the teacher's feature; both embeddings learn.
+    After the loss is computed, each anchor is mixed into its row, which is then scaled to length 1.
 
-    The source is HobbitLong/RepDistiller (crd/criterion.py and crd/memory.py, b84f547), which has two things that the
-    paper's formula has not: Z, the mean of exp over the first batch times n, from then on a constant, and 1e-7 beside
-    m/n. They are the default, because all published results come from that code. Its mode is the "exact" one: the
-    negatives are of other classes.
+    The source is HobbitLong/RepDistiller (crd/criterion.py and crd/memory.py, b84f547), in its "exact" mode: negatives
+    are samples of other classes. The code has two additions to the paper's formula: Z, which is the mean of exp over
+    the first batch times n and stays constant, and 1e-7 added to m/n. They are the default, because all published
+    results come from that code.
 
-    The memories and Z are part of the state. They change in training alone: in eval mode, or without gradient, nothing
-    is kept. Processes that train together each keep their own memories.
+    The memories and Z are buffers. They change only in training mode with gradients enabled. Each process of a
+    distributed training keeps its own memories.
 
     Args:
-        student: the number of values of the student's feature.
-        teacher: the same of the teacher.
-        targets: (n,) int64, the class of every sample of the training set, by its index.
-        negatives: m. Each sample's are a uniform draw without replacement from the samples of other classes, and
-            samples of one batch share the permutation that it is cut from; with replacement, and one by one, where a
-            class has fewer others than m.
+        student: the number of elements of the student's feature.
+        teacher: the number of elements of the teacher's feature.
+        targets: (n,) int64, the classes of the training samples by index.
+        negatives: m. They are drawn uniformly from the samples of other classes, without replacement, from a
+            permutation that all samples of the batch share. If a class has fewer than m samples outside it, they are
+            drawn with replacement and independently.
         embedding: the length of the embeddings.
         temperature: divides the scores.
-        momentum: the share of the old row in the new one.
-        normaliser: "first_batch", or "none" for Z = 1 and without 1e-7, the paper's formula.
+        momentum: the weight of the old row in the new one.
+        normaliser: "first_batch" is the authors' code. "none" sets Z = 1 and adds no 1e-7, as in the paper's formula.
     """
 
     student_memory: Tensor
@@ -82,10 +84,10 @@ class MemoryContrast(nn.Module):
         self.teacher = Embedding(teacher, embedding)
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
         self.normaliser = normaliser
-        bound = math.sqrt(3 / embedding)  # rows of length 1 in the mean
+        bound = math.sqrt(3 / embedding)  # rows have length 1 on average
         for name in ("student_memory", "teacher_memory"):
             self.register_buffer(name, torch.empty(len(targets), embedding).uniform_(-bound, bound))
-        self.register_buffer("log_normalisers", torch.full((2,), -math.inf))  # not known yet
+        self.register_buffer("log_normalisers", torch.full((2,), -math.inf))  # not computed yet
         counts = targets.bincount()
         self.register_buffer("targets", targets, persistent=False)
         self.register_buffer("by_class", targets.argsort(stable=True), persistent=False)
@@ -98,15 +100,15 @@ class MemoryContrast(nn.Module):
         Args:
             student: features (N, ...).
             teacher: features (N, ...).
-            index: (N,) int64, the samples' places in the training set.
-            negatives: (N, m) int64, the places of the samples to contrast with; by default they are drawn.
+            index: (N,) int64, the indices of the samples in the training set.
+            negatives: (N, m) int64, the indices of the negatives; by default they are drawn.
         """
         if negatives is None:
             negatives = self.draw(index)
         places = torch.cat([index[:, None], negatives], dim=1)
         anchors = self.student(student), self.teacher(teacher.detach())
         memories = self.teacher_memory, self.student_memory
-        # All n scores by one product of matrices: fewer numbers to move than the (N, m, embedding) rows themselves.
+        # One matrix product gives all n scores and moves less memory than gathering the (N, m, embedding) rows.
         scores = [
             (anchor @ memory.T / self.temperature).gather(1, places)
             for anchor, memory in zip(anchors, memories, strict=True)
@@ -128,7 +130,7 @@ class MemoryContrast(nn.Module):
             rank = torch.randint(2**62, (len(index), self.negatives), device=device) % others
             before = self.counts.cumsum(0)[own] - self.counts[own]
             return self.by_class[torch.where(rank < before, rank, rank + self.counts[own])]
-        # A stretch of a random order, long enough for m others whichever class is left out of it.
+        # A slice of a permutation, long enough to hold m samples outside any class.
         start = torch.randint(samples, (len(index), 1), device=device)
         stretch = torch.arange(self.negatives + self._greatest, device=device)
         places = torch.randperm(samples, device=device)[(start + stretch) % samples]
@@ -136,7 +138,7 @@ class MemoryContrast(nn.Module):
         return places[others & (others.cumsum(dim=1) <= self.negatives)].view(len(index), self.negatives)
 
     def _log_normalisers(self, scores: list[Tensor]) -> Tensor:
-        """The logarithms of Z, student's and teacher's: those that are known, else of these scores."""
+        """The logarithms of Z for both directions: the stored ones, or those of these scores in the first batch."""
         if self.normaliser == "none":
             return torch.zeros_like(self.log_normalisers)
         means = [score.detach().flatten().logsumexp(0) - math.log(score.numel()) for score in scores]
@@ -144,7 +146,7 @@ class MemoryContrast(nn.Module):
         return torch.where(self.log_normalisers.isinf(), found, self.log_normalisers)
 
     def _contrast(self, logs: Tensor) -> Tensor:
-        """One direction of the loss; ``logs`` (N, 1 + m) are the logarithms of s, the sample's own first."""
+        """One direction of the loss; ``logs`` (N, 1 + m) are the logarithms of s, starting with the sample's own."""
         rate = (logs.shape[1] - 1) / len(self.targets)
         noise = rate + (1e-7 if self.normaliser == "first_batch" else 0.0)
         against = logs - math.log(noise)
@@ -153,7 +155,7 @@ class MemoryContrast(nn.Module):
         return (own + others.sum(dim=1)).mean()
 
     def _mixed(self, memory: Tensor, index: Tensor, anchors: Tensor) -> Tensor:
-        """The memory with these samples' rows renewed; a new tensor, because the backward pass reads the old one."""
+        """The memory with updated rows for these samples; a new tensor, because the backward pass reads the old one."""
         rows = self.momentum * memory[index] + (1 - self.momentum) * anchors.detach()
         return memory.index_copy(0, index, F.normalize(rows, dim=1))
 
@@ -173,10 +175,10 @@ def crd(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Contrastive representation distillation: a sample's features in both networks are told from other samples'.
+    """Contrastive representation distillation: a sample's features in both networks agree more than those of others.
 
-    The defaults are the paper's on CIFAR-100, whose "CRD + KD" is ``soft: 1``. The loss keeps two memories of
-    ``embedding`` numbers a training sample: `crd_in_batch` needs none.
+    The defaults are the paper's for CIFAR-100; its "CRD + KD" is ``soft: 1``. The loss keeps two memories with
+    ``embedding`` numbers for each training sample; `crd_in_batch` needs no memory.
 
     Args:
         setup: epochs, optimizer, schedule, shapes and the training set's labels.
@@ -184,26 +186,25 @@ def crd(
         contrast: weight of the contrastive term; a number or a schedule.
         soft: weight of the soft targets of `kd`; a number or a schedule.
         temperature: T of the soft targets.
-        negatives: samples of other classes that each sample is contrasted with. Where there are fewer, they are drawn
-            with replacement.
-        embedding: the length of the vectors that are compared.
+        negatives: the number of samples of other classes that each sample is contrasted with. If there are fewer,
+            they are drawn with replacement.
+        embedding: the length of the embeddings.
         contrast_temperature: tau, divides the scores.
-        momentum: the share of the old row of the memory in the new one.
-        normaliser: "first_batch" divides the scores by a constant found at the first batch, as the authors' code;
-            "none" is the paper's formula.
-        student_layer: the feature; the default is what enters the classifier. A map is flattened.
-        teacher_layer: the same of the teacher.
+        momentum: the weight of the old row of the memory in the new one.
+        normaliser: "first_batch" divides the scores by a constant computed from the first batch, as in the authors'
+            code; "none" is the paper's formula.
+        student_layer: the layer that gives the feature; the default is the input of the classifier. A map is flattened.
+        teacher_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: a temperature is not above 0, the negatives or the embedding not at least 1, the momentum no
-            share, the training set has one class alone, or all weights are 0.
+        LimbeckError: a temperature is not above 0, ``negatives`` or ``embedding`` is below 1, the momentum is not in
+            [0, 1), the training set has only one class, or all weights are 0.
     """
-    if negatives < 1:
-        raise LimbeckError(f"negatives is {negatives}: it must be at least 1")
+    check_at_least(1, "negatives", negatives)
     if not 0 <= momentum < 1:
         raise LimbeckError(f"momentum is {momentum}: it must be at least 0 and below 1")
     if int((setup.targets.bincount() > 0).sum()) < 2:
-        raise LimbeckError("crd contrasts with samples of other classes, but the training set has one class alone")
+        raise LimbeckError("crd contrasts with samples of other classes, but the training set has only one class")
     check(embedding, contrast_temperature)
     student, teacher = reading.features(setup, student_layer, teacher_layer)
     loss = MemoryContrast(
@@ -216,28 +217,15 @@ def crd(
         momentum=momentum,
         normaliser=normaliser,
     )
-    term = Term(loss, (student, teacher, Tap("batch", "index")), contrast)
-    return stages(setup, "crd", hard, term, soft, temperature)
+    terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
+    terms["contrast"] = Term(loss, (student, teacher, Tap("batch", "index")), contrast)
+    return (Stage("crd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
 def check(embedding: int, contrast_temperature: float) -> None:
-    """Refuse what neither `crd` nor `crd_in_batch` can do."""
-    if embedding < 1:
-        raise LimbeckError(f"embedding is {embedding}: it must be at least 1")
-    if not contrast_temperature > 0:
-        raise LimbeckError(f"contrast_temperature is {contrast_temperature}: it must be above 0")
+    """Raise LimbeckError if an option of `crd` and `crd_in_batch` is out of range."""
+    check_at_least(1, "embedding", embedding)
+    check_above_zero("contrast_temperature", contrast_temperature)
 
 
-def stages(
-    setup: Setup, name: str, hard: float | Schedule, contrast: Term, soft: float | Schedule, temperature: float
-) -> tuple[Stage, ...]:
-    """The one stage of `crd` and of `crd_in_batch`: labels, contrast, and the soft targets of `kd`."""
-    if not temperature > 0:
-        raise LimbeckError(f"temperature is {temperature}: it must be above 0")
-    targets: Loss = partial(soft_loss, temperature=temperature)
-    terms = {
-        "hard": Term(hard_loss, (from_student(), TARGETS), hard),
-        "contrast": contrast,
-        "soft": Term(targets, (from_student(), *setup.teacher_logits), soft),
-    }
-    return (Stage(name, weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+ABOUT = About(crd, PAPER)

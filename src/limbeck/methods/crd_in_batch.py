@@ -1,26 +1,27 @@
-"""A variant of: Tian, Krishnan, Isola, "Contrastive Representation Distillation" (2020), arXiv:1910.10699."""
+"""Contrastive distillation with the negatives of the batch: a variant of `crd` without a memory."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.core import TARGETS, Schedule, Setup, Stage, Term
+from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.crd import Embedding, check, stages
+from limbeck.methods.about import About
+from limbeck.methods.crd import PAPER, Embedding, check
+from limbeck.methods.kd import label_terms
 
 
 class BatchContrast(nn.Module):
-    """Each sample's student embedding against the teacher's of the batch, and the other way round (InfoNCE).
+    """Each sample's embedding against the other network's embeddings of the batch, in both directions (InfoNCE).
 
-    -log of the softmax, at its own sample, of <student_i, teacher_j> / temperature over its own and the samples j of
-    other classes: mean over the batch, summed over both directions. Where a batch holds one class alone, as one sample
-    does, there is nothing to tell apart: the value and the gradient are 0. Both embeddings learn; the teacher's
-    feature is detached.
+    -log softmax of <student_i, teacher_j> / temperature at j = i, over j = i and the samples j of other classes,
+    averaged over the batch and summed over both directions. If the batch has only one class, the value and the
+    gradient are 0. Both embeddings learn; no gradient flows to the teacher's feature.
 
     Args:
-        student: the number of values of the student's feature.
-        teacher: the same of the teacher.
+        student: the number of elements of the student's feature.
+        teacher: the number of elements of the teacher's feature.
         embedding: the length of the embeddings.
         temperature: divides the scores.
     """
@@ -32,7 +33,7 @@ class BatchContrast(nn.Module):
         self.temperature = temperature
 
     def forward(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        """The loss of features (N, ...), (N, ...) and class indices (N,), a scalar."""
+        """The loss, a scalar, of features (N, ...) and (N, ...) and class indices (N,)."""
         scores: Tensor = self.student(student) @ self.teacher(teacher.detach()).T / self.temperature
         alike = (targets[:, None] == targets) & ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)
         scores = scores.masked_fill(alike, -math.inf)
@@ -52,9 +53,9 @@ def crd_in_batch(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """A variant of `crd` without memories: the negatives are the samples of other classes in the batch.
+    """A variant of `crd` without a memory: the negatives are the samples of other classes in the batch.
 
-    Its loss is InfoNCE, not the paper's: no published figure is of it, and its best weight is another.
+    The loss is InfoNCE, not that of the paper. The published results do not apply to it, and it needs another weight.
 
     Args:
         setup: epochs, optimizer, schedule and shapes.
@@ -62,13 +63,13 @@ def crd_in_batch(
         contrast: weight of the contrastive term; a number or a schedule.
         soft: weight of the soft targets of `kd`; a number or a schedule.
         temperature: T of the soft targets.
-        embedding: the length of the vectors that are compared.
+        embedding: the length of the embeddings.
         contrast_temperature: tau, divides the scores.
-        student_layer: the feature; the default is what enters the classifier. A map is flattened.
-        teacher_layer: the same of the teacher.
+        student_layer: the layer that gives the feature; the default is the input of the classifier. A map is flattened.
+        teacher_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: a temperature is not above 0, the embedding not at least 1, or all weights are 0.
+        LimbeckError: a temperature is not above 0, ``embedding`` is below 1, or all weights are 0.
     """
     check(embedding, contrast_temperature)
     student, teacher = reading.features(setup, student_layer, teacher_layer)
@@ -78,5 +79,9 @@ def crd_in_batch(
         embedding=embedding,
         temperature=contrast_temperature,
     )
-    term = Term(loss, (student, teacher, TARGETS), contrast)
-    return stages(setup, "crd_in_batch", hard, term, soft, temperature)
+    terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
+    terms["contrast"] = Term(loss, (student, teacher, TARGETS), contrast)
+    return (Stage("crd_in_batch", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+
+
+ABOUT = About(crd_in_batch, PAPER)

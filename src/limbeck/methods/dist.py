@@ -1,20 +1,24 @@
-"""Correlated predictions: Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), arXiv:2205.10536."""
+"""DIST: the student's predictions correlate with the teacher's."""
 
 from functools import partial
 
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Term, weighted
+from limbeck.core import TARGETS, Loss, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
+from limbeck.methods.shared import check_above_zero
+
+PAPER = Paper("Huang et al.", "Knowledge Distillation from A Stronger Teacher", 2022, "2205.10536")
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's correlation of the rows of two tensors (N, K), as (N,); 0 for a row that does not vary.
+    """Pearson correlation (N,) of the rows of two tensors (N, K); 0 for a constant row.
 
-    The product of the norms is raised by 1e-8, as in the authors' code; the paper has nothing there.
+    1e-8 is added to the product of the norms, as in the authors' code; the paper adds nothing.
     """
     one, other = one - one.mean(dim=1, keepdim=True), other - other.mean(dim=1, keepdim=True)
     norms: Tensor = vector_norm(one, dim=1) * vector_norm(other, dim=1)
@@ -24,37 +28,35 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
 def inter_loss(
     student: Tensor, teacher: Tensor, *, temperature: float = 1.0, temperature_squared: bool = True
 ) -> Tensor:
-    """1 less the correlation of a sample's two softened distributions, mean over the samples.
+    """1 - correlation of the two softened distributions of a sample, averaged over the samples.
 
-    As `DIST` of hunto/image_classification_sota (lib/models/losses/dist_kd.py, 6f7a70a). Of 2 classes a correlation is
-    1 or -1, and the gradient next to 0. None of the gradient reaches the teacher.
+    Source: `DIST` of hunto/image_classification_sota (lib/models/losses/dist_kd.py, 6f7a70a). With 2 classes the
+    correlation is 1 or -1 and the gradient is almost 0. No gradient flows to the teacher.
 
     Args:
         student: logits (N, K).
         teacher: logits (N, K).
         temperature: T > 0 of both softmaxes.
-        temperature_squared: the factor T² of the authors' code. The paper's formula has none; at T = 1 they agree.
+        temperature_squared: multiply by T², as the authors' code does. The paper's formula has no such factor.
     """
-    ours, theirs = _softened(student, teacher, temperature)
-    value = like(1 - correlation(ours, theirs).mean(), student)
+    value = like(1 - correlation(*_softened(student, teacher, temperature)).mean(), student)
     return value * temperature**2 if temperature_squared else value
 
 
 def intra_loss(
     student: Tensor, teacher: Tensor, *, temperature: float = 1.0, temperature_squared: bool = True
 ) -> Tensor:
-    """1 less the correlation over the batch of a class's probabilities, mean over the classes.
+    """1 - correlation over the batch of the two networks' probabilities of a class, averaged over the classes.
 
-    Of one sample no class varies: the value is 1 (times T²) and the gradient 0. Arguments and source are those of
-    `inter_loss`.
+    For one sample the value is 1 (times T²) and the gradient is 0. Arguments and source are those of `inter_loss`.
     """
-    ours, theirs = _softened(student, teacher, temperature)
-    value = like(1 - correlation(ours.T, theirs.T).mean(), student)
+    p_student, p_teacher = _softened(student, teacher, temperature)
+    value = like(1 - correlation(p_student.T, p_teacher.T).mean(), student)
     return value * temperature**2 if temperature_squared else value
 
 
 def _softened(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Both distributions; 1 less a correlation near 1 takes 64 bits."""
+    """Both softened distributions, in 64 bits because 1 - correlation is a small difference."""
     return (wide(student) / temperature).softmax(1), (wide(teacher.detach()) / temperature).softmax(1)
 
 
@@ -69,11 +71,11 @@ def dist(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Correlations instead of values: of each sample's classes, and of each class's samples in the batch.
+    """DIST: correlations instead of values, over the classes of a sample and over the samples of a class.
 
-    The defaults are those for ImageNet; for CIFAR-100 the temperature is 4. That the default has the factor T² follows
-    the authors' code, which all their results at T = 4 come from; at the default T it changes nothing. With 2 classes
-    the term ``inter`` teaches nothing, which the plan says.
+    The defaults are the authors' for ImageNet; for CIFAR-100 they use temperature 4. The factor T² is that of the
+    authors' code, which gave their results at T = 4. With 2 classes the term ``inter`` has almost no gradient, and a
+    note before training says so.
 
     Args:
         setup: epochs, optimizer and schedule.
@@ -81,16 +83,15 @@ def dist(
         inter: beta, weight of the correlation over the classes; a number or a schedule.
         intra: gamma, weight of the correlation over the samples; a number or a schedule.
         temperature: T of both networks.
-        temperature_squared: multiply both by T², as the authors' code does; the paper does not.
+        temperature_squared: multiply both terms by T², as the authors' code does; the paper does not.
         student_layer: the layer read as the student's logits; the default is the network's output.
-        teacher_layer: the same of the teacher.
+        teacher_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: the temperature is not above 0, all weights are 0, or the teacher is an ensemble of
-            distributions.
+        LimbeckError: the temperature is not above 0, all weights are 0, or the teacher is an ensemble
+            averaged as distributions.
     """
-    if not temperature > 0:
-        raise LimbeckError(f"temperature is {temperature}: it must be above 0")
+    check_above_zero("temperature", temperature)
     student, teacher = reading.logits(setup, student_layer, teacher_layer)
 
     def of(loss: Loss) -> Loss:
@@ -105,5 +106,8 @@ def dist(
     )
     notes: tuple[str, ...] = ()
     if setup.classes == 2 and "inter" in terms:
-        notes = ("dist: two probabilities correlate by 1 or -1, so with 2 classes the term 'inter' teaches nothing",)
+        notes = ("dist: with 2 classes every correlation is 1 or -1, so the term 'inter' has no effect",)
     return (Stage("dist", terms, setup.epochs, setup.optimizer, setup.schedule, notes=notes),)
+
+
+ABOUT = About(dist, PAPER)

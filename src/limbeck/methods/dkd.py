@@ -1,4 +1,4 @@
-"""Decoupled soft targets: Zhao, Cui, Song et al., "Decoupled Knowledge Distillation" (2022), arXiv:2203.08679."""
+"""Decoupled distillation: separate terms for the target class and for the other classes."""
 
 import math
 from functools import partial
@@ -8,17 +8,21 @@ from torch import Tensor
 
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import divergence, like, wide
+from limbeck.methods.shared import as_schedule, check_above_zero
+
+PAPER = Paper("Zhao, Cui, Song et al.", "Decoupled Knowledge Distillation", 2022, "2203.08679")
 
 
 def target_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
-    """T² * KL of (p_y, 1 - p_y), teacher to student: how sure both are of the label (the paper's TCKD).
+    """T² * KL(b_T || b_S) of the binary distributions b = (p_y, 1 - p_y) of label and other classes (the paper's TCKD).
 
-    Sum over the two, mean over the batch; no gradient reaches the teacher. Both logarithms come from the logits
-    themselves, so that no probability of 0 is ever logged. With `nontarget_loss` this is `dkd_loss` of
-    megvii-research/mdistiller (mdistiller/distillers/DKD.py, a08d46f) as long as no gap of the scaled logits nears
-    1000, from where on that code gives NaN.
+    Summed over the two entries, averaged over the batch. No gradient flows to the teacher. The logarithms are computed
+    from the logits, so the value is finite where a probability is 0. With `nontarget_loss` this is `dkd_loss` of
+    megvii-research/mdistiller (mdistiller/distillers/DKD.py, a08d46f); that code gives NaN where the scaled logits
+    differ by about 1000 or more.
 
     Args:
         student: logits (N, K), K of at least 2.
@@ -26,18 +30,18 @@ def target_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, temperatur
         targets: class indices (N,), int64.
         temperature: T > 0.
     """
-    pair, wanted = (_label_and_rest(wide(logits) / temperature, targets) for logits in (student, teacher.detach()))
-    return like(divergence(pair, wanted, factor=temperature**2 / len(student)), student)
+    binary = [_label_and_rest(wide(logits) / temperature, targets) for logits in (student, teacher.detach())]
+    return like(divergence(*binary, factor=temperature**2 / len(student)), student)
 
 
 def nontarget_loss(student: Tensor, teacher: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
-    """T² * KL of the distributions over the classes that are not the label, teacher to student (NCKD).
+    """T² * KL(p_T || p_S) of the distributions over the classes other than the label (the paper's NCKD).
 
-    Sum over the K - 1 classes, mean over the batch; no gradient reaches the teacher. Of 2 classes it is 0. The shapes
-    and the source are those of `target_loss`.
+    Summed over the K - 1 classes, averaged over the batch; 0 with 2 classes. No gradient flows to the teacher.
+    Arguments and source are those of `target_loss`.
     """
-    rest, wanted = (_rest(logits, targets) for logits in (student, teacher.detach()))
-    return divergence(rest, wanted, temperature=temperature, factor=temperature**2 / len(student))
+    others = [_rest(logits, targets) for logits in (student, teacher.detach())]
+    return divergence(*others, temperature=temperature, factor=temperature**2 / len(student))
 
 
 def dkd(
@@ -51,11 +55,11 @@ def dkd(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Decoupled soft targets: how sure the teacher is of the label, and its distribution over the other classes.
+    """Decoupled soft targets: the probability of the label, and the distribution over the other classes.
 
-    The defaults are the paper's for ResNet-32x4 to ResNet-8x4 on CIFAR-100. ``target: 1`` and ``nontarget: 1 - p_y``
-    of the teacher, sample by sample, would be `kd`. With 2 classes there is one other class, and its term has no
-    gradient.
+    The defaults are the paper's for ResNet-32x4 to ResNet-8x4 on CIFAR-100. With the weights 1 for ``target`` and
+    1 - p_y of the teacher for ``nontarget``, sample by sample, the sum would be the soft term of `kd`. With 2 classes
+    the term ``nontarget`` has no gradient.
 
     Args:
         setup: epochs, optimizer and schedule.
@@ -63,19 +67,18 @@ def dkd(
         target: alpha, weight of the term on the label; a number or a schedule.
         nontarget: beta, weight of the term on the other classes; a number or a schedule.
         temperature: T of both terms.
-        warmup: the share of the training in which both weights rise to their values, in equal steps an epoch. The
-            authors' is 20 of 240 epochs; 0 is none.
+        warmup: the fraction of the training during which both weights rise to their values, in equal steps at each
+            epoch. The authors use 20 of 240 epochs; 0 means no warm-up.
         student_layer: the layer read as the student's logits; the default is the network's output.
-        teacher_layer: the same of the teacher.
+        teacher_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: the temperature is not above 0, the warm-up is no share, all weights are 0, or the teacher is an
-            ensemble of distributions.
+        LimbeckError: the temperature is not above 0, the warm-up is not in [0, 1], all weights are 0, or the teacher is
+            an ensemble averaged as distributions.
     """
-    if not temperature > 0:
-        raise LimbeckError(f"temperature is {temperature}: it must be above 0")
+    check_above_zero("temperature", temperature)
     if not 0 <= warmup <= 1:
-        raise LimbeckError(f"warmup is {warmup}: it is a share of the training, at least 0 and at most 1")
+        raise LimbeckError(f"warmup is {warmup}: it is a fraction of the training, at least 0 and at most 1")
     student, teacher = reading.logits(setup, student_layer, teacher_layer)
     reads = (student, teacher, TARGETS)
     rising = partial(_rising, share=warmup, epochs=setup.epochs)
@@ -88,14 +91,15 @@ def dkd(
 
 
 def _rising(weight: float | Schedule, *, share: float, epochs: int) -> float | Schedule:
-    """The weight, times the number of the epoch (from 1) over the epochs of the warm-up, 1 at most."""
+    """The weight times min(epoch / epochs of the warm-up, 1), where the first epoch is 1."""
     if share * epochs <= 1 or weight == 0:
         return weight
 
+    full = as_schedule(weight)
+
     def risen(progress: float) -> float:
         epoch = math.floor(progress * epochs + 1e-6) + 1  # the progress at an epoch's start may be rounded down
-        value = weight if isinstance(weight, int | float) else weight(progress)
-        return value * min(epoch / (share * epochs), 1.0)
+        return full(progress) * min(epoch / (share * epochs), 1.0)
 
     return risen
 
@@ -107,6 +111,9 @@ def _label_and_rest(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _rest(logits: Tensor, targets: Tensor) -> Tensor:
-    """The logits (N, K - 1) of the classes that are not the label."""
+    """The logits (N, K - 1) of the classes other than the label."""
     places = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
     return logits.gather(1, places + (places >= targets[:, None]))
+
+
+ABOUT = About(dkd, PAPER)

@@ -1,23 +1,29 @@
-"""Fine-tuning: Yosinski et al., "How transferable are features in deep neural networks?" (2014), arXiv:1411.1792."""
+"""Fine-tuning a network from another task: the baseline of transfer learning."""
 
 from typing import Literal
 
 from limbeck.core import TARGETS, Setup, Stage, Term, from_student
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
+
+PAPER = Paper("Yosinski et al.", "How transferable are features in deep neural networks?", 2014, "1411.1792")
 
 
 def fine_tune(setup: Setup, *, backbone: Literal["all", "frozen"] = "all") -> tuple[Stage, ...]:
-    """A network from another task goes on to learn this one: the baseline of transfer, without a teacher.
+    """Fine-tuning without a teacher: a network trained on another task is trained on this one.
 
-    In a recipe: ``student: {model: ..., weights: FILE, init: fine_tune}`` takes all weights but the classifier's.
+    In a recipe, ``student: {model: ..., weights: FILE, init: fine_tune}`` loads all weights except the classifier's.
 
     Args:
         setup: epochs, optimizer and schedule.
-        backbone: ``all`` layers learn; or all but the classifier are ``frozen``, BatchNorm statistics too.
+        backbone: "all" trains all layers. "frozen" trains the classifier only; the BatchNorm statistics stay too.
 
     Raises:
-        LimbeckError: the backbone is frozen and no linear layer gives the student's logits.
+        LimbeckError: the backbone is frozen and the student has no linear classifier.
     """
     terms = {"hard": Term(hard_loss, (from_student(), TARGETS))}
     learns = "student" if backbone == "all" else f"student.{setup.outline('student').classifier}"
     return (Stage("fine_tune", terms, setup.epochs, setup.optimizer, setup.schedule, learns=(learns,)),)
+
+
+ABOUT = About(fine_tune, PAPER, networks={"student": "resnet8"})

@@ -1,4 +1,4 @@
-"""FitNets: Romero, Ballas, Kahou et al., "FitNets: Hints for Thin Deep Nets" (2015), arXiv:1412.6550."""
+"""FitNets: a hint stage, then distillation."""
 
 import math
 from dataclasses import replace
@@ -10,25 +10,28 @@ from torch import Tensor, nn
 
 from limbeck.connectors import AsMap, Maxout, Through, as_map, map_shape, valid_conv
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Sweep, Tap, Term, tap
+from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import kd
 from limbeck.methods.shared import rated
+
+PAPER = Paper("Romero, Ballas, Kahou et al.", "FitNets: Hints for Thin Deep Nets", 2015, "1412.6550")
 
 Average = Literal["batch", "code", "elements"]
 Regressor = Literal["conv", "full", "upsample"]
 Activation = Literal["relu", "maxout", "none"]
 
-_MOST_WEIGHTS = 2**25  # of a regressor that nobody asked for
+_MOST_WEIGHTS = 2**25  # of a regressor that limbeck chooses
 
 
 def hint_loss(student: Tensor, teacher: Tensor, *, average: Average = "batch") -> Tensor:
-    """1/2 ||u_h - r(v_g)||^2 (Eq. 3).
+    """1/2 ||u_h - r(v_g)||^2 (Eq. 3). No gradient flows to the teacher.
 
     Args:
-        student: r(v_g), the guided layer's output after the regressor, (N, ...).
+        student: r(v_g), the output of the guided layer after the regressor, (N, ...).
         teacher: u_h, the hint, of the same shape.
-        average: ``batch``: summed over the hint, mean over N, as the formula. ``code``: the authors' code
-            (adri-romsor/FitNets, costs/HintCost.py) sums over one spatial side only and averages over all else, which
-            is the formula over C * W. ``elements``: the mean of the squares without 1/2, as other toolkits have it.
+        average: "batch" sums over the hint and averages over N, as in the formula. "code" sums over one spatial
+            dimension and averages over all others, as in the authors' code (adri-romsor/FitNets, costs/HintCost.py):
+            the formula divided by C * W. "elements" is the mean of the squares without the 1/2, as in other toolkits.
     """
     squares = (student - teacher.detach()).square()
     if average == "elements":
@@ -38,7 +41,7 @@ def hint_loss(student: Tensor, teacher: Tensor, *, average: Average = "batch") -
 
 
 def hint_map_loss(student: Tensor, teacher: Tensor, *, average: Average = "batch") -> Tensor:
-    """`hint_loss` of a hint that is tokens or a vector, with the hint as a map; see `limbeck.connectors.as_map`."""
+    """`hint_loss` with a hint of tokens or a vector taken as a map; see `limbeck.connectors.as_map`."""
     return hint_loss(student, as_map(teacher), average=average)
 
 
@@ -50,23 +53,23 @@ def regressor(
     activation: Activation = "relu",
     pieces: int = 2,
 ) -> nn.Module:
-    """r: from the guided layer's space to the hint's, with the hint's own non-linearity.
+    """r: maps the guided layer's output to the hint's shape and applies the hint's non-linearity.
 
     Args:
-        source: the guided layer's shape, (C, H, W), (L, D) tokens or (D,).
-        target: the hint's.
-        kind: ``conv``: for maps a convolution without padding, k = N_g - N_h + 1; of tokens and vectors a linear map.
-            ``full``: fully connected, from all elements to all elements. ``upsample``: bilinear to the hint's size,
-            then a 1x1 convolution.
-        activation: ``relu``, ``maxout`` of ``pieces`` or ``none``.
+        source: shape of the guided layer's output, (C, H, W), (L, D) for tokens, or (D,).
+        target: shape of the hint.
+        kind: "conv" is a convolution without padding of size k = N_g - N_h + 1 for maps, and a linear layer for tokens
+            and vectors. "full" is fully connected. "upsample" enlarges the map bilinearly to the hint's size and
+            applies a 1x1 convolution.
+        activation: "relu", "maxout" with ``pieces``, or "none".
         pieces: linear pieces of a maxout unit.
 
     Raises:
-        LimbeckError: the hint is larger than the guided map and the kind is ``conv``; the shapes are of two kinds.
+        LimbeckError: the kind is "conv" and the hint is larger than the guided map; the shapes are of different kinds.
     """
     count = pieces if activation == "maxout" else 1
     if activation == "maxout" and pieces < 2:
-        raise LimbeckError(f"pieces is {pieces}: a maxout unit has 2 or more")
+        raise LimbeckError(f"pieces is {pieces}: a maxout unit has at least 2")
     after: nn.Module = {"relu": nn.ReLU(), "maxout": Maxout(count), "none": nn.Identity()}[activation]
     if kind == "full":
         full = nn.Linear(math.prod(source), math.prod(target) * count)
@@ -78,7 +81,7 @@ def regressor(
         )
     if len(source) < 3:
         if len(source) == 2 and activation == "maxout":
-            raise LimbeckError("maxout is for maps and vectors, this hint is tokens: set activation: relu or none")
+            raise LimbeckError("maxout is for maps and vectors, and this hint is tokens: set activation: relu or none")
         return nn.Sequential(nn.Linear(source[-1], target[-1] * count), after)
     if kind == "upsample":
         resize = nn.Upsample(size=target[1:], mode="bilinear")
@@ -88,48 +91,48 @@ def regressor(
 
 
 class Fit(NamedTuple):
-    """The regressor that ``auto`` stands for."""
+    """The regressor that "auto" selects."""
 
     kind: Regressor
-    source: tuple[int, ...]  # what it is made for: the guided layer's shape, or that of its tensor taken as a map
-    target: tuple[int, ...]  # the hint's, likewise
-    notes: tuple[str, ...] = ()  # what to say of it
+    source: tuple[int, ...]  # its input shape: that of the guided layer's output, or of that tensor taken as a map
+    target: tuple[int, ...]  # the same for the hint
+    notes: tuple[str, ...] = ()  # shown before training
 
 
 def fitting(source: tuple[int, ...], target: tuple[int, ...]) -> Fit:
-    """``conv`` wherever that is possible, as published; else ``upsample``, else ``full``.
+    """The regressor for "auto": "conv" where possible, as published, otherwise "upsample", otherwise "full".
 
-    Tokens beside maps, beside vectors or beside tokens of another number are taken as maps (`limbeck.connectors`), and
-    so is a vector as the hint of a map.
+    Tokens that are compared with maps, vectors or a different number of tokens are taken as maps
+    (`limbeck.connectors`), and so is a vector that is the hint of a map.
 
     Args:
-        source: the guided layer's shape, (C, H, W), (L, D) or (D,).
-        target: the hint's.
+        source: shape of the guided layer's output, (C, H, W), (L, D) or (D,).
+        target: shape of the hint.
 
     Raises:
-        LimbeckError: such a regressor, where it is not the published one, would have more than 2**25 weights.
+        LimbeckError: the regressor is not the published one and would have more than 2**25 weights.
     """
     what = f"fitnets: the guided layer gives {source} and the hint is {target}"
     alike = len(source) == len(target) and (len(source) != 2 or source[0] == target[0])
     if alike and len(source) < 3:
         return Fit("conv", source, target)
-    ours, theirs = map_shape(source), map_shape(target)
-    if ours is None or theirs is None or (len(source) == 1 and not alike):
+    guided, hint = map_shape(source), map_shape(target)
+    if guided is None or hint is None or (len(source) == 1 and not alike):
         check_weights(math.prod(source) * math.prod(target), what)
         return Fit("full", source, target, (f"{what}: the regressor is fully connected (regressor: full)",))
-    larger = ours[1] < theirs[1] or ours[2] < theirs[2]
+    larger = guided[1] < hint[1] or guided[2] < hint[2]
     if not alike:
-        places = 1 if larger else (ours[1] - theirs[1] + 1) * (ours[2] - theirs[2] + 1)
-        check_weights(ours[0] * theirs[0] * places, what)
-        what += f", which are compared as maps {ours} and {theirs}"
+        places = 1 if larger else (guided[1] - hint[1] + 1) * (guided[2] - hint[2] + 1)
+        check_weights(guided[0] * hint[0] * places, what)
+        what += f", which are compared as maps {guided} and {hint}"
     if larger:
         note = f"{what}: the regressor enlarges the guided map bilinearly (regressor: upsample)"
-        return Fit("upsample", ours, theirs, (note,))
-    return Fit("conv", ours, theirs, () if alike else (what,))
+        return Fit("upsample", guided, hint, (note,))
+    return Fit("conv", guided, hint, () if alike else (what,))
 
 
 def check_weights(count: int, what: str) -> None:
-    """Raise LimbeckError where a regressor that nobody asked for would be huge."""
+    """Raise LimbeckError if a regressor that limbeck chooses would have more than 2**25 weights."""
     if count > _MOST_WEIGHTS:
         raise LimbeckError(
             f"{what}: a regressor from one to the other would have {count:,} weights; name a guided_layer and a "
@@ -138,10 +141,10 @@ def check_weights(count: int, what: str) -> None:
 
 
 def annealed(start: float, end: float, *, begin_epoch: int, end_epoch: int, epochs: int) -> Schedule:
-    """The weight lambda as in the authors' code (extensions/TeacherDecayOverEpoch.py), which changes it once an epoch.
+    """The weight lambda of the authors' code (extensions/TeacherDecayOverEpoch.py), which changes once per epoch.
 
-    ``start`` before ``begin_epoch``; then ``start - step * (epoch - begin_epoch + 1)`` with
-    ``step = (start - end) / (end_epoch - begin_epoch + 1)``; ``end`` from ``end_epoch`` on; never below 0.
+    It is ``start`` before ``begin_epoch``, then ``start - step * (epoch - begin_epoch + 1)`` with
+    ``step = (start - end) / (end_epoch - begin_epoch + 1)``, and ``end`` from ``end_epoch`` on. It is never below 0.
     """
     step = (start - end) / (end_epoch - begin_epoch + 1)
 
@@ -176,47 +179,47 @@ def fitnets(
     anneal_until: int = 400,
     init: Literal["paper", "modern"] = "modern",
 ) -> tuple[Stage, ...]:
-    """Hints: first the student's lower layers regress a middle layer of the teacher, then the whole student learns.
+    """Hints: the student's lower layers first regress a middle layer of the teacher, then the whole student learns.
 
     Stage ``hint`` trains the guided layers and the regressor *together* (Algorithm 1); the regressor is then dropped.
     Stage ``kd`` trains the whole student with H(y, P_S) + lambda * H(P_T, P_S) at temperature tau, without tau^2
-    (Eq. 2), lambda annealed. The authors' code softens the teacher alone (by reading it); here both are softened, as
-    Eq. 1 says. Toolkits that call one stage of both terms FitNet mean ``fitnets_one_stage``.
+    (Eq. 2), where lambda is annealed. The authors' code softens the teacher only; here both networks are softened, as
+    in Eq. 1. Some toolkits call one stage with both terms FitNet: that is `fitnets_one_stage`.
 
     Args:
         setup: epochs, optimizer and schedule; the paper trains with RMSProp.
-        hint_layer: the teacher's hint, u_h; the default is what the middle of its sections gives. On the paper's own
-            networks name its choice: ``layer2`` of the maxout teachers, and ``layer6``, ``layer6``, ``layer8`` or
-            ``layer11`` of FitNets 1 to 4 as guided layer, which are after pooling.
-        guided_layer: the student's guided layer, v_g; likewise.
-        regressor: ``conv``, the published one, is a convolution without padding. ``upsample`` enlarges the guided map
-            bilinearly first, ``full`` is fully connected. ``auto`` is ``conv`` wherever it is possible, ``upsample``
-            where the hint map is larger than the guided map, and ``full`` from vectors to maps; tokens beside maps are
-            taken as the map of their patches. Where it is not ``conv`` on maps the plan says so.
-        activation: of the regressor, the hint layer's own: ``relu``, ``maxout`` or ``none``. ``auto`` is ``maxout``
-            with the layer's own pieces where it has one, ``none`` for what no activation gives (the maps of a wide
-            ResNet, a transformer's tokens), else ``relu``.
-        pieces: of ``maxout``, where ``auto`` does not find them.
-        average: of the hint's squared distance: ``batch`` as published, ``code`` as the authors' code, ``elements``.
-        hint_epochs: epochs of the first stage; by default as many as the second's. 0 leaves it out.
+        hint_layer: the teacher's layer that gives the hint, u_h; the default is the output of its middle section. For
+            the networks of the paper, name its choice: ``layer2`` of the maxout teachers, and as guided layer
+            ``layer6``, ``layer6``, ``layer8`` or ``layer11`` of FitNets 1 to 4, which are after pooling.
+        guided_layer: the student's guided layer, v_g; the default is the output of its middle section.
+        regressor: "conv", the published one, is a convolution without padding. "upsample" first enlarges the guided map
+            bilinearly. "full" is fully connected. "auto" is "conv" where possible, "upsample" where the hint map is
+            larger than the guided map, and "full" from vectors to maps; tokens that are compared with maps are taken
+            as the map of their patches. A note before training says if "auto" differs from "conv" on maps.
+        activation: the non-linearity of the regressor, which is that of the hint layer: "relu", "maxout" or "none".
+            "auto" is "maxout" with the pieces of the layer if it has a maxout, "none" if the hint is not the output of
+            an activation (the maps of a wide ResNet, a transformer's tokens), otherwise "relu".
+        pieces: pieces of "maxout" where "auto" does not find them.
+        average: mean of the hint's squared distance: "batch" as published, "code" as in the authors' code, "elements".
+        hint_epochs: epochs of the first stage; the default is the recipe's. 0 leaves the stage out.
         hint_rate: factor on the learning rate in the first stage.
         guided_rate: factor on the learning rate of the guided layers in the second stage (the code's ``lr_scale``).
-        conv_rate: factor on the learning rate of the student's convolutions in both; 0.05 in the authors' settings.
+        conv_rate: factor on the learning rate of the student's convolutions in both stages; the authors use 0.05.
         temperature: tau.
-        hard: weight of the cross-entropy with the labels, 1 as published.
-        lambda_start: lambda at the second stage's beginning.
-        lambda_end: lambda at its end.
-        anneal: ``linear`` over the stage, as the paper; ``code``, in steps of an epoch from ``anneal_from`` to
+        hard: weight of the cross-entropy with the labels; 1 as published.
+        lambda_start: lambda at the start of the second stage.
+        lambda_end: lambda at the end of the second stage.
+        anneal: "linear" over the stage, as in the paper; "code" in steps of an epoch from ``anneal_from`` to
             ``anneal_until``.
-        anneal_from: the epoch from which ``code`` lowers lambda; 5 in the authors' settings.
-        anneal_until: the epoch from which it is ``lambda_end``; there 400 on CIFAR-10, 150 on MNIST.
-        init: ``paper`` draws all parameters of the student from U(-0.005, 0.005) and the regressor's from
-            U(-0.05, 0.05) before training; without BatchNorm, deep thin nets then learn by hints alone. ``modern``
+        anneal_from: the epoch in which "code" starts to lower lambda; the authors use 5.
+        anneal_until: the epoch from which lambda is ``lambda_end``; the authors use 400 on CIFAR-10 and 150 on MNIST.
+        init: "paper" draws all parameters of the student from U(-0.005, 0.005) and those of the regressor from
+            U(-0.05, 0.05) before training; without BatchNorm, deep thin networks then only learn with hints. "modern"
             leaves the networks as they were built.
 
     Raises:
-        LimbeckError: the regressor asked for cannot take the guided layer's shape to the hint's, or would be huge; a
-            number is out of range.
+        LimbeckError: the regressor cannot map the guided layer's shape to the hint's, or would be huge; an option is
+            out of range.
     """
     numbers = {"hint_epochs": hint_epochs or 0, "hint_rate": hint_rate, "lambda_start": lambda_start}
     numbers |= {"lambda_end": lambda_end, "guided_rate": guided_rate, "conv_rate": conv_rate}
@@ -230,7 +233,7 @@ def fitnets(
     connector = _regressor(fit.source, fit.target, kind=fit.kind, activation=own, pieces=pieces)
     loss = partial(hint_loss if fit.target == shapes[1] else hint_map_loss, average=average)
     if anneal == "code" and not 0 <= anneal_from < anneal_until:
-        raise LimbeckError(f"anneal_from is {anneal_from} and anneal_until {anneal_until}: the first must be before")
+        raise LimbeckError(f"anneal_from is {anneal_from} and anneal_until {anneal_until}: anneal_from must be smaller")
     if init == "paper":
         _uniform(connector, 0.05)
     soft = (
@@ -241,7 +244,7 @@ def fitnets(
     convolutions = _convolutions(setup.module("student", ""), conv_rate)
     hint = Stage(
         "hint",
-        {"hint": Term(Through(_of(connector, shapes[0], fit.source), loss), (student, teacher))},
+        {"hint": Term(Through(_converted(connector, shapes[0], fit.source), loss), (student, teacher))},
         setup.epochs if hint_epochs is None else hint_epochs,
         rated(setup.optimizer, convolutions),
         lambda progress: hint_rate * setup.schedule(progress),
@@ -259,33 +262,33 @@ def fitnets(
 
 
 def guided_and_hint(setup: Setup, guided_layer: str, hint_layer: str) -> tuple[Tap, Tap]:
-    """The student's and the teacher's middle layer, where none is named."""
+    """The taps of the guided layer and of the hint: the named layers, or by default the middle of each network."""
     guided = tap("student", guided_layer) if guided_layer else middle(setup, "student")
     return guided, tap("teacher", hint_layer) if hint_layer else middle(setup, "teacher")
 
 
 def middle(setup: Setup, network: str) -> Tap:
-    """What the middle one of a network's sections gives, of its token blocks, or of its hidden layers.
+    """The output of the middle section of a network, or of its middle token block or hidden layer.
 
     Raises:
-        LimbeckError: it has none of them.
+        LimbeckError: the network has none of them.
     """
     outline = setup.outline(network)
     places = [section.last for section in outline.sections] or list(outline.hidden)
     if not places:
-        raise LimbeckError(f"the {network} has no middle layer that could be found: name hint_layer and guided_layer")
+        raise LimbeckError(f"no middle layer was found in the {network}: name hint_layer and guided_layer")
     return places[(len(places) - 1) // 2]
 
 
 def _own_activation(setup: Setup, hint: Tap, pieces: int) -> tuple[Activation, int]:
-    """The non-linearity of the hint and its pieces: maxout where the layer has one, none where nothing activates."""
+    """The non-linearity of the hint layer and its pieces of maxout."""
     layers = setup.module("teacher", hint.layer).modules()
     maxout = next((layer.pieces for layer in layers if isinstance(layer, Maxout)), None)
     if maxout is not None:
         return "maxout", maxout
     try:
         outline = setup.outline("teacher")
-    except LimbeckError:  # a teacher without a classifier has no default hint either
+    except LimbeckError:  # without a classifier there is no outline
         return "relu", pieces
     bare = [section.last for section in outline.sections if not section.activation]
     tokens = [one for one in outline.hidden if len(setup.shape(one)) == 2]
@@ -295,18 +298,18 @@ def _own_activation(setup: Setup, hint: Tap, pieces: int) -> tuple[Activation, i
 _regressor = regressor  # the option of the same name hides it
 
 
-def _of(connector: nn.Module, given: tuple[int, ...], made_for: tuple[int, ...]) -> nn.Module:
-    """The connector, after the map of what is given where it is made for that."""
+def _converted(connector: nn.Module, given: tuple[int, ...], made_for: tuple[int, ...]) -> nn.Module:
+    """The connector, preceded by the conversion to a map if it is made for one."""
     return connector if given == made_for else nn.Sequential(AsMap(), connector)
 
 
 def refuse_larger(source: tuple[int, ...], target: tuple[int, ...]) -> None:
-    """Raise LimbeckError where a convolution without padding would have to enlarge the guided map."""
+    """Raise LimbeckError if a convolution without padding would have to enlarge the guided map."""
     if source[1] < target[1] or source[2] < target[2]:
         raise LimbeckError(
             f"the hint map, {target[1]}x{target[2]}, is larger than the guided map, {source[1]}x{source[2]}, and a "
-            "convolution without padding cannot enlarge: set regressor: auto or upsample, or choose a later hint or an "
-            "earlier guided layer"
+            "convolution without padding cannot enlarge it: set regressor: auto or upsample, or choose a later hint or "
+            "an earlier guided layer"
         )
 
 
@@ -324,3 +327,6 @@ def _uniform(module: nn.Module, bound: float) -> None:
 def _restart(student: nn.Module, sweep: Sweep) -> None:
     if sweep.epoch == 0:
         _uniform(student, 0.005)
+
+
+ABOUT = About(fitnets, PAPER, is_system=True)

@@ -1,4 +1,4 @@
-"""FSP: Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization" (2017), CVPR."""
+"""FSP: the student matches the teacher's flow between layers, then learns the task."""
 
 from itertools import pairwise
 from typing import Literal
@@ -7,38 +7,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Tap, Term, from_student, tap, weighted
+from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Tap, Term, from_student, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
-from limbeck.methods.reading import sections
+from limbeck.methods.reading import network_maps, sections
+
+PAPER = Paper(
+    "Yim et al.",
+    "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning",
+    2017,
+    venue="CVPR",
+)
 
 Pool = Literal["max", "average"]
 Form = Literal["paper", "elements", "columns"]
 
 
 def fsp_matrix(first: Tensor, last: Tensor, *, pool: Pool = "max") -> Tensor:
-    """G (N, m, n): the mean over all places of F1_i * F2_j (Eq. 1).
+    """G (N, m, n), the mean over all positions of F1_i * F2_j (Eq. 1).
 
     Args:
         first: F1, (N, m, H, W).
-        last: F2, (N, n, H', W'). Where the sizes differ, each side is first pooled to the smaller of the two.
-        pool: ``max``, as published, or ``average``.
+        last: F2, (N, n, H', W'). If the sizes differ, both maps are first pooled to the smaller height and width.
+        pool: "max", as published, or "average".
     """
     size = (min(first.shape[2], last.shape[2]), min(first.shape[3], last.shape[3]))
     pooling = F.adaptive_max_pool2d if pool == "max" else F.adaptive_avg_pool2d
-    first, last = (one if one.shape[2:] == size else pooling(one, size) for one in (first, last))
+    first, last = (maps if maps.shape[2:] == size else pooling(maps, size) for maps in (first, last))
     matrix: Tensor = first.flatten(2) @ last.flatten(2).mT / (size[0] * size[1])
     return matrix
 
 
 def fsp_loss(student: Tensor, teacher: Tensor, *, form: Form = "paper") -> Tensor:
-    """The distance of two FSP matrices (Eq. 2, one pair of layers).
+    """The distance between two FSP matrices (Eq. 2 for one pair of layers). No gradient flows to the teacher.
 
     Args:
         student: G^S, (N, m, n).
         teacher: G^T, (N, m, n).
-        form: ``paper``: the squared Frobenius norm, summed over m and n, mean over N. ``elements``: the mean over m
-            and n too, as HobbitLong/RepDistiller (distiller_zoo/FSP.py). ``columns``: the norm of each column, not
-            squared, summed over the columns, as torchdistill (losses/mid_level.py).
+        form: "paper" is the squared Frobenius norm, averaged over N. "elements" also averages over m and n, as in
+            HobbitLong/RepDistiller (distiller_zoo/FSP.py). "columns" sums the norms of the columns, not squared, as in
+            torchdistill (losses/mid_level.py).
     """
     difference = student - teacher.detach()
     if form == "columns":
@@ -49,12 +57,12 @@ def fsp_loss(student: Tensor, teacher: Tensor, *, form: Form = "paper") -> Tenso
 
 
 class FlowPair(nn.Module):
-    """`fsp_loss` of a student's and a teacher's pair of layers.
+    """`fsp_loss` for one pair of layers of the student and of the teacher.
 
     Args:
-        adapters: applied to the student's two maps.
-        orders: a fixed order of the teacher's channels in its first and its last map, (m,) and (n,); None leaves them.
-            Another order of a network's channels is an equivalent network with another FSP matrix.
+        adapters: modules applied to the student's two maps.
+        orders: fixed permutations (m,) and (n,) of the channels of the teacher's first and last map, or None. A network
+            with permuted channels is equivalent but has another FSP matrix.
         pool: see `fsp_matrix`.
         form: see `fsp_loss`.
     """
@@ -79,7 +87,7 @@ class FlowPair(nn.Module):
         self, student_first: Tensor, student_last: Tensor, teacher_first: Tensor, teacher_last: Tensor
     ) -> Tensor:
         """The loss, a scalar; maps (N, C, H, W)."""
-        first, last = (adapt(one) for adapt, one in zip(self.adapters, (student_first, student_last), strict=True))
+        first, last = (adapt(maps) for adapt, maps in zip(self.adapters, (student_first, student_last), strict=True))
         student = fsp_matrix(first, last, pool=self._pool)
         teacher = fsp_matrix(teacher_first, teacher_last, pool=self._pool)
         if self.first_order is not None and self.last_order is not None:
@@ -101,31 +109,32 @@ def fsp(
     student_layers: tuple[str, ...] = (),
     teacher_layers: tuple[str, ...] = (),
 ) -> tuple[Stage, ...]:
-    """The flow of the solution procedure: first the student's FSP matrices follow the teacher's, then it learns alone.
+    """Flow of the solution procedure: the student first matches the teacher's FSP matrices, then learns the task.
 
-    Stage ``fsp`` has no labels; stage ``task`` has no teacher, starts from the first's weights with a fresh optimizer,
-    and is plain cross-entropy (Algorithm 1). One pair of layers a section, equal weights.
+    Stage ``fsp`` uses no labels. Stage ``task`` uses no teacher: it starts from the weights of the first stage with a
+    fresh optimizer and minimises the cross-entropy (Algorithm 1). There is one pair of layers for each section, and
+    all pairs have equal weights.
 
     Args:
         setup: epochs, optimizer and schedule.
-        pairs: ``across``: from the section before (or the stem) to the section's last map, max-pooled where sizes
-            differ. ``in_section``: from the section's first block to its last; for the first section from the stem.
-        weight: lambda, of every pair; the paper does not give it.
-        fsp_epochs: epochs of the first stage; by default as many as the second's. 0 leaves it out, for a student whose
-            ``weights`` are those after another run's first stage (``after_fsp.safetensors``).
-        fsp_rate: factor on the learning rate in the first stage: in the paper 0.001 against 0.1.
-        shuffle: put the teacher's channels into an order drawn from the run's seed, so that students of several seeds
-            learn different FSP matrices; for ensembles.
-        adapter: ``conv1x1`` puts a learnable 1x1 convolution on each of the student's maps whose channels are not as
-            many as the teacher's, one a map (an extension: the paper takes networks of equal widths only).
-        pool: of the larger map: ``max`` as published, or ``average``.
-        form: ``paper``, ``elements`` or ``columns``; see `fsp_loss`.
-        student_layers: the maps in order, two or more, each forming a pair with the next; the default is ``pairs``.
-        teacher_layers: likewise.
+        pairs: "across" pairs the last map of a section with that of the previous section, or with the stem for the
+            first. "in_section" pairs the first and last block of a section; the first section starts at the stem.
+        weight: lambda, the weight of every pair; the paper does not give it.
+        fsp_epochs: epochs of the first stage; the default is the recipe's. 0 leaves the stage out, for a student whose
+            ``weights`` are those after the first stage of another run (``after_fsp.safetensors``).
+        fsp_rate: factor on the learning rate in the first stage; the paper uses 0.001 instead of 0.1.
+        shuffle: permute the teacher's channels with the run's seed, so that students of several seeds learn different
+            FSP matrices; for ensembles.
+        adapter: "conv1x1" adds a learnable 1x1 convolution to each map of the student whose number of channels differs
+            from the teacher's. This is an extension: the paper uses networks of equal widths.
+        pool: pooling of the larger map, "max" as published or "average".
+        form: "paper", "elements" or "columns"; see `fsp_loss`.
+        student_layers: two or more layers in order, each paired with the next; the default follows ``pairs``.
+        teacher_layers: the same for the teacher.
 
     Raises:
-        LimbeckError: a network has no maps; the channels differ and there is no adapter; the layers are not in pairs;
-            a number is out of range.
+        LimbeckError: a network has no maps; the channels differ and there is no adapter; the layers do not come in
+            pairs; an option is out of range.
     """
     if not all(number >= 0 for number in (fsp_epochs or 0, weight, fsp_rate)):
         raise LimbeckError(f"got fsp_epochs {fsp_epochs}, weight {weight}, fsp_rate {fsp_rate}: none may be below 0")
@@ -137,7 +146,7 @@ def fsp(
         )
     )[::-1]
     if bool(student_layers) != bool(teacher_layers) or len(student_layers) != len(teacher_layers):
-        raise LimbeckError("student_layers and teacher_layers are named together, as many of one as of the other")
+        raise LimbeckError("student_layers and teacher_layers must be given together and have the same length")
     channels = {one: setup.shape(one)[0] for flow in flows for pair in flow for one in pair}
     orders = {one: torch.randperm(count) for one, count in channels.items() if shuffle and one.source == "teacher"}
     bridges = {
@@ -162,15 +171,11 @@ def fsp(
 
 
 def _flows(setup: Setup, network: str, pairs: str, layers: tuple[str, ...]) -> list[tuple[Tap, Tap]]:
-    """The pairs of maps of one network, deepest first: so that of two networks the deepest meet."""
+    """The pairs of maps of one network, deepest first, because two networks are matched from the deepest pair."""
     if layers:
         if len(layers) < 2:
-            raise LimbeckError(f"an FSP matrix is between two layers of a network, got {list(layers)}")
-        named = [tap(network, layer) for layer in layers]
-        for one in named:
-            if len(setup.shape(one)) != 3:
-                raise LimbeckError(f"an FSP matrix is of maps (C, H, W), but {one} gives {setup.shape(one)}")
-        return list(pairwise(named))[::-1]
+            raise LimbeckError(f"an FSP matrix needs two layers of a network, got {list(layers)}")
+        return list(pairwise(network_maps(setup, network, layers, method="fsp")))[::-1]
     found, stem = sections(setup, network, method="fsp"), setup.outline(network).stem
     firsts = [section.last for section in found[:-1]] if pairs == "across" else [one.first for one in found[1:]]
     starts = [stem if stem is not None else found[0].first, *firsts]
@@ -178,12 +183,15 @@ def _flows(setup: Setup, network: str, pairs: str, layers: tuple[str, ...]) -> l
 
 
 def _bridge(one: Tap, other: Tap, channels: dict[Tap, int], adapter: str) -> nn.Module:
-    """What takes a student's map to the channels of the teacher's."""
+    """The module that maps the student's channels to the teacher's."""
     if channels[one] == channels[other]:
         return nn.Identity()
     if adapter == "conv1x1":
         return nn.Conv2d(channels[one], channels[other], 1)
     raise LimbeckError(
-        f"{one} has {channels[one]} channels and {other} {channels[other]}: FSP matrices compare networks of "
-        "equal widths; set adapter: conv1x1 to bridge them"
+        f"{one} has {channels[one]} channels and {other} has {channels[other]}: FSP matrices compare networks of "
+        "equal widths; set adapter: conv1x1 to adapt the student"
     )
+
+
+ABOUT = About(fsp, PAPER, is_system=True)

@@ -1,4 +1,4 @@
-"""Factor transfer: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer" (2018), arXiv:1802.04977."""  # noqa: E501
+"""Factor transfer: the student matches factors that an autoencoder extracts from the teacher's map."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,51 +9,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Tap, Term, from_student, tap, weighted
+from limbeck.core import TARGETS, Loss, Schedule, Setup, Stage, Tap, Term, from_student, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
-from limbeck.methods.reading import sections
-from limbeck.methods.shared import matched, pooled_alike, stage_epochs, unit
+from limbeck.methods.reading import network_maps
+from limbeck.methods.shared import check_above_zero, check_at_least, matched, pooled_alike, stage_epochs, unit
+
+PAPER = Paper("Kim et al.", "Paraphrasing Complex Network: Network Compression via Factor Transfer", 2018, "1802.04977")
 
 _SLOPE = 0.1
 
 
 def factor_loss(student: Tensor, teacher: Tensor, *, average: Literal["elements", "batch"] = "elements") -> Tensor:
-    """Absolute difference of the factors, each sample's scaled to length 1 (p = 1 in the paper's norm).
+    """Absolute difference of the factors, each sample's factor scaled to length 1 (p = 1 in the paper's norm).
 
-    None of the gradient reaches the teacher.
+    No gradient flows to the teacher.
 
     Args:
         student: factors (N, K, H, W).
-        teacher: factors (N, K, H, W); of two sizes the larger is averaged down to the smaller.
-        average: "elements", the mean over the batch and all elements, is the authors' code
-            (Jangho-Kim/Factor-Transfer-pytorch, train_student.py, 19cce26), for which their weight of 500 is;
-            "batch", the sum over a sample's elements and the mean over N, is the paper's: K * H * W times as much.
+        teacher: factors (N, K, H, W). If the sizes differ, the larger map is average-pooled to the smaller size.
+        average: "elements" averages over the batch and all elements, as in the authors' code
+            (Jangho-Kim/Factor-Transfer-pytorch, train_student.py, 19cce26); their weight of 500 belongs to it. "batch"
+            sums over the elements and averages over N, as in the paper: K * H * W times the former.
     """
-    mine, its = matched(student, teacher.detach())
-    distances = (unit(mine.flatten(1)) - unit(its.flatten(1))).abs()
+    student, teacher = matched(student, teacher.detach())
+    distances = (unit(student.flatten(1)) - unit(teacher.flatten(1))).abs()
     return distances.mean() if average == "elements" else distances.sum() / len(student)
 
 
 def positions_loss(student: Tensor, teacher: Tensor, *, inner_power: int = 2, outer_power: int = 1) -> Tensor:
-    """RepDistiller's form (distiller_zoo/FT.py, b84f547), which is not the paper's: channels are averaged first.
+    """The form of RepDistiller (distiller_zoo/FT.py, b84f547), which averages over the channels, unlike the paper.
 
-    With q the mean over the channels of the maps' p1-th power, scaled to length 1 over the places, the mean over
-    batch and places of |q_s - q_t| to the power p2. None of the gradient reaches the teacher.
+    With q the mean over the channels of the maps to the power p1, scaled to length 1 over the positions, this is the
+    mean over batch and positions of |q_S - q_T| to the power p2. No gradient flows to the teacher.
 
     Args:
         student: maps (N, C, H, W).
-        teacher: maps (N, C', H, W); of two sizes the larger is averaged down to the smaller.
+        teacher: maps (N, C', H', W'). If the sizes differ, the larger map is average-pooled to the smaller size.
         inner_power: p1.
         outer_power: p2.
     """
-    mine, its = pooled_alike(student, teacher.detach())
-    scaled = [unit(one.pow(inner_power).mean(dim=1).flatten(1)) for one in (mine, its)]
-    distances = (scaled[0] - scaled[1]).abs()
+    student, teacher = pooled_alike(student, teacher.detach())
+    student, teacher = (unit(maps.pow(inner_power).mean(dim=1).flatten(1)) for maps in (student, teacher))
+    distances = (student - teacher).abs()
     return (distances if outer_power == 1 else distances.pow(outer_power)).mean()
 
 
 class Layers(nn.Module):
-    """Three 3x3 layers, each followed by a leaky ReLU of slope 0.1; (N, C, H, W) to (N, C', H, W)."""
+    """Three 3x3 convolutions, each followed by a leaky ReLU of slope 0.1; (N, C, H, W) to (N, C', H, W)."""
 
     def __init__(self, widths: Sequence[int], *, transposed: bool = False) -> None:
         super().__init__()
@@ -68,19 +71,18 @@ class Layers(nn.Module):
 
 
 def encoder(channels: int, factors: int) -> Layers:
-    """The translator, and the paraphraser's first half: C to C to K to K channels."""
+    """The translator, and the first half of the paraphraser: C to C to K to K channels."""
     return Layers((channels, channels, factors, factors))
 
 
 class Paraphraser(nn.Module):
-    """An autoencoder of the teacher's map that keeps its size; called, it gives its reconstruction loss.
+    """An autoencoder of the teacher's map that keeps its size. Its forward returns the reconstruction loss.
 
     Args:
         channels: C of the map.
         factors: K, the channels of the factor.
-        reconstruction: "absolute", the mean over everything of |x - P(x)|, is the authors' code
-            (train_Paraphraser.py, 19cce26); "squared", the sum over a sample's elements of the squares, mean over N,
-            is the paper's.
+        reconstruction: "absolute" is the mean over all elements of |x - P(x)|, as in the authors' code
+            (train_Paraphraser.py, 19cce26). "squared" is the squared norm averaged over N, as in the paper.
     """
 
     def __init__(
@@ -92,14 +94,14 @@ class Paraphraser(nn.Module):
         self.reconstruction = reconstruction
 
     def forward(self, teacher: Tensor) -> Tensor:
-        """The teacher's map (N, C, H, W) to a scalar."""
+        """The loss, a scalar, of the teacher's map (N, C, H, W)."""
         target = teacher.detach()
         difference: Tensor = self.decoder(self.encoder(target)) - target
         return difference.abs().mean() if self.reconstruction == "absolute" else difference.square().sum() / len(target)
 
 
 class FactorTransfer(nn.Module):
-    """A loss on the student's factor, which the translator learns to give, and the teacher's, which stays as it is."""
+    """A loss between the factor of the translator, which learns, and the factor of the paraphraser, which is frozen."""
 
     def __init__(self, translator: nn.Module, paraphraser: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -108,8 +110,8 @@ class FactorTransfer(nn.Module):
         self.loss = loss
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The maps (N, C, H, W) and (N, C', H', W') to a scalar."""
-        with torch.no_grad():  # no gradient, so no optimizer changes it
+        """The loss, a scalar, of maps (N, C, H, W) and (N, C', H', W')."""
+        with torch.no_grad():  # without gradients no optimizer changes it
             target = self.paraphraser(teacher)
         value: Tensor = self.loss(self.translator(student), target)
         return value
@@ -129,33 +131,34 @@ def ft(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Factor transfer: a paraphraser learns the teacher's factors, then the student learns to give them.
+    """Factor transfer: a paraphraser extracts the teacher's factors, then the student learns to match them.
 
-    Without labels the paraphraser, an autoencoder of the teacher's last map, learns first; its encoder then stays as
-    it is while the student and its translator learn. Weight and rate are those of the paper and of the authors' code.
+    In the first stage the paraphraser, an autoencoder of the teacher's last map, is trained without labels. In the
+    second its encoder is frozen while the student and its translator learn. Weight and rate are those of the paper and
+    of the authors' code.
 
     Args:
         setup: epochs, optimizer and schedule of each of the two stages.
-        factor: beta, the weight of the factors' distance; RepDistiller has 200 with its form.
+        factor: beta, the weight of the distance between the factors; RepDistiller uses 200 with its form.
         hard: weight of the cross-entropy with the labels.
-        paraphraser_epochs: of the first stage; by default as many as the recipe has. The authors take 5 to 30.
-        rate: k, the factor's channels as a share of the teacher's map's.
-        form: "authors" is the mean over the elements; "paper" their sum, K * H * W times as much; "repdistiller"
-            compares the factors' means over the channels.
-        reconstruction: "absolute" difference, mean over all, as in the authors' code; or the paper's "squared" norm.
-        inner_power: p1 of the form "repdistiller".
-        outer_power: p2 of the form "repdistiller".
-        student_layer: what gives the student's map; by default the last map.
-        teacher_layer: the same of the teacher.
+        paraphraser_epochs: epochs of the first stage; the default is the recipe's. The authors use 5 to 30.
+        rate: k, the channels of the factor divided by those of the teacher's map.
+        form: "authors" averages over the elements. "paper" sums over them, which is K * H * W times as much.
+            "repdistiller" compares the means over the channels.
+        reconstruction: "absolute" is the mean absolute difference, as in the authors' code; "squared" is the paper's
+            squared norm.
+        inner_power: p1 of the form "repdistiller", at least 1.
+        outer_power: p2 of the form "repdistiller", at least 1.
+        student_layer: the layer that gives the student's map; the default is the last map.
+        teacher_layer: the same for the teacher.
 
     Raises:
         LimbeckError: a network has no map there, or an option is out of range.
     """
-    if not rate > 0:
-        raise LimbeckError(f"rate is {rate}: it must be above 0")
-    if min(inner_power, outer_power) < 1:
-        raise LimbeckError(f"inner_power is {inner_power} and outer_power {outer_power}: they must be 1 or more")
-    taps = deepest_map(setup, "student", student_layer), deepest_map(setup, "teacher", teacher_layer)
+    check_above_zero("rate", rate)
+    check_at_least(1, "inner_power", inner_power)
+    check_at_least(1, "outer_power", outer_power)
+    taps = _deepest_map(setup, "student", student_layer), _deepest_map(setup, "teacher", teacher_layer)
     width, channels = (setup.shape(one)[0] for one in taps)
     factors = max(round(channels * rate), 1)
     paraphraser = Paraphraser(channels, factors, reconstruction=reconstruction)
@@ -178,13 +181,13 @@ def ft(
     )
 
 
-def deepest_map(setup: Setup, network: str, layer: str) -> Tap:
-    """The layer named, or the last section's last map.
+def _deepest_map(setup: Setup, network: str, layer: str) -> Tap:
+    """The map of the named layer, or the last map of the network.
 
     Raises:
-        LimbeckError: the network has no maps, or the layer gives none.
+        LimbeckError: the network has no maps, or the layer's output is not one.
     """
-    found = tap(network, layer) if layer else sections(setup, network, method="ft")[-1].last
-    if len(setup.shape(found)) != 3:
-        raise LimbeckError(f"ft convolves maps (C, H, W), but {found} gives {setup.shape(found)}: name another layer")
-    return found
+    return network_maps(setup, network, (layer,) if layer else (), method="ft")[-1]
+
+
+ABOUT = About(ft, PAPER)

@@ -1,4 +1,4 @@
-"""Soft targets: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), arXiv:1503.02531."""
+"""Knowledge distillation with soft targets."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -6,18 +6,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from limbeck.core import (
-    TARGETS,
-    LimbeckError,
-    Schedule,
-    Setup,
-    Stage,
-    Term,
-    tap,
-    weighted,
-)
+from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, from_student, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import divergence
+from limbeck.methods.reading import outputs
+from limbeck.methods.shared import check_above_zero
+
+PAPER = Paper("Hinton, Vinyals, Dean", "Distilling the Knowledge in a Neural Network", 2015, "1503.02531")
 
 
 def soft_loss(
@@ -27,19 +23,19 @@ def soft_loss(
     temperature_squared: bool = True,
     average: Literal["batch", "elements"] = "batch",
 ) -> Tensor:
-    """T² * KL(p || q), p and q the softened distributions of teacher and student (Eq. 1).
+    """T² * KL(p || q), where p and q are the softened distributions of teacher and student (Eq. 1).
 
-    Of several teachers p is the arithmetic mean of their softened distributions. The gradient is that of the
-    paper's cross-entropy with soft targets; the value is lower by T² times the entropy of p, never below 0, and
-    computed in 64 bits, because at a high temperature 32 are too few. No gradient reaches the teachers.
+    With several teachers, p is the arithmetic mean of their softened distributions. The gradient equals that of the
+    paper's cross-entropy with soft targets; the value is lower by T² times the entropy of p and is never below 0. It
+    is computed in 64 bits, because 32 bits are not enough at a high temperature. No gradient flows to the teachers.
 
     Args:
         student: logits (N, K).
-        teachers: logits (N, K), one tensor a teacher.
+        teachers: logits (N, K), one tensor for each teacher.
         temperature: T > 0.
-        temperature_squared: the factor T², which keeps the gradient's size when T changes (section 2).
-        average: "batch" sums over classes and takes the mean over N; "elements" takes the mean over N and K, as
-            ``F.kl_div`` does by default, and so weighs K times less.
+        temperature_squared: multiply by T², which keeps the size of the gradient when T changes (section 2).
+        average: "batch" sums over the classes and averages over N. "elements" averages over N and K, as ``F.kl_div``
+            does by default, which is the former divided by K.
     """
     averaged = len(student) if average == "batch" else student.numel()
     factor = (temperature**2 if temperature_squared else 1.0) / averaged
@@ -57,28 +53,26 @@ def kd(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Soft targets: the student matches the teacher's softened distribution, and the labels.
+    """Soft targets: the student matches the labels and the teacher's softened distribution.
 
-    The paper fixes T, the factor T² and that the hard weight is "considerably lower"; the default weights and
-    temperature are those of the CRD benchmark (Tian et al. 2020). `PRESETS` holds the settings of other codes.
+    The paper specifies T, the factor T² and a "considerably lower" weight of the hard term. The default weights and
+    temperature are those of the CRD benchmark (Tian et al. 2020). The presets are the settings of other codebases.
 
     Args:
-        setup: epochs, optimizer and schedule; an ensemble teacher gives one distribution a member.
-        temperature: T of both networks in the soft term; the hard term and every evaluation are at T = 1.
-        hard: weight of the cross-entropy with the labels; a zero leaves the term out.
+        setup: epochs, optimizer and schedule. An ensemble teacher gives one distribution for each member.
+        temperature: T of both networks in the soft term; the hard term and every evaluation use T = 1.
+        hard: weight of the cross-entropy with the labels; 0 leaves the term out.
         soft: weight of the soft term, a number or a schedule.
         temperature_squared: multiply the soft term by T².
         average: mean of the soft term over the "batch", or over all "elements" (batch times classes).
         student_layer: the layer read as the student's logits; the default is the network's output.
-        teacher_layer: the same of the teacher.
+        teacher_layer: the same for the teacher.
 
     Raises:
         LimbeckError: the temperature is not above 0, or both weights are 0.
     """
-    if not temperature > 0:
-        raise LimbeckError(f"temperature is {temperature}: it must be above 0")
-    student = tap("student", student_layer)
-    teachers = (tap("teacher", teacher_layer),) if teacher_layer else setup.teacher_logits
+    check_above_zero("temperature", temperature)
+    student, *teachers = outputs(setup, student_layer, teacher_layer)
     loss = partial(soft_loss, temperature=temperature, temperature_squared=temperature_squared, average=average)
     terms = {
         "hard": Term(hard_loss, (student, TARGETS), hard),
@@ -87,8 +81,23 @@ def kd(
     return (Stage("kd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
+def label_terms(
+    setup: Setup, *, hard: float | Schedule, soft: float | Schedule = 0.0, temperature: float = 1.0
+) -> dict[str, Term]:
+    """The terms on the logits that other methods add to their own: the labels, and soft targets.
+
+    Raises:
+        LimbeckError: the temperature is not above 0.
+    """
+    check_above_zero("temperature", temperature)
+    return {
+        "hard": Term(hard_loss, (from_student(), TARGETS), hard),
+        "soft": Term(partial(soft_loss, temperature=temperature), (from_student(), *setup.teacher_logits), soft),
+    }
+
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The paper's T and T² on MNIST; it does not give the weights' values.
+    # The paper's T and T² on MNIST; the paper does not give the weights.
     "hinton_mnist": {"temperature": 20.0, "hard": 0.1, "soft": 1.0},
     # FitNets (2015), Eq. 2, with lambda annealed over the stage: no T².
     "fitnet_eq2": {
@@ -107,3 +116,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # sseung0703/KD_methods_with_TF.
     "kd_methods_tf": {"temperature": 4.0, "hard": 0.7, "soft": 0.3, "temperature_squared": False},
 }
+
+
+ABOUT = About(kd, PAPER, presets=PRESETS, is_system=True)

@@ -1,4 +1,4 @@
-"""Mimic learning: Ba, Caruana, "Do Deep Nets Really Need to be Deep?" (2014), arXiv:1312.6184, on features."""
+"""Mimic learning on features: the student regresses the teacher's penultimate feature."""
 
 from functools import partial
 from typing import Literal, cast
@@ -8,32 +8,31 @@ from torch import Tensor, nn
 
 from limbeck.connectors import Through, linear
 from limbeck.core import LimbeckError, Setup, Stage, Tap, Term
+from limbeck.methods.about import About
+from limbeck.methods.logits import PAPER
 from limbeck.methods.reading import with_classifier
 
 
 def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of the features, summed over D, mean over N; no 1/2 (Kim, Kim 2017, Eq. 1).
-
-    Args:
-        student: features (N, D).
-        teacher: features (N, D).
-    """
+    """Squared distance of features (N, D), summed over D and averaged over N, without 1/2 (Kim, Kim 2017, Eq. 1)."""
     return (student - teacher.detach()).square().flatten(1).sum(dim=1).mean()
 
 
 def mimic(setup: Setup, *, adapter: Literal["none", "linear"] = "none") -> tuple[Stage, ...]:
-    """The student regresses the vector that enters the teacher's classifier, and then takes that classifier over.
+    """The student regresses the input of the teacher's classifier, and then receives a copy of that classifier.
 
-    No label and no logit is used. It is the second stage of ``class_distance``, and with a teacher that was trained by
-    cross-entropy alone the baseline of that method.
+    Neither labels nor logits are used. This is the second stage of `class_distance`. With a teacher that was trained
+    with cross-entropy only, it is the baseline of that method. Ba and Caruana regress logits; the loss on features is
+    that of Kim and Kim (2017).
 
     Args:
         setup: epochs, optimizer and schedule.
-        adapter: ``linear`` puts a learnable linear map on the student's feature, so that its width may differ (an
-            extension: the paper has none). It ends up folded into the student's classifier, which stays one layer.
+        adapter: "linear" adds a learnable linear layer to the student's feature, so that its width may differ from the
+            teacher's. This is an extension: the paper has no adapter. At the end it is folded into the student's
+            classifier, which stays one layer.
 
     Raises:
-        LimbeckError: the widths differ and there is no adapter; the student's classifier has no bias to take over.
+        LimbeckError: the widths differ and there is no adapter; the student's classifier has no bias but needs one.
     """
     student, teacher = (with_classifier(setup, name, method="mimic").feature for name in ("student", "teacher"))
     widths = setup.shape(student), setup.shape(teacher)
@@ -45,7 +44,9 @@ def mimic(setup: Setup, *, adapter: Literal["none", "linear"] = "none") -> tuple
         )
     heads = _classifier(setup, student), _classifier(setup, teacher)
     if heads[0].bias is None and (heads[1].bias is not None or adapter == "linear"):
-        raise LimbeckError(f"the student's classifier {student.layer} has no bias, which the teacher's would need")
+        raise LimbeckError(
+            f"the student's classifier {student.layer} has no bias, and taking over the teacher's needs one"
+        )
     take_over = partial(_take_over, *heads, module)
     loss = Through(module, mimic_loss) if isinstance(module, nn.Linear) else mimic_loss
     stage = Stage(
@@ -54,7 +55,7 @@ def mimic(setup: Setup, *, adapter: Literal["none", "linear"] = "none") -> tuple
         setup.epochs,
         setup.optimizer,
         setup.schedule,
-        prepare=lambda sweep: take_over(),  # for what is measured between epochs; an adapter is then an epoch old
+        prepare=lambda sweep: take_over(),  # for the evaluation between epochs, where an adapter is one epoch old
         finish=take_over,
     )
     return (stage,)
@@ -73,6 +74,9 @@ def _take_over(student: nn.Linear, teacher: nn.Linear, adapter: nn.Module) -> No
         shifted = weight @ adapter.bias
         weight, bias = weight @ adapter.weight, shifted if bias is None else shifted + bias
     student.weight.copy_(weight)
-    own: Tensor | None = student.bias
-    if own is not None:
-        own.copy_(torch.zeros_like(own) if bias is None else bias)
+    student_bias: Tensor | None = student.bias
+    if student_bias is not None:
+        student_bias.copy_(torch.zeros_like(student_bias) if bias is None else bias)
+
+
+ABOUT = About(mimic, PAPER)

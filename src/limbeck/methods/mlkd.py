@@ -1,4 +1,4 @@
-"""Multi-level logits: Jin, Wang, Lin, "Multi-Level Logit Distillation" (2023), CVPR 2023, pages 24276-24285."""
+"""Multi-level logit distillation: instances, batch and classes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,31 +9,34 @@ from torch import Tensor
 
 from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import divergence, like, wide
+
+PAPER = Paper("Jin, Wang, Lin", "Multi-Level Logit Distillation", 2023, venue="CVPR, pages 24276-24285")
 
 Masks = Literal["select", "scale", "none"]
 
 TEMPERATURES = (4.0, 3.0, 5.0, 2.0, 6.0)
-"""Those of the authors' code, in its order."""
+"""The temperatures of the authors' code, in its order."""
 
 
 def instance_loss(
     student: Tensor, teacher: Tensor, *, temperatures: tuple[float, ...] = TEMPERATURES, masks: Masks = "select"
 ) -> Tensor:
-    """The sum over temperatures of T² * KL of each sample's softened distributions, mean over the batch.
+    """The sum over the temperatures of T² * KL of a sample's softened distributions, averaged over the batch.
 
-    The paper masks the samples that the teacher is surest of: the half whose greatest probability at T = 1 is above
-    the median of the batch. The authors' code (Jin-Ying/Multi-Level-Logit-Distillation,
-    mdistiller/distillers/KD_ours.py, 5ee473f) multiplies a mean that is taken over all samples by the mask, which only
-    scales it by the share of samples kept. None of the gradient reaches the teacher.
+    The paper masks the samples on which the teacher is most confident: those whose largest probability at T = 1 is
+    above the median of the batch. The authors' code (Jin-Ying/Multi-Level-Logit-Distillation,
+    mdistiller/distillers/KD_ours.py, 5ee473f) multiplies a mean over all samples by the mask, so the mask only scales
+    the mean by the fraction of samples that are kept. No gradient flows to the teacher.
 
     Args:
         student: logits (N, K).
         teacher: logits (N, K).
         temperatures: each above 0.
-        masks: "select", as published: a masked sample counts 0 in the mean over N. "scale", as in the code: all
-            samples count, times the share that is not masked. "none": all samples count.
+        masks: "select", as published, counts a masked sample as 0 in the mean over N. "scale", as in the code, counts
+            all samples and multiplies by the fraction that is not masked. "none" counts all samples.
     """
     return _averaged(_instances, student, teacher, temperatures, _samples(teacher, masks))
 
@@ -41,10 +44,10 @@ def instance_loss(
 def batch_loss(
     student: Tensor, teacher: Tensor, *, temperatures: tuple[float, ...] = TEMPERATURES, masks: Masks = "select"
 ) -> Tensor:
-    """The sum over temperatures of 1/N * ||p pᵀ - q qᵀ||², p and q the softened distributions (N, K) of both.
+    """The sum over the temperatures of 1/N * ||p pᵀ - q qᵀ||², where p and q are the softened distributions (N, K).
 
-    The relations (N, N) of the samples, summed over all pairs, without T². A masked sample's row counts 0; the samples
-    masked, the source and the arguments are those of `instance_loss`.
+    The relations (N, N) between the samples are summed over all pairs, without T². The row of a masked sample counts
+    as 0. The masks, the source and the arguments are those of `instance_loss`.
     """
     return _averaged(_between_samples, student, teacher, temperatures, _samples(teacher, masks))
 
@@ -52,46 +55,13 @@ def batch_loss(
 def category_loss(
     student: Tensor, teacher: Tensor, *, temperatures: tuple[float, ...] = TEMPERATURES, masks: Masks = "select"
 ) -> Tensor:
-    """The sum over temperatures of 1/K * ||pᵀ p - qᵀ q||², p and q the softened distributions (N, K) of both.
+    """The sum over the temperatures of 1/K * ||pᵀ p - qᵀ q||², where p and q are the softened distributions (N, K).
 
-    The relations (K, K) of the classes, summed over all pairs, without T². Masked are the classes whose probability at
-    T = 1, summed over the batch, is above the median of the classes: a masked class's row counts 0. The source and
-    the arguments are those of `instance_loss`.
+    The relations (K, K) between the classes are summed over all pairs, without T². The mask covers the classes whose
+    probability at T = 1, summed over the batch, is above the median of the classes; the row of a masked class counts
+    as 0. The source and the arguments are those of `instance_loss`.
     """
     return _averaged(_between_classes, student, teacher, temperatures, _classes(teacher, masks))
-
-
-def two_views_loss(
-    student: Tensor,
-    student_strong: Tensor,
-    teacher: Tensor,
-    teacher_strong: Tensor,
-    *,
-    temperatures: tuple[float, ...] = TEMPERATURES,
-    form: Literal["published", "code"] = "published",
-) -> Tensor:
-    """The three levels on a weakly and a strongly augmented view of each sample: logits (N, K), four times.
-
-    Args:
-        student: of the weak view.
-        student_strong: of the strong view.
-        teacher: of the weak view.
-        teacher_strong: of the strong view.
-        temperatures: each above 0.
-        form: "published" is the sum of all three losses, with their masks, over both views. "code" is what
-            `KD_ours.forward_train` of the authors' repository (see `instance_loss`) returns: masks that scale; of the
-            strong view the instances' loss alone, not masked, at the first three temperatures; and once more that of
-            the weak view, not masked, at the others.
-    """
-    weak = partial(instance_loss, student, teacher)
-    if form == "code":
-        strong = instance_loss(student_strong, teacher_strong, temperatures=temperatures[:3], masks="none")
-        again = weak(temperatures=temperatures[3:], masks="none") if temperatures[3:] else torch.zeros_like(strong)
-        relations = [level(student, teacher, temperatures=temperatures, masks="scale") for level in RELATIONS]
-        return weak(temperatures=temperatures, masks="scale") + strong + again + sum(relations)
-    levels = (instance_loss, *RELATIONS)
-    views = ((student, teacher), (student_strong, teacher_strong))
-    return torch.stack([level(*view, temperatures=temperatures) for level in levels for view in views]).sum()
 
 
 def mlkd(
@@ -106,30 +76,30 @@ def mlkd(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Soft targets at several temperatures, on three levels: each sample, the samples' and the classes' relations.
+    """Soft targets at several temperatures on three levels: samples, relations of samples, relations of classes.
 
-    This reads ONE view of each sample, the one that the training loop gives. The authors train on two views a step, a
-    weakly and a strongly augmented one: `two_views_loss` has that objective, but no recipe reaches it, and the results
-    published for two views are not to be expected of one. The default weights are those of the authors' code.
+    This method reads one view of each sample, that of the training loop. The authors train on two views in each step, a
+    weakly and a strongly augmented one, so their published results do not apply. The default weights are those of the
+    authors' code.
 
     Args:
         setup: epochs, optimizer and schedule.
         hard: weight of the cross-entropy with the labels.
         instance: weight of the samples' distributions; a number or a schedule.
-        batch: weight of the relations of the samples; a number or a schedule.
-        category: weight of the relations of the classes; a number or a schedule.
+        batch: weight of the relations between samples; a number or a schedule.
+        category: weight of the relations between classes; a number or a schedule.
         temperatures: the three losses are summed over these.
-        masks: "select" leaves out the samples and classes that the teacher is surest of, as published; "scale" is the
-            authors' code, which leaves out none but scales; "none" is neither.
+        masks: "select" leaves out the samples and classes on which the teacher is most confident, as published; "scale"
+            only scales the losses, as in the authors' code; "none" uses no masks.
         student_layer: the layer read as the student's logits; the default is the network's output.
-        teacher_layer: the same of the teacher.
+        teacher_layer: the same for the teacher.
 
     Raises:
         LimbeckError: there is no temperature or one is not above 0, all weights are 0, or the teacher is an ensemble
-            of distributions.
+            averaged as distributions.
     """
     if not temperatures or not all(temperature > 0 for temperature in temperatures):
-        raise LimbeckError(f"temperatures is {tuple(temperatures)}: it needs one at least, and each above 0")
+        raise LimbeckError(f"temperatures is {tuple(temperatures)}: at least one is needed, and each must be above 0")
     student, teacher = reading.logits(setup, student_layer, teacher_layer)
 
     def of(level: Loss) -> Loss:
@@ -145,9 +115,7 @@ def mlkd(
 
 
 Level = Callable[[Tensor, Tensor, float], Tensor]
-"""Logits (N, K) of student and teacher and a temperature to one value a sample (N,), or one a class (K,)."""
-
-RELATIONS = (batch_loss, category_loss)
+"""Logits (N, K) of student and teacher and a temperature to one value per sample (N,) or per class (K,)."""
 
 
 def _averaged(
@@ -163,22 +131,22 @@ def _instances(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def _between_samples(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    ours, theirs = ((wide(logits) / temperature).softmax(1) for logits in (student, teacher))
-    return (ours @ ours.T - theirs @ theirs.T).square().sum(dim=1)
+    q, p = ((wide(logits) / temperature).softmax(1) for logits in (student, teacher))
+    return (q @ q.T - p @ p.T).square().sum(dim=1)
 
 
 def _between_classes(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    ours, theirs = ((wide(logits) / temperature).softmax(1) for logits in (student, teacher))
-    return (ours.T @ ours - theirs.T @ theirs).square().sum(dim=1)
+    q, p = ((wide(logits) / temperature).softmax(1) for logits in (student, teacher))
+    return (q.T @ q - p.T @ p).square().sum(dim=1)
 
 
 def _samples(teacher: Tensor, masks: Masks) -> Tensor:
-    """How much each sample counts, (N,) or one number for all."""
+    """The weight of each sample, (N,), or one weight for all."""
     return _counts(wide(teacher.detach()).softmax(1).amax(dim=1), masks)
 
 
 def _classes(teacher: Tensor, masks: Masks) -> Tensor:
-    """How much each class counts, (K,) or one number for all."""
+    """The weight of each class, (K,), or one weight for all."""
     return _counts(wide(teacher.detach()).softmax(1).sum(dim=0), masks)
 
 
@@ -187,3 +155,6 @@ def _counts(confidence: Tensor, masks: Masks) -> Tensor:
     if masks == "select":
         return kept
     return kept.mean() if masks == "scale" else torch.ones_like(kept)
+
+
+ABOUT = About(mlkd, PAPER)

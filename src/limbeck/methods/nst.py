@@ -1,4 +1,4 @@
-"""Huang, Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer" (2017), arXiv:1707.01219."""
+"""Neuron selectivity transfer: the student's channels match the teacher's in distribution."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,33 +9,38 @@ from torch import Tensor
 
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.distributions import like, wide
+from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import in_order
-from limbeck.methods.shared import label_terms, over_layers, pooled_alike, unit
+from limbeck.methods.shared import over_layers, pooled_alike, unit
+
+PAPER = Paper(
+    "Huang, Wang", "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, "1707.01219"
+)
 
 Kernel = Literal["polynomial", "linear", "gaussian"]
 
 
 def selectivity_loss(student: Tensor, teacher: Tensor, *, kernel: Kernel = "polynomial") -> Tensor:
-    """Squared maximum mean discrepancy of the channels' patterns, each a unit vector over the places.
+    """Squared maximum mean discrepancy between the channels of both networks, each scaled to length 1.
 
-    mean k(t, t') + mean k(s, s') - 2 mean k(s, t), means over pairs of channels of one sample and over N. The authors'
-    code leaves the constant first part out; RepDistiller (distiller_zoo/NST.py, b84f547) is the same as "polynomial".
-    Where the sizes differ, the larger map is pooled first. None of the gradient reaches the teacher.
+    mean k(t, t') + mean k(s, s') - 2 mean k(s, t), where the means are over the pairs of channels of a sample and over
+    N. The authors' code leaves out the constant first part. RepDistiller (distiller_zoo/NST.py, b84f547) is the same
+    as "polynomial". If the sizes differ, the larger map is average-pooled first. No gradient flows to the teacher.
 
     Args:
         student: maps (N, C, H, W).
         teacher: maps (N, C', H', W').
         kernel: "polynomial" is (x . y)²; "linear" is x . y; "gaussian" is exp(-||x - y||² / (2 sigma²)), sigma² the
-            mean squared distance of the sample's pairs of a student's and a teacher's channel, taken as constant.
+            mean squared distance over the pairs of a student's and a teacher's channel of the sample, as a constant.
     """
     student, teacher = pooled_alike(student, teacher.detach())
-    mine, wanted = unit(student.flatten(2)), unit(teacher.flatten(2))
-    width = 2 * _squared_distances(mine, wanted).detach().mean(dim=(1, 2), keepdim=True)
-    pairs = ((wanted, wanted), (mine, mine), (mine, wanted))
-    # a small difference of large means: what is summed is in 64 bits
-    theirs, own, between = (wide(_KERNELS[kernel](*pair, width)).mean(dim=(1, 2)) for pair in pairs)
-    return like((theirs + own - 2 * between).mean().clamp_min(0), student)
+    s, t = unit(student.flatten(2)), unit(teacher.flatten(2))
+    width = 2 * _squared_distances(s, t).detach().mean(dim=(1, 2), keepdim=True)
+    # the value is a small difference of large means, which are therefore computed in 64 bits
+    k_tt, k_ss, k_st = (wide(_KERNELS[kernel](*pair, width)).mean(dim=(1, 2)) for pair in ((t, t), (s, s), (s, t)))
+    return like((k_tt + k_ss - 2 * k_st).mean().clamp_min(0), student)
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
@@ -43,7 +48,7 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _squared_distances(left: Tensor, right: Tensor) -> Tensor:
-    lengths = [one.square().sum(dim=2) for one in (left, right)]
+    lengths = [vectors.square().sum(dim=2) for vectors in (left, right)]
     return lengths[0].unsqueeze(2) + lengths[1].unsqueeze(1) - 2 * _products(left, right)
 
 
@@ -66,10 +71,10 @@ def nst(
     student_layers: tuple[str, ...] = (),
     teacher_layers: tuple[str, ...] = (),
 ) -> tuple[Stage, ...]:
-    """Neuron selectivity transfer: the student's channels respond to the places that the teacher's respond to.
+    """Neuron selectivity transfer: the distribution of the student's channels matches that of the teacher's.
 
-    The defaults are those of the authors' code (TuSimple/neuron-selectivity-transfer, config/cfgs.py, aed2b30): the
-    polynomial kernel, weight 50, the last maps. There is no factor 1/2 on the weight.
+    The defaults are those of the authors' code (TuSimple/neuron-selectivity-transfer, config/cfgs.py, aed2b30):
+    polynomial kernel, weight 50, last maps. The weight is not multiplied by 1/2.
 
     Args:
         setup: epochs, optimizer and schedule.
@@ -78,9 +83,9 @@ def nst(
         soft: weight of the soft targets, with the factor T².
         temperature: T of the soft targets.
         kernel: "polynomial" (degree 2, no offset), "linear" or "gaussian".
-        sections: where no layers are named, the "last" section's map, or the sum over "all" as in RepDistiller.
+        sections: the default layers: the "last" section, or the sum over "all" sections, as in RepDistiller.
         student_layers: the layers whose maps are compared, shallow to deep.
-        teacher_layers: the same of the teacher.
+        teacher_layers: the same for the teacher.
 
     Raises:
         LimbeckError: a network has no maps, the temperature is not above 0, or all weights are 0.
@@ -100,3 +105,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # HobbitLong/RepDistiller, scripts/run_cifar_distill.sh.
     "repdistiller": {"sections": "all", "selectivity": 50.0},
 }
+
+
+ABOUT = About(nst, PAPER, presets=PRESETS)

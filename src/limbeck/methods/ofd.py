@@ -1,4 +1,4 @@
-"""Overhaul of feature distillation: Heo et al., "A Comprehensive Overhaul of Feature Distillation" (2019), arXiv:1904.01866."""  # noqa: E501
+"""Overhaul of feature distillation: the student matches the teacher's maps after a margin ReLU."""
 
 import math
 from collections.abc import Sequence
@@ -8,21 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, from_teacher, weighted
-from limbeck.methods.reading import maps, sections
-from limbeck.methods.shared import check_factor, connector, label_terms, matched
+from limbeck.methods.about import About, Paper
+from limbeck.methods.kd import label_terms
+from limbeck.methods.reading import in_order, maps, sections
+from limbeck.methods.shared import check_above_zero, connector, matched
 from limbeck.taps import check
 
-_RARE = 0.001  # a share of negative values below which the authors' code takes three deviations instead
+PAPER = Paper("Heo et al.", "A Comprehensive Overhaul of Feature Distillation", 2019, "1904.01866")
+
+_RARE = 0.001  # a fraction of negative values below which the authors' code uses three standard deviations
 _DEVIATIONS = 3.0
 
 
 def margins(norm: nn.BatchNorm2d) -> Tensor:
-    """Each channel's mean negative value after a BatchNorm, (C,): the margin of the margin ReLU.
+    """The mean of the negative values of each channel after a BatchNorm, (C,): the margins of the margin ReLU.
 
-    A channel is taken to be normal with mean beta and deviation |gamma|. Then E[x | x < 0] is
-    beta - |gamma| phi(beta / |gamma|) / Phi(-beta / |gamma|); where fewer than 0.001 of its values are negative, it is
-    -3 |gamma|, as in the authors' code (clovaai/overhaul-distillation, CIFAR-100/distiller.py, 76344a8). Computed in 64
-    bits, where theirs has 32.
+    A channel is assumed to be normal with mean beta and standard deviation |gamma|. Then E[x | x < 0] is
+    beta - |gamma| phi(beta / |gamma|) / Phi(-beta / |gamma|). Where fewer than 0.001 of the values are negative, the
+    margin is -3 |gamma|, as in the authors' code (clovaai/overhaul-distillation, CIFAR-100/distiller.py, 76344a8). It
+    is computed in 64 bits; the authors' code uses 32.
     """
     one = torch.ones(norm.num_features, dtype=torch.float64)
     deviation = one if norm.weight is None else norm.weight.detach().cpu().double().abs()
@@ -43,33 +47,33 @@ def overhaul_loss(
     layer_factor: float = 2.0,
     average: Literal["batch", "sum"] = "batch",
 ) -> Tensor:
-    """The partial L2 distance of the student from the teacher after its margin ReLU.
+    """The partial L2 distance between the student and the teacher after the teacher's margin ReLU.
 
-    With t = max(teacher, m): (s - t)², but 0 where s <= t <= 0. Summed over all places and channels of a layer, the
-    l-th of L layers weighs f^(l - L). None of the gradient reaches the teacher.
+    With t = max(teacher, m) it is (s - t)², and 0 where s <= t <= 0. The values of a layer are summed over channels and
+    positions, and layer l of L is multiplied by f^(l - L). No gradient flows to the teacher.
 
     Args:
-        students: maps (N, C, H, W) after the connector, one a layer, shallow to deep.
-        teachers: maps before the activation; of two sizes the larger is averaged down to the smaller.
+        students: maps (N, C, H, W) after the connector, one per layer, shallow to deep.
+        teachers: maps before the activation. If the sizes differ, the larger map is average-pooled to the smaller size.
         margin: m of each layer, (C,).
-        layer_factor: f; 2 in the authors' code. The paper has no such factor: 1.
-        average: "batch" divides the sum by N, as the authors' training script does; "sum" is the plain sum.
+        layer_factor: f; 2 in the authors' code. The paper has no such factor, which is 1.
+        average: "batch" divides the sum by N, as the authors' training script does; "sum" is the sum.
     """
     total = students[0].new_zeros(())
-    for place, (student, teacher, least) in enumerate(zip(students, teachers, margin, strict=True), start=1):
-        mine, target = matched(student, torch.maximum(teacher.detach(), least.view(-1, 1, 1)))
-        counts = (mine > target) | (target > 0)
-        squares = torch.where(counts, mine - target, torch.zeros_like(mine)).square()
-        total = total + squares.sum() * layer_factor ** (place - len(students))
+    for layer, triple in enumerate(zip(students, teachers, margin, strict=True), start=1):
+        student, teacher = matched(triple[0], torch.maximum(triple[1].detach(), triple[2].view(-1, 1, 1)))
+        counts = (student > teacher) | (teacher > 0)
+        squares = torch.where(counts, student - teacher, torch.zeros_like(student)).square()
+        total = total + squares.sum() * layer_factor ** (layer - len(students))
     return total / len(students[0]) if average == "batch" else total
 
 
 class Overhaul(nn.Module):
-    """`overhaul_loss` on the student's maps after a connector each.
+    """`overhaul_loss` with a connector on each of the student's maps.
 
     Args:
-        connectors: one a layer.
-        margin: one (C,) a layer; kept as buffers ``margin0``, ``margin1`` and so on.
+        connectors: one for each layer.
+        margin: (C,) for each layer; kept as buffers ``margin0``, ``margin1`` and so on.
         layer_factor: see `overhaul_loss`.
         average: see `overhaul_loss`.
     """
@@ -84,16 +88,16 @@ class Overhaul(nn.Module):
     ) -> None:
         super().__init__()
         self.connectors = nn.ModuleList(connectors)
-        for place, one in enumerate(margin):
-            self.register_buffer(f"margin{place}", one.to(torch.get_default_dtype()))
+        for layer, values in enumerate(margin):
+            self.register_buffer(f"margin{layer}", values.to(torch.get_default_dtype()))
         self.layer_factor = layer_factor
         self.average: Literal["batch", "sum"] = average
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """All of the student's maps, then all of the teacher's, to a scalar."""
+        """The loss, a scalar, of the student's maps and then the teacher's."""
         count = len(self.connectors)
-        students = [connector(mine) for connector, mine in zip(self.connectors, tensors[:count], strict=True)]
-        margin = [self.get_buffer(f"margin{place}") for place in range(count)]
+        students = [connector(student) for connector, student in zip(self.connectors, tensors[:count], strict=True)]
+        margin = [self.get_buffer(f"margin{layer}") for layer in range(count)]
         return overhaul_loss(students, tensors[count:], margin, layer_factor=self.layer_factor, average=self.average)
 
 
@@ -110,42 +114,42 @@ def ofd(
     teacher_layers: tuple[str, ...] = (),
     teacher_norms: tuple[str, ...] = (),
 ) -> tuple[Stage, ...]:
-    """Overhaul of feature distillation: the student matches the teacher's maps before the ReLU, where that matters.
+    """Overhaul of feature distillation: the student matches the teacher's maps after a margin ReLU.
 
-    The weight, 1/1000 for CIFAR (1/10000 for ImageNet), the factor 2 a layer and the mean over the batch are those of
-    the authors' code; the paper gives none. The margins are those of the teacher at the time of the call.
+    The weight, 1/1000 for CIFAR (1/10000 for ImageNet), the factor 2 per layer and the mean over the batch are those of
+    the authors' code; the paper gives none. The margins are computed when the method is called.
 
     Args:
         setup: epochs, optimizer and schedule.
-        feature: weight of the distance of the maps.
+        feature: weight of the distance between the maps.
         hard: weight of the cross-entropy with the labels.
-        soft: weight of soft targets, see `kd`; the paper has none.
+        soft: weight of the soft targets, see `kd`; the paper has none.
         temperature: T of the soft targets.
-        layer_factor: how much more a layer weighs than the one before it; the paper has 1.
-        average: "batch" is the mean over the batch; "sum" the plain sum.
-        student_layers: what gives the student's maps before the activation; by default each section's last.
-        teacher_layers: the same of the teacher.
-        teacher_norms: the BatchNorm of each of the teacher's maps, from which its margins are computed; by default the
-            one before each section's last activation.
+        layer_factor: f, the ratio of a layer's weight to that of the layer before it; 1 in the paper.
+        average: "batch" is the mean over the batch; "sum" is the sum.
+        student_layers: the layers whose outputs, before the activation, are compared; the default is each section's
+            last map.
+        teacher_layers: the same for the teacher.
+        teacher_norms: the BatchNorm layers from which the margins of the teacher's maps are computed; the default is
+            the last one before each section's last activation.
 
     Raises:
         LimbeckError: a network has no maps; the layers do not come in pairs; the teacher has no BatchNorm there; an
             option is out of range.
     """
-    check_factor(layer_factor)
+    check_above_zero("layer_factor", layer_factor)
     pairs = maps(setup, student_layers, teacher_layers, method="ofd", activated=False)
     names = _norms(setup, len(pairs), teacher_layers, teacher_norms)
     shapes = [(setup.shape(student), setup.shape(teacher)) for student, teacher in pairs]
     loss = Overhaul(
-        [connector(setup, mine, its, method="ofd") for mine, its in shapes],
-        [_margin(setup, name, its[0]) for name, (_, its) in zip(names, shapes, strict=True)],
+        [connector(setup, student, teacher, method="ofd") for student, teacher in shapes],
+        [_margin(setup, name, teacher[0]) for name, (_, teacher) in zip(names, shapes, strict=True)],
         layer_factor=layer_factor,
         average=average,
     )
-    reads = (*(student for student, _ in pairs), *(teacher for _, teacher in pairs))
     terms = {
         **label_terms(setup, hard=hard, soft=soft, temperature=temperature),
-        "feature": Term(loss, reads, feature),
+        "feature": Term(loss, in_order(pairs), feature),
     }
     return (Stage("ofd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
@@ -153,24 +157,24 @@ def ofd(
 def _norms(
     setup: Setup, count: int, teacher_layers: tuple[str, ...], teacher_norms: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The names of the teacher's BatchNorms, one a map."""
+    """The names of the teacher's BatchNorms, one for each map."""
     if teacher_norms and len(teacher_norms) != count:
         raise LimbeckError(f"teacher_norms names {len(teacher_norms)} layers for {count} maps: name one for each")
     if teacher_layers and not teacher_norms:
-        raise LimbeckError("teacher_layers are named without their BatchNorms: name one for each as teacher_norms")
+        raise LimbeckError("teacher_layers are given without their BatchNorms: name one for each as teacher_norms")
     return teacher_norms or tuple(section.norm for section in sections(setup, "teacher", method="ofd")[-count:])
 
 
 def _margin(setup: Setup, name: str, channels: int) -> Tensor:
-    """The margins from the teacher's layer of that name, for a map of so many channels."""
+    """The margins from the named BatchNorm of the teacher, for a map with this number of channels."""
     if name:
         check({"teacher": setup.module("teacher", "")}, from_teacher(name))
     norm = setup.module("teacher", name) if name else None
     if not isinstance(norm, nn.BatchNorm2d):
         got = f"{name} is a {type(norm).__name__}" if name else "the teacher has none"
         raise LimbeckError(
-            f"ofd takes its margins from the weights of the BatchNorm before the teacher's activation, and {got}: "
-            "name BatchNorm layers as teacher_norms, or take another method"
+            f"ofd computes its margins from the BatchNorm before the teacher's activation, and {got}: "
+            "name BatchNorm layers as teacher_norms, or use another method"
         )
     if norm.num_features != channels:
         raise LimbeckError(
@@ -178,3 +182,6 @@ def _margin(setup: Setup, name: str, channels: int) -> Tensor:
             "name the one that gives it as teacher_norms"
         )
     return margins(norm)
+
+
+ABOUT = About(ofd, PAPER)

@@ -1,4 +1,4 @@
-"""Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer" (2018), arXiv:1803.10837."""
+"""Probabilistic knowledge transfer: the student matches the teacher's similarities as probabilities."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,9 +9,14 @@ from torch import Tensor
 
 from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, from_student, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.shared import several_samples
+
+PAPER = Paper(
+    "Passalis, Tefas", "Learning Deep Representations with Probabilistic Knowledge Transfer", 2018, "1803.10837"
+)
 
 Form = Literal["code", "paper"]
 
@@ -19,28 +24,28 @@ _LEAST = 1e-7  # the authors' epsilon
 
 
 def probability_loss(student: Tensor, teacher: Tensor, *, form: Form = "code") -> Tensor:
-    """KL divergence of the probabilities p_ij that sample i picks sample j, from (cosine + 1) / 2.
+    """KL(p_T || p_S) of the probabilities p_ij that sample i picks sample j, proportional to (cosine + 1) / 2.
 
-    "paper" is the sum over i and j != i of p_T log(p_T / p_S), each p_i a distribution over the other samples, its
-    members no less than 1e-7 inside the logarithm. "code" is the mean over all N², the sample itself among those to
-    pick, and 1e-7 added to lengths and inside the logarithm, as passalis/probabilistic_kt (nn/pkt.py, a58fd1b) and
-    RepDistiller (distiller_zoo/PKT.py, b84f547) have it. No constant links the two. A batch of one sample gives 0, in
-    the paper's form one of two as well. None of the gradient reaches the teacher.
+    "paper" is the sum over i and j != i of p_T log(p_T / p_S), where each p_i is a distribution over the other samples
+    and probabilities are clamped to at least 1e-7 inside the logarithm. "code" is the mean over all N² pairs, where a
+    sample may pick itself and 1e-7 is added to the lengths and inside the logarithm, as in passalis/probabilistic_kt
+    (nn/pkt.py, a58fd1b) and RepDistiller (distiller_zoo/PKT.py, b84f547). The two are not proportional. A batch of one
+    sample gives 0, and in the form "paper" also a batch of two. No gradient flows to the teacher.
 
     Args:
-        student: features (N, ...), each sample's taken as a vector.
+        student: features (N, ...), flattened to one vector per sample.
         teacher: features (N, ...).
         form: "code" or "paper".
     """
-    mine, wanted = (_probabilities(one.flatten(1), form) for one in (student, teacher.detach()))
+    q, p = (_probabilities(features.flatten(1), form) for features in (student, teacher.detach()))
     if form == "code":
-        return like((wanted * ((wanted + _LEAST) / (mine + _LEAST)).log()).mean(), student)
-    return like((wanted * (wanted.clamp_min(_LEAST) / mine.clamp_min(_LEAST)).log()).sum(), student)
+        return like((p * ((p + _LEAST) / (q + _LEAST)).log()).mean(), student)
+    return like((p * (p.clamp_min(_LEAST) / q.clamp_min(_LEAST)).log()).sum(), student)
 
 
 def _probabilities(vectors: Tensor, form: Form) -> Tensor:
     directions = vectors / (torch.linalg.vector_norm(vectors, dim=1, keepdim=True) + _LEAST)
-    similarities = (wide(directions @ directions.T) + 1) / 2  # whose rows would not sum to 1 well enough in 32 bits
+    similarities = (wide(directions @ directions.T) + 1) / 2  # in 32 bits the rows would not sum to 1 accurately
     if form == "paper":
         others = 1 - torch.eye(len(vectors), dtype=similarities.dtype, device=vectors.device)
         similarities = similarities * others
@@ -56,20 +61,20 @@ def pkt(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Probabilistic knowledge transfer: a sample's neighbours are as likely as the teacher has them.
+    """Probabilistic knowledge transfer: the student matches the probabilities that samples are neighbours.
 
-    The paper trains with this term alone and Adam, where its size does not matter. Its only published weight beside
-    the labels, 30000, is the CRD benchmark's (Tian et al. 2020) for the mean of the authors' code, so that form is the
-    default. `PRESETS` holds the paper's.
+    The paper trains with this term only and with Adam, where its scale does not matter; that is the preset. The only
+    published weight for use with labels, 30000, is that of the CRD benchmark (Tian et al. 2020) for the mean of the
+    authors' code, so that form is the default.
 
     Args:
-        setup: epochs, optimizer and schedule; the batch size is part of the method.
+        setup: epochs, optimizer and schedule. The batch size affects the method.
         hard: weight of the cross-entropy with the labels.
-        probabilities: weight of the divergence of the probabilities; the form "paper" wants a far smaller one, 1.
-        form: "code", the authors' mean over all pairs; or "paper", the sum over pairs of different samples, which is
+        probabilities: weight of the divergence; the form "paper" needs a far smaller one, 1.
+        form: "code" is the authors' mean over all pairs. "paper" is the sum over pairs of different samples, which is
             larger by about the square of the batch size.
         student_layer: the layer whose output is compared; the default is the feature that enters the classifier.
-        teacher_layer: the same of the teacher.
+        teacher_layer: the same for the teacher.
 
     Raises:
         LimbeckError: the batch size is 1, or both weights are 0.
@@ -84,6 +89,9 @@ def pkt(
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The paper's objective: no labels. The classifier then learns nothing: the feature is what is trained.
+    # The paper's objective without labels: only the feature is trained, not the classifier.
     "paper": {"form": "paper", "probabilities": 1.0, "hard": 0.0},
 }
+
+
+ABOUT = About(pkt, PAPER, presets=PRESETS)

@@ -1,4 +1,4 @@
-"""What methods read where no layer is named: features, maps and logits, student and teacher in pairs."""
+"""The tensors that methods read by default: logits, features and maps of student and teacher, in pairs."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -6,41 +6,47 @@ from typing import Literal
 from limbeck.core import LimbeckError, NoClassifier, Outline, Section, Setup, Tap, tap
 
 Pair = tuple[Tap, Tap]
-"""A student's tap and a teacher's."""
+"""A tap of the student and one of the teacher."""
+
+
+def outputs(setup: Setup, student_layer: str = "", teacher_layer: str = "") -> tuple[Tap, ...]:
+    """The student's logits, then the teacher's: one tap for each member of an ensemble averaged as distributions."""
+    teachers = (tap("teacher", teacher_layer),) if teacher_layer else setup.teacher_logits
+    return (tap("student", student_layer), *teachers)
 
 
 def logits(setup: Setup, student_layer: str = "", teacher_layer: str = "") -> Pair:
-    """The logits of both.
+    """The logits of the student and of one teacher.
 
     Raises:
         LimbeckError: the teacher is an ensemble whose members are averaged as distributions.
     """
-    teacher = (tap("teacher", teacher_layer),) if teacher_layer else setup.teacher_logits
-    if len(teacher) > 1:
+    student, *teachers = outputs(setup, student_layer, teacher_layer)
+    if len(teachers) > 1:
         raise LimbeckError(
-            f"this method reads one teacher, this one is an ensemble of {len(teacher)}: "
-            "give it mean: geometric, or name a member as teacher_layer: members.0"
+            f"this method reads the logits of one teacher, and the teacher is an ensemble of {len(teachers)}: "
+            "set mean: geometric for the ensemble, or name a member as teacher_layer: members.0"
         )
-    return tap("student", student_layer), teacher[0]
+    return student, teachers[0]
 
 
 def with_classifier(setup: Setup, network: str, *, method: str) -> Outline:
-    """The outline of a network without whose linear classifier the method cannot do.
+    """The outline of a network, for a method that needs its linear classifier.
 
     Raises:
-        LimbeckError: it has none.
+        LimbeckError: the network has no linear classifier.
     """
     try:
         return setup.outline(network)
     except NoClassifier as error:
         raise LimbeckError(
-            f"{method} needs the linear classifier of the {network}, and there is none (an ensemble has none, nor has "
-            "a head of another kind): take a single network, or a method of outputs alone, such as kd"
+            f"{method} needs the linear classifier of the {network}, which has none (an ensemble has none, and neither "
+            "has a head of another kind): use a single network, or a method that reads only outputs, such as kd"
         ) from error
 
 
 def features(setup: Setup, student_layer: str = "", teacher_layer: str = "") -> Pair:
-    """The vectors that enter the classifiers, (N, D), where no layer is named."""
+    """The features to compare: by default the vectors (N, D) that enter the classifiers."""
     student = tap("student", student_layer) if student_layer else setup.outline("student").feature
     return student, tap("teacher", teacher_layer) if teacher_layer else setup.outline("teacher").feature
 
@@ -53,47 +59,56 @@ def maps(
     method: str,
     activated: bool = True,
 ) -> list[Pair]:
-    """Pairs of maps (N, C, H, W), shallow to deep: by default what the sections give, the deepest with the deepest.
+    """Pairs of maps (N, C, H, W), shallow to deep: by default those of the sections, paired from the deepest.
 
-    Without ``activated`` the sections' maps are read before their last activation.
+    With ``activated=False`` the sections' maps are read before their last activation.
 
     Raises:
-        LimbeckError: one side names more layers than the other; a network has no maps, a layer gives none.
+        LimbeckError: the sides name different numbers of layers; a network has no maps, or a layer's output is not one.
     """
+    student = network_maps(setup, "student", student_layers, method=method, activated=activated)
+    teacher = network_maps(setup, "teacher", teacher_layers, method=method, activated=activated)
+    return paired(student, teacher, student_layers, teacher_layers)
 
-    def taps(network: str, layers: tuple[str, ...]) -> list[Tap]:
-        if layers:
-            return [tap(network, layer) for layer in layers]
+
+def network_maps(
+    setup: Setup, network: str, layers: tuple[str, ...], *, method: str, activated: bool = True
+) -> list[Tap]:
+    """The maps (N, C, H, W) of one network, shallow to deep: those of the layers, or by default of the sections.
+
+    Raises:
+        LimbeckError: the network has no maps, or a layer's output is not one.
+    """
+    if not layers:
         found = sections(setup, network, method=method)
-        return [section.last if activated else section.unactivated for section in found]
-
-    pairs = _paired(taps("student", student_layers), taps("teacher", teacher_layers), student_layers, teacher_layers)
-    for one in (one for pair in pairs for one in pair):
+        return [section.last if activated else section.pre_activation for section in found]
+    named = [tap(network, layer) for layer in layers]
+    for one in named:
         if len(setup.shape(one)) != 3:
             raise LimbeckError(f"{method} reads maps (C, H, W), but {one} gives {setup.shape(one)}")
-    return pairs
+    return named
 
 
 def sections(setup: Setup, network: str, *, method: str) -> tuple[Section, ...]:
     """The sections of a network.
 
     Raises:
-        LimbeckError: it has none, because it has no maps.
+        LimbeckError: the network has no maps.
     """
     found = setup.outline(network).sections
     if not found:
         raise LimbeckError(
-            f"{method} compares maps (C, H, W), and the {network} has none: it gives vectors or tokens only; take a "
-            "method that needs none, such as kd, sp, rkd or srrl"
+            f"{method} compares maps (C, H, W), and the {network} has none: it gives vectors or tokens only; use a "
+            "method that needs no maps, such as kd, sp, rkd or srrl"
         )
     return found
 
 
 def last_map(setup: Setup, network: str, layer: str = "") -> Tap:
-    """The map whose mean over its places enters the classifier, where the network is built so; else the feature.
+    """The map that global average pooling turns into the feature, or the feature of a network without such a map.
 
     Raises:
-        LimbeckError: the layer named gives neither a map nor a vector.
+        LimbeckError: the output of the named layer is neither a map nor a vector.
     """
     if layer:
         named = tap(network, layer)
@@ -107,7 +122,7 @@ def last_map(setup: Setup, network: str, layer: str = "") -> Tap:
 
 
 def in_order(pairs: Sequence[Pair]) -> tuple[Tap, ...]:
-    """The taps of `shared.over_layers`: the student's, then the teacher's."""
+    """The student's taps, then the teacher's: the order of `shared.over_layers`."""
     return tuple(pair[side] for side in (0, 1) for pair in pairs)
 
 
@@ -117,15 +132,15 @@ def feature_pairs(
     teacher_layers: tuple[str, ...],
     sections: Literal["last", "all"],
 ) -> list[Pair]:
-    """Pairs of features of any shape, shallow to deep: those named, or by default the deepest with the deepest.
+    """Pairs of features of any shape, shallow to deep: by default those of the sections, paired from the deepest.
 
     Raises:
-        LimbeckError: one side names more layers than the other.
+        LimbeckError: the sides name different numbers of layers.
     """
     deepest = -1 if sections == "last" else 0
     student = [tap("student", name) for name in student_layers] or _depths(setup, "student")[deepest:]
     teacher = [tap("teacher", name) for name in teacher_layers] or _depths(setup, "teacher")[deepest:]
-    return _paired(student, teacher, student_layers, teacher_layers)
+    return paired(student, teacher, student_layers, teacher_layers)
 
 
 def _depths(setup: Setup, network: str) -> list[Tap]:
@@ -133,9 +148,15 @@ def _depths(setup: Setup, network: str) -> list[Tap]:
     return [section.last for section in outline.sections] or list(outline.hidden) or [outline.feature]
 
 
-def _paired(student: list[Tap], teacher: list[Tap], student_named: object, teacher_named: object) -> list[Pair]:
-    """The deepest with the deepest; where layers are named, as many of one side as of the other."""
-    if (student_named or teacher_named) and len(student) != len(teacher):
+def paired(
+    student: list[Tap], teacher: list[Tap], student_layers: tuple[str, ...], teacher_layers: tuple[str, ...]
+) -> list[Pair]:
+    """The taps in pairs from the deepest; shallow taps without a partner are left out.
+
+    Raises:
+        LimbeckError: layers are named and the sides differ in number.
+    """
+    if (student_layers or teacher_layers) and len(student) != len(teacher):
         raise LimbeckError(
             f"student_layers has {len(student)} layers and teacher_layers {len(teacher)}: name them in pairs"
         )

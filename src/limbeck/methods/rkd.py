@@ -1,4 +1,4 @@
-"""Relations: Park, Kim, Lu, Cho, "Relational Knowledge Distillation" (2019), arXiv:1904.05068."""
+"""Relational distillation: the student matches distances and angles between samples."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,53 +10,59 @@ from torch import Tensor
 
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.shared import label_terms, several_samples, unit
+from limbeck.methods.about import About, Paper
+from limbeck.methods.kd import label_terms
+from limbeck.methods.shared import several_samples, unit
+
+PAPER = Paper("Park, Kim, Lu, Cho", "Relational Knowledge Distillation", 2019, "1904.05068")
 
 Average = Literal["mean", "sum"]
 
-_CLOSEST = 1e-6  # the authors' least distance of two samples: where two coincide, the gradient is 0
+_CLOSEST = 1e-6  # the authors' smallest distance; the gradient is 0 where two samples coincide
 
 
 def distance_loss(student: Tensor, teacher: Tensor, *, average: Average = "mean", normalise: bool = False) -> Tensor:
-    """Huber distance of the samples' distances, in units of their mean over the pairs of the batch: RKD-D.
+    """Huber loss of the distances between samples, each divided by the mean distance of the batch (RKD-D).
 
-    The gradient flows through the student's mean distance too. A batch of one sample gives 0. None of the gradient
-    reaches the teacher.
+    The gradient also flows through the student's mean distance. A batch of one sample gives 0. No gradient flows to
+    the teacher.
 
     Args:
-        student: features (N, ...), each sample's taken as a vector.
+        student: features (N, ...), flattened to one vector per sample.
         teacher: features (N, ...).
-        average: "sum" is the paper's, over the N (N - 1) ordered pairs; "mean" is that over N², as lenscloth/RKD
-            (metric/loss.py, 0a6c3c0) and RepDistiller (distiller_zoo/RKD.py, b84f547) have it.
-        normalise: bring every feature to length 1 first.
+        average: "sum" is the paper's, over the N (N - 1) ordered pairs. "mean" divides it by N², as in lenscloth/RKD
+            (metric/loss.py, 0a6c3c0) and RepDistiller (distiller_zoo/RKD.py, b84f547).
+        normalise: first scale every feature to length 1.
     """
-    mine, wanted = (_relative_distances(vectors) for vectors in _vectors(student, teacher, normalise))
-    return F.smooth_l1_loss(mine, wanted, reduction=average)
+    student, teacher = (_relative_distances(vectors) for vectors in _vectors(student, teacher, normalise))
+    return F.smooth_l1_loss(student, teacher, reduction=average)
 
 
 def angle_loss(student: Tensor, teacher: Tensor, *, average: Average = "mean", normalise: bool = False) -> Tensor:
-    """Huber distance of the cosines of the angles at the middle of every three samples: RKD-A.
+    """Huber loss of the cosines of the angles in every triplet of samples (RKD-A).
 
-    A batch of one or two samples gives 0. The memory grows with N³ and N² D. None of the gradient reaches the teacher.
+    A batch of one or two samples gives 0. The memory grows with N³ and N² D. No gradient flows to the teacher.
 
     Args:
-        student: features (N, ...), each sample's taken as a vector.
+        student: features (N, ...), flattened to one vector per sample.
         teacher: features (N, ...).
-        average: "sum" is the paper's, over the ordered triplets; "mean" is that over N³, as the authors' code has it.
-        normalise: bring every feature to length 1 first.
+        average: "sum" is the paper's, over the ordered triplets. "mean" divides it by N³, as in the authors' code.
+        normalise: first scale every feature to length 1.
     """
-    mine, wanted = (_cosines(vectors) for vectors in _vectors(student, teacher, normalise))
-    return F.smooth_l1_loss(mine, wanted, reduction=average)
+    student, teacher = (_cosines(vectors) for vectors in _vectors(student, teacher, normalise))
+    return F.smooth_l1_loss(student, teacher, reduction=average)
 
 
 def _vectors(student: Tensor, teacher: Tensor, normalise: bool) -> list[Tensor]:
-    return [unit(one.flatten(1)) if normalise else one.flatten(1) for one in (student, teacher.detach())]
+    flat = [features.flatten(1) for features in (student, teacher.detach())]
+    return [unit(vectors) for vectors in flat] if normalise else flat
 
 
 def _relative_distances(vectors: Tensor) -> Tensor:
     count = len(vectors)
-    apart = 1 - torch.eye(count, dtype=vectors.dtype, device=vectors.device)
-    distances = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(_CLOSEST) * apart
+    off_diagonal = 1 - torch.eye(count, dtype=vectors.dtype, device=vectors.device)
+    distances = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = distances.clamp_min(_CLOSEST) * off_diagonal
     mean = distances.sum() / max(count * (count - 1), 1)
     return distances / mean.clamp_min(_CLOSEST)
 
@@ -79,22 +85,22 @@ def rkd(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Relational distillation: the samples' distances and angles are those that the teacher sees.
+    """Relational distillation: distances and angles between samples match the teacher's.
 
     The published weights, 25 and 50, belong to the mean of the authors' code, which is therefore the default; the
-    formulas of the paper have the sum. A zero weight leaves a relation out (RKD-D, RKD-A).
+    formulas of the paper have the sum. A weight of 0 leaves out a term, for RKD-D or RKD-A alone.
 
     Args:
-        setup: epochs, optimizer and schedule; the batch size is part of the method.
+        setup: epochs, optimizer and schedule. The batch size affects the method.
         hard: weight of the cross-entropy with the labels.
-        distance: weight of the distances between two samples.
-        angle: weight of the angles between three samples.
+        distance: weight of the distances between pairs of samples.
+        angle: weight of the angles in triplets of samples.
         soft: weight of the soft targets, with the factor T².
         temperature: T of the soft targets.
-        average: "mean" over all pairs and triplets, as in the authors' code, or the paper's "sum".
-        normalise: bring the features to length 1 first, as the authors' classification script does.
+        average: "mean" over all pairs and triplets, as in the authors' code, or "sum", as in the paper.
+        normalise: first scale the features to length 1, as the authors' classification script does.
         student_layer: the layer whose output is compared; the default is the feature that enters the classifier.
-        teacher_layer: the same of the teacher.
+        teacher_layer: the same for the teacher.
 
     Raises:
         LimbeckError: the batch size is 1, the temperature is not above 0, or all weights are 0.
@@ -111,3 +117,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # lenscloth/RKD, run_distill_classification.py: its kd_ratio 16 is T² for T = 4.
     "authors_kd": {"normalise": True, "soft": 1.0, "temperature": 4.0},
 }
+
+
+ABOUT = About(rkd, PAPER, presets=PRESETS)

@@ -1,4 +1,4 @@
-"""Semantic calibration: Chen et al., "Cross-Layer Distillation with Semantic Calibration" (2020), arXiv:2012.03236."""
+"""Semantic calibration: every layer of the student learns from all layers of the teacher, by attention."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, tap, weighted
-from limbeck.methods.reading import sections
-from limbeck.methods.shared import check_norm, label_terms, pooled_alike, several_samples
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
+from limbeck.methods.about import About, Paper
+from limbeck.methods.kd import label_terms
+from limbeck.methods.reading import network_maps
+from limbeck.methods.shared import check_norm, pooled_alike, several_samples
 
-_SHARE = 4  # the embedding's size is the batch's over 4
+PAPER = Paper("Chen et al.", "Cross-Layer Distillation with Semantic Calibration", 2020, "2012.03236")
+
+_SHARE = 4  # the batch size divided by the length of the embedding
 
 
 class Embedding(nn.Module):
-    """Rows of a batch's similarity matrix to vectors of length 1: linear, ReLU, linear.
+    """The rows of the similarity matrix of a batch to vectors of length 1: linear, ReLU, linear.
 
     Args:
-        batch_size: B, the length of a row; shorter rows are filled up with zeros (ours: the authors' code takes full
-            batches only).
+        batch_size: B, the length of a row. Shorter rows are padded with zeros; the authors' code needs full batches.
         size: D of the vectors.
     """
 
@@ -36,7 +39,7 @@ class Embedding(nn.Module):
 
 
 def regressor(channels: int, outside: int) -> nn.Sequential:
-    """The student's map to the teacher's width, (N, C, H, W) to (N, C', H, W): 1x1, 3x3 and 1x1, 2 C' in between."""
+    """(N, C, H, W) to (N, C', H, W): convolutions 1x1, 3x3 and 1x1 with 2 C' channels in between."""
     middle = 2 * outside
     return nn.Sequential(
         nn.Conv2d(channels, middle, 1, bias=False),
@@ -50,19 +53,19 @@ def regressor(channels: int, outside: int) -> nn.Sequential:
 
 
 class Calibration(nn.Module):
-    """Every pair of a student's and a teacher's layer, weighted for each sample by attention.
+    """Squared distances between all pairs of student and teacher layers, weighted for each sample by attention.
 
     The loss is 1/(N S) times the sum over samples b, student layers i and teacher layers j of a[b, i, j] times the mean
-    of the squared differences of the regressed map i and the map j. a[b, i, :] is the softmax over j of <query, key>:
-    embeddings of the b-th rows of the layers' similarity matrices flat(F) flat(F)^T. As in the authors' code
-    (DefangChen/SemCKD, distiller_zoo/SemCKD.py and models/util.py, ebe5db1); nothing is divided by sqrt(D). Of two
-    sizes the larger map is averaged down, before the regressor. No gradient reaches the teacher.
+    squared difference between the regressed map i and the map j. The attention a[b, i, :] is the softmax over j of
+    <query, key>, which are embeddings of row b of the layers' similarity matrices flat(F) flat(F)^T. As in the authors'
+    code (DefangChen/SemCKD, distiller_zoo/SemCKD.py and models/util.py, ebe5db1), it is not divided by sqrt(D). If the
+    sizes differ, the larger map is average-pooled before the regressor. No gradient flows to the teacher.
 
     Args:
         students: C of each of the student's maps.
-        teachers: C' of each of the teacher's.
-        batch_size: B, the most samples of a batch.
-        embedding: D of queries and keys; by default B / 4, as in the authors' code.
+        teachers: C' of each of the teacher's maps.
+        batch_size: B, the largest number of samples in a batch.
+        embedding: D of queries and keys; the default is B / 4, as in the authors' code.
     """
 
     def __init__(
@@ -73,23 +76,25 @@ class Calibration(nn.Module):
         self.batch_size = batch_size
         self.queries = nn.ModuleList(Embedding(batch_size, size) for _ in students)
         self.keys = nn.ModuleList(Embedding(batch_size, size) for _ in teachers)
-        self.regressors = nn.ModuleList(nn.ModuleList(regressor(mine, its) for its in teachers) for mine in students)
+        self.regressors = nn.ModuleList(
+            nn.ModuleList(regressor(student, teacher) for teacher in teachers) for student in students
+        )
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """All of the student's maps (N, C, H, W), then all of the teacher's, to a scalar.
+        """The loss, a scalar, of the student's maps (N, C, H, W) and then the teacher's.
 
         Raises:
-            LimbeckError: the batch is larger than the embeddings are made for.
+            LimbeckError: the batch is larger than ``batch_size``.
         """
         count = len(self.queries)
-        students, teachers = tensors[:count], [one.detach() for one in tensors[count:]]
+        students, teachers = tensors[:count], [maps.detach() for maps in tensors[count:]]
         if len(students[0]) > self.batch_size:
-            raise LimbeckError(f"got {len(students[0])} samples, the embeddings are made for {self.batch_size} at most")
-        queries = torch.stack([embed(one) for embed, one in zip(self.queries, students, strict=True)], dim=1)
-        keys = torch.stack([embed(one) for embed, one in zip(self.keys, teachers, strict=True)], dim=1)
+            raise LimbeckError(f"got {len(students[0])} samples: the embeddings take at most {self.batch_size}")
+        queries = torch.stack([embed(maps) for embed, maps in zip(self.queries, students, strict=True)], dim=1)
+        keys = torch.stack([embed(maps) for embed, maps in zip(self.keys, teachers, strict=True)], dim=1)
         attention = torch.softmax(queries @ keys.transpose(1, 2), dim=2)  # (N, S, T)
         rows = [
-            torch.stack([_distance(one, student, teacher) for one, teacher in zip(row, teachers, strict=True)], dim=1)
+            torch.stack([_distance(each, student, teacher) for each, teacher in zip(row, teachers, strict=True)], dim=1)
             for row, student in zip(self._rows(), students, strict=True)
         ]
         distances = torch.stack(rows, dim=1)
@@ -100,9 +105,9 @@ class Calibration(nn.Module):
 
 
 def _distance(regress: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
-    """Each sample's mean squared difference (N,) of the regressed map and the teacher's."""
-    mine, its = pooled_alike(student, teacher)
-    distance: Tensor = (regress(mine) - its).square().flatten(1).mean(dim=1)
+    """The mean squared difference of each sample, (N,), between the regressed map and the teacher's."""
+    student, teacher = pooled_alike(student, teacher)
+    distance: Tensor = (regress(student) - teacher).square().flatten(1).mean(dim=1)
     return distance
 
 
@@ -116,26 +121,27 @@ def semckd(
     student_layers: tuple[str, ...] = (),
     teacher_layers: tuple[str, ...] = (),
 ) -> tuple[Stage, ...]:
-    """Semantic calibration: each of the student's maps learns from all of the teacher's, weighted by attention.
+    """Semantic calibration: each map of the student learns from all maps of the teacher, weighted by attention.
 
-    All weights are the authors' (README, ebe5db1), whose objective has soft targets too; ``soft: 0`` leaves them out.
+    All weights are the authors' (README, ebe5db1). Their objective includes soft targets; ``soft: 0`` leaves them out.
 
     Args:
-        setup: epochs, optimizer and schedule, and the batch size, which the embeddings are made for: the rows of a
-            smaller last batch are filled up with zeros.
+        setup: epochs, optimizer and schedule. The batch size is the length of the embeddings' input; a smaller last
+            batch is padded with zeros.
         calibration: beta, the weight of the attended distances.
         hard: weight of the cross-entropy with the labels.
         soft: weight of the soft targets, see `kd`.
         temperature: T of the soft targets.
-        student_layers: what gives the student's maps; by default each section's last.
-        teacher_layers: the same of the teacher; there may be more or fewer than of the student.
+        student_layers: the layers that give the student's maps; the default is each section's last map.
+        teacher_layers: the same for the teacher; their number may differ from the student's.
 
     Raises:
-        LimbeckError: a network has no maps, a layer gives none, the batches are of one sample, or the temperature is
-            not above 0.
+        LimbeckError: a network has no maps, the output of a layer is not a map, the batch size is 1, or the temperature
+            is not above 0.
     """
     several_samples(setup, "semckd")
-    students, teachers = _maps(setup, "student", student_layers), _maps(setup, "teacher", teacher_layers)
+    students = network_maps(setup, "student", student_layers, method="semckd")
+    teachers = network_maps(setup, "teacher", teacher_layers, method="semckd")
     for one in (*students, *teachers):
         check_norm(setup, setup.shape(one), method="semckd")
     loss = Calibration(
@@ -150,11 +156,4 @@ def semckd(
     return (Stage("semckd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-def _maps(setup: Setup, network: str, layers: tuple[str, ...]) -> list[Tap]:
-    found = [tap(network, layer) for layer in layers] or [
-        section.last for section in sections(setup, network, method="semckd")
-    ]
-    for one in found:
-        if len(setup.shape(one)) != 3:
-            raise LimbeckError(f"semckd reads maps (C, H, W), but {one} gives {setup.shape(one)}")
-    return found
+ABOUT = About(semckd, PAPER)

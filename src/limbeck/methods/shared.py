@@ -1,20 +1,17 @@
-"""What several methods share: tensors made comparable, the terms on the logits, connectors, checks."""
+"""Helpers of several methods: tensors brought to one size or length, connectors, learning rates, checks."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from limbeck.core import TARGETS, LimbeckError, Loss, MakeOptimizer, Schedule, Setup, Term, from_student
-from limbeck.methods.alone import hard_loss
-from limbeck.methods.kd import soft_loss
+from limbeck.core import LimbeckError, Loss, MakeOptimizer, Schedule, Setup
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """The vectors of the last dimension at length 1; one of length 0 (up to 1e-12) stays, and so does its gradient."""
+    """The vectors of the last dimension, scaled to length 1. Vectors no longer than 1e-12 are left as they are."""
     lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return torch.div(vectors, lengths.where(lengths > 1e-12, 1.0))
 
@@ -22,24 +19,24 @@ def unit(vectors: Tensor) -> Tensor:
 def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps (N, C, H, W) at the smaller height and the smaller width, by adaptive average pooling.
 
-    Square maps are treated as in RepDistiller, where the higher of the two is pooled to the other's size.
+    For square maps this is what RepDistiller does: the larger map is pooled to the size of the smaller.
 
     Raises:
-        LimbeckError: a tensor is no map.
+        LimbeckError: a tensor is not a map.
     """
-    for one in (student, teacher):
-        if one.dim() != 4:
-            raise LimbeckError(f"a map (N, C, H, W) is compared here, got {tuple(one.shape)}")
+    for maps in (student, teacher):
+        if maps.dim() != 4:
+            raise LimbeckError(f"expected a map (N, C, H, W), got a tensor of shape {tuple(maps.shape)}")
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    pooled = [one if one.shape[2:] == size else F.adaptive_avg_pool2d(one, size) for one in (student, teacher)]
+    pooled = [maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size) for maps in (student, teacher)]
     return pooled[0], pooled[1]
 
 
 def matched(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """`pooled_alike`, of maps that must agree in batch and channels.
+    """`pooled_alike` for maps of equal batch size and channels.
 
     Raises:
-        LimbeckError: they do not.
+        LimbeckError: the maps differ in batch or channels.
     """
     if student.shape[:2] != teacher.shape[:2]:
         raise LimbeckError(f"maps of {tuple(student.shape)} and {tuple(teacher.shape)} differ in batch or channels")
@@ -47,33 +44,17 @@ def matched(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def over_layers(loss: Loss, *features: Tensor) -> Tensor:
-    """The loss summed over pairs of layers: first the student's tensors, shallow to deep, then the teacher's."""
+    """The sum of the loss over pairs of layers. `features` are the student's tensors, then the teacher's."""
     half = len(features) // 2
     pairs = zip(features[:half], features[half:], strict=True)
     return torch.stack([loss(student, teacher) for student, teacher in pairs]).sum()
 
 
-def label_terms(
-    setup: Setup, *, hard: float | Schedule, soft: float | Schedule = 0.0, temperature: float = 1.0
-) -> dict[str, Term]:
-    """The terms on the logits that stand beside a term on features: labels, and soft targets.
-
-    Raises:
-        LimbeckError: the temperature is not above 0.
-    """
-    if not temperature > 0:
-        raise LimbeckError(f"temperature is {temperature}: it must be above 0")
-    return {
-        "hard": Term(hard_loss, (from_student(), TARGETS), hard),
-        "soft": Term(partial(soft_loss, temperature=temperature), (from_student(), *setup.teacher_logits), soft),
-    }
-
-
 def connector(setup: Setup, source: Sequence[int], target: Sequence[int], *, method: str) -> nn.Sequential:
-    """A 1x1 convolution without bias and a BatchNorm, (N, C, H, W) to (N, C', H, W), initialised as the authors do.
+    """A 1x1 convolution without bias and a BatchNorm, (N, C, H, W) to (N, C', H, W), with the authors' initialisation.
 
     Raises:
-        LimbeckError: the BatchNorm would see one value a channel.
+        LimbeckError: the BatchNorm would see one value per channel.
     """
     check_norm(setup, source, method=method)
     convolution = nn.Conv2d(source[0], target[0], 1, bias=False)
@@ -82,7 +63,7 @@ def connector(setup: Setup, source: Sequence[int], target: Sequence[int], *, met
 
 
 def rated(make: MakeOptimizer, factors: Mapping[nn.Parameter, float]) -> MakeOptimizer:
-    """The optimizer with its learning rate multiplied for some parameters; of those not named the factor is 1."""
+    """The optimizer with its learning rate multiplied by a factor for each of these parameters, and by 1 for others."""
     if all(factor == 1 for factor in factors.values()):
         return make
 
@@ -103,7 +84,7 @@ def rated(make: MakeOptimizer, factors: Mapping[nn.Parameter, float]) -> MakeOpt
 
 
 def several_samples(setup: Setup, method: str) -> None:
-    """Raise LimbeckError unless a batch holds two samples to compare."""
+    """Raise LimbeckError unless a batch has at least two samples."""
     if setup.batch_size < 2:
         raise LimbeckError(
             f"{method} compares the samples of a batch with each other: batch_size is {setup.batch_size}, "
@@ -112,25 +93,37 @@ def several_samples(setup: Setup, method: str) -> None:
 
 
 def check_norm(setup: Setup, shape: Sequence[int], *, method: str) -> None:
-    """Raise LimbeckError where a BatchNorm on tensors of this shape would have one value a channel to go by."""
+    """Raise LimbeckError if a BatchNorm on tensors of this shape (without N) would see one value per channel."""
     if setup.batch_size == 1 and all(side == 1 for side in shape[1:]):
         raise LimbeckError(
-            f"{method} has a BatchNorm on {tuple(shape)}, which needs 2 samples or more: batch_size is 1"
+            f"{method} applies a BatchNorm to {tuple(shape)}, which needs at least 2 samples: batch_size is 1"
         )
 
 
-def check_factor(layer_factor: float) -> None:
-    """Raise LimbeckError unless the factor from layer to layer is above 0."""
-    if not layer_factor > 0:
-        raise LimbeckError(f"layer_factor is {layer_factor}: it must be above 0")
+def check_above_zero(name: str, value: float) -> None:
+    """Raise LimbeckError unless the value is above 0."""
+    if not value > 0:
+        raise LimbeckError(f"{name} is {value}: it must be above 0")
+
+
+def check_at_least(least: int, name: str, value: float) -> None:
+    """Raise LimbeckError if the value is below the least one that is allowed."""
+    if not value >= least:
+        raise LimbeckError(f"{name} is {value}: it must be at least {least}")
+
+
+def as_schedule(weight: float | Schedule) -> Schedule:
+    """A weight as a function of the stage's progress."""
+    return (lambda progress: weight) if isinstance(weight, int | float) else weight
 
 
 def stage_epochs(setup: Setup, name: str, epochs: int | None) -> int:
-    """The epochs of a stage: those given under the name, else the recipe's.
+    """The epochs of a stage: the value of the option of this name, or the recipe's epochs if it is None.
 
     Raises:
-        LimbeckError: they are fewer than 1.
+        LimbeckError: the value is below 1.
     """
-    if epochs is not None and epochs < 1:
-        raise LimbeckError(f"{name} is {epochs}: allowed are whole numbers from 1")
-    return setup.epochs if epochs is None else epochs
+    if epochs is None:
+        return setup.epochs
+    check_at_least(1, name, epochs)
+    return epochs

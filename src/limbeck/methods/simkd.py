@@ -1,4 +1,4 @@
-"""SimKD: Chen et al., "Knowledge Distillation with the Reused Teacher Classifier" (2022), arXiv:2203.14001."""
+"""SimKD: the student's projected map regresses the teacher's, and the student takes over its classifier."""
 
 import copy
 from collections.abc import Callable
@@ -9,19 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, weighted
+from limbeck.methods.about import About, Paper
 from limbeck.methods.reading import with_classifier
-from limbeck.methods.shared import check_norm, pooled_alike
+from limbeck.methods.shared import check_at_least, check_norm, pooled_alike
 from limbeck.models.reuse import Reuse, apply_reuse, find_reuse, projected_classifier, projector
+
+PAPER = Paper("Chen et al.", "Knowledge Distillation with the Reused Teacher Classifier", 2022, "2203.14001")
 
 Average = Literal["elements", "batch"]
 
 
 class Projection(nn.Module):
-    """The squared distance of the student's projected map, or vector, from the teacher's.
+    """The squared distance between the student's projected map, or vector, and the teacher's.
 
-    The mean over batch and elements, as in the authors' code (DefangChen/SimKD, helper/loops.py, 2b389c3); or, with
-    ``average="batch"``, the paper's sum over a sample's elements, mean over N: C' * H * W times as much. Of two sizes
-    the larger map is averaged down before the projector. No gradient reaches the teacher.
+    ``average="elements"`` averages over batch and elements, as in the authors' code (DefangChen/SimKD,
+    helper/loops.py, 2b389c3). ``average="batch"`` sums over the elements and averages over N, as in the paper:
+    C' * H * W times as much. If the sizes differ, the larger map is average-pooled before the projector. No gradient
+    flows to the teacher.
     """
 
     def __init__(self, transfer: nn.Module, *, average: Average = "elements") -> None:
@@ -30,13 +34,14 @@ class Projection(nn.Module):
         self.average: Average = average
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Maps (N, C, H, W) and (N, C', H', W'), or vectors (N, D) and (N, D'), to a scalar."""
+        """The loss, a scalar, of maps (N, C, H, W) and (N, C', H', W') or of vectors (N, D) and (N, D')."""
         target = teacher.detach()
-        mine, its = (student, target) if student.dim() == 2 else pooled_alike(student, target)
-        projected = self.projector(mine)
+        if student.dim() != 2:
+            student, target = pooled_alike(student, target)
+        projected = self.projector(student)
         if self.average == "elements":
-            return F.mse_loss(projected, its)
-        return F.mse_loss(projected, its, reduction="sum") / len(student)
+            return F.mse_loss(projected, target)
+        return F.mse_loss(projected, target, reduction="sum") / len(student)
 
 
 def simkd(
@@ -47,29 +52,29 @@ def simkd(
     average: Average = "elements",
     final_relu: bool | None = None,
 ) -> tuple[Stage, ...]:
-    """The student's last map, projected, regresses the teacher's, and the teacher's classifier is taken over.
+    """SimKD: the student's projected last map regresses the teacher's, and the student takes over its classifier.
 
-    No label and no logit is read. After the last epoch the projector, with what the student's map is averaged down to
-    where it is larger than the teacher's, and a copy of the teacher's classifier are put into the student, which then
-    is the deployed network: they count in its parameters and multiply-accumulates. Until then its logits mean nothing.
+    Neither labels nor logits are read. After the last epoch the student receives the projector and a copy of the
+    teacher's classifier, and average pooling where its map is larger than the teacher's. That is the deployed network:
+    its parameters and multiply-accumulates include them. The student's logits are meaningless before.
 
-    Where the feature of one of the networks is not the mean of a last map (an MLP, a vision transformer, a network
-    that flattens), the projector, of linear layers, maps the student's feature to the teacher's: this form is ours.
+    If the feature of a network is not the mean of its last map (an MLP, a vision transformer, a network that flattens),
+    a projector of linear layers maps the student's feature to the teacher's. This form is limbeck's.
 
     Args:
         setup: epochs, optimizer and schedule.
         feature: beta, the weight of the distance.
-        factor: the projector has so many times fewer channels inside than the teacher's map.
-        average: "elements" is the mean over all, as in the authors' code; "batch" the paper's sum over elements.
-        final_relu: end the projector with a ReLU. By default so for maps, as in the authors' code, and not for
-            features, which may be negative.
+        factor: the channels of the teacher's map divided by those inside the projector.
+        average: "elements" is the mean over all elements, as in the authors' code; "batch" is the paper's sum over the
+            elements of a sample.
+        final_relu: whether the projector ends with a ReLU. The default is True for maps, as in the authors' code, and
+            False for features, which may be negative.
 
     Raises:
-        LimbeckError: the factor is below 1; the student cannot be changed so, or is already; the batch size is 1 and
-            the BatchNorms would have one value a channel to go by.
+        LimbeckError: the factor is below 1; the student cannot be changed in this way or already is; the batch size is
+            1 and the BatchNorms would see one value per channel.
     """
-    if factor < 1:
-        raise LimbeckError(f"factor is {factor}: allowed are whole numbers from 1")
+    check_at_least(1, "factor", factor)
     classifier = _classifier(setup)
     taps, reuse = _plan(setup, classifier, factor, final_relu)
     _try(setup, reuse)
@@ -87,54 +92,54 @@ def simkd(
 
 
 def _classifier(setup: Setup) -> nn.Linear:
-    """The teacher's.
+    """The teacher's classifier.
 
     Raises:
-        LimbeckError: it is more than a linear layer.
+        LimbeckError: it is not a plain linear layer.
     """
     name = with_classifier(setup, "teacher", method="simkd").classifier
     found = setup.module("teacher", name)
     if not isinstance(found, nn.Linear) or not _is_plain(found):
         raise LimbeckError(
-            f"simkd takes over a linear classifier and no more: the teacher's {name} is a {type(found).__name__}"
+            f"simkd takes over a plain linear classifier: the teacher's {name} is a {type(found).__name__}"
         )
     return found
 
 
 @torch.no_grad()
 def _is_plain(layer: nn.Linear) -> bool:
-    """Whether the layer's weight and bias are all there is to it."""
+    """Whether the layer computes nothing but its weight and bias."""
     sample = torch.ones(1, layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype)
     return torch.allclose(layer(sample), F.linear(sample, layer.weight, layer.bias), rtol=1e-4, atol=1e-6)
 
 
 def _plan(setup: Setup, classifier: nn.Linear, factor: int, final_relu: bool | None) -> tuple[tuple[Tap, Tap], Reuse]:
-    """What is read, and how the student is to be changed."""
+    """The taps to read, and how the student is changed at the end."""
     student, teacher = (with_classifier(setup, name, method="simkd") for name in ("student", "teacher"))
     places = student.pools and teacher.pools
     taps = (student.sections[-1].last, teacher.sections[-1].last) if places else (student.feature, teacher.feature)
-    mine, its = setup.shape(taps[0]), setup.shape(taps[1])
+    shape, target = setup.shape(taps[0]), setup.shape(taps[1])
     if taps[0].run is not None:
-        raise LimbeckError(f"simkd puts a projector behind the student's last map, but {taps[0]} runs more than once")
-    smaller = [min(pair) for pair in zip(mine[1:], its[1:], strict=True)]
-    check_norm(setup, (its[0], *smaller), method="simkd")
+        raise LimbeckError(f"simkd puts a projector after the student's last map, but {taps[0]} runs more than once")
+    smaller = [min(pair) for pair in zip(shape[1:], target[1:], strict=True)]
+    check_norm(setup, (target[0], *smaller), method="simkd")
     return taps, Reuse(
         layer=taps[0].layer,
         side=taps[0].side,
-        channels=mine[0],
-        outside=its[0],
+        channels=shape[0],
+        outside=target[0],
         classifier=student.classifier,
         classes=setup.classes,
         factor=factor,
         places=places,
-        size=smaller if places and smaller != list(mine[1:]) else None,
+        size=smaller if places and smaller != list(shape[1:]) else None,
         final_relu=places if final_relu is None else final_relu,
         bias=classifier.bias is not None,
     )
 
 
 def _try(setup: Setup, reuse: Reuse) -> None:
-    """Raise LimbeckError unless a copy of the student, changed, still runs."""
+    """Raise LimbeckError unless a changed copy of the student runs."""
     changed = copy.deepcopy(setup.module("student", "")).eval()
     held = apply_reuse(changed, reuse)
     like = next(held.projector.parameters())
@@ -142,7 +147,7 @@ def _try(setup: Setup, reuse: Reuse) -> None:
     try:
         with torch.no_grad():
             changed(samples)
-    except Exception as error:  # the network may be the user's, and raise anything
+    except Exception as error:  # a user's network may raise any error
         raise LimbeckError(
             f"simkd puts a projector at the student's layer {reuse.layer}, with which it does not run: "
             f"{type(error).__name__}: {error}"
@@ -150,7 +155,7 @@ def _try(setup: Setup, reuse: Reuse) -> None:
 
 
 def _take_over(setup: Setup, reuse: Reuse, trained: nn.Module, classifier: nn.Linear) -> Callable[[], None]:
-    """What puts the trained projector and the teacher's classifier into the student, once."""
+    """A function that puts the trained projector and the teacher's classifier into the student, once."""
 
     def finish() -> None:
         student = setup.module("student", "")
@@ -158,10 +163,13 @@ def _take_over(setup: Setup, reuse: Reuse, trained: nn.Module, classifier: nn.Li
             return
         held = apply_reuse(student, reuse)
         held.projector.load_state_dict(trained.state_dict())
-        own = projected_classifier(student, reuse)
+        copied = projected_classifier(student, reuse)
         with torch.no_grad():
-            own.weight.copy_(classifier.weight)
+            copied.weight.copy_(classifier.weight)
             if classifier.bias is not None:
-                own.bias.copy_(classifier.bias)
+                copied.bias.copy_(classifier.bias)
 
     return finish
+
+
+ABOUT = About(simkd, PAPER)

@@ -1,4 +1,4 @@
-"""Similarity preservation: Tung, Mori, "Similarity-Preserving Knowledge Distillation" (2019), arXiv:1907.09682."""
+"""Similarity preservation: the student matches the teacher's similarities between samples."""
 
 from functools import partial
 from typing import Literal
@@ -6,22 +6,26 @@ from typing import Literal
 from torch import Tensor
 
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
+from limbeck.methods.about import About, Paper
+from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import feature_pairs, in_order
-from limbeck.methods.shared import label_terms, over_layers, several_samples, unit
+from limbeck.methods.shared import over_layers, several_samples, unit
+
+PAPER = Paper("Tung, Mori", "Similarity-Preserving Knowledge Distillation", 2019, "1907.09682")
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """(1/N²) ||G_T - G_S||_F², G the N x N inner products of the samples with rows of length 1.
+    """(1/N²) ||G_T - G_S||_F², where G holds the N x N inner products of the samples, with rows scaled to length 1.
 
-    The features may be of any shapes, two different ones too: each sample's is a vector. A batch of one sample gives
-    0. RepDistiller (distiller_zoo/SP.py, b84f547) has the same. None of the gradient reaches the teacher.
+    The features may have any shape, and the two shapes may differ. A batch of one sample gives 0. The same as in
+    RepDistiller (distiller_zoo/SP.py, b84f547). No gradient flows to the teacher.
 
     Args:
-        student: features (N, ...).
+        student: features (N, ...), flattened to one vector per sample.
         teacher: features (N, ...).
     """
-    mine, wanted = (unit(one @ one.T) for one in (student.flatten(1), teacher.detach().flatten(1)))
-    return (mine - wanted).square().mean()
+    student, teacher = (unit(flat @ flat.T) for flat in (student.flatten(1), teacher.detach().flatten(1)))
+    return (student - teacher).square().mean()
 
 
 def sp(
@@ -35,18 +39,18 @@ def sp(
     student_layers: tuple[str, ...] = (),
     teacher_layers: tuple[str, ...] = (),
 ) -> tuple[Stage, ...]:
-    """Similarity preservation: samples that are alike for the teacher are alike for the student.
+    """Similarity preservation: samples that are similar in the teacher are similar in the student.
 
     Args:
-        setup: epochs, optimizer and schedule; the batch size is part of the method.
+        setup: epochs, optimizer and schedule. The batch size affects the method.
         hard: weight of the cross-entropy with the labels.
         similarity: weight of the similarity term, the paper's gamma.
-        soft: weight of the soft targets, with the factor T²; the published total has none.
+        soft: weight of the soft targets, with the factor T²; the published objective has none.
         temperature: T of the soft targets.
-        sections: where no layers are named, the "last" section's map, as in the paper's experiments and RepDistiller,
-            or the sum over "all" sections. A network without maps gives its hidden layers.
+        sections: the default layers: the "last" section, as in the paper's experiments and RepDistiller, or the sum
+            over "all" sections. For a network without maps they are its hidden layers.
         student_layers: the layers to compare, shallow to deep.
-        teacher_layers: the same of the teacher.
+        teacher_layers: the same for the teacher.
 
     Raises:
         LimbeckError: the batch size is 1, the temperature is not above 0, or all weights are 0.
@@ -56,3 +60,6 @@ def sp(
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
     terms["similarity"] = Term(partial(over_layers, similarity_loss), in_order(pairs), similarity)
     return (Stage("sp", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+
+
+ABOUT = About(sp, PAPER)

@@ -1,4 +1,4 @@
-"""Soft targets of z-scores: Sun et al., "Logit Standardization in Knowledge Distillation" (2024), arXiv:2403.01427."""
+"""Knowledge distillation with standardised logits."""
 
 from functools import partial
 from typing import Literal
@@ -6,23 +6,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, weighted
+from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
+from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import soft_loss
+from limbeck.methods.shared import check_above_zero
+
+PAPER = Paper("Sun et al.", "Logit Standardization in Knowledge Distillation", 2024, "2403.01427")
 
 Deviation = Literal["population", "sample"]
 
 
 def standardise(logits: Tensor, *, deviation: Deviation = "population") -> Tensor:
-    """Each sample's logits (N, K) less their mean, divided by their standard deviation.
+    """The z-scores of each sample's logits: minus their mean, divided by their standard deviation.
 
     Args:
         logits: (N, K).
-        deviation: "population", as published, divides by K inside the square root, and leaves equal logits at 0.
-            "sample" divides by K - 1 and adds 1e-7 to the deviation, as sunshangquan/logit-standardization-KD
-            (mdistiller/distillers/KD.py, f6e5aa5) does.
+        deviation: "population", as published, divides by K inside the square root; equal logits give 0. "sample"
+            divides by K - 1 and adds 1e-7 to the deviation, as in sunshangquan/logit-standardization-KD
+            (mdistiller/distillers/KD.py, f6e5aa5).
     """
     centred = logits - logits.mean(dim=1, keepdim=True)
     freedom = logits.shape[1] - (1 if deviation == "sample" else 0)
@@ -37,11 +41,11 @@ def standardise(logits: Tensor, *, deviation: Deviation = "population") -> Tenso
 def standardised_loss(
     student: Tensor, teacher: Tensor, *, temperature: float, deviation: Deviation = "population"
 ) -> Tensor:
-    """T² * KL of the softened z-scores, teacher to student (Algorithm 1): `soft_loss` after `standardise`.
+    """T² * KL(p_T || p_S) of the softened z-scores (Algorithm 1): `soft_loss` after `standardise`.
 
-    Sum over classes, mean over the batch. It does not change when a sample's logits of either network are multiplied
-    by a positive number or moved together. The gradient flows through the student's mean and deviation; none of it
-    reaches the teacher.
+    Summed over the classes, averaged over the batch. The loss does not change if the logits of a sample are multiplied
+    by a positive number or shifted by a constant, in either network. The gradient also flows through the student's mean
+    and deviation. No gradient flows to the teacher.
 
     Args:
         student: logits (N, K).
@@ -49,8 +53,8 @@ def standardised_loss(
         temperature: T > 0, the paper's base temperature.
         deviation: see `standardise`.
     """
-    ours, theirs = (standardise(wide(logits), deviation=deviation) for logits in (student, teacher.detach()))
-    return like(soft_loss(ours, theirs, temperature=temperature), student)
+    scores = [standardise(wide(logits), deviation=deviation) for logits in (student, teacher.detach())]
+    return like(soft_loss(*scores, temperature=temperature), student)
 
 
 def kd_standardised(
@@ -63,26 +67,25 @@ def kd_standardised(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Soft targets after both networks' logits are standardised, so that only their relations have to match.
+    """Soft targets of standardised logits, so that the student matches only the relations between the logits.
 
-    The defaults are the authors' for `kd` on CIFAR-100. With 2 classes standardised logits are always 1 and -1, and the
-    soft term has no gradient.
+    The defaults are the authors' for `kd` on CIFAR-100. With 2 classes the standardised logits are always 1 and -1, and
+    the soft term has no gradient.
 
     Args:
         setup: epochs, optimizer and schedule.
         temperature: T of both networks' z-scores.
-        hard: weight of the cross-entropy with the labels, whose logits are not standardised.
+        hard: weight of the cross-entropy with the labels, which uses the logits as they are.
         soft: weight of the soft term, a number or a schedule.
         deviation: "population" as published, or "sample" as in the authors' code.
         student_layer: the layer read as the student's logits; the default is the network's output.
-        teacher_layer: the same of the teacher.
+        teacher_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: the temperature is not above 0, both weights are 0, or the teacher is an ensemble of
-            distributions.
+        LimbeckError: the temperature is not above 0, both weights are 0, or the teacher is an ensemble
+            averaged as distributions.
     """
-    if not temperature > 0:
-        raise LimbeckError(f"temperature is {temperature}: it must be above 0")
+    check_above_zero("temperature", temperature)
     student, teacher = reading.logits(setup, student_layer, teacher_layer)
     loss = partial(standardised_loss, temperature=temperature, deviation=deviation)
     terms = {
@@ -90,3 +93,6 @@ def kd_standardised(
         "soft": Term(loss, (student, teacher), soft),
     }
     return (Stage("kd_standardised", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+
+
+ABOUT = About(kd_standardised, PAPER)

@@ -1,4 +1,4 @@
-"""Information: Ahn et al., "Variational Information Distillation for Knowledge Transfer" (2019), arXiv:1904.05835."""
+"""Variational information distillation: the student's maps predict the teacher's."""
 
 import math
 from collections.abc import Sequence
@@ -9,28 +9,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
+from limbeck.methods.about import About, Paper
+from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import feature_pairs, in_order
-from limbeck.methods.shared import label_terms, pooled_alike
+from limbeck.methods.shared import check_at_least, pooled_alike
+
+PAPER = Paper("Ahn et al.", "Variational Information Distillation for Knowledge Transfer", 2019, "1904.05835")
 
 Average = Literal["elements", "batch"]
 
 
 class Information(nn.Module):
-    """How badly a Gaussian around a regression from the student's feature explains the teacher's: -log q(t | s).
+    """-log q(t | s), where q is a Gaussian around a regression from the student's feature to the teacher's.
 
-    The sum over channels and places of log sigma_c + (t - mu(s))² / (2 sigma_c²), mu three 1x1 convolutions without
-    bias with ReLU between, sigma_c² = log(1 + exp(a_c)) + floor with one learnt a_c a channel of the teacher. It is
-    below 0 where the variance is small and the regression good. Where the sizes differ, the larger map is pooled
-    first; a vector (N, D) is a map of one place. None of the gradient reaches the teacher.
+    The sum over channels and positions of log sigma_c + (t - mu(s))² / (2 sigma_c²). mu consists of three 1x1
+    convolutions without bias, with ReLU between them. sigma_c² = log(1 + exp(a_c)) + floor, with one learnt a_c per
+    channel of the teacher. The loss is below 0 where the variance is small and the regression is accurate. If the sizes
+    differ, the larger map is average-pooled first; a vector (N, D) is taken as a map of one position. No gradient flows
+    to the teacher.
 
     Args:
         student: the channels of the student's feature.
-        teacher: those of the teacher's.
-        hidden: those between the convolutions; 0 for as many as the teacher's.
-        variance: every sigma_c² at the start.
-        floor: the least variance.
-        average: "batch" is the paper's sum over channels and places, mean over N; "elements" the mean over all three,
-            as RepDistiller (distiller_zoo/VID.py, b84f547) has it: the former over C * H * W.
+        teacher: the channels of the teacher's feature.
+        hidden: the channels between the convolutions; 0 takes as many as the teacher's feature has.
+        variance: the initial sigma_c².
+        floor: the smallest variance.
+        average: "batch" sums over channels and positions and averages over N, as in the paper. "elements" averages over
+            all three, as in RepDistiller (distiller_zoo/VID.py, b84f547): the former divided by C * H * W.
     """
 
     def __init__(
@@ -68,14 +73,14 @@ def _as_map(feature: Tensor) -> Tensor:
 
 
 class OverLayers(nn.Module):
-    """One loss with parameters a pair of layers, summed: first the student's tensors, then the teacher's."""
+    """The sum of losses with parameters, one for each pair of layers."""
 
     def __init__(self, losses: Sequence[nn.Module]) -> None:
         super().__init__()
         self.losses = nn.ModuleList(losses)
 
     def forward(self, *features: Tensor) -> Tensor:
-        """The sum, a scalar."""
+        """The sum, a scalar, for the student's tensors and then the teacher's."""
         half = len(self.losses)
         values = [loss(features[index], features[half + index]) for index, loss in enumerate(self.losses)]
         return torch.stack(values).sum()
@@ -96,43 +101,45 @@ def vid(
     student_layers: tuple[str, ...] = (),
     teacher_layers: tuple[str, ...] = (),
 ) -> tuple[Stage, ...]:
-    """Variational information distillation: the teacher's maps can be told from the student's.
+    """Variational information distillation: the student's maps predict the teacher's.
 
-    The paper gives no weights that hold from one network to the next, so weight, mean and regressors are those of the
-    CRD benchmark (Tian et al. 2020), which took the regressors from the authors; ``average: batch`` is the paper's sum.
+    The paper gives no weights that hold for all networks, so weight, mean and regressors are those of the CRD benchmark
+    (Tian et al. 2020), which took the regressors from the authors. ``average: batch`` is the paper's sum.
 
     Args:
         setup: epochs, optimizer and schedule.
         hard: weight of the cross-entropy with the labels.
         information: weight of the information term, lambda, the same for every layer.
-        soft: weight of the soft targets, with the factor T²; the published total has none.
+        soft: weight of the soft targets, with the factor T²; the published objective has none.
         temperature: T of the soft targets.
-        average: mean of the information term over all "elements", or over the "batch" alone as in the paper.
-        hidden: channels between the regressors' convolutions; 0 for as many as the teacher's map has.
-        variance: the Gaussians' variance at the start.
-        floor: the least variance.
-        sections: where no layers are named, "all" sections' maps or the "last" one's. A network without maps gives
-            its hidden layers.
+        average: mean of the information term over all "elements", or only over the "batch", as in the paper.
+        hidden: channels between the convolutions of the regressors; 0 takes as many as the teacher's map has.
+        variance: the initial variance of the Gaussians.
+        floor: the smallest variance.
+        sections: the default layers: "all" sections or the "last" one. For a network without maps they are its hidden
+            layers.
         student_layers: the layers to compare, shallow to deep; a map (C, H, W) or a vector (D,).
-        teacher_layers: the same of the teacher.
+        teacher_layers: the same for the teacher.
 
     Raises:
-        LimbeckError: a layer gives neither a map nor a vector; hidden is below 0; the floor is not above 0 or the
-            variance not above it; the temperature is not above 0, or all weights are 0.
+        LimbeckError: a layer gives neither a map nor a vector; ``hidden`` is below 0; ``0 < floor < variance`` does not
+            hold; the temperature is not above 0, or all weights are 0.
     """
-    if hidden < 0:
-        raise LimbeckError(f"hidden is {hidden}: allowed are whole numbers from 0")
+    check_at_least(0, "hidden", hidden)
     if not 0 < floor < variance:
         raise LimbeckError(f"variance is {variance} and floor {floor}: allowed is 0 < floor < variance")
     pairs = feature_pairs(setup, student_layers, teacher_layers, sections)
     for one in (tap for pair in pairs for tap in pair):
         if len(setup.shape(one)) not in (1, 3):
             raise LimbeckError(
-                f"vid reads maps (C, H, W) or vectors (D,), but {one} gives {setup.shape(one)}: name layers that give "
-                "such as student_layers and teacher_layers (what enters a classifier is written as its name and :input)"
+                f"vid reads maps (C, H, W) or vectors (D,), but {one} gives {setup.shape(one)}: name other layers as "
+                "student_layers and teacher_layers (the input of a classifier is written as its name and :input)"
             )
     channels = [(setup.shape(student)[0], setup.shape(teacher)[0]) for student, teacher in pairs]
     losses = [Information(*pair, hidden=hidden, variance=variance, floor=floor, average=average) for pair in channels]
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
     terms["information"] = Term(OverLayers(losses), in_order(pairs), information)
     return (Stage("vid", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
+
+
+ABOUT = About(vid, PAPER)

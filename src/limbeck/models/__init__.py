@@ -1,4 +1,4 @@
-"""Networks: a small zoo of exact published sizes, any other by name or file, ensembles, and weights on disk."""
+"""Networks: a zoo with the published sizes, networks by name or file, ensembles, and weights on disk."""
 
 from limbeck.connectors import Maxout
 from limbeck.models.building import MODELS, build, options

@@ -1,4 +1,4 @@
-"""Binary layers: signs forward, and a straight-through estimate backward.
+"""Binary layers: the sign function in the forward pass, a straight-through estimator in the backward pass.
 
 XNOR-Net: Rastegari, Ordonez, Redmon, Farhadi (2016), arXiv 1603.05279, sections 3.1 and 3.2.
 """
@@ -24,25 +24,25 @@ class _Sign(torch.autograd.Function):
 
 
 def sign(inputs: Tensor) -> Tensor:
-    """-1 below 0, else +1: 0 gives +1, so that every value is one bit.
+    """Return -1 for negative inputs and +1 otherwise. 0 maps to +1, so every value fits into one bit.
 
-    The gradient goes straight through where |x| <= 1, and is 0 elsewhere.
+    The gradient passes unchanged where |x| <= 1 and is 0 elsewhere.
     """
     return _Sign.apply(inputs)  # type: ignore[no-any-return]
 
 
 class BinaryConv2d(nn.Conv2d):
-    """A convolution whose kernels are alpha * sign(W), alpha the mean of |W| over each kernel; without bias.
+    """A convolution without bias whose kernels are alpha * sign(W). alpha is the mean of |W| over each kernel.
 
-    The real W learns: the gradient reaches it through `sign` and through alpha. The inputs are taken as they are;
-    where they are to be binary too, `sign` comes before.
+    The real-valued W is the parameter: its gradient flows through `sign` and through alpha. The inputs are not
+    binarised; apply `sign` before this layer for binary inputs.
 
     Args:
         in_channels: C.
         out_channels: the number of kernels.
         kernel_size: side of a kernel.
-        stride: of the kernels.
-        padding: zeros around the map, which are neither -1 nor +1.
+        stride: stride of the convolution.
+        padding: width of the zero padding. The padded zeros are neither -1 nor +1.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class BinaryConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
 
     def binary_weight(self) -> Tensor:
-        """The kernels that are used, alpha * sign(W): (kernels, C, size, size)."""
+        """Return the kernels of the forward pass, alpha * sign(W): (kernels, C, size, size)."""
         alpha = self.weight.abs().mean(dim=(1, 2, 3), keepdim=True)
         return alpha * sign(self.weight)
 

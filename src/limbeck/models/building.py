@@ -1,4 +1,4 @@
-"""A network by name: from the zoo, timm, torchvision, or a file of the user's."""
+"""Build a network by name: from the zoo, timm, torchvision or a user's file."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -42,32 +42,32 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet_small": convnet_small,
     "convnet_big": convnet_big,
 }
-"""The zoo: functions of ``classes``, ``shape`` and each network's own options, all keyword-only."""
+"""The zoo: functions whose keyword-only arguments are ``classes``, ``shape`` and the network's options."""
 
 PARAMETERS = 2_000_000_000
-"""Of a network of the zoo, 8 GB in 32 bits: one with more is a slip in a width."""
+"""The most parameters of a zoo network, 8 GB in 32 bits. A larger number means a typing error in a width."""
 
-_FORMS = "a model is a name of the zoo, timm:NAME, torchvision:NAME or path/to/file.py:function"
+_FORMS = "a model is the name of a zoo network, timm:NAME, torchvision:NAME or path/to/file.py:function"
 
 
 def build(name: str, /, *, classes: int, shape: tuple[int, ...], **options: Any) -> nn.Module:
-    """A freshly initialised network that maps (N, *shape) to logits (N, classes).
+    """Build a freshly initialised network that maps (N, *shape) to logits (N, classes).
 
     Args:
         name: one of
 
             * a name in `MODELS`;
-            * ``timm:NAME``, any network of timm. ``pretrained: true`` among the options downloads timm's weights;
+            * ``timm:NAME``, any network of timm. The option ``pretrained: true`` downloads timm's weights;
             * ``torchvision:NAME``, any classifier of torchvision. The option ``weights`` downloads its weights;
-            * ``path/to/file.py:function``, any function or class in a file. It is called with the options and, where
-              its signature names them, ``classes`` and ``shape``. The file's folder is not put on the import path.
+            * ``path/to/file.py:function``, any function or class in a file. It is called with the options, and with
+              ``classes`` and ``shape`` if its signature names them. The file's folder is not added to ``sys.path``.
         classes: the number of logits.
-        shape: of one sample, (C, H, W) or (D,).
-        options: the network's own, as a recipe has them; lists stand for tuples.
+        shape: the shape of one sample, (C, H, W) or (D,).
+        options: the options of the network, as in a recipe; lists stand for tuples.
 
     Raises:
-        LimbeckError: there is no such network or option, a value does not fit, or the network's own code fails (then
-            its exception is the cause).
+        LimbeckError: the network or an option does not exist, a value is invalid, or the network's code fails (its
+            exception is then the cause).
     """
     if classes < 1:
         raise LimbeckError(f"got {classes} classes, allowed are 1 and more")
@@ -82,15 +82,15 @@ def build(name: str, /, *, classes: int, shape: tuple[int, ...], **options: Any)
     if code is not None:
         return from_file(*code, classes=classes, shape=shape, options=options)
     if colon:
-        raise LimbeckError(f"there are no models in {source!r}: {_FORMS}")
+        raise LimbeckError(f"unknown source of models {source!r}: {_FORMS}")
     return _from_zoo(name, classes, shape, options)
 
 
 def options(name: str) -> dict[str, inspect.Parameter]:
-    """The options of a network of the zoo besides ``classes`` and ``shape``: annotation and default of each, by name.
+    """Return the options of a zoo network except ``classes`` and ``shape``: the parameters of its function, by name.
 
     Raises:
-        LimbeckError: the zoo has no such network.
+        LimbeckError: the zoo has no network of this name.
     """
     if name not in MODELS:
         raise LimbeckError(f"the zoo has no model {name!r}: {nearest(name, MODELS)} ({_FORMS})")
@@ -98,25 +98,25 @@ def options(name: str) -> dict[str, inspect.Parameter]:
     return {key: parameter for key, parameter in parameters.items() if key not in ("classes", "shape")}
 
 
-def _from_zoo(name: str, classes: int, shape: tuple[int, ...], given: Mapping[str, Any]) -> nn.Module:
+def _from_zoo(name: str, classes: int, shape: tuple[int, ...], passed: Mapping[str, Any]) -> nn.Module:
     allowed = ", ".join(map(str, options(name).values())) or "no options"
-    values, problems = validate(keyword_model(MODELS[name]), given)
+    values, problems = validate(keyword_model(MODELS[name]), passed)
     if values is None:
         listed = "; ".join(".".join(map(str, (name, *problem.path))) + f": {problem.message}" for problem in problems)
         raise LimbeckError(f"{listed} ({name} takes {allowed})")
-    if given:  # without options its sizes are moderate
+    if passed:  # the default sizes are moderate
         _refuse_huge(name, classes, shape, values.model_dump())
     return MODELS[name](classes=classes, shape=shape, **values.model_dump())
 
 
 def _refuse_huge(name: str, classes: int, shape: tuple[int, ...], options: Mapping[str, Any]) -> None:
-    """Count the parameters before any memory is taken for them."""
+    """Count the parameters before any memory is allocated for them."""
     try:
         with torch.device("meta"):
-            many = sum(
+            count = sum(
                 parameter.numel() for parameter in MODELS[name](classes=classes, shape=shape, **options).parameters()
             )
     except RuntimeError as error:  # the count does not fit into 64 bits
-        raise LimbeckError(f"{name} with {dict(options)} is larger than can be counted") from error
-    if many > PARAMETERS:
-        raise LimbeckError(f"{name} with {dict(options)} has {many:,} parameters: at most {PARAMETERS:,} are built")
+        raise LimbeckError(f"{name} with {dict(options)} has more parameters than 64 bits can count") from error
+    if count > PARAMETERS:
+        raise LimbeckError(f"{name} with {dict(options)} has {count:,} parameters, allowed are at most {PARAMETERS:,}")

@@ -1,6 +1,6 @@
-"""Which channels of a large network stand for which of a small one's.
+"""Match the channels of a large network with those of a small network.
 
-All layers that read or write one set of channels (see `limbeck.models.graph`) agree on it.
+All layers that read or write the same set of channels (see `limbeck.models.graph`) use the same matching.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,24 +20,24 @@ Draw = Callable[[int, int], Tensor]
 
 
 class Role(Enum):
-    """How a layer of the large network starts."""
+    """How a layer of the large network is initialised."""
 
-    COPIED = auto()  # from its counterpart
-    IDENTITY = auto()  # passes on what it gets
-    ZERO = auto()  # ends the branch of an inserted residual block
-    FREE = auto()  # lies inside such a branch: it may be anything
+    COPIED = auto()  # with the weights of its counterpart
+    IDENTITY = auto()  # as an identity map
+    ZERO = auto()  # with zeros: it ends the branch of an inserted residual block
+    FREE = auto()  # arbitrarily: it lies inside such a branch
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A layer with weights of the large network: a linear layer, a convolution or BatchNorm."""
+    """A layer of the large network that has weights: a linear layer, a convolution or BatchNorm."""
 
     name: str
     module: Any
-    counterpart: Any  # the small network's layer of that name; None where there is none
+    counterpart: Any  # the layer of the small network with this name, or None
     role: Role
-    inside: Tensor  # (inputs,) int64: which input of the small network's layer each is; empty if zero or free
-    outside: Tensor  # (outputs,) int64
+    inside: Tensor  # (inputs,) int64: the input of the small network's layer that each copies; empty if zero or free
+    outside: Tensor  # (outputs,) int64: the same for the outputs
     few: tuple[int, int]  # inputs and outputs of the small network's layer, or of an identity in its place
 
 
@@ -57,23 +57,23 @@ class _Found:
         return self.role in (Role.COPIED, Role.IDENTITY)
 
     def sides(self) -> Iterator[tuple[fx.Node, int, int | None]]:
-        """Of what enters it and of what it gives: the tensor, and its channels in the large and the small network."""
+        """Yield its input and output: the node, and the number of channels in the large and in the small network."""
         few = (None, None) if self.counterpart is None else sizes(self.counterpart)
         yield from zip((entered(self.node), self.node), sizes(self.module), few, strict=True)
 
 
 def matched(small: nn.Module, large: nn.Module, draw: Draw) -> list[Layer]:
-    """Every layer with weights of the large network, in the order in which they run.
+    """Return every layer of the large network that has weights, in execution order.
 
     Args:
-        small: whose layers are matched by name.
-        large: is only looked at.
-        draw: of how many channels there are in the small and in the large network, which of the small network's each
-            one is; every one at least once.
+        small: the small network. Its layers are matched by name.
+        large: the large network. It is not changed.
+        draw: maps the channel counts of the small and the large network to an int64 tensor: the index of the small
+            network's channel that each channel copies. Every index occurs at least once.
 
     Raises:
-        LimbeckError: the large network's graph cannot be read; or a layer is missing, of another kind or narrower, or
-            is inserted where it cannot pass on what it gets.
+        LimbeckError: the graph of the large network cannot be traced; or a layer is missing, of another kind or
+            narrower, or is inserted where it cannot be an identity.
     """
     matching = _Matching(small, Graph(large))
     copies = matching.copies(draw)
@@ -88,13 +88,13 @@ def matched(small: nn.Module, large: nn.Module, draw: Draw) -> list[Layer]:
 
 
 def spread(copies: Tensor, size: int) -> Tensor:
-    """The copies of a set's channels to those of a layer that has several features for each, such as all its places."""
+    """Expand the copies of a set's channels for a layer with several features per channel, such as all positions."""
     each = size // len(copies)
     return (copies[:, None] * each + torch.arange(each)).flatten()
 
 
 class _Matching:
-    """The large network's layers and their counterparts."""
+    """The layers of the large network and their counterparts."""
 
     def __init__(self, small: nn.Module, graph: Graph) -> None:
         self.graph = graph
@@ -109,7 +109,7 @@ class _Matching:
         self._check_complete()
 
     def copies(self, draw: Draw) -> dict[int, Tensor]:
-        """For every set of channels, which of the small network's each one is."""
+        """Return, for every set of channels, the index of the small network's channel that each channel copies."""
         few, many = self._counts()
         edges = {self.graph.sets[node] for node in self.graph.edges}
         made: dict[int, Tensor] = {}
@@ -130,7 +130,7 @@ class _Matching:
         return {number: make(number) for number in dict.fromkeys(self.graph.sets.values()) if number in few}
 
     def _ends(self) -> Iterator[fx.Node]:
-        """The last layer of the branch of every inserted residual block."""
+        """Yield the last layer of the branch of every inserted residual block."""
         for node in self.graph.nodes:
             if not adds(node) or not self._inserted(node):
                 continue
@@ -138,13 +138,13 @@ class _Matching:
             last = [end for end in ends if isinstance(self.graph.module(end), LAYERS) and self._inserted(end)]
             if len(last) != 1:
                 raise LimbeckError(
-                    f"the block {owner(node)} is not in the small network, and cannot be made to pass on what it gets: "
-                    "for that it needs a shortcut without weights beside a branch that ends in a layer with weights"
+                    f"the block {owner(node)} is not in the small network and cannot be initialised as an identity: "
+                    "it needs a shortcut without weights and a branch that ends in a layer with weights"
                 )
             yield last[0]
 
     def _inside(self, zero: set[fx.Node]) -> set[fx.Node]:
-        """What is read in such a branch alone."""
+        """Return the nodes whose outputs only such a branch uses."""
         free: set[fx.Node] = set()
         for node in reversed(self.graph.nodes):
             if node.users and self._inserted(node) and all(user in free | zero for user in node.users):
@@ -152,7 +152,7 @@ class _Matching:
         return free
 
     def _inserted(self, node: fx.Node) -> bool:
-        """Whether the small network lacks the module, or the one that has the operation in its forward."""
+        """Whether the small network lacks the module, or the module whose forward contains the operation."""
         if node.op == "call_module":
             return str(node.target) not in self._small
         return node.op.startswith("call") and owner(node) not in self._small
@@ -165,16 +165,16 @@ class _Matching:
         elif isinstance(module, PaddedIdentity):
             other = self._small.get(name)
             if not isinstance(other, PaddedIdentity) or not module.extra >= other.extra >= min(module.extra, 1):
-                raise LimbeckError(f"{name} appends {module.extra} channels of zeros, and the small network has none")
+                raise LimbeckError(f"{name} appends {module.extra} channels of zeros, the small network appends none")
             self._padded[self.graph.sets[node]] = node, module, other
         elif role == Role.IDENTITY and self._inserted(node) and not isinstance(module, (*TWICE_IS_ONCE, NoneType)):
             raise LimbeckError(
-                f"{name} is not in the small network, and a {type(module).__name__} does not pass on what it gets, as "
-                "a ReLU does after a ReLU"
+                f"{name} is not in the small network, and a {type(module).__name__} changes its input: allowed are "
+                "layers that leave it unchanged, such as a second ReLU"
             )
 
     def _counterpart(self, name: str, module: Any) -> Any:
-        """The small network's layer of that name; None where there is none."""
+        """Return the layer of the small network with this name, or None."""
         _check_known(name, module)
         other: Any = self._small.get(name)
         if other is None or not list(other.parameters()):
@@ -185,17 +185,17 @@ class _Matching:
         _check_known(name, other)
         if other.weight.shape[2:] != module.weight.shape[2:]:
             raise LimbeckError(
-                f"{name} has kernels of {tuple(module.weight.shape[2:])}, in the small network of "
-                f"{tuple(other.weight.shape[2:])}"
+                f"{name} has kernels of size {tuple(module.weight.shape[2:])}, in the small network "
+                f"{tuple(other.weight.shape[2:])}: they must be equal"
             )
         if depthwise(other) != depthwise(module):
             raise LimbeckError(f"{name} has {module.groups} groups, in the small network {other.groups}")
         if other.bias is not None and module.bias is None:
-            raise LimbeckError(f"{name} has no bias, but in the small network it has one")
+            raise LimbeckError(f"{name} has no bias in the large network, but has one in the small network")
         return other
 
     def _counts(self) -> tuple[dict[int, int], dict[int, int]]:
-        """How many channels each set has in the small and in the large network."""
+        """Return the number of channels of each set in the small and in the large network."""
         slots = [
             (self.graph.sets[node], many, other, found.name)
             for found in self.found
@@ -207,16 +207,16 @@ class _Matching:
         for number, many, _, _ in slots:
             many_in[number] = min(many, many_in.get(number, many))
         for number, many, other, _ in slots:
-            if other is not None:  # a layer may have several features for each channel
+            if other is not None:  # a layer may have several features per channel
                 few_in.setdefault(number, other * many_in[number] // many)
         for found in self.found:
             if found.role == Role.IDENTITY:
                 before, after = (self.graph.sets[node] for node, _, _ in found.sides())
-                few_in.setdefault(before, many_in[before])  # only what enters the network has nothing before it
+                few_in.setdefault(before, many_in[before])  # nothing precedes the input of the network
                 if few_in.setdefault(after, few_in[before]) != few_in[before]:
                     raise LimbeckError(
-                        f"{found.name} is not in the small network, and cannot pass on {few_in[before]} channels where "
-                        f"{few_in[after]} are needed"
+                        f"{found.name} is not in the small network and cannot be an identity: it has {few_in[before]} "
+                        f"input channels, but {few_in[after]} output channels are needed"
                     )
         edges = {self.graph.sets[node] for node in self.graph.edges}
         for number, many, other, name in slots:
@@ -227,25 +227,25 @@ class _Matching:
         names = [found.name for found in self.found]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise LimbeckError(f"{twice[0]} runs more than once in one forward: its channels are not one set")
+            raise LimbeckError(f"{twice[0]} runs more than once in one forward: each layer must run once")
         used = [name for name, module in self._small.items() if list(module.parameters(recurse=False))]
         missing = [name for name in used if name not in names]
         if missing:
             raise LimbeckError(
-                f"the large network has no layer {missing[0]}, but the small one has: both must be of one family, so "
-                "that layers which correspond have one name"
+                f"the large network has no layer {missing[0]}, but the small one has: both must be of one family, in "
+                "which corresponding layers have the same name"
             )
 
 
 def _check_known(name: str, module: Any) -> None:
     if isinstance(module, nn.Conv2d) and module.groups > 1 and not depthwise(module):
-        raise LimbeckError(f"{name} is a convolution of {module.groups} groups: allowed are 1, or one a channel")
+        raise LimbeckError(f"{name} is a convolution with {module.groups} groups: allowed are 1, or one per channel")
     if isinstance(module, NORMS) and (module.weight is None or module.running_mean is None):
-        raise LimbeckError(f"{name} is a {type(module).__name__} without weights or running statistics")
+        raise LimbeckError(f"{name} is a {type(module).__name__} without weights or running statistics: it needs both")
 
 
 def _check_count(name: str, own: tuple[int, int | None], each: tuple[int, int], *, fixed: bool) -> None:
-    """Raise LimbeckError unless a layer's sizes in both networks fit those of its set of channels."""
+    """Raise LimbeckError unless the sizes of a layer in both networks match its set of channels."""
     many, few = each
     if fixed and many != few:
         raise LimbeckError(f"{name} is {many} wide, in the small network {few}: inputs and classes must be the same")
@@ -253,6 +253,6 @@ def _check_count(name: str, own: tuple[int, int | None], each: tuple[int, int], 
         raise LimbeckError(f"{name} has {many} channels, fewer than the {few} of the small network")
     if own[0] % many or (own[1] is not None and own[0] * few != own[1] * many):
         raise LimbeckError(
-            f"{name} is {own[0]} wide for {many} channels, in the small network {own[1]} for {few}: other places or "
-            "pieces a channel"
+            f"{name} is {own[0]} wide for {many} channels, in the small network {own[1]} for {few}: the number of "
+            "positions or pieces per channel must be the same"
         )

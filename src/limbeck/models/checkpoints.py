@@ -1,4 +1,4 @@
-"""A network's weights among all that a training script saves beside them."""
+"""Find a network's weights in the checkpoint of a training script."""
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping
@@ -9,107 +9,107 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from limbeck.pickled import StandIn
+from limbeck.files.pickled import StandIn
 
 Keys = tuple[str, ...]
 
 _WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Parts of names that wrappers put in: torch.compile; DataParallel, DDP and AveragedModel; FSDP."""
+"""Parts of names that wrappers insert: torch.compile; DataParallel, DDP and AveragedModel; FSDP."""
 
 _NO_WEIGHTS = frozenset({"n_averaged", "num_batches_tracked", "total_ops", "total_params"})
-"""Last parts of names that a network may lack: of AveragedModel, of BatchNorm, and of the profiler thop."""
+"""Last parts of names that are optional: those of AveragedModel, BatchNorm and the profiler thop."""
 
 _FIRST = (
     *("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"),
     *("student", "student_state_dict", "backbone", "encoder"),
 )
-"""What training scripts call the network that they train, the plainest first."""
+"""Keys under which training scripts save the network that they train, the most common first."""
 
 _LAST = ("ema", "average", "swa", "momentum", "shadow", "teacher", "best")
-"""Words in what they call a copy of it, or another network."""
+"""Words in the keys of a copy of it or of another network."""
 
 _DEEP, _MANY, _PREFIXES = 8, 100_000, 32
 
 
 @dataclass(frozen=True)
 class Found:
-    """A network's weights in a file, or what is nearest to them."""
+    """The state dict in a file that matches a network best."""
 
     state: dict[str, Tensor]  # under the network's names
-    said: str = ""  # which they are; empty where the file holds them plainly and nothing else
-    fits: bool = True  # whether they are all, of the right shapes, and no others
+    note: str = ""  # which weights these are; empty if the file is a plain state dict
+    fits: bool = True  # whether all names and shapes match
 
 
 @dataclass(frozen=True)
 class _Candidate:
     state: dict[str, Tensor]  # under the network's names
-    keys: Keys  # where it lies in the file
-    prefix: str  # that its names have and the network's lack
-    added: str  # that the network's names have and its lack
-    wrong: int  # tensors that are missing, too many or of another shape
-    matched: int  # tensors that are not
-    beside: int  # tensors under other prefixes
+    keys: Keys  # its location in the file
+    prefix: str  # the prefix that only the file's names have
+    added: str  # the prefix that only the network's names have
+    wrong: int  # the number of tensors that are missing, unexpected or of another shape
+    matched: int  # the number of tensors that match
+    beside: int  # the number of tensors under other prefixes
 
     def rank(self) -> tuple[int, ...]:
-        """Orders candidates, the best first: what fits, by its name; then what is nearest."""
+        """Return a sort key, lowest for the best: candidates that fit, by their keys; then the closest ones."""
         words = [*self.keys, *filter(None, self.prefix.split("."))]
         copies = any(word in text.lower() for text in words for word in _LAST)
         places = [_FIRST.index(word) if word in _FIRST else len(_FIRST) for word in words]
         return (bool(self.wrong), -self.matched, self.wrong, copies, len(words) + sum(places))
 
 
-def find_state(content: Any, wanted: Mapping[str, Tensor], *, classifier: str = "") -> Found | None:
-    """The weights of a network in what a training script saved, under whatever keys and prefixes.
+def find_state(content: Any, expected: Mapping[str, Tensor], *, classifier: str = "") -> Found | None:
+    """Find a network's weights in the content of a checkpoint, under any keys and prefixes.
 
-    Each mapping in it that has tensors is looked at, and each prefix under which its names are the network's; what
-    torch.compile, DDP, FSDP and AveragedModel put into names does not count, in the file and in the network. What is no
-    weight is left out, and counts of batches that old files lack are the network's own. Where several fit, it is the
-    one whose key names the model, before averages of it and teachers.
+    The search covers every mapping that contains tensors, and every prefix that turns its names into the network's.
+    Name parts that torch.compile, DDP, FSDP and AveragedModel insert are ignored in the file and in the network.
+    Entries that are not weights are dropped, and counts of batches that old files lack are taken from the network. If
+    several state dicts fit, one under a key that names the model comes before averages and teachers.
 
     Args:
-        content: of the file, or a state dict.
-        wanted: the network's state dict.
-        classifier: a layer of which the network's own weights are taken, whatever the file has.
+        content: the content of the file, or a state dict.
+        expected: the network's state dict.
+        classifier: the name of a layer that keeps the network's weights; the file's are ignored.
 
     Returns:
-        What fits, or else what is nearest; None where no mapping in it has tensors.
+        The state dict that fits, or the closest one; None if no mapping contains tensors.
     """
-    kept = f"{classifier}." if classifier else None
-    own = {name: tensor for name, tensor in wanted.items() if kept is not None and name.startswith(kept)}
-    sought = {name: tensor for name, tensor in wanted.items() if name not in own}
+    skip = f"{classifier}." if classifier else None
+    own = {name: tensor for name, tensor in expected.items() if skip is not None and name.startswith(skip)}
+    needed = {name: tensor for name, tensor in expected.items() if name not in own}
     candidates = [
-        _candidate(state, sought, kept, keys, prefix, added)
+        _candidate(state, needed, skip, keys, prefix, added)
         for keys, state in _mappings(content)
-        for prefix, added in _prefixes(state, sought)
+        for prefix, added in _prefixes(state, needed)
     ]
     if not candidates:
         return None
     best = min(candidates, key=_Candidate.rank)
     fitting = sum(not candidate.wrong for candidate in candidates)
-    return Found({**best.state, **own}, _said(best, fitting), not best.wrong)
+    return Found({**best.state, **own}, _note(best, fitting), not best.wrong)
 
 
 def described(content: Any) -> str:
-    """What a file holds: its first keys, and the names of some tensors; or the object whose code would be needed."""
+    """Describe the content of a file: its first keys and some tensor names, or the class that loading would run."""
     if isinstance(content, StandIn):
-        return f"it holds an object of {content.path}, whose code would have to be run"
+        return f"it contains an object of {content.path}, and loading that would run its code"
     if not isinstance(content, Mapping):
-        return f"it holds a {type(content).__name__}"
+        return f"it contains a {type(content).__name__}"
     if not content:
         return "it is empty"
     names = (".".join((*place, name)) for place, state in _mappings(content) for name in state)
     few = ", ".join(name[:100] for name in islice(names, 3))
-    tensors = f"it has tensors such as {few}" if few else "it has no tensors"
+    tensors = f"it contains tensors such as {few}" if few else "it contains no tensors"
     keys = [str(key)[:60] if isinstance(key, str | int) else type(key).__name__ for key in islice(content, 6)]
     more = f" and {len(content) - len(keys)} more" if len(content) > len(keys) else ""
     plain = all(isinstance(value, Tensor) for value in islice(content.values(), 6))
     objects = [f"{str(key)[:60]!r} is an object of {it.path}" for key, it in content.items() if isinstance(it, StandIn)]
-    code = f"; {objects[0]}, whose code would have to be run" if objects and not few else ""
+    code = f"; {objects[0]}, and loading that would run its code" if objects and not few else ""
     return tensors if plain else f"its keys are {', '.join(keys)}{more}; {tensors}{code}"
 
 
 def _mappings(content: Any) -> Iterator[tuple[Keys, dict[str, Tensor]]]:
-    """Every mapping in it that has tensors under texts, with the keys that lead to it."""
+    """Yield every mapping that has tensors under string keys, with the keys that lead to it."""
     waiting: deque[tuple[Keys, Any]] = deque([((), content)])
     seen: set[int] = set()
     while waiting and len(seen) < _MANY:
@@ -126,14 +126,14 @@ def _mappings(content: Any) -> Iterator[tuple[Keys, dict[str, Tensor]]]:
 
 
 def _bare(names: Collection[str]) -> dict[str, str]:
-    """Each name, by the name without what wrappers put in; as they are where two would become one."""
+    """Map each name without wrapper parts to the full name; the names stay as they are if two would collide."""
     bare = {".".join(part for part in name.split(".") if part not in _WRAPPERS): name for name in names}
     return bare if len(bare) == len(names) else {name: name for name in names}
 
 
-def _prefixes(state: Collection[str], wanted: Collection[str]) -> list[tuple[str, str]]:
-    """What may be taken from the front of the file's names, or put there, so that they are the network's."""
-    have, need = _bare(state), _bare(wanted)
+def _prefixes(state: Collection[str], expected: Collection[str]) -> list[tuple[str, str]]:
+    """Return pairs of a prefix to remove and a prefix to add that turn the file's names into the network's."""
+    have, need = _bare(state), _bare(expected)
     taken: Counter[str] = Counter({"": 0})
     for name in have:
         parts = name.split(".")
@@ -148,37 +148,37 @@ def _prefixes(state: Collection[str], wanted: Collection[str]) -> list[tuple[str
 
 
 def _candidate(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], kept: str | None, keys: Keys, prefix: str, added: str
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], skip: str | None, keys: Keys, prefix: str, added: str
 ) -> _Candidate:
-    """What the file has under a prefix, as the network's weights."""
-    need = _bare(wanted)
+    """Return the tensors under a prefix as a state dict of the network."""
+    need = _bare(expected)
     renamed, beside = {}, 0
     for bare, name in _bare(state).items():
         inside = added + bare.removeprefix(prefix)
         own = need.get(inside, inside)
-        needless = own not in wanted and own.rpartition(".")[2] in _NO_WEIGHTS
-        if needless or (kept is not None and own not in wanted and inside.startswith(kept)):
+        needless = own not in expected and own.rpartition(".")[2] in _NO_WEIGHTS
+        if needless or (skip is not None and own not in expected and inside.startswith(skip)):
             continue
         if bare.startswith(prefix):
             renamed[own] = state[name]
         else:
             beside += 1
     known = all(part in _FIRST or any(word in part.lower() for word in _LAST) for part in prefix.split(".")[:-1])
-    for name, tensor in wanted.items():
+    for name, tensor in expected.items():
         if name.rpartition(".")[2] in _NO_WEIGHTS:
             renamed.setdefault(name, tensor)
-    matched = sum(name in renamed and renamed[name].shape == tensor.shape for name, tensor in wanted.items())
-    unexpected = sum(name not in wanted for name in renamed)
-    wrong = len(wanted) - matched + unexpected + (0 if known else beside)
+    matched = sum(name in renamed and renamed[name].shape == tensor.shape for name, tensor in expected.items())
+    unexpected = sum(name not in expected for name in renamed)
+    wrong = len(expected) - matched + unexpected + (0 if known else beside)
     return _Candidate(renamed, keys, prefix, added, wrong, matched, beside)
 
 
-def _said(best: _Candidate, fitting: int) -> str:
+def _note(best: _Candidate, fitting: int) -> str:
     parts = [
         f"under {'.'.join(best.keys)!r}" if best.keys else "",
-        f"one of {fitting} sets that fit" if fitting > 1 else "",
+        f"one of {fitting} state dicts that fit" if fitting > 1 else "",
         f"without the prefix {best.prefix!r}" if best.prefix else "",
-        f"with the prefix {best.added!r} put before" if best.added else "",
-        f"{best.beside} tensors beside them left out" if best.beside else "",
+        f"with the prefix {best.added!r} added" if best.added else "",
+        f"{best.beside} other tensors ignored" if best.beside else "",
     ]
     return f"takes the weights {', '.join(filter(None, parts))}" if any(parts) else ""

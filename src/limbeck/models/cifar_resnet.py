@@ -1,9 +1,9 @@
 """The CIFAR ResNets of He et al. 2016 (arXiv 1512.03385, section 4.2), in the form of the distillation benchmarks.
 
-RepDistiller and mdistiller differ from the paper in the shortcut where the shape changes: a 1x1 convolution with
-BatchNorm instead of zero padding. Their published accuracies are of this form, which the names ``resnet8`` to
-``resnet32x4`` stand for. The networks of Yim et al.'s FSP (CVPR 2017, section 4), ``fsp_resnet8`` to ``fsp_resnet32``,
-are of the paper's form, and normalise their input; the option ``width`` multiplies their channels.
+RepDistiller and mdistiller differ from the paper in the shortcuts that change the shape: they use a 1x1 convolution
+with BatchNorm instead of zero padding. Their published accuracies are for this form, which is ``resnet8`` to
+``resnet32x4`` here. ``fsp_resnet8`` to ``fsp_resnet32`` are the networks of FSP (Yim et al., CVPR 2017, section 4):
+they have the paper's shortcuts and normalise their input, and the option ``width`` multiplies their channels.
 
 Parameters for 3 channels:
 
@@ -22,7 +22,7 @@ resnet8x4    1,210,410   1,233,540
 resnet32x4   7,410,730   7,433,860
 =========== ========== ===========
 
-Without the normalisation of the input, which has 6 parameters:
+Parameters of the FSP networks without the normalisation of the input, which has 6 parameters:
 
 ======================= ========== ===========
 network                 10 classes 100 classes
@@ -57,7 +57,7 @@ Shortcut = Literal["projection", "identity"]
 
 
 class PaddedIdentity(nn.Module):
-    """Every ``stride``-th place, and zeros for the channels that are not there: option A of He et al., section 4.2."""
+    """Every ``stride``-th position, with channels of zeros appended: option A of He et al., section 4.2."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class PaddedIdentity(nn.Module):
         return nn.functional.pad(inputs[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
 
     def extra_repr(self) -> str:
-        """The zeros and the stride."""
+        """Return the number of appended channels and the stride."""
         return f"extra={self.extra}, stride={self.stride}"
 
 
@@ -79,7 +79,7 @@ def projection(inside: int, outside: int, stride: int) -> nn.Module:
 
 
 SHORTCUTS: dict[str, Callable[[int, int, int], nn.Module]] = {"projection": projection, "identity": PaddedIdentity}
-"""What is added where the shape changes, by the option's name."""
+"""The shortcuts that change the shape, by the name of the option."""
 
 
 class BasicBlock(nn.Module):
@@ -124,12 +124,12 @@ def cifar_resnet(
         widths: channels of the stem and of the stages.
         classes: the number of logits.
         shape: (C, H, W); the pooling is global, so H and W are free.
-        shortcut: where the shape changes, a 1x1 convolution with BatchNorm (``projection``), or the input at every
-            second place with channels of zeros appended (``identity``: option A of the paper, without parameters).
-        input_norm: whether BatchNorm comes before the stem.
+        shortcut: the shortcut of blocks that change the shape: a 1x1 convolution with BatchNorm (``projection``), or
+            every second position with channels of zeros appended (``identity``, option A of the paper).
+        input_norm: whether BatchNorm precedes the stem.
 
     Raises:
-        LimbeckError: the shape is not (C, H, W), or there is no such shortcut.
+        LimbeckError: the shape is not (C, H, W), or ``shortcut`` is unknown.
     """
     check_one_of("shortcut", shortcut, SHORTCUTS)
     channels, _, _ = image(shape)
@@ -174,12 +174,12 @@ def _fsp(depth: int) -> Callable[..., nn.Module]:
     Args:
         classes: the number of logits.
         shape: (C, H, W); the pooling is global, so H and W are free.
-        width: times 16, 16, 32 and 64 channels; the paper has 4 for CIFAR-100.
-        shortcut: see `cifar_resnet`; the paper speaks of zero padding.
-        input_norm: whether BatchNorm comes before the stem, as in the paper's figure 2.
+        width: factor on the 16, 16, 32 and 64 channels; the paper uses 4 for CIFAR-100.
+        shortcut: see `cifar_resnet`; the paper uses zero padding.
+        input_norm: whether BatchNorm precedes the stem, as in the paper's figure 2.
 
     Raises:
-        LimbeckError: the shape is not (C, H, W), the width is not positive, or there is no such shortcut.
+        LimbeckError: the shape is not (C, H, W), the width is not positive, or ``shortcut`` is unknown.
     """
     return factory
 

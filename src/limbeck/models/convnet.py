@@ -1,7 +1,7 @@
 """The two CIFAR-10 networks of the TensorFlow 2 demonstration of Hinton's distillation.
 
 Source: lsh3163/TF-2.0-Knowledge-Distillation at 93cf8c1, with the defaults of Keras: Glorot-uniform weights, zero
-biases, and BatchNorm with momentum 0.99 (PyTorch counts the other way: 0.01) and epsilon 1e-3.
+biases, and BatchNorm with epsilon 1e-3 and momentum 0.99 (0.01 in PyTorch's definition).
 """
 
 from torch import nn
@@ -14,15 +14,15 @@ _SLOPE = 0.1
 
 
 def convnet_small(*, classes: int, shape: tuple[int, ...], dropout: float = 0.3) -> nn.Module:
-    """The demonstration's student; (N, C, H, W) to logits (N, classes).
+    """The student of the demonstration; (N, C, H, W) to logits (N, classes).
 
     Stages of one 32-channel, one 64-channel and two 128-channel 3x3 convolutions, then 256 units. For (3, 32, 32) and
-    10 classes 769,162 parameters; 770,378 with the running means and variances, which is what Keras prints.
+    10 classes it has 769,162 parameters. Keras prints 770,378, as it includes the running means and variances.
 
     Args:
         classes: the number of logits.
         shape: (C, H, W), at least 8x8 pixels.
-        dropout: share dropped after each pooling.
+        dropout: dropout probability after each pooling.
 
     Raises:
         LimbeckError: the shape is not (C, H, W) or too small, or the dropout is not in [0, 1).
@@ -31,15 +31,15 @@ def convnet_small(*, classes: int, shape: tuple[int, ...], dropout: float = 0.3)
 
 
 def convnet_big(*, classes: int, shape: tuple[int, ...], dropout: float = 0.3) -> nn.Module:
-    """The demonstration's teacher; (N, C, H, W) to logits (N, classes).
+    """The teacher of the demonstration; (N, C, H, W) to logits (N, classes).
 
     Stages of two 64-channel, two 128-channel and three 256-channel 3x3 convolutions, then 512 units. For (3, 32, 32)
-    and 10 classes 3,841,610 parameters; 3,844,938 with the running means and variances, which is what Keras prints.
+    and 10 classes it has 3,841,610 parameters. Keras prints 3,844,938, as it includes the running means and variances.
 
     Args:
         classes: the number of logits.
         shape: (C, H, W), at least 8x8 pixels.
-        dropout: share dropped after each pooling.
+        dropout: dropout probability after each pooling.
 
     Raises:
         LimbeckError: the shape is not (C, H, W) or too small, or the dropout is not in [0, 1).

@@ -1,4 +1,4 @@
-"""The layers of a network as a table: what can be tapped, and how large it is."""
+"""List the layers of a network with their output shapes and parameter counts."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,20 +13,19 @@ class Layer(NamedTuple):
     """One module of a network."""
 
     name: str  # as in named_modules()
-    kind: str  # the class's name
-    shape: tuple[int, ...] | None  # of its output for one sample; None where it is not one tensor, or did not run
-    parameters: int  # its own and those of the modules inside it
+    kind: str  # the name of its class
+    shape: tuple[int, ...] | None  # its output for one sample; None if that is not one tensor or the module did not run
+    parameters: int  # the number of its parameters, submodules included
 
 
 def layers(network: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
-    """Every named module, with the shape of its output from one dry run on two samples of zeros.
+    """Return every named module with the shape of its output in one forward of two samples of zeros.
 
-    The network is as it was afterwards, its modes and hooks included. A module that runs several times has the shape
-    of its last run.
+    The modes and hooks of the network are restored. A module that runs several times has the shape of its last run.
 
     Args:
-        network: anything that takes (N, *shape).
-        shape: of one sample.
+        network: any network that takes (N, *shape).
+        shape: the shape of one sample.
     """
     modules = {name: module for name, module in network.named_modules() if name}
     shapes: dict[str, tuple[int, ...]] = {}

@@ -13,30 +13,30 @@ Mean = Literal["arithmetic", "geometric"]
 
 
 class Ensemble(nn.Module):
-    r"""The mean prediction of networks with the same classes.
+    r"""The mean prediction of several networks with the same classes.
 
     With v_m the logits of M members, each (N, classes), the output is
 
     * arithmetic: :math:`\log \frac1M \sum_m \mathrm{softmax}(v_m)`, whose softmax is the mean of the probabilities;
     * geometric: :math:`\frac1M \sum_m v_m`, whose softmax is the normalised geometric mean of the probabilities.
 
-    At a temperature T the geometric mean stays the geometric mean of softmax(v_m / T). The arithmetic one does not:
-    softmax(output / T) is the *sharp* mean softened, not the mean of the softened; read the members for that.
+    At a temperature T, softmax(output / T) of the geometric mean is the geometric mean of softmax(v_m / T). For the
+    arithmetic mean, it is not the mean of softmax(v_m / T): read the members' logits for that.
 
     Args:
-        members: one or more networks, at ``members.0`` and so on.
-        mean: arithmetic or geometric.
+        members: one or more networks. They become the layers ``members.0`` and so on.
+        mean: ``arithmetic`` or ``geometric``.
 
     Raises:
-        LimbeckError: there is no member or no such mean; in the forward: the members differ in their classes.
+        LimbeckError: ``members`` is empty or ``mean`` is unknown. In the forward: the members differ in their classes.
     """
 
     def __init__(self, members: Sequence[nn.Module], mean: Mean) -> None:
         super().__init__()
         if not members:
-            raise LimbeckError("got no members, an ensemble needs at least one")
+            raise LimbeckError("got no members: an ensemble needs at least one")
         if mean not in get_args(Mean):
-            raise LimbeckError(f"got the mean {mean!r}, allowed are {' and '.join(get_args(Mean))}")
+            raise LimbeckError(f"got mean {mean!r}, allowed are {' and '.join(get_args(Mean))}")
         self.members = nn.ModuleList(members)
         self.mean: Mean = mean
 

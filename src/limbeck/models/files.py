@@ -1,6 +1,6 @@
-"""A network's weights on disk, with what is needed to build the network again. Reading them never runs code of theirs.
+"""Save and load the weights of a network together with its specification. Loading never runs code from the file.
 
-docs/security.md says what is promised, and every bound.
+docs/security.md lists the guarantees and all limits.
 """
 
 import json
@@ -16,35 +16,35 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError
+from limbeck.files.atomic import replacing
+from limbeck.files.paths import expanded, file_size
+from limbeck.files.pickled import ALONE, damaged, read_pickled
 from limbeck.models.checkpoints import Found, described, find_state
 from limbeck.models.fitting import check_fit
 from limbeck.models.rebuilding import check_reuse, portable, rebuild, restore_structure
 from limbeck.models.reuse import find_reuse
 from limbeck.models.spec import GIVEN, NetworkSpec, parse
-from limbeck.opening import expanded, file_size
-from limbeck.pickled import ALONE, damaged, read_pickled
-from limbeck.whole import replacing
 
 HEADER = 2**24
-"""The most bytes of the header of safetensors: 16 MiB, of some 100,000 tensors."""
+"""The largest header of a safetensors file in bytes: 16 MiB, enough for about 100,000 tensors."""
 
 LARGEST = 2**40
-"""The most bytes of a weights file that is opened at all: 1 TiB."""
+"""The largest weights file in bytes: 1 TiB."""
 
 LEAST, TIMES = 2**30, 20
-"""A file may be as large as this, or so many times the network that it is for: an optimizer, averages, copies."""
+"""A file may have LEAST bytes, or TIMES the size of the network: checkpoints also hold optimizers, averages, copies."""
 
-SHARDS = ".index.json"  # ends the file that says which file has which tensor, as Hugging Face writes large networks
+SHARDS = ".index.json"  # the ending of Hugging Face's index, which maps each tensor of a large network to a file
 
 _KEY = "limbeck"
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def save_network(network: nn.Module, path: Path, *, spec: NetworkSpec) -> None:
-    """Write parameters and buffers as safetensors, with the spec in the metadata, whole or not at all.
+    """Write the parameters and buffers as safetensors, with the spec in the metadata. The write is atomic.
 
-    What is read back is bit-identical. A tensor with two names (tied weights) is written under both. Of a model
-    ``path/to/file.py:function``, and of options that are whole paths, the last part is written.
+    Loading the file restores the exact bits. A tensor with two names (tied weights) is written under both. Folders are
+    removed from a model ``path/to/file.py:function`` and from options that are absolute paths.
 
     Raises:
         LimbeckError: an option in the spec cannot be written as JSON.
@@ -55,8 +55,8 @@ def save_network(network: nn.Module, path: Path, *, spec: NetworkSpec) -> None:
     try:
         metadata = {_KEY: json.dumps(asdict(replace(spec, name=name, options=options, reuse=reuse)))}
     except TypeError as error:
-        raise LimbeckError(f"the options {spec.options} of {spec.name} cannot be kept in {path}: {error}") from error
-    # safetensors takes neither shared nor strided storage, such as channels_last
+        raise LimbeckError(f"the options {spec.options} of {spec.name} cannot be saved in {path}: {error}") from error
+    # safetensors supports neither shared nor strided storage, such as channels_last
     tensors = {
         name: tensor.detach().clone(memory_format=torch.contiguous_format).cpu()
         for name, tensor in network.state_dict().items()
@@ -66,33 +66,32 @@ def save_network(network: nn.Module, path: Path, *, spec: NetworkSpec) -> None:
 
 
 def read_spec(path: Path) -> NetworkSpec | None:
-    """The spec a file of weights was saved with; None where limbeck did not write the file.
+    """Read the spec from a weights file. Return None if limbeck did not write the file.
 
     Raises:
-        LimbeckError: there is no such file, or it is damaged.
+        LimbeckError: the file does not exist or is damaged.
     """
     size = _size(path, LARGEST)
     return _header(path, size)[0] if _is_safetensors(path) else None
 
 
 def load_weights(network: nn.Module, path: Path | str) -> str:
-    """Load a file's parameters and buffers, all of them, into a network of the same layers.
+    """Load all parameters and buffers from a file into a network with the same layers.
 
     Args:
-        network: is changed in place; its device and dtypes stay.
-        path: safetensors, what torch.save wrote, or the index of Hugging Face's shards. The weights may lie under any
-            keys, and their names have any prefix, as training scripts save them; see `find_state`.
+        network: the network, changed in place. Its device and dtypes stay the same.
+        path: a safetensors file, a file of torch.save, or the index of Hugging Face's shards. The weights may be under
+            any keys and their names may have any prefix, see `find_state`.
 
     Returns:
-        Which of the file's weights were taken, a sentence; empty where it holds them plainly and nothing else.
+        A note on which of the file's weights were loaded; empty if the file is a plain state dict.
 
     Raises:
-        LimbeckError: there is no such file, it is damaged, or it holds no weights that fit the network; then the
-            network is as it was.
+        LimbeckError: the file does not exist, is damaged, or has no weights that fit. The network is then unchanged.
     """
     found = read_state(expanded(path), network.state_dict())
     network.load_state_dict(found.state)
-    return found.said
+    return found.note
 
 
 @overload
@@ -106,24 +105,25 @@ def load_network(
 def load_network(
     path: Path | str, *, network: nn.Module | None = None, model: str | None = None, trust_code: bool = False
 ) -> tuple[nn.Module, NetworkSpec | None]:
-    """The network that `save_network` wrote, in eval mode. No code that the file names is run, nothing is downloaded.
+    """Load a network that `save_network` wrote, in eval mode. By default no code is run and nothing is downloaded.
 
-    From the file alone are built networks of the zoo, of timm and of torchvision. One of a user's own code,
-    ``path/to/file.py:function``, is named by the caller.
+    Networks of the zoo, timm and torchvision are built from the file alone. For a network of a user's code,
+    ``path/to/file.py:function``, the caller names the model.
 
     Args:
         path: the file.
-        network: load the weights into this one, whatever the file says of its network. The file may be any that
-            `load_weights` reads.
-        model: build this model, as a recipe names it, with the options and for the classes and shape of the file.
-        trust_code: run the Python file that the weights file names. Only say so of a file that you know.
+        network: load the weights into this network and ignore the network that the file names. The file may be any
+            that `load_weights` reads.
+        model: build this model, named as in a recipe, with the options, classes and shape from the file.
+        trust_code: run the Python file that the weights file names. Use this only for files from a trusted source.
 
     Returns:
-        The network, and what the file says of it; None of files that limbeck did not write, with ``network``.
+        The network and the spec from the file. The spec is None if ``network`` is given and limbeck did not write the
+        file.
 
     Raises:
-        LimbeckError: there is no such file, it is damaged, names code or another network than it has the weights of,
-            limbeck did not write it, or its network cannot be built.
+        LimbeckError: the file does not exist, is damaged, names code or a network that does not fit its weights, or
+            was not written by limbeck; or its network cannot be built.
     """
     path = expanded(path)
     if network is not None and model is not None:
@@ -132,7 +132,7 @@ def load_network(
     spec, shapes = _header(path, size) if _is_safetensors(path) else (None, {})
     if network is not None:
         if not isinstance(network, nn.Module):
-            raise LimbeckError(f"network is a {type(network).__name__}: pass the module that the file is of")
+            raise LimbeckError(f"network is a {type(network).__name__}: it must be a torch.nn.Module")
         if spec is not None and spec.reuse is not None and find_reuse(network) is None:
             check_reuse(path, spec, shapes)
             restore_structure(network, spec)
@@ -140,11 +140,11 @@ def load_network(
         return network.eval(), spec
     if spec is not None and model is None and spec.name == GIVEN:
         raise LimbeckError(
-            f"{path} is of a network that was given to limbeck.distill as a module: build it and pass it by network=, "
-            "or name the model by model="
+            f"{path} is from a module that was passed to limbeck.distill: build the network and pass it as network=, "
+            "or name the model with model="
         )
     if spec is None:
-        raise LimbeckError(f"{path} does not say which network it holds: build it and pass it as network=")
+        raise LimbeckError(f"{path} does not say which network it holds: build the network and pass it as network=")
 
     def fits(built: nn.Module) -> None:
         check_fit(path, shapes, built.state_dict())
@@ -154,47 +154,47 @@ def load_network(
     return built.eval(), spec
 
 
-def read_state(path: Path, wanted: Mapping[str, Tensor], *, classifier: str = "") -> Found:
-    """A file's weights of a network, as `load_weights` reads them.
+def read_state(path: Path, expected: Mapping[str, Tensor], *, classifier: str = "") -> Found:
+    """Read the weights of a network from a file, as `load_weights` does.
 
     Args:
         path: the file.
-        wanted: the network's state dict.
-        classifier: a layer of which the file's weights are left out, and the network's own taken.
+        expected: the network's state dict.
+        classifier: the name of a layer that keeps the network's weights; the file's are ignored.
 
     Raises:
-        LimbeckError: there is no such file, it is damaged, or it holds no weights that fit.
+        LimbeckError: the file does not exist, is damaged, or has no weights that fit.
     """
     content = _content(
-        path, max(LEAST, TIMES * sum(tensor.numel() * tensor.element_size() for tensor in wanted.values()))
+        path, max(LEAST, TIMES * sum(tensor.numel() * tensor.element_size() for tensor in expected.values()))
     )
-    found = find_state(content, wanted, classifier=classifier)
+    found = find_state(content, expected, classifier=classifier)
     if found is None:
-        raise LimbeckError(f"{path} holds no weights, {described(content)}: {ALONE}")
+        raise LimbeckError(f"{path} contains no weights, {described(content)}: {ALONE}")
     if not found.fits:
-        check_fit(path, found.state, wanted, described(content))
+        check_fit(path, found.state, expected, described(content))
         raise LimbeckError(f"{path} does not fit the network: {described(content)}")
     for name, tensor in found.state.items():
-        _check_numbers(path, name, tensor, wanted[name])
+        _check_type(path, name, tensor, expected[name])
     return found
 
 
-def _check_numbers(path: Path, name: str, tensor: Tensor, wanted: Tensor) -> None:
-    """Raise LimbeckError unless a tensor holds numbers that a network's own can be set to."""
+def _check_type(path: Path, name: str, tensor: Tensor, expected: Tensor) -> None:
+    """Raise LimbeckError unless a tensor is dense and its dtype can be converted to the network's."""
     kinds = {
         "sparse or nested": tensor.layout != torch.strided or tensor.is_nested,
         "quantized": tensor.is_quantized,
-        "without numbers": tensor.is_meta,
-        f"as {tensor.dtype} for {wanted.dtype}": tensor.is_complex() != wanted.is_complex()
-        or (wanted.is_floating_point() and not tensor.is_floating_point()),
+        "without values": tensor.is_meta,
+        f"as {tensor.dtype} instead of {expected.dtype}": tensor.is_complex() != expected.is_complex()
+        or (expected.is_floating_point() and not tensor.is_floating_point()),
     }
-    wrong = [kind for kind, found in kinds.items() if found]
+    wrong = [kind for kind, applies in kinds.items() if applies]
     if wrong:
-        raise LimbeckError(f"{path} holds the weights {name} {wrong[0]}: save dense tensors of the network's own type")
+        raise LimbeckError(f"{path} has the weights {name} {wrong[0]}: save dense tensors of the network's dtype")
 
 
 def _content(path: Path, most: int) -> Any:
-    """What a file holds, of a size that is allowed."""
+    """Load the content of a file of at most ``most`` bytes."""
     if path.name.endswith(SHARDS):
         return _shards(path, most)
     size = _size(path, most)
@@ -208,7 +208,7 @@ def _content(path: Path, most: int) -> Any:
 
 
 def _shards(index: Path, most: int) -> dict[str, Tensor]:
-    """The tensors of all the files that Hugging Face's index names; they lie beside it."""
+    """Load the tensors of all files that Hugging Face's index names. They are in the folder of the index."""
     size = file_size(index, most=HEADER)
     try:
         with index.open("rb") as file:
@@ -218,7 +218,7 @@ def _shards(index: Path, most: int) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in files:
         if not isinstance(name, str) or not name or Path(name).name != name or name.endswith(SHARDS):
-            raise LimbeckError(f"{index} names a shard {name!r}, needed is the name of a file beside it")
+            raise LimbeckError(f"{index} names the shard {name!r}, allowed are names of files in its folder")
         held = _content(index.with_name(name), most - sum(t.numel() * t.element_size() for t in tensors.values()))
         if isinstance(held, dict):
             tensors |= {key: value for key, value in held.items() if isinstance(value, Tensor)}
@@ -226,14 +226,14 @@ def _shards(index: Path, most: int) -> dict[str, Tensor]:
 
 
 _SAFETENSORS = (SafetensorError, ValueError, TypeError, LookupError, RuntimeError, OSError, MemoryError)
-"""What is raised of a damaged file, and of a type of numbers that this PyTorch does not know."""
+"""The exceptions for a damaged file, and for a dtype that this version of PyTorch does not know."""
 
 
 def _header(path: Path, size: int) -> tuple[NetworkSpec | None, dict[str, Tensor]]:
-    """What the header of safetensors says: of the network, and its tensors, without their numbers.
+    """Read the spec and the tensors' names, shapes and dtypes (as meta tensors) from the header of safetensors.
 
     Raises:
-        LimbeckError: it is damaged, or longer than `HEADER`.
+        LimbeckError: the header is damaged or longer than `HEADER`.
     """
     with path.open("rb") as file:
         start = file.read(min(size, 8))
@@ -245,8 +245,8 @@ def _header(path: Path, size: int) -> tuple[NetworkSpec | None, dict[str, Tensor
             metadata = opened.metadata() or {}
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
             shapes = {
-                name: torch.empty(found.get_shape(), dtype=_dtype(found.get_dtype()), device="meta")
-                for name, found in slices.items()
+                name: torch.empty(part.get_shape(), dtype=_dtype(part.get_dtype()), device="meta")
+                for name, part in slices.items()
             }
     except _SAFETENSORS as error:
         raise damaged(path, error) from error
@@ -255,7 +255,7 @@ def _header(path: Path, size: int) -> tuple[NetworkSpec | None, dict[str, Tensor
     try:
         return parse(metadata[_KEY]), shapes
     except ValueError as error:
-        raise LimbeckError(f"{path} describes its network in a way this limbeck does not read: {error}") from error
+        raise LimbeckError(f"{path} has a description of its network that limbeck cannot read: {error}") from error
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -266,7 +266,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the name says so, or the beginning of the file: a length of 8 bytes, and a JSON object."""
+    """Whether the name ends in .safetensors, or the file begins with a length of 8 bytes and a JSON object."""
     with path.open("rb") as file:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 

@@ -1,13 +1,14 @@
 """The students of FitNets (Romero et al. 2015, arXiv 1412.6550): thin and deep maxout networks.
 
-Tables 6 and 7 of the paper; adri-romsor/FitNets, yaml/cifar10_fitnet19_all.yaml and yaml/MNIST_fitnet_valid.yaml at
-568921e. Layers are 3x3 with two pieces, followed by 2x2 pooling where a group ends and by the largest of all places
-after the last one; then 500 maxout units and the head. Biases are tied over places (untied in the MNIST file).
+Sources: tables 6 and 7 of the paper; adri-romsor/FitNets, yaml/cifar10_fitnet19_all.yaml and
+yaml/MNIST_fitnet_valid.yaml at 568921e. All convolutions are 3x3 with two maxout pieces. 2x2 pooling follows each group
+of layers, and global max pooling follows the last one; then 500 maxout units and the head. Biases are shared over
+positions (in the MNIST file they are not).
 
-Parameters for 3 channels and 10 classes as the paper counts them, without biases and with 2 pieces everywhere (but with
-biases for ``fitnet_mnist``, which has 1 channel); and with biases and the files' pieces, ``fc_pieces: 5`` or
-``last_pieces: 4``. Multiplications for 32x32 pixels with 2 pieces. Pairs are of ``layer2`` of the teacher, the hint,
-and the student's guided layer:
+The columns give the parameters for 3 channels and 10 classes in the paper; as the paper counts them, with 2 pieces and
+without biases (``fitnet_mnist`` has 1 channel, and its biases are counted); and with biases and the pieces of the
+authors' files, ``fc_pieces: 5`` or ``last_pieces: 4``. Multiplications are for 32x32 pixels and 2 pieces. The guided
+layer of the student is paired with the teacher's ``layer2``, the hint:
 
 ============ ====== ========= ============ ========= ================= ================ ================
 network      layers the paper 2 pieces     5 or 4    the paper, mults  multiplications  guided
@@ -19,7 +20,7 @@ fitnet4          19     ~2.5M    2,544,712 2,742,102              382M          
 fitnet_mnist      7      ~30K       30,130    36,226                                    ``layer4``
 ============ ====== ========= ============ ========= ================= ================ ================
 
-FitNet 3 has neither the parameters nor the multiplications of the paper's table 5, but the 1.5M of its table 3.
+FitNet 3 does not match the parameters and multiplications in table 5 of the paper, but matches the 1.5M in table 3.
 """
 
 from collections.abc import Callable
@@ -63,22 +64,22 @@ def fitnet_depth(
 ) -> nn.Module:
     """A student of the paper's study of depth, table 6; (N, C, H, W) to logits (N, classes).
 
-    Guided layers for 5, 7, 9 and 11 layers: ``layer2``, ``layer4``, ``layer5`` and ``layer7``; the hint is ``layer2``
-    of `maxout_cifar`. With 11 layers these are FitNet 1 and 2, for which table 7 has ``layer6``. Multiplications for 5,
-    7, 9 and 11 layers with ``fc_pieces: 5``: 27.3M, 29.4M, 30.0M, 30.2M and 101.8M, 104.7M, 106.5M, 108.0M.
+    The guided layers for 5, 7, 9 and 11 layers are ``layer2``, ``layer4``, ``layer5`` and ``layer7``; the hint is
+    ``layer2`` of `maxout_cifar`. With 11 layers these are FitNet 1 and 2, for which table 7 uses ``layer6``. They have
+    27.3M, 29.4M, 30.0M, 30.2M and 101.8M, 104.7M, 106.5M, 108.0M multiplications with ``fc_pieces: 5``.
 
     Args:
         classes: the number of logits.
-        shape: (C, H, W); the last pooling is over all places, so H and W are free.
-        layers: convolutions, and two more for ``fc`` and ``head``.
-        budget: about how many multiplications.
-        fc_pieces: pieces of the fully connected layer.
+        shape: (C, H, W); the last pooling is global, so H and W are free.
+        layers: the number of layers: the convolutions, ``fc`` and ``head``.
+        budget: the approximate number of multiplications.
+        fc_pieces: maxout pieces of the fully connected layer.
         init: ``paper`` is U(-0.005, 0.005) for all parameters, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9, 1.9 (``fc``) and 1.9365 (``head``).
 
     Raises:
-        LimbeckError: the shape is not (C, H, W), the pieces are not positive, or there is no such number of layers,
-            budget or start.
+        LimbeckError: the shape is not (C, H, W), the pieces are not positive, or ``layers``, ``budget`` or ``init`` is
+            unknown.
     """
     check_one_of("layers", layers, (5, 7, 9, 11))
     check_one_of("budget", budget, ("30M", "107M"))
@@ -96,17 +97,17 @@ def fitnet_mnist(
 ) -> nn.Module:
     """The student of `maxout_mnist`; (N, C, H, W) to logits (N, classes).
 
-    The guided layer is ``layer4``: (16, 4, 4) for images of 28x28. There is no fully connected layer before the head.
+    The guided layer is ``layer4``, (16, 4, 4) for 28x28 images. There is no fully connected layer before the head.
 
     Args:
         classes: the number of logits.
         shape: (C, H, W).
-        last_pieces: pieces of the last two convolutions; 2 in the paper, 4 in the file.
+        last_pieces: maxout pieces of the last two convolutions; 2 in the paper, 4 in the authors' file.
         init: ``paper`` is U(-0.005, 0.005) for all parameters, ``modern`` is He et al.'s, see `maxout_network`.
-        max_norm: whether the norms of kernels are bounded: 0.9 in the first two, then 1.9365.
+        max_norm: whether the norms of kernels are bounded: 0.9 in the first two layers, then 1.9365.
 
     Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, the pieces are not positive, or there is no such start.
+        LimbeckError: the shape is not (C, H, W) or too small, the pieces are not positive, or ``init`` is unknown.
     """
     check_count("last_pieces", last_pieces)
     convolutions = (
@@ -130,7 +131,7 @@ def _thin(
     for group in groups:
         convolutions += [Convolution(channels, 3, 1, FIRST_NORM) for channels in group]
         convolutions[-1] = convolutions[-1]._replace(pool=(2, 2))
-    convolutions[-1] = convolutions[-1]._replace(pool=None)  # it takes all places instead
+    convolutions[-1] = convolutions[-1]._replace(pool=None)  # global max pooling follows instead
     return maxout_network(
         convolutions,
         Full(500, fc_pieces),
@@ -151,17 +152,17 @@ def _fitnet(number: int, groups: Groups, guided: int) -> Callable[..., nn.Module
 
     factory.__doc__ = f"""FitNet {number} of the paper's table 7; (N, C, H, W) to logits (N, classes).
 
-    The guided layer is ``layer{guided}``, the hint ``layer2`` of `maxout_cifar` or `maxout_svhn`.
+    The guided layer is ``layer{guided}``, the hint is ``layer2`` of `maxout_cifar` or `maxout_svhn`.
 
     Args:
         classes: the number of logits.
-        shape: (C, H, W); the last pooling is over all places, so H and W are free.
-        fc_pieces: pieces of the fully connected layer; the paper counts parameters with 2, the file has 5.
+        shape: (C, H, W); the last pooling is global, so H and W are free.
+        fc_pieces: maxout pieces of the fully connected layer. The paper counts parameters with 2; the file has 5.
         init: ``paper`` is U(-0.005, 0.005) for all parameters, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9, 1.9 (``fc``) and 1.9365 (``head``).
 
     Raises:
-        LimbeckError: the shape is not (C, H, W), the pieces are not positive, or there is no such start.
+        LimbeckError: the shape is not (C, H, W), the pieces are not positive, or ``init`` is unknown.
     """
     return factory
 

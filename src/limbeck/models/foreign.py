@@ -1,6 +1,5 @@
-"""Networks that are not ours: timm, torchvision, and a function in a file of the user's."""
+"""Build networks of timm, of torchvision, and of a function in a user's file."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,36 +8,37 @@ from typing import Any
 from torch import nn
 
 from limbeck.core import LimbeckError
+from limbeck.errors import close_names
 from limbeck.user_code import contents, function
 
 Options = Mapping[str, Any]
 
 
 def from_timm(name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:
-    """A network of timm with random weights, unless the options say ``pretrained: true``.
+    """Build a network of timm. Its weights are random unless the options contain ``pretrained: true``.
 
     Raises:
-        LimbeckError: timm has no such network, or fails to build it with these options.
+        LimbeckError: timm has no network of this name, or fails to build it with these options.
     """
     import timm
 
-    # the configuration of a name such as hf-hub:... would be fetched from the network: only timm's own names pass
+    # timm would download the configuration of a name such as hf-hub:..., so only names in its list are allowed
     if not timm.is_model(name):
         raise LimbeckError(f"timm has no model {name!r}{_close(name, timm.list_models())}")
-    given = {"num_classes": classes, "in_chans": shape[0]}
-    return _call(f"timm:{name}", timm.create_model, name, given=given, options={"pretrained": False, **options})
+    fixed = {"num_classes": classes, "in_chans": shape[0]}
+    return _call(f"timm:{name}", timm.create_model, name, fixed=fixed, options={"pretrained": False, **options})
 
 
 def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:
-    """A classifier of torchvision with random weights, unless the options name ``weights``.
+    """Build a classifier of torchvision. Its weights are random unless the options contain ``weights``.
 
     Raises:
-        LimbeckError: torchvision has no such classifier, or fails to build it with these options; or the samples do
-            not have 3 channels, which all of them need.
+        LimbeckError: torchvision has no classifier of this name, or fails to build it with these options; or the
+            samples do not have 3 channels, which all classifiers of torchvision need.
     """
     from torchvision import models  # type: ignore[import-untyped]
 
-    # the other kinds (detection, segmentation) fetch the weights of their backbone unless told not to
+    # by default the other kinds (detection, segmentation) download the weights of their backbone
     known = models.list_models(module=models)
     if name not in known:
         raise LimbeckError(f"torchvision has no classifier {name!r}{_close(name, known)}")
@@ -46,25 +46,25 @@ def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options
         raise LimbeckError(
             f"torchvision:{name} needs 3 channels, but the data has {shape[0]}: timm:NAME takes any number"
         )
-    given = {"num_classes": classes}
+    fixed = {"num_classes": classes}
     try:
-        return _call(f"torchvision:{name}", models.get_model, name, given=given, options={"weights": None, **options})
+        return _call(f"torchvision:{name}", models.get_model, name, fixed=fixed, options={"weights": None, **options})
     except LimbeckError as error:
         if options.get("weights") is None or "'num_classes'" not in str(error):
             raise
         raise LimbeckError(
-            f"torchvision:{name} with the option weights has the classes that those were trained for, not {classes}: "
-            "take timm:NAME with pretrained: true, which gets a new classifier; or save its state_dict() in a file, "
-            "and start from that by weights: and init: fine_tune"
+            f"torchvision:{name} with the option weights has the classes that they were trained on, not {classes}: "
+            "use timm:NAME with pretrained: true, which gets a new classifier; or save its state_dict() in a file and "
+            "start from that file with weights: and init: fine_tune"
         ) from error
 
 
 def from_file(file: Path, name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:
-    """What a function (or class) in a Python file makes of the options, and of the classes and shape if it wants them.
+    """Build a network with a function (or class) in a Python file, called as `build` describes.
 
     Raises:
-        LimbeckError: there is no such file or function, it does not take these options, it raises, or what it
-            returns is no module.
+        LimbeckError: the file or function does not exist, does not accept these options, raises, or does not return
+            a module.
     """
     label = f"{file}:{name}"
     factory = function(file, name, contents(file))
@@ -76,38 +76,38 @@ def from_file(file: Path, name: str, *, classes: int, shape: tuple[int, ...], op
             raise LimbeckError(
                 f"{label} has no option {unknown[0]!r}{_close(unknown[0], parameters)}; it takes {allowed}"
             )
-    given = {key: value for key, value in (("classes", classes), ("shape", shape)) if key in parameters}
-    return _call(label, factory, given=given, options=options)
+    fixed = {key: value for key, value in (("classes", classes), ("shape", shape)) if key in parameters}
+    return _call(label, factory, fixed=fixed, options=options)
 
 
-def _call(label: str, factory: Callable[..., Any], *places: str, given: Options, options: Options) -> nn.Module:
-    taken = [key for key in options if key in given]
-    if taken:
-        raise LimbeckError(f"{label}: {taken[0]} comes from the data, leave it out of the options")
+def _call(label: str, factory: Callable[..., Any], *arguments: str, fixed: Options, options: Options) -> nn.Module:
+    repeated = [key for key in options if key in fixed]
+    if repeated:
+        raise LimbeckError(f"{label}: {repeated[0]} is set from the data, remove it from the options")
     try:
-        network = factory(*places, **given, **options)
-    except (Exception, SystemExit) as error:  # others' code may raise anything
-        if (options.get("pretrained") or options.get("weights")) and _is_of_the_network(error):
+        network = factory(*arguments, **fixed, **options)
+    except (Exception, SystemExit) as error:  # foreign code may raise anything
+        if (options.get("pretrained") or options.get("weights")) and _is_connection_error(error):
             raise LimbeckError(
                 f"{label}: its pretrained weights could not be downloaded ({type(error).__name__}: {error}): build it "
-                "once with a connection to the internet, after which they are kept on this machine; or bring the file "
-                "here and name it under weights:, without pretrained: true"
+                "once with an internet connection, which caches them on this machine; or copy the file to this "
+                "machine and name it under weights:, without pretrained: true"
             ) from error
         raise LimbeckError(f"{label} could not be built: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
-        raise LimbeckError(f"{label} gave {type(network).__name__}, a model is a torch.nn.Module")
+        raise LimbeckError(f"{label} returned a {type(network).__name__}, a model must be a torch.nn.Module")
     return network
 
 
 def _parameters(label: str, factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(factory).parameters
-    except (ValueError, TypeError) as error:  # of some that are written in C
-        raise LimbeckError(f"{label} does not say which arguments it takes: wrap it in a function") from error
+    except (ValueError, TypeError) as error:  # some callables written in C have no signature
+        raise LimbeckError(f"{label} has no readable signature: wrap it in a Python function") from error
 
 
-def _is_of_the_network(error: BaseException) -> bool:
-    """Whether an error, or one that it came of, is of a connection: of the system, or of the library for downloads."""
+def _is_connection_error(error: BaseException) -> bool:
+    """Whether an error or one of its causes comes from the system or from the download library."""
     chain: Iterator[BaseException] = _causes(error)
     return any(isinstance(cause, OSError) or type(cause).__module__.startswith("httpx") for cause in chain)
 
@@ -119,5 +119,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _close(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    near = close_names(name, names)
     return f": did you mean {' or '.join(near)}?" if near else ""

@@ -1,4 +1,4 @@
-"""A network's graph: which of its tensors have the same channels."""
+"""The graph of a network: which of its tensors share their channels."""
 
 import operator
 from typing import Any
@@ -29,34 +29,34 @@ _FUNCTIONS: tuple[Any, ...] = (
 
 
 class Graph:
-    """The operations of one forward, in order, and the set of channels of what each one gives.
+    """The operations of one forward in order, and the set of channels of each output.
 
-    Two tensors have one set where they are added, or where one is made from the other channel by channel.
+    Two tensors share a set if they are added, or if one is computed from the other channel by channel.
 
     Args:
-        network: is only looked at.
+        network: the network to trace. It is not changed.
 
     Raises:
-        LimbeckError: the network cannot be traced, or has an operation that is not known here.
+        LimbeckError: the network cannot be traced, or contains an unsupported operation.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self._modules = dict(network.named_modules())
         self.sets: dict[fx.Node, int] = {}
-        self.edges: set[fx.Node] = set()  # what enters the network and what leaves it
+        self.edges: set[fx.Node] = set()  # the inputs and outputs of the network
         try:
             self.nodes = list(_Tracer().trace(network).nodes)
-        except Exception as error:  # whatever the network's own forward raises where it meets no tensor
-            raise LimbeckError(f"the graph of the large network cannot be read: {error}") from error
+        except Exception as error:  # the forward may raise anything when it is called with proxies
+            raise LimbeckError(f"the large network cannot be traced by torch.fx: {error}") from error
         for node in self.nodes:
             self._sort(node)
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """The module that the node runs; None where it runs none."""
+        """Return the module that the node calls, or None."""
         return self._modules[str(node.target)] if node.op == "call_module" else None
 
     def behind(self, node: fx.Node) -> fx.Node:
-        """The first node up from this one that does something in eval mode."""
+        """Return this node, or the closest node before it that is not an identity in eval mode."""
         while isinstance(self.module(node), IDLE):
             node = entered(node)
         return node
@@ -70,17 +70,17 @@ class Graph:
             self.sets[node] = len(self.sets)
             self.edges |= {node} if node.op == "placeholder" else set()
         elif adds(node):
-            kept = self.sets[inputs[0]]
+            first = self.sets[inputs[0]]
             merged = {self.sets[other] for other in inputs}
-            self.sets = {other: kept if number in merged else number for other, number in self.sets.items()}
-            self.sets[node] = kept
+            self.sets = {other: first if number in merged else number for other, number in self.sets.items()}
+            self.sets[node] = first
         elif len(inputs) == 1 and (isinstance(module, (*LAYERS, *_BY_CHANNEL)) or _is_one_of(node, _FUNCTIONS)):
             self.sets[node] = self.sets[inputs[0]]
         else:
             what = f"{node.target}, a {type(module).__name__},"
             if module is None:
                 what = f"{getattr(node.target, '__name__', node.target)} in {owner(node) or 'its forward'}"
-            raise LimbeckError(f"what becomes of the channels of the large network at {what} is not known here")
+            raise LimbeckError(f"net2net does not support {what} of the large network: its channels cannot be tracked")
 
 
 class _Tracer(fx.Tracer):
@@ -95,23 +95,23 @@ def adds(node: fx.Node) -> bool:
 
 
 def entered(node: fx.Node) -> fx.Node:
-    """The node whose tensor enters this one."""
+    """Return the node that produces the first input of this one."""
     return node.all_input_nodes[0]
 
 
 def owner(node: fx.Node) -> str:
-    """The name of the module in whose forward an operation is; "" for the network itself."""
+    """Return the name of the module whose forward contains an operation; "" for the network itself."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]) if stack else ""
 
 
 def depthwise(module: nn.Module) -> bool:
-    """Whether it is a convolution of each channel alone."""
+    """Whether the module is a depthwise convolution."""
     return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
 
 
 def sizes(module: Any) -> tuple[int, int]:
-    """The channels or features that enter a layer and those that it gives."""
+    """Return the number of input and output channels (or features) of a layer."""
     if isinstance(module, NORMS):
         return module.num_features, module.num_features
     if isinstance(module, nn.Linear):
@@ -120,5 +120,5 @@ def sizes(module: Any) -> tuple[int, int]:
 
 
 def _is_one_of(node: fx.Node, known: tuple[Any, ...]) -> bool:
-    """Whether the node is one of those functions or methods; a module may have a method's name."""
+    """Whether the node calls one of these functions or methods. A module may have the name of a method."""
     return node.op in ("call_function", "call_method") and node.target in known

@@ -1,7 +1,7 @@
-"""Maxout layers (Goodfellow et al. 2013, arXiv 1302.4389), and networks of them.
+"""Maxout layers (Goodfellow et al. 2013, arXiv 1302.4389) and networks of them.
 
-A layer has several pieces for each of its channels or units, and keeps the largest. Biases are tied over places, and
-the windows of a pooling may reach over the edge: its size is rounded up.
+A layer computes several pieces for each channel or unit and returns the largest. Biases are shared over positions, and
+pooling rounds its output size up (``ceil_mode``).
 """
 
 import itertools
@@ -19,21 +19,21 @@ from limbeck.models.parts import check_one_of, check_share, image, named
 Init = Literal["paper", "modern"]
 
 FIRST_NORM, FULL_NORM, HEAD_NORM = 0.9, 1.9, 1.9365
-"""The authors' bounds on the norms of the first kernels, of the fully connected layer, and of all else."""
+"""The authors' bounds on the norms of the first kernels, of the fully connected layer, and of all other layers."""
 
 INITIAL = 0.005
-"""The papers' weights start in U(-INITIAL, INITIAL)."""
+"""The papers initialise the weights from U(-INITIAL, INITIAL)."""
 
 
 class MaxNormConv2d(nn.Conv2d):
-    """A convolution whose kernels are kept at or below a norm, as `MaxNormLinear` keeps its rows.
+    """A convolution with a bound on the norm of each kernel, applied as in `MaxNormLinear`.
 
     Args:
         in_channels: C.
         out_channels: the number of kernels.
         kernel_size: side of a kernel.
-        padding: zeros around the image.
-        max_norm: the largest L2 norm of a (C, size, size) kernel. The bias is free.
+        padding: width of the zero padding.
+        max_norm: the largest L2 norm of a (C, size, size) kernel. The bias is not bounded.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, padding: int, max_norm: float) -> None:
@@ -48,7 +48,7 @@ class MaxNormConv2d(nn.Conv2d):
         return super().forward(inputs)
 
     def extra_repr(self) -> str:
-        """The sizes and the bound."""
+        """Return the sizes and the bound."""
         return f"{super().extra_repr()}, max_norm={self.max_norm}"  # type: ignore[no-untyped-call]
 
 
@@ -63,7 +63,7 @@ class Convolution(NamedTuple):
     pieces: int = 2
 
     def side(self, before: int) -> int:
-        """The height or width of its map; below 1 where the input is too small."""
+        """Return the height or width of its output; below 1 if the input is too small."""
         after = before + 2 * self.padding - self.kernel + 1
         if self.pool is None or after < 1:
             return after
@@ -91,23 +91,23 @@ def maxout_network(
     input_dropout: float = 0.0,
     pools_all: bool = False,
 ) -> nn.Sequential:
-    """``layer1`` and so on, ``fc`` and ``head``; (N, C, H, W) to logits (N, classes).
+    """Build a maxout network of ``layer1`` and so on, ``fc`` and ``head``; (N, C, H, W) to logits (N, classes).
 
     Args:
-        convolutions: the layers.
-        full: the layer after them, if any.
+        convolutions: the convolutional layers.
+        full: the fully connected layer after them, or None.
         classes: the number of logits.
         shape: (C, H, W).
-        init: ``paper`` draws weights from U(-0.005, 0.005). ``modern`` draws them from He et al.'s normal for a gain of
-            1, at which a maxout of two pieces keeps the second moment of its inputs, and sets biases to zero.
+        init: ``paper`` draws weights from U(-0.005, 0.005). ``modern`` draws them from He et al.'s normal distribution
+            and sets biases to zero. Its gain is 1, at which maxout with two pieces keeps the second moment.
         biases: with ``paper``, biases are drawn from U(-biases, biases).
         max_norm: whether the norms of weights are bounded, see `MaxNormConv2d`.
-        dropout: share dropped behind each layer.
-        input_dropout: share of the inputs that is dropped.
-        pools_all: whether the largest of all places follows the last layer.
+        dropout: dropout probability after each layer.
+        input_dropout: dropout probability of the inputs.
+        pools_all: whether global max pooling follows the last convolutional layer.
 
     Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, a dropout is not in [0, 1), or there is no such start.
+        LimbeckError: the shape is not (C, H, W) or too small, a dropout is not in [0, 1), or ``init`` is unknown.
     """
     check_one_of("init", init, ("paper", "modern"))
     check_share("dropout", dropout)
@@ -146,7 +146,7 @@ def _start(network: nn.Module, init: Init, biases: float) -> None:
 
 
 def _least(convolutions: Sequence[Convolution]) -> int:
-    """The smallest side of an image that leaves a place after every layer."""
+    """Return the smallest image side for which every layer has a non-empty output."""
 
     def fits(side: int) -> bool:
         for convolution in convolutions:

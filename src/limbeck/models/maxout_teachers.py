@@ -1,10 +1,11 @@
-"""The teachers of FitNets (Romero et al. 2015, arXiv 1412.6550), which are Goodfellow et al.'s (2013).
+"""The teachers of FitNets (Romero et al. 2015, arXiv 1412.6550): the networks of Goodfellow et al. (2013).
 
 Source of the sizes: lisa-lab/pylearn2, scripts/papers/maxout, cifar10.yaml at 402e19f, svhn.yaml at 16db3ac and
-mnist.yaml at b94519e. Biases are tied over places, untied in mnist.yaml.
+mnist.yaml at b94519e. Biases are shared over positions (in mnist.yaml they are not).
 
-Parameters as FitNets counts them, without biases and with 2 pieces everywhere (but with biases for ``maxout_mnist``);
-and with biases and the files' pieces, ``fc_pieces: 5`` or ``last_pieces: 4``:
+The columns give the parameters in the paper; as FitNets counts them, with 2 pieces and without biases (the biases of
+``maxout_mnist`` are counted); and with biases and the pieces of the authors' files, ``fc_pieces: 5`` or
+``last_pieces: 4``:
 
 ============ ========= ================ ==================
 network      the paper 2 pieces         the files' pieces
@@ -35,21 +36,20 @@ def maxout_cifar(
 ) -> nn.Module:
     """The teacher of FitNet 1 to 4 on CIFAR-10 and CIFAR-100; (N, C, H, W) to logits (N, classes).
 
-    The hint is ``layer2``: (192, 7, 7) for images of 32x32. The maps before and after each pooling have sides of 33 and
-    16, 15 and 7, 9 and 5.
+    The hint is ``layer2``, (192, 7, 7) for 32x32 images. The sides of the feature maps before and after each pooling
+    are 33 and 16, 15 and 7, 9 and 5.
 
     Args:
         classes: the number of logits.
         shape: (C, H, W), at least 8x8 pixels.
-        fc_pieces: pieces of the fully connected layer; FitNets counts parameters with 2, the file has 5.
-        dropout: share dropped behind each layer.
-        input_dropout: share of the inputs that is dropped. What stays is scaled up, in the file it is not.
+        fc_pieces: maxout pieces of the fully connected layer. FitNets counts parameters with 2; the file has 5.
+        dropout: dropout probability after each layer.
+        input_dropout: dropout probability of the inputs. The other inputs are scaled up; in the file they are not.
         init: ``paper`` is U(-0.005, 0.005) with biases of zero, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9, 1.9365, 1.9365, 1.9 (``fc``) and 1.9365 (``head``).
 
     Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, an option is out of its range, or there is no such
-            start.
+        LimbeckError: the shape is not (C, H, W) or too small, an option is out of range, or ``init`` is unknown.
     """
     check_count("fc_pieces", fc_pieces)
     convolutions = (
@@ -82,21 +82,20 @@ def maxout_svhn(
 ) -> nn.Module:
     """The teacher of FitNet 3 and 4 on SVHN; (N, C, H, W) to logits (N, classes).
 
-    The hint is ``layer2``: (128, 10, 10) for images of 32x32. The maps before and after each pooling have sides of 36
-    and 18, 20 and 10, 12 and 6.
+    The hint is ``layer2``, (128, 10, 10) for 32x32 images. The sides of the feature maps before and after each pooling
+    are 36 and 18, 20 and 10, 12 and 6.
 
     Args:
         classes: the number of logits.
         shape: (C, H, W).
-        fc_pieces: pieces of the fully connected layer; FitNets counts parameters with 2, the file has 5.
-        dropout: share dropped behind each layer.
-        input_dropout: share of the inputs that is dropped. What stays is scaled up, in the file it is not.
+        fc_pieces: maxout pieces of the fully connected layer. FitNets counts parameters with 2; the file has 5.
+        dropout: dropout probability after each layer.
+        input_dropout: dropout probability of the inputs. The other inputs are scaled up; in the file they are not.
         init: ``paper`` is U(-0.005, 0.005) with biases of zero, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9, 1.9365, 1.9365, 1.9 (``fc``) and 1.9365 (``head``).
 
     Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, an option is out of its range, or there is no such
-            start.
+        LimbeckError: the shape is not (C, H, W) or too small, an option is out of range, or ``init`` is unknown.
     """
     check_count("fc_pieces", fc_pieces)
     convolutions = (
@@ -129,21 +128,20 @@ def maxout_mnist(
 ) -> nn.Module:
     """The teacher of the MNIST FitNet; (N, C, H, W) to logits (N, classes).
 
-    The hint is ``layer2``: (48, 4, 4) for images of 28x28. The maps before and after each pooling have sides of 21 and
-    10, 9 and 4, 6 and 3. There is no fully connected layer before the head.
+    The hint is ``layer2``, (48, 4, 4) for 28x28 images. The sides of the feature maps before and after each pooling
+    are 21 and 10, 9 and 4, 6 and 3. There is no fully connected layer before the head.
 
     Args:
         classes: the number of logits.
         shape: (C, H, W).
-        last_pieces: pieces of the last convolution; 2 in FitNets' text, 4 in the file.
-        dropout: share dropped behind each layer.
-        input_dropout: share of the inputs that is dropped. What stays is scaled up, in the file it is not.
+        last_pieces: maxout pieces of the last convolution; 2 in the text of FitNets, 4 in the file.
+        dropout: dropout probability after each layer.
+        input_dropout: dropout probability of the inputs. The other inputs are scaled up; in the file they are not.
         init: ``paper`` is U(-0.005, 0.005) with biases of zero, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9, 1.9365, 1.9365 and 1.9365 (``head``).
 
     Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, an option is out of its range, or there is no such
-            start.
+        LimbeckError: the shape is not (C, H, W) or too small, an option is out of range, or ``init`` is unknown.
     """
     check_count("last_pieces", last_pieces)
     convolutions = (

@@ -10,17 +10,17 @@ from limbeck.models.parts import check_share, named
 
 
 class MaxNormLinear(nn.Linear):
-    """A linear layer whose units' incoming weight vectors are kept at or below a norm.
+    """A linear layer with a bound on the norm of each unit's incoming weights.
 
-    The weights are projected in place at the start of each forward in training mode, as nn.Embedding's ``max_norm``
-    does, so that any optimizer may take any step; after the last step a norm can be a step's length above the bound.
-    Two forwards before one backward are therefore an error of autograd's.
+    The weights are projected in place at the start of each forward in training mode, like ``max_norm`` of
+    nn.Embedding, so the layer works with any optimizer. After the last optimizer step, a norm may exceed the bound by
+    the length of that step. Autograd raises an error for two forwards before one backward.
 
     Args:
         in_features: D.
         out_features: the number of units.
         max_norm: the largest L2 norm of a row of the (units, D) weight. Hinton et al. 2012 (arXiv 1207.0580, appendix
-            A.1) bound the *squared* norm by 15, which is a norm of 3.873. The bias is free.
+            A.1) bound the *squared* norm by 15, which is a norm of 3.873. The bias is not bounded.
     """
 
     def __init__(self, in_features: int, out_features: int, *, max_norm: float) -> None:
@@ -35,7 +35,7 @@ class MaxNormLinear(nn.Linear):
         return super().forward(inputs)
 
     def extra_repr(self) -> str:
-        """The sizes and the bound."""
+        """Return the sizes and the bound."""
         return f"{super().extra_repr()}, max_norm={self.max_norm}"
 
 
@@ -51,15 +51,15 @@ def mlp(
     """Fully connected layers with ReLU; (N, *shape) to logits (N, classes).
 
     Parameters for shape (1, 28, 28) and 10 classes: hidden (1200, 1200), the paper's teacher, 2,395,210; (800, 800),
-    its student, 1,276,810; (300, 300) 328,810; (30, 30) 24,790. Weights start as PyTorch's default; Hinton et al. 2012
-    draw them from N(0, 0.01).
+    its student, 1,276,810; (300, 300) 328,810; (30, 30) 24,790. The initial weights are PyTorch's default; Hinton et
+    al. 2012 draw them from N(0, 0.01).
 
     Args:
         classes: the number of logits.
-        shape: of one sample; any number of dimensions, flattened.
+        shape: the shape of one sample, with any number of dimensions. Samples are flattened.
         hidden: the width of each hidden layer, ``stage1``, ``stage2`` and so on.
-        dropout: share of each hidden layer's outputs that is dropped; the paper's teacher has 0.5.
-        input_dropout: share of the inputs that is dropped; 0.2 with the paper's teacher.
+        dropout: dropout probability after each hidden layer; 0.5 for the paper's teacher.
+        input_dropout: dropout probability of the inputs; 0.2 for the paper's teacher.
         max_norm: bound on the L2 norm of each hidden unit's incoming weights, see `MaxNormLinear`.
 
     Raises:
@@ -68,7 +68,7 @@ def mlp(
     if any(width < 1 for width in hidden):
         raise LimbeckError(f"got hidden {tuple(hidden)}, allowed are widths of 1 and more")
     if max_norm is not None and not max_norm > 0:
-        raise LimbeckError(f"got max_norm {max_norm}, allowed is more than 0, or none")
+        raise LimbeckError(f"got max_norm {max_norm}, allowed are numbers above 0 and None")
     check_share("dropout", dropout)
     check_share("input_dropout", input_dropout)
     children: dict[str, nn.Module] = {"flatten": nn.Flatten()}

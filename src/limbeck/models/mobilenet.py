@@ -1,4 +1,4 @@
-"""MobileNets: SRRL's student on ImageNet, and the two forms of MobileNet-v2 in use for CIFAR.
+"""MobileNets: SRRL's student for ImageNet, and two variants of MobileNet-v2 for CIFAR.
 
 Howard et al. 2017 (arXiv 1704.04861) and Sandler et al. 2018 (arXiv 1801.04381). Parameters for 3 channels:
 
@@ -22,13 +22,13 @@ from limbeck.models.parts import conv1x1, conv3x3, global_pool, image, kaiming, 
 def mobilenet_v1(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
     """MobileNet-v1, the student of SRRL on ImageNet; (N, C, H, W) to logits (N, classes).
 
-    Source: jingyang2017/KD_SRRL, models/MobileNet.py at e3ca8ca. Stages of one size: 64 channels; 128 twice; 256 twice;
-    512 six times; 1024 twice.
+    Source: jingyang2017/KD_SRRL, models/MobileNet.py at e3ca8ca. The stages have 1, 2, 2, 6 and 2 blocks of 64, 128,
+    256, 512 and 1024 channels.
 
     Args:
         classes: the number of logits.
-        shape: (C, H, W), in the paper 224x224 pixels; the pooling is global (in the source 7x7, the same for these),
-            so H and W are free.
+        shape: (C, H, W), in the paper 224x224 pixels. The pooling is global, so H and W are free. The source pools
+            7x7 windows, which is the same for 224x224 pixels.
 
     Raises:
         LimbeckError: the shape is not (C, H, W).
@@ -53,17 +53,17 @@ def _separable(inside: int, outside: int, stride: int) -> nn.Sequential:
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to more channels, 3x3 of each alone, 1x1 to few without activation, and a shortcut where the shape stays.
+    """An expanding 1x1, a depthwise 3x3 and a linear 1x1 convolution, and a shortcut if the shape stays the same.
 
     (N, inside, H, W) to (N, outside, H / stride, W / stride).
 
     Args:
-        inside: channels before.
-        outside: channels after.
-        stride: of the 3x3 convolution.
-        expansion: the channels between are so many times ``inside``; the first convolution is there also for 1.
-        bias: whether the convolutions have biases, without effect before BatchNorm.
-        activation: a new module each time.
+        inside: the number of input channels.
+        outside: the number of output channels.
+        stride: stride of the 3x3 convolution.
+        expansion: the 3x3 convolution has ``expansion * inside`` channels. The first convolution exists also for 1.
+        bias: whether the convolutions have biases, which have no effect before BatchNorm.
+        activation: returns a new activation module.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ _LAST = 1280
 def mobilenet_v2(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
     """MobileNet-v2 at full width for CIFAR, with the 2.37M parameters of SRRL; (N, C, H, W) to logits (N, classes).
 
-    SRRL does not say which form it has. Of the public ones this is the one with that count for 100 classes:
-    weiaicunzai/pytorch-cifar100, models/mobilenetv2.py at 03bbd58, whose convolutions have biases; the published form
-    has 2,351,972. Its stem is a 1x1 convolution with a border of one pixel, and the map of a 32x32 image before the
-    pooling 5x5. The outputs of the seven stages are linear; ``last`` ends in a ReLU6.
+    SRRL does not specify its variant. The public variant with this count for 100 classes is
+    weiaicunzai/pytorch-cifar100, models/mobilenetv2.py at 03bbd58, whose convolutions have biases; the paper's network
+    has 2,351,972. Its stem is a 1x1 convolution with a padding of one pixel. For a 32x32 image, the feature map before
+    the pooling is 5x5. The outputs of the seven stages are linear; ``last`` ends with ReLU6.
 
     Args:
         classes: the number of logits.
@@ -135,9 +135,9 @@ def mobilenet_v2(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
 def mobilenet_v2_half(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
     """RepDistiller's ``MobileNetV2``: half the width, for CIFAR; (N, C, H, W) to logits (N, classes).
 
-    Source: HobbitLong/RepDistiller, models/mobilenetv2.py at b13aecc, ``mobile_half``: width 0.5, expansion 6. It has
-    ReLU where the paper has ReLU6, and the last 1280 channels are not halved. The outputs of the seven stages are
-    linear; ``last`` ends in a ReLU.
+    Source: HobbitLong/RepDistiller, models/mobilenetv2.py at b13aecc, ``mobile_half``: width 0.5, expansion 6. It uses
+    ReLU instead of the paper's ReLU6 and does not halve the last 1280 channels. The outputs of the seven stages are
+    linear; ``last`` ends with ReLU.
 
     Args:
         classes: the number of logits.

@@ -1,8 +1,8 @@
-"""A larger network that starts as the function which a smaller, trained one is.
+"""Initialise a large network so that it computes the same function as a small, trained network.
 
 Net2Net: Chen, Goodfellow, Shlens, "Net2Net: Accelerating Learning via Knowledge Transfer" (2016), arXiv:1511.05641.
-Which layers share channels is read off the large network's graph (`limbeck.models.channels`), and that the two networks
-agree is checked at the end.
+The graph of the large network shows which layers share channels (`limbeck.models.channels`). At the end, the outputs
+of the two networks are compared.
 """
 
 import math
@@ -24,31 +24,31 @@ _TOLERANCE = 1e-4
 
 
 def net2net(small: nn.Module, large: nn.Module, inputs: Tensor, *, noise: float = 0.0, seed: int = 0) -> None:
-    """Initialise a large network in place so that, in eval mode, it gives what the small one gives.
+    """Initialise a large network in place so that, in eval mode, its outputs equal those of a small network.
 
-    Layers are matched by name. One with more channels is `widened`; tensors that are added share their copies. One that
-    the small network lacks is inserted as an identity (`deepened`), with BatchNorm that undoes its own normalisation;
-    of a residual block that it lacks, the last layer of the branch is zero and the others stay as they are.
+    Layers are matched by name. A layer with more channels is `widened`; tensors that are added share their copies. A
+    layer that the small network lacks becomes an identity (`deepened`); inserted BatchNorm undoes its normalisation. In
+    an inserted residual block, the last layer of the branch is zero and the others keep their initial weights.
 
-    So can be made, within a family of the zoo: ``mlp``, the CIFAR ResNets and FSP's, the ResNets of basic blocks with
-    four stages, ``vgg8`` to ``vgg13``, wide ResNets (from a factor of 1 only deeper: the first block would need a
-    projection, which reads what is activated), and wider maxout networks of equal depth.
+    Supported within a family of the zoo: ``mlp``, the CIFAR ResNets and those of FSP, the ResNets of basic blocks with
+    four stages, ``vgg8`` to ``vgg13``, wide ResNets, and wider maxout networks of equal depth. Wide ResNets of factor 1
+    can only be made deeper: a wider first block would need a projection, which reads the activated input.
 
-    In training mode the two agree but for dropout, and for inserted BatchNorm where a batch is unlike ``inputs``.
+    In training mode the outputs differ by dropout, and by inserted BatchNorm if a batch differs from ``inputs``.
 
     Args:
         small: the trained network.
-        large: freshly built, for as many classes.
-        inputs: (N, ...), a batch of the training data, from which inserted BatchNorm takes its statistics, and on which
-            the two networks are compared. Each network gets it where it is.
-        noise: what is added at the end to the weights of all but the first copy of a channel is drawn from N(0, s^2)
-            with s = noise * standard deviation of the layer's weights. Without any, copies get equal gradients and
-            stay equal, unless dropout or an inserted block tells them apart.
-        seed: of the choice of copies, and of the noise.
+        large: a freshly built network for the same number of classes.
+        inputs: (N, ...), a batch of the training data. Inserted BatchNorm takes its statistics from it, and the two
+            networks are compared on it. It is moved to the device of each network.
+        noise: at the end, noise from N(0, s^2) with s = noise * standard deviation of the layer's weights is added to
+            the weights of all copies of a channel except the first. Without noise, copies receive equal gradients and
+            stay equal, unless dropout or an inserted block makes them differ.
+        seed: seed of the choice of copies and of the noise.
 
     Raises:
         LimbeckError: a layer has fewer channels than in the small network or is of another kind; a layer cannot be
-            inserted; an operation is unknown; or the networks do not agree. Then the large network is as it was.
+            inserted; an operation is not supported; or the outputs differ. The large network is then unchanged.
     """
     if not 0 <= noise < math.inf:
         raise LimbeckError(f"got noise {noise}, allowed are 0 and more")
@@ -58,31 +58,31 @@ def net2net(small: nn.Module, large: nn.Module, inputs: Tensor, *, noise: float 
         for layer in layers:
             _initialise(layer)
         _measure(large, layers, inputs.to(_device(large)))
-        wanted, given = (network(inputs.to(_device(network))).cpu() for network in (small, large))
-        _check_same(wanted, given, [layer.name for layer in layers if layer.role == Role.IDENTITY])
+        expected, output = (network(inputs.to(_device(network))).cpu() for network in (small, large))
+        _check_same(expected, output, [layer.name for layer in layers if layer.role == Role.IDENTITY])
         if noise:
             for layer in layers:
                 _perturb(layer, noise, generator)
 
 
 def replicated(small: int, large: int, generator: torch.Generator) -> Tensor:
-    """Which of ``small`` channels each of ``large`` is: (large,) int64, the paper's g, from 0.
+    """Return the index of the small network's channel that each channel copies: (large,) int64, the paper's g from 0.
 
-    The first ``small`` are themselves, the others are drawn uniformly.
+    The first ``small`` channels are the identity; the others are drawn uniformly.
     """
     drawn = torch.randint(small, (large - small,), generator=generator)
     return torch.cat((torch.arange(small), drawn))
 
 
 def widened(weight: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
-    """A layer's weights between channels that are copies: U[j, i] = W[outside(j), inside(i)] / copies of inside(i).
+    """Return the weights of a widened layer: U[j, i] = W[outside(j), inside(i)] / number of copies of inside(i).
 
-    Net2WiderNet of the paper, for both sides at once.
+    This is Net2WiderNet of the paper, for the inputs and outputs at once.
 
     Args:
         weight: W, (small outputs, small inputs, ...) of a linear layer or a convolution.
-        inside: (inputs,) int64, which input of the small layer each one is.
-        outside: (outputs,) int64, the same for outputs.
+        inside: (inputs,) int64, the input of the small layer that each input copies.
+        outside: (outputs,) int64, the same for the outputs.
     """
     inside, outside = inside.to(weight.device), outside.to(weight.device)
     copies = torch.bincount(inside, minlength=weight.shape[1])[inside].to(weight.dtype)
@@ -90,9 +90,9 @@ def widened(weight: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
 
 
 def deepened(count: int, kernel: Sequence[int] = (), *, pieces: int = 1) -> Tensor:
-    """The weights of a layer that passes on what it gets, (count * pieces, count, *kernel).
+    """Return the weights of an identity layer, (count * pieces, count, *kernel).
 
-    A convolution, of odd sizes, has ones in the centre of its kernels. Before a maxout, all pieces are equal.
+    A convolution of odd kernel sizes has ones in the centre of its kernels. Before a maxout, all pieces are equal.
     """
     weight = torch.zeros(count * pieces, count, math.prod(kernel))
     weight[:, :, math.prod(kernel) // 2] = torch.eye(count).repeat_interleave(pieces, 0)
@@ -105,12 +105,12 @@ def _initialise(layer: Layer) -> None:
     if layer.role == Role.ZERO:
         nn.init.zeros_(module.weight)
         _set_bias(module, None)
-    elif layer.role == Role.IDENTITY and not norm:  # a norm is set once it sees a batch
+    elif layer.role == Role.IDENTITY and not norm:  # `_measure` sets the norms
         module.weight.copy_(_identity(layer))
         _set_bias(module, None)
     elif layer.role == Role.COPIED:
-        alone = norm or depthwise(module)
-        weight = other.weight[layer.outside] if alone else widened(other.weight, layer.inside, layer.outside)
+        channelwise = norm or depthwise(module)
+        weight = other.weight[layer.outside] if channelwise else widened(other.weight, layer.inside, layer.outside)
         module.weight.copy_(weight)
         _set_bias(module, None if other.bias is None else other.bias[layer.outside])
     if layer.role == Role.COPIED and norm:
@@ -125,39 +125,41 @@ def _set_bias(module: Any, value: Tensor | None) -> None:
 
 
 def _identity(layer: Layer) -> Tensor:
-    """The weights of an inserted linear layer or convolution.
+    """Return the weights of an inserted linear layer or convolution.
 
     Raises:
-        LimbeckError: it can be no identity.
+        LimbeckError: the layer cannot be an identity.
     """
     module = layer.module
     kernel = tuple(module.weight.shape[2:])
     if isinstance(module, nn.Conv2d):
         same = tuple(step * (size - 1) // 2 for step, size in zip(module.dilation, kernel, strict=True))
         if max(module.stride) > 1 or not all(size % 2 for size in kernel) or module.padding not in (same, "same"):
-            raise LimbeckError(f"{layer.name} is not in the small network, and does not keep the size of its map")
+            raise LimbeckError(
+                f"{layer.name} is not in the small network and cannot be an identity: it resizes the map"
+            )
     if depthwise(module):
         return deepened(1, kernel).expand_as(module.weight)
-    few, given = layer.few
-    if given % few:
-        raise LimbeckError(f"{layer.name} is not in the small network, and makes {given} features of {few}")
-    weight = widened(deepened(few, kernel, pieces=given // few), layer.inside, layer.outside)
+    inputs, outputs = layer.few
+    if outputs % inputs:
+        raise LimbeckError(f"{layer.name} is not in the small network: no identity maps {inputs} features to {outputs}")
+    weight = widened(deepened(inputs, kernel, pieces=outputs // inputs), layer.inside, layer.outside)
     bound = module.max_norm if isinstance(module, MaxNormConv2d | MaxNormLinear) else math.inf
     if weight.flatten(1).norm(dim=1).max() > bound:
-        raise LimbeckError(f"{layer.name} is not in the small network, and bounds the norms of its weights by {bound}")
+        raise LimbeckError(f"{layer.name} is not in the small network: an identity needs a max_norm above {bound}")
     return weight
 
 
 def _measure(large: nn.Module, layers: Sequence[Layer], inputs: Tensor) -> None:
-    """Give inserted norms the statistics of what they see in training mode, which they then undo in both modes.
+    """Set the statistics of inserted norms from their inputs in training mode, and their weights to undo the norm.
 
     Raises:
-        LimbeckError: there is a norm to insert, and one sample to take its statistics from.
+        LimbeckError: there is an inserted norm, and the batch has less than 2 samples.
     """
     norms = [layer for layer in layers if isinstance(layer.module, NORMS)]
     inserted = [layer for layer in norms if layer.role != Role.COPIED]
     if inserted and len(inputs) < 2:
-        raise LimbeckError(f"{inserted[0].name} is not in the small network: its statistics need 2 samples or more")
+        raise LimbeckError(f"{inserted[0].name} is not in the small network: its statistics need at least 2 samples")
 
     def take(layer: Layer) -> Any:
         def hook(module: Any, entered: tuple[Tensor, ...]) -> None:
@@ -182,7 +184,7 @@ def _measure(large: nn.Module, layers: Sequence[Layer], inputs: Tensor) -> None:
 
 @contextmanager
 def _training(norm: Any) -> Iterator[None]:
-    """Training mode inside the block; afterwards the running statistics are as they were."""
+    """Set training mode inside the block, and restore the running statistics afterwards."""
     before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
     norm.training = True
     try:
@@ -194,7 +196,7 @@ def _training(norm: Any) -> Iterator[None]:
 
 
 def _perturb(layer: Layer, noise: float, generator: torch.Generator) -> None:
-    """Add noise to what makes every channel that is a copy, but for the first of each."""
+    """Add noise to the weights of all copies of a channel except the first."""
     if isinstance(layer.module, NORMS) or layer.role not in (Role.COPIED, Role.IDENTITY):
         return
     place = torch.arange(len(layer.outside))
@@ -205,15 +207,15 @@ def _perturb(layer: Layer, noise: float, generator: torch.Generator) -> None:
     weight[copies.to(weight.device)] += noise * weight.std(correction=0) * drawn
 
 
-def _check_same(wanted: Tensor, given: Tensor, inserted: Sequence[str]) -> None:
-    if wanted.shape != given.shape:
-        raise LimbeckError(f"the large network gives {tuple(given.shape)}, the small one {tuple(wanted.shape)}")
-    apart, scale = (wanted - given).abs().max().item(), wanted.abs().max().item()
-    if not apart <= _TOLERANCE * scale:
-        passing = f", perhaps because of what was inserted: {', '.join(inserted)}" if inserted else ""
+def _check_same(expected: Tensor, output: Tensor, inserted: Sequence[str]) -> None:
+    if expected.shape != output.shape:
+        raise LimbeckError(f"the large network returns {tuple(output.shape)}, the small one {tuple(expected.shape)}")
+    difference, scale = (expected - output).abs().max().item(), expected.abs().max().item()
+    if not difference <= _TOLERANCE * scale:
+        hint = f"; the inserted layers may be the cause: {', '.join(inserted)}" if inserted else ""
         raise LimbeckError(
-            f"the large network cannot be made to give what the small one gives: they are {apart:.2g} apart where the "
-            f"largest output is {scale:.2g}{passing}"
+            f"the large network cannot be initialised to equal the small one: the outputs differ by {difference:.2g}, "
+            f"and the largest output is {scale:.2g}{hint}"
         )
 
 

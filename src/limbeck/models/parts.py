@@ -1,4 +1,4 @@
-"""What the networks of the zoo share."""
+"""Building blocks and checks that the networks of the zoo share."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -9,15 +9,15 @@ from limbeck.core import LimbeckError
 
 
 def named(**children: nn.Module) -> nn.Sequential:
-    """The modules in order, each run once, under the names given."""
+    """Return a sequence of the modules under the names of the arguments."""
     return nn.Sequential(OrderedDict(children))
 
 
 def image(shape: tuple[int, ...], *, least: int = 1) -> tuple[int, int, int]:
-    """The channels, height and width of a shape.
+    """Return the channels, height and width of a shape.
 
     Raises:
-        LimbeckError: it is not (C, H, W), or a side is shorter than ``least`` pixels.
+        LimbeckError: the shape is not (C, H, W), or a side is shorter than ``least`` pixels.
     """
     if len(shape) != 3:
         raise LimbeckError(f"got samples of shape {tuple(shape)}, a convolutional network needs (C, H, W)")
@@ -40,31 +40,31 @@ def check_count(name: str, value: int) -> None:
 
 
 def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
-    """Raise LimbeckError unless the value is one of those allowed."""
+    """Raise LimbeckError unless the value is one of the allowed values."""
     if value not in allowed:
         raise LimbeckError(f"got {name} {value!r}, allowed are {', '.join(map(repr, allowed))}")
 
 
 def conv3x3(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size (at stride 1), without bias."""
+    """Return a 3x3 convolution without bias that keeps the size at stride 1."""
     return nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False)
 
 
 def conv1x1(inside: int, outside: int, stride: int) -> nn.Conv2d:
-    """A 1x1 convolution without bias, for a shortcut whose shape changes."""
+    """Return a 1x1 convolution without bias, as in a shortcut that changes the shape."""
     return nn.Conv2d(inside, outside, 1, stride=stride, bias=False)
 
 
 def stages(
     block: Callable[[int, int, int], nn.Module], counts: Sequence[int], widths: Sequence[int], *, inside: int
 ) -> dict[str, nn.Module]:
-    """``stage1``, ``stage2`` and so on: blocks of one width, which halve the map where any but the first stage starts.
+    """Return ``stage1``, ``stage2`` and so on. Each is a sequence of blocks; all but the first halve the feature map.
 
     Args:
-        block: of the channels before and after, and the stride.
-        counts: blocks of each stage.
-        widths: channels after each stage.
-        inside: channels before the first.
+        block: builds a block from the input channels, the output channels and the stride.
+        counts: the number of blocks of each stage.
+        widths: the output channels of each stage.
+        inside: the input channels of the first stage.
     """
     children: dict[str, nn.Module] = {}
     for number, (count, outside) in enumerate(zip(counts, widths, strict=True), start=1):
@@ -76,19 +76,19 @@ def stages(
 
 
 def global_pool() -> nn.Sequential:
-    """(N, C, H, W) to (N, C): the mean over all places."""
+    """Return global average pooling: (N, C, H, W) to (N, C)."""
     return named(mean=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
 
 
 def kaiming(network: nn.Module) -> None:
-    """He et al. 2015's normal initialisation of every convolution, for the variance of gradients (fan-out)."""
+    """Apply the normal initialisation of He et al. 2015 to every convolution, in fan-out mode."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def small_head(inside: int, classes: int) -> nn.Linear:
-    """A linear classifier that starts with weights from N(0, 0.01^2) and zero biases."""
+    """Return a linear classifier with initial weights from N(0, 0.01^2) and zero biases."""
     head = nn.Linear(inside, classes)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)

@@ -1,4 +1,4 @@
-"""A network built on the word of a weights file: of no code that it names, and only if it fits the file's tensors."""
+"""Build the network that a weights file describes, without running code from it, if it fits the file's tensors."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,25 +17,25 @@ from limbeck.models.spec import NetworkSpec
 from limbeck.user_code import named
 
 LARGEST = 2**32
-"""The most bytes of a network built on the word of its file alone: 4 GiB. The model of a larger one is named."""
+"""The largest network in bytes that is built from its file alone: 4 GiB. Larger ones need the name of the model."""
 
 NUMBER, VALUES = 2**16, 10_000
-"""The largest number in a network's options in a file, unless its tensors have a larger size; and how many values."""
+"""The largest number in the options of a file, or the largest dimension of a tensor; the most values of an option."""
 
 _LIBRARIES = ("timm", "torchvision")
 
 _FETCHED = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 _FETCHED |= {"weights", "weights_backbone", "progress"}
-"""Options of the libraries that say which weights to begin with: left out, as the file has the weights."""
+"""Options of the libraries that select initial weights. They are ignored, as the file has the weights."""
 
 _STRUCTURAL = re.compile("pretrained|checkpoint|weights|features_only|feature_c|scriptable|exportable|_cfg$|^cfg|hub")
-"""Names of options of the libraries that no file may set: of others' files, or of another kind of network."""
+"""Options of the libraries that no file may set: they name other files or another kind of network."""
 
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace)
 
 
 def portable(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A network's name and options without the folders of the machine that it was made on."""
+    """Return a network's name and options without the folders of this machine."""
     file, _, function = name.rpartition(":")
     short = f"{PureWindowsPath(file).name}:{function}" if file.endswith(".py") else name
     return short, {key: _without_folders(value) for key, value in options.items()}
@@ -50,29 +50,30 @@ def rebuild(
     trust_code: bool,
     fits: Callable[[nn.Module], None],
 ) -> nn.Module:
-    """The network that a file describes, with random weights.
+    """Build the network that a file describes, with random weights.
 
     Args:
-        path: the file.
-        spec: what it says of its network.
-        shapes: its tensors, of which nothing but the names and shapes is used.
-        model: the name to build instead of the one in the file.
-        trust_code: whether a Python file that the file names may be run.
-        fits: raises LimbeckError where a network is not of the file's tensors.
+        path: the weights file.
+        spec: the spec in the file.
+        shapes: the tensors of the file. Only their names, shapes and dtypes are used.
+        model: the model to build instead of the one in the file.
+        trust_code: whether to run a Python file that the weights file names.
+        fits: raises LimbeckError if a network does not fit the tensors of the file.
 
     Raises:
-        LimbeckError: it names code; an option is not plain or loads something; it cannot be built, or does not fit.
+        LimbeckError: the file names code, an option is not plain or would load a file, or the network cannot be built
+            or does not fit.
     """
     name = spec.name if model is None else model
     try:
         code = named(name)
     except LimbeckError as error:
-        raise LimbeckError(f"{path} is of a network that has no name: {error}") from error
+        raise LimbeckError(f"{path} has an invalid network name: {error}") from error
     if code is not None and model is None and not trust_code:
         raise LimbeckError(
-            f"{path} names code as its network, {name!r}, and reading weights runs none. Pass the network that it is "
-            "of (network=...); or name the model (model='path/to/file.py:function', in a recipe model: beside "
-            "weights:); or, if you know where the file is from, say trust_code=True (--trust-code)"
+            f"{path} names code as its network, {name!r}, and loading weights does not run code. Build the network and "
+            "pass it (network=...); or name the model (model='path/to/file.py:function', in a recipe model: next to "
+            "weights:); or, if you trust the source of the file, pass trust_code=True (--trust-code)"
         )
     options = dict(spec.options) if code is not None else _checked(path, name, spec.options, shapes)
     size = sum(tensor.numel() * tensor.element_size() for tensor in shapes.values())
@@ -82,23 +83,23 @@ def rebuild(
         restore_structure(network, spec)
         return network
 
-    if code is not None:  # the caller's own, which may not be buildable without memory
+    if code is not None:  # the caller's code may not support the meta device
         check_reuse(path, spec, shapes)
         return made()
     if model is None and size > LARGEST:
         raise LimbeckError(
-            f"{path} has {size:,} bytes of weights, and a network is built on the word of its file alone up to "
-            f"{LARGEST:,}: pass network=, or name the model= (in a recipe model: beside weights:)"
+            f"{path} has {size:,} bytes of weights, allowed are at most {LARGEST:,} if the network is built from the "
+            "file alone: pass network= or model= (in a recipe model: next to weights:)"
         )
     _look(path, made, len(shapes), size, fits, plain=not options and name not in MODELS)
     return made()
 
 
 def restore_structure(network: nn.Module, spec: NetworkSpec | None) -> None:
-    """Change a freshly built network as the one was that the spec is of.
+    """Apply the change of structure that the spec describes, if any, to a freshly built network.
 
     Raises:
-        LimbeckError: the spec, which may be None, describes no such change, or the network cannot be so changed.
+        LimbeckError: the description is invalid, or the network cannot be changed like this.
     """
     reuse = _reuse(spec)
     if reuse is not None:
@@ -106,7 +107,7 @@ def restore_structure(network: nn.Module, spec: NetworkSpec | None) -> None:
 
 
 def check_reuse(path: Path, spec: NetworkSpec | None, shapes: Mapping[str, Tensor]) -> None:
-    """Raise LimbeckError where the change of a network that a file describes is larger than the file."""
+    """Raise LimbeckError if the layers that a file adds to a network have more weights than the file."""
     reuse = _reuse(spec)
     if reuse is None:
         return
@@ -114,7 +115,7 @@ def check_reuse(path: Path, spec: NetworkSpec | None, shapes: Mapping[str, Tenso
         added = [projector(reuse), nn.Linear(reuse.outside, reuse.classes)]
     count = sum(parameter.numel() for module in added for parameter in module.parameters())
     if count - reuse.classes > sum(tensor.numel() for tensor in shapes.values()):
-        raise LimbeckError(f"{path} describes a projector and classifier of {count:,} weights, which it does not hold")
+        raise LimbeckError(f"{path} describes a projector and classifier of {count:,} weights, but has fewer weights")
 
 
 def _reuse(spec: NetworkSpec | None) -> Reuse | None:
@@ -123,15 +124,15 @@ def _reuse(spec: NetworkSpec | None) -> Reuse | None:
     try:
         reuse = TypeAdapter(Reuse).validate_python(dict(spec.reuse), extra="forbid")
     except (ValidationError, TypeError) as error:
-        raise LimbeckError(f"the file describes no classifier that a student can reuse: {spec.reuse}") from error
+        raise LimbeckError(f"the file has an invalid description of a reused classifier: {spec.reuse}") from error
     numbers = (reuse.channels, reuse.outside, reuse.classes, reuse.factor, *(reuse.size or ()))
     if reuse.side not in ("output", "input") or not all(0 < number <= 2**20 for number in numbers):
-        raise LimbeckError(f"the file describes no classifier that a student can reuse: {spec.reuse}")
+        raise LimbeckError(f"the file has an invalid description of a reused classifier: {spec.reuse}")
     return reuse
 
 
 class _Bounded(TorchFunctionMode):
-    """Raises once more is made than a network of so many tensors and bytes needs."""
+    """Raise LimbeckError once more operations or bytes are used than a network of this size needs to be built."""
 
     def __init__(self, tensors: int, size: int) -> None:
         super().__init__()
@@ -139,7 +140,7 @@ class _Bounded(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _FACTORIES:  # before it takes the memory
+        if func in _FACTORIES:  # count the bytes before they are allocated
             self._count(func(*args, **{**kwargs, "device": "meta"}))
         made = func(*args, **kwargs)
         if isinstance(made, Tensor) and func not in _FACTORIES and not (args and made is args[0]):
@@ -150,16 +151,16 @@ class _Bounded(TorchFunctionMode):
     def _count(self, made: Tensor) -> None:
         self._bytes -= made.numel() * made.element_size()
         if self._bytes < 0 or self._calls < 0:
-            raise LimbeckError("it is larger than the file")
+            raise LimbeckError("it needs more memory or operations than its file justifies")
 
 
 def _look(
     path: Path, made: Callable[[], nn.Module], tensors: int, size: int, fits: Callable[[nn.Module], None], plain: bool
 ) -> None:
-    """Build the network without memory, and compare it with the file.
+    """Build the network on the meta device and compare it with the file.
 
-    Some of the libraries' cannot be built so. Where no option is given, they have the size that they were published
-    with, and are built with bounded memory.
+    Some networks of the libraries do not support the meta device. Without options, these have their published size and
+    are built with bounded memory.
     """
     try:
         try:
@@ -170,7 +171,7 @@ def _look(
                 raise
             with _Bounded(tensors, size):
                 network = made()
-    except Exception as error:  # a stranger chose the values that it is built of
+    except Exception as error:  # the values come from an untrusted file and may cause any exception
         raise LimbeckError(f"{path} describes a network that cannot be built: {_first_line(error)}") from error
     fits(network)
 
@@ -180,24 +181,24 @@ def _first_line(error: Exception) -> str:
 
 
 def _checked(path: Path, name: str, options: Mapping[str, Any], shapes: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The options, if they are plain values of a sane size.
+    """Return the options if they are plain values of bounded size.
 
     Raises:
-        LimbeckError: one is not, or says what to load.
+        LimbeckError: an option is not, or would load a file.
     """
     most = max([NUMBER, *(size for tensor in shapes.values() if tensor.numel() for size in tensor.shape)])
     library = name.partition(":")[0] in _LIBRARIES
     kept = {key: value for key, value in options.items() if not (library and key in _FETCHED)}
     for key, value in kept.items():
         if library and _STRUCTURAL.search(key):
-            raise LimbeckError(f"{path} gives {name} the option {key!r}, which no weights file may set")
+            raise LimbeckError(f"{path} sets the option {key!r} of {name}, which a weights file must not set")
         for count, one in enumerate(_leaves(value)):
             wrong = isinstance(one, int | float) and abs(one) > most
             wrong |= isinstance(one, str) and (len(one) > 100 or any(sign in one for sign in "/\\:"))
             if count > VALUES or wrong or not isinstance(one, bool | int | float | str | None):
                 raise LimbeckError(
-                    f"{path} gives {name} the option {key!r} with {str(one)[:60]!r}: allowed are true, false, short "
-                    f"texts that are no paths, and numbers up to {most:,}, and lists of them"
+                    f"{path} sets the option {key!r} of {name} to {str(one)[:60]!r}: allowed are true, false, short "
+                    f"text that is not a path, numbers up to {most:,}, and lists of these"
                 )
     return kept
 

@@ -1,7 +1,7 @@
 """The ResNets with four stages of He et al. 2016 (arXiv 1512.03385, table 1).
 
-``resnet10`` to ``resnet50`` have the stem of the CIFAR networks, one 3x3 convolution, as SRRL (ICLR 2021) and
-RepDistiller have them. Parameters for 3 channels:
+``resnet10`` to ``resnet50`` have the stem of the CIFAR networks, one 3x3 convolution, as in SRRL (ICLR 2021) and
+RepDistiller. Parameters for 3 channels:
 
 =================== ========== ===========
 network             10 classes 100 classes
@@ -16,12 +16,13 @@ resnet34, width: 16  1,334,618   1,346,228
 resnet50, width: 16  1,484,186   1,530,356
 =================== ========== ===========
 
-SRRL gives 0.7M and 1.4M for its thin ResNet-18 and ResNet-34 on CIFAR-10, which are those above, and on CIFAR-100
-0.34M, 0.75M, 1.39M and 1.99M for its thin ResNet-10, 18, 34 and 50, which are not: how they differ is not published.
+For CIFAR-10, SRRL reports 0.7M and 1.4M for its thin ResNet-18 and ResNet-34, which match the networks above. For
+CIFAR-100 it reports 0.34M, 0.75M, 1.39M and 1.99M for its thin ResNet-10, 18, 34 and 50, which do not match; the
+difference is not published.
 
 ``imagenet_resnet34`` is FSP's teacher for CUB-200-2011 and ``imagenet_resnet20`` its student (Yim et al. 2017,
-section 4.3), with the stem of the ImageNet networks: 21,797,672 parameters for 1,000 classes, as torchvision's
-resnet34 has, whose weights fit after renaming; for CUB's 200 classes 21,387,272 and 12,459,784.
+section 4.3). They have the stem of the ImageNet networks. The teacher has 21,797,672 parameters for 1,000 classes, like
+torchvision's resnet34, whose weights fit after renaming. For CUB's 200 classes they have 21,387,272 and 12,459,784.
 """
 
 from collections.abc import Callable
@@ -47,8 +48,8 @@ _EXPANSION = 4
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut; (N, inside, H, W) to (N, outside, H / stride, W / stride).
 
-    The 3x3 convolution has a quarter of the channels, and the stride. The tensor before the last activation is the
-    *input* of ``relu3``.
+    The 3x3 convolution has a quarter of the output channels and applies the stride. The tensor before the last
+    activation is the *input* of ``relu3``.
     """
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
@@ -105,7 +106,7 @@ def _cifar(
         classes: the number of logits.
         shape: (C, H, W); the pooling is global, so H and W are free.
         width: channels of the stem; the stages have {expansion}, {2 * expansion}, {4 * expansion} and {8 * expansion} \
-times as many. 16 is SRRL's thin network.
+times as many. 16 is the thin network of SRRL.
 
     Raises:
         LimbeckError: the shape is not (C, H, W), or the width is not positive.
@@ -145,10 +146,10 @@ def _imagenet(depth: int, counts: tuple[int, ...]) -> Callable[..., nn.Module]:
         shape: (C, H, W), in the papers 224x224 pixels; the pooling is global, so H and W are free.
         width: channels of the stem and the first stage; the others have 2, 4 and 8 times as many.
         shortcut: see `cifar_resnet`; networks trained on ImageNet have projections.
-        input_norm: whether BatchNorm comes before the stem, as in FSP's CIFAR networks.
+        input_norm: whether BatchNorm precedes the stem, as in FSP's CIFAR networks.
 
     Raises:
-        LimbeckError: the shape is not (C, H, W), the width is not positive, or there is no such shortcut.
+        LimbeckError: the shape is not (C, H, W), the width is not positive, or ``shortcut`` is unknown.
     """
     return factory
 

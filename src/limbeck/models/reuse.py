@@ -1,7 +1,7 @@
-"""A student that ends as its teacher does: with a projector to the teacher's width and the teacher's classifier.
+"""A student that reuses the classifier of its teacher, after a projector to the teacher's width.
 
-This is the deployed student of SimKD (Chen et al. 2022, arXiv 2203.14001). The change is made in place, in a network
-that is otherwise as it was built, and is described by plain values, so that a file of weights can keep it.
+This is the deployed student of SimKD (Chen et al. 2022, arXiv 2203.14001). A built network is changed in place. Plain
+values describe the change, so a weights file can store it.
 """
 
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ from limbeck.core import LimbeckError
 
 @dataclass(frozen=True)
 class Reuse:
-    """How a student was changed; every value can be written as JSON (`dataclasses.asdict`)."""
+    """The description of the change; every value can be written as JSON (`dataclasses.asdict`)."""
 
-    layer: str  # the layer that the projector is put at
-    side: str  # "output", after it, or "input", before it
-    channels: int  # of the student's map, or of its vector
-    outside: int  # of the teacher's
-    classifier: str  # the student's linear layer that is replaced
+    layer: str  # the layer next to which the projector is inserted
+    side: str  # "output" inserts it after the layer, "input" before it
+    channels: int  # channels of the student's feature map, or size of its feature vector
+    outside: int  # the same of the teacher
+    classifier: str  # the linear layer of the student that is replaced
     classes: int
-    factor: int = 2  # the projector is so much narrower inside
-    places: bool = True  # whether maps are projected; else vectors
-    size: Sequence[int] | None = None  # what the student's map is averaged down to first, (H, W)
-    final_relu: bool = True  # whether the projector ends with a ReLU
-    bias: bool = True  # whether the teacher's classifier has one
+    factor: int = 2  # the hidden layers of the projector have outside / factor channels
+    places: bool = True  # whether feature maps are projected; otherwise vectors
+    size: Sequence[int] | None = None  # the (H, W) to which the student's feature map is first average-pooled
+    final_relu: bool = True  # whether the projector ends with ReLU
+    bias: bool = True  # whether the teacher's classifier has a bias
 
 
 class Projected(nn.Module):
-    """A layer with a projector after it or before it; called as the layer is."""
+    """A layer with a projector after or before it. It takes the arguments of the layer."""
 
     def __init__(self, layer: nn.Module, reuse: Reuse) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Projected(nn.Module):
         self.reuse = reuse
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What the layer takes, to the projection of what it gives; or to what it gives for the projection."""
+        """Return the projected output of the layer, or its output for the projected input."""
         if self.reuse.side == "output":
             value: Tensor = self.projector(self.pool(self.layer(*args, **kwargs)))
         else:
@@ -50,10 +50,10 @@ class Projected(nn.Module):
 
 
 def projector(reuse: Reuse) -> nn.Sequential:
-    """The student's map or vector to the teacher's width; the spatial size stays.
+    """Return a projector of the student's feature map or vector to the teacher's width. It keeps the spatial size.
 
-    Of maps: 1x1, 3x3 and 1x1 convolutions without bias, each with BatchNorm and ReLU, ``outside / factor`` channels in
-    between (DefangChen/SimKD, models/util.py, 2b389c3). Of vectors: linear layers in their place, which is ours.
+    For feature maps: 1x1, 3x3 and 1x1 convolutions without bias, each with BatchNorm and ReLU, and ``outside / factor``
+    hidden channels (DefangChen/SimKD, models/util.py, 2b389c3). For vectors, an extension of limbeck, linear layers.
     """
     middle = max(reuse.outside // reuse.factor, 1)
 
@@ -73,52 +73,52 @@ def projector(reuse: Reuse) -> nn.Sequential:
 
 
 def apply_reuse(student: nn.Module, reuse: Reuse) -> Projected:
-    """Change a student in place: a new projector at its last map and a new classifier, both freshly initialised.
+    """Insert a projector and replace the classifier of a student in place. Both are freshly initialised.
 
     Args:
-        student: freshly built, or trained; all its other layers stay. The new ones have its device, dtype and mode.
-        reuse: where, and of which sizes.
+        student: the student, freshly built or trained. New layers get its device, dtype and mode; the others stay.
+        reuse: the description of the change.
 
     Returns:
-        The layer that holds the projector.
+        The layer that contains the projector.
 
     Raises:
-        LimbeckError: the student is changed already, or has no such layer.
+        LimbeckError: the student was changed before, or has no layer of this name.
     """
     if find_reuse(student) is not None:
-        raise LimbeckError("the student ends with a teacher's classifier already: build a fresh one")
+        raise LimbeckError("the student already has a teacher's classifier: build a new student")
     names = dict(student.named_modules())
     for name in (reuse.layer, reuse.classifier):
         if not name or name not in names:
-            raise LimbeckError(f"the student has no layer {name!r} to put the teacher's classifier or projector at")
+            raise LimbeckError(f"the student has no layer {name!r} for the teacher's classifier or the projector")
     like = next(student.parameters())
     classifier = nn.Linear(reuse.outside, reuse.classes, bias=reuse.bias)
     _put(student, reuse.classifier, classifier.to(like).train(student.training))
-    held = Projected(student.get_submodule(reuse.layer), reuse)
-    held.pool.train(student.training)
-    held.projector.to(like).train(student.training)
-    held.training = student.training
-    _put(student, reuse.layer, held)
-    return held
+    projected = Projected(student.get_submodule(reuse.layer), reuse)
+    projected.pool.train(student.training)
+    projected.projector.to(like).train(student.training)
+    projected.training = student.training
+    _put(student, reuse.layer, projected)
+    return projected
 
 
 def find_reuse(network: nn.Module) -> Reuse | None:
-    """How a network was changed by `apply_reuse`; None where it was not."""
+    """Return the description of the change that `apply_reuse` made to a network, or None."""
     return next((module.reuse for module in network.modules() if isinstance(module, Projected)), None)
 
 
 def projected_classifier(network: nn.Module, reuse: Reuse) -> nn.Linear:
-    """The classifier of a network that `apply_reuse` has changed.
+    """Return the classifier of a network that `apply_reuse` has changed.
 
     Raises:
-        LimbeckError: it is no linear layer.
+        LimbeckError: the layer is not a linear layer.
     """
-    found = network.get_submodule(reuse.classifier)
-    if isinstance(found, Projected):
-        found = found.layer
-    if not isinstance(found, nn.Linear):
-        raise LimbeckError(f"the layer {reuse.classifier} is a {type(found).__name__}, not the classifier")
-    return found
+    classifier = network.get_submodule(reuse.classifier)
+    if isinstance(classifier, Projected):
+        classifier = classifier.layer
+    if not isinstance(classifier, nn.Linear):
+        raise LimbeckError(f"the classifier {reuse.classifier} is a {type(classifier).__name__}, needed is a Linear")
+    return classifier
 
 
 def _put(network: nn.Module, name: str, module: nn.Module) -> None:

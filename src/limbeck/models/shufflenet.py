@@ -1,7 +1,7 @@
 """The ShuffleNets for CIFAR of RepDistiller (models/ShuffleNetv1.py and ShuffleNetv2.py at eedab9d).
 
-After Zhang et al. 2018 (arXiv 1707.01083) and Ma et al. 2018 (arXiv 1807.11164), with a 1x1 convolution as the stem and
-no pooling behind it. Parameters for 3 channels:
+They follow Zhang et al. 2018 (arXiv 1707.01083) and Ma et al. 2018 (arXiv 1807.11164), but the stem is a 1x1
+convolution without pooling. Parameters for 3 channels:
 
 ============= ========== ===========
 network       10 classes 100 classes
@@ -20,10 +20,10 @@ _STEM = 24
 
 
 class Shuffle(nn.Module):
-    """The channels of each group dealt out to all: channel i of group g becomes channel g of group i; the shape stays.
+    """A channel shuffle: channel i of group g becomes channel g of group i. The shape stays the same.
 
     Args:
-        groups: that the channels are in before.
+        groups: the number of groups of the input channels.
     """
 
     def __init__(self, groups: int) -> None:
@@ -31,11 +31,11 @@ class Shuffle(nn.Module):
         self.groups = groups
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(N, C, H, W) to the same."""
+        """(N, C, H, W) to (N, C, H, W)."""
         return torch.unflatten(inputs, 1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
 
     def extra_repr(self) -> str:
-        """The groups."""
+        """Return the number of groups."""
         return f"groups={self.groups}"
 
 
@@ -44,16 +44,16 @@ def _depthwise(channels: int, stride: int) -> nn.Conv2d:
 
 
 class GroupedBlock(nn.Module):
-    """ShuffleNet-v1's unit; (N, inside, H, W) to (N, outside, H / stride, W / stride).
+    """The unit of ShuffleNet-v1; (N, inside, H, W) to (N, outside, H / stride, W / stride).
 
-    At stride 2 the averaged input is appended to the new channels; at stride 1 it is added. The tensor before the last
-    activation is the *input* of ``relu3``.
+    At stride 2, the average-pooled input is concatenated to the new channels; at stride 1, the input is added. The
+    tensor before the last activation is the *input* of ``relu3``.
 
     Args:
-        inside: channels before.
-        outside: channels after, at stride 2 more than ``inside``.
+        inside: the number of input channels.
+        outside: the number of output channels; at stride 2 more than ``inside``.
         stride: 1 or 2.
-        groups: of the 1x1 convolutions; the first of all, behind the stem, has one.
+        groups: groups of the 1x1 convolutions; the first convolution after the stem has one group.
     """
 
     def __init__(self, inside: int, outside: int, *, stride: int, groups: int) -> None:
@@ -87,7 +87,7 @@ class GroupedBlock(nn.Module):
 
 
 class SplitBlock(nn.Module):
-    """ShuffleNet-v2's unit at stride 1: half of the channels pass, half are convolved; (N, C, H, W) to the same."""
+    """The unit of ShuffleNet-v2 at stride 1: half of the channels are convolved; (N, C, H, W) to (N, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -95,13 +95,13 @@ class SplitBlock(nn.Module):
         self.shuffle = Shuffle(2)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(N, C, H, W) to the same."""
+        """(N, C, H, W) to (N, C, H, W)."""
         passed, rest = inputs.chunk(2, dim=1)
         return self.shuffle(torch.cat([passed, self.branch(rest)], 1))  # type: ignore[no-any-return]
 
 
 class DownBlock(nn.Module):
-    """ShuffleNet-v2's unit at stride 2, of two branches; (N, inside, H, W) to (N, outside, H / 2, W / 2)."""
+    """The unit of ShuffleNet-v2 at stride 2, with two branches; (N, inside, H, W) to (N, outside, H / 2, W / 2)."""
 
     def __init__(self, inside: int, outside: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def _stem(shape: tuple[int, ...]) -> nn.Sequential:
 
 
 def shufflenet_v1(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
-    """RepDistiller's ``ShuffleV1``: stages of 240, 480 and 960 channels in 3 groups; (N, C, H, W) to (N, classes).
+    """RepDistiller's ``ShuffleV1``: stages of 240, 480 and 960 channels, 3 groups; (N, C, H, W) to (N, classes).
 
     Args:
         classes: the number of logits.

@@ -1,4 +1,4 @@
-"""What a weights file says of the network that it is of: plain values, checked and never run."""
+"""The specification of a network in a weights file: plain values that are validated and never run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,33 +9,33 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 _SIZES = Annotated[int, Field(ge=1, le=2**31)]
 
 LONGEST = 2**22
-"""The most characters of it in a file: 4 MiB, with the names of some 100,000 classes."""
+"""The most characters of a specification: 4 MiB, enough for the names of about 100,000 classes."""
 
 GIVEN = "given"
-"""What stands for the caller's own module where a network has a name."""
+"""The name of a network that the caller passed as a module."""
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What `limbeck.models.build` needs to build a network, and the order of its classes."""
+    """The arguments of `limbeck.models.build` for a network, and the order of its classes."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
-    name: str  # in a file without folders, where it is path/to/file.py:function
-    options: Mapping[str, Any]  # as a recipe has them, so that they can be written as JSON
+    name: str  # path/to/file.py:function is saved without its folders
+    options: Mapping[str, Any]  # as in a recipe; they can be written as JSON
     classes: _SIZES
-    shape: tuple[_SIZES, ...]  # of one sample, without N
-    labels: tuple[str, ...] = ()  # the classes' names in the order of the logits; empty if unknown
-    mean: tuple[float, ...] = ()  # what was taken from its inputs, as `limbeck.data.normalise`; empty if unknown
-    std: tuple[float, ...] = ()  # and what they were divided by
-    reuse: Mapping[str, Any] | None = None  # how a student was changed that ends as its teacher does; see `Reuse`
+    shape: tuple[_SIZES, ...]  # the shape of one sample, without N
+    labels: tuple[str, ...] = ()  # the names of the classes in the order of the logits; empty if unknown
+    mean: tuple[float, ...] = ()  # the mean of the input normalisation, see `limbeck.data.normalise`; empty if unknown
+    std: tuple[float, ...] = ()  # its standard deviation
+    reuse: Mapping[str, Any] | None = None  # the reuse of the teacher's classifier by a student, see `Reuse`
 
 
 def parse(text: str) -> NetworkSpec:
-    """The spec that a JSON text is of.
+    """Parse a spec from JSON text.
 
     Raises:
-        ValueError: it is none, with the reason in one line.
+        ValueError: the text is not a valid spec; the reason is one line.
     """
     if len(text) > LONGEST:
         raise ValueError(f"{len(text):,} characters, allowed are at most {LONGEST:,}")

@@ -1,4 +1,4 @@
-"""A network that starts from another's weights but for its classifier, for other classes: fine-tuning."""
+"""Fine-tuning: load the weights of another network except its classifier, for other classes."""
 
 from pathlib import Path
 
@@ -10,24 +10,24 @@ from limbeck.models.files import read_state
 
 
 def load_all_but_classifier(network: nn.Module, path: Path, classifier: str) -> str:
-    """Load a file's parameters and buffers into a network, but leave its classifier as it is.
+    """Load the parameters and buffers of a file into a network, except its classifier.
 
     Args:
-        network: freshly built, and changed in place; its device and dtypes stay.
-        path: a file that `load_weights` reads, of a network with as many or other classes, or without a classifier.
-        classifier: the layer's name, such as ``head``. What the file has for it is not looked at.
+        network: a freshly built network, changed in place. Its device and dtypes stay the same.
+        path: a file that `load_weights` reads, of a network with any number of classes or without a classifier.
+        classifier: the name of the layer, such as ``head``. The file's weights for it are ignored.
 
     Returns:
-        Which of the file's weights were taken, as `load_weights` says it.
+        A note on which of the file's weights were loaded, as `load_weights` returns it.
 
     Raises:
-        LimbeckError: the network has no such layer with weights; there is no such file, or it is damaged or has no
-            weights; or another layer does not fit. Then the network is as it was.
+        LimbeckError: the network has no layer of this name with weights; the file does not exist, is damaged or has no
+            weights; or another layer does not fit. The network is then unchanged.
     """
-    wanted = network.state_dict()
-    if not any(name.startswith(f"{classifier}.") for name in wanted):
-        layers = dict.fromkeys(name.rpartition(".")[0] for name in wanted)
+    state = network.state_dict()
+    if not any(name.startswith(f"{classifier}.") for name in state):
+        layers = dict.fromkeys(name.rpartition(".")[0] for name in state)
         raise LimbeckError(f"the network has no layer {classifier!r} with weights: {nearest(classifier, layers)}")
-    found = read_state(path, wanted, classifier=classifier)
+    found = read_state(path, state, classifier=classifier)
     network.load_state_dict(found.state)
-    return found.said
+    return found.note

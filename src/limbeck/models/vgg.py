@@ -1,6 +1,6 @@
 """The VGG networks for CIFAR of RepDistiller (models/vgg.py at eedab9d), with BatchNorm.
 
-After Simonyan & Zisserman 2015 (arXiv 1409.1556), with one linear layer instead of three. Parameters for 3 channels:
+They follow Simonyan & Zisserman 2015 (arXiv 1409.1556), but have one linear layer. Parameters for 3 channels:
 
 ======= ========== ===========
 network 10 classes 100 classes
@@ -15,7 +15,7 @@ from torch import nn
 from limbeck.models.parts import global_pool, image, kaiming, named, small_head
 
 _WIDTHS = (64, 128, 256, 512, 512)
-_POOLED = (2, 3, 4)  # the stages that start with a pooling; the fifth does not, as in the authors' code
+_POOLED = (2, 3, 4)  # the stages that begin with pooling; the fifth does not, as in the authors' code
 
 
 def vgg8(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
@@ -23,7 +23,7 @@ def vgg8(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
 
     Args:
         classes: the number of logits.
-        shape: (C, H, W), at least 8x8 pixels. The authors' code pools once more where H is 64; this network does not.
+        shape: (C, H, W), at least 8x8 pixels. The authors' code pools once more if H is 64; this network does not.
 
     Raises:
         LimbeckError: the shape is not (C, H, W) or too small.
@@ -36,7 +36,7 @@ def vgg13(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
 
     Args:
         classes: the number of logits.
-        shape: (C, H, W), at least 8x8 pixels. The authors' code pools once more where H is 64; this network does not.
+        shape: (C, H, W), at least 8x8 pixels. The authors' code pools once more if H is 64; this network does not.
 
     Raises:
         LimbeckError: the shape is not (C, H, W) or too small.

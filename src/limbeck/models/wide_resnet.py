@@ -28,8 +28,8 @@ from limbeck.models.parts import check_share, conv1x1, conv3x3, global_pool, ima
 class PreactivationBlock(nn.Module):
     """BN-ReLU-conv, BN-ReLU-dropout-conv and a shortcut; (N, inside, H, W) to (N, outside, H / stride, W / stride).
 
-    Where the shape changes, the 1x1 convolution of the shortcut reads the activated input, as in the authors' code;
-    elsewhere the shortcut is the input itself.
+    If the shape changes, the shortcut is a 1x1 convolution of the activated input, as in the authors' code. Otherwise
+    it is the input.
     """
 
     def __init__(self, inside: int, outside: int, *, stride: int, dropout: float) -> None:
@@ -60,7 +60,7 @@ def wide_resnet(*, depth: int, factor: int, classes: int, shape: tuple[int, ...]
         factor: k; the stages have 16k, 32k and 64k channels.
         classes: the number of logits.
         shape: (C, H, W); the pooling is global, so H and W are free.
-        dropout: share dropped between the convolutions of a block; the paper uses 0 or 0.3 (section 3.3).
+        dropout: dropout probability between the convolutions of a block; the paper uses 0 or 0.3 (section 3.3).
 
     Raises:
         LimbeckError: the shape is not (C, H, W), or the dropout is not in [0, 1).

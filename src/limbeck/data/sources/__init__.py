@@ -1,109 +1,153 @@
 """Data sets by name."""
 
-import os
-import sys
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy
 import torch
 from PIL import Image
+from pydantic.errors import PydanticUserError
 
 from limbeck.core import LimbeckError
 from limbeck.data.bounds import PIXELS, check_memory
+from limbeck.data.building import build
+from limbeck.data.checking import check_samples
 from limbeck.data.decoding import fitted
+from limbeck.data.dividing import in_words, part_of_train, split_off
 from limbeck.data.images import Images
-from limbeck.data.sources.base import TEST_SEED, TEST_SHARE, Parts, Request, Source
+from limbeck.data.sources.base import GIVEN, Parts, Progress, Source
 from limbeck.data.sources.bundled import digits
 from limbeck.data.sources.cifar import cifar10, cifar100
 from limbeck.data.sources.folders import folder
 from limbeck.data.sources.idx import mnist
-from limbeck.data.split import Data, Split, build, in_words, part_of_train, split_off
-from limbeck.data.trees import nearest
+from limbeck.data.split import Data, Split
+from limbeck.errors import nearest
+from limbeck.options import Signature, keyword_model, signature, validate, with_takers
+from limbeck.user_code import contents, function, named
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
     {"digits": digits, "mnist": mnist, "cifar10": cifar10, "cifar100": cifar100, "folder": folder}
 )
-"""What `load` can load."""
+"""What `load` can load by name."""
+
+TEST_SHARE, TEST_SEED = 0.2, 1797
+"""Of a source without a test split: the same in every run, so that no run trains on another's test split."""
+
+_TYPES = "bool, int, float, str, pathlib.Path, Literal, tuples of these, and None"
 
 
 def load(
     source: str,
     *,
     root: str | Path | None = None,
-    path: str | Path | None = None,
     validation: float = 0.1,
     seed: int = 0,
     normalise: bool = True,
-    download: bool = True,
     size: int | tuple[int, int] | None = None,
     limit: int | None = None,
-    streaming: bool = False,
-    workers: int | None = None,
-    transform: str | None = None,
-    exif_orientation: bool = True,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Data:
     """Load a data set into memory, or with ``streaming`` leave its images on disk until they are needed.
 
-    Images are brought to ``size`` by cutting out the greatest part around the centre that has its proportions: the
-    shorter side fits, nothing is stretched, and an image of that size stays as it is. Mean and std of streamed ones are
-    measured on at most 2,000 of them.
+    Images are resized to ``size`` by cutting out the largest centred part that has its proportions: the shorter side
+    fits, nothing is stretched, and an image of that size is not changed. Mean and std of streamed images are measured
+    on at most 2,000 of them.
 
-    A source without a test split of its own (digits, a folder without ``test``) gives 20 % to it, evenly over the
-    classes and the same in every run, whatever the seed. ``validation`` is then split off train. `Data.origins` says
-    where each split came from, `Data.notes` what was passed over or changed.
+    Where a source has no test split (digits, a folder without ``test``), 20 % are split off for it, evenly over the
+    classes, and the same in every run, whatever the seed. ``validation`` is then split off train. `Data.origins` says
+    where each split came from, `Data.notes` what was skipped or changed.
 
     Args:
-        source: a name in `SOURCES`.
-        root: the folder of all data; unless given, the environment's LIMBECK_DATA, else ~/.cache/limbeck.
-        path: of source "folder": a folder or zip file of class folders, absolute, relative to here or to the root.
+        source: a name in `SOURCES`, or ``path/to/file.py:function``, whose code is then run: a function as
+            `limbeck.data.sources.base.Source` describes it.
+        root: the folder of all data; by default the environment's LIMBECK_DATA, else ~/.cache/limbeck.
         validation: size of the validation split: a share of train in [0, 1) if float, a count if int, may be 0; not
-            used where the source has one of its own.
-        seed: of the validation split and of the limit's choice.
+            used where the source has a validation split.
+        seed: of the validation split and of the choice that ``limit`` makes.
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
-        download: whether mnist, cifar10 and cifar100 may be downloaded when they are not there.
-        size: height and width in pixels that images are brought to (bilinear, antialiased); one number for a square.
-            None: their own, where all have the same; else a square of the median of their shorter sides, at most 224.
+        size: height and width of the images in pixels (bilinear, antialiased); one number for a square. None: their
+            own, see `limbeck.data.sources.folders.folder` for images that differ.
         limit: keep at most so many samples of each split, evenly over the classes; for a quick trial.
-        streaming: of source "folder", for what does not fit in memory.
-        workers: with streaming, how many processes decode images; 0: none but this one; None: one a processor, at
-            most 4.
-        transform: with streaming, what makes a training view of an image in the place of the cut above, before the
-            augmentation: ``random_resized_crop`` or ``path/to/file.py:function``, see `limbeck.data.transforms`.
-            Evaluation never uses it.
-        exif_orientation: of source "folder", whether images are turned and mirrored as their EXIF data says.
+        progress: is called with the number of files read and of all files, where the source reads many.
+        options: the keyword-only arguments of the source, such as ``path`` and ``streaming`` of `folder` in
+            `limbeck.data.sources.folders`, and ``download`` of mnist, cifar10 and cifar100.
 
     Raises:
-        LimbeckError: no such source; its files are missing, damaged or do not fit; a value out of range.
+        LimbeckError: there is no such source or option; files are missing, damaged or do not fit; a value is out of
+            range.
     """
-    if source not in SOURCES:
-        raise LimbeckError(f"no source {source!r}; allowed are {', '.join(sorted(SOURCES))}{nearest(source, SOURCES)}")
-    if path is not None and source != "folder":
-        raise LimbeckError(f"source {source!r} takes no path ({path}); only 'folder' does, a data root is root=")
     pair = _as_pair(size)
     if limit is not None and limit < 1:
         raise LimbeckError(f"limit is {limit}; allowed are 1 and greater")
-    _check_streaming(source, streaming, workers, transform)
-
-    request = Request(
-        root=_as_path(root),
-        path=_as_path(path),
-        download=download,
-        size=pair,
-        streaming=streaming,
-        workers=_processors() if workers is None else workers,
-        transform=transform,
-        exif_orientation=exif_orientation,
-    )
-    parts = SOURCES[source](request)
+    given = {"root": None if root is None else Path(root), "size": pair, "progress": progress}
+    code = named(source)
+    if code is None:
+        listed = _listed(source)
+        parts = listed(**_arguments(source, listed, given, options))
+    else:
+        parts = _of_user(source, function(*code, contents(code[0])), given, options)
     splits, origins = _divide(parts, validation, seed)
     for name, split in splits.items():
         splits[name] = _resized(_limited(split, limit, seed), pair)
         if len(splits[name]) < len(split):
             origins[name] += f"; {len(splits[name]):,} of {len(split):,} kept by limit"
     return build(**splits, classes=parts.classes, normalise=normalise, origins=origins, notes=parts.notes)
+
+
+def _listed(name: str) -> Source:
+    if name not in SOURCES:
+        raise LimbeckError(f"there is no source {name!r}: {nearest(name, SOURCES)}, and path/to/file.py:function")
+    return SOURCES[name]
+
+
+def source_signature(source: Source) -> Signature:
+    """The options of a source: its keyword-only arguments but for those that `load` passes to any source."""
+    return signature(source, given=GIVEN)
+
+
+def _arguments(name: str, source: Source, given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the source is called with: the options, checked against its signature, and what it names of ``given``."""
+    own = source_signature(source)
+    common = signature(load, given=("progress",))
+    values, problems = validate(keyword_model({**common, **own}), options)
+    if values is None:
+        table = {key: source_signature(other) for key, other in SOURCES.items()}
+        found = [with_takers(problem, table) for problem in problems]
+        raise LimbeckError(
+            "\n".join(f"{'.'.join(map(str, ('data', *one.path)))} of {name}: {one.message}" for one in found)
+        )
+    names = inspect.signature(source).parameters
+    return {key: value for key, value in given.items() if key in names} | {key: getattr(values, key) for key in own}
+
+
+def _of_user(name: str, source: Source, given: Mapping[str, Any], options: Mapping[str, Any]) -> Parts:
+    """The parts of a source ``path/to/file.py:function``."""
+    wrong = [key for key, one in inspect.signature(source).parameters.items() if one.kind is not one.KEYWORD_ONLY]
+    if wrong:
+        raise LimbeckError(f"{name} takes {wrong[0]!r} by position; allowed are keyword-only arguments: def f(*, ...)")
+    try:
+        arguments = _arguments(name, source, given, options)
+    except (PydanticUserError, SyntaxError, NameError) as error:
+        types = ", ".join(f"{key}: {option['type']}" for key, option in source_signature(source).items())
+        raise LimbeckError(f"{name} has an option that cannot be checked ({types}); allowed are {_TYPES}") from error
+    try:
+        parts = source(**arguments)
+        if not isinstance(parts, Parts):
+            raise LimbeckError(f"{name} gave {type(parts).__name__}; allowed is limbeck.data.Parts")
+        shape = tuple(parts.train.inputs.shape[1:])
+        for part, split in (("train", parts.train), ("validation", parts.validation), ("test", parts.test)):
+            if split is not None:  # what is wrong would be an error of torch when the splits are divided
+                check_samples(part, split.inputs, split.targets, shape=shape, classes=len(parts.classes))
+    except LimbeckError:
+        raise
+    except Exception as error:  # the user's function may raise anything
+        raise LimbeckError(f"{name} failed: {type(error).__name__}: {error}") from error
+    return parts
 
 
 def _as_pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -115,27 +159,6 @@ def _as_pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if sides[0] * sides[1] > PIXELS:
         raise LimbeckError(f"size is {size}, {sides[0] * sides[1]:,} pixels an image; allowed are {PIXELS:,}")
     return sides[0], sides[1]
-
-
-def _check_streaming(source: str, streaming: bool, workers: int | None, transform: str | None) -> None:
-    if streaming and source != "folder":
-        raise LimbeckError(f"source {source!r} cannot be streamed; only 'folder' can")
-    for name, value in (("workers", workers), ("transform", transform)):
-        if value is not None and not streaming:
-            raise LimbeckError(
-                f"{name} is {value!r}, but only streamed data has any; it is streamed with streaming=True"
-            )
-    if workers is not None and workers < 0:
-        raise LimbeckError(f"workers is {workers}; allowed are 0 and greater")
-
-
-def _processors() -> int:
-    """Those that this process may use, at most 4."""
-    return min(4, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-
-
-def _as_path(place: str | Path | None) -> Path | None:
-    return None if place is None else Path(place)
 
 
 def _divide(parts: Parts, validation: float, seed: int) -> tuple[dict[str, Split], dict[str, str]]:
@@ -163,6 +186,9 @@ def _limited(split: Split, limit: int | None, seed: int) -> Split:
 def _resized(split: Split, size: tuple[int, int] | None) -> Split:
     if size is None or isinstance(split.inputs, Images) or split.inputs.shape[2:] == size:
         return split
+    if split.inputs.dim() != 4 or split.inputs.dtype != torch.uint8 or split.inputs.shape[1] not in (1, 3):
+        got = f"{split.inputs.dtype} of shape {tuple(split.inputs.shape)}"
+        raise LimbeckError(f"size is {size}, but the inputs are {got}; allowed are uint8 images with 1 or 3 channels")
     count, channels = split.inputs.shape[:2]
     check_memory(
         count * channels * size[0] * size[1], f"{count:,} images of {size[0]} x {size[1]}", "give another size"

@@ -1,4 +1,4 @@
-"""What every source is asked for and gives back, and where files are looked for."""
+"""What a source of data is given and what it returns."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -9,51 +9,43 @@ from typing import TypeAlias
 from limbeck.core import LimbeckError
 from limbeck.data.split import Split
 from limbeck.data.trees import exists, near_path
-from limbeck.opening import expanded
+from limbeck.files.paths import expanded
 
 VARIABLE = "LIMBECK_DATA"
 """The environment variable that names the data root."""
 
-HOW_TO_GIVE = f"give the folder it is in with --data-root (root=) or {VARIABLE}"
+HOW_TO_GIVE = f"give the folder that holds it with --data-root (root=) or {VARIABLE}"
 
-TEST_SHARE, TEST_SEED = 0.2, 1797
-"""Of a set without a test split of its own: the same in every run, so that no run trains on another's test split."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a source needs to know; each takes what concerns it."""
-
-    root: Path | None = None  # see data_root
-    path: Path | None = None  # of the folder or zip file
-    download: bool = True  # whether files that are missing may be downloaded
-    size: tuple[int, int] | None = None  # height and width that images are brought to; None: their own, or a default
-    streaming: bool = False  # whether images stay on disk
-    workers: int = 0  # processes that decode them
-    transform: str | None = None  # of the training images; see `limbeck.data.transforms`
-    exif_orientation: bool = True  # whether an image is turned as its EXIF data says
+Progress: TypeAlias = Callable[[int, int], object]
+"""Is called with the number of files that are read and the number of all files."""
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a source found: a split is None where it has none of its own."""
+    """What a source returns. A split is None where the source has none; `load` then splits it off train."""
 
     train: Split
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # the classes' names in the order of their indices
     validation: Split | None = None
     test: Split | None = None
     origins: Mapping[str, str] = field(default_factory=dict)  # of each split that is there, as `Data.origins`
     notes: tuple[str, ...] = ()  # as `Data.notes`
 
 
-Source: TypeAlias = Callable[[Request], Parts]
+Source: TypeAlias = Callable[..., Parts]
+"""A function whose keyword-only arguments are its keys in a recipe's ``data`` block, with types and defaults."""
+
+GIVEN = ("root", "size", "progress")
+"""What `load` passes to a source that names it: ``root: Path | None``, the data root that the user names, see
+`data_root`; ``size: tuple[int, int] | None``, the height and width that the images get in the end, so that a source can
+resize each image when it decodes it (what has another size is resized afterwards); ``progress: Progress | None``."""
 
 
 def data_root(given: Path | None) -> Path:
-    """The folder data is looked for and downloaded to: ``given``, else LIMBECK_DATA, else ~/.cache/limbeck.
+    """The folder where data is looked for and downloaded to: ``given``, else LIMBECK_DATA, else ~/.cache/limbeck.
 
     Raises:
-        LimbeckError: one was given, as argument or variable, and is no folder.
+        LimbeckError: the argument or the variable names no folder.
     """
     variable = os.environ.get(VARIABLE)
     if given is None and not variable:
@@ -61,5 +53,5 @@ def data_root(given: Path | None) -> Path:
     root = expanded(given if given is not None else Path(str(variable)))
     if not exists(root) or not root.is_dir():
         origin = "" if given is not None else f" (from {VARIABLE})"
-        raise LimbeckError(f"the data root {root}{origin} is no folder{near_path(root)}")
+        raise LimbeckError(f"the data root {root}{origin} is not a folder{near_path(root)}")
     return root

@@ -1,12 +1,12 @@
-"""The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn (UCI ML hand-written digits, test part)."""
+"""The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn includes (UCI ML hand-written digits, test part)."""
 
 import torch
 
-from limbeck.data.sources.base import Parts, Request
+from limbeck.data.sources.base import Parts
 from limbeck.data.split import Split
 
 
-def digits(request: Request) -> Parts:
+def digits() -> Parts:
     """(1797, 1, 8, 8) uint8: the original 0..16 as round(255 / 16 * value); needs no files."""
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # takes a second to import
 

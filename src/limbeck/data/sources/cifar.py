@@ -1,36 +1,73 @@
 """CIFAR-10 and CIFAR-100, in torchvision's layout or as a folder or zip file of images."""
 
-import functools
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from limbeck.core import LimbeckError
-from limbeck.data.sources.base import HOW_TO_GIVE, Parts, Request, data_root
+from limbeck.data.sources.base import HOW_TO_GIVE, Parts, Progress, data_root
 from limbeck.data.sources.folders import folder
 from limbeck.data.split import Split
 
 
-def _cifar(request: Request, *, name: str, batches: str, dataset: str) -> Parts:
-    root = data_root(request.root)
-    if (root / batches).is_dir():
-        return _read(root, dataset, download=False)
-    for place in (root / name, root / f"{name}.zip"):
+class _Set(NamedTuple):
+    name: str  # of a folder or zip file of images
+    batches: str  # the folder of torchvision
+    dataset: str  # the class of torchvision
+
+
+_CIFAR10 = _Set("cifar10", "cifar-10-batches-py", "CIFAR10")
+_CIFAR100 = _Set("cifar100", "cifar-100-python", "CIFAR100")
+
+
+def cifar10(
+    *,
+    root: Path | None = None,
+    size: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+    download: bool = True,
+) -> Parts:
+    """50,000 + 10,000 images of 10 classes, (N, 3, 32, 32) uint8.
+
+    They are read from ``cifar-10-batches-py`` of the data root, else from ``cifar10`` or ``cifar10.zip``.
+
+    Args:
+        root: see `data_root`.
+        size: of the images of a folder or zip file.
+        progress: likewise.
+        download: download the batches where nothing is found.
+
+    Raises:
+        LimbeckError: the data is not there and cannot be downloaded; a file is damaged.
+    """
+    return _cifar(_CIFAR10, root, size, progress, download=download)
+
+
+def cifar100(
+    *,
+    root: Path | None = None,
+    size: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+    download: bool = True,
+) -> Parts:
+    """As `cifar10`, of 100 classes: ``cifar-100-python``, else ``cifar100`` or ``cifar100.zip``."""
+    return _cifar(_CIFAR100, root, size, progress, download=download)
+
+
+def _cifar(
+    which: _Set, given: Path | None, size: tuple[int, int] | None, progress: Progress | None, *, download: bool
+) -> Parts:
+    root = data_root(given)
+    if (root / which.batches).is_dir():
+        return _read(root, which.dataset, download=False)
+    for place in (root / which.name, root / f"{which.name}.zip"):
         if place.exists():
-            return folder(replace(request, path=place))
-    if not request.download:
-        looked = ", ".join(str(root / place) for place in (batches, name, f"{name}.zip"))
-        raise LimbeckError(f"{dataset} not found: looked for {looked}; {HOW_TO_GIVE}")
-    return _read(root, dataset, download=True)
-
-
-cifar10 = functools.partial(_cifar, name="cifar10", batches="cifar-10-batches-py", dataset="CIFAR10")
-"""50,000 + 10,000 images of 10 classes, (N, 3, 32, 32) uint8: the batches, else ``cifar10`` or ``cifar10.zip``."""
-
-cifar100 = functools.partial(_cifar, name="cifar100", batches="cifar-100-python", dataset="CIFAR100")
-"""The same of 100 classes: ``cifar-100-python``, else ``cifar100`` or ``cifar100.zip``."""
+            return folder(path=place, size=size, progress=progress)
+    if not download:
+        looked = ", ".join(str(root / place) for place in (which.batches, which.name, f"{which.name}.zip"))
+        raise LimbeckError(f"{which.dataset} not found: looked for {looked}; {HOW_TO_GIVE}")
+    return _read(root, which.dataset, download=True)
 
 
 def _read(root: Path, dataset: str, *, download: bool) -> Parts:

@@ -1,6 +1,6 @@
 """A folder or zip file in which each class is a folder of images."""
 
-import itertools
+import os
 import sys
 from bisect import bisect_left
 from collections import Counter
@@ -15,11 +15,11 @@ import torch
 from limbeck.core import LimbeckError
 from limbeck.data.decoding import SUFFIXES
 from limbeck.data.images import Images, Inputs
-from limbeck.data.sources.base import Parts, Request, data_root
+from limbeck.data.sources.base import Parts, Progress, data_root
 from limbeck.data.sources.images import Size, common_size, look_at, read_images, were
 from limbeck.data.split import Split
 from limbeck.data.trees import Listing, Reader, exists
-from limbeck.opening import expanded
+from limbeck.files.paths import expanded
 
 NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -28,16 +28,16 @@ NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "test": ("test", "testing"),
     }
 )
-"""What the folder of each split may be called, in small or capital letters."""
+"""The names that the folder of each split may have, in lower or upper case."""
 
-_ADVICE = "a split into parts is written train/ and test/, and if there is one validation/, each with class folders"
-_LOOKED_AT = 2000  # streamed images whose headers are read
+_ADVICE = "allowed are train/, test/ and, if there is one, validation/, each with class folders"
+_LOOKED_AT = 2000  # streamed images of which the header is read
 _NOT_READ = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef"})
-_ENDINGS = 5  # endings of files that were passed over that are told one by one
+_ENDINGS = 5  # endings of skipped files that are listed
 
 
 class Tree(NamedTuple):
-    """What is in a folder or zip file."""
+    """The content of a folder or zip file."""
 
     place: Path
     names: Sequence[str]  # as `Reader.listing` gives them
@@ -49,81 +49,105 @@ Classes: TypeAlias = Mapping[str, Sequence[str]]  # a class's name to its images
 class Layout(NamedTuple):
     """Where the splits of a tree are."""
 
-    top: str  # what all names of the data begin with
-    folders: Mapping[str, str]  # each split to the folder's name in the top; empty where the top holds the classes
+    top: str  # the beginning of all names of the data
+    folders: Mapping[str, str]  # the name of each split's folder in the top; empty if the top holds the classes
 
 
-def folder(request: Request) -> Parts:
+def folder(
+    *,
+    path: Path,
+    root: Path | None = None,
+    size: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+    exif_orientation: bool = True,
+    streaming: bool = False,
+    workers: int | None = None,
+    transform: str | None = None,
+) -> Parts:
     """Images of class folders, (N, 1 or 3, H, W) uint8; the classes are the sorted folder names.
 
-    On top there may be folders of the splits, called as `NAMES` says, each with the same class folders; all of this
-    may be inside one more folder. Folders inside a class folder belong to the class. Hidden files and files that are
-    no images by their name are passed over, which a note counts. A path that does not exist as it is is looked for in
-    the data root. Links to folders are followed, but for those to a folder that the link is in.
+    The top folder may hold folders of the splits, with a name of `NAMES`, each with the same class folders; all of this
+    may be inside one more folder. Folders inside a class folder belong to the class. Hidden files and files whose names
+    are not of images are skipped, and a note counts them. Links to folders are followed, except for a link to a folder
+    that holds the link.
 
-    With ``streaming`` the images stay where they are, see `limbeck.data.images`, and count as colour images until they
-    have been looked at.
+    With ``streaming`` the images stay where they are, see `limbeck.data.images`, and count as colour images until
+    `load` has looked at some of them.
+
+    Args:
+        path: the folder or zip file, absolute, or relative to the working folder or to the data root.
+        root: see `data_root`.
+        size: height and width of the images. None: their own where all have the same; else a square of the median of
+            their shorter sides, at most 224.
+        progress: is called for every file that is decoded. Where sizes differ and none is given, it is also called for
+            every file whose size is looked at before.
+        exif_orientation: turn and mirror images as their EXIF data says.
+        streaming: leave the images on disk, where they do not fit in memory.
+        workers: with streaming, the number of processes that decode images; 0: only this one; None: one a processor,
+            at most 4.
+        transform: with streaming, what makes a training view of an image instead of the resizing, before the
+            augmentation: ``random_resized_crop`` or ``path/to/file.py:function``, see `limbeck.data.transforms`.
+            Evaluation never uses it.
 
     Raises:
-        LimbeckError: no path, or it does not exist; no class folder, an empty one, or not the same ones in all splits;
-            two folders for one split, or folders beside train that are none; an image that cannot be read.
+        LimbeckError: the path does not exist; there is no class folder, an empty one, or not the same ones in all
+            splits; two folders for one split, or a folder beside train that is not a split; an image cannot be read; an
+            option is out of range, or needs streaming.
     """
-    if request.path is None:
-        raise LimbeckError("source 'folder' needs a path: a folder or zip file of class folders")
-    reader = Reader(_place(request.path, request.root))
+    for name, value in (("workers", workers), ("transform", transform)):
+        if value is not None and not streaming:
+            raise LimbeckError(f"{name} is {value!r}, but only streamed data has {name}; allowed with streaming=True")
+    if workers is not None and workers < 0:
+        raise LimbeckError(f"workers is {workers}; allowed are 0 and greater")
+    reader = Reader(_place(path, root))
     listing = reader.listing()
     tree = Tree(reader.place, listing.names)
     layout = find_layout(tree)
     found = {split: _children(tree, _at(layout, split)) for split in layout.folders or ("train",)}
     classes = _same_classes(tree, layout, found)
     names = {part: tuple(name for images in of.values() for name in images) for part, of in found.items()}
-    inputs, notes = _inputs(request, reader, list(names.values()))
+    every = [name for part in names.values() for name in part]
+    inputs: Iterable[Inputs]
+    if streaming:
+        size, notes = _streamed_size(reader, every, size, exif_orientation=exif_orientation)
+        workers = _processors() if workers is None else workers
+        images = Images(reader, (), size, workers=workers, transform=transform, exif_orientation=exif_orientation)
+        inputs = [replace(images, names=part) for part in names.values()]
+    else:
+        pixels, notes = read_images(reader, every, size, exif_orientation=exif_orientation, progress=progress)
+        inputs = torch.split(pixels, [len(part) for part in names.values()])
     splits = {}
-    for (part, files), images in zip(names.items(), inputs, strict=True):
+    for (part, files), samples in zip(names.items(), inputs, strict=True):
         counts = torch.tensor([len(found[part][name]) for name in classes])
-        splits[part] = Split(images, torch.repeat_interleave(torch.arange(len(classes)), counts), files)
+        splits[part] = Split(samples, torch.repeat_interleave(torch.arange(len(classes)), counts), files)
     return Parts(
         splits["train"],
         classes=classes,
         validation=splits.get("validation"),
         test=splits.get("test"),
         origins=_origins(tree, layout),
-        notes=(*_passed_over(listing, itertools.chain.from_iterable(names.values())), *notes),
+        notes=(*_skipped(listing, every), *notes),
     )
 
 
-def _inputs(
-    request: Request, reader: Reader, names: Sequence[tuple[str, ...]]
-) -> tuple[Sequence[Inputs], Sequence[str]]:
-    """The images of each part, and what a user should know of them."""
-    every = [name for part in names for name in part]
-    if not request.streaming:
-        held = read_images(reader, every, request.size, exif_orientation=request.exif_orientation)
-        ends = itertools.accumulate(len(part) for part in names)
-        return [held.pixels[end - len(part) : end] for part, end in zip(names, ends, strict=True)], held.notes
-    size, notes = _streamed_size(request, reader, every)
-    images = Images(
-        reader,
-        (),
-        size,
-        workers=request.workers,
-        transform=request.transform,
-        exif_orientation=request.exif_orientation,
-    )
-    return [replace(images, names=part) for part in names], notes
+def _processors() -> int:
+    """The processors that this process may use, at most 4."""
+    return min(4, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 
 
-def _streamed_size(request: Request, reader: Reader, names: Sequence[str]) -> tuple[Size, Sequence[str]]:
-    """The size of streamed images, of which a few thousand are looked at, and what was found."""
-    looked = look_at(reader, names[:: -(-len(names) // _LOOKED_AT)], exif_orientation=request.exif_orientation)
-    size, notes = request.size, list[str]()
+def _streamed_size(
+    reader: Reader, names: Sequence[str], size: Size | None, *, exif_orientation: bool
+) -> tuple[Size, Sequence[str]]:
+    """The size of streamed images, of which at most a few thousand headers are read, and notes."""
+    looked = look_at(reader, names[:: -(-len(names) // _LOOKED_AT)], exif_orientation=exif_orientation)
+    notes = list[str]()
     if size is None:
         if not looked:
             raise LimbeckError(f"{names[0]} in {reader.place} cannot be read as an image, nor can others")
         size, notes = common_size(one.size for one in looked)
     turned = sum(one.turned for one in looked)
     if turned:
-        notes.append(f"{were(turned, 'image')} turned as EXIF data says, of the {len(looked):,} that were looked at")
+        notes.append(f"{were(turned, 'image')} turned as EXIF data says, of the {len(looked):,} that were checked")
     return size, notes
 
 
@@ -136,16 +160,16 @@ def _place(path: Path, root: Path | None) -> Path:
 
 
 def split_of(name: str) -> str | None:
-    """Which split a folder of this name is; None where it is none."""
+    """The split of a folder with this name; None if it is not one of `NAMES`."""
     return next((split for split, names in NAMES.items() if name.lower() in names), None)
 
 
 def find_layout(tree: Tree) -> Layout:
-    """Where the splits are.
+    """Find the splits.
 
     Raises:
-        LimbeckError: folders are called like splits, but none like train, or two like one; other folders, or images in
-            no class folder, lie beside them.
+        LimbeckError: there are folders of splits, but not of train, or two of one split; other folders, or images in no
+            class folder, are beside them.
     """
     top = ""
     tops = list(_children(tree, top))
@@ -162,27 +186,27 @@ def find_layout(tree: Tree) -> Layout:
             raise LimbeckError(f"{tree.place}: {folders[split]}/ and {name}/ are both {split}; allowed is one of them")
         folders[split] = name
     if "train" not in folders:
-        raise LimbeckError(f"{tree.place}: {', '.join(folders.values())} would be classes; {_ADVICE}")
+        raise LimbeckError(f"{tree.place}: no train/ beside {', '.join(folders.values())}; {_ADVICE}")
     loose = [name for at in (top, *(f"{top}{name}/" for name in folders.values())) for name in _loose(tree, at)]
     if loose:
         raise LimbeckError(f"{tree.place}: {_first(loose)}, in no class folder; {_ADVICE}")
     if others:
         allowed = ", ".join(f"{name}/" for names in NAMES.values() for name in names)
         raise LimbeckError(
-            f"{tree.place}: {_first([f'{name}/' for name in others])} beside {folders['train']}/ is no split; allowed "
-            f"are {allowed}, in small or capital letters, and hidden folders"
+            f"{tree.place}: {_first([f'{name}/' for name in others])} beside {folders['train']}/ is not a split; "
+            f"allowed are {allowed}, in lower or upper case, and hidden folders"
         )
     return Layout(top, {split: folders[split] for split in NAMES if split in folders})
 
 
 def _wraps(tree: Tree, top: str) -> bool:
-    """Whether a folder, the only one, is around the splits or classes, and is no class itself."""
+    """Whether the only folder holds the splits or classes, and is not a class."""
     trains = [name for name in _children(tree, top) if split_of(name) == "train"]
     return _holds_folders_only(tree, top) or any(_holds_folders_only(tree, f"{top}{name}/") for name in trains)
 
 
 def _is_class(tree: Tree, top: str, parts: Sequence[str]) -> bool:
-    """Whether the only folder called like a split is a class that is called train: with images of its own."""
+    """Whether the only folder with a split's name is a class with the name train, because it holds images."""
     return len(parts) == 1 and parts[0].lower() == "train" and not _holds_folders_only(tree, f"{top}{parts[0]}/")
 
 
@@ -191,12 +215,12 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _at(layout: Layout, split: str) -> str:
-    """What the names of a split's images begin with."""
+    """The beginning of the names of a split's images."""
     return f"{layout.top}{layout.folders[split]}/" if layout.folders else layout.top
 
 
 def _below(tree: Tree, top: str) -> Sequence[str]:
-    """The names that begin so; they are sorted."""
+    """The names that begin with ``top``, sorted."""
     return tree.names[bisect_left(tree.names, top) : bisect_left(tree.names, top + chr(sys.maxunicode))]
 
 
@@ -246,13 +270,13 @@ def _check_class(tree: Tree, layout: Layout, split: str, name: str, images: Sequ
             image.encode()
         except UnicodeEncodeError as error:
             readable = image.encode(errors="backslashreplace").decode()
-            raise LimbeckError(f"{tree.place}: the name {readable} is not UTF-8; allowed are names that are") from error
+            raise LimbeckError(f"{tree.place}: the name {readable} is not UTF-8; allowed are UTF-8 names") from error
     top = f"{_at(layout, split)}{name}/"
     inside = {image[len(top) :].rpartition("/")[0] for image in images}
     splits = {split_of(part) for folders in inside for part in folders.split("/")}
     if "train" in splits and splits & {"validation", "test"}:
         raise LimbeckError(
-            f"{tree.place}: class folder {top} has folders in it that are called like splits; {_ADVICE}, in the folder "
+            f"{tree.place}: class folder {top} has folders in it with the names of splits; {_ADVICE}, in the folder "
             "that path names"
         )
 
@@ -264,8 +288,8 @@ def _origins(tree: Tree, layout: Layout) -> Mapping[str, str]:
     return {split: f"folder {name}/ of {whole}" for split, name in layout.folders.items()}
 
 
-def _passed_over(listing: Listing, used: Iterable[str]) -> list[str]:
-    """Notes of what is not used, files by their endings."""
+def _skipped(listing: Listing, used: Iterable[str]) -> list[str]:
+    """Notes of the files that are not used, by their endings."""
     rest = [name for name in set(listing.names).difference(used) if not name.endswith("/")]
     endings = Counter(PurePosixPath(name).suffix.lower()[:12] or "without ending" for name in rest)
     few = sorted(endings.items(), key=lambda one: (-one[1], one[0]))[:_ENDINGS]
@@ -273,9 +297,9 @@ def _passed_over(listing: Listing, used: Iterable[str]) -> list[str]:
     others = len(rest) - sum(count for _, count in few)
     told += [f"{others:,} others"] * (others > 0) + [f"{listing.hidden:,} hidden"] * (listing.hidden > 0)
     files = len(rest) + listing.hidden
-    notes = [f"{were(files, 'file')} passed over: {', '.join(told)}"] if files else []
+    notes = [f"{were(files, 'file')} skipped: {', '.join(told)}"] if files else []
     folders = {"hidden folder": listing.hidden_folders, "circular link": listing.circular}
-    return notes + [f"{were(count, what)} passed over" for what, count in folders.items() if count]
+    return notes + [f"{were(count, what)} skipped" for what, count in folders.items() if count]
 
 
 def _why(ending: str) -> str:

@@ -11,23 +11,27 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data import bounds
-from limbeck.data.sources.base import HOW_TO_GIVE, Parts, Request, data_root
+from limbeck.data.sources.base import HOW_TO_GIVE, Parts, data_root
 from limbeck.data.split import Split
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def mnist(request: Request) -> Parts:
+def mnist(*, root: Path | None = None, download: bool = True) -> Parts:
     """60,000 + 10,000 handwritten digits, (N, 1, 28, 28) uint8.
 
-    The files are looked for, plain or .gz, in ``mnist``, ``MNIST/raw`` (torchvision's place) and the root itself.
+    The files, plain or .gz, are looked for in ``mnist``, in ``MNIST/raw`` (torchvision's place) and in the root.
+
+    Args:
+        root: see `data_root`.
+        download: download the files where they are not found.
 
     Raises:
-        LimbeckError: they are not there and could not be downloaded; a file is damaged.
+        LimbeckError: the files are not there and cannot be downloaded; a file is damaged.
     """
-    root = data_root(request.root)
+    root = data_root(root)
     found = _find(root)
-    if found is None and request.download:
+    if found is None and download:
         _download(root)
         found = _find(root)
     if found is None:
@@ -70,15 +74,15 @@ def _download(root: Path) -> None:
 
 
 def read_idx(path: Path, dimensions: int | None = None) -> Tensor:
-    """An IDX file of bytes, plain or gzipped, as a uint8 tensor of its own shape; no more is read than it declares.
+    """An IDX file of bytes, plain or gzipped, as a uint8 tensor of its shape; no more is read than it declares.
 
     Args:
-        path: of the file.
-        dimensions: how many the shape must have; None: 1 to 3.
+        path: the file.
+        dimensions: how many dimensions the shape must have; None: 1 to 3.
 
     Raises:
-        LimbeckError: it is no such file, is damaged, has more or fewer values than its header says, or more than
-            `limbeck.data.bounds` allows.
+        LimbeckError: the file is not an IDX file of bytes, is damaged, has more or fewer values than its header says,
+            or more than `limbeck.data.bounds` allows.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -86,7 +90,7 @@ def read_idx(path: Path, dimensions: int | None = None) -> Tensor:
             zeros, kind, found = struct.unpack(">HBB", start) if len(start) == 4 else (0, 0, 0)
             sizes = file.read(4 * found)
             if zeros != 0 or kind != 8 or not 1 <= found <= 3 or len(sizes) < 4 * found:
-                raise LimbeckError(f"{path} is no IDX file of bytes: it begins with {start.hex(' ') or 'nothing'}")
+                raise LimbeckError(f"{path} is not an IDX file of bytes: it begins with {start.hex(' ') or 'nothing'}")
             shape = struct.unpack(f">{found}I", sizes)
             if dimensions not in (None, found):
                 raise LimbeckError(f"{path} has values of shape {shape}; allowed are {dimensions} dimensions")

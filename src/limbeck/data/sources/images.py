@@ -1,9 +1,9 @@
-"""Image files of a folder or a zip file, as one tensor."""
+"""Decode the image files of a folder or zip file to one tensor."""
 
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy
 import torch
@@ -14,21 +14,24 @@ from limbeck.core import LimbeckError
 from limbeck.data.ahead import in_threads
 from limbeck.data.bounds import check_memory, fits_in_memory
 from limbeck.data.decoding import Header, Pixels, fitted, header, is_grey, picture, quiet
+from limbeck.data.sources.base import Progress
 from limbeck.data.trees import Reader
 
 Size: TypeAlias = tuple[int, int]  # height and width in pixels
 File: TypeAlias = tuple[str, bytes]  # its name and its content
 
-DEFAULT_SIDE = 224
-"""The most that images of different sizes are brought to unless a size is given: what most networks are made for."""
+_Item = TypeVar("_Item")
 
-_CHUNK, _CHUNK_BYTES = 64, 2**22  # images that a thread takes at a time, unless they are large
-_SMALL = 10_000  # bytes of a file below which threads only wait for each other: CIFAR's took 30 % longer
-_HEAD = 2**16  # bytes in which most headers end
+DEFAULT_SIDE = 224
+"""The largest side to which images of different sizes are resized by default: that of most networks."""
+
+_CHUNK, _CHUNK_BYTES = 64, 2**22  # images that a thread decodes at a time, fewer if they are large
+_SMALL = 10_000  # bytes of a file below which threads are slower: CIFAR took 30 % longer
+_HEAD = 2**16  # bytes that hold most headers
 
 
 class Held(NamedTuple):
-    """Decoded images, and what a user should know of how they were decoded."""
+    """Decoded images, and notes for the user."""
 
     pixels: Tensor  # (N, C, H, W) uint8
     notes: tuple[str, ...]
@@ -36,25 +39,33 @@ class Held(NamedTuple):
 
 class _Made(NamedTuple):
     pixels: Tensor
-    turned: int  # of them, by their EXIF data
+    turned: int  # number of images that were turned as their EXIF data says
 
 
-def read_images(reader: Reader, names: Sequence[str], size: Size | None, *, exif_orientation: bool = True) -> Held:
+def read_images(
+    reader: Reader,
+    names: Sequence[str],
+    size: Size | None,
+    *,
+    exif_orientation: bool = True,
+    progress: Progress | None = None,
+) -> Held:
     """Decode images to (N, C, H, W) uint8: C is 1 if all are grey, else 3 (RGB); transparency is dropped.
 
-    An image with three equal channels is grey too: webp and gif have no other way to store one. Each is brought to its
-    final size as soon as it is decoded, so that memory holds the result and a few images.
+    An image with three equal channels is grey too: webp and gif cannot store one in another way. Each image is resized
+    when it is decoded, so that memory holds the result and a few images.
 
     Args:
-        reader: of the place where they are.
-        names: which, at least one.
-        size: what they are `limbeck.data.decoding.fitted` to; None: their own where all have the same, else
+        reader: reads the files.
+        names: the names of the files, at least one.
+        size: the size to which images are `limbeck.data.decoding.fitted`; None: their own if all have the same, else
             `common_size`.
-        exif_orientation: whether each is turned as its EXIF data says.
+        exif_orientation: turn images as their EXIF data says.
+        progress: is called for each file. Where sizes differ and none is given, a file is read more than once.
 
     Raises:
-        LimbeckError: a file cannot be read or has more than 8 bits a channel; the message names it. Or they do not fit
-            in memory.
+        LimbeckError: a file cannot be read or has more than 8 bits a channel (the message names it); the images do not
+            fit in memory.
     """
     notes: list[str] = []
     made = None
@@ -62,11 +73,12 @@ def read_images(reader: Reader, names: Sequence[str], size: Size | None, *, exif
         if size is None:
             size = _look(reader, names[0], exif_orientation).size
             if fits_in_memory(3 * len(names) * size[0] * size[1]):
-                made = _made(reader, names, size, exif_orientation, exact=True)
+                made = _made(reader, names, size, exif_orientation, progress, exact=True)
             if made is None:
-                size, notes = common_size(_look(reader, name, exif_orientation).size for name in names)
+                looked = (_look(reader, name, exif_orientation).size for name in names)
+                size, notes = common_size(_counted(looked, len(names), progress))
         if made is None:
-            made = _made(reader, names, size, exif_orientation, exact=False)
+            made = _made(reader, names, size, exif_orientation, progress, exact=False)
     if made is None:
         raise LimbeckError(f"the images in {reader.place} changed while they were read")
     if made.turned:
@@ -75,26 +87,26 @@ def read_images(reader: Reader, names: Sequence[str], size: Size | None, *, exif
 
 
 def were(count: int, what: str) -> str:
-    """So many of something, to begin a sentence with."""
+    """The beginning of a sentence: "1 file was", "2 files were"."""
     return f"1 {what} was" if count == 1 else f"{count:,} {what}s were"
 
 
 def look_at(reader: Reader, names: Sequence[str], *, exif_orientation: bool) -> list[Header]:
-    """What these files say of themselves, but for those that cannot be read."""
+    """The headers of the files that can be read."""
     found = []
     with quiet():
         for name in names:
             try:
                 found.append(_look(reader, name, exif_orientation))
-            except LimbeckError:  # told, and by name, when it is decoded
+            except LimbeckError:  # is an error when the image is decoded
                 continue
     return found
 
 
 def common_size(sizes: Iterable[Size]) -> tuple[Size, list[str]]:
-    """The size of all images, or one for images of different sizes, and a note that says so.
+    """The size of all images; for images of different sizes a square, and a note that says so.
 
-    It is square: the median of the shorter sides, at most `DEFAULT_SIDE`.
+    The side of the square is the median of the shorter sides, at most `DEFAULT_SIDE`.
     """
     counted = Counter(sizes)
     if len(counted) == 1:
@@ -102,7 +114,7 @@ def common_size(sizes: Iterable[Size]) -> tuple[Size, list[str]]:
     sides = sorted(min(size) for size in counted.elements())
     side = min(DEFAULT_SIDE, sides[(len(sides) - 1) // 2])
     note = (
-        f"images of {len(counted):,} different sizes are brought to {side} x {side}, as no size is given: the shorter "
+        f"images of {len(counted):,} different sizes are resized to {side} x {side}, as no size is given: the shorter "
         "side is resized, the centre is cut out"
     )
     return (side, side), [note]
@@ -116,18 +128,35 @@ def _look(reader: Reader, name: str, exif_orientation: bool) -> Header:
         return header(label, reader(name), exif_orientation=exif_orientation)
 
 
-def _made(reader: Reader, names: Sequence[str], size: Size, exif_orientation: bool, *, exact: bool) -> _Made | None:
-    """The images at this size; with ``exact`` None as soon as one has another."""
+def _counted(items: Iterable[_Item], total: int, progress: Progress | None) -> Iterator[_Item]:
+    """The same items; each is counted once it is there."""
+    for done, item in enumerate(items, start=1):
+        if progress is not None:
+            progress(done, total)
+        yield item
+
+
+def _made(
+    reader: Reader,
+    names: Sequence[str],
+    size: Size,
+    exif_orientation: bool,
+    progress: Progress | None,
+    *,
+    exact: bool,
+) -> _Made | None:
+    """The images at this size; with ``exact`` None as soon as an image has another size."""
 
     def decoded(chunk: Sequence[File]) -> list[tuple[Pixels | None, bool]]:
         return [_decoded(reader, file, size, exif_orientation, exact) for file in chunk]
 
     files = ((name, reader(name)) for name in names)
     first = next(files)
-    chunks = _chunks(itertools.chain([first], files))  # read in this thread: a zip file's lock makes others wait
+    chunks = _chunks(itertools.chain([first], files))  # read in this thread, because a zip file has a lock
     run = map(decoded, chunks) if len(first[1]) < _SMALL else in_threads(decoded, chunks)
     pixels, turned = _empty(reader, len(names), 1, size), 0
-    for place, (one, was_turned) in enumerate(itertools.chain.from_iterable(run)):
+    results = _counted(itertools.chain.from_iterable(run), len(names), progress)
+    for place, (one, was_turned) in enumerate(results):
         if one is None:
             return None
         if pixels.shape[1] == 1 and not is_grey(one):
@@ -153,7 +182,7 @@ def _empty(reader: Reader, count: int, channels: int, size: Size) -> NDArray[num
 
 
 def _chunks(files: Iterable[File]) -> Iterator[list[File]]:
-    """So many at a time, fewer where they are large."""
+    """The files in chunks of at most `_CHUNK` files and about `_CHUNK_BYTES` bytes."""
     chunk: list[File] = []
     held = 0
     for file in files:

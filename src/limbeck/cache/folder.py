@@ -1,0 +1,190 @@
+"""The files of a store: which there are, what is in each, and how they are written and checked.
+
+A file holds the rows of one tap, one view and one range of samples, as safetensors. Its metadata has one entry,
+``limbeck``: JSON with the digest of the store's fingerprint, the tap, the view, the rows, and the checksum of the
+tensors. It is one entry because safetensors writes several in random order, and equal rows give equal files.
+"""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from xxhash import xxh3_128
+
+from limbeck.cache.encoding import Part, parts_of
+from limbeck.cache.fingerprint import Fingerprint
+from limbeck.cache.manifest import BUILDING, FINISHED, manifest_text
+from limbeck.core import LimbeckError, Tap
+from limbeck.files.atomic import replacing
+
+_LEFT_OVER = re.compile(
+    r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)\.\d+-[0-9a-f]{8}(\.tmp)?"
+)
+
+_AGAIN = "Build the store again: whole files are kept"
+
+
+class Unit(NamedTuple):
+    """A range of samples of one view. The teacher runs over it at once, which gives one file a tap."""
+
+    view: int
+    shard: int  # the number of the range
+    start: int  # the first sample
+    stop: int  # the sample after the last
+
+    @property
+    def rows(self) -> int:
+        """The number of samples."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layout of a store: which files it has, and what is in each."""
+
+    fingerprint: Fingerprint
+    rows: int  # samples of a view
+    shard_rows: int  # samples of a file; the last file of a view may have fewer
+    shapes: Mapping[Tap, tuple[int, ...]]  # of one sample
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> "Plan":
+        """The plan that a description holds; see `limbeck.cache.manifest`."""
+        fingerprint = Fingerprint.from_json(manifest["fingerprint"])
+        shapes = {tap: tuple(manifest["shapes"][str(tap)]) for tap in fingerprint.taps}
+        return cls(fingerprint, manifest["rows"], manifest["shard_rows"], shapes)
+
+    def manifest(self, files: Mapping[str, str]) -> dict[str, Any]:
+        """The description of the store with the checksums of its files, or with none while it is being built."""
+        shapes = {str(tap): list(self.shapes[tap]) for tap in self.parts}
+        sizes = {"rows": self.rows, "shard_rows": self.shard_rows, "shapes": shapes}
+        return {"fingerprint": self.fingerprint.as_json(), **sizes, "files": dict(sorted(files.items()))}
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """All units, view by view."""
+        starts = range(0, self.rows, self.shard_rows)
+        return [
+            Unit(view, shard, start, min(start + self.shard_rows, self.rows))
+            for view in range(self.fingerprint.views)
+            for shard, start in enumerate(starts)
+        ]
+
+    @cached_property
+    def parts(self) -> Mapping[Tap, tuple[Part, ...]]:
+        """The tensors of every tap, in the order of the files' names."""
+        taps = self.fingerprint.taps
+        return {tap: parts_of(taps[tap], self.shapes[tap]) for tap in sorted(taps, key=str)}
+
+    def files(self, unit: Unit) -> dict[Tap, str]:
+        """The names of a unit's files."""
+        place = f"view{unit.view:03d}-shard{unit.shard:04d}"
+        return {tap: f"tap{number}-{place}.safetensors" for number, tap in enumerate(self.parts)}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the numbers of a sample; each file has a few hundred bytes more."""
+        return sum(part.row_bytes for parts in self.parts.values() for part in parts)
+
+    def metadata(self, unit: Unit, tap: Tap, checksum: str) -> dict[str, str]:
+        """The metadata of a file."""
+        notes = {"fingerprint": self._digest, "tap": str(tap), "view": unit.view, "rows": [unit.start, unit.stop]}
+        return {"limbeck": json.dumps({**notes, "xxh3_128": checksum})}
+
+    @cached_property
+    def _digest(self) -> str:
+        return self.fingerprint.digest
+
+
+def write_unit(folder: Path, plan: Plan, unit: Unit, tensors: Mapping[Tap, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Write the files of a unit, each whole or not at all; returns the checksum of each."""
+    checksums = {}
+    for tap, name in plan.files(unit).items():
+        checksums[name] = _checksum(tensors[tap])
+        metadata = plan.metadata(unit, tap, checksums[name])
+        place(folder / name, partial(save_file, dict(tensors[tap]), metadata=metadata))
+    return checksums
+
+
+def is_there(folder: Path, plan: Plan, unit: Unit) -> bool:
+    """Whether all files of a unit exist."""
+    return all((folder / name).is_file() for name in plan.files(unit).values())
+
+
+def check_unit(folder: Path, plan: Plan, unit: Unit) -> dict[str, str]:
+    """Read the files of a unit, and compare them with their metadata; returns the checksum of each.
+
+    Raises:
+        LimbeckError: a file is missing, truncated or damaged, or is another one of this or of another store.
+    """
+    return {name: _checked(folder / name, plan, unit, tap) for tap, name in plan.files(unit).items()}
+
+
+def _checked(path: Path, plan: Plan, unit: Unit, tap: Tap) -> str:
+    if not path.is_file():
+        raise LimbeckError(f"{path} is missing. {_AGAIN}")
+    try:
+        tensors, metadata = _opened(path)
+    except (SafetensorError, ValueError, RuntimeError, OSError) as error:
+        raise LimbeckError(f"{path} is truncated or damaged: {error}. {_AGAIN}") from error
+    expected = {part.name: (part.dtype, (unit.rows, *part.shape)) for part in plan.parts[tap]}
+    checksum = _checksum(tensors)
+    alike = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} == expected
+    if not alike or metadata != plan.metadata(unit, tap, checksum):
+        raise LimbeckError(f"{path} is damaged, or is another file of this or another store. {_AGAIN}")
+    return checksum
+
+
+def map_unit(folder: Path, plan: Plan, unit: Unit) -> dict[Tap, dict[str, Tensor]]:
+    """The tensors of a unit, mapped: numbers are read from disk when they are used. Nothing may be written to them."""
+    return {tap: _opened(folder / name)[0] for tap, name in plan.files(unit).items()}
+
+
+def place(path: Path, save: Callable[[Path], None]) -> None:
+    """Let ``save`` write a file, whole or not at all; several processes may write the same file at once."""
+    try:
+        with replacing(path, own=f".{os.getpid()}-{secrets.token_hex(4)}") as temporary:
+            save(temporary)
+    except FileNotFoundError:
+        if not (path.parent / FINISHED).is_file():  # else another process finished the store and removed the file
+            raise
+
+
+def write_manifest(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a description, whole or not at all."""
+
+    def save(temporary: Path) -> None:
+        temporary.write_text(manifest_text(values), encoding="utf-8")
+
+    place(path, save)
+
+
+def clear_up(folder: Path) -> None:
+    """Remove from a finished store ``building.json`` and what writers that were killed left behind."""
+    (folder / BUILDING).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if _LEFT_OVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 (no mapping)
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """32 hex digits (xxh3_128) of the tensors' bytes."""
+    found = xxh3_128()
+    for name in sorted(tensors):
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,68 @@
+"""The commands, one file each. What needs torch is imported inside a command: help must not wait for it."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import typer
+
+from limbeck.cli import cache, doctor, methods, models, run
+
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "demo": run.demo,
+    "run": run.run,
+    "methods": methods.methods,
+    "models": models.models,
+    "taps": models.taps,
+    "doctor": doctor.doctor,
+}
+"""In the order of the help text. A command's docstring is its help text, its arguments are its options."""
+
+CACHE_COMMANDS: Mapping[str, Callable[..., None]] = {
+    "build": cache.build,
+    "verify": cache.verify,
+    "info": cache.info,
+}
+"""The same below `limbeck cache`."""
+
+SPINS = "30000"
+"""How often a thread of GNU's OpenMP looks for work before it sleeps.
+
+Threads that look ten times as often, as they do by default, keep the processors from each other where other work runs
+too; those that sleep at once cost up to a third of a step where none does. See docs/speed.md for figures.
+"""
+
+
+def _group(commands: Mapping[str, Callable[..., None]], text: str, name: str) -> typer.Typer:
+    made = typer.Typer(
+        name=name,
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    for command, function in commands.items():
+        made.command(command)(function)
+    return made
+
+
+app = _group(
+    COMMANDS, "Distil a trained teacher into a small student, with evidence of what distilling brought.", "limbeck"
+)
+app.add_typer(_group(CACHE_COMMANDS, "The store of a teacher's outputs: build, compare, look.", "cache"))
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Distil a trained teacher into a small student, with evidence of what distilling brought."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is first imported
+    from limbeck.cli.terminal import plain_where_needed
+
+    plain_where_needed()
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"limbeck {installed('limbeck')}")
+        raise typer.Exit

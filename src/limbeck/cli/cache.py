@@ -1,0 +1,136 @@
+"""`limbeck cache build`, `verify` and `info`: the store of a teacher's outputs."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.filesize import decimal
+from rich.table import Table
+
+from limbeck.cli.recipe_options import Allow, Asked, DataRoot, Out, RecipeFile, Seed, Set, TrustCode, say_code
+from limbeck.cli.reporting import reporting
+from limbeck.errors import LimbeckError
+
+if TYPE_CHECKING:
+    from limbeck.cache.manifest import Info
+    from limbeck.experiment.run import Experiment
+    from limbeck.recipe.blocks import Recipe
+
+
+def build(
+    recipe: RecipeFile,
+    override: Set = None,
+    seed: Seed = None,
+    out: Out = None,
+    data_root: DataRoot = None,
+    allow: Allow = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Compute and store the teacher's outputs that the recipe's method reads, for `limbeck run` with `cache: true`.
+
+    A teacher that the recipe trains is trained first, in the run folder; `limbeck run --resume` continues from there.
+    """
+    asked = Asked(recipe, override, seed, out, data_root, allow, trust_code)
+    with reporting(asked.again("cache build")):
+        experiment = _experiment(asked)
+        from limbeck.cli.progress import follow
+        from limbeck.cli.terminal import console
+        from limbeck.experiment.stores import build_stores
+        from limbeck.train.threads import threads_for
+
+        with threads_for(experiment.macs):
+            follow(lambda track: build_stores(experiment, track), console(), experiment.work)
+
+
+def verify(
+    recipe: RecipeFile,
+    override: Set = None,
+    seed: Seed = None,
+    out: Out = None,
+    data_root: DataRoot = None,
+    allow: Allow = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Compare the store with its teacher on random rows, and every file with its checksum."""
+    with reporting():
+        experiment = _experiment(Asked(recipe, override, seed, out, data_root, allow, trust_code))
+        from limbeck.cli.progress import follow
+        from limbeck.cli.terminal import console
+        from limbeck.experiment.stores import compare_stores
+        from limbeck.train.threads import threads_for
+
+        with threads_for(experiment.macs):
+            follow(lambda track: compare_stores(experiment), console(), {})
+
+
+def info(
+    recipe: RecipeFile,
+    override: Set = None,
+    seed: Seed = None,
+    out: Out = None,
+    data_root: DataRoot = None,
+    allow: Allow = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Show what the store holds and what it was built from. No data and no network are loaded."""
+    asked = Asked(recipe, override, seed, out, data_root, allow, trust_code)
+    with reporting():
+        checked = asked.checked("cache.use=true")
+        from limbeck.cache.manifest import begun
+        from limbeck.cache.manifest import info as store_info
+        from limbeck.cli.terminal import console
+        from limbeck.experiment.store_folders import store_folders
+
+        folders = store_folders(checked, _run(asked, checked)).values()
+        there = [folder for folder in folders if begun(folder) is not None]
+        for folder in there:
+            console().print(_table(folder, store_info(folder)))
+        missing = [str(folder) for folder in folders if folder not in there]
+        if missing:
+            command = asked.again("cache build")
+            raise LimbeckError(f"there is no store yet in {', '.join(missing)}. To build it: {command}")
+
+
+def _table(folder: Path, found: "Info") -> Table:
+    """What a store holds, and what it was built from."""
+    known = found.manifest["fingerprint"]
+    views, samples = known["views"], found.manifest["rows"]
+    rows = {
+        "folder": str(folder),
+        "state": "finished" if found.finished else f"not finished: {found.files} of {found.total} files",
+        "size": f"{decimal(found.bytes)} in {found.files} file{'s' if found.files != 1 else ''}",
+        "samples": f"{samples:,}, {views} view{'s' if views > 1 else ''} of seed {known['seed']}",
+        **{
+            f"tap {tap}": f"{' x '.join(map(str, found.manifest['shapes'][tap]))}, {dtype}"
+            + (f", the {top_k} largest" if top_k else "")
+            for tap, (*_, dtype, top_k) in known["taps"].items()
+        },
+        "computed in": "bfloat16" if known["precision"] == "bf16" else "32 bits",
+        "teacher's weights": known["weights"],
+        "teacher's structure": known["structure"],
+        "data": known["data"],
+        "transform": json.dumps(known["transform"]),
+        "versions": ", ".join(f"{name} {number}" for name, number in known["versions"].items()),
+    }
+    table = Table("", "", show_header=False)
+    for key, value in rows.items():
+        table.add_row(key, value)
+    return table
+
+
+def _run(asked: Asked, checked: "Recipe") -> Path:
+    return asked.out or Path("runs") / checked.name
+
+
+def _experiment(asked: Asked) -> "Experiment":
+    """The experiment of a recipe whose teacher's outputs are stored; it continues what its run folder holds."""
+    checked = asked.checked("cache.use=true")
+    from limbeck.cli.progress import reading
+    from limbeck.cli.terminal import console
+    from limbeck.experiment.run import Experiment
+    from limbeck.train.allocator import keep_memory
+
+    keep_memory()
+    say_code(checked)
+    with reading(console()) as progress:
+        return Experiment(checked, _run(asked, checked), resume=True, trust_code=asked.trust_code, progress=progress)

@@ -1,0 +1,316 @@
+"""The progress of the commands: a progress bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from torch import Tensor
+
+from limbeck.cli import terminal
+from limbeck.cli.tables import result_table, verdicts
+from limbeck.core import Batch
+from limbeck.experiment.events import (
+    Event,
+    Finished,
+    Found,
+    Job,
+    Started,
+    StoreEstimate,
+    StoreProgress,
+    StoreVerified,
+    Track,
+    Trained,
+)
+from limbeck.experiment.run import Experiment
+from limbeck.train.loop import BatchSource
+
+LINE_EVERY = 10.0
+"""Seconds between progress lines if there is no terminal."""
+
+
+class _Watched:
+    """Batches that advance a progress bar as they are used."""
+
+    def __init__(self, batches: BatchSource, advance: Any) -> None:
+        self.samples = batches.samples
+        self._batches = batches
+        self._advance = advance
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        for batch in self._batches(epoch):
+            yield batch
+            self._advance(len(batch.targets))
+
+    def sweep(self) -> Iterable[Batch]:
+        return self._batches.sweep()
+
+    def example_inputs(self) -> Tensor:
+        return self._batches.example_inputs()
+
+
+@contextmanager
+def reading(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Gives what shows how many files of the data are read: a bar on a terminal, else a line every `LINE_EVERY` s."""
+    columns = (
+        TextColumn("reading the data"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:,} of {task.total:,}"),
+    )
+    bar = Progress(*columns, console=console, transient=True)
+    spoken = time.monotonic()
+
+    def read(done: int, total: int) -> None:
+        nonlocal spoken
+        if console.is_terminal or console.is_jupyter:
+            task = bar.task_ids[0] if bar.task_ids else bar.add_task("")
+            bar.update(task, completed=done, total=total)
+            if done == total:
+                bar.stop()
+            elif not bar.live.is_started:
+                bar.start()
+        elif time.monotonic() - spoken > LINE_EVERY:
+            spoken = time.monotonic()
+            console.print(f"reading the data: {done:,} of {total:,} files", highlight=False, soft_wrap=True)
+
+    try:
+        yield read
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def introduce(experiment: Experiment, console: Console) -> None:
+    """Print the data, the device and the notes of an experiment before it runs."""
+    engine, data = experiment.engine, experiment.data
+    lines = [
+        f"{experiment.recipe.name}: {len(data.train):,} training, {len(data.validation):,} validation and "
+        f"{len(data.test):,} test samples of {len(data.classes)} classes; on {engine.device.type} in "
+        f"{'bfloat16' if engine.precision == 'bf16' else '32 bits'} ({engine.reason})"
+        f"{', frozen networks compiled' if engine.compile else ''}",
+        *(f"{split}: {origin}" for split, origin in data.origins.items()),
+        *(f"note: {note}" for note in experiment.notes),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def show(experiment: Experiment, console: Console, out: Path) -> None:
+    """Run an experiment with a progress bar on a terminal and plain lines elsewhere, and print its table."""
+    _follow(experiment, experiment.run, console)
+    console.print(result_table(experiment.result))
+    for line in verdicts(experiment.result, experiment.recipe):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"written: {out}/result.json and {out}/student.safetensors", highlight=False, soft_wrap=True)
+
+
+def watch(experiment: Experiment, start: Callable[[Track], Iterator[Event]]) -> None:
+    """Show the progress of a training on stderr, for a program that calls limbeck."""
+    _follow(experiment, start, terminal.console(stderr=True))
+
+
+def _follow(experiment: Experiment, start: Callable[[Track], Iterator[Event]], console: Console) -> None:
+    """Print the introduction, follow the training, and print the notes that it added."""
+    introduce(experiment, console)
+    printed = set(experiment.notes)
+    follow(start, console, experiment.work)
+    for note in experiment.notes:
+        if note not in printed:
+            console.print(f"note: {note}", highlight=False, soft_wrap=True)
+
+
+class _Account:
+    """The progress of a whole run, over all its trainings.
+
+    Args:
+        work: the cost of each training, in order.
+    """
+
+    def __init__(self, work: Mapping[Job, float]) -> None:
+        self._work, self._places = work, {job: place for place, job in enumerate(work, start=1)}
+        self._done: dict[Job, float] = {}  # the finished fraction of each training
+        self._found = 0.0  # the work that was done before this run
+        self._start = time.monotonic()
+        self.total = sum(work.values())
+
+    def place(self, job: Job) -> str:
+        """Return a label such as ``[2/6] kd/seed0``; only the name if there is a single training."""
+        return (
+            f"[{self._places[job]}/{len(self._work)}] {job}"
+            if job in self._places and len(self._work) > 1
+            else str(job)
+        )
+
+    def reach(self, job: Job, share: float, *, found: bool = False) -> None:
+        """Set the finished fraction of a training; ``found`` means that it was done before this run."""
+        if found:
+            self._found += (share - self._done.get(job, 0.0)) * self._work.get(job, 0.0)
+        self._done[job] = share
+
+    def advance(self, job: Job, share: float) -> None:
+        """Add to the finished fraction of a training."""
+        self._done[job] = min(1.0, self._done.get(job, 0.0) + share)
+
+    @property
+    def done(self) -> float:
+        """The finished part of `total`."""
+        return sum(share * self._work.get(job, 0.0) for job, share in self._done.items())
+
+    @property
+    def left(self) -> str:
+        """The estimated remaining time; empty while it is unknown."""
+        here = self.done - self._found
+        if here <= 0 or self.total <= 0:
+            return ""
+        seconds = (time.monotonic() - self._start) * (self.total - self.done) / here
+        return str(timedelta(seconds=max(0, round(seconds))))
+
+
+def follow(start: Callable[[Track], Iterator[Event]], console: Console, work: Mapping[Job, float]) -> None:
+    """Run the events of ``start`` with a progress bar on a terminal and plain lines elsewhere.
+
+    Args:
+        start: returns the events.
+        console: the console to write to.
+        work: all trainings with their approximate cost; see `Experiment.work`.
+    """
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[epoch]}"),
+        console=console,
+        transient=True,
+    )
+    screen = _Screen(console, progress, _Account(work))
+
+    def track(job: Job, epochs: int, batches: BatchSource) -> BatchSource:
+        return _Watched(batches, lambda count: screen.advance(job, count / (epochs * batches.samples)))
+
+    with progress if screen.terminal else nullcontext():
+        for event in start(track):
+            screen.tell(event)
+
+
+class _Screen:
+    """The lines and the progress bar for each event."""
+
+    def __init__(self, console: Console, progress: Progress, account: _Account) -> None:
+        self.terminal = console.is_terminal or console.is_jupyter
+        self._console, self._progress, self._account = console, progress, account
+        self._run: TaskID | None = None
+        self._keeping: TaskID | None = None
+        self._spoken = time.monotonic()
+        self._epoch = ""
+
+    def advance(self, job: Job, share: float) -> None:
+        """Advance the bar."""
+        self._account.advance(job, share)
+        self._show(job)
+
+    def tell(self, event: Event) -> None:
+        """Print a line for an event or update the bar."""
+        if isinstance(event, Started):
+            self._account.reach(event.job, event.done / event.epochs, found=True)
+            if event.done:
+                self._print(f"{event.job}: resuming from its checkpoint")
+            self._show(event.job, "")
+        elif isinstance(event, Trained):
+            self._show(event.job, _epoch(event))
+            if not self.terminal and time.monotonic() - self._spoken > LINE_EVERY:
+                self._spoken = time.monotonic()
+                left = self._account.left
+                self._print(f"{_trained(event, self._account.place(event.job))}{left and f', {left} left'}")
+        elif isinstance(event, Found):
+            self._account.reach(event.job, 1.0, found=True)
+            self._print(_found(event))
+        elif isinstance(event, Finished):
+            self._account.reach(event.job, 1.0, found=event.reused)
+            self._print(_finished(event))
+        elif isinstance(event, StoreProgress):
+            self._keep(event)
+        else:
+            self._print(_LINES[type(event)](event))
+
+    def _show(self, job: Job, epoch: str | None = None) -> None:
+        if not self.terminal or not self._account.total:
+            return
+        if self._run is None:
+            self._run = self._progress.add_task("", total=self._account.total, left="", epoch="")
+        left = self._account.left
+        left = f"{left} left" if left else ""
+        place, done = self._account.place(job), self._account.done
+        self._epoch = self._epoch if epoch is None else epoch
+        self._progress.update(self._run, description=place, completed=done, left=left, epoch=self._epoch)
+
+    def _keep(self, event: StoreProgress) -> None:
+        if self.terminal and self._keeping is None:
+            self._keeping = self._progress.add_task(f"{event.job}'s outputs", total=event.total, left="", epoch="")
+        if self._keeping is not None:
+            self._progress.update(self._keeping, completed=event.done)
+        if event.done == event.total:
+            if self._keeping is not None:
+                self._progress.remove_task(self._keeping)
+                self._keeping = None
+            self._print(_kept(event))
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def _finished(event: Finished) -> str:
+    test = event.result.test
+    how = " (not trained in this run)" if event.reused else ""
+    share = f"test accuracy {100 * test.accuracy:.2f} %"
+    return f"{event.job}{how}: {share}, {test.errors} errors of {test.samples:,}"
+
+
+def _trained(event: Trained, place: str) -> str:
+    epoch = event.epoch
+    terms = ", ".join(f"{name} {value:.4f}" for name, value in epoch.terms.items())
+    validation = "" if event.validation is None else f", validation {100 * event.validation:.2f} %"
+    speed = epoch.images / epoch.seconds
+    stage = "" if epoch.stage in ("alone", event.job.arm) else f" of {epoch.stage}"
+    return f"{place}: epoch {epoch.number}/{epoch.epochs}{stage}, {terms}{validation}, {speed:,.0f} images/s"
+
+
+def _epoch(event: Trained) -> str:
+    """Return the text after the bar."""
+    epoch = event.epoch
+    validation = "" if event.validation is None else f", validation {100 * event.validation:.1f} %"
+    stage = "" if epoch.stage in ("alone", event.job.arm) else f" of {epoch.stage}"
+    speed = epoch.images / epoch.seconds
+    return f"epoch {epoch.number}/{epoch.epochs}{stage}, loss {epoch.loss:.4f}{validation}, {speed:,.0f} images/s"
+
+
+def _found(event: Found) -> str:
+    return f"{event.job}: reused from {event.folder}: the same student, data and training"
+
+
+def _expected(event: StoreEstimate) -> str:
+    size, free = decimal(event.bytes), decimal(event.free)
+    took = "under a second" if event.seconds < 1 else f"about {timedelta(seconds=round(event.seconds))}"
+    return f"{event.job}: storing its outputs takes about {size} ({free} are free) and {took}"
+
+
+def _kept(event: StoreProgress) -> str:
+    return f"{event.job}: stored {event.total:,} rows of its outputs (about {decimal(event.bytes)} in {event.folder})"
+
+
+def _compared(event: StoreVerified) -> str:
+    return (
+        f"{event.job}: {event.rows} random rows of {event.folder} match the teacher's outputs "
+        f"(the largest deviation is {event.deviation:.2g}, allowed are {event.allowed:.2g})"
+    )
+
+
+_LINES: Mapping[type, Callable[[Any], str]] = {StoreEstimate: _expected, StoreVerified: _compared}

@@ -1,0 +1,68 @@
+"""The options that all commands with a recipe share, and the recipe that they select."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from limbeck.recipe.blocks import Recipe
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe file, or the name of a bundled one.")]
+Seed = Annotated[int | None, typer.Option(help="Run only this seed.")]
+Out = Annotated[Path | None, typer.Option(help="The run folder; the default is runs/<name of the recipe>.")]
+DataRoot = Annotated[Path | None, typer.Option(help="The data folder; the default is LIMBECK_DATA.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set a key of the recipe.")]
+Allow = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Ignore a failed check, such as chance.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Run the Python file that a weights file names to build its network.")
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The recipe and the options of a command."""
+
+    recipe: Path
+    override: list[str] | None
+    seed: int | None
+    out: Path | None
+    data_root: Path | None
+    allow: list[str] | None
+    trust_code: bool
+    smoke: bool = False
+
+    def checked(self, *more: str) -> "Recipe":
+        """Read the recipe with the options applied; ``more`` are further `--set` texts. Torch is not imported."""
+        from limbeck.recipe.bundled import bundled
+        from limbeck.recipe.read import read, smoke
+
+        root = [f"data.root={json.dumps(str(self.data_root))}"] if self.data_root else []
+        ours = not self.recipe.exists() and self.recipe.parent in (Path(), Path("recipes"))
+        file = bundled(self.recipe.name, self.recipe) if ours else self.recipe
+        overrides = [*(self.override or ()), *root, *more]
+        recipe = read(file, overrides=overrides, seed=self.seed, allow=self.allow or (), check_paths=True)
+        return smoke(recipe) if self.smoke else recipe
+
+    def again(self, command: str) -> str:
+        """Return the command line that resumes this command."""
+        line = ["limbeck", *command.split(), str(self.recipe)]
+        line += [part for item in self.override or () for part in ("--set", item)]
+        line += (["--seed", str(self.seed)] if self.seed is not None else []) + (["--smoke"] if self.smoke else [])
+        line += ["--out", str(self.out)] if self.out else []
+        line += ["--data-root", str(self.data_root)] if self.data_root else []
+        line += [part for name in self.allow or () for part in ("--allow", name)]
+        line += ["--trust-code"] if self.trust_code else []
+        return shlex.join([*line, *(["--resume"] if command == "run" else [])])
+
+
+def say_code(recipe: "Recipe") -> None:
+    """Print which of the user's code is about to run."""
+    from limbeck.cli.terminal import console
+    from limbeck.user_code import code_notices
+
+    for notice in code_notices(recipe.model_dump()):
+        console().print(notice, soft_wrap=True)

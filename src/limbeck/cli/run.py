@@ -1,0 +1,82 @@
+"""`limbeck run` and `limbeck demo`."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from limbeck.cli.recipe_options import Allow, Asked, DataRoot, Out, RecipeFile, Seed, Set, TrustCode, say_code
+from limbeck.cli.reporting import reporting
+
+if TYPE_CHECKING:
+    from limbeck.recipe.blocks import Recipe
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="The run folder; a previous demo is replaced.")] = Path("runs/demo"),
+) -> None:
+    """Run a distillation on handwritten digits, in half a minute.
+
+    Trains a teacher, then for 3 seeds a student without and with distillation, and prints a table.
+    """
+    with reporting(shlex.join(["limbeck", "run", "digits_kd", "--set", "name=demo", "--out", str(out), "--resume"])):
+        from limbeck.recipe.bundled import bundled
+        from limbeck.recipe.read import read
+
+        checked = read(bundled("digits_kd.yaml"), overrides=["name=demo"])
+        from limbeck.experiment.runfiles import clear
+
+        known = out / "recipe.yaml"
+        if known.is_file() and f"name: {checked.name}" in known.read_text(encoding="utf-8").splitlines():
+            clear(out)
+        _run(checked, out, resume=False)
+
+
+def run(
+    recipe: RecipeFile,
+    override: Set = None,
+    seed: Seed = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Run a tiny version of the recipe as a test.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the folder first.")] = False,
+    out: Out = None,
+    data_root: DataRoot = None,
+    allow: Allow = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Run a recipe.
+
+    Trains the teacher, and for each seed the student without and with distillation.
+    """
+    asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke)
+    with reporting(asked.again("run")):
+        from limbeck.errors import LimbeckError
+
+        if resume and overwrite:
+            raise LimbeckError("--resume needs the run that --overwrite deletes: use only one of them")
+        checked = asked.checked()
+        _run(
+            checked,
+            out or Path("runs") / checked.name,
+            resume=resume,
+            overwrite=overwrite,
+            trust_code=trust_code,
+        )
+
+
+def _run(recipe: "Recipe", out: Path, *, resume: bool, overwrite: bool = False, trust_code: bool = False) -> None:
+    from limbeck.cli.progress import reading, show
+    from limbeck.cli.terminal import console
+    from limbeck.experiment.run import Experiment
+    from limbeck.train.allocator import keep_memory
+    from limbeck.train.threads import threads_for
+
+    keep_memory()
+    say_code(recipe)
+    with reading(console()) as progress:
+        experiment = Experiment(
+            recipe, out, resume=resume, overwrite=overwrite, trust_code=trust_code, progress=progress
+        )
+    with threads_for(experiment.macs):
+        show(experiment, console(), out)

@@ -1,0 +1,45 @@
+"""The console of the commands. Characters that a stream cannot encode are replaced by plain ones, without an error."""
+
+import codecs
+import sys
+from io import TextIOWrapper
+from typing import Any
+
+from rich.console import Console
+
+_PLAIN = {"±": "+-", "²": "^2", "³": "^3", "·": "*", "…": "...", "→": "->", "≤": "<=", "≥": ">="}
+
+
+def plain_where_needed() -> None:
+    """Make stdout and stderr replace characters that they cannot encode: ``±`` by ``+-``, others by escapes."""
+    codecs.register_error("limbeck.plain", _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # notebooks and tests may replace the streams
+            stream.reconfigure(errors="limbeck.plain")
+
+
+def console(*, stderr: bool = False, **options: Any) -> Console:
+    """Return the console that a command writes to. Brackets in the text are not markup.
+
+    Args:
+        stderr: write to stderr, the stream of errors and progress.
+        options: options of rich's Console, such as ``width``.
+    """
+    codecs.register_error("limbeck.plain", _replaced)
+    made = Console(stderr=stderr, **{"markup": False, "highlight": False} | options)
+    return made if made.encoding.startswith("utf") else _Plain(stderr=stderr, markup=False, highlight=False, **options)
+
+
+class _Plain(Console):
+    """A console that replaces characters before rich measures the columns of a table. Rich draws boxes in ASCII."""
+
+    def render_str(self, text: str, *arguments: Any, **options: Any) -> Any:
+        encoded = text.encode(self.encoding, errors="limbeck.plain")
+        return super().render_str(encoded.decode(self.encoding), *arguments, **options)
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in text), error.end

@@ -1,0 +1,88 @@
+"""Build a data set from three splits: measure the mean and deviation, and check images on disk."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from limbeck.data.dividing import split_off
+from limbeck.data.images import Images, pieces
+from limbeck.data.scaling import channels, counts, measure, moments
+from limbeck.data.split import Data, Split
+from limbeck.data.streaming import try_transform
+from limbeck.data.transforms import make_transform
+
+_LOOKED_AT, _AT_ONCE = 2000, 64  # images on disk that are decoded of each split, and at a time
+_LISTED = 10  # classes without a sample that are named
+
+
+def build(
+    *,
+    train: Split,
+    validation: Split,
+    test: Split,
+    classes: tuple[str, ...],
+    normalise: bool,
+    origins: Mapping[str, str],
+    notes: Sequence[str] = (),
+) -> Data:
+    """Build `Data` from splits, with mean and std measured on train, or 0 and 1 without ``normalise``.
+
+    At most 2,000 images on disk are decoded of each split, evenly over the classes and without transform; mean and std
+    are measured on those of train. If all of them are grey, the images have one channel.
+
+    Raises:
+        LimbeckError: the splits do not fit together; an image cannot be read; the transform does not exist, or fails on
+            the first image of train.
+    """
+    count = channels(train.inputs)
+    data = Data(train, validation, test, classes, (0.0,) * count, (1.0,) * count, {**origins})
+    data = replace(data, notes=(*notes, *_empty_classes(data)))
+    if isinstance(train.inputs, Images):
+        return _looked_at(data, train.inputs, normalise)
+    if not normalise:
+        return data
+    mean, std = measure(train.inputs)
+    return replace(data, mean=mean, std=std)
+
+
+def _empty_classes(data: Data) -> list[str]:
+    """A note that names the classes without a training sample."""
+    counted = torch.bincount(data.train.targets, minlength=len(data.classes))
+    empty = [data.classes[place] for place in torch.nonzero(counted == 0).flatten().tolist()]
+    if not empty:
+        return []
+    listed = ", ".join(empty[:_LISTED]) + ", ..." * (len(empty) > _LISTED)
+    return [f"{len(empty):,} of {len(data.classes):,} classes have no training sample: {listed}"]
+
+
+def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
+    """The data with the channels of its images, and their mean and std."""
+    if images.transform is not None:
+        make_transform(images.transform, images.size, images.code)  # an error here comes before the images are decoded
+    parts = (data.train, data.validation, data.test)
+    seen = [_look(part) for part in parts]
+    kept = 1 if all(grey for grey, _ in seen) else images.channels
+    mean, std = moments(seen[0][1][:kept]) if normalise else ((0.0,) * kept, (1.0,) * kept)
+    train, validation, test = (_with_channels(part, kept) for part in parts)
+    if images.transform is not None:
+        try_transform(replace(images, channels=kept))
+    return replace(data, train=train, validation=validation, test=test, mean=mean, std=std)
+
+
+def _look(split: Split) -> tuple[bool, Tensor]:
+    """Whether the decoded images of a split are all grey, and the count of each value in each channel, (C, 256)."""
+    few = split_off(min(_LOOKED_AT, len(split)), split, 0)[1]
+    grey, counted = True, torch.zeros(channels(split.inputs), 256, dtype=torch.int64)
+    for index in pieces(torch.arange(len(few)), _AT_ONCE):
+        pixels = few.inputs[index]
+        grey = grey and torch.equal(pixels, pixels[:, :1].expand_as(pixels))
+        counted += counts(pixels)
+    return grey, counted
+
+
+def _with_channels(split: Split, channels: int) -> Split:
+    return (
+        replace(split, inputs=replace(split.inputs, channels=channels)) if isinstance(split.inputs, Images) else split
+    )

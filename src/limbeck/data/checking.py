@@ -1,0 +1,52 @@
+"""Check the samples of a split."""
+
+import torch
+from torch import Tensor
+
+from limbeck.core import LimbeckError
+from limbeck.data.images import Inputs
+
+
+def check_samples(name: str, inputs: Inputs, targets: Tensor, *, shape: tuple[int, ...], classes: int) -> None:
+    """Check the samples of one split.
+
+    Args:
+        name: the name of the split, for the message.
+        inputs: (N, C, H, W) or (N, D).
+        targets: (N,) class indices.
+        shape: the shape that a sample must have, without N.
+        classes: the number of classes.
+
+    Raises:
+        LimbeckError: a shape, a type, a length or a value does not fit.
+    """
+    if inputs.dim() not in (2, 4):
+        raise LimbeckError(f"{name}: inputs have shape {tuple(inputs.shape)}; allowed are (N, C, H, W) and (N, D)")
+    if tuple(inputs.shape[1:]) != shape:
+        raise LimbeckError(f"{name}: a sample has shape {tuple(inputs.shape[1:])}; allowed is that of train, {shape}")
+    if inputs.dtype != torch.uint8 and not inputs.dtype.is_floating_point:
+        raise LimbeckError(f"{name}: inputs are {inputs.dtype}; allowed are torch.uint8 and floating types")
+    if targets.dtype != torch.int64 or targets.dim() != 1:
+        raise LimbeckError(
+            f"{name}: targets are {targets.dtype} of shape {tuple(targets.shape)}; allowed is torch.int64 of shape (N,)"
+        )
+    if len(inputs) != len(targets):
+        raise LimbeckError(f"{name}: {len(inputs)} inputs, but {len(targets)} targets; allowed is the same number")
+    wrong = torch.nonzero((targets < 0) | (targets >= classes)).flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        raise LimbeckError(
+            f"{name}: target {int(targets[first])} of sample {first} is not a class; allowed are 0 to {classes - 1}"
+        )
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        _check_finite(name, inputs)
+
+
+def _check_finite(name: str, inputs: Tensor) -> None:
+    bad = ~torch.isfinite(inputs)
+    count = int(bad.sum())
+    if count:
+        first = int(torch.nonzero(bad)[0, 0])
+        raise LimbeckError(
+            f"{name}: {count} values are NaN or infinite, the first in sample {first}; allowed are finite values"
+        )

@@ -1,0 +1,64 @@
+"""Divide a split at random, evenly over the classes."""
+
+import torch
+
+from limbeck.core import LimbeckError
+from limbeck.data.keys import Purpose, key
+from limbeck.data.split import Split
+
+
+def split_off(count_or_fraction: float, split: Split, seed: int) -> tuple[Split, Split]:
+    """Divide a split at random, each class as evenly as possible; both parts keep the order of the samples.
+
+    Args:
+        count_or_fraction: the size of the part: a count if int, a share in [0, 1) if float (rounded).
+        split: what to divide.
+        seed: the same seed gives the same division; torch's global generator is not used.
+
+    Returns:
+        The rest, and the part.
+
+    Raises:
+        LimbeckError: the count or the share is out of range.
+    """
+    total = len(split)
+    count = _count(count_or_fraction, total)
+    sizes = torch.bincount(split.targets)
+    quotas, remainders = sizes * count // max(total, 1), sizes * count % max(total, 1)
+    missing = count - int(quotas.sum())
+    quotas[torch.argsort(remainders, descending=True, stable=True)[:missing]] += 1
+
+    generator = torch.Generator().manual_seed(key(Purpose.SPLIT, seed))
+    shuffled = torch.randperm(total, generator=generator)
+    by_class = shuffled[torch.argsort(split.targets[shuffled], stable=True)]
+    labels = split.targets[by_class]
+    rank = torch.arange(total) - (sizes.cumsum(0) - sizes)[labels]
+    chosen = torch.zeros(total, dtype=torch.bool)
+    chosen[by_class] = rank < quotas[labels]
+    return split.select(torch.nonzero(~chosen).flatten()), split.select(torch.nonzero(chosen).flatten())
+
+
+def _count(count_or_fraction: float, total: int) -> int:
+    if isinstance(count_or_fraction, int):
+        if 0 <= count_or_fraction <= total:
+            return count_or_fraction
+    elif 0 <= count_or_fraction < 1:
+        return round(count_or_fraction * total)
+    raise LimbeckError(
+        f"cannot split off {count_or_fraction!r} of {total} samples; "
+        f"allowed are a count from 0 to {total} and a share (a float) in [0, 1)"
+    )
+
+
+def in_words(count_or_fraction: float) -> str:
+    """A count or share of `split_off` in words."""
+    return (
+        f"{count_or_fraction:,} samples" if isinstance(count_or_fraction, int) else f"{100 * count_or_fraction:.6g} %"
+    )
+
+
+def part_of_train(count_or_fraction: float, seed: int) -> str:
+    """The origin of a validation split that `split_off` gave, as `Data.origins` says it."""
+    return (
+        f"{in_words(count_or_fraction)} of train, evenly over the classes, seed {seed}" if count_or_fraction else "none"
+    )

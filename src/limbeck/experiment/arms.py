@@ -1,0 +1,79 @@
+"""The arms of a recipe: their methods, trainings and teachers."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from torch import nn
+
+from limbeck.core import LimbeckError, Method
+from limbeck.data import Augment, Data
+from limbeck.experiment.events import Job
+from limbeck.experiment.store_folders import teacher_seed
+from limbeck.experiment.workspace import Training
+from limbeck.methods import METHODS
+from limbeck.methods.combined import combined
+from limbeck.optimizers import OPTIMIZERS
+from limbeck.options import call
+from limbeck.recipe.blocks import Recipe, TrainBlock
+from limbeck.schedules import SCHEDULES
+
+
+def arms_of(recipe: Recipe) -> tuple[str, ...]:
+    """The student's arms: alone where the recipe has a baseline, then the method."""
+    name = recipe.method["name"]
+    return ("alone", name) if recipe.baseline and name != "alone" else (name,)
+
+
+def method_of(recipe: Recipe, arm: str, own: Method | None = None) -> Method:
+    """The method of an arm's student; ``own`` is the function that the recipe's name stands for, if given."""
+    block = recipe.method
+    if arm != block["name"]:
+        return METHODS["alone"]
+    if own is not None:
+        return own
+    if "parts" in block:
+        return partial(combined, parts=[partial(call, METHODS, part) for part in block["parts"]])
+    return partial(call, METHODS, block)
+
+
+def needed(arm: str, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The networks that an arm uses."""
+    return {"student": networks["student"]} if arm == "alone" else dict(networks)
+
+
+def training_of(block: TrainBlock, data: Data) -> Training:
+    """The training that a block of a recipe describes.
+
+    Raises:
+        LimbeckError: a class does not exist, or no class is left.
+    """
+    exclude = label_indices(block.exclude, data.classes)
+    if len(data.train.without(exclude)) == 0:
+        raise LimbeckError(f"exclude leaves out every class of the data: {', '.join(data.classes)}")
+    return Training(
+        epochs=block.epochs,
+        batch_size=block.batch_size,
+        optimizer=call(OPTIMIZERS, block.optimizer),
+        schedule=call(SCHEDULES, block.schedule),
+        augment=Augment(**block.augment.model_dump()),
+        exclude=exclude,
+    )
+
+
+def teacher_of(recipe: Recipe, seed: int) -> Job:
+    """The teacher of a student's seed: one for each seed, or one for all."""
+    return Job("teacher", teacher_seed(recipe, seed))
+
+
+def label_indices(labels: Sequence[int | str], classes: Sequence[str]) -> tuple[int, ...]:
+    """Class names or indices to indices.
+
+    Raises:
+        LimbeckError: there is no such class.
+    """
+    for label in labels:
+        if type(label) is bool or (label not in classes and label not in range(len(classes))):
+            raise LimbeckError(
+                f"there is no class {label!r}: allowed are 0 to {len(classes) - 1}, or {', '.join(classes)}"
+            )
+    return tuple(label if isinstance(label, int) else classes.index(label) for label in labels)

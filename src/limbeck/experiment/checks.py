@@ -1,0 +1,307 @@
+"""Checks before training: networks that share parts, teachers that cannot be right, steps that would fail.
+
+Each refusal has a name by which a user can allow it: ``chance``, ``permuted``, ``probabilities``, ``random``,
+``not_finite``, ``shared``. `limbeck.experiment.first_step` tries a real training step.
+"""
+
+from collections.abc import Callable, Collection
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from limbeck.core import LimbeckError, Networks
+from limbeck.data import Data, Split
+from limbeck.evaluate.metrics import check_finite
+from limbeck.experiment.measuring import EVALUATION_BATCH, outputs_of
+from limbeck.train.copies import close
+from limbeck.train.engine import Engine
+
+UNSURE = 0.01
+"""The significance level of the tests against chance."""
+
+SAMPLES_PER_CLASS = 5
+"""With fewer validation samples a class, chance cannot be told from a weak teacher."""
+
+TWICE = 64
+"""Samples on which a teacher runs twice, to see whether it returns the same outputs."""
+
+ROUNDING = 1e-4
+"""The largest difference of two runs that counts as rounding, as a share of the largest logit."""
+
+_STATELESS = ("activation", "container", "flatten", "linear", "padding", "pixelshuffle", "pooling", "upsampling")
+"""Modules of `torch.nn` without tensors whose mode does not matter: two networks may share them."""
+
+_FOREIGN = {
+    "DataParallel": "pass the network inside it, its `.module`",
+    "DistributedDataParallel": "pass the network inside it, its `.module`",
+    "FullyShardedDataParallel": "limbeck runs in one process: build the network without it and load its full state",
+    "FSDPModule": "limbeck runs in one process: build the network without fully_shard and load its full state",
+}
+
+
+def unwrapped(networks: Networks) -> tuple[dict[str, nn.Module], list[str]]:
+    """Replace networks wrapped by `torch.compile` with the module inside, which has the same parameters; and notes.
+
+    Raises:
+        LimbeckError: a network is distributed over processes, or has no weights yet.
+    """
+    found, notes = dict(networks), []
+    for name, network in networks.items():
+        inside = dict(network.named_children()).get("_orig_mod")
+        if inside is not None:
+            found[name] = inside
+            notes.append(f"the {name} is compiled by torch.compile: the network inside it is used, which is the same")
+        for layer, module in found[name].named_modules():
+            for kind in {one.__name__ for one in type(module).__mro__} & _FOREIGN.keys():
+                raise LimbeckError(f"the {name}{layer and f'.{layer}'} is a {kind}: {_FOREIGN[kind]}")
+        if any(parameter.is_meta for parameter in found[name].parameters()):
+            raise LimbeckError(f"the {name} has parameters on the meta device, so it has no weights yet: load them")
+    return found, notes
+
+
+def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[str]:
+    """Look for modules, parameters and buffers of two networks: frozen in one, they cannot learn in the other.
+
+    The members of an ensemble are one network. Two networks may share modules without tensors that behave the same in
+    every mode, such as an activation. Returns a note for each refusal that is allowed.
+
+    Raises:
+        LimbeckError: two networks share parts, and ``shared`` is not allowed; or they are the same module.
+    """
+    parts = {name: _parts(network) for name, network in networks.items()}
+    told = []
+    for one, other in combinations(networks, 2):
+        if networks[one] is networks[other]:
+            raise LimbeckError(f"{one} and {other} are one and the same module: give each its own")
+        both = [(*parts[one][key], parts[other][key][0]) for key in parts[one] if key in parts[other]]
+        outer = {place for place, _, _ in both}
+        tops = [part for part in dict.fromkeys(both) if not any(_within(part[0], place) for place in outer)]
+        if tops:
+            named = [
+                (f"{one}.{place}".rstrip("."), kind, f"{other}.{there}".rstrip(".")) for place, kind, there in tops
+            ]
+            listed = ", ".join(f"{place} ({kind}) is {there}" for place, kind, there in named[:4])
+            more = f" and {len(tops) - 4} more" if len(tops) > 4 else ""
+            told.append(f"the {one} and the {other} share parts of themselves: {listed}{more}")
+    if told and "shared" not in allow:
+        raise LimbeckError(
+            f"{'; '.join(told)}. A part that is frozen in one network would not learn in the other: give each its own "
+            f"copy, for example with copy.deepcopy{_or_allow('shared')}"
+        )
+    return [f"{one}, as allowed" for one in told]
+
+
+def check_teacher(
+    network: nn.Module,
+    data: Data,
+    engine: Engine,
+    *,
+    allow: Collection[str] = (),
+    name: str = "teacher",
+    learns: bool = False,
+) -> list[str]:
+    """Refuse a trained teacher that cannot be right, judged by its outputs on the validation split.
+
+    Without a validation split, its outputs on a few training samples are checked, but not its accuracy. Returns notes.
+
+    Args:
+        network: returns logits (N, K); moved to the engine's device, otherwise unchanged.
+        data: the validation split is read; never the test split.
+        engine: the device.
+        allow: refusals to leave out.
+        name: what errors call the network.
+        learns: the method trains the teacher, so that its accuracy does not matter yet.
+
+    Raises:
+        LimbeckError: it returns NaN or infinity (``not_finite``), probabilities (``probabilities``) or different
+            outputs in each run (``random``); its outputs are in another order than the classes (``permuted``); its
+            accuracy is no better than chance (``chance``).
+    """
+    which, split = ("validation", data.validation) if len(data.validation) else ("train", _few(data.train))
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        logits = outputs_of(network, split, data, engine, name=name)
+    notes: list[str] = []
+
+    def refuse(key: str, what: str, advice: str) -> None:
+        later = learns and key == "chance"
+        if key not in allow and not later:
+            raise LimbeckError(f"{what}. {advice}{_or_allow(key)}")
+        notes.append(f"{what}, before the method trains it" if later else f"{what}, as allowed")
+
+    finite = torch.isfinite(logits).all(dim=1)
+    try:
+        check_finite(logits, name=name, split=which, files=split.names)
+    except LimbeckError as error:
+        refuse("not_finite", str(error), "Such samples would destroy the student: fix the network")
+    logits, targets = logits[finite], split.targets[finite]
+    if not len(logits):
+        return notes
+    if _are_probabilities(logits):
+        refuse(
+            "probabilities",
+            f"the {name} returns probabilities, as each row lies in [0, 1] and sums to 1, but logits are needed",
+            f"Remove the softmax at its end, or declare it: in a recipe {name}: {{output: probabilities}}, "
+            f'in Python {name}_output="probabilities"',
+        )
+    if _is_random(network, split, data, engine):
+        refuse(
+            "random",
+            f"the {name} returns different outputs in each run in eval mode",
+            "Its forward draws random numbers, for example with F.dropout without training=self.training",
+        )
+    if which == "train":
+        told = f"there is no validation split, so the accuracy of the {name} was not checked"
+        return [*notes, told]
+    order = _fitting(logits.argmax(dim=1), targets, len(data.classes))
+    if order is not None:
+        refuse("permuted", *_permuted(name, order, logits, targets, data.classes))
+    else:
+        notes += _against_chance(name, logits, targets, len(data.classes), refuse)
+    return notes
+
+
+def _or_allow(key: str) -> str:
+    return f"; or allow it: --allow {key}, in a recipe allow: [{key}], in Python allow=({key!r},)"
+
+
+def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:
+    """What must not be shared, with its name and kind: modules by identity, tensors by memory."""
+    found: dict[tuple[str, int], tuple[str, str]] = {}
+    for layer, module in network.named_modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        home = type(module).__module__.rpartition(".")
+        stateless = home[0] == "torch.nn.modules" and home[2] in _STATELESS and not isinstance(module, nn.RReLU)
+        if own or not stateless:
+            found.setdefault(("module", id(module)), (layer, type(module).__name__))
+        for key, tensor in own:
+            kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+            plain = tensor.layout == torch.strided and not is_lazy(tensor)
+            memory = tensor.untyped_storage().data_ptr() if plain else 0
+            if memory:  # a view has that of the whole
+                found.setdefault(("memory", memory), (f"{layer}.{key}" if layer else key, kind))
+    return found
+
+
+def _within(place: str, other: str) -> bool:
+    return place != other and (other == "" or place.startswith(f"{other}."))
+
+
+def _few(split: Split) -> Split:
+    """Samples spread evenly over the split."""
+    count = min(EVALUATION_BATCH, len(split))
+    return split.select(torch.arange(count) * len(split) // count)
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    inside = bool((logits >= 0).all() and (logits <= 1).all())
+    return inside and bool(((logits.sum(dim=1) - 1).abs() <= 1e-3).all())
+
+
+def _is_random(network: nn.Module, split: Split, data: Data, engine: Engine) -> bool:
+    few = split.select(torch.arange(min(TWICE, len(split))))
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        one, other = (outputs_of(network, few, data, engine).nan_to_num() for _ in range(2))
+    return not close(one, other, ROUNDING)
+
+
+def _fitting(predicted: Tensor, targets: Tensor, classes: int) -> list[int] | None:
+    """The class that each output stands for, where another order than the data's fits far better.
+
+    The order is fitted on one half of the samples and judged on the other, by the classes that it moves.
+    """
+    order = _assignment(predicted, targets, classes)
+    moved = (order != torch.arange(classes))[targets]
+    held_out = torch.empty_like(predicted)
+    first = _ranks(targets) % 2 == 0
+    for half in (first, ~first):
+        held_out[half] = _assignment(predicted[~half], targets[~half], classes)[predicted[half]]
+    gained = moved & (held_out == targets) & (predicted != targets)
+    lost = moved & (held_out != targets) & (predicted == targets)
+    more, less, count = int(gained.sum()), int(lost.sum()), int(moved.sum())
+    if count == 0 or (more - less) / count < 0.3 or _at_least(more, more + less, 0.5) > UNSURE / 10:
+        return None
+    return [int(place) for place in order]
+
+
+def _ranks(targets: Tensor) -> Tensor:
+    """The position of each sample among those of its class."""
+    by_class = torch.argsort(targets, stable=True)
+    sizes = torch.bincount(targets)
+    ranks = torch.empty_like(targets)
+    ranks[by_class] = torch.arange(len(targets)) - (sizes.cumsum(0) - sizes)[targets[by_class]]
+    return ranks
+
+
+def _assignment(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """The one-to-one assignment of outputs to classes with the most hits; ties keep the data's order."""
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # takes a second to import
+
+    counted = torch.bincount(predicted * classes + targets, minlength=classes * classes).view(classes, classes)
+    own = torch.eye(classes, dtype=torch.float64) / (2 * classes)
+    _, columns = linear_sum_assignment(counted + own, maximize=True)
+    return torch.from_numpy(columns)
+
+
+def _permuted(
+    name: str, order: list[int], logits: Tensor, targets: Tensor, classes: tuple[str, ...]
+) -> tuple[str, str]:
+    predicted = logits.argmax(dim=1)
+    right, fitting = (int((one == targets).sum()) / len(targets) for one in (predicted, torch.tensor(order)[predicted]))
+    moved = [place for place, meant in enumerate(order) if place != meant]
+    pairs = ", ".join(f"its class {place} is the data's {classes[order[place]]!r}" for place in moved[:4])
+    more = f" and {len(moved) - 4} more" if len(moved) > 4 else ""
+    places = [order.index(place) for place in range(len(order))]
+    return (
+        f"the {name}'s outputs are in another order than the data's classes: {pairs}{more}; in this order {right:.1%} "
+        f"of {len(targets)} validation samples are right, in the data's order {fitting:.1%}",
+        "Put them in that order" + _wrapper("Reordered", f"self.network(inputs)[:, {places}]"),
+    )
+
+
+def _against_chance(
+    name: str, logits: Tensor, targets: Tensor, classes: int, refuse: Callable[[str, str, str], None]
+) -> list[str]:
+    """Refuse a teacher whose accuracy is no better than chance; a note where that cannot be decided."""
+    count = len(targets)
+    predicted = logits.argmax(dim=1)
+    shares = (torch.bincount(one, minlength=classes).double() / count for one in (predicted, targets))
+    chance = max(float(torch.stack([*shares]).prod(dim=0).sum()), 1 / (10 * classes))
+    hits = int((predicted == targets).sum())
+    below = 1 - _at_least(hits + 1, count, chance) < UNSURE
+    above = _at_least(hits, count, chance) < UNSURE
+    weak = 1 - _at_least(hits + 1, count, (1 + chance) / 2) < UNSURE  # even an accuracy halfway to 1 would have shown
+    if below or (not above and weak and count >= SAMPLES_PER_CLASS * classes):
+        how = "less often right" if below else "no more often right"
+        refuse(
+            "chance",
+            f"the {name} is {how} than by chance: {hits / count:.1%} of {count} validation samples, where chance is "
+            f"{chance:.1%}",
+            "Most likely it was trained on inputs with another normalisation (data.normalise), another "
+            "range of values ([0, 1] or 0 to 255) or another size; or its classes are in another order; or these are "
+            "not its weights. If its normalisation differs, undo the data's and apply the teacher's (std and mean are "
+            "data.std and data.mean as tensors of shape (C, 1, 1))"
+            + _wrapper("Normalised", "self.network((inputs * std + mean - its_mean) / its_std)"),
+        )
+    elif not above:
+        told = f"{hits} are right, {chance * count:.1f} are expected by chance"
+        return [f"{count} validation samples are too few to tell whether the {name} is better than chance: {told}"]
+    return []
+
+
+def _wrapper(name: str, expression: str) -> str:
+    """The lines of Python that wrap a network."""
+    return (
+        f" in a module around it:\n\n    class {name}(torch.nn.Module):\n"
+        "        def __init__(self, network): super().__init__(); self.network = network\n"
+        f"        def forward(self, inputs): return {expression}\n\n"
+        f"and take {name}(network)"
+    )
+
+
+def _at_least(hits: int, count: int, share: float) -> float:
+    """The probability of at least so many hits in ``count`` trials that each succeed with probability ``share``."""
+    from scipy.special import bdtrc  # type: ignore[import-untyped]  # takes a second to import
+
+    return 1.0 if hits <= 0 else float(bdtrc(hits - 1, count, share))

@@ -1,0 +1,132 @@
+"""One network of a run: trained, or taken from a run that has it already; measured, and written with its figures."""
+
+import hashlib
+import json
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.cache.fingerprint import structure_digest, weights_digest
+from limbeck.core import Method, Networks, Outputs, Stage
+from limbeck.evaluate import bias_study
+from limbeck.experiment.events import Event, Finished, Found, Job, Started, Track, Trained
+from limbeck.experiment.folder import log_line
+from limbeck.experiment.in_memory import Folder
+from limbeck.experiment.measuring import measure, outputs_of, score
+from limbeck.experiment.plan import plan
+from limbeck.experiment.results import NetworkResult
+from limbeck.experiment.resuming import check_state
+from limbeck.experiment.workspace import Workspace
+from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structure
+from limbeck.train.loop import run
+
+
+@dataclass(frozen=True)
+class Fit:
+    """All that the training of one network needs."""
+
+    job: Job
+    method: Method
+    networks: Networks  # those that take part; "student" is the one that is trained
+    spec: NetworkSpec  # what builds the student again
+    workspace: Workspace
+    store: Outputs | None = None  # the teacher's outputs, where they are kept
+    teacher_outputs: Tensor | None = None  # on the test split; None without a teacher, or where the method trains it
+    trains_teacher: bool = False
+    identity: str | None = None  # of a student alone: the recipe's part of what decides its weights
+    first_stage_of: Job | None = None  # the student whose first stage this one shares
+    shift: tuple[int, ...] = ()  # the classes of the omitted-class study
+
+
+def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, Tensor | None]:
+    """Train the network, or take it from the folder or from another run beside it; the last event is `Finished`.
+
+    Gives the network's outputs on the test split; None where its figures were there already.
+    """
+    name, network = str(one.job), one.networks["student"]
+    done = folder.result(name)
+    if done is not None:
+        file = folder.weights(name, one.job.file)
+        restore_structure(network, read_spec(file))
+        load_weights(network, file)
+        yield Finished(one.job, done, reused=True)
+        return None
+    known = None if one.identity is None else _trained_as(one, one.identity)
+    other = None if known is None else folder.found(name, known)
+    if other is not None:
+        load_weights(network, other / name / one.job.file)
+        folder.take_log(name, other)
+        yield Found(one.job, other)
+    else:
+        yield from _train(one, folder, track)
+    result, outputs = _measured(one, folder, known)
+    yield Finished(one.job, result, reused=False)
+    return outputs
+
+
+def _train(one: Fit, folder: Folder, track: Track) -> Iterator[Event]:
+    name, network, workspace = str(one.job), one.networks["student"], one.workspace
+    stages = plan(one.method, one.networks, workspace.data, workspace.training)
+    if one.first_stage_of is not None:
+        load_weights(network, folder.weights(str(one.first_stage_of), _after(stages[0])))
+        stages = stages[1:]
+    state = folder.state(name, lambda state: check_state(state, stages, one.networks, workspace.engine))
+    lengths = [stage.epochs for stage in stages]
+    watched = track(one.job, sum(lengths), workspace.batches(one.job.generator_seed))
+    yield Started(one.job, sum(lengths[: state["stage"]]) + state["epoch"] if state else 0, sum(lengths))
+    for epoch in run(stages, one.networks, watched, workspace.engine, store=one.store, state=state):
+        stage = stages[epoch.position]
+        validation = score(network, workspace) if "student" in stage.networks else None
+        folder.log(log_line(name, epoch, validation))
+        if "student" in stage.networks and epoch.number == epoch.epochs and stage is not stages[-1]:
+            folder.write(name, _after(stage), network, one.spec)
+        folder.save(name, epoch.state)
+        yield Trained(one.job, epoch, validation)
+
+
+def _after(stage: Stage) -> str:
+    """The file of the student after a stage."""
+    return f"after_{stage.name}.safetensors"
+
+
+def _measured(one: Fit, folder: Folder, known: str | None) -> tuple[NetworkResult, Tensor]:
+    """Measure a network whose training is over, and write it with its figures."""
+    network, guide, taught = one.networks["student"], one.teacher_outputs, None
+    if one.trains_teacher:
+        teacher = measure(Job("teacher", one.job.seed), one.networks["teacher"], one.workspace, name="teacher")
+        taught, guide = teacher.result, teacher.outputs
+    found = measure(one.job, network, one.workspace, teacher=guide)
+    study = _shift_study(one, found.outputs) if one.shift else None
+    result = replace(found.result, trained_as=known, teacher_after=taught, bias_shift=study)
+    folder.write(str(one.job), one.job.file, network, one.spec)
+    return folder.finish(str(one.job), result, one.job.file), found.outputs
+
+
+def _shift_study(one: Fit, outputs: Tensor) -> dict[str, Any]:
+    """The omitted-class study."""
+    data = one.workspace.data
+    validation = outputs_of(one.networks["student"], data.validation, data, one.workspace.engine)
+    return bias_study((validation, data.validation.targets), (outputs, data.test.targets), one.shift)
+
+
+def _trained_as(one: Fit, identity: str) -> str:
+    """SHA-256 of all that decides the bits of a student alone, by which another run finds it."""
+    data, training, engine = one.workspace.data, one.workspace.training, one.workspace.engine
+    student = one.networks["student"]
+    few = data.train.select(torch.arange(min(2, len(data.train))))
+    # what it gives, because a digest does not see a forward's code
+    given = outputs_of(student, few, data, engine, name="student").tolist()
+    parts = {
+        "seed": one.job.seed,
+        "recipe": identity,
+        "student": [weights_digest(student), structure_digest(student), given],
+        "views": [training.views, training.view_seed],
+        "data": [one.workspace.samples.digest(), data.mean, data.std],
+        "engine": [str(engine.device), engine.precision, engine.compile, torch.get_num_threads()],
+        "versions": {name: version(name) for name in ("limbeck", "torch")},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

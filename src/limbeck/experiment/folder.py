@@ -1,0 +1,358 @@
+"""A run on disk: what is written there, and how it is verified when it is read again.
+
+runs/<name>/
+  recipe.yaml          the recipe with every default written out; running it again gives the same run
+  environment.json     versions, hardware, commit, device and precision picked
+  metrics.jsonl        one line an epoch
+  checkpoint/last.pt   exact resume of the network in training
+  store/               stored outputs of the teacher
+  <arm>/seed<N>/       one folder a trained network: its weights and its result.json
+  student.safetensors  the distilled student of the first seed
+  result.json          the final figures
+
+Every file is written atomically, except for the log of epochs, which grows line by line. Every file that figures or
+weights are read from has a hash: JSON in its last key, a checkpoint in the comment of its zip, weights and the log in
+the network's result.json, or in the checkpoint until there is one. A hash detects damage and edits; it is not a
+signature.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from limbeck.core import LimbeckError
+from limbeck.experiment.epochlog import EpochLog
+from limbeck.experiment.results import RESULT, NetworkResult, RunResult, plain
+from limbeck.experiment.runfiles import (
+    CHECKPOINT,
+    LOG,
+    RECIPE,
+    RECIPE_BYTES,
+    STUDENT,
+    are_records,
+    copy_whole,
+    file_record,
+    holds,
+    holds_epoch,
+    is_summary,
+    read_network,
+)
+from limbeck.files import checkpoint
+from limbeck.files.atomic import read, read_sealed, write, write_sealed
+from limbeck.models import NetworkSpec, save_network
+from limbeck.train.loop import Epoch
+
+CHECKPOINT_SHARE = 0.1
+"""The largest share of a run's time that is spent on writing checkpoints."""
+
+SIBLINGS = 500
+"""The most folders beside a run that `RunFolder.found` searches."""
+
+
+class RunFolder:
+    """The run folder of one recipe.
+
+    Args:
+        path: the folder; it need not exist.
+        recipe: the recipe's text, with every default written out.
+        resume: resume the run that the folder holds.
+
+    Attributes:
+        path: the folder. notes: sentences on what was missing or damaged and is written again. results: by name, the
+            finished networks that were read or written so far.
+
+    Raises:
+        LimbeckError: without ``resume``, the folder already holds a run; with it, the folder holds a run of another
+            recipe, or a damaged file.
+    """
+
+    def __init__(self, path: Path, recipe: str, *, resume: bool) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self._recipe, self._recipe_hash = recipe, sha256(recipe.encode()).hexdigest()
+        self._checkpoint = path / CHECKPOINT
+        self.results: dict[str, NetworkResult] = {}
+        self._files: dict[str, dict[str, Any]] = {}  # by network, what lies in its folder
+        self._saved, self._save_after, self._trained = "", 0.0, False
+        if path.exists() and not path.is_dir():
+            raise LimbeckError(f"{path} is not a folder: choose another one with --out")
+        self._begun = holds_epoch(path)
+        if self._begun and not resume:
+            raise LimbeckError(
+                f"{path} already holds a run: resume it with --resume, choose another folder with "
+                "--out, or replace it with --overwrite"
+            )
+        if self._begun:
+            self._refuse_other_recipe()
+        self._log = EpochLog(path / LOG, kept=self._begun)
+        self._state = self._read_checkpoint() if self._begun and self._checkpoint.exists() else None
+
+    def open(self, environment: Mapping[str, Any]) -> None:
+        """Create the folder and write what is known before training; the environments of earlier parts are kept.
+
+        Raises:
+            NoSpace: the disk is full.
+            LimbeckError: the folder may not be written.
+        """
+        if self._begun and not (self.path / RECIPE).is_file():
+            self.notes.append(f"{self.path / RECIPE} was missing and is written again")
+        write(self.path / RECIPE, self._recipe)
+        file = self.path / "environment.json"
+        before: dict[str, Any] = {}
+        if self._begun:
+            try:
+                before = read_sealed(file) or {}
+                lost = "" if before else "was missing"
+            except LimbeckError:
+                lost = "is damaged or was edited"
+            if lost:
+                self.notes.append(f"{file} {lost}: it is written again, without the environments of the run so far")
+        earlier = before.pop("earlier", [])
+        if before and before != environment:
+            earlier = [*earlier, before]
+        write_sealed(file, {**environment, "earlier": earlier} if earlier else environment)
+
+    def result(self, name: str) -> NetworkResult | None:
+        """A finished network's result, or None while it is not finished; its weights are whole then.
+
+        Raises:
+            LimbeckError: the figures, the weights or the network's lines in the log are damaged, or belong to another
+                network or recipe.
+        """
+        if name in self.results or not self._begun:
+            return self.results.get(name)
+        folder = self.path / name
+        found = read_network(folder, name)
+        if found is None:
+            return None
+        if found.recipe != self._recipe_hash:
+            raise LimbeckError(
+                f"{folder / RESULT} is of a run of another recipe: delete {folder}, and {name} is trained again"
+            )
+        if not self._log.check(name, found.log):
+            self.notes.append(f"{self._log.path} has lost the epochs of {name}")
+        self._files[name], self.results[name] = dict(found.files), found.result
+        return found.result
+
+    def write(self, name: str, file: str, network: nn.Module, spec: NetworkSpec) -> None:
+        """Write a network's weights into its folder, and remember their hash, which `weights` and `result` check.
+
+        Raises:
+            NoSpace: the disk is full.
+        """
+        save_network(network, self.path / name / file, spec=spec)
+        self._files.setdefault(name, {})[file] = file_record(self.path / name / file)
+
+    def finish(self, name: str, result: NetworkResult, weights: str) -> NetworkResult:
+        """Write a finished network's result.json, and give its result with the hash of its weights.
+
+        Args:
+            name: the network's.
+            result: its figures.
+            weights: the name of the file in the network's folder, which is written already.
+
+        Raises:
+            NoSpace: the disk is full.
+        """
+        self._log.sync()
+        files = self._files[name]
+        whole = replace(result, weights_sha256=files[weights]["sha256"])
+        held = {"files": files, "log": self._log.summary(name), "recipe": self._recipe_hash}
+        write_sealed(self.path / name / RESULT, plain(whole) | held)
+        self.results[name] = whole
+        return whole
+
+    def weights(self, name: str, file: str) -> Path:
+        """A file of weights, as it was written.
+
+        Raises:
+            LimbeckError: it is missing or damaged.
+        """
+        path = self.path / name / file
+        record = self._files.get(name, {}).get(file)
+        if record is None or not holds(path, record):
+            raise LimbeckError(f"{path} is missing or damaged: delete {path.parent}, and {name} is trained again")
+        return path
+
+    def state(
+        self, name: str, check: Callable[[Mapping[str, Any]], None] = lambda state: None
+    ) -> dict[str, Any] | None:
+        """The training state of this network, None at its beginning; later epochs are dropped from the log.
+
+        Args:
+            name: the network's.
+            check: raises LimbeckError if the training cannot resume from the state; see
+                `limbeck.experiment.resuming.check_state`.
+
+        Raises:
+            LimbeckError: the checkpoint or a file that belongs to it is damaged, or is of another training.
+        """
+        self._trained = True
+        held, again = self._state, f"delete {self._checkpoint} to train {name} again from its beginning"
+        if held is None or held["job"] != name:
+            if self._log.count(name):
+                self.notes.append(f"{name} was started, but has neither a result nor a checkpoint: it is trained again")
+            self._log.begin(name)
+            self._log.sync()
+            return None
+        try:
+            check(held["train"])
+        except LimbeckError as error:
+            raise LimbeckError(f"{self._checkpoint} does not fit this training: {error}: {again}") from error
+        for file, record in held["files"].items():
+            if not holds(self.path / name / file, record):
+                raise LimbeckError(f"{self.path / name / file} is missing or damaged: {again}")
+        if not self._log.check(name, held["log"]):
+            self.notes.append(f"{self._log.path} has lost the epochs of {name} so far")
+        self._log.sync()
+        self._files[name] = dict(held["files"])
+        self._state = None  # it is used once, and may be large
+        state: dict[str, Any] = held["train"]
+        return state
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Add a line to the log of epochs.
+
+        Raises:
+            NoSpace: the disk is full.
+        """
+        self._log.add(line)
+
+    def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
+        """Write the checkpoint for a network's first epoch, and then as often as `CHECKPOINT_SHARE` allows.
+
+        On resume, an epoch that is not in the checkpoint is trained again, with the same result.
+
+        Raises:
+            NoSpace: the disk is full; the checkpoint before is whole.
+        """
+        start = time.monotonic()
+        if start >= self._save_after or name != self._saved:
+            self._log.sync()  # the checkpoint holds the hash of the lines
+            held = {"files": self._files.get(name, {}), "log": self._log.summary(name), "recipe": self._recipe_hash}
+            checkpoint.save(self._checkpoint, {"job": name, **held, "train": state()})
+            end = time.monotonic()
+            self._saved, self._save_after = name, end + (end - start) / CHECKPOINT_SHARE
+
+    def concluded(self, runs: tuple[NetworkResult, ...], student: str) -> RunResult | None:
+        """The run's own result if it is intact and agrees with these figures; None if it has to be written.
+
+        Args:
+            runs: every network's figures.
+            student: the name of the network that is the run's student.
+        """
+        if not self._begun:
+            return None
+        self._log.sync()
+        file, found = self.path / RESULT, None
+        try:
+            values = read_sealed(file)
+            if values is None:
+                wrong = "was missing"
+            else:
+                recipe, found = values.pop("recipe", None), RunResult.from_json(values)
+                agrees = recipe == self._recipe_hash and [plain(one) for one in found.runs] == [
+                    plain(one) for one in runs
+                ]
+                wrong = "" if agrees else "did not agree with the networks' results"
+        except LimbeckError:
+            wrong = "is damaged or was edited"
+        if wrong:
+            if not self._trained:  # else the run was not finished
+                self.notes.append(f"{file} {wrong}: it is written again, and latencies are measured again")
+            return None
+        if copy_whole(self.weights(student, STUDENT), self.path / STUDENT):
+            self.notes.append(f"{self.path / STUDENT} was missing or damaged, and is copied again")
+        return found
+
+    def conclude(self, result: RunResult, student: str) -> RunResult:
+        """Write the run's own result.json, and the student of that name beside it.
+
+        Raises:
+            NoSpace: the disk is full.
+        """
+        copy_whole(self.weights(student, STUDENT), self.path / STUDENT)
+        write_sealed(self.path / RESULT, plain(result) | {"recipe": self._recipe_hash})
+        return result
+
+    def found(self, name: str, trained_as: str) -> Path | None:
+        """A run folder beside this one with an intact network of this name that was trained in the same way.
+
+        Args:
+            name: the network's.
+            trained_as: what its figures must hold under ``trained_as``.
+        """
+        if not self.path.parent.is_dir():
+            return None
+        beside = sorted(islice(self.path.parent.iterdir(), SIBLINGS))
+        for other in beside:
+            if other.name != self.path.name and not other.is_symlink() and (other / name / RESULT).is_file():
+                try:
+                    network = read_network(other / name, name, trained_as=trained_as)
+                except LimbeckError:  # damage there does not concern this run
+                    continue
+                if network is not None:
+                    return other
+        return None
+
+    def take_log(self, name: str, other: Path) -> None:
+        """Copy a network's lines from the log of another run's folder, if they are intact."""
+        try:
+            lines = EpochLog(other / LOG, kept=True).of(name)
+        except LimbeckError:
+            return
+        self._log.begin(name)
+        for line in lines:
+            self._log.add(line)
+
+    def _refuse_other_recipe(self) -> None:
+        found = read(self.path / RECIPE, RECIPE_BYTES)
+        text = self._recipe if found is None else found.decode("utf-8", errors="replace").replace("\r\n", "\n")
+        if text != self._recipe:
+            differences = _differences(text, self._recipe)
+            raise LimbeckError(f"{self.path} holds a run of another recipe, so it cannot be resumed:\n{differences}")
+
+    def _read_checkpoint(self) -> dict[str, Any]:
+        try:
+            state = checkpoint.load(self._checkpoint)
+        except LimbeckError as error:
+            raise LimbeckError(f"{error}: delete it, and its network is trained again from its beginning") from error
+        kinds = {"job": str, "files": dict, "log": dict, "recipe": str, "train": dict}
+        typed = state.keys() == kinds.keys() and all(isinstance(state[key], kind) for key, kind in kinds.items())
+        if not (typed and are_records(state["files"]) and is_summary(state["log"])):
+            raise LimbeckError(
+                f"{self._checkpoint} is not a checkpoint of a run: delete it to train that network again"
+            )
+        if state["recipe"] != self._recipe_hash:
+            raise LimbeckError(
+                f"{self._checkpoint} is of a run of another recipe: delete it to train {state['job']} again"
+            )
+        return state
+
+
+def _differences(old: str, new: str) -> str:
+    before, after = old.splitlines(), new.splitlines()
+    gone = [f"  it has    {line.strip()}" for line in before if line not in after]
+    came = [f"  asked for {line.strip()}" for line in after if line not in before]
+    return "\n".join((gone + came)[:12])
+
+
+def log_line(name: str, epoch: Epoch, validation: float | None) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    return {
+        "job": name,
+        "stage": epoch.stage,
+        "stage_number": epoch.position,
+        "epoch": epoch.number,
+        "terms": dict(epoch.terms),
+        "loss": epoch.loss,
+        "validation_accuracy": validation,
+        "images_per_second": epoch.images / epoch.seconds,
+        "seconds": epoch.seconds,
+    }

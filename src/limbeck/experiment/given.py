@@ -1,0 +1,103 @@
+"""The networks and data of a call of `limbeck.distill`, in the form in which those of a recipe are used."""
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from limbeck.core import LimbeckError, Method
+from limbeck.data import Data
+from limbeck.experiment.workspace import example_batch
+from limbeck.models import GIVEN, NetworkSpec
+from limbeck.recipe.blocks import TeacherBlock
+from limbeck.train.copies import copy_of
+
+MakeStudent = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a recipe cannot hold: the data, the networks, and a method that may be any function."""
+
+    data: Data
+    networks: "OwnNetworks"
+    method: Method
+
+
+class OwnNetworks:
+    """The networks of one call of `distill`, for every arm and seed.
+
+    Args:
+        student: a module, or a function that builds one. ``first`` trains the module in place; every other arm and seed
+            trains a copy of it as it was passed. A function is called once for every arm and seed.
+        teacher: a trained module; None for a method without one.
+        others: further networks by name, trained in place by ``first``, otherwise as copies.
+        first: the seed and the arm that train in place.
+        data: what they are trained on.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module | MakeStudent,
+        teacher: nn.Module | None,
+        others: Mapping[str, nn.Module],
+        *,
+        first: tuple[int, str],
+        data: Data,
+    ) -> None:
+        self._make = None if isinstance(student, nn.Module) else student
+        self._own = {"student": student, **others} if isinstance(student, nn.Module) else dict(others)
+        self._teacher, self._first, self._data = teacher, first, data
+        self._kept: dict[str, nn.Module] = {}
+        self._built: list[weakref.ref[nn.Parameter]] = []
+
+    notes: tuple[str, ...] = ()
+
+    def keep(self) -> None:
+        """Copy the networks as they are now, for the trainings that are not in place.
+
+        Raises:
+            LimbeckError: a network cannot be copied.
+        """
+        self._kept = {name: self._copied(name, network) for name, network in self._own.items()}
+
+    def student(self, seed: int, arm: str) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
+        """The student of a seed and an arm, what its file says of it, and the other networks by name.
+
+        Raises:
+            LimbeckError: the student's function returns no module, or parameters that it returned before.
+        """
+        if (seed, arm) == self._first:
+            networks = dict(self._own)
+        else:
+            networks = {name: self._copied(name, network) for name, network in self._kept.items()}
+        student = self._make() if self._make else networks.pop("student")
+        if not isinstance(student, nn.Module):
+            raise LimbeckError(f"student returns a {type(student).__name__}: the function must build a torch.nn.Module")
+        self._refuse_used(student)
+        data = self._data
+        spec = NetworkSpec(GIVEN, {}, len(data.classes), data.shape, data.classes, mean=data.mean, std=data.std)
+        return student, spec, networks
+
+    def _refuse_used(self, student: nn.Module) -> None:
+        """Refuse a student that would start where another training ended."""
+        if self._make is None:
+            return
+        learning = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        if {id(parameter) for one in self._built if (parameter := one()) is not None} & set(map(id, learning)):
+            raise LimbeckError("student returns the same parameters again: the function must build a new network")
+        self._built = [weakref.ref(parameter) for parameter in learning]
+
+    def teacher(self, block: TeacherBlock) -> tuple[nn.Module, NetworkSpec]:
+        """There is none: a teacher passed to `distill` is not trained."""
+        raise LimbeckError("a teacher that is passed as a module is not trained")
+
+    def restored(self, block: TeacherBlock) -> list[nn.Module]:
+        """The teacher."""
+        return [] if self._teacher is None else [self._teacher]
+
+    def _copied(self, name: str, network: nn.Module) -> nn.Module:
+        way = "; pass a function that builds it" if name == "student" else ""
+        otherwise = f"{way}, or use one seed and baseline=False, which need no copy"
+        return copy_of(network, example_batch(self._data).inputs, name=name, otherwise=otherwise)

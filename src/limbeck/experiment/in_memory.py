@@ -1,0 +1,69 @@
+"""A run that is not written: what stands in the place of its folder."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from limbeck.core import LimbeckError
+from limbeck.experiment.folder import RunFolder
+from limbeck.experiment.results import NetworkResult, RunResult
+from limbeck.models import NetworkSpec
+
+
+class InMemory:
+    """In the place of a folder for a run that is not written: it keeps the results alone.
+
+    Args:
+        path: of a folder for what is too large for memory, such as a teacher's outputs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self.results: dict[str, NetworkResult] = {}
+
+    def open(self, environment: Mapping[str, Any]) -> None:
+        """Nothing is written."""
+
+    def result(self, name: str) -> None:
+        """Nothing is resumed."""
+
+    def write(self, name: str, file: str, network: nn.Module, spec: NetworkSpec) -> None:
+        """Nothing is written."""
+
+    def finish(self, name: str, result: NetworkResult, weights: str) -> NetworkResult:
+        """Keep the result."""
+        self.results[name] = result
+        return result
+
+    def weights(self, name: str, file: str) -> Path:
+        """There are none: networks that are given are not trained again from a file."""
+        raise LimbeckError(f"the weights of {name} are not kept: give a run folder")
+
+    def state(self, name: str, check: Callable[[Mapping[str, Any]], None]) -> None:
+        """Nothing is resumed."""
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Nothing is written."""
+
+    def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
+        """Nothing is written."""
+
+    def concluded(self, runs: tuple[NetworkResult, ...], student: str) -> None:
+        """Nothing is resumed."""
+
+    def conclude(self, result: RunResult, student: str) -> RunResult:
+        """The result as it is."""
+        return result
+
+    def found(self, name: str, trained_as: str) -> None:
+        """Other runs are not looked for."""
+
+    def take_log(self, name: str, other: Path) -> None:
+        """Nothing is written."""
+
+
+Folder = RunFolder | InMemory
+"""Where a run keeps what it has."""

@@ -1,0 +1,81 @@
+"""A trained network's figures and cost."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from limbeck.data import Batches, Data, Split
+from limbeck.evaluate import Figures, file_bytes, macs, parameters, predict
+from limbeck.experiment.events import Job
+from limbeck.experiment.results import NetworkResult
+from limbeck.experiment.workspace import Workspace
+from limbeck.train.engine import Engine
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network's result, and its outputs on the test split."""
+
+    result: NetworkResult
+    outputs: Tensor  # (N, K)
+
+
+def outputs_of(network: nn.Module, split: Split, data: Data, engine: Engine, *, name: str = "network") -> Tensor:
+    """The outputs (N, K) on a split of what errors call ``name``, in 32 bits, in eval mode, without augmentation."""
+    batches = Batches(
+        split,
+        batch_size=EVALUATION_BATCH,
+        seed=0,
+        mean=data.mean,
+        std=data.std,
+        shuffle=False,
+        device=engine.device,
+    )
+    return predict(engine.place(network), batches(0), name=name)
+
+
+def measure(
+    job: Job, network: nn.Module, workspace: Workspace, *, teacher: Tensor | None = None, name: str = ""
+) -> Measured:
+    """A trained network's quality on the test split (and on validation where there is one), and its cost.
+
+    The test split is read to evaluate trained networks, never to train or to select.
+
+    Args:
+        job: which network it is.
+        network: the trained network.
+        workspace: its data and engine.
+        teacher: the teacher's outputs on the test split, for agreement and KL.
+        name: what errors call the network; the job's name by default.
+    """
+    data, engine, name = workspace.data, workspace.engine, name or str(job)
+
+    def figures(which: str, split: Split, guide: Tensor | None) -> tuple[Figures, Tensor]:
+        outputs = outputs_of(network, split, data, engine, name=name)
+        known = {"teacher_logits": guide, "name": name, "split": which, "files": split.names}
+        return workspace.task.figures(outputs, split.targets, **known), outputs
+
+    test, outputs = figures("test", data.test, teacher)
+    result = NetworkResult(
+        arm=job.arm,
+        seed=job.seed,
+        member=job.member,
+        test=test,
+        validation=figures("validation", data.validation, None)[0] if len(data.validation) else None,
+        parameters=parameters(network),
+        macs=macs(network, data.shape),
+        file_bytes=file_bytes(network),
+    )
+    return Measured(result, outputs)
+
+
+def score(network: nn.Module, workspace: Workspace) -> float | None:
+    """A network's score on the validation split in the engine's precision; None where there is no such split."""
+    split = workspace.data.validation
+    if len(split) == 0:
+        return None
+    with workspace.engine.autocast():
+        outputs = outputs_of(network, split, workspace.data, workspace.engine)
+    return workspace.task.score(outputs, split.targets)

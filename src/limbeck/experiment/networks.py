@@ -1,0 +1,250 @@
+"""A recipe's networks: built fresh, or restored from files and run folders."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.cache.blackbox import BlackBox
+from limbeck.core import Batch, LimbeckError, Stage
+from limbeck.data import Data, normalise
+from limbeck.files.paths import expanded
+from limbeck.models import Ensemble, NetworkSpec, build, load_network, load_weights, read_spec
+from limbeck.models.files import SHARDS
+from limbeck.models.fitting import FINE_TUNE
+from limbeck.models.net2net import net2net
+from limbeck.models.transfer import load_all_but_classifier
+from limbeck.options import Block
+from limbeck.outline import outline
+from limbeck.recipe.blocks import Recipe, StudentBlock, TeacherBlock
+
+PROBE = 64
+"""The number of training samples on which a new network is run before it is trained."""
+
+
+IN_FOLDERS = (
+    *("student.safetensors", "teacher.safetensors"),  # of a run
+    *("model.safetensors", f"model.safetensors{SHARDS}", "pytorch_model.bin", f"pytorch_model.bin{SHARDS}"),
+)
+"""The names of weights files in a folder, in the order in which they are looked for."""
+
+
+class NetworkFactory:
+    """The networks of one recipe on its data.
+
+    Args:
+        recipe: describes the networks; the code that it names is run.
+        data: what they are trained on.
+        trust_code: whether Python files named by weights files are run too.
+    """
+
+    def __init__(self, recipe: Recipe, data: Data, *, trust_code: bool = False) -> None:
+        self._recipe, self._data, self._trust_code = recipe, data, trust_code
+        self._notes: dict[str, None] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence on the weights that were used, for each file that holds those of more than one network."""
+        return tuple(self._notes)
+
+    def student(self, seed: int, arm: str) -> tuple[nn.Module, NetworkSpec, dict[str, nn.Module]]:
+        """A new student, what builds it again, and the recipe's other networks by name."""
+        made = {
+            name: self._started(name, block, seed)
+            for name, block in {"student": self._recipe.student, **self._recipe.networks}.items()
+        }
+        others = {name: network for name, (network, _) in made.items() if name != "student"}
+        return *made["student"], others
+
+    def teacher(self, block: TeacherBlock) -> tuple[nn.Module, NetworkSpec]:
+        """A new teacher to be trained, or a member of an ensemble, and what builds it again.
+
+        With ``init: fine_tune`` it starts from the weights in the block's file, except for the classifier.
+
+        Raises:
+            LimbeckError: the block names no model, or files that a teacher cannot start from.
+        """
+        if block.model is None:
+            raise LimbeckError(
+                "the teacher block has init: fine_tune, so it needs a model: beside its weights:"
+                if block.init == "fine_tune"
+                else "the teacher block has no weights:, so it needs a model:"
+            )
+        network, spec = fresh(block.model, self._data)
+        if block.init == "fine_tune":
+            self._fine_tune("teacher", network, _only(block))
+        return network, spec
+
+    def restored(self, block: TeacherBlock) -> list[nn.Module]:
+        """The trained teacher, or the members of an ensemble, from the block's files; empty if it has none.
+
+        For a table of soft labels it is a placeholder that must not be run. A teacher that is fine-tuned here
+        (``init: fine_tune``) is not restored.
+        """
+        if block.table is not None:
+            return [BlackBox(len(self._data.classes))]
+        if block.init == "fine_tune":
+            return []
+        return [self._restored(path, block.model) for path in block.weights or ()]
+
+    def _restored(self, path: str, model: Block | None) -> nn.Module:
+        network, said = _restored(path, model, self._data, trust_code=self._trust_code)
+        self._note("teacher", path, said)
+        return network
+
+    def _started(self, name: str, block: StudentBlock, seed: int) -> tuple[nn.Module, NetworkSpec]:
+        network, spec = fresh(block.model, self._data)
+        if block.weights is None:
+            return network, spec
+        if block.init == "fine_tune":
+            self._fine_tune(name, network, block.weights)
+            return network, spec
+        file = find_weights(block.weights)
+        if block.init == "as_is":
+            self._note(name, block.weights, _load(network, file, self._data))
+            return network, spec
+        small, known = load_network(file, trust_code=self._trust_code)
+        _check_use(file, known, self._data)
+        net2net(small, network, self._probe().inputs, noise=block.noise, seed=seed)
+        return network, spec
+
+    def _fine_tune(self, name: str, network: nn.Module, weights: str) -> None:
+        """Load the weights of a file, except for the classifier, into a new network."""
+        classifier = outline(name, network, self._probe()).classifier
+        self._note(name, weights, load_all_but_classifier(network, find_weights(weights), classifier))
+
+    def _note(self, name: str, weights: str, said: str) -> None:
+        if said:
+            self._notes[f"{name}: of {weights} {said}"] = None
+
+    def _probe(self) -> Batch:
+        few = torch.arange(min(PROBE, len(self._data.train)))
+        split = self._data.train
+        return Batch(normalise(split.inputs[few], self._data.mean, self._data.std), split.targets[few], few, 0)
+
+
+def _only(block: TeacherBlock) -> str:
+    """The file that a teacher, or each member of an ensemble, starts from.
+
+    Raises:
+        LimbeckError: the block has no file or several; or the teacher is not trained here.
+    """
+    if block.weights is None or len(block.weights) != 1:
+        raise LimbeckError(f"teacher.init: fine_tune starts from one file under weights:, got {block.weights}")
+    if block.train is None and not block.untrained:
+        raise LimbeckError(
+            "teacher.init: fine_tune replaces the classifier, so the teacher has to be trained here: give it train:"
+        )
+    return block.weights[0]
+
+
+def teaches(stages: Sequence[Stage]) -> bool:
+    """Whether the teacher, or a part of it, learns."""
+    return any("teacher" in stage.networks for stage in stages)
+
+
+def check_use(recipe: Recipe, stages: Sequence[Stage], others: Collection[str]) -> None:
+    """Raise LimbeckError if the method does not use some of the networks ``others``."""
+    name = recipe.method["name"]
+    used = {name for stage in stages for name in (*stage.networks, *(tap.source for tap in stage.reads))}
+    idle = sorted(set(others) - used)
+    if idle:
+        raise LimbeckError(f"networks: {name} does not use {', '.join(idle)}")
+    if recipe.teacher is not None and recipe.teacher.untrained and not teaches(stages):
+        raise LimbeckError(f"teacher: {name} does not train its teacher: give it train: or weights:")
+    if recipe.share_first_stage and len(stages) < 2:
+        raise LimbeckError(f"share_first_stage: {name} has one stage, so there is nothing to share")
+    if recipe.share_first_stage and stages[0].learns != ("student",):
+        raise LimbeckError(f"share_first_stage: in {name}'s first stage {', '.join(stages[0].learns)} learns")
+
+
+def ensemble(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
+    """The teacher: one network, or an ensemble of several."""
+    return members[0] if len(members) == 1 else Ensemble(members, block.mean)
+
+
+def fresh(block: Block, data: Data, *, weights: str | None = None) -> tuple[nn.Module, NetworkSpec]:
+    """A new network for the data, and what builds it again; ``weights`` is a file to start from.
+
+    Raises:
+        LimbeckError: there is no such model or option; the weights do not fit.
+    """
+    options = {key: value for key, value in block.items() if key != "name"}
+    spec = NetworkSpec(
+        block["name"], options, len(data.classes), data.shape, data.classes, mean=data.mean, std=data.std
+    )
+    network = build(spec.name, classes=spec.classes, shape=spec.shape, **options)
+    if weights is not None:
+        _load(network, find_weights(weights), data)
+    return network, spec
+
+
+def restored(path: str, block: Block | None, data: Data, *, trust_code: bool = False) -> nn.Module:
+    """Load a trained network from a file or a run folder.
+
+    Args:
+        path: a weights file, or a folder that `find_weights` finds one in.
+        block: the model to load the weights into; required for a file that limbeck did not write.
+        data: what the network is used on.
+        trust_code: whether a Python file named by the weights file may be run, if there is no block.
+
+    Raises:
+        LimbeckError: the file is missing or damaged; it does not name its model, or names code; its classes are not
+            those of the data.
+    """
+    return _restored(path, block, data, trust_code=trust_code)[0]
+
+
+def _restored(path: str, block: Block | None, data: Data, *, trust_code: bool) -> tuple[nn.Module, str]:
+    """The same, and which of the file's weights were used."""
+    file = find_weights(path)
+    spec = read_spec(file)
+    if block is not None:
+        network = fresh(block, data)[0]
+        return network, _load(network, file, data)
+    if spec is None:
+        raise LimbeckError(f"{file} does not say which model it holds: name it under model:")
+    _check_use(file, spec, data)
+    network, _ = load_network(file, trust_code=trust_code)
+    return network, ""
+
+
+def _load(network: nn.Module, file: Path, data: Data) -> str:
+    """Load a file's weights into a network; returns which of them were used."""
+    _check_use(file, read_spec(file), data)
+    return load_weights(network, file)
+
+
+def find_weights(path: str) -> Path:
+    """The weights file at a path: the file itself, or the one in a run folder or a Hugging Face folder.
+
+    Raises:
+        LimbeckError: a folder holds none.
+    """
+    place = expanded(path)
+    if place.is_dir():
+        found = [place / name for name in IN_FOLDERS if (place / name).is_file()]
+        if not found:
+            raise LimbeckError(f"the folder {place} holds no {', no '.join(IN_FOLDERS)}")
+        return found[0]
+    return place
+
+
+def _check_use(file: Path, spec: NetworkSpec | None, data: Data) -> None:
+    if spec is None:
+        return
+    if spec.classes != len(data.classes):
+        raise LimbeckError(f"{file} has {spec.classes} classes, but the data has {len(data.classes)}: {FINE_TUNE}")
+    if spec.labels and tuple(spec.labels) != data.classes:
+        wrong: list[Any] = [pair for pair in zip(spec.labels, data.classes, strict=True) if pair[0] != pair[1]]
+        raise LimbeckError(
+            f"{file} has its classes in another order than the data: {wrong[0][0]!r} where the data has {wrong[0][1]!r}"
+        )
+    scales = zip(spec.mean, spec.std, data.mean, data.std, strict=False)
+    if any(abs(m - n) > 0.1 * s or abs(s - t) > 0.1 * s for m, s, n, t in scales):
+        raise LimbeckError(
+            f"{file} was trained on inputs normalised by mean {spec.mean} and deviation {spec.std}, but this data by "
+            f"{data.mean} and {data.std}: set data.normalise as in that training"
+        )

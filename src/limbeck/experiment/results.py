@@ -1,0 +1,179 @@
+"""What a run comes to, typed: the one place that knows how result.json is laid out."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from limbeck.errors import LimbeckError
+from limbeck.evaluate import Figures, Latency
+from limbeck.files.atomic import read_sealed
+
+SCHEMA = 2
+"""Of result.json: every key is always there, and null where it does not apply."""
+
+RESULT = "result.json"
+
+_STRICT = ConfigDict(strict=True, extra="forbid")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class NetworkResult:
+    """A trained network's figures and cost."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    arm: str  # "teacher", "member" (of an ensemble teacher), "alone", or the method's name
+    seed: int
+    member: int | None  # its number in the ensemble; None where it is in none
+    test: Figures
+    validation: Figures | None  # None without a validation split
+    parameters: int
+    macs: int | None  # multiply-accumulates of one sample; None where they cannot be counted
+    file_bytes: int  # as safetensors, in 32 bits
+    latency: Latency | None = None  # of one sample; None where it is not measured
+    weights_sha256: str | None = None  # of the weights' file; None where none is written
+    trained_as: str | None = None  # of a student alone: SHA-256 of all that decides its weights
+    teacher_after: "NetworkResult | None" = None  # the teacher as the method left it, where the method trains one
+    bias_shift: dict[str, Any] | None = None  # see `limbeck.evaluate.bias_study`
+
+    @property
+    def name(self) -> str:
+        """``kd/seed0``, as its folder is called."""
+        return f"{self.arm}/seed{self.seed}" + ("" if self.member is None else f"-{self.member}")
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """The result that plain values of JSON are of.
+
+        Raises:
+            LimbeckError: they are no such result.
+        """
+        return _parsed(cls, values)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Several seeds' values of one figure."""
+
+    mean: float
+    deviation: float | None  # sample standard deviation; None for one value
+    n: int
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The differences between two arms, paired by seed."""
+
+    mean: float
+    deviation: float | None
+    n: int
+    standard_error: float | None  # of the mean; None for one pair
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """An arm over its seeds, on the test split."""
+
+    accuracy: Spread
+    errors: Spread
+    fewer_errors_than_alone: Gain | None  # None for the teacher, for `alone`, and where no seed has both
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A whole run: the networks of the first seed with their latencies, and every network's figures."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)]
+    name: str
+    method: str
+    seeds: tuple[int, ...]
+    teacher: NetworkResult | None  # the whole ensemble, where it is one
+    student: NetworkResult
+    alone: NetworkResult | None
+    summary: dict[str, ArmSummary]
+    splits: dict[str, str]  # where each split came from
+    notes: tuple[str, ...]  # what a user should know
+    decided: dict[str, Any]  # what `auto` came to: device, precision and why, compile, cache
+    runs: tuple[NetworkResult, ...]  # of every seed, without latencies
+
+    def of(self, arm: str) -> tuple[NetworkResult, ...]:
+        """An arm's networks, one a seed."""
+        return tuple(result for result in self.runs if result.arm == arm)
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """The result that plain values of JSON are of.
+
+        Raises:
+            LimbeckError: they are no such result.
+        """
+        return _parsed(cls, values)
+
+
+def read(folder: Path) -> RunResult:
+    """What a finished run folder says.
+
+    Raises:
+        LimbeckError: the run is not finished, or its result is damaged or was changed.
+    """
+    values = read_sealed(folder / RESULT)
+    if values is None:
+        raise LimbeckError(f"{folder} holds no {RESULT}: no run has finished there")
+    values.pop("recipe", None)
+    try:
+        return RunResult.from_json(values)
+    except LimbeckError as error:
+        raise LimbeckError(f"{folder / RESULT} is no result of a run: {error}") from error
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean, sample standard deviation and number."""
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def summarise(results: Iterable[NetworkResult]) -> dict[str, ArmSummary]:
+    """Each arm over its seeds, and what a method gained over the student alone.
+
+    The members of an ensemble are left out: the ensemble is the teacher.
+    """
+    arms: dict[str, dict[int, Figures]] = {}
+    for result in results:
+        if result.member is None:
+            arms.setdefault(result.arm, {})[result.seed] = result.test
+    return {arm: _summary(arm, tests, arms.get("alone", {})) for arm, tests in arms.items()}
+
+
+def _summary(arm: str, tests: Mapping[int, Figures], alone: Mapping[int, Figures]) -> ArmSummary:
+    pairs = [alone[seed].errors - test.errors for seed, test in tests.items() if seed in alone]
+    gain = None
+    if pairs and arm not in ("alone", "teacher"):
+        found = spread(pairs)
+        error = None if found.deviation is None else found.deviation / len(pairs) ** 0.5
+        gain = Gain(found.mean, found.deviation, found.n, error)
+    accuracy = spread([test.accuracy for test in tests.values()])
+    return ArmSummary(accuracy, spread([test.errors for test in tests.values()]), gain)
+
+
+def plain(result: NetworkResult | RunResult) -> dict[str, Any]:
+    """A result as plain values, as they are written to JSON."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(result)))
+    return values
+
+
+def _parsed(kind: type[Result], values: Any) -> Result:
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values))
+    except (ValidationError, TypeError, RecursionError) as error:
+        if not isinstance(error, ValidationError):
+            raise LimbeckError(f"it is no plain values of JSON ({error})") from error
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise LimbeckError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -1,0 +1,106 @@
+"""Whether a training state fits the training that is to resume from it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core import LimbeckError, Networks, Stage
+from limbeck.train.engine import Engine
+from limbeck.train.freeze import frozen, frozen_modules
+from limbeck.train.loop import Step
+
+
+def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Networks, engine: Engine) -> None:
+    """Refuse a state from which `limbeck.train.loop.run` cannot resume exactly.
+
+    The state's modules must be named, shaped and typed as these are, their parameters finite, its optimizer that of
+    the stage it is in, with the same options but for the learning rate, and its generators those of the engine.
+
+    Args:
+        state: from `limbeck.train.loop.Epoch.state`, or anything else.
+        stages: as they are passed to `limbeck.train.loop.run`.
+        networks: likewise.
+        engine: likewise.
+
+    Raises:
+        LimbeckError: the state does not fit; the message says what differs.
+    """
+    if not isinstance(state, Mapping) or state.keys() != {"stage", "epoch", "modules", "optimizer", "generators"}:
+        raise LimbeckError("it does not hold the state of a training")
+    position, epoch = state["stage"], state["epoch"]
+    if type(position) is not int or not 0 <= position < len(stages):
+        raise LimbeckError(f"its stage is {position!r}: allowed are 0 to {len(stages) - 1}")
+    stage = stages[position]
+    if type(epoch) is not int or not 1 <= epoch <= stage.epochs:
+        raise LimbeckError(f"its epoch is {epoch!r}: allowed are 1 to {stage.epochs} in stage {stage.name!r}")
+    steps = nn.ModuleList(Step(one, networks) for one in stages)
+    _compare("its modules", state["modules"], steps.state_dict())
+    for name, _ in steps.named_parameters():
+        _check_finite(f"its {name}", state["modules"][name])
+    _compare("its generators", state["generators"], engine.generators())
+    try:
+        torch.Generator().set_state(state["generators"]["cpu"])
+    except RuntimeError as error:
+        raise LimbeckError("its generators are not states of a generator") from error
+    with frozen(frozen_modules(stage, networks)):
+        learning = [parameter for parameter in steps[position].parameters() if parameter.requires_grad]
+    _check_optimizer(state["optimizer"], stage, learning)
+
+
+def _check_optimizer(found: Any, stage: Stage, learning: Sequence[nn.Parameter]) -> None:
+    expected = _stepped(stage, learning)
+    if not isinstance(found, Mapping) or found.keys() != {"state", "param_groups"}:
+        raise LimbeckError("its optimizer does not hold the state of an optimizer")
+    groups = found["param_groups"]
+    if not isinstance(groups, list) or [_options(group) for group in groups] != [
+        _options(group) for group in expected["param_groups"]
+    ]:
+        raise LimbeckError(f"its optimizer differs from that of stage {stage.name!r}, or has other options")
+    held = found["state"]
+    if not isinstance(held, Mapping) or not held.keys() <= expected["state"].keys():
+        raise LimbeckError("its optimizer holds states of parameters that do not exist")
+    for place, values in held.items():  # a parameter without a gradient has none
+        _compare(f"its optimizer's state {place}", values, expected["state"][place])
+        for name, value in values.items():
+            _check_finite(f"its optimizer's {name} {place}", value)
+
+
+def _stepped(stage: Stage, learning: Sequence[nn.Parameter]) -> dict[str, Any]:
+    """The state of the stage's optimizer after a step on parameters like these; before a step it is empty."""
+    like = [nn.Parameter(torch.zeros_like(parameter)) for parameter in learning]
+    optimizer = stage.optimizer(like)
+    for parameter in like:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state: dict[str, Any] = optimizer.state_dict()
+    return state
+
+
+def _options(group: Any) -> Any:
+    """The options of an optimizer, without the learning rate, which the training sets in every step."""
+    return {key: value for key, value in group.items() if key != "lr"} if isinstance(group, Mapping) else None
+
+
+def _compare(what: str, found: Any, expected: Mapping[str, Any]) -> None:
+    """Refuse other names, shapes or types of tensors."""
+    if not isinstance(found, Mapping):
+        raise LimbeckError(f"{what} are missing")
+    for name in [*expected, *found]:
+        if name not in found or name not in expected:
+            raise LimbeckError(f"{what} {'lack' if name in expected else 'hold'} {name!r}")
+        one, other = _form(found[name]), _form(expected[name])
+        if one != other:
+            raise LimbeckError(f"{what}: {name!r} is {one}, needed is {other}")
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def _check_finite(what: str, value: Any) -> None:
+    if isinstance(value, Tensor) and not value.isfinite().all():
+        raise LimbeckError(f"{what} holds a NaN or an infinite number")

@@ -1,0 +1,326 @@
+"""A recipe as a run: teachers, students alone and distilled students over seeds, in a folder that a crash leaves whole.
+
+`Experiment` is the one orchestrator: `limbeck run` and `limbeck.distill` both prepare one, and run it.
+"""
+
+import json
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core import LimbeckError, Method, Outputs, Stage
+from limbeck.data import Progress, load
+from limbeck.evaluate import latency
+from limbeck.experiment.arms import arms_of, label_indices, method_of, needed, teacher_of, training_of
+from limbeck.experiment.caching import cached, outputs
+from limbeck.experiment.environment import environment
+from limbeck.experiment.events import Event, Finished, Job, Track
+from limbeck.experiment.fit import Fit, fit
+from limbeck.experiment.folder import RunFolder
+from limbeck.experiment.given import Given
+from limbeck.experiment.in_memory import Folder, InMemory
+from limbeck.experiment.measuring import measure, outputs_of
+from limbeck.experiment.networks import NetworkFactory, ensemble
+from limbeck.experiment.plan import plan
+from limbeck.experiment.preflight import preflight, resolved
+from limbeck.experiment.prepared import Prepared
+from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, summarise
+from limbeck.experiment.runfiles import clear
+from limbeck.experiment.workspace import Training, Workspace, example_batch
+from limbeck.methods import METHODS
+from limbeck.models import load_weights
+from limbeck.recipe.blocks import Recipe, TeacherBlock
+from limbeck.recipe.read import dump, with_absolute_paths
+from limbeck.train.copies import copy_of
+from limbeck.user_code import code_digests
+
+
+class Experiment:
+    """One recipe with its data and run folder. Building it finds what is wrong, before any training.
+
+    Args:
+        recipe: what to run.
+        folder: the run folder.
+        resume: resume the run that the folder holds; otherwise it must not hold one.
+        overwrite: a run that the folder holds is deleted when this one begins.
+        trust_code: let a file of weights name the Python file that builds its network.
+        given: what stands for the recipe's data, networks and method, where they are the caller's own.
+        in_memory: nothing of the run is written; the folder holds the teacher's outputs alone, where they are kept.
+        progress: is called while the data is read, see `limbeck.data.load`.
+
+    Attributes:
+        recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
+            through teacher and student. factory: what gives its networks.
+
+    Raises:
+        LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        trust_code: bool = False,
+        given: Given | None = None,
+        in_memory: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self.recipe = with_absolute_paths(recipe) if given is None else recipe
+        self.data = load(**recipe.data.model_dump(), progress=progress) if given is None else given.data
+        source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
+        self.factory = Prepared(source, self.recipe, self.data)
+        self._given, self._in_memory = given, in_memory
+        self._results: dict[Job, NetworkResult] = {}
+        self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
+        self._guides: dict[Job, Tensor] = {}  # the outputs of teachers on the test split
+        self._result: RunResult | None = None
+        with ExitStack() as refused:
+            refused.push(self.factory)
+            self._look(recipe, folder, resume=resume, overwrite=overwrite)
+            refused.pop_all()
+
+    def _look(self, recipe: Recipe, path: Path, *, resume: bool, overwrite: bool) -> None:
+        """Find what is wrong, and open the run folder."""
+        self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
+        for name, split in (("validation", self.data.validation), ("test", self.data.test)):
+            if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
+                raise LimbeckError(f"the {name} split has no sample of shift_bias: {list(recipe.evaluate.shift_bias)}")
+        known = resolved(self.recipe, path) if resume else self.recipe
+        found = preflight(known, self.data, self.factory, path, self._given.method if self._given else None)
+        self.recipe, self.engine, self.macs = found.recipe, found.engine, found.macs
+        self._trains_teacher, self._work, self._found = found.teaching, found.work, found.notes
+        training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
+        self.workspace = Workspace(self.data, training, self.engine)
+        for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
+            if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
+                self.workspace.with_training(training_of(block, self.data)).batches(seed=0)
+        if self._given is not None and (len(self.recipe.seeds) > 1 or len(self.arms) > 1):
+            self._given.networks.keep()
+        if overwrite:
+            clear(path)
+        text = dump(self.recipe) + self._digests()
+        self.folder: Folder = InMemory(path) if self._in_memory else RunFolder(path, text, resume=resume)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The student's arms: alone where the recipe has a baseline, then the method."""
+        return arms_of(self.recipe)
+
+    def _digests(self) -> str:
+        """What the recipe names and does not hold, as comments below it: a run of other data or code is another run."""
+        parts = {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}
+        lines = [f"# {name}: {part.digest()}" for name, part in parts.items()] if self._given is None else []
+        return "".join(f"{line}\n" for line in [*lines, *code_digests(self.recipe.model_dump())])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the run, so far."""
+        return (*self._lasting, *self.folder.notes)
+
+    @property
+    def _lasting(self) -> tuple[str, ...]:
+        """Those that a resumed run has too."""
+        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *self._found)))
+
+    @property
+    def work(self) -> Mapping[Job, float]:
+        """All that is trained, in order, with about how many multiply-accumulates it takes."""
+        jobs: list[Job] = []
+        for seed in self.recipe.seeds:
+            block = self.recipe.teacher
+            if block is not None and block.train is not None:
+                jobs += _teachers(self.recipe, block, seed)
+            jobs += [Job(arm, seed) for arm in self.arms]
+        return {job: self._work[job.arm] for job in jobs}
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """By arm, the trained networks of the first seed."""
+        return self._networks
+
+    @property
+    def result(self) -> RunResult:
+        """What the run came to.
+
+        Raises:
+            LimbeckError: it is not over.
+        """
+        if self._result is None:
+            raise LimbeckError("the run is not over: iterate over `run` to its end first")
+        return self._result
+
+    def run(self, track: Track = lambda job, epochs, batches: batches) -> Generator[Event, None, None]:
+        """Train what is not there yet, yielding as it goes; at the end the run's result is there, and is written."""
+        self.folder.open(environment() | self._decided)
+        for seed in self.recipe.seeds:
+            teacher = guide = None
+            if self.recipe.teacher is not None:
+                teacher, guide = yield from self._teacher(self.recipe.teacher, seed, track)
+            store = yield from self._outputs(seed, teacher)
+            for arm in self.arms:
+                yield from self._student(Job(arm, seed), teacher, store, guide, track)
+        self._conclude()
+
+    @property
+    def _decided(self) -> dict[str, object]:
+        return self.engine.decided | {"cache": self.recipe.cache.model_dump(mode="json")}
+
+    def teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
+        """The teacher of a seed: trained, or restored; its figures are there before any student's training."""
+        return (yield from self._teacher(block, seed, track))[0]
+
+    def _teacher(
+        self, block: TeacherBlock, seed: int, track: Track
+    ) -> Generator[Event, None, tuple[nn.Module, Tensor | None]]:
+        """The same, and its outputs on the test split; None where it is not trained yet, or is a table."""
+        members, guide = self.factory.restored(block), None
+        reused = bool(members)
+        job = teacher_of(self.recipe, seed)
+        for one in () if members else _teachers(self.recipe, block, seed):
+            network, guide = yield from self._member(block, one, track)
+            members.append(network)
+        network = ensemble(members, block)
+        if block.untrained or block.table:
+            return network, None
+        for number, member in enumerate(members if reused and len(members) > 1 else ()):
+            yield from self._measured(Job("member", job.seed, number), member, reused=True)
+        if job not in self._results:
+            guide = yield from self._measured(job, network, reused=reused)
+        guide = self._guides.get(job) if guide is None else guide
+        if guide is None:  # it was measured in the part of the run that is resumed
+            guide = outputs_of(network, self.data.test, self.data, self.engine, name="teacher")
+        self._guides = {job: guide}  # of the last teacher alone: several seeds may share it
+        self._networks.setdefault("teacher", network)
+        return network, guide
+
+    def _measured(self, job: Job, network: nn.Module, *, reused: bool) -> Generator[Event, None, Tensor | None]:
+        """Measure a teacher that was restored, or an ensemble; gives its outputs on the test split."""
+        if job in self._results:
+            return None
+        found = measure(job, network, self.workspace, name="teacher")
+        self._results[job] = found.result
+        yield Finished(job, found.result, reused=reused)
+        return found.outputs
+
+    def _member(
+        self, block: TeacherBlock, job: Job, track: Track
+    ) -> Generator[Event, None, tuple[nn.Module, Tensor | None]]:
+        """A teacher that is trained here, or one member of an ensemble; and its outputs on the test split, if known."""
+        self.engine.seed(job.generator_seed)
+        network, spec = self.factory.teacher(block)
+        if block.train is None:  # left untrained, for the method
+            return network, None
+        if job in self._results:
+            load_weights(network, self.folder.weights(str(job), job.file))
+            return network, None
+        workspace = self.workspace.with_training(training_of(block.train, self.data))
+        outputs = yield from self._fit(Fit(job, METHODS["alone"], {"student": network}, spec, workspace), track)
+        return network, outputs if block.members == 1 else None
+
+    def _student(
+        self, job: Job, teacher: nn.Module | None, store: Outputs | None, guide: Tensor | None, track: Track
+    ) -> Iterator[Event]:
+        self.engine.seed(job.seed)
+        network, spec, others = self.factory.student(job.seed, job.arm)
+        networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
+        trains_teacher = self._trains_teacher[job.arm] and teacher is not None
+        if trains_teacher and teacher is not None:
+            networks["teacher"] = copy_of(teacher, example_batch(self.data).inputs, name="teacher")
+        yield from self._fit(
+            Fit(
+                job,
+                self._method_of(job.arm),
+                needed(job.arm, networks),
+                spec,
+                self.workspace,
+                store=store,
+                teacher_outputs=None if trains_teacher else guide,
+                trains_teacher=trains_teacher,
+                identity=self._identity() if job.arm == "alone" and not self._in_memory else None,
+                first_stage_of=self._first_stage_of(job),
+                shift=self._shift,
+            ),
+            track,
+        )
+        self._networks.setdefault(job.arm, network)
+
+    def _fit(self, one: Fit, track: Track) -> Generator[Event, None, Tensor | None]:
+        outputs = yield from fit(one, self.folder, track)
+        self._results[one.job] = self.folder.results[str(one.job)]
+        return outputs
+
+    def _identity(self) -> str:
+        """What the recipe says of a student alone."""
+        parts = (self.recipe.student.model_dump(mode="json"), self.recipe.train.model_dump(mode="json"))
+        return json.dumps(parts, sort_keys=True)
+
+    def _first_stage_of(self, job: Job) -> Job | None:
+        """The student of the first seed, where the recipe lets the others share its first stage."""
+        first = Job(job.arm, self.recipe.seeds[0])
+        shared = self.recipe.share_first_stage and job.arm == self.recipe.method["name"] and job != first
+        return first if shared else None
+
+    def reading(self, seed: int, teacher: nn.Module) -> tuple[tuple[Stage, ...], Training]:
+        """The method's stages for a seed, which say what is read of the teacher, and the training they are for."""
+        student, _, others = self.factory.student(seed, self.recipe.method["name"])
+        networks = {"student": student, **others, "teacher": teacher}
+        method = self._method_of(self.recipe.method["name"])
+        return plan(method, networks, self.data, self.workspace.training), self.workspace.training
+
+    def outputs(self, seed: int, teacher: nn.Module) -> Generator[Event, None, Outputs | None]:
+        """What the method reads of a seed's teacher, where it is kept: the store is built unless it is there."""
+        stages, training = self.reading(seed, teacher)
+        path = self.folder.path
+        store = yield from outputs(self.recipe, path, seed, stages, teacher, self.data, training, self.engine)
+        return store
+
+    def _outputs(self, seed: int, teacher: nn.Module | None) -> Generator[Event, None, Outputs | None]:
+        """The same, before any student is trained: what prevents it is told then."""
+        job, block = Job(self.recipe.method["name"], seed), self.recipe.teacher
+        if teacher is None or block is None or not (self.recipe.cache.use or block.table):
+            return None
+        if self.folder.result(str(job)) is not None:
+            return None
+        store = yield from self.outputs(seed, teacher)
+        return store
+
+    def _method_of(self, arm: str) -> Method:
+        return method_of(self.recipe, arm, self._given.method if self._given else None)
+
+    def _conclude(self) -> None:
+        """The run's own result.json and student, of the first seed, and every seed's figures beside them."""
+        student, runs = str(Job(self.recipe.method["name"], self.recipe.seeds[0])), tuple(self._results.values())
+        self._result = self.folder.concluded(runs, student) or self.folder.conclude(self._concluded(runs), student)
+
+    def _concluded(self, runs: tuple[NetworkResult, ...]) -> RunResult:
+        method = self.recipe.method["name"]
+        times = latency(self._networks, self.data.shape, runs=self.recipe.evaluate.latency_runs)
+        first = {job.arm: found for job, found in reversed(list(self._results.items())) if job.arm in times}
+        shown = {arm: replace(found, latency=times[arm]) for arm, found in first.items()}
+        return RunResult(
+            schema=SCHEMA,
+            name=self.recipe.name,
+            method=method,
+            seeds=tuple(self.recipe.seeds),
+            teacher=shown.get("teacher"),
+            student=shown[method],
+            alone=shown.get("alone"),
+            summary=summarise(runs),
+            splits=dict(self.data.origins),
+            notes=self._lasting,
+            decided=self._decided,
+            runs=runs,
+        )
+
+
+def _teachers(recipe: Recipe, block: TeacherBlock, seed: int) -> list[Job]:
+    """What is trained as the teacher of a seed: one network, or the members of an ensemble."""
+    teacher = teacher_of(recipe, seed)
+    return [teacher] if block.members == 1 else [Job("member", teacher.seed, number) for number in range(block.members)]

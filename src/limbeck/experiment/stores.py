@@ -1,0 +1,67 @@
+"""Build the stores of an experiment's teachers, and compare them with the teachers, without a run."""
+
+from collections.abc import Iterator
+
+from limbeck.cache.manifest import info
+from limbeck.core import LimbeckError
+from limbeck.experiment.arms import teacher_of
+from limbeck.experiment.caching import check, teacher_taps
+from limbeck.experiment.environment import environment
+from limbeck.experiment.events import Event, Job, StoreVerified, Track
+from limbeck.experiment.run import Experiment
+from limbeck.experiment.store_folders import NOTHING, store_folder
+from limbeck.recipe.blocks import TeacherBlock
+
+
+def build_stores(experiment: Experiment, track: Track = lambda job, epochs, batches: batches) -> Iterator[Event]:
+    """Build the store of each teacher's outputs. Teachers that the recipe trains are trained first, for the run.
+
+    Raises:
+        LimbeckError: the recipe stores nothing; the disk has not enough space; a folder holds another store.
+    """
+    block = _block(experiment)
+    if block.train is not None:
+        experiment.folder.open(environment())
+    for seed in _teachers(experiment).values():
+        teacher = yield from experiment.teacher(block, seed, track)
+        yield from experiment.outputs(seed, teacher)
+
+
+def compare_stores(experiment: Experiment) -> Iterator[Event]:
+    """Compare each store with its teacher on random rows.
+
+    Raises:
+        LimbeckError: a store is not finished, damaged or built from something else; a row is not what the teacher
+            gives.
+    """
+    block, run = _block(experiment), experiment.folder.path
+    folders = {job: store_folder(experiment.recipe, run, job.seed) for job in _teachers(experiment)}
+    for folder in folders.values():
+        info(folder)  # a store that does not exist is reported before any teacher is loaded
+    for job, folder in folders.items():
+        names = [job] if block.members == 1 else [Job("member", job.seed, number) for number in range(block.members)]
+        if block.train is not None and any(experiment.folder.result(str(name)) is None for name in names):
+            raise LimbeckError(
+                f"{job}, whose outputs are stored, was not trained in {run}: name its run folder by --out"
+            )
+        seed = _teachers(experiment)[job]
+        teacher = yield from experiment.teacher(block, seed, lambda job, epochs, batches: batches)
+        stages, training = experiment.reading(seed, teacher)
+        cache, data, engine = experiment.recipe.cache, experiment.data, experiment.engine
+        found = check(folder, cache, teacher, teacher_taps(stages), data, training, engine)
+        yield StoreVerified(job, folder, found.rows, found.deviation, found.allowed)
+
+
+def _block(experiment: Experiment) -> TeacherBlock:
+    block = experiment.recipe.teacher
+    if block is None or not experiment.recipe.cache.use:
+        raise LimbeckError(NOTHING)
+    return block
+
+
+def _teachers(experiment: Experiment) -> dict[Job, int]:
+    """Each teacher, and the seed of a student that learns from it."""
+    found: dict[Job, int] = {}
+    for seed in experiment.recipe.seeds:
+        found.setdefault(teacher_of(experiment.recipe, seed), seed)
+    return found

@@ -1,0 +1,92 @@
+"""What a training works with: data, how it is trained, and the engine."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from limbeck.core import Batch, LimbeckError, MakeOptimizer, Schedule
+from limbeck.data import Augment, Batches, Data, Split, normalise
+from limbeck.tasks import Task, task_of
+from limbeck.train.engine import Engine
+
+NO_AUGMENTATION = Augment()
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained; ``exclude`` holds the classes left out of its training set.
+
+    With ``views`` the epochs take turns over so many augmented views of each sample, which are those of ``view_seed``.
+
+    Raises:
+        LimbeckError: the epochs or the batch size are not a whole number of at least 1.
+    """
+
+    epochs: int
+    batch_size: int
+    optimizer: MakeOptimizer
+    schedule: Schedule
+    augment: Augment = NO_AUGMENTATION
+    exclude: tuple[int, ...] = ()
+    views: int | None = None
+    view_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise LimbeckError(f"{name} is {value!r}: allowed are whole numbers from 1")
+
+
+def training_batches(data: Data, training: Training, *, seed: int, engine: Engine) -> Batches:
+    """The training set in the order and the augmented views that the seed gives."""
+    return Batches(
+        data.train.without(training.exclude),
+        batch_size=training.batch_size,
+        seed=seed,
+        mean=data.mean,
+        std=data.std,
+        augment=training.augment,
+        views=training.views,
+        view_seed=training.view_seed,
+        device=engine.device,
+    )
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Data, training and engine: what nearly every part of a run needs."""
+
+    data: Data
+    training: Training
+    engine: Engine
+
+    @property
+    def task(self) -> Task:
+        """The kind of problem."""
+        return task_of(self.data)
+
+    @property
+    def samples(self) -> Split:
+        """The training set, without the classes that are left out."""
+        return self.data.train.without(self.training.exclude)
+
+    def batches(self, seed: int) -> Batches:
+        """The training set in the order and the augmented views that the seed gives."""
+        return training_batches(self.data, self.training, seed=seed, engine=self.engine)
+
+    def spread(self, count: int) -> Batch:
+        """So many training samples, spread evenly over the training set, not augmented, on the device."""
+        split, device = self.samples, self.engine.device
+        index = torch.arange(count) * len(split) // count
+        inputs = normalise(split.inputs[index], self.data.mean, self.data.std).to(device)
+        return Batch(inputs, split.targets[index].to(device), index.to(device), 0)
+
+    def with_training(self, training: Training) -> "Workspace":
+        """The same for another training."""
+        return replace(self, training=training)
+
+
+def example_batch(data: Data, samples: int = 2) -> Batch:
+    """The first training samples, by default two, to try networks on: fewer where there are fewer."""
+    index = torch.arange(min(samples, len(data.train)))
+    return Batch(normalise(data.train.inputs[index], data.mean, data.std), data.train.targets[index], index, 0)

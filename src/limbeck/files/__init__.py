@@ -1,0 +1,1 @@
+"""Read untrusted files with limits on time and memory, and write files atomically."""

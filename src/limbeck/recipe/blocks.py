@@ -1,0 +1,221 @@
+"""The blocks of a recipe with their keys, types and defaults."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, NonNegativeInt, model_validator
+
+from limbeck.options import Checked, Named, as_block, with_known_home
+from limbeck.wording import needed
+
+
+def _several(value: Any) -> Any:
+    if not isinstance(value, str | list | tuple):
+        raise needed("a path or a list of paths")
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _square(value: Any) -> Any:
+    if type(value) is int:
+        return (value, value)
+    if not isinstance(value, list | tuple):
+        raise needed("a number of pixels, or a list of height and width")
+    return tuple(value)
+
+
+def _kept(value: Any) -> Any:
+    if not isinstance(value, bool | str | Mapping | CacheBlock):
+        raise needed("true, false, auto or a block of options")
+    return as_cache(value)
+
+
+def _methods(value: Any) -> Any:
+    if not isinstance(value, str | Mapping | list):
+        raise needed("a name, a block with a name, or a list of these")
+    return as_methods(value)
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise needed("a name for a folder: letters, digits, . _ and -, beginning with a letter or digit")
+    return value
+
+
+def _network(value: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
+        raise needed("a name of lower-case letters, digits and _, beginning with a letter")
+    return value
+
+
+# Upper bounds catch typing errors that would ask for more memory or processes than a machine has.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Samples = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Pixels = Annotated[int, Field(ge=0, le=10_000)]
+Side = Annotated[int, Field(ge=1, le=10_000)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Refusal = Literal["chance", "permuted", "probabilities", "random", "not_finite", "shared"]
+ClassName = NonNegativeInt | str
+Output = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
+PathText = Annotated[str, AfterValidator(with_known_home)]
+Files = Annotated[tuple[PathText, ...], Field(min_length=1, max_length=100), BeforeValidator(_several)]
+
+
+def as_methods(value: Any) -> Any:
+    """Turn a list of methods into one block ``{"name": "kd+srrl", "parts": [...]}``; see `as_block` for the rest."""
+    if not isinstance(value, list):
+        return as_block(value)
+    parts = [as_block(part) for part in value]
+    names = [str(part.get("name")) if isinstance(part, dict) else str(part) for part in parts]
+    return {"name": "+".join(names), "parts": parts}
+
+
+Methods = Annotated[dict[str, Any], BeforeValidator(_methods)]
+
+
+def as_cache(value: Any) -> Any:
+    """Turn ``true``, ``false`` or ``auto`` into ``{"use": ...}``; a block without ``use`` means ``true``."""
+    if isinstance(value, bool | str):
+        return {"use": value}
+    return {"use": True, **value} if isinstance(value, Mapping) and value else value
+
+
+class AugmentBlock(Checked):
+    """See `limbeck.data.Augment`."""
+
+    crop: Pixels = 0
+    shift: Pixels = 0
+    flip: bool = False
+    cutout: Pixels = 0
+
+
+class DataKeys(Checked):
+    """The keys of any source of data, see `limbeck.data.load`."""
+
+    source: str
+    root: PathText | None = None
+    validation: Annotated[int, Field(ge=0, le=1_000_000_000)] | Share = 0.1
+    normalise: bool = True
+    size: Size | None = None
+    limit: Samples | None = None
+    seed: Seed = 0
+
+
+class DataBlock(DataKeys):
+    """The same with the keys of the source beside them, which `limbeck.recipe.read` checks and completes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys of the source."""
+        return self.model_extra or {}
+
+
+class CacheBlock(Checked):
+    """Whether and how the teacher's outputs are computed once and stored; see docs/speed.md.
+
+    ``true``, ``false`` and ``auto`` are short for a block with only ``use``. A block with other keys and without
+    ``use`` means ``use: true``, see `as_cache`. ``auto`` stores the outputs if that changes only rounding, that is if
+    the student sees the same view of a sample in every epoch, and if they fit easily.
+    """
+
+    use: bool | Literal["auto"] = "auto"
+    views: Count | None = None
+    seed: Seed = 0
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    top_k: Count | None = None
+    folder: PathText | None = None
+
+    @model_validator(mode="after")
+    def _auto_changes_nothing(self) -> Self:
+        options = [name for name in ("views", "dtype", "top_k") if getattr(self, name) is not None]
+        if self.use == "auto" and options:
+            raise ValueError(f"use: auto does not allow {', '.join(options)}: remove these keys, or write use: true")
+        return self
+
+
+class TrainBlock(Checked):
+    """The training of a network. ``exclude`` lists classes that are removed from its training set."""
+
+    epochs: Count
+    batch_size: Count = 128
+    optimizer: Named = Field(default={"name": "adam"})
+    schedule: Named = Field(default={"name": "cosine"})
+    augment: AugmentBlock = AugmentBlock()
+    exclude: tuple[ClassName, ...] = ()
+
+
+class TeacherBlock(Checked):
+    """The teacher: loaded from files or run folders (``weights``), or trained in this run (``train``).
+
+    ``untrained`` is for a method that trains its teacher, such as ``class_distance``. ``table`` is a file of soft
+    labels by image name and replaces the network; ``values`` states what the table contains if limbeck cannot tell.
+    ``init: fine_tune`` trains the teacher in this run from all ``weights`` except the classifier's. ``output`` selects
+    the logits in the network's output, see `limbeck.models.outputs`.
+    """
+
+    model: Named | None = None
+    weights: Files | None = None
+    init: Literal["as_is", "fine_tune"] = "as_is"
+    output: Output | None = None
+    table: PathText | None = None
+    values: Literal["probabilities", "log-probabilities", "logits"] | None = None
+    train: TrainBlock | None = None
+    untrained: bool = False
+    members: Annotated[int, Field(ge=1, le=100)] = 1
+    mean: Literal["arithmetic", "geometric"] = "arithmetic"
+    seed: Seed | None = None
+
+
+class StudentBlock(Checked):
+    """The student or another network that is trained, and a file of initial weights.
+
+    ``init`` states how the weights are used: ``as_is``; ``fine_tune``, all except the classifier's; ``net2net``, from
+    a smaller network of the same family, which is widened and deepened. ``noise`` is added to the copies that
+    ``net2net`` makes, in units of the standard deviation of a layer's weights. Without noise, copies may stay equal.
+    """
+
+    model: Named
+    weights: PathText | None = None
+    output: Output | None = None
+    init: Literal["as_is", "fine_tune", "net2net"] = "as_is"
+    noise: Annotated[float, Field(ge=0)] = 0.0
+
+
+Networks = Annotated[
+    dict[Annotated[str, Field(max_length=100), AfterValidator(_network)], StudentBlock], Field(max_length=100)
+]
+
+
+class EvaluateBlock(Checked):
+    """Options of the evaluation. ``shift_bias`` lists the classes of the omitted-class study."""
+
+    shift_bias: tuple[ClassName, ...] = ()
+    latency_runs: Annotated[int, Field(ge=1, le=100_000)] = 100
+
+
+class Recipe(Checked):
+    """One experiment. Every named block (model, method, optimizer, schedule) contains all its options.
+
+    ``allow`` lists checks of a teacher or a network whose failure is ignored, see `limbeck.experiment.checks`.
+    """
+
+    name: Annotated[str, Field(max_length=100), AfterValidator(_name)]
+    data: DataBlock
+    student: StudentBlock
+    train: TrainBlock
+    method: Methods
+    networks: Networks = Field(default_factory=dict)
+    share_first_stage: bool = False
+    teacher: TeacherBlock | None = None
+    baseline: bool = True
+    seeds: Annotated[tuple[Seed, ...], Field(max_length=1000)] = (0,)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
+    compile: bool = False
+    allow: tuple[Refusal, ...] = ()
+    cache: Annotated[CacheBlock, BeforeValidator(_kept)] = CacheBlock()
+    evaluate: EvaluateBlock = EvaluateBlock()

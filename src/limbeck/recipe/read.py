@@ -1,0 +1,308 @@
+"""Read and validate a recipe file. All errors are reported at once, each with its line, value and allowed values."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from limbeck.errors import nearest
+from limbeck.files.paths import expanded, near
+from limbeck.options import as_block, complete, keyword_model, validate, with_takers
+from limbeck.recipe.blocks import DataKeys, Recipe, TrainBlock, as_methods
+from limbeck.recipe.contradictions import contradictions, folder_contradictions
+from limbeck.recipe.paths import missing
+from limbeck.recipe.signatures import known
+from limbeck.recipe.text import DEPTH, line_of, plain, read_text
+from limbeck.recipe.text import RecipeError as RecipeError
+from limbeck.user_code import is_code
+from limbeck.wording import Problem, shortened, shown
+
+Place = tuple[str | int, ...]
+
+SHOWN = 10
+"""The most problems in one error message."""
+
+_NAMED: tuple[tuple[Place, str], ...] = (
+    (("teacher", "model"), "model"),
+    (("student", "model"), "model"),
+    (("train", "optimizer"), "optimizer"),
+    (("train", "schedule"), "schedule"),
+    (("teacher", "train", "optimizer"), "optimizer"),
+    (("teacher", "train", "schedule"), "schedule"),
+)
+
+
+def read(
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    allow: Sequence[str] = (),
+    check_paths: bool = False,
+) -> Recipe:
+    """Read and validate a recipe file without importing torch.
+
+    Args:
+        path: the YAML file.
+        overrides: texts ``a.b=c`` that replace or add keys. The value c is YAML.
+        seed: run only this seed.
+        allow: checks whose failure is ignored, in addition to those of the recipe.
+        check_paths: whether the files that the recipe names must exist.
+
+    Raises:
+        RecipeError: the recipe is invalid. The message lists all problems.
+    """
+    if not path.exists():
+        meant = near(path.absolute())
+        raise RecipeError(f"there is no recipe {path}{': ' if meant else ''}{meant}")
+    raw = _parse(read_text(path), str(path))
+    labels: dict[Place, str] = {}
+    for override in overrides:
+        labels[_override(raw, override)] = f"--set {shortened(override)}"
+    if seed is not None:
+        raw["seeds"] = [seed]
+        raw.pop("share_first_stage", None)
+    for name in allow:
+        listed = raw.setdefault("allow", [])
+        labels[("allow", len(listed))] = f"--allow {shortened(name)}"
+        raw["allow"] = [*listed, name]
+    recipe, problems = check(raw)
+    if recipe is not None and check_paths:
+        problems = missing(recipe)
+    if recipe is None or problems:
+        lines = sorted((_line(problem, raw, labels), _located(problem, raw, str(path), labels)) for problem in problems)
+        raise RecipeError(_screen([line for _, line in lines]))
+    return recipe
+
+
+def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    """Return the recipe with all defaults filled in (None if it is invalid), and its problems."""
+    names = known()
+    recipe, problems = validate(Recipe, raw)
+    values: dict[str, Any] = recipe.model_dump(mode="json") if recipe else dict(raw)
+    wrong = {problem.path for problem in problems}
+    if ("method",) not in wrong and "method" in values:
+        values["method"], found = _methods(values["method"])
+        problems += found
+    tables = {"model": names.models, "optimizer": names.optimizers, "schedule": names.schedules}
+    others = values.get("networks")
+    more = [(("networks", name, "model"), "model") for name in (others if isinstance(others, dict) else ())]
+    for path, kind in (*_NAMED, *more):
+        parent, block = _at(values, path[:-1]), _at(values, path)
+        if block is None or path in wrong:
+            continue
+        if kind == "model" and _foreign(as_block(block)):
+            filled, found = as_block(block), []
+        else:
+            filled, found = complete(block, tables[kind], kind=kind)
+        problems += [Problem((*path, *problem.path), problem.message) for problem in found]
+        if recipe and parent is not None:
+            parent[path[-1]] = filled
+    if ("data",) not in wrong:
+        filled, found = _data(values.get("data"))
+        problems += found
+        if recipe:
+            values["data"] = filled
+    if recipe is None:
+        return None, problems
+    problems += contradictions(recipe, names.teacherless)
+    return (Recipe.model_validate(values, strict=False) if not problems else None), problems
+
+
+def _data(block: Any) -> tuple[Any, list[Problem]]:
+    """The block with every key of its source written out; those of a user's function are checked when it is called."""
+    source = block.get("source") if isinstance(block, dict) else None
+    if not isinstance(source, str):
+        return block, []  # a problem of the recipe that is known
+    sources = known().sources
+    if is_code(source):
+        problem = Problem(("data", "progress"), "progress is an argument of load and no key of a recipe: leave it out")
+        return block, [problem] * ("progress" in block)
+    if source not in sources:
+        allowed = f"{nearest(source, sources)}, and path/to/file.py:function"
+        return block, [Problem(("data", "source"), f"there is no source {shown(source)}: {allowed}")]
+    values, problems = validate(keyword_model(sources[source], DataKeys), block)
+    common = {(key,) for key in DataKeys.model_fields}  # whose problems the check of the whole recipe has found
+    own = [with_takers(problem, sources) for problem in problems if problem.path[:1] not in common]
+    if source == "folder" and values is not None:
+        own += folder_contradictions(values.model_dump())
+    return values and values.model_dump(mode="json"), [Problem(("data", *one.path), one.message) for one in own]
+
+
+def _methods(block: Any) -> tuple[dict[str, Any], list[Problem]]:
+    """Return the block of the method, or of several combined methods, with every option."""
+    names = known()
+    block = as_methods(block)
+    if not isinstance(block, dict) or "parts" not in block:
+        filled, found = complete(block, names.methods, kind="method", presets=names.presets)
+        return filled, [Problem(("method", *problem.path), problem.message) for problem in found]
+    parts, problems = [], []
+    for place, part in enumerate(block["parts"]):
+        filled, found = complete(part, names.methods, kind="method", presets=names.presets)
+        parts.append(filled)
+        problems += [Problem(("method", place, *problem.path), problem.message) for problem in found]
+    if len(parts) < 2:
+        problems.append(Problem(("method",), f"got a list of {len(parts)}, allowed are lists of two methods or more"))
+    return {**block, "parts": parts}, problems
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """Return a short version of the recipe: at most two epochs and 256 samples, and one seed."""
+
+    def short(train: TrainBlock) -> TrainBlock:
+        return train.model_copy(update={"epochs": min(train.epochs, 2), "batch_size": min(train.batch_size, 64)})
+
+    limit = min(recipe.data.limit or 256, 256)
+    teacher = recipe.teacher
+    if teacher and teacher.train:
+        teacher = teacher.model_copy(update={"train": short(teacher.train)})
+    return recipe.model_copy(
+        update={
+            "name": f"{recipe.name}-smoke",
+            "data": recipe.data.model_copy(update={"limit": limit}),
+            "teacher": teacher,
+            "train": short(recipe.train),
+            "method": _short_stages(recipe.method),
+            "share_first_stage": False,
+            "cache": recipe.cache.model_copy(update={"folder": None}),
+            "seeds": recipe.seeds[:1],
+            "evaluate": recipe.evaluate.model_copy(update={"latency_runs": 10}),
+        }
+    )
+
+
+def _short_stages(block: dict[str, Any]) -> dict[str, Any]:
+    """Return the method with at most 2 epochs in every option that is a number of epochs."""
+    short = {
+        key: min(value, 2) if key.endswith("epochs") and isinstance(value, int) else value
+        for key, value in block.items()
+    }
+    return short | ({"parts": [_short_stages(part) for part in block["parts"]]} if "parts" in block else {})
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with absolute paths and LIMBECK_DATA filled in, so that it works from any folder."""
+
+    def whole(path: str | None) -> str | None:
+        return None if path is None else str(expanded(path).absolute())
+
+    def named(text: str) -> str:
+        file, _, function = text.rpartition(":")
+        return f"{whole(file)}:{function}" if is_code(text) else text
+
+    def model(block: dict[str, Any] | None) -> dict[str, Any] | None:
+        return {**block, "name": named(block["name"])} if block else block
+
+    def found(text: str) -> str | None:
+        return whole(text) if Path(text).exists() else text
+
+    data, student, teacher = recipe.data, recipe.student, recipe.teacher
+    texts: dict[str, Callable[[str], str | None]] = {"path": found, "transform": named}
+    options = {key: texts[key](text) for key, text in data.options.items() if key in texts and isinstance(text, str)}
+    root = whole(data.root or os.environ.get("LIMBECK_DATA"))
+    data = data.model_copy(update={"root": root, "source": named(data.source), **options})
+    student = student.model_copy(update={"weights": whole(student.weights), "model": model(student.model)})
+    if teacher is not None:
+        weights = None if teacher.weights is None else tuple(map(whole, teacher.weights))
+        table = whole(teacher.table)
+        teacher = teacher.model_copy(update={"weights": weights, "table": table, "model": model(teacher.model)})
+    others = {
+        name: other.model_copy(update={"weights": whole(other.weights), "model": model(other.model)})
+        for name, other in recipe.networks.items()
+    }
+    cache = recipe.cache.model_copy(update={"folder": whole(recipe.cache.folder)})
+    update = {"data": data, "student": student, "teacher": teacher, "networks": others, "cache": cache}
+    return recipe.model_copy(update=update)
+
+
+def dump(recipe: Recipe) -> str:
+    """Return the recipe as YAML. Reading the text again returns the same recipe."""
+    yaml, text = YAML(typ="safe", pure=True), StringIO()
+    yaml.default_flow_style = False
+    setattr(yaml, "sort_base_mapping_type_on_output", False)  # noqa: B010 (typed as None); the order of networks: counts
+    yaml.dump(recipe.model_dump(mode="json"), text)
+    return text.getvalue()
+
+
+def reread(path: Path) -> Recipe:
+    """Read the recipe of a run folder. It contains every option, and its names are not checked.
+
+    Raises:
+        RecipeError: the file is damaged.
+    """
+    try:
+        recipe, problems = validate(Recipe, _parse(path.read_text(encoding="utf-8"), str(path)))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is damaged: it is not UTF-8 text ({error})") from error
+    if recipe is None:
+        raise RecipeError(f"{path} is damaged: {problems[0].message}")
+    return recipe
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    raw = plain(text, name)
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{name}: a recipe must be a block of keys, got {shown(raw)}")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
+    key, equals, value = override.partition("=")
+    path = tuple(key.split("."))
+    label = f"--set {shortened(override)}"
+    if not equals or not all(path):
+        raise RecipeError(f"{label}: write it as key.key=value")
+    if len(path) > DEPTH:
+        raise RecipeError(f"{label}: the key has more than {DEPTH} parts")
+    try:
+        new = plain(value, label)
+    except RecipeError as error:
+        raise RecipeError(f"{label}: the value is not YAML: {str(error).rpartition(': ')[2]}") from error
+    node = raw
+    for part in path[:-1]:
+        block = as_block(node.get(part))
+        node[part] = block if isinstance(block, dict) else {}
+        node = node[part]
+    node[path[-1]] = new
+    return path
+
+
+def _at(values: Any, path: Place) -> Any:
+    for part in path:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _foreign(block: Any) -> bool:
+    """Whether a model is not from the zoo, so that its options can only be checked by building it."""
+    name = block.get("name") if isinstance(block, dict) else None
+    return isinstance(name, str) and ":" in name
+
+
+def _label(problem: Problem, labels: Mapping[Place, str]) -> str | None:
+    """Return the command-line option that causes a problem, if any."""
+    for path, label in labels.items():
+        unknown = problem.message.startswith("unknown key") and path[: len(problem.path)] == problem.path
+        if problem.path[: len(path)] == path or unknown:
+            return label
+    return None
+
+
+def _line(problem: Problem, raw: Any, labels: Mapping[Place, str]) -> int:
+    """Return the line in the recipe; 0 if the command line causes the problem."""
+    return 0 if _label(problem, labels) else line_of(raw, problem.path)
+
+
+def _located(problem: Problem, raw: Any, name: str, labels: Mapping[Place, str]) -> str:
+    place = _label(problem, labels) or f"{name}:{line_of(raw, problem.path)}"
+    dotted = shortened(".".join(map(str, problem.path)))
+    return f"{place}: {dotted}: {problem.message}" if dotted else f"{place}: {problem.message}"
+
+
+def _screen(lines: list[str]) -> str:
+    """Return the first `SHOWN` messages and the number of the others."""
+    rest = len(lines) - SHOWN
+    return "\n".join([*lines[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])])

@@ -1,0 +1,1 @@
+"""Training: one loop, and all that makes a step fast or keeps it exact."""

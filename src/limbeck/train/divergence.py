@@ -1,0 +1,67 @@
+"""Why a term became NaN or infinite: searched for when it has happened, so that no step pays for it."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from limbeck.core import Batch, LimbeckError, Sweep, Tap
+
+_MOST_SECONDS = 60.0  # of reading the training set
+_NAMED = 5  # samples in the message
+
+
+class Diverged(LimbeckError):
+    """A term became NaN or infinite."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class NotFinite(Exception):
+    """The first step of an epoch, from 0, with a NaN or infinite value, and the positions of those values."""
+
+    def __init__(self, step: int, places: Sequence[int]) -> None:
+        super().__init__()
+        self.step, self.places = step, places
+
+
+def cause(batch: Batch, read: Mapping[Tap, Tensor], sweep: Sweep) -> str:
+    """Which of the inputs or of the frozen networks' tensors is not finite, and for which samples; "" where all are.
+
+    Args:
+        batch: that of the step.
+        read: what the frozen networks gave on it.
+        sweep: reads the training set, for a minute at most.
+    """
+    inputs = Tap("batch", "inputs")
+    for tap, value in ({inputs: batch.inputs} | dict(read)).items():
+        if not value.isfinite().all():
+            found = set(_samples(value, batch.index))
+            looked = found | set(batch.index.tolist())
+            for bad, seen in _swept(tap, sweep):
+                found |= bad
+                looked |= seen
+            what = "the inputs are NaN or infinite" if tap == inputs else f"{_place(tap)} gives NaN or infinite values"
+            share = f"{len(found)} of {len(looked)} training samples ({100 * len(found) / len(looked):.2g} %)"
+            named = ", ".join(map(str, sorted(found)[:_NAMED])) + (", ..." if len(found) > _NAMED else "")
+            return f"{what} for {share}, which are, counted from 0, {named}"
+    return ""
+
+
+def _place(tap: Tap) -> str:
+    return f"the {tap.source}" if tap == Tap(tap.source) else f"the {tap.source}, at {tap},"
+
+
+def _swept(tap: Tap, sweep: Sweep) -> Iterable[tuple[set[int], set[int]]]:
+    """For each batch, the samples whose tensor is not finite, and all samples."""
+    until = time.monotonic() + _MOST_SECONDS
+    for value, index in sweep(tap, Tap("batch", "index")):
+        yield set(_samples(value, index)), set(index.tolist())
+        if time.monotonic() > until:
+            return
+
+
+def _samples(value: Tensor, index: Tensor) -> list[int]:
+    rows: list[int] = index[~value.flatten(1).isfinite().all(dim=1)].tolist()
+    return rows

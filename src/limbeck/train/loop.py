@@ -1,0 +1,333 @@
+"""The one training loop. It knows stages and terms; it names no method, and it prints nothing."""
+
+import functools
+import math
+import operator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from limbeck.core import Batch, LimbeckError, Loss, Networks, Outputs, Reader, Stage, Tap
+from limbeck.taps import Taps, evaluation_mode
+from limbeck.train.divergence import Diverged as Diverged
+from limbeck.train.divergence import NotFinite, cause
+from limbeck.train.engine import Engine
+from limbeck.train.freeze import Versions, frozen, frozen_modules, learners
+from limbeck.train.memory_format import channels_last, match_parameters
+from limbeck.train.readers import frozen_readers
+
+
+class BatchSource(Protocol):
+    """The batches of each epoch."""
+
+    samples: int  # of one epoch
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, epoch: int) -> Iterable[Batch]:
+        """The batches of one epoch, counted from 0."""
+        ...
+
+    def sweep(self) -> Iterable[Batch]:
+        """Each sample once, in order, not augmented: what a stage's ``prepare`` reads."""
+        ...
+
+    def example_inputs(self) -> Tensor:
+        """The inputs of the first one or two samples, not augmented, to check networks on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The result of one pass over the training set."""
+
+    stage: str
+    position: int  # the stage's, from 0
+    number: int  # finished epochs of the stage, from 1
+    epochs: int  # of the stage in all
+    terms: Mapping[str, float]  # each term's mean over the steps, before its weight
+    loss: float  # the weighted sum's mean over the steps
+    images: int
+    seconds: float
+    state: Callable[[], dict[str, Any]]  # all that exact resume needs; take it before asking for the next epoch
+
+
+class Step(nn.Module):
+    """Everything that learns in a stage, as one module: tensors in, the terms' values and the loss out."""
+
+    def __init__(self, stage: Stage, networks: Networks) -> None:
+        super().__init__()
+        self.learners = nn.ModuleDict(
+            {name.replace(".", "/"): part for name, part in zip(stage.learns, learners(stage, networks), strict=True)}
+        )
+        self.losses = nn.ModuleDict()
+        for name, term in stage.terms.items():
+            if isinstance(term.loss, functools.partial) and isinstance(term.loss.func, nn.Module):
+                raise TypeError(f"term {name!r}: a partial hides its module's parameters; pass the module itself")
+            if isinstance(term.loss, nn.Module):
+                self.losses[name] = term.loss
+        self._terms = [(term.loss, term.reads, term.weight) for term in stage.terms.values()]
+
+    def compile(self, compiled: Callable[[Loss], Loss]) -> None:
+        """Replace each loss by its compiled form; the losses' parameters and state stay in `losses`."""
+        self._terms = [(compiled(loss), reads, weight) for loss, reads, weight in self._terms]
+
+    def forward(self, read: Mapping[Tap, Tensor], progress: float) -> list[Tensor]:
+        """Every term's value, and the loss as the last entry."""
+        values, summands = [], []
+        for term, reads, weight in self._terms:
+            value = term(*[_full(read[tap]) for tap in reads])
+            factor = weight(progress) if callable(weight) else weight
+            values.append(value)
+            summands.append(value if factor == 1 else factor * value)
+        return [*values, functools.reduce(operator.add, summands)]
+
+
+class TrainingSweep:
+    """Reads the training set for a stage's ``prepare``; see `limbeck.core.Sweep`."""
+
+    def __init__(self, epoch: int, networks: Networks, batches: BatchSource, engine: Engine) -> None:
+        self.epoch = epoch
+        self._networks, self._batches, self._engine = networks, batches, engine
+
+    def __call__(self, *taps: Tap) -> Iterator[tuple[Tensor, ...]]:
+        """The taps' tensors, batch by batch, in at least 32 bits."""
+        read = [self._networks[name] for name in dict.fromkeys(tap.source for tap in taps) if name in self._networks]
+        with evaluation_mode(read), Taps(self._networks, taps) as tapped:
+            for batch in self._batches.sweep():
+                # around the networks only, because the caller computes in its own context
+                with torch.no_grad(), self._engine.without_autocast(), self._engine.autocast():
+                    values = tapped.read(batch)
+                yield tuple(_full(values[tap]) for tap in taps)
+
+
+@torch.inference_mode(mode=False)  # a decorator covers each part of a generator, but not what happens between yields
+def run(
+    stages: Sequence[Stage],
+    networks: Networks,
+    batches: BatchSource,
+    engine: Engine,
+    *,
+    store: Outputs | None = None,
+    state: dict[str, Any] | None = None,
+) -> Iterator[Epoch]:
+    """Train the stages in order and yield after every epoch. Logging, evaluation and checkpoints are the caller's.
+
+    The networks that a stage's ``learns`` names and the losses' own parameters learn, where ``requires_grad`` is True.
+    Everything else is frozen: it is in eval mode, gets no gradients and stays bit-identical, buffers too. A part whose
+    parameters are all frozen (`limbeck.train.freeze.frozen_parts`) is frozen with its BatchNorm and dropout. A
+    ``no_grad`` or ``inference_mode`` around the call has no effect.
+
+    Each stage has a fresh optimizer. Each network runs once a batch. Losses see tensors in at least 32 bits, whatever
+    the engine's precision. A stage's ``finish`` is called when the epoch after its last one is asked for; only a last
+    stage's may change a network's structure, because no checkpoint is taken after it.
+
+    Args:
+        stages: what to train.
+        networks: at least those that the stages name; moved to the engine's device.
+        batches: called with the number of an epoch of its stage, from 0.
+        engine: device, precision, and whether to compile.
+        store: the teacher's tensors, computed beforehand; a stage that reads only these does not run the teacher.
+        state: from `Epoch.state`, to resume where it was taken.
+
+    Raises:
+        LimbeckError: a tap does not exist or has no one value; nothing in a stage can learn.
+        Diverged: a term became NaN or infinite; the message says where that came from. The networks that learn have
+            no meaningful weights any more.
+    """
+    for network in networks.values():
+        engine.place(network)
+    steps = [Step(stage, networks) for stage in stages]
+    learning = dict.fromkeys(name for stage in stages for name in stage.networks)
+    with channels_last([networks[name] for name in learning], batches.example_inputs()):
+        if state is not None:
+            nn.ModuleList(steps).load_state_dict(state["modules"])
+        for position in range(state["stage"] if state else 0, len(stages)):
+            resumed = state if state and state["stage"] == position else None
+            yield from _stage(stages[position], position, steps, networks, batches, engine, store, resumed)
+
+
+def _stage(
+    stage: Stage,
+    position: int,
+    steps: Sequence[Step],
+    networks: Networks,
+    batches: BatchSource,
+    engine: Engine,
+    store: Outputs | None,
+    state: dict[str, Any] | None,
+) -> Iterator[Epoch]:
+    step = steps[position]
+    with frozen(frozen_modules(stage, networks)) as rest:
+        learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
+        if not learning:
+            raise LimbeckError(f"stage {stage.name!r}: nothing learns in {', '.join(stage.learns)}")
+        optimizer = stage.optimizer(learning)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        engine.place(step)
+        if state is not None:
+            optimizer.load_state_dict(state["optimizer"])
+            match_parameters(optimizer)
+        if engine.compile:
+            from limbeck.train.compile import compiled_on_maps  # the compiler takes a second to import
+
+            step.compile(compiled_on_maps)
+        read: Versions | None = None
+        if state is not None:
+            engine.restore_generators(state["generators"])
+        for number in range(state["epoch"] if state else 0, stage.epochs):
+            start = time.perf_counter()
+            if stage.prepare is not None:
+                stage.prepare(TrainingSweep(number, networks, batches, engine))
+            versions = Versions(network for name, network in networks.items() if name not in stage.networks)
+            # in the first epoch, and where a frozen network was changed since the last one
+            if read is None or versions.numbers != read.numbers:
+                readers = frozen_readers(stage, networks, batches.example_inputs(), engine, store)
+                taps, read = Taps(networks, stage.reads, learns=stage.networks, readers=readers), versions
+            try:
+                with taps, engine.without_autocast():
+                    step.train()
+                    for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
+                        part.training = False
+                    means, images = _epoch(stage, number, step, taps, optimizer, rates, batches, engine)
+            except NotFinite as first:
+                raise Diverged(_explained(stage, number, first, networks, readers, batches, engine)) from None
+            yield Epoch(
+                stage=stage.name,
+                position=position,
+                number=number + 1,
+                epochs=stage.epochs,
+                terms=dict(zip(stage.terms, means, strict=False)),
+                loss=means[-1],
+                images=images,
+                seconds=time.perf_counter() - start,
+                state=functools.partial(_snapshot, position, number + 1, steps, optimizer, engine),
+            )
+    if stage.finish is not None:
+        stage.finish()
+
+
+def _epoch(
+    stage: Stage,
+    number: int,
+    step: Step,
+    taps: Taps,
+    optimizer: Optimizer,
+    rates: Sequence[float],
+    batches: BatchSource,
+    engine: Engine,
+) -> tuple[list[float], int]:
+    images, means = 0, _Means()
+    optimizer.zero_grad(set_to_none=True)  # gradients from before
+    for position, batch in enumerate(batches(number)):
+        progress = (number + position / len(batches)) / stage.epochs
+        factor = stage.schedule(progress)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        means.add(_update(step, taps, optimizer, batch, progress, engine))
+        images += len(batch.targets)
+    return means.read(), images
+
+
+def _update(
+    step: Step, taps: Taps, optimizer: Optimizer, batch: Batch, progress: float, engine: Engine
+) -> list[Tensor]:
+    """One step, in a function so that its tensors are freed before the next one."""
+    with engine.autocast():
+        read = taps.read(batch)
+    values = step(read, progress)
+    values[-1].backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    torch.clear_autocast_cache()  # inside a caller's autocast it would keep the old weights
+    return [value.detach() for value in values]
+
+
+class _Means:
+    """The means of the steps' values, without waiting for the device at every step.
+
+    Raises:
+        NotFinite: a value is not finite; raised when the values are summed.
+    """
+
+    _MOST = 100  # steps whose values are summed at once: to sum at every step would cost more than the rest of the loop
+
+    def __init__(self) -> None:
+        self._waiting: list[Tensor] = []
+        self._sums: list[list[float]] = []
+        self._steps = 0
+
+    def add(self, values: Sequence[Tensor]) -> None:
+        self._waiting += values
+        self._steps += 1
+        if self._steps % self._MOST == 0:
+            self._sum(len(values))
+
+    def read(self) -> list[float]:
+        if self._waiting:
+            self._sum(len(self._waiting) // (self._steps % self._MOST))
+        return [math.fsum(sums) / self._steps for sums in zip(*self._sums, strict=True)]
+
+    def _sum(self, values: int) -> None:
+        steps = torch.stack(self._waiting).view(-1, values)
+        sums: list[float] = steps.sum(0).tolist()
+        self._sums.append(sums)
+        self._waiting = []
+        if not all(map(math.isfinite, sums)):
+            bad = ~steps.isfinite()
+            first = int(bad.any(dim=1).int().argmax())
+            places = bad[first].nonzero().flatten().tolist()
+            places = places or list(range(values))  # all are finite where their sum overflowed
+            raise NotFinite(self._steps - len(steps) + first, places)
+
+
+def _snapshot(position: int, epoch: int, steps: Sequence[Step], optimizer: Any, engine: Engine) -> dict[str, Any]:
+    return {
+        "stage": position,
+        "epoch": epoch,
+        "modules": nn.ModuleList(steps).state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generators": engine.generators(),
+    }
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _explained(
+    stage: Stage,
+    number: int,
+    first: NotFinite,
+    networks: Networks,
+    readers: Mapping[str, Reader],
+    batches: BatchSource,
+    engine: Engine,
+) -> str:
+    """What became NaN or infinite, when, and where that came from."""
+    names = [*stage.terms, "loss"]
+    what = f"{', '.join(names[place] for place in first.places)} became NaN or infinite"
+    head = f"stage {stage.name!r}, epoch {number + 1}: {what} at step {first.step + 1} of {len(batches)}"
+    frozen_taps = Taps(networks, [tap for tap in stage.reads if tap.source not in stage.networks], readers=readers)
+    sweep = TrainingSweep(number, networks, batches, engine)
+    for batch in islice(batches(number), first.step, first.step + 1):  # the batch of that step
+        with torch.no_grad(), engine.without_autocast():
+            why = cause(batch, frozen_taps.read(batch), sweep)
+        if why:
+            return f"{head}, because {why}; correct that, or leave these samples out"
+    learning = " and ".join(stage.networks) or "what the losses hold"
+    if number == 0 and first.step == 0:
+        return (
+            f"{head}, before anything was learnt, from finite inputs: look for NaN in the weights and the forward of "
+            f"{learning}, and in the loss"
+        )
+    return (
+        f"{head}; the inputs and the frozen networks are finite: lower the learning rate or the term's weight, and "
+        f"start again, because the weights of {learning} have no meaning any more"
+    )

@@ -1,0 +1,145 @@
+"""Readers of frozen networks: hooks on a fused copy, compiled, or from a store."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core import Batch, Networks, Outputs, Reader, Stage, Tap
+from limbeck.taps import Taps
+from limbeck.train.engine import Engine
+from limbeck.train.fuse import fuse
+from limbeck.train.memory_format import runs_channels_last
+
+CHUNK = 4096
+"""Rows that are copied to the device at once."""
+
+
+def frozen_readers(
+    stage: Stage, networks: Networks, inputs: Tensor, engine: Engine, store: Outputs | None
+) -> dict[str, Reader]:
+    """A reader for each network that a stage reads and that does not learn in it, by the network's name.
+
+    Args:
+        stage: what is read.
+        networks: by name, on the engine's device; the frozen ones in eval mode while they are read.
+        inputs: (N, ...) a few samples in 32 bits, on which fused copies are checked.
+        engine: precision, and whether to compile.
+        store: the teacher's tensors; used where it has all that the stage reads of it.
+    """
+    readers = dict[str, Reader]()
+    for name, taps in frozen_taps(stage, networks).items():
+        if store is not None and store.taps >= set(taps):
+            readers[name] = _stored(store if engine.device.type == "cpu" else Resident(store, engine.device))
+        else:
+            readers[name] = network_reader(networks[name], taps, inputs, engine)
+    return readers
+
+
+def frozen_taps(stage: Stage, networks: Networks) -> dict[str, tuple[Tap, ...]]:
+    """What a stage reads of the networks that do not learn in it, by the network's name."""
+    frozen = [name for name in networks if name not in stage.networks]
+    found = {name: tuple(tap for tap in stage.reads if tap.source == name) for name in frozen}
+    return {name: taps for name, taps in found.items() if taps}
+
+
+def network_reader(network: nn.Module, taps: Iterable[Tap], inputs: Tensor, engine: Engine) -> Reader:
+    """The fastest way to a frozen network's tensors: without gradients, in the engine's precision.
+
+    The network is read as it is now: make another reader where it changes.
+
+    Args:
+        network: on the engine's device; in eval mode while it is read.
+        taps: what to read of it.
+        inputs: (N, ...) a few samples in 32 bits, on which the fused copy is checked.
+        engine: precision, and whether to compile; if so, the first batch compiles, for its size.
+
+    Raises:
+        LimbeckError: a tap does not exist or has no one value.
+        CannotCompile: at the first batch, the network cannot be one graph, or the compiled tensors differ.
+    """
+    taps = tuple(taps)
+    fits = runs_channels_last(network, inputs)
+    fused, _ = fuse(network, inputs, taps, precision=engine.precision, channels_last=fits)
+    if engine.compile:
+        return _compiled(fused, taps, engine)
+    tapped = Taps({tap.source: fused for tap in taps}, taps)
+    # The copy belongs to this reader alone, so its hooks stay; the network itself has them only while it is read.
+    hooks = tapped if fused is network else nullcontext(tapped.__enter__())
+
+    def read(batch: Batch) -> Mapping[Tap, Tensor]:
+        with torch.no_grad(), engine.autocast(), hooks:
+            return tapped.read(batch)
+
+    return read
+
+
+def unfused(
+    stages: Sequence[Stage], networks: Networks, inputs: Tensor, engine: Engine, *, table: frozenset[Tap]
+) -> tuple[str, ...]:
+    """Which frozen networks cannot be fused in full and why, a sentence for each.
+
+    Args:
+        stages: what is read.
+        networks: by name; moved to the engine's device.
+        inputs: as in `frozen_readers`.
+        engine: its precision.
+        table: taps that no network is run for.
+    """
+    found = {
+        (name, taps): None
+        for stage in stages
+        for name, taps in frozen_taps(stage, networks).items()
+        if not table >= set(taps)
+    }
+    reasons = []
+    for name, taps in found:  # the memory format, which takes as long to check again, changes no reason
+        network = engine.place(networks[name])
+        reasons.append((name, fuse(network, inputs, taps, precision=engine.precision, channels_last=False)[1]))
+    return tuple(dict.fromkeys(f"the {name} is not fused in full: {reason}" for name, reason in reasons if reason))
+
+
+class Resident:
+    """Outputs whose current view is on a device: reading rows from the host at each step would wait for it.
+
+    An epoch reads one view, so a view is copied once an epoch.
+
+    Args:
+        outputs: what is read, in the host's memory.
+        device: where the rows are needed, and where the index is.
+    """
+
+    def __init__(self, outputs: Outputs, device: torch.device) -> None:
+        self.taps, self.rows = outputs.taps, outputs.rows
+        self._outputs, self._device = outputs, device
+        self._view, self._there = -1, dict[Tap, Tensor]()
+
+    def read(self, index: Tensor, view: int) -> Mapping[Tap, Tensor]:
+        """As `limbeck.core.Outputs.read`, on the device."""
+        if view != self._view:
+            self._there = {}  # before the next is copied: two views need not fit
+            starts = range(0, self.rows, CHUNK)
+            chunks = [torch.arange(start, min(start + CHUNK, self.rows)) for start in starts]
+            parts = [self._outputs.read(chunk, view) for chunk in chunks]
+            self._there = {tap: torch.cat([part[tap] for part in parts]).to(self._device) for tap in self.taps}
+            self._view = view
+        return {tap: values[index] for tap, values in self._there.items()}
+
+
+def _compiled(network: nn.Module, taps: tuple[Tap, ...], engine: Engine) -> Reader:
+    from limbeck.train.compile import compiled_reader  # the compiler takes a second to import
+
+    made: list[Callable[[Tensor], Mapping[Tap, Tensor]]] = []
+
+    def read(batch: Batch) -> Mapping[Tap, Tensor]:
+        with engine.autocast():
+            if not made:
+                made.append(compiled_reader(network, batch.inputs, taps))
+            return made[0](batch.inputs)
+
+    return read
+
+
+def _stored(store: Outputs) -> Reader:
+    return lambda batch: store.read(batch.index, batch.view)

@@ -1,0 +1,96 @@
+"""Terminals that carry ASCII alone get plain characters, never an error."""
+
+import os
+import subprocess
+import sys
+from io import BytesIO, StringIO, TextIOWrapper
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from limbeck.cli import terminal
+
+RECIPE = """\
+name: tiny
+data: {source: digits, limit: 64}
+teacher:
+  model: {name: mlp, hidden: [16]}
+  train: {epochs: 1, batch_size: 32}
+student:
+  model: {name: mlp, hidden: [8]}
+method: kd
+train: {epochs: 1, batch_size: 32}
+evaluate: {latency_runs: 1}
+"""
+
+
+def limbeck_says(folder, *arguments, code=0, **variables):
+    environment = os.environ | {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "120"} | variables
+    command = [sys.executable, "-m", "limbeck", *arguments]
+    done = subprocess.run(command, capture_output=True, cwd=folder, env=environment, timeout=280, check=False)
+    assert done.returncode == code, done.stderr
+    assert b"Traceback" not in done.stderr
+    return (done.stdout + done.stderr).decode("ascii")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["methods"], "Distilling the Knowledge"),
+        (["methods", "kd"], "T^2"),
+        (["models", "resnet8"], "| resnet8 "),
+        (["taps", "mlp", "--set", "hidden=[8]", "--shape", "1,8,8"], "| head "),
+        (["doctor"], "| python "),
+        (["run", "--help"], "Usage:"),
+    ],
+)
+def test_every_listing_is_ascii(tmp_path, arguments, words):
+    assert words in limbeck_says(tmp_path, *arguments)
+
+
+def test_a_run_is_ascii(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    assert "mean +- deviation" in limbeck_says(tmp_path, "run", "recipe.yaml", "--smoke")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1"])
+def test_a_users_file_name_is_told_whatever_the_terminal_carries(tmp_path, encoding):
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("name: kd", ""))
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "limbeck", "run", "n\u0107.yaml"]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(rb"error: there is no recipe n\u0107.yaml: ")
+
+
+def test_columns_stay_in_line_where_characters_are_replaced(monkeypatch):
+    monkeypatch.setattr("sys.stdout", TextIOWrapper(BytesIO(), encoding="ascii", write_through=True))
+    terminal.plain_where_needed()
+    table = Table("a", "b")
+    table.add_row("1 ± 2", "x²")
+    table.add_row("1", "x")
+    terminal.console(width=40).print(table)
+    lines = sys.stdout.buffer.getvalue().decode("ascii").splitlines()
+    assert "| 1 +- 2 | x^2 |" in lines
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_stream_that_carries_everything_is_left_alone(monkeypatch):
+    monkeypatch.setattr("sys.stdout", TextIOWrapper(BytesIO(), encoding="utf-8", write_through=True))
+    terminal.plain_where_needed()
+    terminal.console().print("1 ± 2 [x] ²")
+    assert sys.stdout.buffer.getvalue().decode() == "1 ± 2 [x] ²\n"
+
+
+def test_a_stream_that_is_no_file_is_written_to(monkeypatch):
+    monkeypatch.setattr("sys.stdout", StringIO())
+    terminal.plain_where_needed()
+    terminal.console().print("±")
+    assert sys.stdout.getvalue() == "±\n"
+
+
+def test_the_commands_make_no_console_of_their_own():
+    source = Path(terminal.__file__).parent
+    made = [file.name for file in source.glob("*.py") if "Console(" in file.read_text(encoding="utf-8")]
+    assert set(made) <= {"terminal.py"}

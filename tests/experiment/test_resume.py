@@ -1,0 +1,110 @@
+"""A run that is killed and resumed gives the same bits, with a real process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from limbeck.files import checkpoint
+
+RECIPE = """\
+name: killed
+data: {source: digits}
+teacher:
+  model: {name: mlp, hidden: [64], dropout: 0.2}
+  train: {epochs: 12, batch_size: 16, augment: {shift: 1}}
+student:
+  model: {name: mlp, hidden: [16], dropout: 0.1}
+method: kd
+train: {epochs: 40, batch_size: 16}  # so long that no kill comes after the end
+evaluate: {latency_runs: 1}
+precision: 32
+compile: false
+"""  # auto decides by timing, which on a busy machine may come out one way or the other
+
+
+def limbeck(*arguments, folder):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "limbeck", "run", "recipe.yaml", *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # a shell that runs the tests in the background has them ignore SIGINT, which a child would inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, "the run made no progress"
+        time.sleep(0.002)
+
+
+def same(one, other):
+    first, second = load_file(one), load_file(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    process = limbeck(folder=folder)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return folder / "runs" / "killed"
+
+
+@pytest.mark.parametrize("job", ["teacher/seed0", "kd/seed0"])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, whole, job):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    run = tmp_path / "runs" / "killed"
+    process = limbeck(folder=tmp_path)
+    wait_for(lambda: sum(line["job"] == job for line in lines(run / "metrics.jsonl")) >= 4, process)
+    time.sleep(0.02)  # into the middle of the next epoch
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert not (run / "result.json").exists()
+    held = checkpoint.load(run / "checkpoint" / "last.pt")["job"] == job  # a slow disk may have put the first one off
+
+    again = limbeck("--resume", folder=tmp_path)
+    output, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, output
+    assert (f"{job}: resuming from its checkpoint" in output) == held
+    for name in ("teacher/seed0/teacher", "alone/seed0/student", "kd/seed0/student"):
+        assert same(whole / f"{name}.safetensors", run / f"{name}.safetensors"), name
+    assert same(whole / "student.safetensors", run / "student.safetensors")
+    kept = [(line["job"], line["epoch"], line["loss"]) for line in lines(run / "metrics.jsonl")]
+    assert kept == [(line["job"], line["epoch"], line["loss"]) for line in lines(whole / "metrics.jsonl")]
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    run = tmp_path / "runs" / "killed"
+    process = limbeck(folder=tmp_path)
+    held = run / "checkpoint" / "last.pt"  # a slow disk may put the first one off
+    wait_for(lambda: held.exists() and len(lines(run / "metrics.jsonl")) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "To resume: limbeck run recipe.yaml --resume" in output
+    assert "Traceback" not in output
+    assert held.exists()
