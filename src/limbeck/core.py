@@ -97,16 +97,13 @@ class Outputs(Protocol):
     @property
     def taps(self) -> frozenset[Tap]:
         """The taps whose tensors are stored."""
-        ...
 
     @property
     def rows(self) -> int:
         """The number of samples of a view."""
-        ...
 
     def read(self, index: Tensor, view: int) -> Mapping[Tap, Tensor]:
         """The rows of every tap, in at least 32 bits, for the samples ``index`` (N,) int64 in a view."""
-        ...
 
 
 class Sweep(Protocol):
@@ -116,7 +113,6 @@ class Sweep(Protocol):
 
     def __call__(self, *taps: Tap) -> Iterator[tuple[Tensor, ...]]:
         """The taps' tensors, batch by batch: every sample once, not augmented, in eval mode, without gradients."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -137,6 +133,11 @@ class Stage:
     def networks(self) -> tuple[str, ...]:
         """The networks that learn, or of which a part does, in the order of ``learns``."""
         return tuple(dict.fromkeys(name.partition(".")[0] for name in self.learns))
+
+    @property
+    def losses(self) -> tuple[nn.Module, ...]:
+        """The losses that are modules."""
+        return tuple(term.loss for term in self.terms.values() if isinstance(term.loss, nn.Module))
 
     @property
     def reads(self) -> tuple[Tap, ...]:

@@ -328,7 +328,9 @@ def test_what_is_no_regular_file_is_told_or_made_anew(tmp_path, network, undistu
         else:
             file.symlink_to("/dev/zero")
         if name == "manifest.json":
-            with pytest.raises(LimbeckError, match=r"manifest\.json is not a regular file: delete it and build the store again"):
+            with pytest.raises(
+                LimbeckError, match=r"manifest\.json is not a regular file: delete it and build the store again"
+            ):
                 tiny.run(tmp_path / "store", network)
             file.rmdir() if kind == "folder" else file.unlink()
         elif kind == "folder":

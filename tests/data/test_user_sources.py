@@ -104,6 +104,16 @@ def test_the_error_of_a_users_source_is_left_as_it_is(user_file):
         ("Split(torch.zeros(4, 2), torch.zeros(4))", {}, "train: targets are torch.float32 of shape"),
         ("torch.zeros(4, 2)", {}, "mine.py:load failed: AttributeError"),
         (
+            "Split(torch.zeros(4, 2), torch.arange(4) % 2, names=('one',))",
+            {},
+            "mine.py:load gave 1 names for 4 samples of train",
+        ),
+        (
+            "Split(torch.zeros(4, 2), torch.arange(4) % 2), origins={'tset': 'mine'}",
+            {},
+            "gave an origin of 'tset'; allowed are train, validation and test",
+        ),
+        (
             "Split(torch.zeros(4, 2), torch.arange(4) % 2)",
             {"size": 4},
             r"inputs are torch.float32 .*; allowed are uint8",
@@ -114,6 +124,18 @@ def test_what_a_users_source_gives_is_checked(parts, options, message, user_file
     code = f"import torch\nfrom limbeck.data import Parts, Split\ndef load(): return Parts({parts}, classes=('a', 'b'))"
     with pytest.raises(LimbeckError, match=message):
         load(f"{user_file(code)}:load", **options)
+
+
+def test_the_classes_of_a_users_source_are_texts_in_a_tuple(user_file):
+    code = """
+        import torch
+        from limbeck.data import Parts, Split
+        def load(): return Parts(Split(torch.randn(20, 2), torch.arange(20) % 2), classes=[3, "b", None])
+    """
+    data = load(f"{user_file(code)}:load")
+    assert data.classes == ("3", "b", "None")
+    assert data.origins["train"] == "given by the source, without what is split off for test and validation"
+    assert data.notes == ("1 of 3 classes have no training sample: None",)
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -50,16 +50,10 @@ def test_a_fresh_network_is_drawn_from_the_generator():
     assert same(first, fresh(MLP, data())[0])
 
 
-def test_a_network_may_start_from_a_file(tmp_path):
-    trained = saved(tmp_path / "student.safetensors")
-    assert same(fresh(MLP, data(), weights=str(tmp_path / "student.safetensors"))[0], trained)
-    assert same(fresh(MLP, data(), weights=str(tmp_path))[0], trained)
-
-
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     saved(tmp_path / "student.safetensors", block={"name": "mlp", "hidden": [5]})
     with pytest.raises(LimbeckError, match="does not fit the network"):
-        fresh(MLP, data(), weights=str(tmp_path / "student.safetensors"))
+        restored(str(tmp_path / "student.safetensors"), MLP, data())
 
 
 @pytest.mark.parametrize(
@@ -73,12 +67,12 @@ def test_an_unknown_model_or_option_is_refused(block, message):
 
 def test_a_file_of_limbecks_restores_itself(tmp_path):
     trained = saved(tmp_path / "net.safetensors")
-    assert same(restored(str(tmp_path / "net.safetensors"), None, data()), trained)
+    assert same(restored(str(tmp_path / "net.safetensors"), None, data())[0], trained)
 
 
 def test_a_file_of_limbecks_restores_into_the_model_that_is_named(tmp_path):
     trained = saved(tmp_path / "net.safetensors")
-    assert same(restored(str(tmp_path / "net.safetensors"), MLP, data()), trained)
+    assert same(restored(str(tmp_path / "net.safetensors"), MLP, data())[0], trained)
     with pytest.raises(LimbeckError, match="does not fit the network"):
         restored(str(tmp_path / "net.safetensors"), {"name": "mlp", "hidden": [5]}, data())
 
@@ -133,7 +127,7 @@ def test_a_foreign_file_needs_its_model_named(tmp_path, wrapper, prefix):
     trained, _ = fresh(MLP, data())
     state = {prefix + name: tensor for name, tensor in trained.state_dict().items()}
     torch.save({wrapper: state} if wrapper else state, tmp_path / "theirs.pt")
-    assert same(restored(str(tmp_path / "theirs.pt"), MLP, data()), trained)
+    assert same(restored(str(tmp_path / "theirs.pt"), MLP, data())[0], trained)
     with pytest.raises(LimbeckError, match="does not say which model it holds: name it under model:"):
         restored(str(tmp_path / "theirs.pt"), None, data())
 
@@ -141,7 +135,7 @@ def test_a_foreign_file_needs_its_model_named(tmp_path, wrapper, prefix):
 def test_foreign_safetensors_need_their_model_named(tmp_path):
     trained, _ = fresh(MLP, data())
     save_file(trained.state_dict(), tmp_path / "theirs.safetensors")
-    assert same(restored(str(tmp_path / "theirs.safetensors"), MLP, data()), trained)
+    assert same(restored(str(tmp_path / "theirs.safetensors"), MLP, data())[0], trained)
     with pytest.raises(LimbeckError, match="name it under model:"):
         restored(str(tmp_path / "theirs.safetensors"), None, data())
 
@@ -302,7 +296,7 @@ def test_a_folder_of_hugging_face_is_a_network(tmp_path, names):
         (tmp_path / names).write_text(
             json.dumps({"weight_map": dict.fromkeys(trained.state_dict(), "part.safetensors")})
         )
-    assert same(restored(str(tmp_path), MLP, data()), trained)
+    assert same(restored(str(tmp_path), MLP, data())[0], trained)
 
 
 def test_a_home_folder_that_is_not_there_is_told():

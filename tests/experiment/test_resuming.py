@@ -98,7 +98,10 @@ def test_the_state_after_any_epoch_is_taken_and_nothing_changes(optimizer):
         (lambda state: state["generators"]["cpu"].zero_(), "its generators are not states of a generator"),
         (lambda state: state["generators"].update(cpu=torch.zeros(3)), r"'cpu' is float32 \(3,\)"),
         (lambda state: state.update(optimizer={}), "its optimizer does not hold the state of an optimizer"),
-        (lambda state: state["optimizer"].update(param_groups=None), "its optimizer differs from that of stage 'first'"),
+        (
+            lambda state: state["optimizer"].update(param_groups=None),
+            "its optimizer differs from that of stage 'first'",
+        ),
         (lambda state: state["optimizer"].update(param_groups=[3]), "its optimizer differs from that of stage 'first'"),
         (lambda state: state["optimizer"]["param_groups"][0].update(weight_decay=1.0), "or has other options"),
         (lambda state: state["optimizer"]["param_groups"][0].update(params=[0]), "or has other options"),

@@ -413,6 +413,13 @@ def test_the_split_for_testing_is_read_once_for_each_network(monkeypatch, member
     assert sorted(read) == sorted(members + teachers + students)
 
 
+def test_a_finished_run_does_not_predict_the_split_for_testing_again(monkeypatch):
+    finish(experiment("seeds=[0,1]"))
+    monkeypatch.setattr(experiment_module, "outputs_of", None)
+    monkeypatch.setattr(fit_module, "outputs_of", None)
+    finish(experiment("seeds=[0,1]", resume=True))
+
+
 def test_what_is_tested_does_not_change_what_is_trained(monkeypatch):
     finish(experiment())
 
@@ -426,6 +433,15 @@ def test_what_is_tested_does_not_change_what_is_trained(monkeypatch):
     assert same(load_file("run/student.safetensors"), load_file("other/student.safetensors"))
     assert lines_of("run") == lines_of("other")
     assert result_of("run").student.test != result_of("other").student.test
+
+
+def test_a_stage_that_comes_twice_is_kept_after_the_first_time(monkeypatch):
+    def twice(setup):
+        return METHODS["alone"](setup) * 2
+
+    monkeypatch.setattr("limbeck.experiment.arms.METHODS", {**METHODS, "alone": twice})
+    finish(experiment("method=alone", "teacher=null"))
+    assert Path("run/alone/seed0/after_alone.safetensors").is_file()
 
 
 def two_stages(setup, *, temperature: float = 4.0):

@@ -102,7 +102,7 @@ def _train(stages: Sequence[Stage], networks: Networks, batches: _One, engine: E
     except (Diverged, torch.OutOfMemoryError):
         raise
     except Exception:  # a copy may fail where its network works, for example if hooks keep tensors in the network
-        with as_they_were([*networks.values(), *_losses(stages)]):
+        with as_they_were([*networks.values(), *(loss for stage in stages for loss in stage.losses)]):
             _steps(stages, networks, batches, engine, zeros)
 
 
@@ -278,10 +278,6 @@ def _single(data: Data) -> str:
     """The name of a split that is evaluated with a batch of one sample; empty if there is none."""
     splits = {"training": data.train, "validation": data.validation, "test": data.test}
     return next((name for name, split in splits.items() if 1 in batch_sizes(len(split), EVALUATION_BATCH)), "")
-
-
-def _losses(stages: Sequence[Stage]) -> list[nn.Module]:
-    return [term.loss for stage in stages for term in stage.terms.values() if isinstance(term.loss, nn.Module)]
 
 
 def _twice(inputs: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def _train(one: Fit, folder: Folder, track: Track) -> Iterator[Event]:
         stage = stages[epoch.position]
         validation = score(network, workspace) if "student" in stage.networks else None
         folder.log(log_line(name, epoch, validation))
-        if "student" in stage.networks and epoch.number == epoch.epochs and stage is not stages[-1]:
+        if "student" in stage.networks and epoch.number == epoch.epochs and epoch.position + 1 < len(stages):
             folder.write(name, _after(stage), network, one.spec)
         folder.save(name, epoch.state)
         yield Trained(one.job, epoch, validation)

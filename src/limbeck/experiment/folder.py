@@ -16,6 +16,7 @@ the network's result.json, or in the checkpoint until there is one. A hash detec
 signature.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -257,10 +258,8 @@ class RunFolder:
                 wrong = "was missing"
             else:
                 recipe, found = values.pop("recipe", None), RunResult.from_json(values)
-                agrees = recipe == self._recipe_hash and [plain(one) for one in found.runs] == [
-                    plain(one) for one in runs
-                ]
-                wrong = "" if agrees else "did not agree with the networks' results"
+                same = json.dumps([plain(one) for one in found.runs]) == json.dumps([plain(one) for one in runs])
+                wrong = "" if same and recipe == self._recipe_hash else "did not agree with the networks' results"
         except LimbeckError:
             wrong = "is damaged or was edited"
         if wrong:

@@ -90,7 +90,7 @@ class NetworkFactory:
         return [self._restored(path, block.model) for path in block.weights or ()]
 
     def _restored(self, path: str, model: Block | None) -> nn.Module:
-        network, said = _restored(path, model, self._data, trust_code=self._trust_code)
+        network, said = restored(path, model, self._data, trust_code=self._trust_code)
         self._note("teacher", path, said)
         return network
 
@@ -165,24 +165,21 @@ def ensemble(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
     return members[0] if len(members) == 1 else Ensemble(members, block.mean)
 
 
-def fresh(block: Block, data: Data, *, weights: str | None = None) -> tuple[nn.Module, NetworkSpec]:
-    """A new network for the data, and what builds it again; ``weights`` is a file to start from.
+def fresh(block: Block, data: Data) -> tuple[nn.Module, NetworkSpec]:
+    """A new network for the data, and what builds it again.
 
     Raises:
-        LimbeckError: there is no such model or option; the weights do not fit.
+        LimbeckError: there is no such model or option.
     """
     options = {key: value for key, value in block.items() if key != "name"}
     spec = NetworkSpec(
         block["name"], options, len(data.classes), data.shape, data.classes, mean=data.mean, std=data.std
     )
-    network = build(spec.name, classes=spec.classes, shape=spec.shape, **options)
-    if weights is not None:
-        _load(network, find_weights(weights), data)
-    return network, spec
+    return build(spec.name, classes=spec.classes, shape=spec.shape, **options), spec
 
 
-def restored(path: str, block: Block | None, data: Data, *, trust_code: bool = False) -> nn.Module:
-    """Load a trained network from a file or a run folder.
+def restored(path: str, block: Block | None, data: Data, *, trust_code: bool = False) -> tuple[nn.Module, str]:
+    """Load a trained network from a file or a run folder; also returns which of the file's weights were used.
 
     Args:
         path: a weights file, or a folder that `find_weights` finds one in.
@@ -194,11 +191,6 @@ def restored(path: str, block: Block | None, data: Data, *, trust_code: bool = F
         LimbeckError: the file is missing or damaged; it does not name its model, or names code; its classes are not
             those of the data.
     """
-    return _restored(path, block, data, trust_code=trust_code)[0]
-
-
-def _restored(path: str, block: Block | None, data: Data, *, trust_code: bool) -> tuple[nn.Module, str]:
-    """The same, and which of the file's weights were used."""
     file = find_weights(path)
     spec = read_spec(file)
     if block is not None:

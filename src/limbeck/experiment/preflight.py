@@ -139,7 +139,7 @@ def _try_arm(planned: Planned, data: Data, engine: Engine, stored: frozenset[Tap
     notes += first_step(stages, networks, workspace, stored=stored)
     if not runs:
         return notes
-    losses = [term.loss for stage in stages for term in stage.terms.values() if isinstance(term.loss, nn.Module)]
+    losses = [loss for stage in stages for loss in stage.losses]
     for module in (*networks.values(), *losses):
         engine.place(module)
     batch = workspace.spread(min(SAMPLES, training.batch_size, len(workspace.samples)))

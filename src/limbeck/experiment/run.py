@@ -79,7 +79,7 @@ class Experiment:
         self._given, self._in_memory = given, in_memory
         self._results: dict[Job, NetworkResult] = {}
         self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
-        self._guides: dict[Job, Tensor] = {}  # the outputs of teachers on the test split
+        self._test_outputs: dict[Job, Tensor] = {}  # of teachers
         self._result: RunResult | None = None
         with ExitStack() as refused:
             refused.push(self.factory)
@@ -157,15 +157,15 @@ class Experiment:
         return self._result
 
     def run(self, track: Track = lambda job, epochs, batches: batches) -> Generator[Event, None, None]:
-        """Train what is not there yet, yielding as it goes; at the end the run's result is there, and is written."""
+        """Train the networks that are not finished, and yield what happens; at the end there is a `result`."""
         self.folder.open(environment() | self._decided)
         for seed in self.recipe.seeds:
-            teacher = guide = None
+            teacher = None
             if self.recipe.teacher is not None:
-                teacher, guide = yield from self._teacher(self.recipe.teacher, seed, track)
+                teacher = yield from self.teacher(self.recipe.teacher, seed, track)
             store = yield from self._outputs(seed, teacher)
             for arm in self.arms:
-                yield from self._student(Job(arm, seed), teacher, store, guide, track)
+                yield from self._student(Job(arm, seed), teacher, store, track)
         self._conclude()
 
     @property
@@ -173,66 +173,61 @@ class Experiment:
         return self.engine.decided | {"cache": self.recipe.cache.model_dump(mode="json")}
 
     def teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
-        """The teacher of a seed: trained, or restored; its figures are there before any student's training."""
-        return (yield from self._teacher(block, seed, track))[0]
-
-    def _teacher(
-        self, block: TeacherBlock, seed: int, track: Track
-    ) -> Generator[Event, None, tuple[nn.Module, Tensor | None]]:
-        """The same, and its outputs on the test split; None where it is not trained yet, or is a table."""
-        members, guide = self.factory.restored(block), None
+        """The teacher of a seed, trained or restored; it is measured before any student is trained."""
+        members = self.factory.restored(block)
         reused = bool(members)
         job = teacher_of(self.recipe, seed)
         for one in () if members else _teachers(self.recipe, block, seed):
-            network, guide = yield from self._member(block, one, track)
-            members.append(network)
+            members.append((yield from self._member(block, one, track)))
         network = ensemble(members, block)
         if block.untrained or block.table:
-            return network, None
+            return network
         for number, member in enumerate(members if reused and len(members) > 1 else ()):
             yield from self._measured(Job("member", job.seed, number), member, reused=True)
-        if job not in self._results:
-            guide = yield from self._measured(job, network, reused=reused)
-        guide = self._guides.get(job) if guide is None else guide
-        if guide is None:  # it was measured in the part of the run that is resumed
-            guide = outputs_of(network, self.data.test, self.data, self.engine, name="teacher")
-        self._guides = {job: guide}  # of the last teacher alone: several seeds may share it
+        yield from self._measured(job, network, reused=reused)
         self._networks.setdefault("teacher", network)
-        return network, guide
+        return network
 
-    def _measured(self, job: Job, network: nn.Module, *, reused: bool) -> Generator[Event, None, Tensor | None]:
-        """Measure a teacher that was restored, or an ensemble; gives its outputs on the test split."""
-        if job in self._results:
-            return None
-        found = measure(job, network, self.workspace, name="teacher")
-        self._results[job] = found.result
-        yield Finished(job, found.result, reused=reused)
-        return found.outputs
+    def _measured(self, job: Job, network: nn.Module, *, reused: bool) -> Iterator[Event]:
+        """Measure a restored teacher or an ensemble, unless it was measured for another seed."""
+        if job not in self._results:
+            found = measure(job, network, self.workspace, name="teacher")
+            self._results[job], self._test_outputs[job] = found.result, found.outputs
+            yield Finished(job, found.result, reused=reused)
 
-    def _member(
-        self, block: TeacherBlock, job: Job, track: Track
-    ) -> Generator[Event, None, tuple[nn.Module, Tensor | None]]:
-        """A teacher that is trained here, or one member of an ensemble; and its outputs on the test split, if known."""
+    def _member(self, block: TeacherBlock, job: Job, track: Track) -> Generator[Event, None, nn.Module]:
+        """A teacher that is trained in this run, or one member of an ensemble."""
         self.engine.seed(job.generator_seed)
         network, spec = self.factory.teacher(block)
         if block.train is None:  # left untrained, for the method
-            return network, None
+            return network
         if job in self._results:
             load_weights(network, self.folder.weights(str(job), job.file))
-            return network, None
+            return network
         workspace = self.workspace.with_training(training_of(block.train, self.data))
-        outputs = yield from self._fit(Fit(job, METHODS["alone"], {"student": network}, spec, workspace), track)
-        return network, outputs if block.members == 1 else None
+        yield from self._fit(Fit(job, METHODS["alone"], {"student": network}, spec, workspace), track)
+        return network
 
-    def _student(
-        self, job: Job, teacher: nn.Module | None, store: Outputs | None, guide: Tensor | None, track: Track
-    ) -> Iterator[Event]:
+    def _outputs_of(self, seed: int, teacher: nn.Module) -> Tensor | None:
+        """The outputs on the test split of the teacher of a seed; None if it is not trained, or is a table."""
+        block, job = self.recipe.teacher, teacher_of(self.recipe, seed)
+        if block is None or block.untrained or block.table:
+            return None
+        if job not in self._test_outputs:  # it was measured in the part of the run that is resumed
+            self._test_outputs[job] = outputs_of(teacher, self.data.test, self.data, self.engine, name="teacher")
+        self._test_outputs = {job: self._test_outputs[job]}  # only those of one teacher are kept in memory
+        return self._test_outputs[job]
+
+    def _student(self, job: Job, teacher: nn.Module | None, store: Outputs | None, track: Track) -> Iterator[Event]:
         self.engine.seed(job.seed)
         network, spec, others = self.factory.student(job.seed, job.arm)
         networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
         trains_teacher = self._trains_teacher[job.arm] and teacher is not None
+        teacher_outputs = None
         if trains_teacher and teacher is not None:
             networks["teacher"] = copy_of(teacher, example_batch(self.data).inputs, name="teacher")
+        elif teacher is not None and self.folder.result(str(job)) is None:
+            teacher_outputs = self._outputs_of(job.seed, teacher)
         yield from self._fit(
             Fit(
                 job,
@@ -241,7 +236,7 @@ class Experiment:
                 spec,
                 self.workspace,
                 store=store,
-                teacher_outputs=None if trains_teacher else guide,
+                teacher_outputs=teacher_outputs,
                 trains_teacher=trains_teacher,
                 identity=self._identity() if job.arm == "alone" and not self._in_memory else None,
                 first_stage_of=self._first_stage_of(job),
@@ -251,10 +246,11 @@ class Experiment:
         )
         self._networks.setdefault(job.arm, network)
 
-    def _fit(self, one: Fit, track: Track) -> Generator[Event, None, Tensor | None]:
+    def _fit(self, one: Fit, track: Track) -> Iterator[Event]:
         outputs = yield from fit(one, self.folder, track)
         self._results[one.job] = self.folder.results[str(one.job)]
-        return outputs
+        if one.job.arm == "teacher" and outputs is not None:
+            self._test_outputs[one.job] = outputs
 
     def _identity(self) -> str:
         """What the recipe says of a student alone."""

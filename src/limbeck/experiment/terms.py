@@ -31,7 +31,7 @@ def meaningless(stages: Sequence[Stage], networks: Networks, batch: Batch) -> tu
         batch: training samples of several classes; the first 16 are used.
     """
     few = Batch(batch.inputs[:SAMPLES], batch.targets[:SAMPLES], batch.index[:SAMPLES], batch.view)
-    losses = [term.loss for stage in stages for term in stage.terms.values() if isinstance(term.loss, nn.Module)]
+    losses = [loss for stage in stages for loss in stage.losses]
     with (
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
         evaluation_mode([*networks.values(), *losses]),

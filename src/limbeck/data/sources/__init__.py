@@ -143,11 +143,16 @@ def _of_user(name: str, source: Source, given: Mapping[str, Any], options: Mappi
         for part, split in (("train", parts.train), ("validation", parts.validation), ("test", parts.test)):
             if split is not None:  # what is wrong would be an error of torch when the splits are divided
                 check_samples(part, split.inputs, split.targets, shape=shape, classes=len(parts.classes))
+                if split.names is not None and len(split.names) != len(split):
+                    raise LimbeckError(f"{name} gave {len(split.names)} names for {len(split)} samples of {part}")
+        unknown = set(parts.origins) - {"train", "validation", "test"}
+        if unknown:
+            raise LimbeckError(f"{name} gave an origin of {min(unknown)!r}; allowed are train, validation and test")
     except LimbeckError:
         raise
     except Exception as error:  # the user's function may raise anything
         raise LimbeckError(f"{name} failed: {type(error).__name__}: {error}") from error
-    return parts
+    return replace(parts, classes=tuple(map(str, parts.classes)))
 
 
 def _as_pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -164,7 +169,7 @@ def _as_pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 def _divide(parts: Parts, validation: float, seed: int) -> tuple[dict[str, Split], dict[str, str]]:
     """The three splits, and where each came from."""
     train, test, own = parts.train, parts.test, parts.validation
-    origins = {"train": "", "validation": "", "test": "", **parts.origins}
+    origins = {"train": "given by the source", "validation": "", "test": "", **parts.origins}
     given = []
     if test is None:
         train, test = split_off(TEST_SHARE, train, TEST_SEED)
