@@ -80,7 +80,7 @@ def test_a_file_of_limbecks_restores_into_the_model_that_is_named(tmp_path):
 @pytest.mark.parametrize("names", [["student"], ["teacher"], ["student", "teacher"]])
 def test_a_run_folder_restores_its_student_or_else_its_teacher(tmp_path, names):
     networks = {name: saved(tmp_path / f"{name}.safetensors") for name in names}
-    assert same(restored(str(tmp_path), None, data()), networks[names[0]])
+    assert same(restored(str(tmp_path), None, data())[0], networks[names[0]])
 
 
 @pytest.mark.parametrize("block", [None, MLP])
@@ -100,7 +100,7 @@ def test_another_order_of_the_classes_is_refused(tmp_path, block):
 def test_a_file_that_does_not_know_its_labels_passes(tmp_path):
     network, _ = fresh(MLP, data())
     save_network(network, tmp_path / "net.safetensors", spec=NetworkSpec("mlp", {"hidden": [4]}, 3, (6,)))
-    assert same(restored(str(tmp_path / "net.safetensors"), None, data()), network)
+    assert same(restored(str(tmp_path / "net.safetensors"), None, data())[0], network)
 
 
 def test_other_inputs_than_the_networks_are_told_apart_when_a_model_is_named(tmp_path):

@@ -439,9 +439,10 @@ def test_a_stage_that_comes_twice_is_kept_after_the_first_time(monkeypatch):
     def twice(setup):
         return METHODS["alone"](setup) * 2
 
-    monkeypatch.setattr("limbeck.experiment.arms.METHODS", {**METHODS, "alone": twice})
-    finish(experiment("method=alone", "teacher=null"))
-    assert Path("run/alone/seed0/after_alone.safetensors").is_file()
+    monkeypatch.setitem(METHODS, "twice", twice)
+    monkeypatch.setitem(known().methods, "twice", signature(twice))
+    finish(experiment("method=twice"))
+    assert list(Path("run").rglob("after_*.safetensors"))
 
 
 def two_stages(setup, *, temperature: float = 4.0):
