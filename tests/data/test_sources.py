@@ -39,7 +39,7 @@ def test_an_unknown_source_is_refused_with_the_nearest_name():
 
 
 def test_a_source_like_no_other_gets_no_guess():
-    with pytest.raises(LimbeckError, match=r"'zzz': allowed are cifar10, .*, mnist, and path/to/file.py:function$"):
+    with pytest.raises(LimbeckError, match=r"'zzz': allowed are cifar10, .*, and path/to/file.py:function$"):
         load("zzz")
 
 

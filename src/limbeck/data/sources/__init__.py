@@ -114,6 +114,8 @@ def _arguments(name: str, source: Source, given: Mapping[str, Any], options: Map
     """What the source is called with: the options, checked against its signature, and what it names of ``given``."""
     own = source_signature(source)
     common = signature(load, given=("progress",))
+    for key in own.keys() & common.keys():
+        raise LimbeckError(f"{name} has an argument {key!r}, which load uses itself; allowed are other names")
     values, problems = validate(keyword_model({**common, **own}), options)
     if values is None:
         table = {key: source_signature(other) for key, other in SOURCES.items()}
