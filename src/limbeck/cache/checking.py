@@ -29,7 +29,7 @@ class Verification:
 
 
 def verify(store: Store, reader: Reader, source: Batches, *, seed: int = 0) -> Verification:
-    """Run the teacher again on `ROWS` random rows of all views, one at a time, and compare them with the stored rows.
+    """Run the teacher again on `ROWS` random rows of all views, and compare its outputs with the stored rows.
 
     Args:
         store: a finished store.

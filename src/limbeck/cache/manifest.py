@@ -39,7 +39,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Precision = Literal["32", "bf16"]
 """The precisions in which a teacher computes."""
 
-_Size = Annotated[int, Field(ge=1)]
+_Size = Annotated[int, Field(ge=1, le=2**31)]
 _Value = bool | int | float | str | None
 
 
@@ -70,7 +70,7 @@ class _Manifest:
     fingerprint: _Fingerprint
     rows: _Size
     shard_rows: _Size
-    shapes: Annotated[dict[str, list[_Size]], Field(min_length=1)]
+    shapes: Annotated[dict[str, Annotated[list[_Size], Field(max_length=64)]], Field(min_length=1)]
     files: dict[str, str]
 
 
@@ -117,12 +117,12 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def _is_valid(values: Mapping[str, Any]) -> bool:
-    """Whether the taps have shapes and there are at most `MOST_FILES` files.
+    """Whether every tap has a shape, and the store has at most `MOST_FILES` files.
 
     Raises:
         ValueError: a key is missing or unknown, or a value has another type or is out of range.
     """
-    _types().validate_json(json.dumps(values))  # JSON has no tuples: a list of JSON may stand for one
+    _types().validate_json(json.dumps(values))  # strict validation takes a list for a tuple only from JSON
     same = values["shapes"].keys() == values["fingerprint"]["taps"].keys()
     return same and file_count(values) <= MOST_FILES
 
