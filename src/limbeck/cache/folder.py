@@ -70,19 +70,13 @@ class Plan:
             LimbeckError: a tap has another name than its place in the network, or a format that does not fit its shape.
         """
         fingerprint, shapes = Fingerprint.from_json(manifest["fingerprint"]), manifest["shapes"]
-        if {str(tap) for tap in fingerprint.taps} != shapes.keys():
-            raise LimbeckError(
-                f"the description of the store {folder} is damaged: its taps are named {', '.join(sorted(shapes))}, "
-                f"but are {', '.join(sorted(map(str, fingerprint.taps)))}. {_DELETE}"
-            )
-        plan = cls(
-            fingerprint,
-            manifest["rows"],
-            manifest["shard_rows"],
-            {tap: tuple(shapes[str(tap)]) for tap in fingerprint.taps},
-        )
+        taps = {str(tap): tap for tap in fingerprint.taps}
         try:
-            _ = plan.parts
+            if taps.keys() != shapes.keys():
+                raise LimbeckError(f"its taps are named {', '.join(sorted(shapes))}, but are {', '.join(sorted(taps))}")
+            found = {tap: tuple(shapes[name]) for name, tap in taps.items()}
+            plan = cls(fingerprint, manifest["rows"], manifest["shard_rows"], found)
+            _ = plan.parts  # checks the formats
         except LimbeckError as error:
             raise LimbeckError(f"the description of the store {folder} is damaged: {error}. {_DELETE}") from error
         return plan

@@ -10,7 +10,6 @@ checksum of all these. Reading them needs no torch, so that `limbeck cache info`
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -122,14 +121,9 @@ def _is_valid(values: Mapping[str, Any]) -> bool:
     Raises:
         ValueError: a key is missing or unknown, or a value has another type or is out of range.
     """
-    _types().validate_json(json.dumps(values))  # strict validation takes a list for a tuple only from JSON
+    TypeAdapter(_Manifest).validate_json(json.dumps(values))  # only from JSON does it take lists as tuples
     same = values["shapes"].keys() == values["fingerprint"]["taps"].keys()
     return same and file_count(values) <= MOST_FILES
-
-
-@cache
-def _types() -> TypeAdapter[_Manifest]:
-    return TypeAdapter(_Manifest)
 
 
 def file_count(values: Mapping[str, Any]) -> int:
