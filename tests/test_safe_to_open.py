@@ -31,7 +31,8 @@ from torch import nn
 
 import limbeck
 from limbeck import user_code
-from limbeck.cache import table
+from limbeck.cache import folder as store
+from limbeck.cache import manifest, table
 from limbeck.cache.table import read_table
 from limbeck.core import LimbeckError
 from limbeck.data import arrays
@@ -262,7 +263,7 @@ def test_every_bound_stands_in_the_documentation():
         *(user_code.LARGEST, files.LEAST, files.TIMES, files.HEADER, rebuilding.LARGEST, rebuilding.NUMBER),
         *(rebuilding.VALUES, spec_of.LONGEST, pickled.PICKLE, pickled.NESTED, pickled.HANDLED, opening.DIRECTORY),
         *(pickled.STEPS, pickled.HASHED, pickled.LARGE),
-        *(table.LARGEST, table.NUMBERS, table.LINE),
+        *(table.LARGEST, table.NUMBERS, table.LINE, store.HEADER, manifest.MOST_BYTES, manifest.MOST_FILES),
     ]
     assert [bound for bound in bounds if f"{bound:,}" not in text] == []
 

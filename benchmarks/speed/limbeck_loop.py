@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -10,8 +10,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from benchmarks.speed.workloads import MOMENTUM, RATE, WEIGHT_DECAY, Case
+from limbeck.cache.building import Estimate, Progress
+from limbeck.cache.reading import Store
 from limbeck.core import Batch, Stage
-from limbeck.experiment.caching import build_now, cached, keep, teacher_taps
+from limbeck.experiment.caching import cached, keep, teacher_taps
 from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods import METHODS, PRESETS
@@ -90,6 +92,16 @@ class LimbeckLoop:
         """Train that many steps."""
         self._window.steps = steps
         return next(self._epochs).loss
+
+
+def build_now(building: Generator[Estimate | Progress, None, Store]) -> Store:
+    """Build a store without showing progress, and return it."""
+    while True:
+        try:
+            next(building)
+        except StopIteration as end:
+            store: Store = end.value
+            return store
 
 
 def engine_of(precision: Literal["32", "bf16"], *, compiled: bool = False) -> Engine:

@@ -15,7 +15,7 @@ from limbeck.cache import folder as folder_module
 from limbeck.cache.building import build, estimate
 from limbeck.cache.fingerprint import Format
 from limbeck.cache.folder import place
-from limbeck.cache.manifest import digest_of, read_manifest
+from limbeck.cache.manifest import digest_of, info, read_manifest
 from limbeck.cache.reading import Store
 from limbeck.core import LimbeckError, Tap
 from limbeck.data import Augment, Batches, Split
@@ -344,15 +344,85 @@ def test_what_is_no_regular_file_is_told_or_made_anew(tmp_path, network, undistu
         assert tiny.contents(tmp_path / "store") == undisturbed
 
 
+def described(folder, undisturbed, change):
+    """Write a description with this change and a valid checksum."""
+    values = json.loads(undisturbed["manifest.json"])
+    values.pop("xxh3_128")
+    change(values)
+    (folder / "manifest.json").write_text(json.dumps({**values, "xxh3_128": digest_of(values)}))
+
+
 @pytest.mark.parametrize(
-    "change", [{"rows": 10**18}, {"rows": "9"}, {"shard_rows": 0}, {"shapes": {}}, {"files": 3}], ids=str
+    "change",
+    [
+        *({"rows": 10**18}, {"rows": "9"}, {"rows": True}, {"shard_rows": 0}, {"more": 1}),
+        *({"shapes": {}}, {"shapes": {"teacher": [7]}}, {"shapes": {"teacher": 7}}, {"files": 3}, {"files": {"a": 1}}),
+        *({"shapes": {"teacher": [7], "teacher.0": [3, 6, 0]}}, {"fingerprint": {}}, {"fingerprint": []}),
+    ],
+    ids=str,
 )
 def test_a_description_that_cannot_be_is_refused(tmp_path, undisturbed, change):
-    values = json.loads(undisturbed["manifest.json"]) | change
-    values.pop("xxh3_128")
-    (tmp_path / "manifest.json").write_text(json.dumps({**values, "xxh3_128": digest_of(values)}))
+    described(tmp_path, undisturbed, lambda values: values.update(change))
     with pytest.raises(LimbeckError, match=r"manifest\.json is damaged: delete it and build the store again"):
         read_manifest(tmp_path / "manifest.json")
+
+
+PARTS = ("weights", "structure", "data", "transform", "seed", "views", "taps", "precision", "versions")
+TAP = ["teacher", "", "output", None, "float32", None]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"seed": "5"}, {"seed": 5.5}, {"views": 0}, {"views": True}, {"more": 1}, {"precision": "64"}),
+        *({"transform": []}, {"transform": {"crop": {"a": 1}}}, {"versions": {"torch": 2}}, {"versions": ["torch"]}),
+        *({part: None} for part in PARTS),
+        *(
+            {"taps": {"teacher": tap, "teacher.0": ["teacher", "0", "output", None, "float16", None]}}
+            for tap in (
+                *(
+                    [],
+                    {},
+                    TAP[:5],
+                    [*TAP, None],
+                    [None, *TAP[1:]],
+                    [*TAP[:2], "both", *TAP[3:]],
+                    [*TAP[:4], "int8", None],
+                ),
+                *([*TAP[:3], "0", *TAP[4:]], [*TAP[:5], 0], [*TAP[:5], "3"]),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_a_fingerprint_of_other_types_is_refused(tmp_path, undisturbed, change):
+    described(tmp_path, undisturbed, lambda values: values["fingerprint"].update(change))
+    with pytest.raises(LimbeckError, match=r"manifest\.json is damaged: delete it and build the store again"):
+        read_manifest(tmp_path / "manifest.json")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_fingerprint_without_one_of_its_parts_is_refused(tmp_path, network, undisturbed, part):
+    described(tmp_path, undisturbed, lambda values: values["fingerprint"].pop(part))
+    for use in (tiny.run, info, lambda folder: Store(folder, tiny.fingerprint(network))):
+        with pytest.raises(LimbeckError, match=r"manifest\.json is damaged"):
+            use(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tap", "message"),
+    [
+        (["teacher", "1", *TAP[2:]], r"its taps are named teacher, teacher\.0, but are teacher\.0, teacher\.1\. "),
+        (["teacher", "0", *TAP[2:]], r"its taps are named teacher, teacher\.0, but are teacher\.0\. "),
+        ([*TAP[:5], 7], r"top_k is 7 for a tensor of \(7,\) a sample.* "),
+    ],
+)
+def test_taps_that_do_not_fit_their_names_and_shapes_are_refused(tmp_path, network, undisturbed, tap, message):
+    described(tmp_path, undisturbed, lambda values: values["fingerprint"]["taps"].update(teacher=tap))
+    words = f"the description of the store .* is damaged: {message}Delete its manifest.json or building.json"
+    for use in (tiny.run, lambda folder: Store(folder, tiny.fingerprint(network))):
+        with pytest.raises(LimbeckError, match=words):
+            use(tmp_path)
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -9,10 +9,12 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from limbeck.cache.building import build
 from limbeck.cache.encoding import decode, encode
 from limbeck.cache.fingerprint import Format
+from limbeck.cache.folder import HEADER
 from limbeck.cache.reading import Store
 from limbeck.core import LimbeckError, Tap
 
@@ -119,6 +121,36 @@ def test_a_shard_made_of_other_numbers_in_the_same_way_is_refused(folder, tmp_pa
 def test_a_truncated_file_is_refused(folder, size):
     os.truncate(folder / SHARD, size)
     with pytest.raises(LimbeckError, match=rf"{SHARD} is truncated or damaged: .*\. Build the store again: "):
+        opened(folder)
+
+
+def refuse_to_open(*_, **__):
+    raise AssertionError("the file was opened before it was checked")
+
+
+def test_a_file_larger_than_its_rows_and_header_is_not_opened(folder, monkeypatch):
+    most = 6 * tiny.CLASSES * 4 + HEADER
+    with (folder / SHARD).open("ab") as file:
+        file.write(bytes(most + 1 - file.tell()))
+    monkeypatch.setattr("limbeck.cache.folder.safe_open", refuse_to_open)
+    shutil.copy(folder / SHARD, folder / "tap0-view000-shard0000.safetensors")
+    with pytest.raises(
+        LimbeckError, match=rf"shard0000\.safetensors .* it has {most + 1:,} bytes .* at most {most:,} and"
+    ):
+        opened(folder)
+
+
+def test_a_file_with_a_long_header_is_not_opened(folder, monkeypatch):
+    (folder / "tap0-view000-shard0000.safetensors").write_bytes((HEADER + 1).to_bytes(8, "little"))
+    monkeypatch.setattr("limbeck.cache.folder.safe_open", refuse_to_open)
+    with pytest.raises(LimbeckError, match=r"shard0000\.safetensors .* a header of 65,537, allowed .* and 65,536"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("names", [[], ["values", "more"], ["more"]])
+def test_a_file_with_other_tensors_is_refused(folder, names):
+    save_file({name: torch.empty(0) for name in names}, folder / SHARD)
+    with pytest.raises(LimbeckError, match=rf"{SHARD} .* it has {len(names)} tensors, needed are values\. Build"):
         opened(folder)
 
 

@@ -14,7 +14,6 @@ from limbeck.core import TARGETS, LimbeckError, Stage, Tap, Term, from_student, 
 from limbeck.data import Augment, arrays, load
 from limbeck.experiment.caching import (
     MOST,
-    build_now,
     cached,
     decide,
     fingerprint,
@@ -168,6 +167,15 @@ def test_the_fingerprint_knows_all_that_the_numbers_depend_on(part):
     }[part]()
     differing = [name for name in base.__dataclass_fields__ if getattr(base, name) != getattr(changed, name)]
     assert differing == [part]
+
+
+def build_now(building):
+    """The store that `keep` returns."""
+    while True:
+        try:
+            next(building)
+        except StopIteration as end:
+            return end.value
 
 
 def test_a_training_from_the_store_is_the_training_beside_the_teacher(tmp_path):

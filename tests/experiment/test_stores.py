@@ -1,5 +1,6 @@
 """The commands about a store, and the runs that use one."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from limbeck.cache.manifest import digest_of
 from limbeck.cli import app
 from limbeck.core import LimbeckError
 from limbeck.experiment import results
@@ -87,6 +89,36 @@ def test_a_recipe_without_a_teacher_has_no_store():
 def test_the_store_may_lie_elsewhere():
     recipe = read(Path("recipe.yaml"), overrides=["cache.folder=kept"])
     assert store_folders(recipe, Path("run")) == {seed: Path("kept") / f"teacher-seed{seed}" for seed in (0, 1)}
+
+
+def test_every_command_finds_a_store_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    recipe = read(Path("recipe.yaml"), overrides=["cache.folder=~/kept", "teacher.seed=3"])
+    assert store_folders(recipe, Path("run")) == {3: tmp_path / "home" / "kept" / "teacher-seed3"}
+    asked = ("recipe.yaml", "--set", "cache.folder=~/kept", "--seed", "0")
+    for command in ("build", "info", "verify"):
+        limbeck_does("cache", command, *asked)
+    assert (tmp_path / "home" / "kept" / "teacher-seed0" / "manifest.json").is_file()
+    assert not Path("~").exists()
+
+
+@pytest.mark.parametrize("part", [{"seed": None}, {"more": 1}])
+def test_a_received_store_with_a_damaged_description_is_refused_by_every_command(part):
+    asked = ("recipe.yaml", "--set", "cache.folder=kept", "--seed", "0")
+    limbeck_does("run", *asked)
+    file = Path("kept/teacher-seed0/manifest.json")
+    values = json.loads(file.read_text())
+    values.pop("xxh3_128")
+    values["fingerprint"] |= part
+    file.write_text(json.dumps({**values, "xxh3_128": digest_of(values)}))
+    for command in (("cache", "info"), ("cache", "build"), ("cache", "verify"), ("run", "--overwrite")):
+        shown = limbeck_does(*command, *asked, code=2)
+        assert f"{file} is damaged: delete it and build the store again" in shown
+
+
+@pytest.mark.parametrize("option", [("--trust-code",), ("--allow", "chance")])
+def test_info_has_no_options_about_networks(option):
+    assert "No such option" in limbeck_does("cache", "info", "recipe.yaml", *option, code=2)
 
 
 def test_a_teacher_that_all_students_share_has_one_store():

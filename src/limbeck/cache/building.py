@@ -111,7 +111,7 @@ def build(
     if not 0 <= part[0] < part[1]:
         raise LimbeckError(f"there is no part {part[0]} of {part[1]}: allowed are 0 to {part[1] - 1}")
     manifest = begun(folder)
-    plan = _plan(reader, source, fingerprint, rows, shard_bytes) if manifest is None else Plan.of(manifest)
+    plan = _plan(reader, source, fingerprint, rows, shard_bytes) if manifest is None else Plan.of(folder, manifest)
     refuse_difference(folder, plan.fingerprint, fingerprint)
     if plan.rows != rows:
         raise LimbeckError(f"the store {folder} has {plan.rows} samples in a view, needed are {rows}")

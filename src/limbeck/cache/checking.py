@@ -12,6 +12,9 @@ from limbeck.cache.reading import Store
 from limbeck.core import LimbeckError, Reader, Tap
 from limbeck.data import Batches
 
+ROWS = 64
+"""How many rows are compared; all, if there are fewer."""
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -25,23 +28,20 @@ class Verification:
     allowed: float  # because of rounding; see `limbeck.cache.encoding.deviation`
 
 
-def verify(store: Store, reader: Reader, source: Batches, *, rows: int = 64, seed: int = 0) -> Verification:
-    """Run the teacher again on random rows of all views, one at a time, and compare its outputs with the stored rows.
+def verify(store: Store, reader: Reader, source: Batches, *, seed: int = 0) -> Verification:
+    """Run the teacher again on `ROWS` random rows of all views, and compare its outputs with the stored rows.
 
     Args:
         store: a finished store.
         reader: see `limbeck.cache.building.build`.
         source: see `limbeck.cache.building.build`.
-        rows: how many rows are compared; all, if there are fewer.
         seed: chooses the rows.
 
     Raises:
-        LimbeckError: a number deviates by more than rounding explains; ``rows`` is less than 1.
+        LimbeckError: a number deviates by more than rounding explains.
     """
-    if rows < 1:
-        raise LimbeckError(f"{rows} rows to compare: allowed are 1 and greater")
     everything = store.rows * store.views
-    chosen = sorted(random.Random(seed).sample(range(everything), min(rows, everything)))
+    chosen = sorted(random.Random(seed).sample(range(everything), min(ROWS, everything)))
     found = [one for place in chosen for one in _compare(store, reader, source, *divmod(place, store.rows))]
     # A NaN, which is neither less nor greater than another number, counts as the worst.
     worst = max(found, key=lambda one: (math.isnan(one.deviation), one.deviation / one.allowed))

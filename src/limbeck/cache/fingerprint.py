@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import FunctionType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
-from limbeck.cache.manifest import SCHEMA, digest_of
+from limbeck.cache.manifest import SCHEMA, Dtype, Precision, digest_of
 from limbeck.core import LimbeckError, Tap
-
-Dtype = Literal["float32", "float16", "bfloat16"]
-Precision = Literal["32", "bf16"]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,12 @@ _LEFT_OVER = re.compile(
     r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)\.\d+-[0-9a-f]{8}(\.tmp)?"
 )
 
+HEADER = 2**16
+"""The largest header of a file in bytes, and the most bytes of a file beside its numbers."""
+
 _AGAIN = "Build the store again: whole files are kept"
+
+_DELETE = f"Delete its {FINISHED} or {BUILDING}, and build the store again"
 
 
 class Unit(NamedTuple):
@@ -58,11 +63,23 @@ class Plan:
     shapes: Mapping[Tap, tuple[int, ...]]  # of one sample
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any]) -> "Plan":
-        """The plan that a description holds; see `limbeck.cache.manifest`."""
-        fingerprint = Fingerprint.from_json(manifest["fingerprint"])
-        shapes = {tap: tuple(manifest["shapes"][str(tap)]) for tap in fingerprint.taps}
-        return cls(fingerprint, manifest["rows"], manifest["shard_rows"], shapes)
+    def of(cls, folder: Path, manifest: Mapping[str, Any]) -> "Plan":
+        """The plan of a store, from its description; see `limbeck.cache.manifest`.
+
+        Raises:
+            LimbeckError: a tap has another name than its place in the network, or a format that does not fit its shape.
+        """
+        fingerprint, shapes = Fingerprint.from_json(manifest["fingerprint"]), manifest["shapes"]
+        taps = {str(tap): tap for tap in fingerprint.taps}
+        try:
+            if taps.keys() != shapes.keys():
+                raise LimbeckError(f"its taps are named {', '.join(sorted(shapes))}, but are {', '.join(sorted(taps))}")
+            found = {tap: tuple(shapes[name]) for name, tap in taps.items()}
+            plan = cls(fingerprint, manifest["rows"], manifest["shard_rows"], found)
+            _ = plan.parts  # checks the formats
+        except LimbeckError as error:
+            raise LimbeckError(f"the description of the store {folder} is damaged: {error}. {_DELETE}") from error
+        return plan
 
     def manifest(self, files: Mapping[str, str]) -> dict[str, Any]:
         """The description of the store with the checksums of its files, or with none while it is being built."""
@@ -134,7 +151,7 @@ def _checked(path: Path, plan: Plan, unit: Unit, tap: Tap) -> str:
     if not path.is_file():
         raise LimbeckError(f"{path} is missing. {_AGAIN}")
     try:
-        tensors, metadata = _opened(path)
+        tensors, metadata = _opened(path, plan, unit, tap)
     except (SafetensorError, ValueError, RuntimeError, OSError) as error:
         raise LimbeckError(f"{path} is truncated or damaged: {error}. {_AGAIN}") from error
     expected = {part.name: (part.dtype, (unit.rows, *part.shape)) for part in plan.parts[tap]}
@@ -147,7 +164,7 @@ def _checked(path: Path, plan: Plan, unit: Unit, tap: Tap) -> str:
 
 def map_unit(folder: Path, plan: Plan, unit: Unit) -> dict[Tap, dict[str, Tensor]]:
     """The tensors of a unit, mapped: numbers are read from disk when they are used. Nothing may be written to them."""
-    return {tap: _opened(folder / name)[0] for tap, name in plan.files(unit).items()}
+    return {tap: _opened(folder / name, plan, unit, tap)[0] for tap, name in plan.files(unit).items()}
 
 
 def place(path: Path, save: Callable[[Path], None]) -> None:
@@ -177,9 +194,26 @@ def clear_up(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+def _opened(path: Path, plan: Plan, unit: Unit, tap: Tap) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    """The tensors and the metadata of a file.
+
+    Raises:
+        ValueError: the file or its header is larger than that of this unit, or the tensors have other names. Opening
+            such a file might take much time and memory.
+    """
+    parts = plan.parts[tap]
+    most = unit.rows * sum(part.row_bytes for part in parts) + HEADER
+    with path.open("rb") as opened:
+        size, header = os.fstat(opened.fileno()).st_size, int.from_bytes(opened.read(8), "little")
+    if size > most or header > HEADER:
+        raise ValueError(
+            f"it has {size:,} bytes and a header of {header:,}, allowed are at most {most:,} and {HEADER:,}"
+        )
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 (no mapping)
+        names, expected = set(file.keys()), {part.name for part in parts}
+        if names != expected:
+            raise ValueError(f"it has {len(names)} tensors, needed are {' and '.join(sorted(expected))}")
+        return {name: file.get_tensor(name) for name in expected}, file.metadata()
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

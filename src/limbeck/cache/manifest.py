@@ -10,10 +10,10 @@ checksum of all these. Reading them needs no torch, so that `limbeck cache info`
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import ConfigDict, Field, TypeAdapter
 from xxhash import xxh3_128_hexdigest
 
 from limbeck.errors import LimbeckError
@@ -30,6 +30,47 @@ MOST_BYTES = 64 * 2**20
 
 MOST_FILES = 10**6
 """The most files of a store."""
+
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+"""The dtypes of stored numbers."""
+
+Precision = Literal["32", "bf16"]
+"""The precisions in which a teacher computes."""
+
+_Size = Annotated[int, Field(ge=1, le=2**31)]
+_Value = bool | int | float | str | None
+
+
+@dataclass(frozen=True)
+class _Fingerprint:
+    """The types of a fingerprint's parts in JSON."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
+
+    weights: str
+    structure: str
+    data: str
+    transform: dict[str, _Value | list[_Value]]
+    seed: int
+    views: _Size
+    taps: dict[str, tuple[str, str, Literal["input", "output"], int | None, Dtype, _Size | None]]
+    precision: Precision
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The types of a description's parts in JSON, without its checksum."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
+
+    schema: int
+    fingerprint: _Fingerprint
+    rows: _Size
+    shard_rows: _Size
+    shapes: Annotated[dict[str, Annotated[list[_Size], Field(max_length=64)]], Field(min_length=1)]
+    files: dict[str, str]
 
 
 def digest_of(values: Mapping[str, Any]) -> str:
@@ -60,7 +101,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         values: dict[str, Any] = json.loads(data)
         checksum, schema = values.pop("xxh3_128"), values["schema"]
-        whole = checksum == digest_of(values) and (schema != SCHEMA or _is_possible(values))
+        whole = checksum == digest_of(values) and (schema != SCHEMA or _is_valid(values))
         del values["schema"]
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError):  # the file may hold anything
         whole = False
@@ -74,19 +115,21 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return values
 
 
-def _is_possible(values: Mapping[str, Any]) -> bool:
-    """Whether a store can be like that."""
-    views, shapes = values["fingerprint"]["views"], values["shapes"]
-    sizes = [values["rows"], values["shard_rows"], views, len(shapes), *chain(*shapes.values())]
-    whole = all(type(size) is int and size > 0 for size in sizes) and isinstance(values["files"], dict)
-    whole = whole and shapes.keys() == values["fingerprint"]["taps"].keys()
-    return whole and shards(values) * views * len(shapes) <= MOST_FILES
+def _is_valid(values: Mapping[str, Any]) -> bool:
+    """Whether every tap has a shape, and the store has at most `MOST_FILES` files.
+
+    Raises:
+        ValueError: a key is missing or unknown, or a value has another type or is out of range.
+    """
+    TypeAdapter(_Manifest).validate_json(json.dumps(values))  # only from JSON does it take lists as tuples
+    same = values["shapes"].keys() == values["fingerprint"]["taps"].keys()
+    return same and file_count(values) <= MOST_FILES
 
 
-def shards(values: Mapping[str, Any]) -> int:
-    """The ranges of samples of a view."""
-    count: int = -(-values["rows"] // values["shard_rows"])
-    return count
+def file_count(values: Mapping[str, Any]) -> int:
+    """The number of files of the finished store."""
+    shards: int = -(-values["rows"] // values["shard_rows"])
+    return shards * int(values["fingerprint"]["views"]) * len(values["shapes"])
 
 
 def begun(folder: Path) -> dict[str, Any] | None:
@@ -116,6 +159,6 @@ def info(folder: Path) -> Info:
     if values is None:
         raise LimbeckError(f"there is no store in {folder}: build it first")
     sizes = [path.stat().st_size for path in folder.glob("tap*-view*-shard*.safetensors") if path.is_file()]
-    total = shards(values) * values["fingerprint"]["views"] * len(values["shapes"])
+    total = file_count(values)
     finished = (folder / FINISHED).is_file() and len(sizes) == total
     return Info(values, finished, len(sizes), total, sum(sizes))

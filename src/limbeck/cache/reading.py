@@ -36,7 +36,7 @@ class Store:
 
     def __init__(self, folder: Path, expected: Fingerprint, known: Mapping[str, str] | None = None) -> None:
         manifest = _finished(folder)
-        plan = Plan.of(manifest)
+        plan = Plan.of(folder, manifest)
         refuse_difference(folder, plan.fingerprint, expected)
         checksums = dict(known or {})
         for unit in plan.units:

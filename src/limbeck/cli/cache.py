@@ -1,6 +1,7 @@
 """`limbeck cache build`, `verify` and `info`: the store of a teacher's outputs."""
 
 import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from limbeck.errors import LimbeckError
 
 if TYPE_CHECKING:
     from limbeck.cache.manifest import Info
+    from limbeck.experiment.events import Event, Job, Track
     from limbeck.experiment.run import Experiment
     from limbeck.recipe.blocks import Recipe
 
@@ -33,13 +35,9 @@ def build(
     asked = Asked(recipe, override, seed, out, data_root, allow, trust_code)
     with reporting(asked.again("cache build")):
         experiment = _experiment(asked)
-        from limbeck.cli.progress import follow
-        from limbeck.cli.terminal import console
         from limbeck.experiment.stores import build_stores
-        from limbeck.train.threads import threads_for
 
-        with threads_for(experiment.macs):
-            follow(lambda track: build_stores(experiment, track), console(), experiment.work)
+        _follow(experiment, lambda track: build_stores(experiment, track), experiment.work)
 
 
 def verify(
@@ -54,26 +52,16 @@ def verify(
     """Compare the store with its teacher on random rows, and every file with its checksum."""
     with reporting():
         experiment = _experiment(Asked(recipe, override, seed, out, data_root, allow, trust_code))
-        from limbeck.cli.progress import follow
-        from limbeck.cli.terminal import console
         from limbeck.experiment.stores import compare_stores
-        from limbeck.train.threads import threads_for
 
-        with threads_for(experiment.macs):
-            follow(lambda track: compare_stores(experiment), console(), {})
+        _follow(experiment, lambda track: compare_stores(experiment), {})
 
 
 def info(
-    recipe: RecipeFile,
-    override: Set = None,
-    seed: Seed = None,
-    out: Out = None,
-    data_root: DataRoot = None,
-    allow: Allow = None,
-    trust_code: TrustCode = False,
+    recipe: RecipeFile, override: Set = None, seed: Seed = None, out: Out = None, data_root: DataRoot = None
 ) -> None:
     """Show what the store holds and what it was built from. No data and no network are loaded."""
-    asked = Asked(recipe, override, seed, out, data_root, allow, trust_code)
+    asked = Asked(recipe, override, seed, out, data_root, allow=None, trust_code=False)
     with reporting():
         checked = asked.checked("cache.use=true")
         from limbeck.cache.manifest import begun
@@ -134,3 +122,15 @@ def _experiment(asked: Asked) -> "Experiment":
     say_code(checked)
     with reading(console()) as progress:
         return Experiment(checked, _run(asked, checked), resume=True, trust_code=asked.trust_code, progress=progress)
+
+
+def _follow(
+    experiment: "Experiment", start: Callable[["Track"], Iterator["Event"]], work: Mapping["Job", float]
+) -> None:
+    """Show the events of a command."""
+    from limbeck.cli.progress import follow
+    from limbeck.cli.terminal import console
+    from limbeck.train.threads import threads_for
+
+    with threads_for(experiment.macs):
+        follow(start, console(), work)

@@ -240,13 +240,3 @@ def check(
     batches = training_batches(data, training, seed=block.seed, engine=engine)
     with reading(teacher, taps, batches.example_inputs(), engine) as reader:
         return verify(store, reader, batches, seed=secrets.randbits(32))
-
-
-def build_now(building: Generator[Estimate | Progress, None, Store]) -> Store:
-    """Build a store without showing progress, and return it."""
-    while True:
-        try:
-            next(building)
-        except StopIteration as end:
-            store: Store = end.value
-            return store

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from limbeck.errors import LimbeckError
+from limbeck.files.paths import expanded
 from limbeck.recipe.blocks import Recipe
 
 NOTHING = "the recipe has no teacher whose outputs can be stored"
@@ -20,7 +21,7 @@ def teacher_seed(recipe: Recipe, seed: int) -> int:
 
 def store_folder(recipe: Recipe, run: Path, teacher_seed: int) -> Path:
     """Where a teacher's outputs are stored: in the recipe's ``cache.folder``, or in the run's folder."""
-    parent = Path(recipe.cache.folder) if recipe.cache.folder else run / "store"
+    parent = expanded(recipe.cache.folder) if recipe.cache.folder else run / "store"
     return parent / f"teacher-seed{teacher_seed}"
 
 
