@@ -83,6 +83,16 @@ def test_a_stream_that_carries_everything_is_left_alone(monkeypatch):
     assert sys.stdout.buffer.getvalue().decode() == "1 ± 2 [x] ²\n"
 
 
+@pytest.mark.parametrize("in_table", [False, True])
+def test_a_control_character_of_a_received_file_is_shown_and_not_sent(monkeypatch, in_table):
+    monkeypatch.setattr("sys.stdout", StringIO())
+    table = Table("a")
+    table.add_row("red\x1b[31m\x07\r\x9b")
+    terminal.console(width=60).print(table if in_table else "red\x1b[31m\x07\r\x9b")
+    assert r"red\x1b[31m\x07\r\x9b" in sys.stdout.getvalue()
+    assert not {"\x1b", "\x07", "\r", "\x9b"} & set(sys.stdout.getvalue())
+
+
 def test_a_stream_that_is_no_file_is_written_to(monkeypatch):
     monkeypatch.setattr("sys.stdout", StringIO())
     terminal.plain_where_needed()

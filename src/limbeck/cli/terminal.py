@@ -1,6 +1,11 @@
-"""The console of the commands. Characters that a stream cannot encode are replaced by plain ones, without an error."""
+"""The console of the commands.
+
+Characters that a stream cannot encode are replaced by plain ones, without an error. Control characters, which may come
+from a file of someone else, are shown as escapes, so that they do not reach the terminal.
+"""
 
 import codecs
+import re
 import sys
 from io import TextIOWrapper
 from typing import Any
@@ -8,6 +13,9 @@ from typing import Any
 from rich.console import Console
 
 _PLAIN = {"±": "+-", "²": "^2", "³": "^3", "·": "*", "…": "...", "→": "->", "≤": "<=", "≥": ">="}
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""All but the tab and the end of a line."""
 
 
 def plain_where_needed() -> None:
@@ -26,15 +34,15 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
         options: options of rich's Console, such as ``width``.
     """
     codecs.register_error("limbeck.plain", _replaced)
-    made = Console(stderr=stderr, **{"markup": False, "highlight": False} | options)
-    return made if made.encoding.startswith("utf") else _Plain(stderr=stderr, markup=False, highlight=False, **options)
+    return _Console(stderr=stderr, **{"markup": False, "highlight": False} | options)
 
 
-class _Plain(Console):
+class _Console(Console):
     """A console that replaces characters before rich measures the columns of a table. Rich draws boxes in ASCII."""
 
     def render_str(self, text: str, *arguments: Any, **options: Any) -> Any:
-        encoded = text.encode(self.encoding, errors="limbeck.plain")
+        shown = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+        encoded = shown.encode(self.encoding, errors="limbeck.plain")
         return super().render_str(encoded.decode(self.encoding), *arguments, **options)
 
 
