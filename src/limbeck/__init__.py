@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from limbeck.data import Augment, Data, arrays, load
     from limbeck.experiment.results import RunResult
     from limbeck.models import load_network
+    from limbeck.models.inputs import Input
 
 __version__ = version("limbeck")
 
@@ -17,6 +18,7 @@ _HOMES = {
     "core": ("Batch", "LimbeckError", "Setup", "Stage", "Tap", "Term", "from_student", "from_teacher"),
     "data": ("Augment", "Data", "arrays", "load"),
     "models": ("load_network",),
+    "models.inputs": ("Input",),
     "experiment.results": ("RunResult",),
     "api": ("distill",),
 }
@@ -25,6 +27,7 @@ __all__ = [
     "Augment",
     "Batch",
     "Data",
+    "Input",
     "LimbeckError",
     "RunResult",
     "Setup",

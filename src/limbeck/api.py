@@ -25,12 +25,14 @@ from limbeck.experiment.workspace import NO_AUGMENTATION
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.combined import combined
 from limbeck.models import GIVEN
+from limbeck.models.inputs import AS_THE_DATA, Input
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import Block, call, fill, validate
 from limbeck.recipe.blocks import (
     AugmentBlock,
     CacheBlock,
     DataBlock,
+    InputBlock,
     Recipe,
     Refusal,
     StudentBlock,
@@ -65,7 +67,10 @@ def distill(
     precision: Precision = "auto",
     compile: bool = False,  # noqa: A002 (what torch calls it)
     cache: bool | Literal["auto"] | Mapping[str, Any] = "auto",
+    teacher_input: Input | None = None,
+    teacher_classes: Sequence[str | int] | None = None,
     teacher_output: str | None = None,
+    student_input: Input | None = None,
     student_output: str | None = None,
     allow: Sequence[Refusal] = (),
     out: str | Path | None = None,
@@ -84,8 +89,8 @@ def distill(
             trainings start from copies of it. Or a function without arguments that builds a student: it is called for
             every training, so that each seed has its own initial weights.
         data: from `limbeck.arrays` or `limbeck.load`. Both networks get the same inputs, normalised by the training
-            set's mean and deviation unless the data was made with ``normalise=False``. A trained teacher must have been
-            trained on inputs that were normalised in the same way.
+            set's mean and deviation unless the data was made with ``normalise=False``. Give ``teacher_input`` for a teacher that
+            was trained on other inputs.
         method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
             a list of these to combine, or your own function ``setup -> stages``.
         networks: other networks that the method uses, such as assistants or peers; trained in place with the first
@@ -105,9 +110,15 @@ def distill(
         cache: compute the teacher's outputs once and read them back: True, False, ``auto`` (if only rounding changes),
             or a block such as ``{"views": 4, "dtype": "float16", "folder": "outputs"}``. Without a folder they are
             stored in ``out``, or in a temporary folder.
+        teacher_input: what the teacher reads, if it was trained on another normalisation, size, range or order of
+            channels than the data has: `limbeck.Input(mean="imagenet", std="imagenet", size=224)`. Every augmented view
+            is converted for it.
+        teacher_classes: the teacher's classes in the order of its outputs, by name or by their number in the data, if
+            that is another order than ``data.classes``. It may have classes that the data does not have.
         teacher_output: which part of the teacher's output holds the logits, see `limbeck.models.outputs`; detected by
             default.
-        student_output: the same for the student.
+        student_input: what the student reads, such as `limbeck.Input(size=96)`; as the data by default.
+        student_output: the same as ``teacher_output`` for the student.
         allow: names of refusals of `limbeck.experiment.checks` to leave out.
         out: a run folder, as `limbeck run` writes it. If it holds the same run, finished or interrupted, that run is
             resumed; the networks' weights at the call are part of what identifies a run. Without it nothing is written.
@@ -129,8 +140,18 @@ def distill(
     recipe = Recipe.model_construct(
         name="distill",
         data=DataBlock.model_construct(source=GIVEN if out is None else f"{GIVEN} {_digest(data)}"),
-        teacher=None if teacher is None else _teacher_block(teacher, teacher_output, out),
-        student=StudentBlock.model_construct(model=_model_block(student, out), output=student_output),
+        teacher=None
+        if teacher is None
+        else TeacherBlock.model_construct(
+            model=_model_block(teacher, out),
+            weights=(GIVEN,),
+            input=_input_block(teacher_input),
+            classes=None if teacher_classes is None else tuple(teacher_classes),
+            output=teacher_output,
+        ),
+        student=StudentBlock.model_construct(
+            model=_model_block(student, out), input=_input_block(student_input), output=student_output
+        ),
         method=block,
         train=_train_block(epochs, batch_size, optimizer, schedule, augment),
         baseline=baseline,
@@ -146,7 +167,14 @@ def distill(
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
         TemporaryDirectory() if out is None else nullcontext(str(out)) as folder,
     ):
-        own = OwnNetworks(student, teacher, networks or {}, first=(every[0], name), data=data)
+        own = OwnNetworks(
+            student,
+            teacher,
+            networks or {},
+            first=(every[0], name),
+            data=data,
+            student_input=student_input or AS_THE_DATA,
+        )
         experiment = Experiment(
             recipe, Path(folder), resume=out is not None, given=Given(data, own, function), in_memory=out is None
         )
@@ -226,8 +254,8 @@ def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> di
     return {"name": GIVEN, "weights_at_the_call": weights, "structure_at_the_call": structure}
 
 
-def _teacher_block(teacher: nn.Module, output: str | None, out: str | Path | None) -> TeacherBlock:
-    return TeacherBlock.model_construct(model=_model_block(teacher, out), weights=(GIVEN,), output=output)
+def _input_block(expected: Input | None) -> InputBlock | None:
+    return None if expected is None else InputBlock.model_construct(**asdict(expected))
 
 
 def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:

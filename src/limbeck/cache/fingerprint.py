@@ -15,6 +15,8 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from limbeck.cache.manifest import SCHEMA, Dtype, Precision, digest_of
 from limbeck.core import LimbeckError, Tap
+from limbeck.models.class_order import Selected
+from limbeck.models.inputs import Bridge
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,18 @@ def structure_digest(network: nn.Module) -> str:
     """32 hex digits of a network's modules.
 
     They are its ``repr`` and every module's class and plain attributes, such as ``norm_first`` or an ensemble's
-    ``mean``. Whether activations work in place makes no difference. The code of a forward is not seen: after a change
-    of it run `limbeck.cache.checking.verify`.
+    ``mean``, and what converts its inputs and selects its outputs. Whether activations work in place makes no
+    difference. The code of a forward is not seen: after a change of it run `limbeck.cache.checking.verify`.
     """
     # The address of an object in a repr, such as of a function that a layer holds, changes from run to run.
     shown = re.sub(r"(, )?inplace=(True|False)| at 0x[0-9a-fA-F]+", "", repr(network))
     lines = [f"{name} {_attributes(module)}" for name, module in network.named_modules(remove_duplicate=False)]
+    hooks = [
+        hook
+        for module in network.modules()
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    ]
+    lines += [repr(hook) for hook in hooks if isinstance(hook, Bridge | Selected)]
     return xxh3_128_hexdigest("\n".join([shown, *lines]).encode())
 
 

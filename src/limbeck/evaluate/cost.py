@@ -80,7 +80,7 @@ def file_bytes(network: nn.Module) -> int:
 
 def latency(
     networks: Mapping[str, nn.Module],
-    shape: Sequence[int],
+    shape: Sequence[int] | Mapping[str, Sequence[int]],
     *,
     runs: int = 100,
     warmup: int = 10,
@@ -97,7 +97,7 @@ def latency(
 
     Args:
         networks: the networks by name, on any devices.
-        shape: the shape of one sample, without N.
+        shape: the shape of one sample, without N; or one for each network, by name.
         runs: the number of rounds. Each round runs every network once.
         warmup: the number of rounds before them that are not timed.
         seconds: the time limit for the rounds of one attempt. The rounds stop early when it is over, but not before the
@@ -112,7 +112,8 @@ def latency(
         if value < 1:
             raise LimbeckError(f"got {name} {value}, allowed are 1 and more")
     with evaluation_mode(networks.values()), torch.no_grad():
-        samples = {name: _sample(network, shape, 1) for name, network in networks.items()}
+        shapes = shape if isinstance(shape, Mapping) else dict.fromkeys(networks, shape)
+        samples = {name: _sample(network, shapes[name], 1) for name, network in networks.items()}
         able = {name: network for name, network in networks.items() if _runs(network, samples[name])}
         quietest: dict[str, list[float]] = {}
         least: float | None = None

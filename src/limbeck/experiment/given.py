@@ -8,10 +8,12 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Data
+from limbeck.experiment.networks import Trained, labels_of, spec_of
 from limbeck.experiment.workspace import example_batch
 from limbeck.models import GIVEN, NetworkSpec
+from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
 from limbeck.recipe.blocks import TeacherBlock
-from limbeck.train.copies import copy_of
+from limbeck.train.copies import copy_of, deep_copy
 
 MakeStudent = Callable[[], nn.Module]
 
@@ -35,6 +37,7 @@ class OwnNetworks:
         others: further networks by name, trained in place by ``first``, otherwise as copies.
         first: the seed and the arm that train in place.
         data: what they are trained on.
+        student_input: what the student reads.
     """
 
     def __init__(
@@ -45,10 +48,11 @@ class OwnNetworks:
         *,
         first: tuple[int, str],
         data: Data,
+        student_input: Input = AS_THE_DATA,
     ) -> None:
         self._make = None if isinstance(student, nn.Module) else student
         self._own = {"student": student, **others} if isinstance(student, nn.Module) else dict(others)
-        self._teacher, self._first, self._data = teacher, first, data
+        self._teacher, self._first, self._data, self._student_input = teacher, first, data, student_input
         self._kept: dict[str, nn.Module] = {}
         self._built: list[weakref.ref[nn.Parameter]] = []
 
@@ -77,7 +81,8 @@ class OwnNetworks:
             raise LimbeckError(f"student returns a {type(student).__name__}: the function must build a torch.nn.Module")
         self._refuse_used(student)
         data = self._data
-        spec = NetworkSpec(GIVEN, {}, len(data.classes), data.shape, data.classes, mean=data.mean, std=data.std)
+        bridge = Bridge(self._student_input, data.shape, data.mean, data.std)
+        spec = spec_of({"name": GIVEN}, data, bridge, data.classes)
         return student, spec, networks
 
     def _refuse_used(self, student: nn.Module) -> None:
@@ -93,9 +98,13 @@ class OwnNetworks:
         """There is none: a teacher passed to `distill` is not trained."""
         raise LimbeckError("a teacher that is passed as a module is not trained")
 
-    def restored(self, block: TeacherBlock) -> list[nn.Module]:
-        """The teacher."""
-        return [] if self._teacher is None else [self._teacher]
+    def restored(self, block: TeacherBlock) -> list[Trained]:
+        """The teacher, or a copy of it if its classes are in another order than those of the data."""
+        if self._teacher is None:
+            return []
+        labels = labels_of(block, self._data) or self._data.classes
+        same = labels == self._data.classes
+        return [(self._teacher if same else deep_copy(self._teacher, {"teacher": self._teacher}), labels)]
 
     def _copied(self, name: str, network: nn.Module) -> nn.Module:
         way = "; pass a function that builds it" if name == "student" else ""

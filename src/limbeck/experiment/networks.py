@@ -10,10 +10,13 @@ from torch import nn
 from limbeck.cache.blackbox import BlackBox
 from limbeck.core import Batch, LimbeckError, Stage
 from limbeck.data import Data, normalise
+from limbeck.experiment.arms import label_indices
 from limbeck.files.paths import expanded
 from limbeck.models import Ensemble, NetworkSpec, build, load_network, load_weights, read_spec
 from limbeck.models.files import SHARDS
 from limbeck.models.fitting import FINE_TUNE
+from limbeck.models.foreign import pretrained_input
+from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
 from limbeck.models.net2net import net2net
 from limbeck.models.transfer import load_all_but_classifier
 from limbeck.options import Block
@@ -29,6 +32,10 @@ IN_FOLDERS = (
     *("model.safetensors", f"model.safetensors{SHARDS}", "pytorch_model.bin", f"pytorch_model.bin{SHARDS}"),
 )
 """The names of weights files in a folder, in the order in which they are looked for."""
+
+
+Trained = tuple[nn.Module, tuple[str, ...]]
+"""A trained network, and its classes in the order of its outputs."""
 
 
 class NetworkFactory:
@@ -72,30 +79,30 @@ class NetworkFactory:
                 if block.init == "fine_tune"
                 else "the teacher block has no weights:, so it needs a model:"
             )
-        network, spec = fresh(block.model, self._data)
+        network, spec = fresh(block.model, self._data, expected_input(block))
         if block.init == "fine_tune":
             self._fine_tune("teacher", network, _only(block))
         return network, spec
 
-    def restored(self, block: TeacherBlock) -> list[nn.Module]:
+    def restored(self, block: TeacherBlock) -> list[Trained]:
         """The trained teacher, or the members of an ensemble, from the block's files; empty if it has none.
 
         For a table of soft labels it is a placeholder that must not be run. A teacher that is fine-tuned here
         (``init: fine_tune``) is not restored.
         """
         if block.table is not None:
-            return [BlackBox(len(self._data.classes))]
+            return [(BlackBox(len(self._data.classes)), self._data.classes)]
         if block.init == "fine_tune":
             return []
-        return [self._restored(path, block.model) for path in block.weights or ()]
+        return [self._restored(path, block) for path in block.weights or ()]
 
-    def _restored(self, path: str, model: Block | None) -> nn.Module:
-        network, said = restored(path, model, self._data, trust_code=self._trust_code)
+    def _restored(self, path: str, block: TeacherBlock) -> Trained:
+        network, labels, said = restored(path, block, self._data, trust_code=self._trust_code)
         self._note("teacher", path, said)
-        return network
+        return network, labels
 
     def _started(self, name: str, block: StudentBlock, seed: int) -> tuple[nn.Module, NetworkSpec]:
-        network, spec = fresh(block.model, self._data)
+        network, spec = fresh(block.model, self._data, expected_input(block))
         if block.weights is None:
             return network, spec
         if block.init == "fine_tune":
@@ -103,10 +110,11 @@ class NetworkFactory:
             return network, spec
         file = find_weights(block.weights)
         if block.init == "as_is":
-            self._note(name, block.weights, _load(network, file, self._data))
+            _check_use(file, read_spec(file), spec)
+            self._note(name, block.weights, load_weights(network, file))
             return network, spec
         small, known = load_network(file, trust_code=self._trust_code)
-        _check_use(file, known, self._data)
+        _check_use(file, known, spec)
         net2net(small, network, self._probe().inputs, noise=block.noise, seed=seed)
         return network, spec
 
@@ -165,48 +173,103 @@ def ensemble(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
     return members[0] if len(members) == 1 else Ensemble(members, block.mean)
 
 
-def fresh(block: Block, data: Data) -> tuple[nn.Module, NetworkSpec]:
-    """A new network for the data, and what builds it again.
+def expected_input(block: TeacherBlock | StudentBlock) -> Input:
+    """What the network of a block reads: what the block says, else what is known of its pretrained weights."""
+    if block.input is not None:
+        return Input(**block.input.model_dump())
+    options = {key: value for key, value in (block.model or {}).items() if key != "name"}
+    return (pretrained_input(block.model["name"], options) if block.model else None) or AS_THE_DATA
+
+
+def spec_of(model: Block, data: Data, bridge: Bridge, labels: Sequence[str]) -> NetworkSpec:
+    """What builds a network again that reads the data through a bridge."""
+    options = {key: value for key, value in model.items() if key != "name"}
+    return NetworkSpec(
+        model["name"],
+        options,
+        len(labels),
+        bridge.own,
+        tuple(labels),
+        mean=bridge.mean,
+        std=bridge.std,
+        channels=bridge.expected.channels,
+    )
+
+
+def fresh(
+    model: Block, data: Data, expected: Input = AS_THE_DATA, *, labels: Sequence[str] = ()
+) -> tuple[nn.Module, NetworkSpec]:
+    """A new network that reads the data as ``expected``, and what builds it again; its classes are those of the data.
 
     Raises:
-        LimbeckError: there is no such model or option.
+        LimbeckError: there is no such model or option; the input does not fit the data.
     """
-    options = {key: value for key, value in block.items() if key != "name"}
-    spec = NetworkSpec(
-        block["name"], options, len(data.classes), data.shape, data.classes, mean=data.mean, std=data.std
-    )
-    return build(spec.name, classes=spec.classes, shape=spec.shape, **options), spec
+    bridge = Bridge(expected, data.shape, data.mean, data.std)
+    spec = spec_of(model, data, bridge, labels or data.classes)
+    network = build(spec.name, classes=spec.classes, shape=spec.shape, **spec.options)
+    if bridge.changes:
+        bridge.install(network)
+    return network, spec
 
 
-def restored(path: str, block: Block | None, data: Data, *, trust_code: bool = False) -> tuple[nn.Module, str]:
-    """Load a trained network from a file or a run folder; also returns which of the file's weights were used.
+def restored(
+    path: str, block: TeacherBlock, data: Data, *, trust_code: bool = False
+) -> tuple[nn.Module, tuple[str, ...], str]:
+    """Load a trained teacher from a file or a run folder. It reads the data in the form that it was trained on.
 
     Args:
         path: a weights file, or a folder that `find_weights` finds one in.
-        block: the model to load the weights into; required for a file that limbeck did not write.
+        block: the model to load the weights into, which a file that limbeck did not write needs; and what the teacher
+            reads and its classes, if the file does not say so.
         data: what the network is used on.
-        trust_code: whether a Python file named by the weights file may be run, if there is no block.
+        trust_code: whether a Python file named by the weights file may be run, if the block names no model.
+
+    Returns:
+        The network, its classes in the order of its outputs, and which of the file's weights were used.
 
     Raises:
-        LimbeckError: the file is missing or damaged; it does not name its model, or names code; its classes are not
-            those of the data.
+        LimbeckError: the file is missing or damaged; it does not name its model, or names code; its number of
+            classes is not that of the data.
     """
     file = find_weights(path)
     spec = read_spec(file)
-    if block is not None:
-        network = fresh(block, data)[0]
-        return network, _load(network, file, data)
+    labels = labels_of(block, data) or (spec.labels if spec else ()) or data.classes
+    expected = expected_input(block)
+    if block.input is None and spec is not None and spec.mean:
+        expected = _input_of(spec, data)
+    if spec is not None and spec.classes != len(labels):
+        raise LimbeckError(f"{file} has {spec.classes} classes, but the data has {len(labels)}: {FINE_TUNE}")
+    if block.model is not None:
+        network = fresh(block.model, data, expected, labels=labels)[0]
+        return network, labels, load_weights(network, file)
     if spec is None:
         raise LimbeckError(f"{file} does not say which model it holds: name it under model:")
-    _check_use(file, spec, data)
     network, _ = load_network(file, trust_code=trust_code)
-    return network, ""
+    bridge = Bridge(expected, data.shape, data.mean, data.std)
+    if bridge.changes:
+        bridge.install(network)
+    return network, labels, ""
 
 
-def _load(network: nn.Module, file: Path, data: Data) -> str:
-    """Load a file's weights into a network; returns which of them were used."""
-    _check_use(file, read_spec(file), data)
-    return load_weights(network, file)
+def labels_of(block: TeacherBlock, data: Data) -> tuple[str, ...]:
+    """The names of a teacher's classes in the order of its outputs, as its block gives them; empty if it does not.
+
+    Raises:
+        LimbeckError: a number is not that of a class of the data.
+    """
+    numbers = [label for label in block.classes or () if not isinstance(label, str)]
+    names = dict(zip(numbers, label_indices(numbers, data.classes), strict=True))
+    return tuple(label if isinstance(label, str) else data.classes[names[label]] for label in block.classes or ())
+
+
+def _input_of(spec: NetworkSpec, data: Data) -> Input:
+    """What a network that limbeck saved reads."""
+    images = len(spec.shape) == 3 and len(data.shape) == 3
+    size = (spec.shape[1], spec.shape[2]) if images and spec.shape[1:] != data.shape[1:] else None
+    channels = spec.channels
+    if channels is None and images and spec.shape[0] != data.shape[0]:
+        channels = "gray" if spec.shape[0] == 1 else "rgb"
+    return Input(spec.mean, spec.std, size, channels)
 
 
 def find_weights(path: str) -> Path:
@@ -224,19 +287,20 @@ def find_weights(path: str) -> Path:
     return place
 
 
-def _check_use(file: Path, spec: NetworkSpec | None, data: Data) -> None:
-    if spec is None:
+def _check_use(file: Path, known: NetworkSpec | None, spec: NetworkSpec) -> None:
+    """Refuse weights that a network which is trained here should not start from."""
+    if known is None:
         return
-    if spec.classes != len(data.classes):
-        raise LimbeckError(f"{file} has {spec.classes} classes, but the data has {len(data.classes)}: {FINE_TUNE}")
-    if spec.labels and tuple(spec.labels) != data.classes:
-        wrong: list[Any] = [pair for pair in zip(spec.labels, data.classes, strict=True) if pair[0] != pair[1]]
+    if known.classes != spec.classes:
+        raise LimbeckError(f"{file} has {known.classes} classes, but the data has {spec.classes}: {FINE_TUNE}")
+    if known.labels and known.labels != spec.labels:
+        wrong: list[Any] = [pair for pair in zip(known.labels, spec.labels, strict=True) if pair[0] != pair[1]]
         raise LimbeckError(
             f"{file} has its classes in another order than the data: {wrong[0][0]!r} where the data has {wrong[0][1]!r}"
         )
-    scales = zip(spec.mean, spec.std, data.mean, data.std, strict=False)
+    scales = zip(known.mean, known.std, spec.mean, spec.std, strict=False)
     if any(abs(m - n) > 0.1 * s or abs(s - t) > 0.1 * s for m, s, n, t in scales):
         raise LimbeckError(
-            f"{file} was trained on inputs normalised by mean {spec.mean} and deviation {spec.std}, but this data by "
-            f"{data.mean} and {data.std}: set data.normalise as in that training"
+            f"{file} was trained on inputs normalised by mean {known.mean} and deviation {known.std}, but this network "
+            f"reads {spec.mean} and {spec.std}: give it input: {{mean: {list(known.mean)}, std: {list(known.std)}}}"
         )

@@ -10,11 +10,13 @@ from torch.utils.hooks import RemovableHandle
 from limbeck.data import Data
 from limbeck.experiment.checks import unwrapped
 from limbeck.experiment.given import OwnNetworks
-from limbeck.experiment.networks import NetworkFactory
+from limbeck.experiment.networks import NetworkFactory, expected_input
 from limbeck.experiment.workspace import example_batch
 from limbeck.models import NetworkSpec
+from limbeck.models.class_order import order_of, select_classes
+from limbeck.models.inputs import Bridge, bridge_of
 from limbeck.models.outputs import install, installed
-from limbeck.recipe.blocks import Recipe, TeacherBlock
+from limbeck.recipe.blocks import Recipe, StudentBlock, TeacherBlock
 
 
 class Prepared(AbstractContextManager["Prepared"]):
@@ -27,7 +29,7 @@ class Prepared(AbstractContextManager["Prepared"]):
     """
 
     def __init__(self, source: NetworkFactory | OwnNetworks, recipe: Recipe, data: Data) -> None:
-        self._source, self._recipe, self._probe, self._classes = source, recipe, example_batch(data), len(data.classes)
+        self._source, self._recipe, self._data, self._probe = source, recipe, data, example_batch(data)
         self._layers = _layers(recipe.method)
         self._handles: list[RemovableHandle] = []
         self._notes: dict[str, None] = {}
@@ -49,27 +51,45 @@ class Prepared(AbstractContextManager["Prepared"]):
         """The student of a seed and an arm, what builds it again, and the other networks by name."""
         network, spec, others = self._source.student(seed, arm)
         blocks = self._recipe.networks
-        made = {
-            name: self._prepare(name, other, blocks[name].output if name in blocks else None)
-            for name, other in others.items()
-        }
-        return self._prepare("student", network, self._recipe.student.output), spec, made
+        made = {name: self._prepare(name, other, blocks.get(name)) for name, other in others.items()}
+        return self._prepare("student", network, self._recipe.student), spec, made
 
     def teacher(self, block: TeacherBlock) -> tuple[nn.Module, NetworkSpec]:
         """A teacher that is to be trained, or a member of an ensemble, and what builds it again."""
         network, spec = self._source.teacher(block)
-        return self._prepare("teacher", network, block.output), spec
+        return self._prepare("teacher", network, block), spec
 
     def restored(self, block: TeacherBlock) -> list[nn.Module]:
         """The trained teacher, or the members of an ensemble; none where it is to be trained."""
-        return [self._prepare("teacher", network, block.output) for network in self._source.restored(block)]
+        found = []
+        for trained, labels in self._source.restored(block):
+            network = self._prepare("teacher", trained, block, len(labels))
+            if labels != self._data.classes:
+                order = order_of("teacher", labels, self._data.classes)
+                select_classes("teacher", network, order, self._probe)
+                which = "in another order" if len(order) == len(labels) else f"and {len(labels) - len(order)} others"
+                self._notes[f"the teacher has the classes of the data {which}: its outputs are selected by name"] = None
+            found.append(network)
+        return found
 
-    def _prepare(self, name: str, network: nn.Module, output: str | None) -> nn.Module:
+    def _prepare(
+        self, name: str, network: nn.Module, block: TeacherBlock | StudentBlock | None, classes: int | None = None
+    ) -> nn.Module:
         inside, wrapped = unwrapped({name: network})
         network, notes = inside[name], list[str]()
+        bridge = bridge_of(network)
+        if bridge is None and block is not None:  # a network of the caller's
+            made = Bridge(expected_input(block), self._data.shape, self._data.mean, self._data.std)
+            if made.changes:
+                self._handles.append(made.install(network))
+                bridge = made
+        if bridge is not None:
+            self._notes[f"the {name} reads every view converted to {bridge}"] = None
         if not installed(network):  # unless it, or the network that it is a copy of, was prepared before
-            layer = self._layers.get(name, "")
-            handles, notes = install(name, network, self._probe, self._classes, output=output, layer=layer)
+            layer, output = self._layers.get(name, ""), block.output if block else None
+            handles, notes = install(
+                name, network, self._probe, classes or len(self._data.classes), output=output, layer=layer
+            )
             self._handles += handles
         self._notes |= dict.fromkeys([*wrapped, *notes])
         return network

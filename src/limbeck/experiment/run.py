@@ -33,6 +33,7 @@ from limbeck.experiment.runfiles import clear
 from limbeck.experiment.workspace import Training, Workspace, example_batch
 from limbeck.methods import METHODS
 from limbeck.models import load_weights
+from limbeck.models.inputs import as_deployed, bridge_of
 from limbeck.recipe.blocks import Recipe, TeacherBlock
 from limbeck.recipe.read import dump, with_absolute_paths
 from limbeck.train.copies import copy_of
@@ -297,7 +298,10 @@ class Experiment:
 
     def _concluded(self, runs: tuple[NetworkResult, ...]) -> RunResult:
         method = self.recipe.method["name"]
-        times = latency(self._networks, self.data.shape, runs=self.recipe.evaluate.latency_runs)
+        bridges = {arm: bridge_of(network) for arm, network in self._networks.items()}
+        shapes = {arm: bridge.own if bridge else self.data.shape for arm, bridge in bridges.items()}
+        with as_deployed(self._networks.values()):
+            times = latency(self._networks, shapes, runs=self.recipe.evaluate.latency_runs)
         first = {job.arm: found for job, found in reversed(list(self._results.items())) if job.arm in times}
         shown = {arm: replace(found, latency=times[arm]) for arm, found in first.items()}
         return RunResult(

@@ -9,6 +9,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.errors import close_names
+from limbeck.models.inputs import Input
 from limbeck.user_code import contents, function
 
 Options = Mapping[str, Any]
@@ -57,6 +58,30 @@ def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options
             "use timm:NAME with pretrained: true, which gets a new classifier; or save its state_dict() in a file and "
             "start from that file with weights: and init: fine_tune"
         ) from error
+
+
+def pretrained_input(name: str, options: Options) -> Input | None:
+    """What the pretrained weights of a network of timm or torchvision were trained on; None if it has none.
+
+    timm's ``pretrained_cfg`` and the meta data of torchvision's weights say so. The size is part of it where the
+    network takes no other.
+    """
+    source, _, rest = name.partition(":")
+    if source == "timm" and options.get("pretrained"):
+        from timm.models import get_pretrained_cfg
+
+        found = get_pretrained_cfg(rest)
+        size = found.input_size[1:] if found and found.fixed_input_size else None
+        return None if found is None else Input(tuple(found.mean), tuple(found.std), size)
+    if source == "torchvision" and options.get("weights"):
+        from torchvision.models import get_model_weights  # type: ignore[import-untyped]
+
+        try:
+            preset = get_model_weights(rest)[options["weights"]].transforms()
+        except (KeyError, ValueError):  # what is wrong is said when the network is built
+            return None
+        return Input(tuple(preset.mean), tuple(preset.std))
+    return None
 
 
 def from_file(file: Path, name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -28,6 +28,7 @@ class NetworkSpec:
     labels: tuple[str, ...] = ()  # the names of the classes in the order of the logits; empty if unknown
     mean: tuple[float, ...] = ()  # the mean of the input normalisation, see `limbeck.data.normalise`; empty if unknown
     std: tuple[float, ...] = ()  # its standard deviation
+    channels: Literal["rgb", "bgr", "gray"] | None = None  # the channels of an image, if they are not those of the data
     reuse: Mapping[str, Any] | None = None  # the reuse of the teacher's classifier by a student, see `Reuse`
 
 

@@ -60,6 +60,8 @@ ClassName = NonNegativeInt | str
 Output = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
 PathText = Annotated[str, AfterValidator(with_known_home)]
+Statistics = str | float | Annotated[tuple[float, ...], Field(min_length=1, max_length=10_000)]
+Labels = Annotated[tuple[ClassName, ...], Field(min_length=2, max_length=1_000_000)]
 Files = Annotated[tuple[PathText, ...], Field(min_length=1, max_length=100), BeforeValidator(_several)]
 
 
@@ -148,18 +150,31 @@ class TrainBlock(Checked):
     exclude: tuple[ClassName, ...] = ()
 
 
+class InputBlock(Checked):
+    """What a network reads, if that differs from the data, see `limbeck.models.inputs.Input`."""
+
+    mean: Statistics | None = None
+    std: Statistics | None = None
+    size: Size | None = None
+    channels: Literal["rgb", "bgr", "gray"] | None = None
+    range: Annotated[float, Field(gt=0, le=65535)] = 1.0
+
+
 class TeacherBlock(Checked):
     """The teacher: loaded from files or run folders (``weights``), or trained in this run (``train``).
 
     ``untrained`` is for a method that trains its teacher, such as ``class_distance``. ``table`` is a file of soft
     labels by image name and replaces the network; ``values`` states what the table contains if limbeck cannot tell.
     ``init: fine_tune`` trains the teacher in this run from all ``weights`` except the classifier's. ``output`` selects
-    the logits in the network's output, see `limbeck.models.outputs`.
+    the logits in the network's output, see `limbeck.models.outputs`. ``classes`` lists the teacher's classes
+    in the order of its logits, if that is not the order of the data; it may have classes that the data has not.
     """
 
     model: Named | None = None
     weights: Files | None = None
     init: Literal["as_is", "fine_tune"] = "as_is"
+    input: InputBlock | None = None
+    classes: Labels | None = None
     output: Output | None = None
     table: PathText | None = None
     values: Literal["probabilities", "log-probabilities", "logits"] | None = None
@@ -180,6 +195,7 @@ class StudentBlock(Checked):
 
     model: Named
     weights: PathText | None = None
+    input: InputBlock | None = None
     output: Output | None = None
     init: Literal["as_is", "fine_tune", "net2net"] = "as_is"
     noise: Annotated[float, Field(ge=0)] = 0.0
