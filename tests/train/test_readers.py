@@ -15,7 +15,7 @@ from limbeck.schedules import constant
 from limbeck.train import readers
 from limbeck.train.engine import can_compile, make_engine
 from limbeck.train.loop import run
-from limbeck.train.readers import Resident, frozen_readers, network_reader, unfused
+from limbeck.train.readers import Resident, frozen_readers, network_reader
 
 ENGINE = make_engine(device="cpu", precision="32")
 LOW = make_engine(device="cpu", precision="bf16")
@@ -84,7 +84,7 @@ def stage(*terms, epochs=2):
 
 
 def made(nets, engine, *terms, store=None):
-    return frozen_readers(stage(*terms), nets, Source().example_inputs(), engine, store)
+    return frozen_readers(stage(*terms), nets, Source().example_inputs(), engine, store)[0]
 
 
 def batch():
@@ -129,7 +129,7 @@ def test_a_frozen_network_is_read_from_a_fused_copy(monkeypatch, fused, engine, 
 @pytest.mark.parametrize("kind", [network, Locked])
 def test_a_reader_gives_the_networks_tensors_without_gradients(engine, off, kind):
     teacher, taps = kind().eval(), (Tap("teacher", "1"), Tap("teacher"))
-    found = network_reader(teacher, taps, Source().example_inputs(), engine)(batch())
+    found = network_reader(teacher, taps, Source().example_inputs(), engine)[0](batch())
     with torch.no_grad():
         layers = nn.Sequential(*teacher)
         maps = layers[:2](batch().inputs)
@@ -142,7 +142,7 @@ def test_a_reader_gives_the_networks_tensors_without_gradients(engine, off, kind
 
 def test_a_network_that_cannot_be_copied_has_hooks_only_while_it_is_read():
     teacher, seen = Locked().eval(), []
-    reader = network_reader(teacher, [Tap("teacher", "1")], Source().example_inputs(), ENGINE)
+    reader, _ = network_reader(teacher, [Tap("teacher", "1")], Source().example_inputs(), ENGINE)
     assert not teacher[1]._forward_hooks
     teacher[0].register_forward_hook(lambda *_: seen.append((len(teacher[1]._forward_hooks), teacher[2].inplace)))
     reader(batch())
@@ -154,7 +154,7 @@ def test_a_network_that_cannot_be_copied_has_hooks_only_while_it_is_read():
 def test_a_forward_ends_at_the_last_tap():
     teacher, ran = Locked().eval(), []
     teacher[6].register_forward_hook(lambda *_: ran.append(1))
-    reader = network_reader(teacher, [Tap("teacher", "1")], Source().example_inputs(), ENGINE)
+    reader, _ = network_reader(teacher, [Tap("teacher", "1")], Source().example_inputs(), ENGINE)
     ran.clear()
     reader(batch())
     assert ran == []
@@ -168,9 +168,8 @@ def test_a_norm_whose_input_is_read_is_not_folded(fused):
 def test_a_network_that_is_not_read_or_that_learns_has_no_reader(fused):
     nets = networks()
     assert made(nets, ENGINE, HARD) == {}
-    assert (
-        frozen_readers(replace(stage(SOFT), learns=("student", "teacher.0")), nets, batch().inputs, ENGINE, None) == {}
-    )
+    learning = replace(stage(SOFT), learns=("student", "teacher.0"))
+    assert frozen_readers(learning, nets, batch().inputs, ENGINE, None) == ({}, ())
     assert fused == []
 
 
@@ -188,7 +187,7 @@ def test_training_runs_the_fused_copy_once_a_batch(monkeypatch):
 
 
 class SumOfBoth(nn.Module):
-    """Uses what its convolution gives besides the norm."""
+    """Uses the output of its convolution besides the norm."""
 
     def __init__(self):
         super().__init__()
@@ -199,21 +198,34 @@ class SumOfBoth(nn.Module):
         return (self.norm(x) + x).mean(dim=(2, 3))
 
 
-def reasons(teacher, *terms, engine=ENGINE, table=frozenset()):
-    return unfused([stage(*terms)] * 2, networks() | {"teacher": teacher}, batch().inputs, engine, table=table)
+class NormReadByHand(SumOfBoth):
+    def forward(self, x):
+        return (self.norm(self.conv(x)) * self.norm.weight.mean()).mean(dim=(2, 3))
 
 
-def test_a_network_that_is_not_fused_in_full_is_said_once_with_the_reason():
-    assert reasons(network(), SOFT, MAPS) == reasons(network(), SOFT, MAPS, engine=LOW) == ()
-    why = "BatchNorm cannot be folded, because the network would give other tensors"
-    assert reasons(SumOfBoth(), SOFT) == (f"the teacher is not fused in full: {why}",)
-    (said,) = reasons(Locked(), SOFT)
-    assert said.startswith("the teacher is not fused in full: the network cannot be copied, because its lock is a lock")
+def notes(teacher, *terms, engine=ENGINE):
+    nets = networks() | {"teacher": teacher.eval()}
+    (epoch,) = run([stage(*terms, epochs=1)], nets, Source(), engine)
+    assert epoch.notes == frozen_readers(stage(*terms), nets, batch().inputs, engine, None)[1]
+    return epoch.notes
 
 
-def test_nothing_is_said_of_a_network_that_is_not_run():
-    assert reasons(SumOfBoth(), HARD) == ()
-    assert reasons(SumOfBoth(), SOFT, table=frozenset({from_teacher()})) == ()
+def test_a_network_that_cannot_be_fused_in_full_is_a_note_with_the_reason():
+    why = "1 BatchNorm layer could not be folded: the folded network would give other tensors"
+    assert notes(NormReadByHand(), SOFT) == (f"the teacher is not fused in full: {why}",)
+    (note,) = notes(Locked(), SOFT)
+    why = "1 BatchNorm layer could not be folded: the network cannot be copied, because its lock is a lock"
+    assert note.startswith(f"the teacher is not fused in full: {why}")
+
+
+def test_a_norm_that_does_not_follow_a_layer_alone_is_no_note():
+    assert notes(SumOfBoth(), SOFT) == ()
+    assert notes(network(), SOFT, MAPS) == notes(network(), SOFT, MAPS, engine=LOW) == ()
+
+
+def test_a_network_that_is_not_run_has_no_note():
+    assert notes(NormReadByHand(), HARD) == ()
+    assert frozen_readers(stage(SOFT), networks() | {"teacher": Locked()}, batch().inputs, ENGINE, Known())[1] == ()
 
 
 # --- compiled

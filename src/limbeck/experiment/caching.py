@@ -131,7 +131,7 @@ def fingerprint(
 def reading(teacher: nn.Module, taps: frozenset[Tap], few: Tensor, engine: Engine) -> Iterator[Reader]:
     """A reader of the teacher, which is in eval mode inside the block; see `limbeck.train.readers.network_reader`."""
     with evaluation_mode([engine.place(teacher)]):
-        yield network_reader(teacher, taps, few, engine)
+        yield network_reader(teacher, tuple(taps), few, engine)[0]
 
 
 def keep(

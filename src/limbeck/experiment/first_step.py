@@ -76,8 +76,7 @@ def first_step(
         with torch.inference_mode(False), torch.enable_grad():
             zeros = _zeros(networks, stored, batch)
             try:
-                _train(plain, networks, _One(batch, len(split)), eager, zeros)
-                notes = []
+                notes = _train(plain, networks, _One(batch, len(split)), eager, zeros)
             except torch.OutOfMemoryError:
                 notes = [f"a step of {len(batch.index)} samples was not tried: there is not enough memory for copies"]
             if engine.compile:
@@ -94,28 +93,32 @@ def first_step(
     return notes
 
 
-def _train(stages: Sequence[Stage], networks: Networks, batches: _One, engine: Engine, zeros: Outputs | None) -> None:
+def _train(
+    stages: Sequence[Stage], networks: Networks, batches: _One, engine: Engine, zeros: Outputs | None
+) -> list[str]:
     """Train one step of each stage on copies; if that fails, on the networks themselves, which are restored."""
     try:
         copied, copies = deep_copy((stages, dict(networks)), networks)
-        _steps(copied, copies, batches, engine, zeros)
+        return _steps(copied, copies, batches, engine, zeros)
     except (Diverged, torch.OutOfMemoryError):
         raise
     except Exception:  # a copy may fail where its network works, for example if hooks keep tensors in the network
         with as_they_were([*networks.values(), *(loss for stage in stages for loss in stage.losses)]):
-            _steps(stages, networks, batches, engine, zeros)
+            return _steps(stages, networks, batches, engine, zeros)
 
 
-def _steps(stages: Sequence[Stage], networks: Networks, batches: _One, engine: Engine, zeros: Outputs | None) -> None:
-    """Train one step of each stage.
+def _steps(
+    stages: Sequence[Stage], networks: Networks, batches: _One, engine: Engine, zeros: Outputs | None
+) -> list[str]:
+    """Train one step of each stage; returns the notes of its epochs.
 
     Raises:
         LimbeckError: a step fails; the message names the network.
     """
-    done = 0
+    done, notes = 0, list[str]()
     try:
-        for done, _ in enumerate(run(stages, networks, batches, engine, store=zeros), start=1):  # noqa: B007
-            pass
+        for done, epoch in enumerate(run(stages, networks, batches, engine, store=zeros), start=1):  # noqa: B007
+            notes += epoch.notes
     except Diverged:
         if done == 0:  # later stages start from other weights in the training itself
             raise
@@ -128,6 +131,7 @@ def _steps(stages: Sequence[Stage], networks: Networks, batches: _One, engine: E
         raise LimbeckError(
             f"a training step of {count} sample{'s' * (count > 1)} fails: {why}: {type(error).__name__}: {error}"
         ) from error
+    return notes
 
 
 def _culprit(stage: Stage, networks: Networks, batch: Batch) -> str:

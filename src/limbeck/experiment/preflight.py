@@ -26,7 +26,7 @@ from limbeck.recipe.read import reread
 from limbeck.taps import shapes
 from limbeck.train.engine import Engine, Precision, make_engine
 from limbeck.train.freeze import frozen_parts
-from limbeck.train.readers import unfused
+from limbeck.train.readers import network_reader
 from limbeck.train.timing import resolve_precision
 
 
@@ -86,8 +86,10 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
             notes += _try_arm(
                 planned, data, engine, stored if own_arm else frozenset(), runs=table is None or not own_arm
             )
-        inputs = example_batch(data).inputs.to(engine.device)
-        notes += unfused(stages, networks, inputs, engine, table=stored if table else frozenset())
+        if cache.use:  # the steps that were tried have no reader of the teacher
+            inputs, teacher = example_batch(data).inputs.to(engine.device), engine.place(networks["teacher"])
+            note = network_reader(teacher, tuple(stored), inputs, engine)[1]
+            notes += [note] if note else []
         if block is not None and block.weights and block.init == "as_is":
             learns = teaches(stages)
             notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)

@@ -56,6 +56,7 @@ class Epoch:
     images: int
     seconds: float
     state: Callable[[], dict[str, Any]]  # all that exact resume needs; take it before asking for the next epoch
+    notes: tuple[str, ...] = ()  # on the readers of frozen networks, see `limbeck.train.readers.network_reader`
 
 
 class Step(nn.Module):
@@ -188,7 +189,7 @@ def _stage(
             versions = Versions(network for name, network in networks.items() if name not in stage.networks)
             # in the first epoch, and where a frozen network was changed since the last one
             if read is None or versions.numbers != read.numbers:
-                readers = frozen_readers(stage, networks, batches.example_inputs(), engine, store)
+                readers, notes = frozen_readers(stage, networks, batches.example_inputs(), engine, store)
                 taps, read = Taps(networks, stage.reads, learns=stage.networks, readers=readers), versions
             try:
                 with taps, engine.without_autocast():
@@ -208,6 +209,7 @@ def _stage(
                 images=images,
                 seconds=time.perf_counter() - start,
                 state=functools.partial(_snapshot, position, number + 1, steps, optimizer, engine),
+                notes=notes,
             )
     if stage.finish is not None:
         stage.finish()

@@ -1,6 +1,6 @@
 """Readers of frozen networks: hooks on a fused copy, compiled, or from a store."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -18,8 +18,8 @@ CHUNK = 4096
 
 def frozen_readers(
     stage: Stage, networks: Networks, inputs: Tensor, engine: Engine, store: Outputs | None
-) -> dict[str, Reader]:
-    """A reader for each network that a stage reads and that does not learn in it, by the network's name.
+) -> tuple[dict[str, Reader], tuple[str, ...]]:
+    """A reader for each network that a stage reads and that does not learn in it, by the network's name; and notes.
 
     Args:
         stage: what is read.
@@ -27,14 +27,18 @@ def frozen_readers(
         inputs: (N, ...) a few samples in 32 bits, on which fused copies are checked.
         engine: precision, and whether to compile.
         store: the teacher's tensors; used where it has all that the stage reads of it.
+
+    Returns:
+        The readers, and the notes of `network_reader`.
     """
-    readers = dict[str, Reader]()
+    readers, notes = dict[str, Reader](), list[str]()
     for name, taps in frozen_taps(stage, networks).items():
         if store is not None and store.taps >= set(taps):
             readers[name] = _stored(store if engine.device.type == "cpu" else Resident(store, engine.device))
         else:
-            readers[name] = network_reader(networks[name], taps, inputs, engine)
-    return readers
+            readers[name], note = network_reader(networks[name], taps, inputs, engine)
+            notes += [note] if note else []
+    return readers, tuple(notes)
 
 
 def frozen_taps(stage: Stage, networks: Networks) -> dict[str, tuple[Tap, ...]]:
@@ -44,16 +48,21 @@ def frozen_taps(stage: Stage, networks: Networks) -> dict[str, tuple[Tap, ...]]:
     return {name: taps for name, taps in found.items() if taps}
 
 
-def network_reader(network: nn.Module, taps: Iterable[Tap], inputs: Tensor, engine: Engine) -> Reader:
+def network_reader(network: nn.Module, taps: Sequence[Tap], inputs: Tensor, engine: Engine) -> tuple[Reader, str]:
     """The fastest way to a frozen network's tensors: without gradients, in the engine's precision.
 
     The network is read as it is now: make another reader where it changes.
 
     Args:
         network: on the engine's device; in eval mode while it is read.
-        taps: what to read of it.
+        taps: what to read of it; one or more, all of the same source.
         inputs: (N, ...) a few samples in 32 bits, on which the fused copy is checked.
         engine: precision, and whether to compile; if so, the first batch compiles, for its size.
+
+    Returns:
+        The reader, and a note that says how many BatchNorm layers could not be folded because the network could not be
+        copied or the check failed, and whether the weights could not be cast; "" if neither happened. See
+        `limbeck.train.fuse.fuse`.
 
     Raises:
         LimbeckError: a tap does not exist or has no one value.
@@ -61,9 +70,10 @@ def network_reader(network: nn.Module, taps: Iterable[Tap], inputs: Tensor, engi
     """
     taps = tuple(taps)
     fits = runs_channels_last(network, inputs)
-    fused, _ = fuse(network, inputs, taps, precision=engine.precision, channels_last=fits)
+    fused, why = fuse(network, inputs, taps, precision=engine.precision, channels_last=fits)
+    note = f"the {taps[0].source} is not fused in full: {why}" if why else ""
     if engine.compile:
-        return _compiled(fused, taps, engine)
+        return _compiled(fused, taps, engine), note
     tapped = Taps({tap.source: fused for tap in taps}, taps)
     # The copy belongs to this reader alone, so its hooks stay; the network itself has them only while it is read.
     hooks = tapped if fused is network else nullcontext(tapped.__enter__())
@@ -72,32 +82,7 @@ def network_reader(network: nn.Module, taps: Iterable[Tap], inputs: Tensor, engi
         with torch.no_grad(), engine.autocast(), hooks:
             return tapped.read(batch)
 
-    return read
-
-
-def unfused(
-    stages: Sequence[Stage], networks: Networks, inputs: Tensor, engine: Engine, *, table: frozenset[Tap]
-) -> tuple[str, ...]:
-    """Which frozen networks cannot be fused in full and why, a sentence for each.
-
-    Args:
-        stages: what is read.
-        networks: by name; moved to the engine's device.
-        inputs: as in `frozen_readers`.
-        engine: its precision.
-        table: taps that no network is run for.
-    """
-    found = {
-        (name, taps): None
-        for stage in stages
-        for name, taps in frozen_taps(stage, networks).items()
-        if not table >= set(taps)
-    }
-    reasons = []
-    for name, taps in found:  # the memory format, which takes as long to check again, changes no reason
-        network = engine.place(networks[name])
-        reasons.append((name, fuse(network, inputs, taps, precision=engine.precision, channels_last=False)[1]))
-    return tuple(dict.fromkeys(f"the {name} is not fused in full: {reason}" for name, reason in reasons if reason))
+    return read, note
 
 
 class Resident:
