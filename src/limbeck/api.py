@@ -25,7 +25,7 @@ from limbeck.experiment.workspace import NO_AUGMENTATION
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.combined import combined
 from limbeck.models import GIVEN
-from limbeck.models.inputs import AS_THE_DATA, Input
+from limbeck.models.inputs import Input
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import Block, call, fill, validate
 from limbeck.recipe.blocks import (
@@ -89,8 +89,8 @@ def distill(
             trainings start from copies of it. Or a function without arguments that builds a student: it is called for
             every training, so that each seed has its own initial weights.
         data: from `limbeck.arrays` or `limbeck.load`. Both networks get the same inputs, normalised by the training
-            set's mean and deviation unless the data was made with ``normalise=False``. Give ``teacher_input`` for a teacher that
-            was trained on other inputs.
+            set's mean and deviation unless the data was made with ``normalise=False``. Give ``teacher_input`` if the
+            teacher was trained on other inputs.
         method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
             a list of these to combine, or your own function ``setup -> stages``.
         networks: other networks that the method uses, such as assistants or peers; trained in place with the first
@@ -142,13 +142,7 @@ def distill(
         data=DataBlock.model_construct(source=GIVEN if out is None else f"{GIVEN} {_digest(data)}"),
         teacher=None
         if teacher is None
-        else TeacherBlock.model_construct(
-            model=_model_block(teacher, out),
-            weights=(GIVEN,),
-            input=_input_block(teacher_input),
-            classes=None if teacher_classes is None else tuple(teacher_classes),
-            output=teacher_output,
-        ),
+        else _teacher_block(teacher, teacher_input, teacher_classes, teacher_output, out),
         student=StudentBlock.model_construct(
             model=_model_block(student, out), input=_input_block(student_input), output=student_output
         ),
@@ -167,14 +161,7 @@ def distill(
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
         TemporaryDirectory() if out is None else nullcontext(str(out)) as folder,
     ):
-        own = OwnNetworks(
-            student,
-            teacher,
-            networks or {},
-            first=(every[0], name),
-            data=data,
-            student_input=student_input or AS_THE_DATA,
-        )
+        own = OwnNetworks(student, teacher, networks or {}, recipe.student, first=(every[0], name), data=data)
         experiment = Experiment(
             recipe, Path(folder), resume=out is not None, given=Given(data, own, function), in_memory=out is None
         )
@@ -252,6 +239,22 @@ def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> di
         return {"name": GIVEN}
     weights, structure = weights_digest(network), structure_digest(network)
     return {"name": GIVEN, "weights_at_the_call": weights, "structure_at_the_call": structure}
+
+
+def _teacher_block(
+    teacher: nn.Module,
+    expected: Input | None,
+    classes: Sequence[str | int] | None,
+    output: str | None,
+    out: str | Path | None,
+) -> TeacherBlock:
+    return TeacherBlock.model_construct(
+        model=_model_block(teacher, out),
+        weights=(GIVEN,),
+        input=_input_block(expected),
+        classes=None if classes is None else tuple(classes),
+        output=output,
+    )
 
 
 def _input_block(expected: Input | None) -> InputBlock | None:

@@ -8,10 +8,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from limbeck.core import LimbeckError
-from limbeck.data import arrays, load
-from limbeck.experiment.networks import NetworkFactory, find_weights, fresh, restored
+from limbeck.data import arrays, load, normalise
+from limbeck.experiment.networks import NetworkFactory, find_weights, fresh
+from limbeck.experiment.networks import restored as teacher_from
 from limbeck.experiment.run import Experiment
 from limbeck.models import NetworkSpec, build, load_network, save_network
+from limbeck.recipe.blocks import TeacherBlock
 from limbeck.recipe.read import read
 
 MLP = {"name": "mlp", "hidden": [4]}
@@ -21,6 +23,11 @@ def data(classes=("cat", "dog", "owl"), width=6):
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(30) % len(classes)
     return arrays(torch.randn(30, width, generator=generator), targets, classes=classes)
+
+
+def restored(path, model, data, **options):
+    """A teacher's network from a file."""
+    return teacher_from(path, TeacherBlock(model=model, **options), data)[0]
 
 
 def saved(path, *, given=None, block=MLP):
@@ -67,12 +74,12 @@ def test_an_unknown_model_or_option_is_refused(block, message):
 
 def test_a_file_of_limbecks_restores_itself(tmp_path):
     trained = saved(tmp_path / "net.safetensors")
-    assert same(restored(str(tmp_path / "net.safetensors"), None, data())[0], trained)
+    assert same(restored(str(tmp_path / "net.safetensors"), None, data()), trained)
 
 
 def test_a_file_of_limbecks_restores_into_the_model_that_is_named(tmp_path):
     trained = saved(tmp_path / "net.safetensors")
-    assert same(restored(str(tmp_path / "net.safetensors"), MLP, data())[0], trained)
+    assert same(restored(str(tmp_path / "net.safetensors"), MLP, data()), trained)
     with pytest.raises(LimbeckError, match="does not fit the network"):
         restored(str(tmp_path / "net.safetensors"), {"name": "mlp", "hidden": [5]}, data())
 
@@ -80,27 +87,52 @@ def test_a_file_of_limbecks_restores_into_the_model_that_is_named(tmp_path):
 @pytest.mark.parametrize("names", [["student"], ["teacher"], ["student", "teacher"]])
 def test_a_run_folder_restores_its_student_or_else_its_teacher(tmp_path, names):
     networks = {name: saved(tmp_path / f"{name}.safetensors") for name in names}
-    assert same(restored(str(tmp_path), None, data())[0], networks[names[0]])
+    assert same(restored(str(tmp_path), None, data()), networks[names[0]])
 
 
 @pytest.mark.parametrize("block", [None, MLP])
-def test_other_classes_than_the_datas_are_refused(tmp_path, block):
-    saved(tmp_path / "net.safetensors")
+def test_another_number_of_classes_without_names_is_refused(tmp_path, block):
+    saved(tmp_path / "net.safetensors", given=data(("0", "1", "2")))
     with pytest.raises(LimbeckError, match="has 3 classes, but the data has 2"):
-        restored(str(tmp_path / "net.safetensors"), block, data(("cat", "dog")))
+        restored(str(tmp_path / "net.safetensors"), block, data(("0", "1")))
 
 
-@pytest.mark.parametrize("block", [None, MLP])
-def test_another_order_of_the_classes_is_refused(tmp_path, block):
+def test_a_file_says_the_order_of_its_classes(tmp_path):
     saved(tmp_path / "net.safetensors")
+    _, labels, _ = teacher_from(str(tmp_path / "net.safetensors"), TeacherBlock(), data(("cat", "owl", "dog")))
+    assert labels == ("cat", "dog", "owl")
+
+
+def test_the_block_says_the_order_of_the_classes_by_name_or_number(tmp_path):
+    saved(tmp_path / "net.safetensors")
+    for classes in (("owl", "cat", "dog"), (2, 0, 1), (2, "cat", 1)):
+        block = TeacherBlock(classes=classes)
+        assert teacher_from(str(tmp_path / "net.safetensors"), block, data())[1] == ("owl", "cat", "dog")
+    with pytest.raises(LimbeckError, match="there is no class 3: allowed are 0 to 2, or cat, dog, owl"):
+        restored(str(tmp_path / "net.safetensors"), None, data(), classes=(0, 1, 3))
+
+
+def test_a_student_does_not_start_from_classes_in_another_order(tmp_path):
+    saved(tmp_path / "net.safetensors")
+    (tmp_path / "recipe.yaml").write_text(STUDENT.format(weights=tmp_path / "net.safetensors", input="null"))
+    factory = NetworkFactory(read(tmp_path / "recipe.yaml"), data(("cat", "owl", "dog")))
     with pytest.raises(LimbeckError, match="in another order than the data: 'dog' where the data has 'owl'"):
-        restored(str(tmp_path / "net.safetensors"), block, data(("cat", "owl", "dog")))
+        factory.student(0, "alone")
+
+
+STUDENT = """\
+name: n
+data: {{source: digits}}
+student: {{model: {{name: mlp, hidden: [4]}}, weights: {weights}, input: {input}}}
+train: {{epochs: 1}}
+method: alone
+"""
 
 
 def test_a_file_that_does_not_know_its_labels_passes(tmp_path):
     network, _ = fresh(MLP, data())
     save_network(network, tmp_path / "net.safetensors", spec=NetworkSpec("mlp", {"hidden": [4]}, 3, (6,)))
-    assert same(restored(str(tmp_path / "net.safetensors"), None, data())[0], network)
+    assert same(restored(str(tmp_path / "net.safetensors"), None, data()), network)
 
 
 def test_other_inputs_than_the_networks_are_told_apart_when_a_model_is_named(tmp_path):
@@ -111,14 +143,32 @@ def test_other_inputs_than_the_networks_are_told_apart_when_a_model_is_named(tmp
 
 
 @pytest.mark.parametrize("block", [MLP, None])
-def test_a_network_for_inputs_on_another_scale_is_refused(tmp_path, block):
+def test_a_network_for_inputs_on_another_scale_gets_them_on_its_own(tmp_path, block):
+    own = data()
+    network = saved(tmp_path / "net.safetensors").eval()
+    other = replace(own, mean=(0.5,), std=(0.2,))
+    found = restored(str(tmp_path / "net.safetensors"), block, other).eval()
+    alone = network(normalise(own.train.inputs, own.mean, own.std))
+    bridged = found(normalise(own.train.inputs, other.mean, other.std))
+    torch.testing.assert_close(bridged, alone, rtol=1e-5, atol=1e-5)
+    assert restored(str(tmp_path / "net.safetensors"), block, own)._forward_pre_hooks == {}
+
+
+def test_a_student_does_not_start_from_weights_for_another_scale_unless_it_reads_it(tmp_path):
     saved(tmp_path / "net.safetensors")
-    nearly = replace(data(), mean=(data().mean[0] + 0.05 * data().std[0],))
-    assert restored(str(tmp_path / "net.safetensors"), block, nearly)
-    with pytest.raises(LimbeckError, match=r"normalised by mean .* set data.normalise as in that training"):
-        restored(str(tmp_path / "net.safetensors"), block, replace(data(), mean=(0.5,)))
-    with pytest.raises(LimbeckError, match="trained on inputs normalised by mean"):
-        restored(str(tmp_path / "net.safetensors"), block, replace(data(), std=(0.2,)))
+    other = replace(data(), mean=(0.5,), std=(0.2,))
+
+    def student(**reads):
+        (tmp_path / "recipe.yaml").write_text(
+            STUDENT.format(weights=tmp_path / "net.safetensors", input=json.dumps(reads or None))
+        )
+        return NetworkFactory(read(tmp_path / "recipe.yaml"), other).student(0, "alone")
+
+    with pytest.raises(LimbeckError, match=r"normalised by mean .* give it input: \{mean: \["):
+        student()
+    network, spec, _ = student(mean=data().mean, std=data().std)
+    assert (spec.mean, spec.std) == (data().mean, data().std)
+    assert len(network._forward_pre_hooks) == 1
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
@@ -127,7 +177,7 @@ def test_a_foreign_file_needs_its_model_named(tmp_path, wrapper, prefix):
     trained, _ = fresh(MLP, data())
     state = {prefix + name: tensor for name, tensor in trained.state_dict().items()}
     torch.save({wrapper: state} if wrapper else state, tmp_path / "theirs.pt")
-    assert same(restored(str(tmp_path / "theirs.pt"), MLP, data())[0], trained)
+    assert same(restored(str(tmp_path / "theirs.pt"), MLP, data()), trained)
     with pytest.raises(LimbeckError, match="does not say which model it holds: name it under model:"):
         restored(str(tmp_path / "theirs.pt"), None, data())
 
@@ -135,7 +185,7 @@ def test_a_foreign_file_needs_its_model_named(tmp_path, wrapper, prefix):
 def test_foreign_safetensors_need_their_model_named(tmp_path):
     trained, _ = fresh(MLP, data())
     save_file(trained.state_dict(), tmp_path / "theirs.safetensors")
-    assert same(restored(str(tmp_path / "theirs.safetensors"), MLP, data())[0], trained)
+    assert same(restored(str(tmp_path / "theirs.safetensors"), MLP, data()), trained)
     with pytest.raises(LimbeckError, match="name it under model:"):
         restored(str(tmp_path / "theirs.safetensors"), None, data())
 
@@ -264,7 +314,7 @@ def test_a_teacher_of_code_needs_its_model_named_or_trust(theirs):
     trusting = NetworkFactory(recipe, load(**recipe.data.model_dump()), trust_code=True)
     named, other = theirs[1]("teacher={weights: t.safetensors, model: net.py:make}")
     for members in (trusting.restored(recipe.teacher), other.restored(named.teacher)):
-        assert same(members[0], network)
+        assert same(members[0][0], network)
 
 
 def test_a_run_whose_student_is_code_is_resumed(theirs, tmp_path):
@@ -296,7 +346,7 @@ def test_a_folder_of_hugging_face_is_a_network(tmp_path, names):
         (tmp_path / names).write_text(
             json.dumps({"weight_map": dict.fromkeys(trained.state_dict(), "part.safetensors")})
         )
-    assert same(restored(str(tmp_path), MLP, data())[0], trained)
+    assert same(restored(str(tmp_path), MLP, data()), trained)
 
 
 def test_a_home_folder_that_is_not_there_is_told():

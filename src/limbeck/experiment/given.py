@@ -8,11 +8,11 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Data
-from limbeck.experiment.networks import Trained, labels_of, spec_of
+from limbeck.experiment.networks import Trained, expected_input, labels_of, spec_of
 from limbeck.experiment.workspace import example_batch
 from limbeck.models import GIVEN, NetworkSpec
-from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
-from limbeck.recipe.blocks import TeacherBlock
+from limbeck.models.inputs import Bridge
+from limbeck.recipe.blocks import StudentBlock, TeacherBlock
 from limbeck.train.copies import copy_of, deep_copy
 
 MakeStudent = Callable[[], nn.Module]
@@ -35,9 +35,9 @@ class OwnNetworks:
             trains a copy of it as it was passed. A function is called once for every arm and seed.
         teacher: a trained module; None for a method without one.
         others: further networks by name, trained in place by ``first``, otherwise as copies.
+        block: says what the student reads.
         first: the seed and the arm that train in place.
         data: what they are trained on.
-        student_input: what the student reads.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class OwnNetworks:
         student: nn.Module | MakeStudent,
         teacher: nn.Module | None,
         others: Mapping[str, nn.Module],
+        block: StudentBlock,
         *,
         first: tuple[int, str],
         data: Data,
-        student_input: Input = AS_THE_DATA,
     ) -> None:
         self._make = None if isinstance(student, nn.Module) else student
         self._own = {"student": student, **others} if isinstance(student, nn.Module) else dict(others)
-        self._teacher, self._first, self._data, self._student_input = teacher, first, data, student_input
+        self._teacher, self._block, self._first, self._data = teacher, block, first, data
         self._kept: dict[str, nn.Module] = {}
         self._built: list[weakref.ref[nn.Parameter]] = []
 
@@ -81,7 +81,7 @@ class OwnNetworks:
             raise LimbeckError(f"student returns a {type(student).__name__}: the function must build a torch.nn.Module")
         self._refuse_used(student)
         data = self._data
-        bridge = Bridge(self._student_input, data.shape, data.mean, data.std)
+        bridge = Bridge(expected_input(self._block), data.shape, data.mean, data.std)
         spec = spec_of({"name": GIVEN}, data, bridge, data.classes)
         return student, spec, networks
 

@@ -234,6 +234,8 @@ def restored(
     file = find_weights(path)
     spec = read_spec(file)
     labels = labels_of(block, data) or (spec.labels if spec else ()) or data.classes
+    if spec is not None and block.classes is None and labels == tuple(map(str, range(len(labels)))):
+        labels = data.classes  # numbers, which say nothing of other data
     expected = expected_input(block)
     if block.input is None and spec is not None and spec.mean:
         expected = _input_of(spec, data)

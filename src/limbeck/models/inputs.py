@@ -132,7 +132,7 @@ class Bridge:
     def __init__(self, expected: Input, shape: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
         self.expected, self.own, self.active = expected, expected.shape(shape), True
         given, count = (one[0] if len(one) == 3 else 1 for one in (shape, self.own))
-        self._given = given
+        self._given, self._count = given, count
         mix = _mix(expected.channels, given)
         data_mean, data_std = (torch.tensor(one, dtype=torch.float64) for one in (mean, std))
         if expected.statistics is not None:
@@ -153,7 +153,7 @@ class Bridge:
         self._exact = self._ready = summands.view(each), shift.view(each)
 
     def __str__(self) -> str:
-        size = f"{' x '.join(map(str, self.own))}, " if self._size or self.own[0] != self._given else ""
+        size = f"{' x '.join(map(str, self.own))}, " if self._size or self._count != self._given else ""
         order = "BGR, " if self._flip else ""
         mean, std = (", ".join(f"{value:.4g}" for value in one) for one in (self.mean, self.std))
         scale = f", times {self.expected.range:g}" if self.expected.range != 1 else ""
@@ -167,7 +167,7 @@ class Bridge:
         """Whether any batch is changed."""
         scale, shift = self._exact
         plain = torch.allclose(scale, torch.ones_like(scale), rtol=1e-6) and bool((shift.abs() < 1e-6).all())
-        return not plain or self._size is not None or self._flip or self._sum or scale.numel() != self.own[0]
+        return not plain or self._size is not None or self._flip or self._sum or scale.numel() != self._given
 
     def install(self, network: nn.Module) -> RemovableHandle:
         """Let a network convert every batch that it gets, before its other hooks."""

@@ -1,0 +1,141 @@
+"""Teachers and students that read other inputs than the data has, on the same views."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import limbeck
+from limbeck.core import LimbeckError
+from limbeck.data import normalise
+from limbeck.models.inputs import resized
+
+ORDER = (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)  # the digit that each of the teacher's outputs stands for
+
+
+class Net(nn.Module):
+    def __init__(self, side, channels, width=32, classes=10):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(channels * side * side, width), nn.ReLU())
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, inputs):
+        return self.head(self.body(inputs))
+
+
+def theirs(pixels):
+    """How the teacher's own code makes its inputs from pixels: 12 x 12, BGR, 0 to 255 minus a mean."""
+    images = resized(pixels.float() / 255, (12, 12)).expand(-1, 3, -1, -1).flip(1) * 255
+    return images - torch.tensor([10.0, 60.0, 90.0]).view(1, 3, 1, 1)
+
+
+THEIRS = limbeck.Input(mean=(10.0, 60.0, 90.0), std=1.0, size=12, channels="bgr", range=255.0)
+OURS = {"baseline": False, "epochs": 1, "precision": "32"}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return limbeck.load("digits")
+
+
+@pytest.fixture(scope="module")
+def teacher(data):
+    """A teacher that its own code trained, and its share of correct test samples in its own code."""
+    torch.manual_seed(0)
+    network = Net(12, 3, width=64)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    places = torch.tensor([ORDER.index(digit) for digit in range(10)])
+    for _ in range(60):
+        optimizer.zero_grad()
+        cross_entropy(network(theirs(data.train.inputs) / 50), places[data.train.targets]).backward()
+        optimizer.step()
+    network.body[1].weight.data /= 50  # its inputs are not divided from now on
+    network.eval()
+    return network, accuracy(network(theirs(data.test.inputs)).argmax(1), places[data.test.targets])
+
+
+def accuracy(predicted, targets):
+    return (predicted == targets).double().mean().item()
+
+
+def test_a_teacher_reaches_its_own_accuracy_through_the_bridge(data, teacher):
+    network, own = teacher
+    before = copy.deepcopy(network.state_dict())
+    _, result = limbeck.distill(network, Net(8, 1), data, teacher_input=THEIRS, teacher_classes=ORDER, **OURS)
+    assert own > 0.9
+    assert result.teacher.test.accuracy == own
+    assert not network._forward_pre_hooks
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert any("the teacher reads every view converted to 3 x 12 x 12, BGR" in note for note in result.notes)
+    assert any("in another order" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("left_out", ["teacher_input", "teacher_classes"])
+def test_without_the_description_the_run_is_refused_with_the_lines_that_describe_it(data, teacher, left_out):
+    described = {"teacher_input": THEIRS, "teacher_classes": ORDER}
+    described.pop(left_out)
+    with pytest.raises(LimbeckError) as refused:
+        limbeck.distill(teacher[0], Net(8, 1), data, **described, **OURS)
+    assert left_out in str(refused.value)
+    if left_out == "teacher_classes":
+        assert f"teacher: {{classes: {list(ORDER)}}}" in str(refused.value)
+
+
+def test_the_student_reads_its_own_size_and_is_saved_with_it(data, tmp_path):
+    large = limbeck.load("digits", size=16)
+    reads = limbeck.Input(mean=0.5, std=0.25, size=8)
+    student, result = limbeck.distill(
+        None, Net(8, 1), large, method="alone", student_input=reads, out=tmp_path, **OURS | {"epochs": 20}
+    )
+    loaded, spec = limbeck.load_network(tmp_path / "student.safetensors", network=Net(8, 1))
+    assert (spec.shape, spec.mean, spec.std) == ((1, 8, 8), (0.5,), (0.25,))
+    inputs = (resized(large.test.inputs.float() / 255, (8, 8)) - 0.5) / 0.25
+    assert accuracy(loaded.eval()(inputs).argmax(1), large.test.targets) == result.student.test.accuracy > 0.8
+    assert not student._forward_pre_hooks
+
+
+@pytest.mark.parametrize("method", ["kd", "srrl", "mimic", "simkd", "fitnets"])
+def test_methods_see_the_classes_in_the_order_of_the_data(data, teacher, method):
+    """The classifier's rows are in that order too: a method that reads them gives the same as for a teacher in order."""
+    network, _ = teacher
+    in_order = copy.deepcopy(network)
+    rows = [ORDER.index(digit) for digit in range(10)]
+    with torch.no_grad():
+        in_order.head.weight.copy_(network.head.weight[rows])
+        in_order.head.bias.copy_(network.head.bias[rows])
+
+    def distilled(of, **described):
+        torch.manual_seed(1)
+        student, result = limbeck.distill(
+            of, Net(8, 1, width=64), data, method=method, teacher_input=THEIRS, **described, **OURS
+        )
+        return student.state_dict(), result.student.test
+
+    one, other = distilled(network, teacher_classes=ORDER), distilled(in_order)
+    assert one[1] == other[1]
+    assert all(torch.equal(value, other[0][key]) for key, value in one[0].items())
+
+
+def test_a_teacher_with_other_classes_besides_those_of_the_data(data):
+    torch.manual_seed(0)
+    network = Net(8, 1, classes=12)
+    labels = ["extra", *map(str, ORDER), "more"]
+    taught = training_of(network, data, [labels.index(str(digit)) for digit in range(10)])
+    _, result = limbeck.distill(taught, Net(8, 1), data, teacher_classes=labels, **OURS)
+    assert result.teacher.test.accuracy > 0.8
+    with pytest.raises(LimbeckError, match="the teacher has no class '3', which the data has"):
+        limbeck.distill(
+            taught, Net(8, 1), data, teacher_classes=["three" if one == "3" else one for one in labels], **OURS
+        )
+
+
+def training_of(network, data, places):
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    inputs = normalise(data.train.inputs, data.mean, data.std)
+    for _ in range(40):
+        optimizer.zero_grad()
+        cross_entropy(network(inputs), torch.tensor(places)[data.train.targets]).backward()
+        optimizer.step()
+    return network.eval()
