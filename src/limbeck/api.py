@@ -140,9 +140,7 @@ def distill(
     recipe = Recipe.model_construct(
         name="distill",
         data=DataBlock.model_construct(source=GIVEN if out is None else f"{GIVEN} {_digest(data)}"),
-        teacher=None
-        if teacher is None
-        else _teacher_block(teacher, teacher_input, teacher_classes, teacher_output, out),
+        teacher=_teacher_block(teacher, teacher_input, teacher_classes, teacher_output, out) if teacher else None,
         student=StudentBlock.model_construct(
             model=_model_block(student, out), input=_input_block(student_input), output=student_output
         ),
@@ -258,7 +256,7 @@ def _teacher_block(
 
 
 def _input_block(expected: Input | None) -> InputBlock | None:
-    return None if expected is None else InputBlock.model_construct(**asdict(expected))
+    return None if expected is None else InputBlock.model_construct(**asdict(expected) | {"size": expected.sides})
 
 
 def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:

@@ -252,11 +252,11 @@ def _permuted(
     moved = [place for place, meant in enumerate(order) if place != meant]
     pairs = ", ".join(f"its class {place} is the data's {classes[order[place]]!r}" for place in moved[:4])
     more = f" and {len(moved) - 4} more" if len(moved) > 4 else ""
-    places = [order.index(place) for place in range(len(order))]
+    named = [classes[place] for place in order]
     return (
         f"the {name}'s outputs are in another order than the data's classes: {pairs}{more}; in this order {right:.1%} "
         f"of {len(targets)} validation samples are right, in the data's order {fitting:.1%}",
-        "Put them in that order" + _wrapper("Reordered", f"self.network(inputs)[:, {places}]"),
+        f"Describe the order: in a recipe {name}: {{classes: {order}}}, in Python {name}_classes={named}",
     )
 
 
@@ -278,26 +278,16 @@ def _against_chance(
             "chance",
             f"the {name} is {how} than by chance: {hits / count:.1%} of {count} validation samples, where chance is "
             f"{chance:.1%}",
-            "Most likely it was trained on inputs with another normalisation (data.normalise), another "
-            "range of values ([0, 1] or 0 to 255) or another size; or its classes are in another order; or these are "
-            "not its weights. If its normalisation differs, undo the data's and apply the teacher's (std and mean are "
-            "data.std and data.mean as tensors of shape (C, 1, 1))"
-            + _wrapper("Normalised", "self.network((inputs * std + mean - its_mean) / its_std)"),
+            "Most likely it was trained on inputs with another normalisation, range of values, order of channels or "
+            f"size: describe them, in a recipe {name}: {{input: {{mean: imagenet, std: imagenet, size: 224}}}}, in Python "
+            f' {name}_input=limbeck.Input(mean="imagenet", std="imagenet", size=224). Or its '
+            f"classes are in another order: in a recipe {name}: {{classes: [...]}}, in Python {name}_classes=[...]. Or "
+            "these are not its weights",
         )
     elif not above:
         told = f"{hits} are right, {chance * count:.1f} are expected by chance"
         return [f"{count} validation samples are too few to tell whether the {name} is better than chance: {told}"]
     return []
-
-
-def _wrapper(name: str, expression: str) -> str:
-    """The lines of Python that wrap a network."""
-    return (
-        f" in a module around it:\n\n    class {name}(torch.nn.Module):\n"
-        "        def __init__(self, network): super().__init__(); self.network = network\n"
-        f"        def forward(self, inputs): return {expression}\n\n"
-        f"and take {name}(network)"
-    )
 
 
 def _at_least(hits: int, count: int, share: float) -> float:

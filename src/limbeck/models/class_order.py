@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from limbeck.core import Batch, LimbeckError, NoClassifier
+from limbeck.core import Batch, LimbeckError
 from limbeck.errors import close_names
 from limbeck.outline import outline
 from limbeck.taps import layer_of
@@ -63,7 +63,7 @@ def select_classes(name: str, network: nn.Module, order: Sequence[int], batch: B
     """
     try:
         layer = layer_of(network, outline(name, network, batch).classifier)
-    except NoClassifier:
+    except Exception:  # there is none, or the network does not run, which the dry run reports
         layer = network
     if type(layer) is not nn.Linear or is_parametrized(layer) or layer._forward_pre_hooks or layer._forward_hooks:
         network.register_forward_hook(Selected(order))

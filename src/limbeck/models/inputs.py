@@ -154,10 +154,10 @@ class Bridge:
 
     def __str__(self) -> str:
         size = f"{' x '.join(map(str, self.own))}, " if self._size or self._count != self._given else ""
-        order = "BGR, " if self._flip else ""
-        mean, std = (", ".join(f"{value:.4g}" for value in one) for one in (self.mean, self.std))
-        scale = f", times {self.expected.range:g}" if self.expected.range != 1 else ""
-        return f"{size}{order}mean {mean}, std {std}{scale}"
+        order = f"{self.expected.channels.upper()}, " if self.expected.channels else ""
+        top = self.expected.range
+        mean, std = (", ".join(f"{value * top:.4g}" for value in one) for one in (self.mean, self.std))
+        return f"{size}{order}values from 0 to {top:g} normalised with mean {mean} and std {std}"
 
     def __repr__(self) -> str:
         return f"Bridge({self.own}, {self._flip}, {[one.flatten().tolist() for one in self._exact]})"
