@@ -1,16 +1,21 @@
 """Teachers and students that read other inputs than the data has, on the same views."""
 
 import copy
+import inspect
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import limbeck
 from limbeck.core import LimbeckError
 from limbeck.data import normalise
-from limbeck.models.inputs import resized
+from limbeck.experiment.run import Experiment
+from limbeck.models.inputs import Bridge, resized
+from limbeck.recipe.read import read
 
 ORDER = (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)  # the digit that each of the teacher's outputs stands for
 
@@ -140,3 +145,62 @@ def training_of(network, data, places):
         cross_entropy(network(inputs), torch.tensor(places)[data.train.targets]).backward()
         optimizer.step()
     return network.eval()
+
+
+class Waves(nn.Module):
+    """Makes a network depend on the scale of its inputs."""
+
+    def forward(self, inputs):
+        return (4 * inputs).sin()
+
+
+def test_a_teacher_of_another_common_form_is_refused_with_its_description(data):
+    form = limbeck.Input("none", "none")
+    torch.manual_seed(0)
+    network = nn.Sequential(Waves(), nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    other = Bridge(form, data.shape, data.mean, data.std)
+    handle = other.install(network)
+    taught = training_of(network, data, list(range(10)))
+    handle.remove()
+    with pytest.raises(LimbeckError) as refused:
+        limbeck.distill(taught, Net(8, 1), data, **OURS)
+    assert "teacher: {input: {mean: none, std: none}}" in str(refused.value)
+    assert "--allow input" in str(refused.value)
+    _, result = limbeck.distill(taught, Net(8, 1), data, teacher_input=form, **OURS)
+    assert result.teacher.test.accuracy > 0.85
+    _, result = limbeck.distill(taught, Net(8, 1), data, allow=["input", "chance", "permuted"], **OURS)
+    assert any("with inputs of another form, as allowed" in note for note in result.notes)
+
+
+def test_a_recipe_describes_the_teacher(data, teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network, own = teacher
+    save_file(network.state_dict(), "theirs.safetensors")
+    Path("net.py").write_text(NET)
+    Path("recipe.yaml").write_text(RECIPE)
+    trial = Experiment(read(Path("recipe.yaml")), Path("run"))
+    with trial.factory:
+        list(trial.run())
+    assert trial.result.teacher.test.accuracy == own
+    again = Experiment(read(Path("recipe.yaml"), overrides=[*AGAIN]), Path("again"))
+    with again.factory:
+        list(again.run())
+    assert again.result.teacher.test.accuracy == trial.result.student.test.accuracy  # nothing was described
+
+
+AGAIN = ("teacher={weights: run}", "student.input=null")
+RECIPE = """\
+name: bridge
+data: {source: digits}
+teacher:
+  model: {name: net.py:Net, side: 12, channels: 3, width: 64}
+  weights: theirs.safetensors
+  input: {mean: [10, 60, 90], std: 1, size: 12, channels: bgr, range: 255}
+  classes: [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+student: {model: {name: mlp, hidden: [16]}, input: {mean: 0.4, std: 0.3, size: 8}}
+method: kd
+train: {epochs: 5}
+precision: 32
+baseline: false
+"""
+NET = "from torch import nn\n" + inspect.getsource(Net)

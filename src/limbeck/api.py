@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -154,11 +154,7 @@ def distill(
         cache=_cache(cache),
         allow=tuple(allow),
     )
-    with (
-        torch.inference_mode(mode=False),  # else what is copied could not learn
-        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-        TemporaryDirectory() if out is None else nullcontext(str(out)) as folder,
-    ):
+    with _undisturbed(out) as folder:
         own = OwnNetworks(student, teacher, networks or {}, recipe.student, first=(every[0], name), data=data)
         experiment = Experiment(
             recipe, Path(folder), resume=out is not None, given=Given(data, own, function), in_memory=out is None
@@ -169,6 +165,17 @@ def distill(
     trained.zero_grad(set_to_none=True)
     result = replace(experiment.result, notes=experiment.notes)  # with what a resumed folder was found to lack
     return (student if isinstance(student, nn.Module) else trained).eval(), result
+
+
+@contextmanager
+def _undisturbed(out: str | Path | None) -> Iterator[str]:
+    """A run folder, or a temporary one; torch's modes and random generators are restored afterwards."""
+    with (
+        torch.inference_mode(mode=False),  # else what is copied could not learn
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        TemporaryDirectory() if out is None else nullcontext(str(out)) as folder,
+    ):
+        yield folder
 
 
 def _follow(experiment: Experiment, on_epoch: OnEpoch | None, progress: bool | None) -> None:

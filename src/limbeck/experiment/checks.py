@@ -1,7 +1,7 @@
 """Checks before training: networks that share parts, teachers that cannot be right, steps that would fail.
 
-Each refusal has a name by which a user can allow it: ``chance``, ``permuted``, ``probabilities``, ``random``,
-``not_finite``, ``shared``. `limbeck.experiment.first_step` tries a real training step.
+Each refusal has a name by which a user can allow it: ``chance``, ``permuted``, ``input``, ``probabilities``,
+``random``, ``not_finite``, ``shared``. `limbeck.experiment.first_step` tries a real training step.
 """
 
 from collections.abc import Callable, Collection
@@ -14,12 +14,11 @@ from torch.nn.parameter import is_lazy
 from limbeck.core import LimbeckError, Networks
 from limbeck.data import Data, Split
 from limbeck.evaluate.metrics import check_finite
+from limbeck.experiment.input_forms import better_input, described
 from limbeck.experiment.measuring import EVALUATION_BATCH, outputs_of
+from limbeck.experiment.significance import UNSURE, at_least
 from limbeck.train.copies import close
 from limbeck.train.engine import Engine
-
-UNSURE = 0.01
-"""The significance level of the tests against chance."""
 
 SAMPLES_PER_CLASS = 5
 """With fewer validation samples a class, chance cannot be told from a weak teacher."""
@@ -116,8 +115,8 @@ def check_teacher(
 
     Raises:
         LimbeckError: it returns NaN or infinity (``not_finite``), probabilities (``probabilities``) or different
-            outputs in each run (``random``); its outputs are in another order than the classes (``permuted``); its
-            accuracy is no better than chance (``chance``).
+            outputs in each run (``random``); it is far more accurate on inputs of another form (``input``); its outputs
+            are in another order than the classes (``permuted``); its accuracy is no better than chance (``chance``).
     """
     which, split = ("validation", data.validation) if len(data.validation) else ("train", _few(data.train))
     with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -154,6 +153,9 @@ def check_teacher(
     if which == "train":
         told = f"there is no validation split, so the accuracy of the {name} was not checked"
         return [*notes, told]
+    better = None if learns else better_input(network, data, engine)
+    if better is not None:
+        refuse("input", *described(name, *better))
     order = _fitting(logits.argmax(dim=1), targets, len(data.classes))
     if order is not None:
         refuse("permuted", *_permuted(name, order, logits, targets, data.classes))
@@ -220,7 +222,7 @@ def _fitting(predicted: Tensor, targets: Tensor, classes: int) -> list[int] | No
     gained = moved & (held_out == targets) & (predicted != targets)
     lost = moved & (held_out != targets) & (predicted == targets)
     more, less, count = int(gained.sum()), int(lost.sum()), int(moved.sum())
-    if count == 0 or (more - less) / count < 0.3 or _at_least(more, more + less, 0.5) > UNSURE / 10:
+    if count == 0 or (more - less) / count < 0.3 or at_least(more, more + less, 0.5) > UNSURE / 10:
         return None
     return [int(place) for place in order]
 
@@ -269,9 +271,9 @@ def _against_chance(
     shares = (torch.bincount(one, minlength=classes).double() / count for one in (predicted, targets))
     chance = max(float(torch.stack([*shares]).prod(dim=0).sum()), 1 / (10 * classes))
     hits = int((predicted == targets).sum())
-    below = 1 - _at_least(hits + 1, count, chance) < UNSURE
-    above = _at_least(hits, count, chance) < UNSURE
-    weak = 1 - _at_least(hits + 1, count, (1 + chance) / 2) < UNSURE  # even an accuracy halfway to 1 would have shown
+    below = 1 - at_least(hits + 1, count, chance) < UNSURE
+    above = at_least(hits, count, chance) < UNSURE
+    weak = 1 - at_least(hits + 1, count, (1 + chance) / 2) < UNSURE  # even an accuracy halfway to 1 would have shown
     if below or (not above and weak and count >= SAMPLES_PER_CLASS * classes):
         how = "less often right" if below else "no more often right"
         refuse(
@@ -279,19 +281,12 @@ def _against_chance(
             f"the {name} is {how} than by chance: {hits / count:.1%} of {count} validation samples, where chance is "
             f"{chance:.1%}",
             "Most likely it was trained on inputs with another normalisation, range of values, order of channels or "
-            f"size: describe them, in a recipe {name}: {{input: {{mean: imagenet, std: imagenet, size: 224}}}}, in Python "
-            f' {name}_input=limbeck.Input(mean="imagenet", std="imagenet", size=224). Or its '
-            f"classes are in another order: in a recipe {name}: {{classes: [...]}}, in Python {name}_classes=[...]. Or "
-            "these are not its weights",
+            f"size: describe them, in a recipe {name}: {{input: {{mean: imagenet, std: imagenet, size: 224}}}}, in "
+            f'Python {name}_input=limbeck.Input(mean="imagenet", std="imagenet", size=224). Or its classes are in '
+            f"another order: in a recipe {name}: {{classes: [...]}}, in Python {name}_classes=[...]. Or these are not "
+            "its weights",
         )
     elif not above:
         told = f"{hits} are right, {chance * count:.1f} are expected by chance"
         return [f"{count} validation samples are too few to tell whether the {name} is better than chance: {told}"]
     return []
-
-
-def _at_least(hits: int, count: int, share: float) -> float:
-    """The probability of at least so many hits in ``count`` trials that each succeed with probability ``share``."""
-    from scipy.special import bdtrc  # type: ignore[import-untyped]  # takes a second to import
-
-    return 1.0 if hits <= 0 else float(bdtrc(hits - 1, count, share))

@@ -37,9 +37,9 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
             raise
         except Exception as error:  # the network may be the user's, and raise anything
             raise LimbeckError(
-                f"the {name} does not run on samples of shape {data.shape}: {type(error).__name__}: {error}. If it reads "
-                f"another size or number of channels, describe them: in a recipe {name}: {{input: {{size: 224, channels: "
-                f"rgb}}}}, in Python {name}_input=limbeck.Input(size=224, channels='rgb')"
+                f"the {name} does not run on samples of shape {data.shape}: {type(error).__name__}: {error}. If it was "
+                f"trained on another size or number of channels, describe them: in a recipe {name}: {{input: {{size: "
+                f'224, channels: rgb}}}}, in Python {name}_input=limbeck.Input(size=224, channels="rgb")'
             ) from error
         task.check_output(name, shape, data)
     teacher = networks.get("teacher")
