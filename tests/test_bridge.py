@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,32 @@ def test_a_recipe_describes_the_teacher(data, teacher, tmp_path, monkeypatch):
     with again.factory:
         list(again.run())
     assert again.result.teacher.test.accuracy == trial.result.student.test.accuracy  # nothing was described
+
+
+def test_the_stored_outputs_of_a_teacher_are_those_of_its_own_inputs(data, teacher, tmp_path):
+    network, _ = teacher
+    options = {"cache": {"folder": str(tmp_path / "store")}, "teacher_classes": ORDER, "allow": ["chance", "permuted"]}
+    stored = limbeck.distill(network, Net(8, 1), data, teacher_input=THEIRS, **options, **OURS)[1]
+    again = limbeck.distill(network, Net(8, 1), data, teacher_input=THEIRS, **options, **OURS)[1]
+    assert stored.teacher.test == again.teacher.test
+    with pytest.raises(LimbeckError, match="the teacher's structure .* is not that which the store was built with"):
+        limbeck.distill(network, Net(8, 1), data, teacher_input=replace(THEIRS, range=254.0), **options, **OURS)
+
+
+def test_a_compiled_teacher_reads_its_own_inputs(data, teacher):
+    network, own = teacher
+    described = {"teacher_input": THEIRS, "teacher_classes": ORDER}
+    plain, compiled = (
+        limbeck.distill(network, student, data, compile=compile, **described, **OURS)[1]
+        for compile in (False, True)
+        for student in [seeded()]
+    )
+    assert compiled.student.test.accuracy == pytest.approx(plain.student.test.accuracy, abs=0.01)
+
+
+def seeded():
+    torch.manual_seed(3)
+    return Net(8, 1)
 
 
 AGAIN = ("teacher={weights: run}", "student.input=null")
