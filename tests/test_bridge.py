@@ -195,17 +195,15 @@ def test_the_stored_outputs_of_a_teacher_are_those_of_its_own_inputs(data, teach
     stored = limbeck.distill(network, Net(8, 1), data, teacher_input=THEIRS, **options, **OURS)[1]
     again = limbeck.distill(network, Net(8, 1), data, teacher_input=THEIRS, **options, **OURS)[1]
     assert stored.teacher.test == again.teacher.test
-    with pytest.raises(LimbeckError, match="the teacher's structure .* is not that which the store was built with"):
+    with pytest.raises(LimbeckError, match=r"the teacher's structure .* is not that which the store was built with"):
         limbeck.distill(network, Net(8, 1), data, teacher_input=replace(THEIRS, range=254.0), **options, **OURS)
 
 
 def test_a_compiled_teacher_reads_its_own_inputs(data, teacher):
-    network, own = teacher
+    network, _ = teacher
     described = {"teacher_input": THEIRS, "teacher_classes": ORDER}
     plain, compiled = (
-        limbeck.distill(network, student, data, compile=compile, **described, **OURS)[1]
-        for compile in (False, True)
-        for student in [seeded()]
+        limbeck.distill(network, seeded(), data, compile=on, **described, **OURS)[1] for on in (False, True)
     )
     assert compiled.student.test.accuracy == pytest.approx(plain.student.test.accuracy, abs=0.01)
 
