@@ -387,10 +387,20 @@ def test_arrays_differs_by_seed_and_repeats_with_it():
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize(("kind", "white"), [("uint16", 65_535), ("bool", 1), ("float64", 7)])
+def test_arrays_of_other_types_become_float32_and_those_of_16_bits_are_divided_by_white(kind, white):
+    images = numpy.full((10, 5, 3, 2), white, dtype=kind)
+    made = arrays(images, numpy.arange(10) % 2, normalise=False)
+    assert made.train.inputs.dtype == torch.float32
+    assert made.train.inputs.unique().tolist() == [7 if kind == "float64" else 1]
+    assert made.shape == (5, 3, 2)
+
+
 @pytest.mark.parametrize(
     ("inputs", "targets", "options", "message"),
     [
         (numpy.zeros((4, 2), dtype=numpy.int64), [0] * 4, {}, "inputs are torch.int64; allowed are uint8"),
+        (numpy.zeros((4, 2), dtype=numpy.uint16), [0] * 4, {}, "inputs are torch.uint16; allowed are uint8"),
         (numpy.zeros((4, 8, 8, 3)), [0] * 4, {}, r"looks like \(N, H, W, C\).*transpose\(0, 3, 1, 2\)"),
         (numpy.zeros(4), [0] * 4, {}, r"inputs have shape \(4,\); allowed are"),
         (numpy.float32(1), [0], {}, r"inputs have shape \(\); allowed are"),

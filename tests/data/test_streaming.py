@@ -23,8 +23,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from limbeck.core import LimbeckError
 from limbeck.data import Augment, Batches, load, normalise, split_off
 from limbeck.data.decoding import decode, fitted
-from limbeck.data.images import plain
+from limbeck.data.images import Images
 from limbeck.data.keys import Purpose, key
+from limbeck.data.pixels import decoded
 from limbeck.data.streaming import AHEAD, Decoder, Wanted, _go_quietly
 from limbeck.data.trees import Reader
 from limbeck.data.views import change, draws
@@ -267,17 +268,11 @@ def test_a_large_jpeg_is_decoded_smaller_but_to_no_less_than_twice_what_is_neede
     }
 
 
-def test_a_jpeg_that_is_made_smaller_is_decoded_smaller(monkeypatch):
-    seen = []
-
-    def watched(*given, **options):
-        seen.append(decode(*given, **options))
-        return seen[-1]
-
-    monkeypatch.setattr("limbeck.data.images.decode", watched)
+def test_a_jpeg_that_is_made_smaller_is_decoded_smaller():
     data = encoded(numpy.zeros((256, 320, 3), numpy.uint8), "jpeg")
-    assert plain("x", data, (64, 80), 3).shape == (64, 80, 3)
-    assert [image.size for image in seen] == [(160, 128)]
+    found = decoded("x", data, (64, 80))
+    assert found.pixels.shape == (64, 80, 3)
+    assert found.size == (128, 160)
 
 
 def test_a_large_jpeg_looks_the_same_though_it_is_decoded_smaller(tmp_path):
@@ -565,7 +560,7 @@ def test_an_error_of_another_kind_is_left_as_it_is(folder, monkeypatch):
         raise RuntimeError("out of memory")
 
     made = batches(streamed(folder))
-    monkeypatch.setattr("limbeck.data.streaming.plain", broken)
+    monkeypatch.setattr(Images, "plain", broken)
     with pytest.raises(RuntimeError, match=r"^out of memory$"):
         by_index(made(0))
 

@@ -31,7 +31,7 @@ def arrays(
 
     Args:
         inputs: images (N, C, H, W), or (N, H, W) which get one channel, or features (N, D). uint8 (pixels 0..255)
-            stays uint8, any floating type becomes float32.
+            stays uint8, uint16 (pixels 0..65,535) becomes float32 in [0, 1], any floating type and bool become float32.
         targets: (N,) class indices from 0, integers or bool. Floats are class indices only if ``classes`` is given and
             all of them are whole numbers.
         test: size of the test split: a share in [0, 1) if float, a count if int. Not used with ``test_set``.
@@ -97,12 +97,22 @@ def _tensor(values: Values, what: str) -> Tensor:
 
 
 def _inputs(values: Values) -> Tensor:
-    inputs = _tensor(values, "inputs")
-    if inputs.dtype != torch.uint8:
-        if not inputs.is_floating_point():
+    return checked_inputs(_tensor(values, "inputs"))
+
+
+def checked_inputs(inputs: Tensor) -> Tensor:
+    """The inputs with the type and the dimensions that `limbeck.data.Split` has.
+
+    Raises:
+        LimbeckError: the type or the shape does not fit.
+    """
+    if inputs.dtype == torch.uint16 and inputs.dim() > 2:
+        inputs = inputs.float() / 65_535
+    elif inputs.dtype != torch.uint8:
+        if not inputs.is_floating_point() and inputs.dtype != torch.bool:
             raise LimbeckError(
-                f"inputs are {inputs.dtype}; allowed are uint8 (pixels 0..255) and floating types: "
-                "convert with inputs.astype('uint8') or inputs.astype('float32')"
+                f"inputs are {inputs.dtype}; allowed are uint8 (pixels 0..255), uint16 images (0..65535), bool and "
+                "floating types: convert with inputs.astype('uint8') or inputs.astype('float32')"
             )
         inputs = inputs.float()
     if inputs.dim() == 3:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import numpy
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.ahead import in_threads
-from limbeck.data.decoding import Pixels, decode, fitted, is_grey, quiet
+from limbeck.data.decoding import Pixels, is_grey, quiet
+from limbeck.data.pixels import converted, decoded
 from limbeck.data.transforms import code_of, identity
 from limbeck.data.trees import Reader
 
@@ -20,7 +21,7 @@ _HEAD = 4096  # bytes of each file that the fingerprint covers
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Image files that stand for a tensor (N, C, H, W) uint8, for a split that does not fit in memory.
+    """Image files that stand for a tensor (N, C, H, W), for a split that does not fit in memory.
 
     It has the ``shape``, ``dtype``, ``dim()`` and length of the tensor, and ``images[index]`` decodes images.
 
@@ -31,13 +32,12 @@ class Images:
     reader: Reader  # of the folder or zip file
     names: tuple[str, ...]  # of the files in it
     size: tuple[int, int]  # height and width in pixels
-    channels: int = 3  # 3 (RGB), or 1 if all images are grey
+    channels: int = 3  # 3 (RGB), or 1 if all images are grey, or those of arrays
     workers: int = 0  # processes that decode for `Batches`; 0: only this one
     transform: str | None = None  # of the training views, see `limbeck.data.transforms`
     exif_orientation: bool = True  # whether images are turned as their EXIF data says
     code: bytes = b""  # of the transform's file; read at once, because the file may change later
-
-    dtype: ClassVar[torch.dtype] = torch.uint8
+    deep: bool = False  # whether they are float32, because some have more than 8 bits a channel
 
     def __post_init__(self) -> None:
         if self.transform is not None and not self.code:
@@ -48,6 +48,11 @@ class Images:
         """(N, C, H, W)."""
         return torch.Size((len(self.names), self.channels, *self.size))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """uint8, or float32 if they are deep."""
+        return torch.float32 if self.deep else torch.uint8
+
     def dim(self) -> int:
         """4, the length of the shape."""
         return len(self.shape)
@@ -56,7 +61,7 @@ class Images:
         return len(self.names)
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Decode the images at these places, (M,) int64, to (M, C, H, W) uint8: fitted to the size, see `plain`.
+        """Decode the images at these places, (M,) int64, to (M, C, H, W), fitted to the size, see `plain`.
 
         Raises:
             LimbeckError: an image cannot be read; the message names it.
@@ -64,8 +69,9 @@ class Images:
         names = [self.names[place] for place in index.tolist()]
         result = torch.empty(len(names), *self.shape[1:], dtype=self.dtype)
         grid = by_pixel(result)
+        files = ((name, self.reader(name)) for name in names)
         with quiet():
-            for place, pixels in enumerate(in_threads(self._plain, ((name, self.reader(name)) for name in names))):
+            for place, pixels in enumerate(in_threads(lambda file: self.plain(*file), files)):
                 grid[place] = pixels
         return result
 
@@ -76,29 +82,24 @@ class Images:
     def fingerprint(self) -> Iterator[bytes]:
         """What `Split.digest` covers of the images, piece by piece."""
         made_by = identity(self.transform, self.code) if self.transform is not None else b""
-        yield repr((tuple(self.shape), self.exif_orientation, len(made_by))).encode() + made_by
+        yield repr((tuple(self.shape), self.exif_orientation, len(made_by))).encode() + made_by + b"deep" * self.deep
         for name in self.names:
             size, head = self.reader.head(name, _HEAD)
             yield repr((name, size)).encode() + head
 
-    def _plain(self, file: tuple[str, bytes]) -> Pixels:
-        label = f"{file[0]} in {self.reader.place}"
-        return plain(label, file[1], self.size, self.channels, exif_orientation=self.exif_orientation)
+    def plain(self, name: str, data: bytes) -> Pixels:
+        """Decode an image file to (H, W, C), `limbeck.data.decoding.fitted` to the size.
+
+        Raises:
+            LimbeckError: the file cannot be read, or does not fit the channels or the type.
+        """
+        label = f"{name} in {self.reader.place}"
+        pixels = decoded(label, data, self.size, exif_orientation=self.exif_orientation).pixels
+        return converted(label, pixels, self.channels, deep=self.deep)
 
 
 Inputs: TypeAlias = Tensor | Images
 """The inputs of a split, in memory or on disk."""
-
-
-def plain(label: str, data: bytes, size: tuple[int, int], channels: int, *, exif_orientation: bool = True) -> Pixels:
-    """Decode an image file to (H, W, C), `limbeck.data.decoding.fitted` to the size.
-
-    Raises:
-        LimbeckError: the file cannot be read, or is in colour and ``channels`` is 1.
-    """
-    image = decode(label, data, least=size, exif_orientation=exif_orientation)
-    pixels = numpy.asarray(fitted(with_channels(label, image, channels), size))
-    return pixels if channels > 1 else pixels[..., None]
 
 
 def with_channels(label: str, image: Image.Image, channels: int) -> Image.Image:

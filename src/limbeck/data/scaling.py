@@ -108,6 +108,20 @@ def moments(counted: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return _as_scaling(mean / 255, variance / 255**2)
 
 
+def sums(inputs: Tensor) -> Tensor:
+    """The number, sum and sum of squares of each channel of images, (C, 3) float64; those of parts can be added."""
+    values = inputs.transpose(0, 1).flatten(1).double()
+    number = values.new_full((len(values),), values.shape[1])
+    return torch.stack([number, values.sum(1), values.square().sum(1)], dim=1)
+
+
+def moments_of_sums(summed: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """As `measure`, from the sum of `sums`."""
+    number, total, squares = summed.unbind(1)
+    mean = total / number
+    return _as_scaling(mean, (squares / number - mean**2).clamp(min=0))
+
+
 def _as_scaling(mean: Tensor, variance: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     std = variance.sqrt()
     # A constant channel has the deviation of rounding errors, which is below the resolution of float32.

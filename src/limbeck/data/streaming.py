@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from limbeck.core import LimbeckError
 from limbeck.data.cut import cut
 from limbeck.data.decoding import decode, quiet
-from limbeck.data.images import Images, by_pixel, plain, with_channels
+from limbeck.data.images import Images, by_pixel, with_channels
 from limbeck.data.transforms import Transform, generators_kept, make_transform, seed_generators
 
 _Found = TypeVar("_Found")
@@ -33,7 +33,7 @@ class Wanted(NamedTuple):
 
 
 class Decoder(Dataset[tuple[Tensor, str]]):
-    """Decodes batches to uint8 (N, C, H, W), in the process that it is in.
+    """Decodes batches to (N, C, H, W), in the process that it is in.
 
     Args:
         images: the images to decode.
@@ -44,12 +44,12 @@ class Decoder(Dataset[tuple[Tensor, str]]):
     """
 
     def __init__(self, images: Images, *, seed: int) -> None:
-        self._reader, self._shape, self._size, self._seed = images.reader, images.shape[1:], images.size, seed
-        self._text, self._code, self._exif_orientation = images.transform, images.code, images.exif_orientation
+        self._images, self._seed = replace(images, names=()), seed
         self._build()
 
     def _build(self) -> None:
-        self._transform = None if self._text is None else make_transform(self._text, self._size, self._code)
+        text, images = self._images.transform, self._images
+        self._transform = None if text is None else make_transform(text, images.size, images.code)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_transform": None}  # a user's function may not be picklable
@@ -60,34 +60,33 @@ class Decoder(Dataset[tuple[Tensor, str]]):
 
     def __getitem__(self, wanted: Wanted) -> tuple[Tensor, str]:
         """The images, or the message of an error: a worker passes on an exception with its whole traceback as text."""
-        result = torch.empty(len(wanted.names), *self._shape, dtype=torch.uint8)
+        result = torch.empty(len(wanted.names), *self._images.shape[1:], dtype=self._images.dtype)
         grid = by_pixel(result)
         try:
             with generators_kept(), quiet():
                 for place, (name, index) in enumerate(zip(wanted.names, wanted.places, strict=True)):
-                    label, data = f"{name} in {self._reader.place}", self._reader(name)
+                    data = self._images.reader(name)
                     if wanted.view is None or self._transform is None:
-                        grid[place] = plain(
-                            label, data, self._size, self._shape[0], exif_orientation=self._exif_orientation
-                        )
+                        grid[place] = self._images.plain(name, data)
                     else:
                         seed_generators(self._seed, wanted.view, index)
-                        result[place] = self._transformed(self._transform, label, data)
+                        result[place] = self._transformed(self._transform, name, data)
         except LimbeckError as error:
             return result[:0], str(error)
         return result, ""
 
-    def _transformed(self, transform: Transform, label: str, data: bytes) -> Tensor:
-        image = with_channels(label, decode(label, data, exif_orientation=self._exif_orientation), self._shape[0])
+    def _transformed(self, transform: Transform, name: str, data: bytes) -> Tensor:
+        images, label = self._images, f"{name} in {self._images.reader.place}"
+        image = with_channels(label, decode(label, data, exif_orientation=images.exif_orientation), images.channels)
         image = image.copy()  # of the plain Image type, which users' code expects
         try:
             made = transform(image)
         except Exception as error:  # the user's function may raise anything
-            raise LimbeckError(f"{self._text} fails on {label}: {type(error).__name__}: {error}") from error
+            raise LimbeckError(f"{images.transform} fails on {label}: {type(error).__name__}: {error}") from error
         got = f"{made.dtype} of shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
-        allowed = f"{torch.uint8} of shape {tuple(self._shape)}"
+        allowed = f"{torch.uint8} of shape {tuple(images.shape[1:])}"
         if got != allowed:
-            raise LimbeckError(f"{self._text} gave {got} for {label}; allowed is {allowed}")
+            raise LimbeckError(f"{images.transform} gave {got} for {label}; allowed is {allowed}")
         return made
 
 
@@ -135,7 +134,7 @@ class Stream:
         self._waiting: list[tuple[_Plan, DataLoader[Any]]] = []
 
     def __call__(self, order: Tensor, view: int | None) -> Iterator[Tensor]:
-        """The images at these places, (M,) int64, in batches, uint8 on the device; transformed if a view is given."""
+        """The images at these places, (M,) int64, in batches, on the device; transformed if a view is given."""
         workers = self._images.workers if len(order) > self._batch_size else 0
         plan, loader, ahead = self._begin(workers, order, view)
         try:

@@ -7,18 +7,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy
 import torch
-from PIL import Image
 from pydantic.errors import PydanticUserError
 
 from limbeck.core import LimbeckError
 from limbeck.data.bounds import PIXELS, check_memory
 from limbeck.data.building import build
 from limbeck.data.checking import check_samples
-from limbeck.data.decoding import fitted
 from limbeck.data.dividing import in_words, part_of_train, split_off
-from limbeck.data.images import Images
+from limbeck.data.images import Images, by_pixel
+from limbeck.data.pixels import fitted_channels
 from limbeck.data.sources.base import GIVEN, Parts, Progress, Source
 from limbeck.data.sources.bundled import digits
 from limbeck.data.sources.cifar import cifar10, cifar100
@@ -193,15 +191,14 @@ def _limited(split: Split, limit: int | None, seed: int) -> Split:
 def _resized(split: Split, size: tuple[int, int] | None) -> Split:
     if size is None or isinstance(split.inputs, Images) or split.inputs.shape[2:] == size:
         return split
-    if split.inputs.dim() != 4 or split.inputs.dtype != torch.uint8 or split.inputs.shape[1] not in (1, 3):
+    if split.inputs.dim() != 4 or split.inputs.dtype not in (torch.uint8, torch.float32):
         got = f"{split.inputs.dtype} of shape {tuple(split.inputs.shape)}"
-        raise LimbeckError(f"size is {size}, but the inputs are {got}; allowed are uint8 images with 1 or 3 channels")
+        raise LimbeckError(f"size is {size}, but the inputs are {got}; allowed are images of uint8 or float32")
     count, channels = split.inputs.shape[:2]
-    check_memory(
-        count * channels * size[0] * size[1], f"{count:,} images of {size[0]} x {size[1]}", "give another size"
-    )
+    needed = count * channels * size[0] * size[1] * split.inputs.element_size()
+    check_memory(needed, f"{count:,} images of {size[0]} x {size[1]}", "give another size")
     resized = split.inputs.new_empty(count, channels, *size)
-    for place, pixels in enumerate(split.inputs.permute(0, 2, 3, 1).numpy()):
-        image = Image.fromarray(pixels if channels > 1 else pixels[..., 0])
-        resized[place] = torch.from_numpy(numpy.array(fitted(image, size)).reshape(*size, channels)).permute(2, 0, 1)
+    grid = by_pixel(resized)
+    for place, pixels in enumerate(by_pixel(split.inputs)):
+        grid[place] = fitted_channels(pixels, size)
     return replace(split, inputs=resized)
