@@ -20,8 +20,9 @@ def missing(recipe: Recipe) -> list[Problem]:
     problems += [_code(place, text) for place, text in _all_code(recipe)]
     if recipe.teacher is not None and recipe.teacher.table is not None:
         problems.append(_file(("teacher", "table"), recipe.teacher.table, "table"))
-    if recipe.data.source == "folder":
-        problems.append(_images(recipe.data.options["path"], recipe.data.root))
+    places = {"folder": ("path",), "table": ("path", "validation_path", "test_path", "images")}
+    named = {key: recipe.data.options[key] for key in places.get(recipe.data.source, ())}
+    problems += [_found(key, text, recipe.data.root) for key, text in named.items() if text is not None]
     return [problem for problem in problems if problem is not None]
 
 
@@ -65,11 +66,11 @@ def _weights(place: Place, text: str) -> Problem | None:
     return None if _is(expanded(text).is_dir) else _file(place, text, "file")
 
 
-def _images(text: str, root: str | None) -> Problem | None:
-    """Check a folder or zip file of images, relative to the current folder or the data root."""
+def _found(key: str, text: str, root: str | None) -> Problem | None:
+    """Check a folder or file that a key of ``data`` names, relative to the current folder or the data root."""
     path = expanded(text)
     if _is(path.exists) and not path.is_absolute():
-        return _folder_or_file(path)
+        return _folder_or_file(key, path)
     folder = root or os.environ.get("LIMBECK_DATA")
     try:
         inside = path if path.is_absolute() else expanded(folder or "~/.cache/limbeck") / path
@@ -79,13 +80,13 @@ def _images(text: str, root: str | None) -> Problem | None:
         origin = "" if root else " (from LIMBECK_DATA)"
         return Problem(("data", "root"), f"the data root {_short(Path(folder))}{origin} is not a folder")
     if _is(inside.exists):
-        return _folder_or_file(inside)
-    return Problem(("data", "path"), _with(f"{_short(path)} does not exist", near(path.absolute())))
+        return _folder_or_file(key, inside)
+    return Problem(("data", key), _with(f"{_short(path)} does not exist", near(path.absolute())))
 
 
-def _folder_or_file(path: Path) -> Problem | None:
+def _folder_or_file(key: str, path: Path) -> Problem | None:
     sound = path.is_dir() or path.is_file()
-    return None if sound else Problem(("data", "path"), f"{_short(path)} is neither a folder nor a zip file")
+    return None if sound else Problem(("data", key), f"{_short(path)} is neither a folder nor a zip file")
 
 
 def _is(asks: Callable[[], bool]) -> bool:

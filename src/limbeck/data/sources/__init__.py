@@ -22,13 +22,21 @@ from limbeck.data.sources.bundled import digits
 from limbeck.data.sources.cifar import cifar10, cifar100
 from limbeck.data.sources.folders import folder
 from limbeck.data.sources.idx import mnist
+from limbeck.data.sources.tables import table
 from limbeck.data.split import Data, Split
 from limbeck.errors import nearest
 from limbeck.options import Signature, keyword_model, signature, validate, with_takers
 from limbeck.user_code import contents, function, named
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
-    {"digits": digits, "mnist": mnist, "cifar10": cifar10, "cifar100": cifar100, "folder": folder}
+    {
+        "digits": digits,
+        "mnist": mnist,
+        "cifar10": cifar10,
+        "cifar100": cifar100,
+        "folder": folder,
+        "table": table,
+    }
 )
 """What `load` can load by name."""
 
@@ -89,9 +97,26 @@ def load(
         parts = listed(**_arguments(source, listed, given, options))
     else:
         parts = _of_user(source, function(*code, contents(code[0])), given, options)
+    return as_data(parts, validation=validation, seed=seed, limit=limit, size=pair, normalise=normalise)
+
+
+def as_data(
+    parts: Parts,
+    *,
+    validation: float = 0.1,
+    seed: int = 0,
+    limit: int | None = None,
+    size: tuple[int, int] | None = None,
+    normalise: bool = True,
+) -> Data:
+    """Make a data set of what a source returns; `load` describes the options.
+
+    Raises:
+        LimbeckError: the splits do not fit together; a value is out of range.
+    """
     splits, origins = _divide(parts, validation, seed)
     for name, split in splits.items():
-        splits[name] = _resized(_limited(split, limit, seed), pair)
+        splits[name] = _resized(_limited(split, limit, seed), size)
         if len(splits[name]) < len(split):
             origins[name] += f"; {len(splits[name]):,} of {len(split):,} kept by limit"
     return build(**splits, classes=parts.classes, normalise=normalise, origins=origins, notes=parts.notes)
