@@ -3,6 +3,7 @@
 from limbeck.data.batches import Batches
 from limbeck.data.dividing import split_off
 from limbeck.data.from_arrays import arrays
+from limbeck.data.from_dataset import dataset
 from limbeck.data.images import Images
 from limbeck.data.scaling import normalise
 from limbeck.data.sources import SOURCES, load
@@ -21,6 +22,7 @@ __all__ = [
     "Split",
     "arrays",
     "data_root",
+    "dataset",
     "load",
     "normalise",
     "split_off",

@@ -81,7 +81,7 @@ def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, ex
             if least is not None:
                 height, width = least if orientation < 5 or not exif_orientation else least[::-1]
                 image.draft(None, (2 * width, 2 * height))
-            pixels = _loaded(image)
+            pixels = loaded(image)
             if image.format == "PNG":  # the EXIF data may come after the pixels
                 orientation = _orientation(image)
             method = _to_turn(image, orientation, exif_orientation)
@@ -161,7 +161,7 @@ def _to_turn(image: ImageFile.ImageFile, orientation: int, wanted: bool) -> Imag
     return _TURNS.get(orientation) if wanted else None
 
 
-def _white(image: ImageFile.ImageFile) -> float | None:
+def _white(image: Image.Image) -> float | None:
     """The value of white in an image of more than 8 bits a channel, which its header says; None if it has at most 8.
 
     Raises:
@@ -171,6 +171,8 @@ def _white(image: ImageFile.ImageFile) -> float | None:
         return 1.0
     if image.mode.startswith("I"):
         return 2.0 ** (image.tag_v2.get(BITSPERSAMPLE, (16,))[0] if isinstance(image, TiffImageFile) else 16) - 1
+    if not isinstance(image, ImageFile.ImageFile):
+        return None  # it is decoded
     # The arguments of Pillow's decoders: the layout of a PNG, such as RGB;16B; the layout and maximum of a PPM.
     told: list[tuple[str, Any]] = [(name, how) for name, _, _, how in image.tile]
     deep = any(str(how).endswith(";16B") or (name.startswith("ppm") and how[1] > 255) for name, how in told)
@@ -182,7 +184,13 @@ def _white(image: ImageFile.ImageFile) -> float | None:
     return None
 
 
-def _loaded(image: ImageFile.ImageFile) -> Image.Image:
+def loaded(image: Image.Image) -> Image.Image:
+    """Load an image and convert it as `picture` does.
+
+    Raises:
+        LimbeckError: it has more than 8 bits in each of several channels, or a value that is not between black and
+            white.
+    """
     white = _white(image)
     image.load()
     if white is not None:

@@ -49,15 +49,15 @@ def arrays(
     origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed)}
     if test_set is None:
         highest = _highest(samples)
-        _check_number(highest, len(samples), classes)
+        check_number(highest, len(samples), classes)
         samples, held_out = split_off(test, samples, seed)
         origins["test"] = f"{in_words(test)} split off what is given, evenly over the classes, seed {seed}"
     else:
         held_out = _samples(*test_set, classes)
         highest = max(_highest(samples), _highest(held_out))
-        _check_number(highest, len(samples), classes)
+        check_number(highest, len(samples), classes)
     rest, part = split_off(validation, samples, seed)
-    _check_number(highest, len(rest), classes)
+    check_number(highest, len(rest), classes)
     if test_set is None or len(part):
         origins["train"] = "what is left of what is given"
     names = tuple(classes) if classes is not None else tuple(str(number) for number in range(highest + 1))
@@ -75,8 +75,12 @@ def _highest(samples: Split) -> int:
     return int(samples.targets.max()) if len(samples) else -1
 
 
-def _check_number(highest: int, samples: int, classes: Sequence[str] | None) -> None:
-    """Refuse values that cannot be class indices, such as years, before each gets a class name."""
+def check_number(highest: int, samples: int, classes: Sequence[str] | None) -> None:
+    """Refuse values that cannot be class indices, such as years, before each gets a class name.
+
+    Raises:
+        LimbeckError: there are more classes than training samples, and their names are not given.
+    """
     if classes is None and highest >= samples > 0:
         raise LimbeckError(
             f"targets up to {highest} are {highest + 1:,} classes, but there are {samples:,} training samples: class "
@@ -130,7 +134,15 @@ def checked_inputs(inputs: Tensor) -> Tensor:
 
 
 def _targets(values: Values, classes: Sequence[str] | None) -> Tensor:
-    targets = _tensor(values, "targets")
+    return checked_targets(_tensor(values, "targets"), classes)
+
+
+def checked_targets(targets: Tensor, classes: Sequence[str] | None) -> Tensor:
+    """The targets as class indices (N,) int64.
+
+    Raises:
+        LimbeckError: a target is not a class index.
+    """
     if targets.dim() != 1:
         one_hot = "; targets.argmax(1) converts rows with one value a class" if targets.dim() == 2 else ""
         raise LimbeckError(
