@@ -150,14 +150,14 @@ def test_progress_counts_the_samples_or_the_batches():
     ],
 )
 def test_samples_that_change_when_they_are_read_again_are_refused(samples):
-    with pytest.raises(LimbeckError, match=r"train: .* differs: it has random transforms, or .* pass augment="):
+    with pytest.raises(LimbeckError, match=r"train: .* differs: there are random transforms, or .* pass augment="):
         dataset(samples)
 
 
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        (Made(lambda i: "text"), "train gave inputs of type str; allowed are tensors, arrays, PIL images"),
+        (Made(lambda i: "text"), "train gave inputs of type str; allowed are tensors, arrays and PIL images"),
         (Made(lambda i: torch.zeros(1 + i % 2)), r"sample 1 is torch.float32 of shape \(2,\), and the first .*\(1,\)"),
         (Made(lambda i: torch.zeros(2, dtype=(torch.float, torch.uint8)[i % 2])), "sample 1 is torch.uint8 of shape"),
         (Made(lambda i: torch.zeros(2, dtype=torch.int64)), "inputs are torch.int64; allowed are uint8"),
@@ -180,6 +180,15 @@ def test_samples_that_change_when_they_are_read_again_are_refused(samples):
 def test_what_gives_no_samples_is_refused_and_says_why(samples, message):
     with pytest.raises(LimbeckError, match=message):
         dataset(samples)
+
+
+def test_signals_keep_their_channels():
+    samples = Made(lambda i: torch.full((2, 9), float(i)))
+    assert dataset(samples).shape == (1, 2, 9)
+    data = dataset(samples, signals=True)
+    assert data.shape == (2, 9)
+    assert len(data.mean) == 2
+    assert dataset(DataLoader(samples, batch_size=5), signals=True).train.digest() == data.train.digest()
 
 
 def test_a_limit_of_nothing_is_refused():

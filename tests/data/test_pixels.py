@@ -70,7 +70,9 @@ def test_one_image_of_more_bits_makes_all_of_them_floats_and_a_note_says_so(tmp_
     found = torch.cat([part.inputs for part in (data.train, data.validation, data.test)])[:, 0, 0, 0]
     expected = [20 * i / 255 for i in range(10)] * 2 + [0.2]
     torch.testing.assert_close(found.sort().values, torch.tensor(expected).sort().values)
-    note = "1 of 21 images have more than 8 bits a channel: all are float32, and a white pixel is 1"
+    note = (
+        "1 of 21 images have more than 8 bits a channel: all are float32, with integers divided by the value of white"
+    )
     assert note in data.notes
 
 
@@ -165,3 +167,13 @@ def test_every_channel_is_fitted_as_an_image_is():
     grid = numpy.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=numpy.uint8)
     expected = numpy.asarray(Image.fromarray(grid).crop((0, 0, 12, 9)).resize((4, 3), Image.Resampling.BILINEAR))
     assert numpy.array_equal(fitted_channels(grid, (3, 4)), expected)
+
+
+def test_images_of_another_size_than_the_first_are_not_enlarged_to_it(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        "limbeck.data.pixels.fitted", lambda image, size: sizes.append(size) or image.resize(size[::-1])
+    )
+    files = {"0.png": picture(size=(40, 40)), **{f"{i}.png": picture(size=(8, 6)) for i in range(1, 5)}}
+    assert read_images(Reader(tree(tmp_path / "set", files)), sorted(files), None).pixels.shape == (5, 1, 6, 6)
+    assert set(sizes) == {(6, 6)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.core import LimbeckError
-from limbeck.data import Data, Split, arrays, normalise, split_off
+from limbeck.data import Batches, Data, Split, arrays, normalise, split_off
 from limbeck.data.scaling import measure
 
 
@@ -109,7 +109,7 @@ def test_data_refuses_an_empty_train_or_test_split(name):
 @pytest.mark.parametrize(
     ("inputs", "targets", "message"),
     [
-        (torch.zeros(2, 2, 2), torch.zeros(2, dtype=torch.int64), r"test: inputs have shape \(2, 2, 2\)"),
+        (torch.zeros(2, 2, 2, 2, 2), torch.zeros(2, dtype=torch.int64), r"test: inputs have shape \(2, 2, 2, 2, 2\)"),
         (
             torch.zeros(2, 1, 2, 3),
             torch.zeros(2, dtype=torch.int64),
@@ -385,6 +385,18 @@ def test_arrays_differs_by_seed_and_repeats_with_it():
     first, again, other = (arrays(values, labels, seed=seed).test.inputs for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_signals_have_a_mean_for_each_channel():
+    values = numpy.stack([numpy.zeros((20, 9)), numpy.random.default_rng(0).normal(3, 2, (20, 9))], axis=1)
+    made = arrays(values, numpy.arange(20) % 2, signals=True)
+    assert made.shape == (2, 9)
+    assert made.mean == pytest.approx((0, made.train.inputs[:, 1].double().mean()))
+    first = next(iter(Batches(made.train, batch_size=4, seed=0, mean=made.mean, std=made.std).sweep())).inputs
+    expected = (made.train.inputs[:4, 1] - made.mean[1]) / made.std[1]
+    torch.testing.assert_close(first[:, 1], expected)
+    with pytest.raises(LimbeckError, match=r"inputs have shape \(20, 9\); allowed are \(N, C, L\), N samples first"):
+        arrays(values[:, 0], numpy.arange(20) % 2, signals=True)
 
 
 @pytest.mark.parametrize(("kind", "white"), [("uint16", 65_535), ("bool", 1), ("float64", 7)])

@@ -22,7 +22,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from limbeck.core import LimbeckError
 from limbeck.data import Augment, Batches, load, normalise, split_off
-from limbeck.data.decoding import decode, fitted
+from limbeck.data.decoding import decode, fitted, picture
 from limbeck.data.images import Images
 from limbeck.data.keys import Purpose, key
 from limbeck.data.pixels import decoded
@@ -268,11 +268,17 @@ def test_a_large_jpeg_is_decoded_smaller_but_to_no_less_than_twice_what_is_neede
     }
 
 
-def test_a_jpeg_that_is_made_smaller_is_decoded_smaller():
+def test_a_jpeg_that_is_made_smaller_is_decoded_smaller(monkeypatch):
+    seen = []
+
+    def watched(*given, **options):
+        seen.append(picture(*given, **options))
+        return seen[-1]
+
+    monkeypatch.setattr("limbeck.data.pixels.picture", watched)
     data = encoded(numpy.zeros((256, 320, 3), numpy.uint8), "jpeg")
-    found = decoded("x", data, (64, 80))
-    assert found.pixels.shape == (64, 80, 3)
-    assert found.size == (128, 160)
+    assert decoded("x", data, (64, 80)).pixels.shape == (64, 80, 3)
+    assert [found.image.size for found in seen] == [(160, 128)]
 
 
 def test_a_large_jpeg_looks_the_same_though_it_is_decoded_smaller(tmp_path):

@@ -12,7 +12,7 @@ def check_samples(name: str, inputs: Inputs, targets: Tensor, *, shape: tuple[in
 
     Args:
         name: the name of the split, for the message.
-        inputs: (N, C, H, W) or (N, D).
+        inputs: (N, C, H, W), (N, C, L) or (N, D).
         targets: (N,) class indices.
         shape: the shape that a sample must have, without N.
         classes: the number of classes.
@@ -20,8 +20,9 @@ def check_samples(name: str, inputs: Inputs, targets: Tensor, *, shape: tuple[in
     Raises:
         LimbeckError: a shape, a type, a length or a value does not fit.
     """
-    if inputs.dim() not in (2, 4):
-        raise LimbeckError(f"{name}: inputs have shape {tuple(inputs.shape)}; allowed are (N, C, H, W) and (N, D)")
+    if inputs.dim() not in (2, 3, 4):
+        allowed = "(N, C, H, W), (N, C, L) and (N, D)"
+        raise LimbeckError(f"{name}: inputs have shape {tuple(inputs.shape)}; allowed are {allowed}")
     if tuple(inputs.shape[1:]) != shape:
         raise LimbeckError(f"{name}: a sample has shape {tuple(inputs.shape[1:])}; allowed is that of train, {shape}")
     if inputs.dtype != torch.uint8 and not inputs.dtype.is_floating_point:

@@ -26,12 +26,14 @@ def arrays(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     normalise: bool = True,
+    signals: bool = False,
 ) -> Data:
     """Make a data set from numpy arrays or tensors: copy, check and split them at random, evenly over the classes.
 
     Args:
-        inputs: images (N, C, H, W), or (N, H, W) which get one channel, or features (N, D). uint8 (pixels 0..255)
-            stays uint8, uint16 (pixels 0..65,535) becomes float32 in [0, 1], any floating type and bool become float32.
+        inputs: images (N, C, H, W), or (N, H, W) which get one channel, features (N, D), or signals (N, C, L). uint8
+            (pixels 0..255) stays uint8, uint16 (pixels 0..65,535) becomes float32 in [0, 1], any floating type and bool
+            become float32.
         targets: (N,) class indices from 0, integers or bool. Floats are class indices only if ``classes`` is given and
             all of them are whole numbers.
         test: size of the test split: a share in [0, 1) if float, a count if int. Not used with ``test_set``.
@@ -40,12 +42,13 @@ def arrays(
         classes: the classes' names in the order of their indices; by default "0", "1", ...
         seed: of the splits.
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
+        signals: the inputs are signals (N, C, L) and not images (N, H, W).
 
     Raises:
         LimbeckError: a type, shape, length or value does not fit, or a split cannot be that large; or there are more
             classes than training samples and ``classes`` is not given.
     """
-    samples = _samples(inputs, targets, classes)
+    samples = _samples(inputs, targets, classes, signals)
     origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed)}
     if test_set is None:
         highest = _highest(samples)
@@ -53,7 +56,7 @@ def arrays(
         samples, held_out = split_off(test, samples, seed)
         origins["test"] = f"{in_words(test)} split off what is given, evenly over the classes, seed {seed}"
     else:
-        held_out = _samples(*test_set, classes)
+        held_out = _samples(*test_set, classes, signals)
         highest = max(_highest(samples), _highest(held_out))
         check_number(highest, len(samples), classes)
     rest, part = split_off(validation, samples, seed)
@@ -64,8 +67,8 @@ def arrays(
     return build(train=rest, validation=part, test=held_out, classes=names, normalise=normalise, origins=origins)
 
 
-def _samples(inputs: Values, targets: Values, classes: Sequence[str] | None) -> Split:
-    samples = Split(_inputs(inputs), _targets(targets, classes))
+def _samples(inputs: Values, targets: Values, classes: Sequence[str] | None, signals: bool) -> Split:
+    samples = Split(checked_inputs(_tensor(inputs, "inputs"), signals), _targets(targets, classes))
     if len(samples.inputs) != len(samples):
         raise LimbeckError(f"{len(samples.inputs)} inputs, but {len(samples)} targets")
     return samples
@@ -100,11 +103,7 @@ def _tensor(values: Values, what: str) -> Tensor:
         ) from error
 
 
-def _inputs(values: Values) -> Tensor:
-    return checked_inputs(_tensor(values, "inputs"))
-
-
-def checked_inputs(inputs: Tensor) -> Tensor:
+def checked_inputs(inputs: Tensor, signals: bool) -> Tensor:
     """The inputs with the type and the dimensions that `limbeck.data.Split` has.
 
     Raises:
@@ -119,12 +118,11 @@ def checked_inputs(inputs: Tensor) -> Tensor:
                 "floating types: convert with inputs.astype('uint8') or inputs.astype('float32')"
             )
         inputs = inputs.float()
-    if inputs.dim() == 3:
+    if inputs.dim() not in ((3,) if signals else (2, 3, 4)):
+        allowed = "(N, C, L)" if signals else "(N, C, H, W), (N, H, W) and (N, D), or (N, C, L) with signals=True"
+        raise LimbeckError(f"inputs have shape {tuple(inputs.shape)}; allowed are {allowed}, N samples first")
+    if inputs.dim() == 3 and not signals:
         inputs = inputs[:, None]
-    if inputs.dim() not in (2, 4):
-        raise LimbeckError(
-            f"inputs have shape {tuple(inputs.shape)}; allowed are (N, C, H, W), (N, H, W) and (N, D), N samples first"
-        )
     if inputs.dim() == 4 and inputs.shape[3] in (1, 3, 4) and inputs.shape[1] == inputs.shape[2] > 4:
         raise LimbeckError(
             f"inputs have shape {tuple(inputs.shape)}, which looks like (N, H, W, C); allowed is (N, C, H, W): "

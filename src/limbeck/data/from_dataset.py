@@ -1,6 +1,7 @@
 """Data from PyTorch datasets and from iterables of batches, read once into memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy
@@ -31,6 +32,7 @@ def dataset(
     normalise: bool = True,
     limit: int | None = None,
     progress: Progress | None = None,
+    signals: bool = False,
 ) -> Data:
     """Read PyTorch datasets into memory: check them, and split off what is not given as `limbeck.load` does.
 
@@ -51,6 +53,7 @@ def dataset(
             iterable the first.
         progress: is called with the number of samples or batches of a split that are read and of all, if it has a
             length.
+        signals: the inputs are signals (C, L) and not images (H, W).
 
     Raises:
         LimbeckError: a sample is no pair, has another shape than the first, or differs when it is read again; a target
@@ -65,7 +68,9 @@ def dataset(
         if classes is None and other and names and other != names:
             raise LimbeckError(f"{name} has the classes {other[:9]}, and train {names[:9]}; allowed are the same")
     splits = {
-        name: _read(name, samples, names, limit, progress) for name, samples in given.items() if samples is not None
+        name: _read(_Batches(name, samples, limit, signals), names, progress)
+        for name, samples in given.items()
+        if samples is not None
     }
     highest = max(int(split.targets.max()) for split in splits.values())
     check_number(highest, len(splits["train"]), names or None)
@@ -89,108 +94,112 @@ def _classes(samples: Any) -> tuple[str, ...]:
     return ()
 
 
-def _read(name: str, samples: Samples, classes: Sequence[str], limit: int | None, progress: Progress | None) -> Split:
+@dataclass(frozen=True)
+class _Batches:
+    """The samples of one split in batches ``(inputs, targets)``; those of a dataset one by one."""
+
+    name: str
+    samples: Any
+    limit: int | None
+    signals: bool
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        found = 0
+        for pair in self._items() if self._one_by_one else self.samples:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise LimbeckError(f"{self.name} gave {type(pair).__name__}; allowed are pairs (input, target)")
+            inputs, targets = self._input(pair[0]), self._target(pair[1])
+            if self._one_by_one:
+                inputs, targets = inputs[None], targets[None]
+            if targets.dim() != 1 or inputs.dim() < 2 or len(inputs) != len(targets):
+                raise LimbeckError(
+                    f"{self.name} gave inputs of shape {tuple(inputs.shape)} and targets of shape "
+                    f"{tuple(targets.shape)}; allowed are samples of a torch.utils.data.Dataset with one class index "
+                    "each, and batches (N, ...) with (N,) class indices, such as those of a DataLoader"
+                )
+            yield checked_inputs(inputs, self.signals), targets
+            found += len(targets)
+            if self.limit is not None and found >= self.limit:
+                return
+
+    def number(self, size: int) -> int:
+        """The number of batches, if they have this size; 0 if it is not known."""
+        try:
+            whole = len(self.samples)
+        except TypeError:  # a generator, or a DataLoader of an IterableDataset
+            return 0
+        return min(whole, whole if self.limit is None else -(-self.limit // size))
+
+    def check_repeatable(self) -> None:
+        """Check that a few samples are equal when they are read again.
+
+        Raises:
+            LimbeckError: one is not.
+        """
+        if not self._one_by_one and iter(self.samples) is self.samples:
+            return  # it can be iterated over only once
+        some = replace(self, limit=min(self.limit or _READ_TWICE, _READ_TWICE))
+        for pair, again in zip(list(some), some, strict=False):
+            if not all(torch.equal(one.nan_to_num(), two.nan_to_num()) for one, two in zip(pair, again, strict=True)):
+                raise LimbeckError(
+                    f"{self.name}: one of {some.limit} samples that were read twice differs: there are random "
+                    "transforms, or another order. limbeck reads each sample once: remove random transforms and pass "
+                    "augment= to limbeck.distill instead, and give a Dataset, or a DataLoader with shuffle=False"
+                )
+
+    @property
+    def _one_by_one(self) -> bool:
+        return isinstance(self.samples, Dataset) and not isinstance(self.samples, IterableDataset)
+
+    def _items(self) -> Iterator[Any]:
+        """The samples of a dataset; with a limit a random choice, in order."""
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randperm(len(self.samples), generator=generator)[: self.limit].sort().values
+        return (self.samples[place] for place in chosen.tolist())
+
+    def _input(self, values: Any) -> Tensor:
+        if isinstance(values, Image.Image):
+            pixels = numpy.array(loaded(values))
+            return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
+        if isinstance(values, numpy.ndarray):
+            return torch.from_numpy(values.copy())
+        if isinstance(values, Tensor):
+            return values.detach().cpu()
+        kind = type(values).__name__
+        raise LimbeckError(f"{self.name} gave inputs of type {kind}; allowed are tensors, arrays and PIL images")
+
+    def _target(self, values: Any) -> Tensor:
+        try:
+            return torch.as_tensor(values).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise LimbeckError(f"{self.name} gave the target {values!r:.60}; allowed are class indices") from error
+
+
+def _read(batches: _Batches, classes: Sequence[str], progress: Progress | None) -> Split:
     """All samples of a split."""
-    _check_repeatable(name, samples, min(limit or _READ_TWICE, _READ_TWICE))
+    batches.check_repeatable()
     inputs, targets, held, total = list[Tensor](), list[Tensor](), 0, 0
-    for done, (batch, of) in enumerate(_batches(name, samples, limit), start=1):
+    for done, (batch, of) in enumerate(batches, start=1):
         if done == 1:
-            total = _number_of_batches(samples, len(of), limit)
+            total = batches.number(len(of))
         first = (inputs or [batch])[0]
         if batch.shape[1:] != first.shape[1:] or batch.dtype != first.dtype:
             raise LimbeckError(
-                f"{name}: sample {sum(map(len, targets))} is {batch.dtype} of shape {tuple(batch.shape[1:])}, and the "
-                f"first {first.dtype} of shape {tuple(first.shape[1:])}; allowed is one type and one shape: convert "
-                "and resize the images in the dataset"
+                f"{batches.name}: sample {sum(map(len, targets))} is {batch.dtype} of shape {tuple(batch.shape[1:])}, "
+                f"and the first {first.dtype} of shape {tuple(first.shape[1:])}; allowed is one type and one shape: "
+                "convert and resize the images in the dataset"
             )
         inputs.append(batch)
         targets.append(of)
         held += batch.nbytes
-        needed = max(held, total * first.nbytes)
-        check_memory(needed, f"the inputs of {name}", "give a limit=, or load them with streaming, see limbeck.load")
+        what, advice = f"the inputs of {batches.name}", "give a limit=, or leave images on disk with limbeck.load"
+        check_memory(max(held, total * first.nbytes), what, advice)
         if progress is not None and total:
             progress(done, total)
     if not inputs:
-        raise LimbeckError(f"{name} has no samples; allowed are one and more")
-    kept = slice(limit)
+        raise LimbeckError(f"{batches.name} has no samples; allowed are one and more")
+    kept = slice(batches.limit)
     return Split(_joined(inputs)[kept], checked_targets(torch.cat(targets)[kept], classes or None))
-
-
-def _number_of_batches(samples: Any, size: int, limit: int | None) -> int:
-    """The number of batches of this size that are read; 0 if it is not known."""
-    try:
-        whole = len(samples)
-    except TypeError:  # a generator, or a DataLoader of an IterableDataset
-        return 0
-    return min(whole, whole if limit is None else -(-limit // size))
-
-
-def _batches(name: str, samples: Any, limit: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The samples in batches; those of a dataset one by one."""
-    one_by_one, found = _is_map(samples), 0
-    for pair in _items(samples, limit) if one_by_one else samples:
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise LimbeckError(f"{name} gave {type(pair).__name__}; allowed are pairs (input, target)")
-        inputs, targets = _inputs(name, pair[0]), _targets(name, pair[1])
-        if one_by_one:
-            inputs, targets = inputs[None], targets[None]
-        if targets.dim() != 1 or inputs.dim() < 2 or len(inputs) != len(targets):
-            raise LimbeckError(
-                f"{name} gave inputs of shape {tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}; "
-                "allowed are samples of a torch.utils.data.Dataset with one class index each, and batches (N, ...) "
-                "with (N,) class indices, such as those of a DataLoader"
-            )
-        yield checked_inputs(inputs), targets
-        found += len(targets)
-        if limit is not None and found >= limit:
-            return
-
-
-def _is_map(samples: Samples) -> bool:
-    return isinstance(samples, Dataset) and not isinstance(samples, IterableDataset)
-
-
-def _items(samples: Any, limit: int | None) -> Iterator[Any]:
-    """The samples of a dataset; with a limit a random choice, in order."""
-    whole = len(samples)
-    chosen = torch.randperm(whole, generator=torch.Generator().manual_seed(0))[:limit].sort().values
-    return (samples[place] for place in chosen.tolist())
-
-
-def _inputs(name: str, values: Any) -> Tensor:
-    if isinstance(values, Image.Image):
-        pixels = numpy.array(loaded(values))
-        return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
-    if isinstance(values, numpy.ndarray):
-        return torch.from_numpy(values.copy())
-    if isinstance(values, Tensor):
-        return values.detach().cpu()
-    raise LimbeckError(f"{name} gave inputs of type {type(values).__name__}; allowed are tensors, arrays, PIL images")
-
-
-def _targets(name: str, values: Any) -> Tensor:
-    try:
-        return torch.as_tensor(values).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LimbeckError(f"{name} gave the target {values!r:.60}; allowed are class indices") from error
-
-
-def _check_repeatable(name: str, samples: Any, count: int) -> None:
-    """Check that so many samples are equal when they are read again.
-
-    Raises:
-        LimbeckError: one is not.
-    """
-    if not _is_map(samples) and iter(samples) is samples:
-        return  # it can be iterated over only once
-    first = list(_batches(name, samples, count))
-    for pair, again in zip(first, _batches(name, samples, count), strict=False):
-        if not all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(pair, again, strict=True)):
-            raise LimbeckError(
-                f"{name}: one of the first {len(pair[1]) * len(first)} samples that were read twice differs: it has "
-                "random transforms, or another order. limbeck reads each sample once: remove random transforms and "
-                "pass augment= to limbeck.distill instead, and give a Dataset, or a DataLoader with shuffle=False"
-            )
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -23,10 +23,9 @@ class Decoded(NamedTuple):
 
     pixels: Pixels  # uint8 or float32
     turned: bool  # because its EXIF data says so
-    size: tuple[int, int]  # height and width before it was fitted
 
 
-def decoded(label: str, data: bytes, size: tuple[int, int], *, exif_orientation: bool = True) -> Decoded:
+def decoded(label: str, data: bytes, size: tuple[int, int] | None, *, exif_orientation: bool = True) -> Decoded:
     """Decode a file, and fit it to the size as `limbeck.data.decoding.fitted` does.
 
     An array is (H, W), or (C, H, W) with at most `CHANNELS` channels; uint8 stays uint8, uint16 is divided by 65,535,
@@ -35,7 +34,7 @@ def decoded(label: str, data: bytes, size: tuple[int, int], *, exif_orientation:
     Args:
         label: the name of the file in messages.
         data: the bytes of the file.
-        size: height and width.
+        size: height and width; None: its own.
         exif_orientation: turn an image file as its EXIF data says.
 
     Raises:
@@ -43,9 +42,9 @@ def decoded(label: str, data: bytes, size: tuple[int, int], *, exif_orientation:
     """
     if data.startswith(npy.MAGIC_PREFIX):
         pixels = _array(label, data)
-        return Decoded(fitted_channels(pixels, size), False, (pixels.shape[0], pixels.shape[1]))
+        return Decoded(pixels if size is None else fitted_channels(pixels, size), False)
     image, turned = picture(label, data, least=size, exif_orientation=exif_orientation)
-    return Decoded(numpy.asarray(fitted(image, size)), turned, (image.height, image.width))
+    return Decoded(numpy.asarray(image if size is None else fitted(image, size)), turned)
 
 
 def looked_at(label: str, data: bytes, size: int, *, exif_orientation: bool = True) -> Header:

@@ -12,8 +12,8 @@ _CHUNK = 1024  # samples turned to float64 at a time
 
 
 def channels(inputs: Inputs) -> int:
-    """The number of means of a set of inputs: C for (N, C, H, W), one for (N, D)."""
-    return inputs.shape[1] if inputs.dim() == 4 else 1
+    """The number of means of a set of inputs: C for (N, C, H, W) and (N, C, L), one for (N, D)."""
+    return inputs.shape[1] if inputs.dim() > 2 else 1
 
 
 def check_scaling(inputs: Inputs, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -95,7 +95,7 @@ def measure(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def counts(inputs: Tensor) -> Tensor:
     """The count of each value in each channel of uint8 inputs, (C, 256) int64; the counts of parts can be added."""
-    by_channel = inputs.transpose(0, 1) if inputs.dim() == 4 else inputs[None]
+    by_channel = inputs.transpose(0, 1) if inputs.dim() > 2 else inputs[None]
     return torch.stack([torch.bincount(values.reshape(-1), minlength=256) for values in by_channel])
 
 

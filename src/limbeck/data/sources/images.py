@@ -93,7 +93,8 @@ def read_images(
 
 def deep_note(count: int, total: int) -> str:
     """What is said of images with more than 8 bits a channel."""
-    return f"{count:,} of {total:,} images have more than 8 bits a channel: all are float32, and a white pixel is 1"
+    more = f"{count:,} of {total:,} images have more than 8 bits a channel"
+    return f"{more}: all are float32, with integers divided by the value of white"
 
 
 def were(count: int, what: str) -> str:
@@ -158,9 +159,11 @@ def _made(
 ) -> _Made | None:
     """The images at this size; with ``exact`` None as soon as an image has another size."""
 
-    def made(chunk: Sequence[File]) -> list[Decoded]:
+    def made(chunk: Sequence[File]) -> list[Decoded | None]:
         labelled = ((f"{name} in {reader.place}", data) for name, data in chunk)
-        return [decoded(*file, size, exif_orientation=exif_orientation) for file in labelled]
+        fit = None if exact else size
+        found = (decoded(*file, fit, exif_orientation=exif_orientation) for file in labelled)
+        return [one if one.pixels.shape[:2] == size else None for one in found]
 
     files = ((name, reader(name)) for name in names)
     first = next(files)
@@ -168,15 +171,19 @@ def _made(
     run = map(made, chunks) if len(first[1]) < _SMALL else in_threads(made, chunks)
     pixels, turned, deep = _empty(reader, len(names), 1, size), 0, 0
     results = _counted(itertools.chain.from_iterable(run), len(names), progress)
-    for place, (one, was_turned, own_size) in enumerate(results):
-        if exact and own_size != size:
+    for place, found in enumerate(results):
+        if found is None:
             return None
+        one, was_turned = found
         channels, floating = 1 if is_grey(one) else one.shape[2], one.dtype != numpy.uint8
         wider = pixels.shape[1] == 1 and channels > 1 and (place == 0 or channels == 3)
         if wider or (floating and not deep):
             before = pixels[:place]
             pixels = _empty(reader, len(names), channels if wider else pixels.shape[1], size, deep=floating or deep > 0)
-            pixels[:place] = before / numpy.float32(255) if floating and not deep else before
+            if floating and not deep:
+                numpy.divide(before, numpy.float32(255), out=pixels[:place])
+            else:
+                pixels[:place] = before
         deep += floating
         grid = converted(f"{names[place]} in {reader.place}", one, pixels.shape[1], deep=deep > 0)
         pixels[place] = grid.transpose(2, 0, 1)

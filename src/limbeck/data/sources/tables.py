@@ -108,6 +108,11 @@ def table(
     if "train" not in rows:
         raise LimbeckError(f"{path} has no row of train; allowed in the column {wanted.split!r} are {_splits()}")
     classes = _classes(chain(*(part.labels for part in rows.values())))
+    if len(classes) == sum(len(part.labels) for part in rows.values()):
+        raise LimbeckError(
+            f"{path} has another value of {label_column!r} in each row; allowed are labels of classes, not names or "
+            "measurements: label_column names another column"
+        )
     numbers = {name: number for number, name in enumerate(classes)}
     targets = {split: torch.tensor([numbers[label] for label in part.labels]) for split, part in rows.items()}
     if wanted.path is None:
@@ -142,10 +147,7 @@ def _wanted(
     alone: bool,
 ) -> _Wanted:
     """The columns to read, as the table of train has them."""
-    if path.suffix not in ENDINGS:
-        raise LimbeckError(f"{path} cannot be read as a table: allowed are {', '.join(ENDINGS)}")
-    file_size(path, most=LARGEST, endings=ENDINGS)
-    heads = read_heads(path)
+    heads = _heads(path)
     if split is None and alone and "split" in heads:
         split = "split"
     if not features:
@@ -156,14 +158,20 @@ def _wanted(
     return _Wanted(label, None, split, numbers)
 
 
+def _heads(path: Path) -> list[str]:
+    if path.suffix not in ENDINGS:
+        raise LimbeckError(f"{path} cannot be read as a table: allowed are {', '.join(ENDINGS)}")
+    file_size(path, most=LARGEST, endings=ENDINGS)
+    return read_heads(path)
+
+
 def _rows(path: Path, wanted: _Wanted, split: str) -> dict[str, _Rows]:
     """The rows of a table by split; all are of the given one if there is no column of splits."""
-    file_size(path, most=LARGEST, endings=ENDINGS)
     texts = [name for name in (wanted.label, wanted.path, wanted.split) if name is not None]
-    heads = read_heads(path)
+    heads = dict.fromkeys(_heads(path))
     for name in (*texts, *wanted.numbers):
         if name not in heads:
-            raise LimbeckError(f"{path} has no column {name!r}: {nearest(name, heads[:_LISTED])}")
+            raise LimbeckError(f"{path} has no column {name!r}: {nearest(name, islice(heads, _LISTED))}")
     read = read_columns(path, texts=texts, numbers=wanted.numbers)
     labels = read.texts[wanted.label]
     if not labels:
