@@ -175,6 +175,7 @@ def test_samples_that_change_when_they_are_read_again_are_refused(samples):
         ),
         ([(torch.zeros(2, 2), ["a", "b"])], "train gave the target .*; allowed are class indices"),
         ([], "train has no samples"),
+        (7, "train is a int; allowed are a torch Dataset and a DataLoader"),
     ],
 )
 def test_what_gives_no_samples_is_refused_and_says_why(samples, message):

@@ -11,6 +11,7 @@ from PIL import Image
 from limbeck.core import LimbeckError
 from limbeck.data import Batches, load
 from limbeck.data.decoding import decode, header
+from limbeck.data.images import with_channels
 from limbeck.data.pixels import CHANNELS, converted, decoded, fitted_channels
 from limbeck.data.sources.images import read_images
 from limbeck.data.trees import Reader
@@ -102,8 +103,10 @@ def test_streamed_images_of_more_bits_are_those_in_memory(tmp_path):
 
 
 def test_a_streamed_image_of_more_bits_among_others_that_were_not_looked_at_is_refused():
-    with pytest.raises(LimbeckError, match=r"^x has more than 8 bits a channel, but the images that were checked"):
+    with pytest.raises(LimbeckError, match=r"^x has more than 8 bits a channel, but those that were checked"):
         converted("x", FLOATS, 1, deep=False)
+    with pytest.raises(LimbeckError, match=r"^x has more than 8 bits a channel, but those that were checked"):
+        with_channels("x", Image.fromarray(FLOATS), 3)
 
 
 @pytest.mark.parametrize(

@@ -391,7 +391,7 @@ def test_signals_have_a_mean_for_each_channel():
     values = numpy.stack([numpy.zeros((20, 9)), numpy.random.default_rng(0).normal(3, 2, (20, 9))], axis=1)
     made = arrays(values, numpy.arange(20) % 2, signals=True)
     assert made.shape == (2, 9)
-    assert made.mean == pytest.approx((0, made.train.inputs[:, 1].double().mean()))
+    assert made.mean == pytest.approx((0, made.train.inputs[:, 1].double().mean().item()))
     first = next(iter(Batches(made.train, batch_size=4, seed=0, mean=made.mean, std=made.std).sweep())).inputs
     expected = (made.train.inputs[:4, 1] - made.mean[1]) / made.std[1]
     torch.testing.assert_close(first[:, 1], expected)

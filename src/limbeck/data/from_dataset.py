@@ -64,6 +64,8 @@ def dataset(
     given = {"train": train, "validation": validation, "test": test}
     names = tuple(classes) if classes is not None else _classes(train)
     for name, samples in given.items():
+        if not isinstance(samples, Dataset | Iterable | None):
+            raise LimbeckError(f"{name} is a {type(samples).__name__}; allowed are a torch Dataset and a DataLoader")
         other = _classes(samples)
         if classes is None and other and names and other != names:
             raise LimbeckError(f"{name} has the classes {other[:9]}, and train {names[:9]}; allowed are the same")

@@ -106,8 +106,10 @@ def with_channels(label: str, image: Image.Image, channels: int) -> Image.Image:
     """Convert an image of mode L or RGB to RGB, or to L for one channel.
 
     Raises:
-        LimbeckError: the image is in colour and ``channels`` is 1.
+        LimbeckError: the image is in colour and ``channels`` is 1, or it has more than 8 bits.
     """
+    if image.mode == "F":
+        raise LimbeckError(f"{label} has more than 8 bits a channel, but those that were checked when loading do not")
     if channels == 1 and image.mode != "L":
         if not is_grey(numpy.asarray(image)):
             raise LimbeckError(f"{label} is in colour, but the images that were checked when loading are all grey")

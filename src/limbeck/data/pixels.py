@@ -68,7 +68,7 @@ def converted(label: str, pixels: Pixels, channels: int, *, deep: bool) -> Pixel
     if pixels.dtype == numpy.uint8 and deep:
         pixels = pixels / numpy.float32(255)
     elif pixels.dtype != numpy.uint8 and not deep:
-        raise LimbeckError(f"{label} has more than 8 bits a channel, but the images that were checked when loading not")
+        raise LimbeckError(f"{label} has more than 8 bits a channel, but those that were checked when loading do not")
     grid = pixels if pixels.ndim == 3 else pixels[..., None]
     if channels == 1 and grid.shape[2] == 3:
         if not is_grey(grid):
