@@ -8,11 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from limbeck.core import LimbeckError
-from limbeck.models import build, cifar_resnet, fitnet_depth
-from limbeck.models.cifar_resnet import BasicBlock, PaddedIdentity
+from limbeck.models import build
+from limbeck.models.cifar_resnet import BasicBlock, PaddedIdentity, cifar_resnet
+from limbeck.models.fitnets import fitnet_depth
 from limbeck.models.mobilenet import InvertedResidual
 from limbeck.models.resnet import Bottleneck
-from limbeck.models.shufflenet import DownBlock, GroupedBlock, Shuffle, SplitBlock
+from limbeck.models.shufflenet import DownBlock, GroupedBlock, SplitBlock
 from limbeck.models.wide_resnet import PreactivationBlock
 
 
@@ -104,13 +105,6 @@ def test_inverted_residual_follows_its_formula(inside, outside, stride, bias):
     features = normalised(F.conv2d(features, block.conv3.weight, block.conv3.bias), block.norm3)
     expected = inputs + features if (inside, stride) == (outside, 1) else features
     torch.testing.assert_close(block(inputs), expected)
-
-
-def test_shuffle_deals_the_channels_of_each_group_out():
-    inputs = torch.arange(6.0)[None, :, None, None]
-    assert Shuffle(2)(inputs).flatten().tolist() == [0, 3, 1, 4, 2, 5]
-    assert Shuffle(3)(inputs).flatten().tolist() == [0, 2, 4, 1, 3, 5]
-    assert torch.equal(Shuffle(1)(inputs), inputs)
 
 
 @pytest.mark.parametrize(("inside", "outside", "stride"), [(24, 48, 2), (36, 72, 2), (48, 48, 1)])

@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from limbeck.connectors import Maxout
 from limbeck.core import LimbeckError
-from limbeck.models import Maxout, build, cifar_resnet, wide_resnet
-from limbeck.models.cifar_resnet import BasicBlock
+from limbeck.models import build
+from limbeck.models.cifar_resnet import BasicBlock, cifar_resnet
 from limbeck.models.net2net import deepened, net2net, replicated, widened
 from limbeck.models.parts import named
+from limbeck.models.wide_resnet import wide_resnet
 
 SHAPE = (3, 16, 16)
 

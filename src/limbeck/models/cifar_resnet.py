@@ -37,11 +37,13 @@ fsp_resnet32, width: 4   7,386,186   7,409,316
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 
 from limbeck.models.parts import (
+    activated,
     check_count,
     check_one_of,
     conv1x1,
@@ -133,14 +135,10 @@ def cifar_resnet(
     """
     check_one_of("shortcut", shortcut, SHORTCUTS)
     channels, _, _ = image(shape)
-
-    def block(inside: int, outside: int, stride: int) -> nn.Module:
-        return BasicBlock(inside, outside, stride, SHORTCUTS[shortcut])
-
     stem, *rest = widths
     children: dict[str, nn.Module] = {"input_norm": nn.BatchNorm2d(channels)} if input_norm else {}
-    children["stem"] = named(conv=conv3x3(channels, stem), norm=nn.BatchNorm2d(stem), relu=nn.ReLU())
-    children |= stages(block, [(depth - 2) // 6] * 3, rest, inside=stem)
+    children["stem"] = activated(conv3x3(channels, stem))
+    children |= stages(partial(BasicBlock, shortcut=SHORTCUTS[shortcut]), [(depth - 2) // 6] * 3, rest, inside=stem)
     network = named(**children, pool=global_pool(), head=nn.Linear(rest[-1], classes))
     kaiming(network)
     return network
@@ -172,14 +170,9 @@ def _fsp(depth: int) -> Callable[..., nn.Module]:
     factory.__doc__ = f"""FSP's CIFAR ResNet of depth {depth}; (N, C, H, W) to logits (N, classes).
 
     Args:
-        classes: the number of logits.
-        shape: (C, H, W); the pooling is global, so H and W are free.
         width: factor on the 16, 16, 32 and 64 channels; the paper uses 4 for CIFAR-100.
         shortcut: see `cifar_resnet`; the paper uses zero padding.
         input_norm: whether BatchNorm precedes the stem, as in the paper's figure 2.
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W), the width is not positive, or ``shortcut`` is unknown.
     """
     return factory
 

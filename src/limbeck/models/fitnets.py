@@ -155,14 +155,9 @@ def _fitnet(number: int, groups: Groups, guided: int) -> Callable[..., nn.Module
     The guided layer is ``layer{guided}``, the hint is ``layer2`` of `maxout_cifar` or `maxout_svhn`.
 
     Args:
-        classes: the number of logits.
-        shape: (C, H, W); the last pooling is global, so H and W are free.
         fc_pieces: maxout pieces of the fully connected layer. The paper counts parameters with 2; the file has 5.
         init: ``paper`` is U(-0.005, 0.005) for all parameters, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9, 1.9 (``fc``) and 1.9365 (``head``).
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W), the pieces are not positive, or ``init`` is unknown.
     """
     return factory
 

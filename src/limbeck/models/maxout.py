@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.connectors import Maxout
-from limbeck.models.mlp import MaxNormLinear
+from limbeck.models.mlp import linear
 from limbeck.models.parts import check_one_of, check_share, image, named
 
 Init = Literal["paper", "modern"]
@@ -85,7 +85,7 @@ def maxout_network(
     classes: int,
     shape: tuple[int, ...],
     init: Init,
-    biases: float,
+    biases: float = 0.0,
     max_norm: bool,
     dropout: float = 0.0,
     input_dropout: float = 0.0,
@@ -124,10 +124,10 @@ def maxout_network(
         children["flatten"] = nn.Flatten()
         inside *= math.prod(sides)
     if full is not None:
-        linear = _linear(inside, full.units * full.pieces, FULL_NORM if max_norm else None)
-        children["fc"] = _dropping(dropout, linear=linear, maxout=Maxout(full.pieces))
+        layer = linear(inside, full.units * full.pieces, FULL_NORM if max_norm else None)
+        children["fc"] = _dropping(dropout, linear=layer, maxout=Maxout(full.pieces))
         inside = full.units
-    network = named(**children, head=_linear(inside, classes, HEAD_NORM if max_norm else None))
+    network = named(**children, head=linear(inside, classes, HEAD_NORM if max_norm else None))
     _start(network, init, biases)
     return network
 
@@ -175,7 +175,3 @@ def _layer(inside: int, convolution: Convolution, *, bounded: bool, dropout: flo
 
 def _dropping(dropout: float, **children: nn.Module) -> nn.Sequential:
     return named(**children, dropout=nn.Dropout(dropout)) if dropout else named(**children)
-
-
-def _linear(inside: int, outside: int, max_norm: float | None) -> nn.Linear:
-    return nn.Linear(inside, outside) if max_norm is None else MaxNormLinear(inside, outside, max_norm=max_norm)

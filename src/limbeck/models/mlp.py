@@ -39,6 +39,11 @@ class MaxNormLinear(nn.Linear):
         return f"{super().extra_repr()}, max_norm={self.max_norm}"
 
 
+def linear(inside: int, outside: int, max_norm: float | None) -> nn.Linear:
+    """Return a linear layer, with a bound on the norms of its weights unless it is None."""
+    return nn.Linear(inside, outside) if max_norm is None else MaxNormLinear(inside, outside, max_norm=max_norm)
+
+
 def mlp(
     *,
     classes: int,
@@ -76,7 +81,7 @@ def mlp(
         children["input_dropout"] = nn.Dropout(input_dropout)
     width = math.prod(shape)
     for number, units in enumerate(hidden, start=1):
-        linear = nn.Linear(width, units) if max_norm is None else MaxNormLinear(width, units, max_norm=max_norm)
-        children[f"stage{number}"] = named(linear=linear, relu=nn.ReLU(), dropout=nn.Dropout(dropout))
+        layer = linear(width, units, max_norm)
+        children[f"stage{number}"] = named(linear=layer, relu=nn.ReLU(), dropout=nn.Dropout(dropout))
         width = units
     return named(**children, head=nn.Linear(width, classes))

@@ -55,8 +55,18 @@ def conv1x1(inside: int, outside: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(inside, outside, 1, stride=stride, bias=False)
 
 
+def activated(conv: nn.Conv2d, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return a convolution, BatchNorm and an activation."""
+    return named(conv=conv, norm=nn.BatchNorm2d(conv.out_channels), relu=activation())
+
+
 def stages(
-    block: Callable[[int, int, int], nn.Module], counts: Sequence[int], widths: Sequence[int], *, inside: int
+    block: Callable[[int, int, int], nn.Module],
+    counts: Sequence[int],
+    widths: Sequence[int],
+    *,
+    inside: int,
+    first_stride: int = 1,
 ) -> dict[str, nn.Module]:
     """Return ``stage1``, ``stage2`` and so on. Each is a sequence of blocks; all but the first halve the feature map.
 
@@ -65,10 +75,11 @@ def stages(
         counts: the number of blocks of each stage.
         widths: the output channels of each stage.
         inside: the input channels of the first stage.
+        first_stride: the stride of the first stage.
     """
     children: dict[str, nn.Module] = {}
     for number, (count, outside) in enumerate(zip(counts, widths, strict=True), start=1):
-        blocks = [block(inside, outside, 1 if number == 1 else 2)]
+        blocks = [block(inside, outside, first_stride if number == 1 else 2)]
         blocks += [block(outside, outside, 1) for _ in range(count - 1)]
         children[f"stage{number}"] = nn.Sequential(*blocks)
         inside = outside

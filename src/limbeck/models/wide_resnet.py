@@ -19,6 +19,7 @@ wrn_40_4   8,949,210   8,972,340
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ class PreactivationBlock(nn.Module):
     it is the input.
     """
 
-    def __init__(self, inside: int, outside: int, *, stride: int, dropout: float) -> None:
+    def __init__(self, inside: int, outside: int, stride: int, *, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(inside)
         self.relu1 = nn.ReLU()
@@ -67,13 +68,9 @@ def wide_resnet(*, depth: int, factor: int, classes: int, shape: tuple[int, ...]
     """
     check_share("dropout", dropout)
     channels, _, _ = image(shape)
-
-    def block(inside: int, outside: int, stride: int) -> nn.Module:
-        return PreactivationBlock(inside, outside, stride=stride, dropout=dropout)
-
     widths = (16 * factor, 32 * factor, 64 * factor)
     children: dict[str, nn.Module] = {"stem": conv3x3(channels, 16)}
-    children |= stages(block, [(depth - 4) // 6] * 3, widths, inside=16)
+    children |= stages(partial(PreactivationBlock, dropout=dropout), [(depth - 4) // 6] * 3, widths, inside=16)
     children |= {"norm": nn.BatchNorm2d(widths[-1]), "relu": nn.ReLU(), "pool": global_pool()}
     head = nn.Linear(widths[-1], classes)
     nn.init.zeros_(head.bias)
