@@ -16,7 +16,7 @@ from PIL import Image
 
 from limbeck.core import LimbeckError
 from limbeck.data import load, split_off
-from limbeck.data.decoding import decode
+from limbeck.data.decoding import picture as decoded
 from limbeck.data.sources import SOURCES, images
 from limbeck.data.sources.base import data_root
 from limbeck.data.sources.idx import read_idx
@@ -593,13 +593,13 @@ def tiff_of_16_bits():
 )
 def test_colours_of_16_bits_are_refused(data):
     with pytest.raises(LimbeckError, match=r"^x has more than 8 bits a channel \(and Pillow's mode RGBA?\); allowed"):
-        decode("x", data)
+        decoded("x", data)
 
 
 def test_colours_of_8_bits_and_fewer_are_not_refused():
     bitmap = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 58, 0, 0, 54, 40, 1, 1, 1, 16, 0, 4, 0, 0, 0, 0) + bytes(4)
     files = [bitmap, b"P6 1 1 100\n" + bytes(3), b"P3 1 1 255\n0 0 0\n", encoded(picture(0, mode="RGB"), "tiff")]
-    assert [decode("x", data).mode for data in files] == ["RGB"] * 4
+    assert [decoded("x", data).image.mode for data in files] == ["RGB"] * 4
 
 
 def test_a_link_to_a_folder_that_it_is_in_is_not_followed(tmp_path):

@@ -87,13 +87,7 @@ class Batches:
         self._inputs = split.inputs
         self._read: Callable[[Tensor, int | None], Iterator[Tensor]]  # an order and a view to raw batches
         if isinstance(split.inputs, Images):
-            self._read = Stream(
-                split.inputs,
-                batch_size=batch_size,
-                seed=self._view_seed,
-                keep=shuffle,
-                device=self._device,
-            )
+            self._read = Stream(split.inputs, batch_size=batch_size, seed=self._view_seed, device=self._device)
         else:
             held = split.inputs.to(self._device).contiguous()  # choosing is fast where a sample is one block of memory
             together = max(1, TOGETHER // (4 * max(1, held[:1].numel()) * batch_size))
@@ -135,9 +129,8 @@ class Batches:
         there, start = order.to(self._device), 0
         sizes = iter(batch_sizes(len(order), self._batch_size))
         numbers = None
-        if (
-            view is not None and self._augment != NONE
-        ):  # those of a whole pass at once: one by one is a third of the time
+        if view is not None and self._augment != NONE:
+            # those of a whole pass at once: one by one is a third of the time
             numbers = draws(there, options=self._augment, seed=self._view_seed, view=view)
         for inputs in self._read(order, view):
             stop = start + len(inputs)

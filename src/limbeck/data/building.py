@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from limbeck.data.dividing import split_off
-from limbeck.data.images import Images, pieces
+from limbeck.data.images import Images
 from limbeck.data.scaling import channels, counts, measure, moments
 from limbeck.data.split import Data, Split
 from limbeck.data.streaming import try_transform
@@ -75,7 +75,7 @@ def _look(split: Split) -> tuple[bool, Tensor]:
     """Whether the decoded images of a split are all grey, and the count of each value in each channel, (C, 256)."""
     few = split_off(min(_LOOKED_AT, len(split)), split, 0)[1]
     grey, counted = True, torch.zeros(channels(split.inputs), 256, dtype=torch.int64)
-    for index in pieces(torch.arange(len(few)), _AT_ONCE):
+    for index in torch.split(torch.arange(len(few)), _AT_ONCE):
         pixels = few.inputs[index]
         grey = grey and torch.equal(pixels, pixels[:, :1].expand_as(pixels))
         counted += counts(pixels)

@@ -1,10 +1,5 @@
 """How samples are divided into batches."""
 
-from collections.abc import Iterator
-
-import torch
-from torch import Tensor
-
 
 def batch_sizes(count: int, most: int) -> list[int]:
     """The sizes of the batches of ``count`` samples: ``most`` each, and the rest in a last batch.
@@ -16,8 +11,3 @@ def batch_sizes(count: int, most: int) -> list[int]:
     if rest == 1 and whole:
         return [most] * (whole - 1) + [(most + 2) // 2, (most + 1) // 2]
     return [most] * whole + [rest] * (rest > 0)
-
-
-def cut(values: Tensor, most: int) -> Iterator[Tensor]:
-    """The parts of a tensor along its first dimension, in the sizes of `batch_sizes`; an empty tensor has no parts."""
-    yield from torch.split(values, batch_sizes(len(values), most))
