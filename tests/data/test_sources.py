@@ -226,7 +226,7 @@ def test_a_failed_download_of_mnist_says_where_it_was_looked_for(error, tmp_path
 def test_a_damaged_idx_file_is_refused_by_name(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LimbeckError, match=f"{name} {message}"):
-        read_idx(tmp_path / name)
+        read_idx(tmp_path / name, 1)
 
 
 def test_the_real_mnist_is_what_it_is_known_to_be(real_mnist):

@@ -31,11 +31,7 @@ class Wanted(NamedTuple):
 
 
 class Decoder(Dataset[tuple[Tensor, str]]):
-    """Decodes batches to uint8 (N, C, H, W), in the process that it is in.
-
-    Args:
-        images: the images to decode.
-        seed: of the transform.
+    """Decodes batches to uint8 (N, C, H, W), in the process that it is in; the seed is of the transform.
 
     Raises:
         LimbeckError: the transform does not exist.
@@ -89,12 +85,6 @@ class Stream:
     of SIGCHLD, wherever the main thread is. While the main thread waits for a batch, this becomes a LimbeckError.
     Elsewhere, such as in a training step, it cannot be caught here and stays a RuntimeError.
 
-    Args:
-        images: the images to decode.
-        batch_size: images a batch, see `limbeck.data.cut`.
-        seed: of the transform.
-        device: the device of the batches.
-
     Raises:
         LimbeckError: the transform does not exist; in a pass, an image cannot be read or a worker died.
     """
@@ -111,7 +101,6 @@ class Stream:
             batch_size=None,  # the sampler gives whole batches
             sampler=self._wanted(order, view),
             num_workers=workers,
-            collate_fn=_as_it_is,
             prefetch_factor=AHEAD if workers else None,
             pin_memory=self._device.type == "cuda",
             worker_init_fn=_go_quietly,
@@ -149,10 +138,6 @@ def try_transform(images: Images) -> None:
     _, problem = Decoder(images, seed=0)[Wanted(images.names[:1], [0], 0)]
     if problem:
         raise LimbeckError(problem)
-
-
-def _as_it_is(found: Any) -> Any:
-    return found
 
 
 def _go_quietly(_: int) -> None:

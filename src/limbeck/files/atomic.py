@@ -32,11 +32,8 @@ class NoSpace(LimbeckError):
 def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` atomically at the end of the block.
 
-    If the block raises, the temporary file is removed and the previous file stays.
-
-    Args:
-        path: the file.
-        own: a part of the temporary name that differs between processes that may write the file at the same time.
+    If the block raises, the temporary file is removed and the previous file stays. ``own``, a part of the temporary
+    name, differs between processes that may write the file at the same time.
 
     Raises:
         NoSpace: the disk is full.

@@ -181,18 +181,8 @@ _NARROW = (16, 16, 32, 64)
 _WIDE = (32, 64, 128, 256)
 
 CIFAR_RESNETS: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": _sized(8, _NARROW),
-    "resnet14": _sized(14, _NARROW),
-    "resnet20": _sized(20, _NARROW),
-    "resnet26": _sized(26, _NARROW),
-    "resnet32": _sized(32, _NARROW),
-    "resnet44": _sized(44, _NARROW),
-    "resnet56": _sized(56, _NARROW),
-    "resnet110": _sized(110, _NARROW),
+    **{f"resnet{depth}": _sized(depth, _NARROW) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
     "resnet8x4": _sized(8, _WIDE),
     "resnet32x4": _sized(32, _WIDE),
-    "fsp_resnet8": _fsp(8),
-    "fsp_resnet14": _fsp(14),
-    "fsp_resnet26": _fsp(26),
-    "fsp_resnet32": _fsp(32),
+    **{f"fsp_resnet{depth}": _fsp(depth) for depth in (8, 14, 26, 32)},
 }

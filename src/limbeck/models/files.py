@@ -178,10 +178,7 @@ def load_network(
 def read_state(path: Path, expected: Mapping[str, Tensor], *, classifier: str = "") -> Found:
     """Read the weights of a network from a file, as `load_weights` does.
 
-    Args:
-        path: the file.
-        expected: the network's state dict.
-        classifier: the name of a layer that keeps the network's weights; the file's are ignored.
+    The layer ``classifier`` keeps its weights in ``expected``, the network's state dict; the file's are ignored.
 
     Raises:
         LimbeckError: the file does not exist, is damaged, or has no weights that fit.

@@ -26,15 +26,7 @@ INITIAL = 0.005
 
 
 class MaxNormConv2d(nn.Conv2d):
-    """A convolution with a bound on the norm of each kernel, applied as in `MaxNormLinear`.
-
-    Args:
-        in_channels: C.
-        out_channels: the number of kernels.
-        kernel_size: side of a kernel.
-        padding: width of the zero padding.
-        max_norm: the largest L2 norm of a (C, size, size) kernel. The bias is not bounded.
-    """
+    """A convolution with a bound on the L2 norm of each (C, size, size) kernel, applied as in `MaxNormLinear`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, padding: int, max_norm: float) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=padding)

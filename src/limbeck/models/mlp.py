@@ -10,17 +10,13 @@ from limbeck.models.parts import check_share, named
 
 
 class MaxNormLinear(nn.Linear):
-    """A linear layer with a bound on the norm of each unit's incoming weights.
+    """A linear layer with a bound on the L2 norm of each unit's incoming weights, a row of the (units, D) weight.
 
     The weights are projected in place at the start of each forward in training mode, like ``max_norm`` of
     nn.Embedding, so the layer works with any optimizer. After the last optimizer step, a norm may exceed the bound by
-    the length of that step. Autograd raises an error for two forwards before one backward.
+    the length of that step. Autograd raises an error for two forwards before one backward. The bias is not bounded.
 
-    Args:
-        in_features: D.
-        out_features: the number of units.
-        max_norm: the largest L2 norm of a row of the (units, D) weight. Hinton et al. 2012 (arXiv 1207.0580, appendix
-            A.1) bound the *squared* norm by 15, which is a norm of 3.873. The bias is not bounded.
+    Hinton et al. 2012 (arXiv 1207.0580, appendix A.1) bound the *squared* norm by 15, which is a norm of 3.873.
     """
 
     def __init__(self, in_features: int, out_features: int, *, max_norm: float) -> None:

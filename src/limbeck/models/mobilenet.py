@@ -46,15 +46,8 @@ def _separable(inside: int, outside: int, stride: int) -> nn.Sequential:
 class InvertedResidual(nn.Module):
     """An expanding 1x1, a depthwise 3x3 and a linear 1x1 convolution, and a shortcut if the shape stays the same.
 
-    (N, inside, H, W) to (N, outside, H / stride, W / stride).
-
-    Args:
-        inside: the number of input channels.
-        outside: the number of output channels.
-        stride: stride of the 3x3 convolution.
-        expansion: the 3x3 convolution has ``expansion * inside`` channels. The first convolution exists also for 1.
-        bias: whether the convolutions have biases, which have no effect before BatchNorm.
-        activation: returns a new activation module.
+    (N, inside, H, W) to (N, outside, H / stride, W / stride). The 3x3 convolution has ``expansion * inside`` channels;
+    the first convolution exists also for an expansion of 1. Biases have no effect before BatchNorm.
     """
 
     def __init__(

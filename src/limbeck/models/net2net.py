@@ -140,7 +140,7 @@ def _identity(layer: Layer) -> Tensor:
             )
     if depthwise(module):
         return deepened(1, kernel).expand_as(module.weight)
-    inputs, outputs = layer.few
+    inputs, outputs = int(layer.inside.max()) + 1, int(layer.outside.max()) + 1  # of an identity in its place
     if outputs % inputs:
         raise LimbeckError(f"{layer.name} is not in the small network: no identity maps {inputs} features to {outputs}")
     weight = widened(deepened(inputs, kernel, pieces=outputs // inputs), layer.inside, layer.outside)
@@ -197,7 +197,7 @@ def _training(norm: Any) -> Iterator[None]:
 
 def _perturb(layer: Layer, noise: float, generator: torch.Generator) -> None:
     """Add noise to the weights of all copies of a channel except the first."""
-    if isinstance(layer.module, NORMS) or layer.role not in (Role.COPIED, Role.IDENTITY):
+    if isinstance(layer.module, NORMS) or not layer.matters:
         return
     place = torch.arange(len(layer.outside))
     first = torch.full_like(place, len(place)).scatter_reduce_(0, layer.outside, place, "amin")

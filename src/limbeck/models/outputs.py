@@ -106,7 +106,11 @@ def install(
         raise LimbeckError(f"the {name} is TorchScript, which does not support the hooks that select logits: {_WRAP}")
     for one in outputs[:1] if hook.probabilities else ():
         _check_probabilities(name, one if isinstance(one, Tensor) else at(one, find(name, one, classes), name))
-    return _hook(hook, network), _notes(hook, outputs)
+    handles = [network.register_forward_hook(hook)]
+    if hook.layer:
+        handles.append(network.register_forward_pre_hook(hook.begin))
+        handles.append(layer_of(network, hook.layer).register_forward_hook(hook.keep))
+    return handles, _notes(hook, outputs)
 
 
 def installed(network: nn.Module) -> bool:
@@ -202,14 +206,6 @@ def _check_probabilities(name: str, values: Tensor) -> None:
             f"output is {PROBABILITIES!r}, but the {name} returns values from {values.min():.3g} to "
             f"{values.max():.3g}: remove output if they are logits"
         )
-
-
-def _hook(hook: Logits, network: nn.Module) -> list[RemovableHandle]:
-    handles = [network.register_forward_hook(hook)]
-    if hook.layer:
-        handles.append(network.register_forward_pre_hook(hook.begin))
-        handles.append(layer_of(network, hook.layer).register_forward_hook(hook.keep))
-    return handles
 
 
 def _notes(hook: Logits, outputs: list[Any]) -> list[str]:

@@ -70,12 +70,7 @@ def stages(
 ) -> dict[str, nn.Module]:
     """Return ``stage1``, ``stage2`` and so on. Each is a sequence of blocks; all but the first halve the feature map.
 
-    Args:
-        block: builds a block from the input channels, the output channels and the stride.
-        counts: the number of blocks of each stage.
-        widths: the output channels of each stage.
-        inside: the input channels of the first stage.
-        first_stride: the stride of the first stage.
+    ``block`` builds a block from the input channels, the output channels and the stride.
     """
     children: dict[str, nn.Module] = {}
     for number, (count, outside) in enumerate(zip(counts, widths, strict=True), start=1):

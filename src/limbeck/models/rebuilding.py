@@ -51,14 +51,9 @@ def rebuild(
     model: str | None,
     trust_code: bool,
 ) -> nn.Module:
-    """Build the network that a file describes, with random weights.
+    """Build the network that a file describes, or the ``model``, with random weights.
 
-    Args:
-        path: the weights file.
-        spec: the spec in the file.
-        shapes: the tensors of the file. Only their names, shapes and dtypes are used.
-        model: the model to build instead of the one in the file.
-        trust_code: whether to run a Python file that the weights file names.
+    Of ``shapes``, the tensors of the file, only the names, shapes and dtypes are used.
 
     Raises:
         LimbeckError: the file names code, an option is not plain or would load a file, or the network cannot be built

@@ -29,13 +29,8 @@ class GroupedBlock(nn.Module):
     """The unit of ShuffleNet-v1; (N, inside, H, W) to (N, outside, H / stride, W / stride).
 
     At stride 2, the average-pooled input is concatenated to the new channels; at stride 1, the input is added. The
-    tensor before the last activation is the *input* of ``relu3``.
-
-    Args:
-        inside: the number of input channels.
-        outside: the number of output channels; at stride 2 more than ``inside``.
-        stride: 1 or 2.
-        groups: groups of the 1x1 convolutions; the first convolution after the stem has one group.
+    tensor before the last activation is the *input* of ``relu3``. The 1x1 convolutions have ``groups`` groups, but the
+    first one after the stem has one.
     """
 
     def __init__(self, inside: int, outside: int, stride: int, *, groups: int) -> None:

@@ -87,15 +87,8 @@ def _sized(depth: int, factor: int) -> Callable[..., nn.Module]:
     return factory
 
 
+_SIZES = ((10, 10), (16, 1), (16, 2), (16, 4), (16, 10), (28, 4), (28, 10), (40, 1), (40, 2), (40, 4))
+
 WIDE_RESNETS: dict[str, Callable[..., nn.Module]] = {
-    "wrn_10_10": _sized(10, 10),
-    "wrn_16_1": _sized(16, 1),
-    "wrn_16_2": _sized(16, 2),
-    "wrn_16_4": _sized(16, 4),
-    "wrn_16_10": _sized(16, 10),
-    "wrn_28_4": _sized(28, 4),
-    "wrn_28_10": _sized(28, 10),
-    "wrn_40_1": _sized(40, 1),
-    "wrn_40_2": _sized(40, 2),
-    "wrn_40_4": _sized(40, 4),
+    f"wrn_{depth}_{factor}": _sized(depth, factor) for depth, factor in _SIZES
 }

@@ -40,8 +40,7 @@ def read_images(
 ) -> tuple[Tensor, list[str]]:
     """Decode images to (N, C, H, W) uint8, and notes: C is 1 if all are grey, else 3 (RGB); transparency is dropped.
 
-    An image with three equal channels is grey too: webp and gif cannot store one in another way. Each image is resized
-    when it is decoded, so that memory holds the result and a few images.
+    Each image is resized when it is decoded, so that memory holds the result and a few images.
 
     Args:
         reader: reads the files.
