@@ -12,8 +12,8 @@ from torch import Tensor
 from limbeck.core import LimbeckError
 from limbeck.data.ahead import in_threads
 from limbeck.data.decoding import fitted, is_grey, picture, quiet
-from limbeck.data.transforms import code_of, identity
 from limbeck.data.trees import Reader
+from limbeck.user_code import contents, named
 
 _HEAD = 4096  # bytes of each file that the fingerprint covers
 
@@ -40,8 +40,8 @@ class Images:
     dtype: ClassVar[torch.dtype] = torch.uint8
 
     def __post_init__(self) -> None:
-        if self.transform is not None and not self.code:
-            object.__setattr__(self, "code", code_of(self.transform))
+        if self.transform is not None and not self.code and (found := named(self.transform)) is not None:
+            object.__setattr__(self, "code", contents(found[0]))
 
     @property
     def shape(self) -> torch.Size:
@@ -74,7 +74,9 @@ class Images:
 
     def fingerprint(self) -> Iterator[bytes]:
         """What `Split.digest` covers of the images, piece by piece."""
-        made_by = identity(self.transform, self.code) if self.transform is not None else b""
+        made_by = b""
+        if self.transform is not None:
+            made_by = self.transform.rpartition(":")[2].encode() + b":" + self.code  # wherever its file is
         yield repr((tuple(self.shape), self.exif_orientation, len(made_by))).encode() + made_by
         for name in self.names:
             size, head = self.reader.head(name, _HEAD)

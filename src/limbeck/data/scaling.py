@@ -89,8 +89,11 @@ def measure(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """
     if inputs.dtype == torch.uint8:
         return moments(sum((counts(chunk) for chunk in torch.split(inputs, _CHUNK)), counts(inputs[:0])))
-    mean, variance = _summed(inputs)
-    return _as_scaling(mean, variance)
+    chunks = torch.split(inputs.reshape(len(inputs), channels(inputs), -1), _CHUNK)
+    samples = inputs.numel() / channels(inputs)
+    mean = sum((chunk.double().sum((0, 2)) for chunk in chunks), torch.zeros(())) / samples
+    squares = (((chunk.double() - mean[:, None]) ** 2).sum((0, 2)) for chunk in chunks)
+    return _as_scaling(mean, sum(squares, torch.zeros(())) / samples)
 
 
 def counts(inputs: Tensor) -> Tensor:
@@ -113,11 +116,3 @@ def _as_scaling(mean: Tensor, variance: Tensor) -> tuple[tuple[float, ...], tupl
     # A constant channel has the deviation of rounding errors, which is below the resolution of float32.
     std = torch.where(std > 1e-7 * mean.abs(), std, 1.0)
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _summed(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    chunks = torch.split(inputs.reshape(len(inputs), channels(inputs), -1), _CHUNK)
-    samples = inputs.numel() / channels(inputs)
-    mean = sum((chunk.double().sum((0, 2)) for chunk in chunks), torch.zeros(())) / samples
-    squares = (((chunk.double() - mean[:, None]) ** 2).sum((0, 2)) for chunk in chunks)
-    return mean, sum(squares, torch.zeros(())) / samples

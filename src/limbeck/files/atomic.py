@@ -52,7 +52,7 @@ def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
         raise
     except Exception as error:
         cause = error if isinstance(error, OSError) else _refusal(temporary)
-        written = _size(temporary)
+        written = temporary.stat().st_size if temporary.is_file() else 0
         _remove(temporary)
         if cause is None:  # the disk is not the cause
             raise
@@ -200,10 +200,6 @@ def _sync_folder(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def _remove(path: Path) -> None:

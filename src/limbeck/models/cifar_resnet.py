@@ -129,9 +129,6 @@ def cifar_resnet(
         shortcut: the shortcut of blocks that change the shape: a 1x1 convolution with BatchNorm (``projection``), or
             every second position with channels of zeros appended (``identity``, option A of the paper).
         input_norm: whether BatchNorm precedes the stem.
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W), or ``shortcut`` is unknown.
     """
     check_one_of("shortcut", shortcut, SHORTCUTS)
     channels, _, _ = image(shape)

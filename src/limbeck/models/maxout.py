@@ -63,16 +63,9 @@ class Convolution(NamedTuple):
         return -((size - after) // stride) + 1
 
 
-class Full(NamedTuple):
-    """The fully connected layer before the head."""
-
-    units: int
-    pieces: int
-
-
 def maxout_network(
     convolutions: Sequence[Convolution],
-    full: Full | None,
+    full: tuple[int, int] | None,
     *,
     classes: int,
     shape: tuple[int, ...],
@@ -85,18 +78,12 @@ def maxout_network(
 ) -> nn.Sequential:
     """Build a maxout network of ``layer1`` and so on, ``fc`` and ``head``; (N, C, H, W) to logits (N, classes).
 
-    Args:
-        convolutions: the convolutional layers.
-        full: the fully connected layer after them, or None.
-        classes: the number of logits.
-        shape: (C, H, W).
-        init: ``paper`` draws weights from U(-0.005, 0.005). ``modern`` draws them from He et al.'s normal distribution
-            and sets biases to zero. Its gain is 1, at which maxout with two pieces keeps the second moment.
-        biases: with ``paper``, biases are drawn from U(-biases, biases).
-        max_norm: whether the norms of weights are bounded, see `MaxNormConv2d`.
-        dropout: dropout probability after each layer.
-        input_dropout: dropout probability of the inputs.
-        pools_all: whether global max pooling follows the last convolutional layer.
+    ``full`` has the units and pieces of ``fc``. With ``pools_all``, global max pooling follows the last convolution.
+    With ``max_norm``, the norms of weights are bounded, see `MaxNormConv2d`. Dropout follows each layer.
+
+    With ``init: paper``, weights are drawn from U(-0.005, 0.005) and biases from U(-biases, biases). ``modern`` draws
+    weights from He et al.'s normal distribution and sets biases to zero. Its gain is 1, at which maxout with two pieces
+    keeps the second moment.
 
     Raises:
         LimbeckError: the shape is not (C, H, W) or too small, a dropout is not in [0, 1), or ``init`` is unknown.
@@ -116,9 +103,10 @@ def maxout_network(
         children["flatten"] = nn.Flatten()
         inside *= math.prod(sides)
     if full is not None:
-        layer = linear(inside, full.units * full.pieces, FULL_NORM if max_norm else None)
-        children["fc"] = _dropping(dropout, linear=layer, maxout=Maxout(full.pieces))
-        inside = full.units
+        units, pieces = full
+        layer = linear(inside, units * pieces, FULL_NORM if max_norm else None)
+        children["fc"] = _dropping(dropout, linear=layer, maxout=Maxout(pieces))
+        inside = units
     network = named(**children, head=linear(inside, classes, HEAD_NORM if max_norm else None))
     _start(network, init, biases)
     return network

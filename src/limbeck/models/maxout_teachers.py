@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from limbeck.models.maxout import FIRST_NORM, HEAD_NORM, Convolution, Full, Init, maxout_network
+from limbeck.models.maxout import FIRST_NORM, HEAD_NORM, Convolution, Init, maxout_network
 from limbeck.models.parts import check_count
 
 
@@ -40,7 +40,7 @@ def _teacher(convolutions: Sequence[Convolution], units: int, doc: str) -> Calla
         check_count("fc_pieces", fc_pieces)
         return maxout_network(
             convolutions,
-            Full(units, fc_pieces),
+            (units, fc_pieces),
             classes=classes,
             shape=shape,
             init=init,
@@ -111,9 +111,6 @@ def maxout_mnist(
         input_dropout: dropout probability of the inputs. The other inputs are scaled up; in the file they are not.
         init: ``paper`` is U(-0.005, 0.005) with biases of zero, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9, 1.9365, 1.9365 and 1.9365 (``head``).
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, an option is out of range, or ``init`` is unknown.
     """
     check_count("last_pieces", last_pieces)
     convolutions = (

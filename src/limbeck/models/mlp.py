@@ -60,11 +60,8 @@ def mlp(
         shape: the shape of one sample, with any number of dimensions. Samples are flattened.
         hidden: the width of each hidden layer, ``stage1``, ``stage2`` and so on.
         dropout: dropout probability after each hidden layer; 0.5 for the paper's teacher.
-        input_dropout: dropout probability of the inputs; 0.2 for the paper's teacher.
-        max_norm: bound on the L2 norm of each hidden unit's incoming weights, see `MaxNormLinear`.
-
-    Raises:
-        LimbeckError: a width or ``max_norm`` is not positive, or a dropout is not in [0, 1).
+        input_dropout: dropout probability of the inputs, in [0, 1); 0.2 for the paper's teacher.
+        max_norm: bound on the L2 norm of each hidden unit's incoming weights, above 0, see `MaxNormLinear`.
     """
     if any(width < 1 for width in hidden):
         raise LimbeckError(f"got hidden {tuple(hidden)}, allowed are widths of 1 and more")

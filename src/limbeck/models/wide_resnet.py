@@ -61,10 +61,7 @@ def wide_resnet(*, depth: int, factor: int, classes: int, shape: tuple[int, ...]
         factor: k; the stages have 16k, 32k and 64k channels.
         classes: the number of logits.
         shape: (C, H, W); the pooling is global, so H and W are free.
-        dropout: dropout probability between the convolutions of a block; the paper uses 0 or 0.3 (section 3.3).
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W), or the dropout is not in [0, 1).
+        dropout: probability between the convolutions of a block, in [0, 1); the paper uses 0 or 0.3 (section 3.3).
     """
     check_share("dropout", dropout)
     channels, _, _ = image(shape)
