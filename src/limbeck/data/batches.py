@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core import Batch, LimbeckError
-from limbeck.data.cut import batch_sizes
+from limbeck.data.dividing import batch_sizes
 from limbeck.data.images import Images
 from limbeck.data.keys import Purpose, key
 from limbeck.data.scaling import coefficients, scaled
@@ -29,7 +29,7 @@ class Batches:
     (with ``views``, ``epoch % views``), and a last batch of a single sample is left out, because BatchNorm cannot train
     on it; which one changes from epoch to epoch. Without ``shuffle``, all samples come in order, unchanged, as view 0.
     In every pass in order, the last two batches share evenly if one sample would be left
-    (`limbeck.data.cut.batch_sizes`).
+    (`limbeck.data.dividing.batch_sizes`).
 
     The view of a sample is a pure function of (view_seed, view, index), for any batch size, order and number of
     workers. ``batch.index`` holds the places of the samples in the split.

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from limbeck.core import LimbeckError
-from limbeck.data.cut import batch_sizes
 from limbeck.data.decoding import quiet
+from limbeck.data.dividing import batch_sizes
 from limbeck.data.images import Images
 from limbeck.data.transforms import Transform, generators_kept, make_transform, seed_generators
 
@@ -127,17 +127,6 @@ class Stream:
         for index in torch.split(order, batch_sizes(len(order), self._batch_size)):
             places = index.tolist()
             yield Wanted([self._images.names[place] for place in places], places, view)
-
-
-def try_transform(images: Images) -> None:
-    """Make view 0 of the first image.
-
-    Raises:
-        LimbeckError: the image cannot be read, or the transform does not exist or fails.
-    """
-    _, problem = Decoder(images, seed=0)[Wanted(images.names[:1], [0], 0)]
-    if problem:
-        raise LimbeckError(problem)
 
 
 def _go_quietly(_: int) -> None:

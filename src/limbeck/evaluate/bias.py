@@ -29,12 +29,7 @@ def best_shift(logits: Tensor, targets: Tensor, classes: Sequence[int]) -> float
     """Return the ``delta`` for `shift_bias` with the highest accuracy; among equals the closest to 0, then the lowest.
 
     It is one of -10, -9.9, ..., 10, in units of the logits. The search is an extension of limbeck: the paper does not
-    say how it found its values.
-
-    Args:
-        logits: (N, K), of data on which the result is not reported.
-        targets: (N,) int64.
-        classes: the classes whose biases are shifted by delta.
+    say how it found its values. The logits (N, K) and targets (N,) are of data on which the result is not reported.
 
     Raises:
         LimbeckError: no class, a class outside [0, K), or no sample of the classes.

@@ -47,11 +47,8 @@ def macs(network: nn.Module, shape: Sequence[int]) -> int | None:
 
     Matrix products, convolutions and attention are counted. Element-wise operations (activations, normalisation,
     pooling, biases) are not, and neither are recurrent layers, whose fused kernels hide their operations. If batch
-    size 1 fails, batch size 2 is tried and its count is halved. The network is not changed.
-
-    Args:
-        network: any network with one input.
-        shape: the shape of one sample, without N.
+    size 1 fails, batch size 2 is tried and its count is halved. The network is not changed; ``shape`` is that of one
+    sample, without N.
     """
     for samples in (1, 2):
         counter = FlopCounterMode(display=False)

@@ -31,16 +31,9 @@ class Figures:
 def predict(network: nn.Module, batches: Iterable[Batch], *, name: str = "network") -> Tensor:
     """Return the network's logits for all batches, in order.
 
-    The network runs on its device in eval mode without gradients. Afterwards, even after an error, the mode of every
-    submodule is restored.
-
-    Args:
-        network: maps inputs to logits (N, K).
-        batches: batches on the network's device; only ``inputs`` is used.
-        name: the name of the network in errors.
-
-    Returns:
-        The logits (N, K) in float32 on the CPU. N is the number of samples of all batches.
+    They are (N, K) float32 on the CPU, for the N samples of all batches, of which only ``inputs`` is used. The network
+    runs on its device in eval mode without gradients. Afterwards, even after an error, the mode of every submodule is
+    restored.
 
     Raises:
         LimbeckError: there is no batch, or the network does not return one tensor (N, K).

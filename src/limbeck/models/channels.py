@@ -60,13 +60,10 @@ class Layer:
 
 
 def matched(small: nn.Module, large: nn.Module, draw: Draw) -> list[Layer]:
-    """Return every layer of the large network that has weights, in execution order.
+    """Return every layer of the large network that has weights, in execution order. Layers are matched by name.
 
-    Args:
-        small: the small network. Its layers are matched by name.
-        large: the large network. It is not changed.
-        draw: maps the channel counts of the small and the large network to an int64 tensor: the index of the small
-            network's channel that each channel copies. Every index occurs at least once.
+    ``draw`` maps the channel counts of the small and the large network to an int64 tensor: the index of the small
+    network's channel that each channel copies. Every index occurs at least once.
 
     Raises:
         LimbeckError: the graph of the large network cannot be traced; or a layer is missing, of another kind or

@@ -96,15 +96,9 @@ def load_weights(network: nn.Module, path: Path | str) -> str:
 
 
 def load_all_but_classifier(network: nn.Module, path: Path, classifier: str) -> str:
-    """Load the parameters and buffers of a file into a network, except its classifier.
+    """Load the parameters and buffers of a file into a network, except its classifier; otherwise as `load_weights`.
 
-    Args:
-        network: a freshly built network, changed in place. Its device and dtypes stay the same.
-        path: a file that `load_weights` reads, of a network with any number of classes or without a classifier.
-        classifier: the name of the layer, such as ``head``. The file's weights for it are ignored.
-
-    Returns:
-        A note on which of the file's weights were loaded, as `load_weights` returns it.
+    The file may be of a network with any number of classes, or without a classifier.
 
     Raises:
         LimbeckError: the network has no layer of this name with weights; the file does not exist, is damaged or has no

@@ -67,15 +67,8 @@ def install(
     """Make a network return its logits, if its output is something else.
 
     The hooks do not change the names of the layers or the state dict. For an ensemble, each member gets hooks. The
-    network runs once in eval mode and once in training mode, and its buffers are restored.
-
-    Args:
-        name: the name of the network in errors and notes.
-        network: the network, on any device.
-        batch: a batch of a few samples.
-        classes: the number of classes.
-        output: the part of the output that contains the logits; see above.
-        layer: the layer to read the logits from if the output has none.
+    network runs once in eval mode and once in training mode on the batch of a few samples; its buffers are restored.
+    ``output`` is the part of the output with the logits, see above. If it has none, they are read from ``layer``.
 
     Returns:
         The hooks, which the caller removes, and notes; both are empty if the network returns a tensor.

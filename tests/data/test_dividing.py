@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.data import Batches, Split
-from limbeck.data.cut import batch_sizes
+from limbeck.data.dividing import batch_sizes
 
 
 @given(count=st.integers(0, 5000), most=st.integers(1, 600))
