@@ -45,7 +45,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 """The zoo: functions of ``classes``, the number of logits, ``shape``, that of one sample, and the network's options.
 
 They raise LimbeckError for a shape or an option that cannot work. Convolutional networks need (C, H, W). Most end with
-global pooling, so H and W are free.
+global pooling, so H and W are free. ``limbeck models`` prints the numbers of parameters.
 """
 
 PARAMETERS = 2_000_000_000

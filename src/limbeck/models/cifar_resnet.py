@@ -4,36 +4,6 @@ RepDistiller and mdistiller differ from the paper in the shortcuts that change t
 with BatchNorm instead of zero padding. Their published accuracies are for this form, which is ``resnet8`` to
 ``resnet32x4`` here. ``fsp_resnet8`` to ``fsp_resnet32`` are the networks of FSP (Yim et al., CVPR 2017, section 4):
 they have the paper's shortcuts and normalise their input, and the option ``width`` multiplies their channels.
-
-Parameters for 3 channels:
-
-=========== ========== ===========
-network     10 classes 100 classes
-=========== ========== ===========
-resnet8         78,042      83,892
-resnet14       175,258     181,108
-resnet20       272,474     278,324
-resnet26       369,690     375,540
-resnet32       466,906     472,756
-resnet44       661,338     667,188
-resnet56       855,770     861,620
-resnet110    1,730,714   1,736,564
-resnet8x4    1,210,410   1,233,540
-resnet32x4   7,410,730   7,433,860
-=========== ========== ===========
-
-Parameters of the FSP networks without the normalisation of the input, which has 6 parameters:
-
-======================= ========== ===========
-network                 10 classes 100 classes
-======================= ========== ===========
-fsp_resnet8                 75,290      81,140
-fsp_resnet14               172,506     178,356
-fsp_resnet26               366,938     372,788
-fsp_resnet32               464,154     470,004
-fsp_resnet14, width: 4   2,735,946   2,759,076
-fsp_resnet32, width: 4   7,386,186   7,409,316
-======================= ========== ===========
 """
 
 from collections.abc import Callable

@@ -1,14 +1,6 @@
 """MobileNets: SRRL's student for ImageNet, and two variants of MobileNet-v2 for CIFAR.
 
-Howard et al. 2017 (arXiv 1704.04861) and Sandler et al. 2018 (arXiv 1801.04381). Parameters for 3 channels:
-
-================= ========== =========== =============
-network           10 classes 100 classes 1,000 classes
-================= ========== =========== =============
-mobilenet_v1       3,217,226   3,309,476     4,231,976
-mobilenet_v2       2,254,090   2,369,380     3,522,280
-mobilenet_v2_half    697,546     812,836     1,965,736
-================= ========== =========== =============
+Howard et al. 2017 (arXiv 1704.04861) and Sandler et al. 2018 (arXiv 1801.04381).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,14 +1,7 @@
 """The ShuffleNets for CIFAR of RepDistiller (models/ShuffleNetv1.py and ShuffleNetv2.py at eedab9d).
 
 They follow Zhang et al. 2018 (arXiv 1707.01083) and Ma et al. 2018 (arXiv 1807.11164), but the stem is a 1x1
-convolution without pooling. Parameters for 3 channels:
-
-============= ========== ===========
-network       10 classes 100 classes
-============= ========== ===========
-shufflenet_v1    862,768     949,258
-shufflenet_v2  1,263,278   1,355,528
-============= ========== ===========
+convolution without pooling.
 """
 
 from functools import partial

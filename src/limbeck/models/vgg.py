@@ -1,14 +1,7 @@
 """The VGG networks for CIFAR of RepDistiller (models/vgg.py at eedab9d), with BatchNorm.
 
 They follow Simonyan & Zisserman 2015 (arXiv 1409.1556), but have one linear layer. The authors' code pools once more if
-H is 64; these networks do not. Parameters for 3 channels:
-
-======= ========== ===========
-network 10 classes 100 classes
-======= ========== ===========
-vgg8     3,918,858   3,965,028
-vgg13    9,416,010   9,462,180
-======= ========== ===========
+H is 64; these networks do not.
 """
 
 from torch import nn

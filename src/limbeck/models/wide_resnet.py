@@ -1,21 +1,6 @@
 """The wide ResNets of Zagoruyko & Komodakis 2016 (arXiv 1605.07146), for CIFAR.
 
-``wrn_D_K`` has depth D = 6n + 4 and width factor K. Parameters for 3 channels:
-
-========= ========== ===========
-network   10 classes 100 classes
-========= ========== ===========
-wrn_10_10  7,435,354   7,493,044
-wrn_16_1     175,066     180,916
-wrn_16_2     691,674     703,284
-wrn_16_4   2,748,890   2,772,020
-wrn_16_10 17,116,634  17,174,324
-wrn_28_4   5,849,050   5,872,180
-wrn_28_10 36,479,194  36,536,884
-wrn_40_1     563,930     569,780
-wrn_40_2   2,243,546   2,255,156
-wrn_40_4   8,949,210   8,972,340
-========= ========== ===========
+``wrn_D_K`` has depth D = 6n + 4 and width factor K.
 """
 
 from collections.abc import Callable
