@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.core import LimbeckError
 from limbeck.evaluate import metrics
 from limbeck.evaluate.bias import best_shift, bias_study, shift_bias
 
@@ -114,21 +113,3 @@ def test_errors_on_the_classes_are_a_part_of_all_errors():
     assert before["samples_of_classes"] == len(chosen)
     assert before["errors_on_classes"] == slow_errors(logits[chosen], targets[chosen], [], 0.0)
     assert 0 < before["errors_on_classes"] < before["errors"]
-
-
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [([], "at least one class to shift"), ([3], "no class 3: allowed are 0 to 2"), ([0, -1], "no class -1")],
-)
-def test_a_class_that_is_not_there_is_refused(classes, message):
-    with pytest.raises(LimbeckError, match=message):
-        shift_bias(torch.zeros(2, 3), classes, 1.0)
-    with pytest.raises(LimbeckError, match=message):
-        best_shift(torch.zeros(2, 3), torch.zeros(2).long(), classes)
-
-
-def test_a_split_without_the_classes_is_refused():
-    logits, with_class, without = torch.zeros(2, 3), torch.tensor([0, 2]), torch.tensor([0, 1])
-    for validation, test in ((without, with_class), (with_class, without)):
-        with pytest.raises(LimbeckError, match="no sample is of the classes 2"):
-            bias_study((logits, validation), (logits, test), [2])

@@ -3,7 +3,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from limbeck.core import LimbeckError
 from limbeck.evaluate import Latency, cost, file_bytes, latency, machine, macs, parameters
 from limbeck.evaluate.cost import ATTEMPTS, QUIET, WATCHED
 from limbeck.evaluate.machine import Reading
@@ -300,11 +299,6 @@ def test_the_load_is_watched_for_long_enough_to_be_seen(clock, monkeypatch):
 def test_a_machine_that_says_nothing_of_its_load_is_not_waited_for(clock):
     found = latency({"a": Rests(clock, 0)}, (3,), runs=10)["a"]
     assert (found.others_cores, clock.milliseconds) == (None, 0)
-
-
-def test_latency_of_no_run_is_refused():
-    with pytest.raises(LimbeckError, match="got runs 0"):
-        latency({"a": nn.Linear(3, 2)}, (3,), runs=0)
 
 
 def test_latency_runs_in_eval_mode_without_gradients_and_restores_the_modes():

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from limbeck.core import LimbeckError
 from limbeck.evaluate import machine
 from limbeck.taps import evaluation_mode
 
@@ -87,16 +86,11 @@ def latency(
     Args:
         networks: the networks by name, on any devices.
         shape: the shape of one sample, without N.
-        runs: the number of rounds. Each round runs every network once.
+        runs: the number of rounds, at least 1. Each round runs every network once.
         warmup: the number of rounds before them that are not timed.
         seconds: the time limit for the rounds of one attempt. The rounds stop early when it is over, but not before the
             tenth. The warm-up gets a fifth of it, and at least one round unless ``warmup`` is 0.
-
-    Raises:
-        LimbeckError: ``runs`` is less than 1.
     """
-    if runs < 1:
-        raise LimbeckError(f"got runs {runs}, allowed are 1 and more")
     with evaluation_mode(networks.values()), torch.no_grad():
         samples = {name: _sample(network, shape, 1) for name, network in networks.items()}
         able = {name: network for name, network in networks.items() if _runs(network, samples[name])}

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from limbeck.models.parts import (
     activated,
     check_count,
-    check_one_of,
     conv1x1,
     conv3x3,
     global_pool,
@@ -100,7 +99,6 @@ def cifar_resnet(
             every second position with channels of zeros appended (``identity``, option A of the paper).
         input_norm: whether BatchNorm precedes the stem.
     """
-    check_one_of("shortcut", shortcut, SHORTCUTS)
     channels, _, _ = image(shape)
     stem, *rest = widths
     children: dict[str, nn.Module] = {"input_norm": nn.BatchNorm2d(channels)} if input_norm else {}

@@ -29,7 +29,7 @@ from typing import Literal
 from torch import nn
 
 from limbeck.models.maxout import FIRST_NORM, HEAD_NORM, INITIAL, Convolution, Init, maxout_network
-from limbeck.models.parts import check_count, check_one_of
+from limbeck.models.parts import check_count
 
 Groups = tuple[tuple[int, ...], ...]
 Depth = Literal[5, 7, 9, 11]
@@ -77,8 +77,6 @@ def fitnet_depth(
         init: ``paper`` is U(-0.005, 0.005) for all parameters, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9, 1.9 (``fc``) and 1.9365 (``head``).
     """
-    check_one_of("layers", layers, (5, 7, 9, 11))
-    check_one_of("budget", budget, ("30M", "107M"))
     groups = _DEPTHS[budget, layers]
     return _thin(groups, classes=classes, shape=shape, fc_pieces=fc_pieces, init=init, max_norm=max_norm)
 

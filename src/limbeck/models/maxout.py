@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from limbeck.connectors import Maxout
 from limbeck.models.mlp import linear
-from limbeck.models.parts import check_one_of, check_share, image, named
+from limbeck.models.parts import check_share, image, named
 
 Init = Literal["paper", "modern"]
 
@@ -86,9 +86,8 @@ def maxout_network(
     keeps the second moment.
 
     Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, a dropout is not in [0, 1), or ``init`` is unknown.
+        LimbeckError: the shape is not (C, H, W) or too small, or a dropout is not in [0, 1).
     """
-    check_one_of("init", init, ("paper", "modern"))
     check_share("dropout", dropout)
     check_share("input_dropout", input_dropout)
     inside, *sides = image(shape, least=_least(convolutions))

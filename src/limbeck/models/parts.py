@@ -1,7 +1,7 @@
 """Building blocks and checks that the networks of the zoo share."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -37,12 +37,6 @@ def check_count(name: str, value: int) -> None:
     """Raise LimbeckError unless the value is 1 or more."""
     if value < 1:
         raise LimbeckError(f"got {name} {value}, allowed are 1 and more")
-
-
-def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
-    """Raise LimbeckError unless the value is one of the allowed values."""
-    if value not in allowed:
-        raise LimbeckError(f"got {name} {value!r}, allowed are {', '.join(map(repr, allowed))}")
 
 
 def conv3x3(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:

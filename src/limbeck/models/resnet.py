@@ -34,7 +34,6 @@ from limbeck.models.cifar_resnet import SHORTCUTS, BasicBlock, Shortcut, project
 from limbeck.models.parts import (
     activated,
     check_count,
-    check_one_of,
     conv1x1,
     conv3x3,
     global_pool,
@@ -121,7 +120,6 @@ def _imagenet(depth: int, counts: tuple[int, ...]) -> Callable[..., nn.Module]:
         input_norm: bool = False,
     ) -> nn.Module:
         check_count("width", width)
-        check_one_of("shortcut", shortcut, SHORTCUTS)
         channels, _, _ = image(shape)
         block = partial(BasicBlock, shortcut=SHORTCUTS[shortcut])
         first: dict[str, nn.Module] = {"input_norm": nn.BatchNorm2d(channels)} if input_norm else {}
