@@ -51,8 +51,8 @@ class Batches:
         view_seed: of the views; None: ``seed``.
 
     Raises:
-        LimbeckError: the batch size or the number of views is less than 1; mean or std do not fit; shuffling leaves no
-            batch; the inputs cannot be augmented so. In a pass over images on disk: an image cannot be read.
+        LimbeckError: mean or std do not fit; shuffling leaves no batch; the inputs cannot be augmented so. In a pass:
+            an image on disk cannot be read.
     """
 
     def __init__(
@@ -69,10 +69,6 @@ class Batches:
         views: int | None = None,
         view_seed: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise LimbeckError(f"the batch size is {batch_size}; allowed are 1 and greater")
-        if views is not None and views < 1:
-            raise LimbeckError(f"the number of views is {views}; allowed are 1 and greater")
         if shuffle and len(split) == 1 < batch_size:
             raise LimbeckError(
                 "a single sample cannot be shuffled into batches; allowed are 2 and more, or batch size 1"

@@ -50,8 +50,6 @@ def net2net(small: nn.Module, large: nn.Module, inputs: Tensor, *, noise: float 
         LimbeckError: a layer has fewer channels than in the small network or is of another kind; a layer cannot be
             inserted; an operation is not supported; or the outputs differ. The large network is then unchanged.
     """
-    if not 0 <= noise < math.inf:
-        raise LimbeckError(f"got noise {noise}, allowed are 0 and more")
     generator = torch.Generator().manual_seed(seed)
     with _restored_on_error(large), evaluation_mode((small, large)), torch.no_grad():
         layers = matched(small, large, lambda few, many: replicated(few, many, generator))
