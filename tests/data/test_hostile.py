@@ -264,14 +264,14 @@ def test_an_idx_file_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path)
     bomb = packed.compress(struct.pack(">HBBI", 0, 8, 1, 10) + bytes(50_000_000)) + packed.flush()
     (tmp_path / "x.gz").write_bytes(bomb)
     with pytest.raises(LimbeckError, match=r"x.gz has more values, but its header says 10"):
-        read_idx(tmp_path / "x.gz")
+        read_idx(tmp_path / "x.gz", 1)
 
 
 @pytest.mark.parametrize("shape", [(2**32 - 1,), (60_000, 2**20, 2**20), (2**31, 2)])
 def test_an_idx_file_that_declares_too_much_is_refused(shape, tmp_path):
     (tmp_path / "x").write_bytes(struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape))
     with pytest.raises(LimbeckError, match=r"x says it has [\d,]+ values; allowed are 1,073,741,824"):
-        read_idx(tmp_path / "x")
+        read_idx(tmp_path / "x", len(shape))
 
 
 def test_labels_in_the_place_of_images_are_refused(tmp_path):

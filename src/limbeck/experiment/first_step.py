@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.core import Batch, LimbeckError, Networks, Outputs, Stage, Tap, Term
 from limbeck.data import Data
-from limbeck.data.cut import batch_sizes
+from limbeck.data.dividing import batch_sizes
 from limbeck.evaluate import file_bytes, macs, predict
 from limbeck.experiment.measuring import EVALUATION_BATCH
 from limbeck.experiment.workspace import Workspace

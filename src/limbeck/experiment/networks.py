@@ -12,10 +12,9 @@ from limbeck.core import Batch, LimbeckError, Stage
 from limbeck.data import Data, normalise
 from limbeck.files.paths import expanded
 from limbeck.models import Ensemble, NetworkSpec, build, load_network, load_weights, read_spec
-from limbeck.models.files import SHARDS
+from limbeck.models.files import SHARDS, load_all_but_classifier
 from limbeck.models.fitting import FINE_TUNE
 from limbeck.models.net2net import net2net
-from limbeck.models.transfer import load_all_but_classifier
 from limbeck.options import Block
 from limbeck.outline import outline
 from limbeck.recipe.blocks import Recipe, StudentBlock, TeacherBlock
