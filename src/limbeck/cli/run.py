@@ -25,9 +25,9 @@ def demo(
         from limbeck.recipe.read import read
 
         checked = read(bundled("digits_kd.yaml"), overrides=["name=demo"])
-        from limbeck.experiment.runfiles import clear
+        from limbeck.experiment.runfiles import RECIPE, clear
 
-        known = out / "recipe.yaml"
+        known = out / RECIPE
         if known.is_file() and f"name: {checked.name}" in known.read_text(encoding="utf-8").splitlines():
             clear(out)
         _run(checked, out, resume=False)

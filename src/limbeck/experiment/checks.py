@@ -41,24 +41,20 @@ _FOREIGN = {
 }
 
 
-def unwrapped(networks: Networks) -> tuple[dict[str, nn.Module], list[str]]:
-    """Replace networks wrapped by `torch.compile` with the module inside, which has the same parameters; and notes.
+def unwrapped(name: str, network: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The network, or the one with the same parameters inside the wrapper of `torch.compile`; and notes.
 
     Raises:
-        LimbeckError: a network is distributed over processes, or has no weights yet.
+        LimbeckError: the network is distributed over processes, or has no weights yet.
     """
-    found, notes = dict(networks), []
-    for name, network in networks.items():
-        inside = dict(network.named_children()).get("_orig_mod")
-        if inside is not None:
-            found[name] = inside
-            notes.append(f"the {name} is compiled by torch.compile: the network inside it is used, which is the same")
-        for layer, module in found[name].named_modules():
-            for kind in {one.__name__ for one in type(module).__mro__} & _FOREIGN.keys():
-                raise LimbeckError(f"the {name}{layer and f'.{layer}'} is a {kind}: {_FOREIGN[kind]}")
-        if any(parameter.is_meta for parameter in found[name].parameters()):
-            raise LimbeckError(f"the {name} has parameters on the meta device, so it has no weights yet: load them")
-    return found, notes
+    inside = dict(network.named_children()).get("_orig_mod", network)
+    notes = [f"the {name} is compiled by torch.compile: the network inside it is used, which is the same"]
+    for layer, module in inside.named_modules():
+        for kind in {one.__name__ for one in type(module).__mro__} & _FOREIGN.keys():
+            raise LimbeckError(f"the {name}{layer and f'.{layer}'} is a {kind}: {_FOREIGN[kind]}")
+    if any(parameter.is_meta for parameter in inside.parameters()):
+        raise LimbeckError(f"the {name} has parameters on the meta device, so it has no weights yet: load them")
+    return inside, notes if inside is not network else []
 
 
 def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[str]:

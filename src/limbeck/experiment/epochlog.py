@@ -34,10 +34,6 @@ class EpochLog:
         self._jobs = [self._job(number, line) for number, line in enumerate(self._lines, 1)]
         self._written = found is not None and "".join(self._lines) == text
 
-    def count(self, job: str) -> int:
-        """How many lines a network has."""
-        return self._jobs.count(job)
-
     def of(self, job: str) -> list[dict[str, Any]]:
         """A network's lines."""
         return [json.loads(line) for line in self._of(job)]

@@ -14,12 +14,12 @@ from limbeck.data.cut import batch_sizes
 from limbeck.evaluate import file_bytes, macs, predict
 from limbeck.experiment.measuring import EVALUATION_BATCH
 from limbeck.experiment.workspace import Workspace
-from limbeck.taps import evaluation_mode, scripted, shapes
+from limbeck.taps import evaluation_mode, scripted
 from limbeck.train.copies import deep_copy
 from limbeck.train.engine import Engine
 from limbeck.train.freeze import check_learns
 from limbeck.train.loop import Diverged, run
-from limbeck.train.timing import Zeros
+from limbeck.train.timing import zeros_for
 
 MOST = 2**30
 """The most bytes of inputs in the step that is tried; otherwise its batch has the size of the training's."""
@@ -74,7 +74,7 @@ def first_step(
     state = engine.generators()
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            zeros = _zeros(networks, stored, batch)
+            zeros = zeros_for(networks, stored, batch.inputs[:2], int(batch.index.max()) + 1)
             try:
                 _train(plain, networks, _One(batch, len(split)), eager, zeros)
                 notes = []
@@ -126,7 +126,7 @@ def _steps(stages: Sequence[Stage], networks: Networks, batches: _One, engine: E
         why = _culprit(stage, networks, batches.batch) or f"an error in stage {stage.name!r}"
         count = len(batches.batch.index)
         raise LimbeckError(
-            f"a training step of {count} sample{'s' * (count > 1)} fails: {why}: {type(error).__name__}: {error}"
+            f"a training step of {count} sample{'s' * (count > 1)} fails: {why}: {_said(error)}"
         ) from error
 
 
@@ -135,12 +135,11 @@ def _culprit(stage: Stage, networks: Networks, batch: Batch) -> str:
     read = {tap.source for tap in stage.reads}
     for name in [name for name in networks if name in read]:
         learns = name in stage.networks
-        output = _tried(networks[name], batch.inputs, learns=learns)
         mode = "in train mode" if learns else "in eval mode"
+        output = _tried(networks[name], batch.inputs, learns=learns)
         if isinstance(output, Exception):
-            if len(batch.index) == 1 and isinstance(
-                _tried(networks[name], _twice(batch.inputs), learns=learns), Tensor
-            ):
+            two = torch.cat([batch.inputs, batch.inputs])
+            if len(batch.index) == 1 and isinstance(_tried(networks[name], two, learns=learns), Tensor):
                 return f"the {name} does not run {mode} on one sample, but on two: use a batch_size of 2 or more"
             return f"the {name} does not run {mode}"
         if learns and isinstance(output, Tensor) and not output.requires_grad and Tap(name) in stage.reads:
@@ -168,7 +167,7 @@ def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: 
         network: on the device of the batch.
         batch: real samples.
         data: gives the shape of a sample.
-        single: the name of a split whose last batch has a single sample, so that the network must run on one.
+        single: see `_single`.
         learns: the network will be saved.
 
     Raises:
@@ -267,21 +266,10 @@ def _squares(*reads: Tensor) -> Tensor:
     return torch.stack([read.float().square().mean() for read in reads]).sum()
 
 
-def _zeros(networks: Networks, stored: frozenset[Tap], batch: Batch) -> Outputs | None:
-    if not stored:
-        return None
-    few = Batch(batch.inputs[:2], batch.targets[:2], batch.index[:2], 0)
-    return Zeros(stored, int(batch.index.max()) + 1, shapes(networks, stored, few))
-
-
 def _single(data: Data) -> str:
-    """The name of a split that is evaluated with a batch of one sample; empty if there is none."""
+    """The name of a split whose last batch has one sample, on which networks must run; empty if there is none."""
     splits = {"training": data.train, "validation": data.validation, "test": data.test}
     return next((name for name, split in splits.items() if 1 in batch_sizes(len(split), EVALUATION_BATCH)), "")
-
-
-def _twice(inputs: Tensor) -> Tensor:
-    return torch.cat([inputs, inputs])
 
 
 def _said(error: Exception) -> str:

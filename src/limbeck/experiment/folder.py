@@ -29,7 +29,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.experiment.epochlog import EpochLog
-from limbeck.experiment.results import RESULT, NetworkResult, RunResult, plain
+from limbeck.experiment.results import RESULT, NetworkResult, RunResult, from_json, plain
 from limbeck.experiment.runfiles import (
     CHECKPOINT,
     LOG,
@@ -65,8 +65,7 @@ class RunFolder:
         resume: resume the run that the folder holds.
 
     Attributes:
-        path: the folder. notes: sentences on what was missing or damaged and is written again. results: by name, the
-            finished networks that were read or written so far.
+        path: the folder. notes: sentences on what was missing or damaged and is written again.
 
     Raises:
         LimbeckError: without ``resume``, the folder already holds a run; with it, the folder holds a run of another
@@ -78,7 +77,7 @@ class RunFolder:
         self.notes: list[str] = []
         self._recipe, self._recipe_hash = recipe, sha256(recipe.encode()).hexdigest()
         self._checkpoint = path / CHECKPOINT
-        self.results: dict[str, NetworkResult] = {}
+        self._results: dict[str, NetworkResult] = {}  # of the finished networks, by name
         self._files: dict[str, dict[str, Any]] = {}  # by network, what lies in its folder
         self._saved, self._save_after, self._trained = "", 0.0, False
         if path.exists() and not path.is_dir():
@@ -126,8 +125,8 @@ class RunFolder:
             LimbeckError: the figures, the weights or the network's lines in the log are damaged, or belong to another
                 network or recipe.
         """
-        if name in self.results or not self._begun:
-            return self.results.get(name)
+        if name in self._results or not self._begun:
+            return self._results.get(name)
         folder = self.path / name
         found = read_network(folder, name)
         if found is None:
@@ -138,7 +137,7 @@ class RunFolder:
             )
         if not self._log.check(name, found.log):
             self.notes.append(f"{self._log.path} has lost the epochs of {name}")
-        self._files[name], self.results[name] = dict(found.files), found.result
+        self._files[name], self._results[name] = dict(found.files), found.result
         return found.result
 
     def write(self, name: str, file: str, network: nn.Module, spec: NetworkSpec) -> None:
@@ -151,12 +150,7 @@ class RunFolder:
         self._files.setdefault(name, {})[file] = file_record(self.path / name / file)
 
     def finish(self, name: str, result: NetworkResult, weights: str) -> NetworkResult:
-        """Write a finished network's result.json, and give its result with the hash of its weights.
-
-        Args:
-            name: the network's.
-            result: its figures.
-            weights: the name of the file in the network's folder, which is written already.
+        """Write a finished network's result.json, and give its result with the hash of its file ``weights``.
 
         Raises:
             NoSpace: the disk is full.
@@ -166,7 +160,7 @@ class RunFolder:
         whole = replace(result, weights_sha256=files[weights]["sha256"])
         held = {"files": files, "log": self._log.summary(name), "recipe": self._recipe_hash}
         write_sealed(self.path / name / RESULT, plain(whole) | held)
-        self.results[name] = whole
+        self._results[name] = whole
         return whole
 
     def weights(self, name: str, file: str) -> Path:
@@ -197,7 +191,7 @@ class RunFolder:
         self._trained = True
         held, again = self._state, f"delete {self._checkpoint} to train {name} again from its beginning"
         if held is None or held["job"] != name:
-            if self._log.count(name):
+            if self._log.of(name):
                 self.notes.append(f"{name} was started, but has neither a result nor a checkpoint: it is trained again")
             self._log.begin(name)
             self._log.sync()
@@ -241,15 +235,27 @@ class RunFolder:
             end = time.monotonic()
             self._saved, self._save_after = name, end + (end - start) / CHECKPOINT_SHARE
 
-    def concluded(self, runs: tuple[NetworkResult, ...], student: str) -> RunResult | None:
-        """The run's own result if it is intact and agrees with these figures; None if it has to be written.
+    def conclude(self, runs: tuple[NetworkResult, ...], student: str, make: Callable[[], RunResult]) -> RunResult:
+        """The run's own result; written, with the student beside it, unless the folder holds both.
 
         Args:
-            runs: every network's figures.
+            runs: every network's figures, which the result must agree with.
             student: the name of the network that is the run's student.
+            make: gives the result, after it has measured latencies.
+
+        Raises:
+            NoSpace: the disk is full.
         """
-        if not self._begun:
-            return None
+        found = self._concluded(runs) if self._begun else None
+        if copy_whole(self.weights(student, STUDENT), self.path / STUDENT) and found is not None:
+            self.notes.append(f"{self.path / STUDENT} was missing or damaged, and is copied again")
+        if found is None:
+            found = make()
+            write_sealed(self.path / RESULT, plain(found) | {"recipe": self._recipe_hash})
+        return found
+
+    def _concluded(self, runs: tuple[NetworkResult, ...]) -> RunResult | None:
+        """The run's result.json if it is intact and agrees with these figures."""
         self._log.sync()
         file, found = self.path / RESULT, None
         try:
@@ -257,7 +263,7 @@ class RunFolder:
             if values is None:
                 wrong = "was missing"
             else:
-                recipe, found = values.pop("recipe", None), RunResult.from_json(values)
+                recipe, found = values.pop("recipe", None), from_json(RunResult, values)
                 same = json.dumps([plain(one) for one in found.runs]) == json.dumps([plain(one) for one in runs])
                 wrong = "" if same and recipe == self._recipe_hash else "did not agree with the networks' results"
         except LimbeckError:
@@ -266,26 +272,12 @@ class RunFolder:
             if not self._trained:  # else the run was not finished
                 self.notes.append(f"{file} {wrong}: it is written again, and latencies are measured again")
             return None
-        if copy_whole(self.weights(student, STUDENT), self.path / STUDENT):
-            self.notes.append(f"{self.path / STUDENT} was missing or damaged, and is copied again")
         return found
 
-    def conclude(self, result: RunResult, student: str) -> RunResult:
-        """Write the run's own result.json, and the student of that name beside it.
+    def take(self, name: str, trained_as: str) -> Path | None:
+        """A run folder beside this one with an intact network of this name and this ``trained_as``.
 
-        Raises:
-            NoSpace: the disk is full.
-        """
-        copy_whole(self.weights(student, STUDENT), self.path / STUDENT)
-        write_sealed(self.path / RESULT, plain(result) | {"recipe": self._recipe_hash})
-        return result
-
-    def found(self, name: str, trained_as: str) -> Path | None:
-        """A run folder beside this one with an intact network of this name that was trained in the same way.
-
-        Args:
-            name: the network's.
-            trained_as: what its figures must hold under ``trained_as``.
+        The network's lines are copied from that run's log, if they are intact.
         """
         if not self.path.parent.is_dir():
             return None
@@ -297,11 +289,11 @@ class RunFolder:
                 except LimbeckError:  # damage there does not concern this run
                     continue
                 if network is not None:
+                    self._take_log(name, other)
                     return other
         return None
 
-    def take_log(self, name: str, other: Path) -> None:
-        """Copy a network's lines from the log of another run's folder, if they are intact."""
+    def _take_log(self, name: str, other: Path) -> None:
         try:
             lines = EpochLog(other / LOG, kept=True).of(name)
         except LimbeckError:

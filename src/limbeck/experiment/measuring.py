@@ -1,7 +1,5 @@
 """A trained network's figures and cost."""
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from limbeck.data import Batches, Data, Split
@@ -12,14 +10,6 @@ from limbeck.experiment.workspace import Workspace
 from limbeck.train.engine import Engine
 
 EVALUATION_BATCH = 500
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A network's result, and its outputs on the test split."""
-
-    result: NetworkResult
-    outputs: Tensor  # (N, K)
 
 
 def outputs_of(network: nn.Module, split: Split, data: Data, engine: Engine, *, name: str = "network") -> Tensor:
@@ -38,8 +28,8 @@ def outputs_of(network: nn.Module, split: Split, data: Data, engine: Engine, *, 
 
 def measure(
     job: Job, network: nn.Module, workspace: Workspace, *, teacher: Tensor | None = None, name: str = ""
-) -> Measured:
-    """A trained network's quality on the test split (and on validation where there is one), and its cost.
+) -> tuple[NetworkResult, Tensor]:
+    """A trained network's figures on the test split and on validation, its cost, and its outputs (N, K) on test.
 
     The test split is read to evaluate trained networks, never to train or to select.
 
@@ -68,7 +58,7 @@ def measure(
         macs=macs(network, data.shape),
         file_bytes=file_bytes(network),
     )
-    return Measured(result, outputs)
+    return result, outputs
 
 
 def score(network: nn.Module, workspace: Workspace) -> float | None:

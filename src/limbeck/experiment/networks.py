@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -64,17 +63,13 @@ class NetworkFactory:
         With ``init: fine_tune`` it starts from the weights in the block's file, except for the classifier.
 
         Raises:
-            LimbeckError: the block names no model, or files that a teacher cannot start from.
+            LimbeckError: the block names no model, or a file that the teacher cannot start from.
         """
         if block.model is None:
-            raise LimbeckError(
-                "the teacher block has init: fine_tune, so it needs a model: beside its weights:"
-                if block.init == "fine_tune"
-                else "the teacher block has no weights:, so it needs a model:"
-            )
+            raise LimbeckError("the teacher is trained in this run, so it needs a model:")
         network, spec = fresh(block.model, self._data)
-        if block.init == "fine_tune":
-            self._fine_tune("teacher", network, _only(block))
+        if block.init == "fine_tune" and block.weights:  # of one file, says the check of the recipe
+            self._fine_tune("teacher", network, block.weights[0])
         return network, spec
 
     def restored(self, block: TeacherBlock) -> list[nn.Module]:
@@ -103,7 +98,8 @@ class NetworkFactory:
             return network, spec
         file = find_weights(block.weights)
         if block.init == "as_is":
-            self._note(name, block.weights, _load(network, file, self._data))
+            _check_use(file, read_spec(file), self._data)
+            self._note(name, block.weights, load_weights(network, file))
             return network, spec
         small, known = load_network(file, trust_code=self._trust_code)
         _check_use(file, known, self._data)
@@ -123,21 +119,6 @@ class NetworkFactory:
         few = torch.arange(min(PROBE, len(self._data.train)))
         split = self._data.train
         return Batch(normalise(split.inputs[few], self._data.mean, self._data.std), split.targets[few], few, 0)
-
-
-def _only(block: TeacherBlock) -> str:
-    """The file that a teacher, or each member of an ensemble, starts from.
-
-    Raises:
-        LimbeckError: the block has no file or several; or the teacher is not trained here.
-    """
-    if block.weights is None or len(block.weights) != 1:
-        raise LimbeckError(f"teacher.init: fine_tune starts from one file under weights:, got {block.weights}")
-    if block.train is None and not block.untrained:
-        raise LimbeckError(
-            "teacher.init: fine_tune replaces the classifier, so the teacher has to be trained here: give it train:"
-        )
-    return block.weights[0]
 
 
 def teaches(stages: Sequence[Stage]) -> bool:
@@ -193,20 +174,13 @@ def restored(path: str, block: Block | None, data: Data, *, trust_code: bool = F
     """
     file = find_weights(path)
     spec = read_spec(file)
+    _check_use(file, spec, data)
     if block is not None:
         network = fresh(block, data)[0]
-        return network, _load(network, file, data)
+        return network, load_weights(network, file)
     if spec is None:
         raise LimbeckError(f"{file} does not say which model it holds: name it under model:")
-    _check_use(file, spec, data)
-    network, _ = load_network(file, trust_code=trust_code)
-    return network, ""
-
-
-def _load(network: nn.Module, file: Path, data: Data) -> str:
-    """Load a file's weights into a network; returns which of them were used."""
-    _check_use(file, read_spec(file), data)
-    return load_weights(network, file)
+    return load_network(file, trust_code=trust_code)[0], ""
 
 
 def find_weights(path: str) -> Path:
@@ -230,9 +204,9 @@ def _check_use(file: Path, spec: NetworkSpec | None, data: Data) -> None:
     if spec.classes != len(data.classes):
         raise LimbeckError(f"{file} has {spec.classes} classes, but the data has {len(data.classes)}: {FINE_TUNE}")
     if spec.labels and tuple(spec.labels) != data.classes:
-        wrong: list[Any] = [pair for pair in zip(spec.labels, data.classes, strict=True) if pair[0] != pair[1]]
+        its, ours = next(pair for pair in zip(spec.labels, data.classes, strict=True) if pair[0] != pair[1])
         raise LimbeckError(
-            f"{file} has its classes in another order than the data: {wrong[0][0]!r} where the data has {wrong[0][1]!r}"
+            f"{file} has its classes in another order than the data: {its!r} where the data has {ours!r}"
         )
     scales = zip(spec.mean, spec.std, data.mean, data.std, strict=False)
     if any(abs(m - n) > 0.1 * s or abs(s - t) > 0.1 * s for m, s, n, t in scales):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core import LimbeckError
-from limbeck.experiment.results import RESULT, NetworkResult
+from limbeck.experiment.results import RESULT, NetworkResult, from_json
 from limbeck.files.atomic import digest, read_sealed, replacing
 
 STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
@@ -69,7 +69,7 @@ def read_network(folder: Path, name: str, *, trained_as: str | None = None) -> N
         return None
     held = {key: values.pop(key, None) for key in ("files", "log", "recipe")}
     try:
-        result = NetworkResult.from_json(values)
+        result = from_json(NetworkResult, values)
     except LimbeckError as error:
         raise LimbeckError(f"{file} holds no figures of a network ({error}): {again}") from error
     if not (are_records(held["files"]) and is_summary(held["log"]) and result.weights_sha256):
