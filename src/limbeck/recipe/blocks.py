@@ -24,7 +24,7 @@ def _square(value: Any) -> Any:
     return tuple(value)
 
 
-def _kept(value: Any) -> Any:
+def _cache(value: Any) -> Any:
     if not isinstance(value, bool | str | Mapping | CacheBlock):
         raise needed("true, false, auto or a block of options")
     return as_cache(value)
@@ -217,5 +217,5 @@ class Recipe(Checked):
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
     compile: bool = False
     allow: tuple[Refusal, ...] = ()
-    cache: Annotated[CacheBlock, BeforeValidator(_kept)] = CacheBlock()
+    cache: Annotated[CacheBlock, BeforeValidator(_cache)] = CacheBlock()
     evaluate: EvaluateBlock = EvaluateBlock()

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from limbeck.errors import nearest
 from limbeck.files.paths import expanded, near
 from limbeck.options import as_block, complete, keyword_model, validate, with_takers
-from limbeck.recipe.blocks import DataKeys, Recipe, TrainBlock, as_methods
+from limbeck.recipe.blocks import DataKeys, Recipe, StudentBlock, TrainBlock, as_methods
 from limbeck.recipe.contradictions import contradictions, folder_contradictions
 from limbeck.recipe.paths import missing
 from limbeck.recipe.signatures import known
@@ -73,8 +73,7 @@ def read(
     if recipe is not None and check_paths:
         problems = missing(recipe)
     if recipe is None or problems:
-        lines = sorted((_line(problem, raw, labels), _located(problem, raw, str(path), labels)) for problem in problems)
-        raise RecipeError(_screen([line for _, line in lines]))
+        raise RecipeError(_listed(problems, raw, str(path), labels))
     return recipe
 
 
@@ -196,23 +195,22 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     def model(block: dict[str, Any] | None) -> dict[str, Any] | None:
         return {**block, "name": named(block["name"])} if block else block
 
+    def network(block: StudentBlock) -> StudentBlock:
+        return block.model_copy(update={"weights": whole(block.weights), "model": model(block.model)})
+
     def found(text: str) -> str | None:
         return whole(text) if Path(text).exists() else text
 
-    data, student, teacher = recipe.data, recipe.student, recipe.teacher
+    data, teacher = recipe.data, recipe.teacher
     texts: dict[str, Callable[[str], str | None]] = {"path": found, "transform": named}
     options = {key: texts[key](text) for key, text in data.options.items() if key in texts and isinstance(text, str)}
     root = whole(data.root or os.environ.get("LIMBECK_DATA"))
     data = data.model_copy(update={"root": root, "source": named(data.source), **options})
-    student = student.model_copy(update={"weights": whole(student.weights), "model": model(student.model)})
     if teacher is not None:
         weights = None if teacher.weights is None else tuple(map(whole, teacher.weights))
         table = whole(teacher.table)
         teacher = teacher.model_copy(update={"weights": weights, "table": table, "model": model(teacher.model)})
-    others = {
-        name: other.model_copy(update={"weights": whole(other.weights), "model": model(other.model)})
-        for name, other in recipe.networks.items()
-    }
+    student, others = network(recipe.student), {name: network(other) for name, other in recipe.networks.items()}
     cache = recipe.cache.model_copy(update={"folder": whole(recipe.cache.folder)})
     update = {"data": data, "student": student, "teacher": teacher, "networks": others, "cache": cache}
     return recipe.model_copy(update=update)
@@ -291,18 +289,13 @@ def _label(problem: Problem, labels: Mapping[Place, str]) -> str | None:
     return None
 
 
-def _line(problem: Problem, raw: Any, labels: Mapping[Place, str]) -> int:
-    """Return the line in the recipe; 0 if the command line causes the problem."""
-    return 0 if _label(problem, labels) else line_of(raw, problem.path)
-
-
-def _located(problem: Problem, raw: Any, name: str, labels: Mapping[Place, str]) -> str:
-    place = _label(problem, labels) or f"{name}:{line_of(raw, problem.path)}"
-    dotted = shortened(".".join(map(str, problem.path)))
-    return f"{place}: {dotted}: {problem.message}" if dotted else f"{place}: {problem.message}"
-
-
-def _screen(lines: list[str]) -> str:
-    """Return the first `SHOWN` messages and the number of the others."""
-    rest = len(lines) - SHOWN
-    return "\n".join([*lines[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])])
+def _listed(problems: Sequence[Problem], raw: Any, name: str, labels: Mapping[Place, str]) -> str:
+    """Return the first `SHOWN` messages, those on the command line before those on the file's lines."""
+    found = []
+    for problem in problems:
+        label, line = _label(problem, labels), line_of(raw, problem.path)
+        parts = (label or f"{name}:{line}", shortened(".".join(map(str, problem.path))), problem.message)
+        found.append((0 if label else line, ": ".join(filter(None, parts))))
+    lines = [message for _, message in sorted(found)]
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n".join([*lines[:SHOWN], *more])
