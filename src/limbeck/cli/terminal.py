@@ -19,11 +19,9 @@ def plain_where_needed() -> None:
 
 
 def console(*, stderr: bool = False, **options: Any) -> Console:
-    """Return the console that a command writes to. Brackets in the text are not markup.
+    """Return the console that a command writes to, with the options of rich's Console. Brackets are not markup.
 
-    Args:
-        stderr: write to stderr, the stream of errors and progress.
-        options: options of rich's Console, such as ``width``.
+    Errors and progress go to ``stderr``.
     """
     codecs.register_error("limbeck.plain", _replaced)
     made = Console(stderr=stderr, **{"markup": False, "highlight": False} | options)

@@ -16,11 +16,8 @@ MOST_BYTES = 256 * 2**20
 class EpochLog:
     """The lines of the log, by network.
 
-    An incomplete last line is dropped: a crash may have cut it short.
-
-    Args:
-        path: the file.
-        kept: continue the file; otherwise the first line starts a new one.
+    An incomplete last line is dropped: a crash may have cut it short. ``kept`` continues the file; otherwise the first
+    line starts a new one.
 
     Raises:
         LimbeckError: the file is not a regular file, is too large, or holds a line that is not of an epoch.

@@ -52,13 +52,8 @@ def first_step(
 ) -> list[str]:
     """Try one real step of each stage on copies, then the evaluation and the measurement of cost; returns notes.
 
-    Networks, losses and random generators are left unchanged. It takes about as long as one step of each stage.
-
-    Args:
-        stages: from `limbeck.experiment.plan.plan`.
-        networks: as they are before the training.
-        workspace: its training samples, batch size, device and precision are used; nothing is compiled.
-        stored: the teacher's taps that are read from a store, so that the teacher does not run.
+    Networks, losses and random generators are left unchanged, and nothing is compiled. It takes about as long as one
+    step of each stage. The taps ``stored`` are read from a store, so that the teacher does not run for them.
 
     Raises:
         LimbeckError: a network fails at the sizes or in the mode of the training; a network cannot learn or be saved.
@@ -162,13 +157,7 @@ def _tried(network: nn.Module, inputs: Tensor, *, learns: bool) -> Any:
 def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: str, *, learns: bool) -> list[str]:
     """Evaluate a network and measure its cost on these samples; returns notes on what cannot be measured.
 
-    Args:
-        name: what messages call the network.
-        network: on the device of the batch.
-        batch: real samples.
-        data: gives the shape of a sample.
-        single: see `_single`.
-        learns: the network will be saved.
+    A network that ``learns`` will be saved; for ``single``, see `_single`.
 
     Raises:
         LimbeckError: the network cannot be evaluated or saved.

@@ -57,12 +57,7 @@ SIBLINGS = 500
 
 
 class RunFolder:
-    """The run folder of one recipe.
-
-    Args:
-        path: the folder; it need not exist.
-        recipe: the recipe's text, with every default written out.
-        resume: resume the run that the folder holds.
+    """The run folder of one recipe, whose text has every default written out. The folder need not exist.
 
     Attributes:
         path: the folder. notes: sentences on what was missing or damaged and is written again.
@@ -180,10 +175,7 @@ class RunFolder:
     ) -> dict[str, Any] | None:
         """The training state of this network, None at its beginning; later epochs are dropped from the log.
 
-        Args:
-            name: the network's.
-            check: raises LimbeckError if the training cannot resume from the state; see
-                `limbeck.experiment.resuming.check_state`.
+        ``check`` is given the state, and raises LimbeckError if the training cannot resume from it.
 
         Raises:
             LimbeckError: the checkpoint or a file that belongs to it is damaged, or is of another training.
@@ -236,12 +228,10 @@ class RunFolder:
             self._saved, self._save_after = name, end + (end - start) / CHECKPOINT_SHARE
 
     def conclude(self, runs: tuple[NetworkResult, ...], student: str, make: Callable[[], RunResult]) -> RunResult:
-        """The run's own result; written, with the student beside it, unless the folder holds both.
+        """The run's own result, and the network ``student`` beside it; both are written unless they are there.
 
-        Args:
-            runs: every network's figures, which the result must agree with.
-            student: the name of the network that is the run's student.
-            make: gives the result, after it has measured latencies.
+        The result must agree with the figures of every network, ``runs``. Otherwise ``make`` gives another one, after
+        it has measured latencies.
 
         Raises:
             NoSpace: the disk is full.

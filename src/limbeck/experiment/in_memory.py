@@ -13,11 +13,7 @@ from limbeck.models import NetworkSpec
 
 
 class InMemory:
-    """In the place of a folder for a run that is not written.
-
-    Args:
-        path: of a folder for what is too large for memory, such as a teacher's outputs.
-    """
+    """In the place of a folder for a run that is not written; ``path`` is for what memory may not hold, as a store."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -31,14 +31,8 @@ def measure(
 ) -> tuple[NetworkResult, Tensor]:
     """A trained network's figures on the test split and on validation, its cost, and its outputs (N, K) on test.
 
-    The test split is read to evaluate trained networks, never to train or to select.
-
-    Args:
-        job: which network it is.
-        network: the trained network.
-        workspace: its data and engine.
-        teacher: the teacher's outputs on the test split, for agreement and KL.
-        name: what errors call the network; the job's name by default.
+    The test split is read to evaluate trained networks, never to train or to select. ``teacher`` is the teacher's
+    outputs on it, for agreement and KL. Errors call the network ``name``, by default as the job.
     """
     data, engine, name = workspace.data, workspace.engine, name or str(job)
 

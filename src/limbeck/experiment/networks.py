@@ -3,12 +3,12 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from limbeck.cache.blackbox import BlackBox
-from limbeck.core import Batch, LimbeckError, Stage
-from limbeck.data import Data, normalise
+from limbeck.core import LimbeckError, Stage
+from limbeck.data import Data
+from limbeck.experiment.workspace import example_batch
 from limbeck.files.paths import expanded
 from limbeck.models import Ensemble, NetworkSpec, build, load_network, load_weights, read_spec
 from limbeck.models.files import SHARDS
@@ -33,10 +33,7 @@ IN_FOLDERS = (
 class NetworkFactory:
     """The networks of one recipe on its data.
 
-    Args:
-        recipe: describes the networks; the code that it names is run.
-        data: what they are trained on.
-        trust_code: whether Python files named by weights files are run too.
+    The code that the recipe names is run; with ``trust_code``, also Python files that weights files name.
     """
 
     def __init__(self, recipe: Recipe, data: Data, *, trust_code: bool = False) -> None:
@@ -103,22 +100,17 @@ class NetworkFactory:
             return network, spec
         small, known = load_network(file, trust_code=self._trust_code)
         _check_use(file, known, self._data)
-        net2net(small, network, self._probe().inputs, noise=block.noise, seed=seed)
+        net2net(small, network, example_batch(self._data, PROBE).inputs, noise=block.noise, seed=seed)
         return network, spec
 
     def _fine_tune(self, name: str, network: nn.Module, weights: str) -> None:
         """Load the weights of a file, except for the classifier, into a new network."""
-        classifier = outline(name, network, self._probe()).classifier
+        classifier = outline(name, network, example_batch(self._data, PROBE)).classifier
         self._note(name, weights, load_all_but_classifier(network, find_weights(weights), classifier))
 
     def _note(self, name: str, weights: str, said: str) -> None:
         if said:
             self._notes[f"{name}: of {weights} {said}"] = None
-
-    def _probe(self) -> Batch:
-        few = torch.arange(min(PROBE, len(self._data.train)))
-        split = self._data.train
-        return Batch(normalise(split.inputs[few], self._data.mean, self._data.std), split.targets[few], few, 0)
 
 
 def teaches(stages: Sequence[Stage]) -> bool:
@@ -160,13 +152,10 @@ def fresh(block: Block, data: Data) -> tuple[nn.Module, NetworkSpec]:
 
 
 def restored(path: str, block: Block | None, data: Data, *, trust_code: bool = False) -> tuple[nn.Module, str]:
-    """Load a trained network from a file or a run folder; also returns which of the file's weights were used.
+    """Load a trained network for the data from the file of `find_weights`; also returns which of its weights were used.
 
-    Args:
-        path: a weights file, or a folder that `find_weights` finds one in.
-        block: the model to load the weights into; required for a file that limbeck did not write.
-        data: what the network is used on.
-        trust_code: whether a Python file named by the weights file may be run, if there is no block.
+    The block is the model to load the weights into. A file that limbeck did not write needs one. Without a block,
+    ``trust_code`` lets the file name a Python file that builds its network.
 
     Raises:
         LimbeckError: the file is missing or damaged; it does not name its model, or names code; its classes are not

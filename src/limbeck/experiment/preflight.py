@@ -46,12 +46,7 @@ class Preflight:
 def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: Method | None) -> Preflight:
     """Build every network, plan every arm and read every tap.
 
-    Args:
-        recipe: validated.
-        data: its data.
-        factory: what gives its networks.
-        folder: the run's.
-        own: the method, if the recipe's name stands for a function of the caller.
+    ``own`` is the method where the recipe's name stands for a function of the caller. ``folder`` is the run's.
 
     Raises:
         LimbeckError: a file, a network, a layer or an option is wrong.

@@ -18,12 +18,9 @@ from limbeck.recipe.blocks import Recipe, TeacherBlock
 
 
 class Prepared(AbstractContextManager["Prepared"]):
-    """The networks of a run, each prepared once; on exit, the caller's own networks return their old outputs again.
+    """The networks of a run, each prepared once as the recipe says which of its outputs are the logits.
 
-    Args:
-        source: builds or holds the networks.
-        recipe: says which outputs are logits.
-        data: what the networks are trained on.
+    On exit, the caller's own networks return their old outputs again.
     """
 
     def __init__(self, source: NetworkFactory | OwnNetworks, recipe: Recipe, data: Data) -> None:

@@ -86,7 +86,7 @@ class Workspace:
         return replace(self, training=training)
 
 
-def example_batch(data: Data) -> Batch:
-    """The first two training samples, or the only one, to try networks on."""
-    index = torch.arange(min(2, len(data.train)))
+def example_batch(data: Data, most: int = 2) -> Batch:
+    """The first training samples, not augmented, to try networks on."""
+    index = torch.arange(min(most, len(data.train)))
     return Batch(normalise(data.train.inputs[index], data.mean, data.std), data.train.targets[index], index, 0)

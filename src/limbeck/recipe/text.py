@@ -93,11 +93,9 @@ def read_text(path: Path) -> str:
 
 
 def plain(text: str, name: str) -> Any:
-    """Parse text into one value: a block (`Block`), a list (`Items`), text, a number, true, false or None.
+    """Parse YAML 1.2 into one value: a block (`Block`), a list (`Items`), text, a number, true, false or None.
 
-    Args:
-        text: YAML 1.2.
-        name: the origin of the text, for messages.
+    Messages show ``name``, the origin of the text.
 
     Raises:
         RecipeError: the text is not YAML, or uses features that a recipe may not use; the message names the line.
