@@ -65,11 +65,11 @@ def good(inputs):
     return inputs
 
 
-def refused(make, key, *, given=None, name="teacher"):
+def refused(make, key, *, given=None):
     """The message of a refusal; with its name allowed there is none, and a note."""
     given = given or data()
     with pytest.raises(LimbeckError) as caught:
-        check_teacher(Gives(make), given, ENGINE, name=name)
+        check_teacher(Gives(make), given, ENGINE)
     message = str(caught.value)
     assert f"--allow {key}" in message
     assert f"allow: [{key}]" in message

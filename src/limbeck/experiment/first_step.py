@@ -214,15 +214,12 @@ def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine
 def _check_learner(name: str, network: nn.Module) -> None:
     """Raise LimbeckError if a network cannot be trained."""
     check_learns(name, network)
-    modes = [(module, module.training) for module in network.modules()]
     try:
-        network.train()
-        network.eval()
+        with evaluation_mode([network]):  # afterwards each part has the mode that it had
+            network.train()
+            network.eval()
     except Exception as error:  # the network may be the user's, and raise anything; those of torch.export do
         raise LimbeckError(f"the {name} cannot be put into train mode and eval mode: {_said(error)}") from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     for layer, module in network.named_modules():
         if type(module).__module__.startswith(_QUANTISED):
             raise LimbeckError(
@@ -268,13 +265,12 @@ def _said(error: Exception) -> str:
 @contextmanager
 def as_they_were(networks: Sequence[nn.Module]) -> Iterator[None]:
     """Restore parameters, buffers, gradients and modes after the block; random generators are not restored."""
-    modules = [module for network in networks for module in network.modules()]
-    modes = [(module, module.training) for module in modules]
     tensors = {id(one): one for network in networks for one in (*network.parameters(), *network.buffers())}.values()
     kept = [(one, one.detach().clone()) for one in tensors if not one.is_inference()]
     flags = [(one, one.requires_grad, one.grad) for one, _ in kept if one.is_leaf]
     try:
-        yield
+        with evaluation_mode(networks):
+            yield
     finally:
         with torch.no_grad():
             for one, value in kept:
@@ -282,5 +278,3 @@ def as_they_were(networks: Sequence[nn.Module]) -> Iterator[None]:
         for one, needed, gradient in flags:
             one.requires_grad_(needed)
             one.grad = gradient
-        for module, mode in modes:
-            module.training = mode
