@@ -62,11 +62,7 @@ class EpochLog:
         self._drop(job, after=0)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add a line.
-
-        Raises:
-            NoSpace: the disk is full.
-        """
+        """Add a line; raises `NoSpace` if the disk is full."""
         self._write()
         text = json.dumps(line) + "\n"
         append(self.path, text)

@@ -212,7 +212,6 @@ def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine
 
 
 def _check_learner(name: str, network: nn.Module) -> None:
-    """Raise LimbeckError if a network cannot be trained."""
     check_learns(name, network)
     try:
         with evaluation_mode([network]):  # afterwards each part has the mode that it had

@@ -59,6 +59,8 @@ SIBLINGS = 500
 class RunFolder:
     """The run folder of one recipe, whose text has every default written out. The folder need not exist.
 
+    The methods that write raise `NoSpace` if the disk is full.
+
     Attributes:
         path: the folder. notes: sentences on what was missing or damaged and is written again.
 
@@ -92,7 +94,6 @@ class RunFolder:
         """Create the folder and write what is known before training; the environments of earlier parts are kept.
 
         Raises:
-            NoSpace: the disk is full.
             LimbeckError: the folder may not be written.
         """
         if self._begun and not (self.path / RECIPE).is_file():
@@ -136,20 +137,12 @@ class RunFolder:
         return found.result
 
     def write(self, name: str, file: str, network: nn.Module, spec: NetworkSpec) -> None:
-        """Write a network's weights into its folder, and remember their hash, which `weights` and `result` check.
-
-        Raises:
-            NoSpace: the disk is full.
-        """
+        """Write a network's weights into its folder, and remember their hash, which `weights` and `result` check."""
         save_network(network, self.path / name / file, spec=spec)
         self._files.setdefault(name, {})[file] = file_record(self.path / name / file)
 
     def finish(self, name: str, result: NetworkResult, weights: str) -> NetworkResult:
-        """Write a finished network's result.json, and give its result with the hash of its file ``weights``.
-
-        Raises:
-            NoSpace: the disk is full.
-        """
+        """Write a finished network's result.json, and give its result with the hash of its file ``weights``."""
         self._log.sync()
         files = self._files[name]
         whole = replace(result, weights_sha256=files[weights]["sha256"])
@@ -204,20 +197,14 @@ class RunFolder:
         return state
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the log of epochs.
-
-        Raises:
-            NoSpace: the disk is full.
-        """
+        """Add a line to the log of epochs."""
         self._log.add(line)
 
     def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
         """Write the checkpoint for a network's first epoch, and then as often as `CHECKPOINT_SHARE` allows.
 
-        On resume, an epoch that is not in the checkpoint is trained again, with the same result.
-
-        Raises:
-            NoSpace: the disk is full; the checkpoint before is whole.
+        On resume, an epoch that is not in the checkpoint is trained again, with the same result. If the disk is full,
+        the checkpoint before is whole.
         """
         start = time.monotonic()
         if start >= self._save_after or name != self._saved:
@@ -232,9 +219,6 @@ class RunFolder:
 
         The result must agree with the figures of every network, ``runs``. Otherwise ``make`` gives another one, after
         it has measured latencies.
-
-        Raises:
-            NoSpace: the disk is full.
         """
         found = self._concluded(runs) if self._begun else None
         if copy_whole(self.weights(student, STUDENT), self.path / STUDENT) and found is not None:

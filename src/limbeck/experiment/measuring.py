@@ -7,6 +7,7 @@ from limbeck.evaluate import Figures, file_bytes, macs, parameters, predict
 from limbeck.experiment.events import Job
 from limbeck.experiment.results import NetworkResult
 from limbeck.experiment.workspace import Workspace
+from limbeck.tasks import task_of
 from limbeck.train.engine import Engine
 
 EVALUATION_BATCH = 500
@@ -39,7 +40,7 @@ def measure(
     def figures(which: str, split: Split, guide: Tensor | None) -> tuple[Figures, Tensor]:
         outputs = outputs_of(network, split, data, engine, name=name)
         known = {"teacher_logits": guide, "name": name, "split": which, "files": split.names}
-        return workspace.task.figures(outputs, split.targets, **known), outputs
+        return task_of(data).figures(outputs, split.targets, **known), outputs
 
     test, outputs = figures("test", data.test, teacher)
     result = NetworkResult(
@@ -62,4 +63,4 @@ def score(network: nn.Module, workspace: Workspace) -> float | None:
         return None
     with workspace.engine.autocast():
         outputs = outputs_of(network, split, workspace.data, workspace.engine)
-    return workspace.task.score(outputs, split.targets)
+    return task_of(workspace.data).score(outputs, split.targets)

@@ -54,8 +54,8 @@ class Experiment:
 
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
-            through teacher and student. factory: what gives its networks. networks: by arm, the trained networks of the
-            first seed.
+            through teacher and student. factory: what gives its networks. arms: the student's, `arms_of` the recipe.
+            networks: by arm, the trained networks of the first seed.
 
     Raises:
         LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
@@ -79,6 +79,7 @@ class Experiment:
         self.factory = Prepared(source, self.recipe, self.data)
         self._given, self._in_memory = given, in_memory
         self._own = given.method if given else None
+        self.arms = arms_of(recipe)
         self._results: dict[Job, NetworkResult] = {}
         self.networks: dict[str, nn.Module] = {}
         self._test_outputs: dict[Job, Tensor] = {}  # of teachers
@@ -102,18 +103,13 @@ class Experiment:
         self.workspace = Workspace(self.data, training, self.engine)
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
             if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
-                self.workspace.with_training(training_of(block, self.data)).batches(seed=0)
+                replace(self.workspace, training=training_of(block, self.data)).batches(seed=0)
         if self._given is not None and (len(self.recipe.seeds) > 1 or len(self.arms) > 1):
             self._given.networks.keep()
         if overwrite:
             clear(path)
         text = dump(self.recipe) + self._digests()
         self.folder: Folder = InMemory(path) if self._in_memory else RunFolder(path, text, resume=resume)
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """The student's arms: alone where the recipe has a baseline, then the method."""
-        return arms_of(self.recipe)
 
     def _digests(self) -> str:
         """What the recipe names and does not hold, as comments below it: a run of other data or code is another run."""
@@ -163,7 +159,8 @@ class Experiment:
             store = yield from self._outputs(seed, teacher)
             for arm in self.arms:
                 yield from self._student(Job(arm, seed), teacher, store, track)
-        self._conclude()
+        student, runs = str(Job(self.recipe.method["name"], self.recipe.seeds[0])), tuple(self._results.values())
+        self._result = self.folder.conclude(runs, student, lambda: self._concluded(runs))
 
     @property
     def _decided(self) -> dict[str, object]:
@@ -195,13 +192,11 @@ class Experiment:
         """A teacher that is trained in this run, or one member of an ensemble."""
         self.engine.seed(job.generator_seed)
         network, spec = self.factory.teacher(block)
-        if block.train is None:  # left untrained, for the method
-            return network
         if job in self._results:
             load_weights(network, self.folder.weights(str(job), job.file))
-            return network
-        workspace = self.workspace.with_training(training_of(block.train, self.data))
-        yield from self._fit(Fit(job, METHODS["alone"], {"student": network}, spec, workspace), track)
+        elif block.train is not None:  # otherwise the method trains it
+            workspace = replace(self.workspace, training=training_of(block.train, self.data))
+            yield from self._fit(Fit(job, METHODS["alone"], {"student": network}, spec, workspace), track)
         return network
 
     def _outputs_of(self, seed: int, teacher: nn.Module) -> Tensor | None:
@@ -218,9 +213,8 @@ class Experiment:
         self.engine.seed(job.seed)
         network, spec, others = self.factory.student(job.seed, job.arm)
         networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
-        trains_teacher = self._trains_teacher[job.arm] and teacher is not None
-        teacher_outputs = None
-        if trains_teacher and teacher is not None:
+        trains_teacher, teacher_outputs = self._trains_teacher[job.arm], None
+        if teacher is not None and trains_teacher:
             networks["teacher"] = copy_of(teacher, example_batch(self.data).inputs, name="teacher")
         elif teacher is not None and self.folder.result(str(job)) is None:
             teacher_outputs = self._outputs_of(job.seed, teacher)
@@ -269,8 +263,7 @@ class Experiment:
         """What the method reads of a seed's teacher, where it is kept: the store is built unless it is there."""
         stages = self.reading(seed, teacher)
         path, training = self.folder.path, self.workspace.training
-        store = yield from outputs(self.recipe, path, seed, stages, teacher, self.data, training, self.engine)
-        return store
+        return (yield from outputs(self.recipe, path, seed, stages, teacher, self.data, training, self.engine))
 
     def _outputs(self, seed: int, teacher: nn.Module | None) -> Generator[Event, None, Outputs | None]:
         """The same, before any student is trained: what prevents it is told then."""
@@ -279,15 +272,10 @@ class Experiment:
             return None
         if self.folder.result(str(job)) is not None:
             return None
-        store = yield from self.outputs(seed, teacher)
-        return store
-
-    def _conclude(self) -> None:
-        """The run's own result.json and student, of the first seed, and every seed's figures beside them."""
-        student, runs = str(Job(self.recipe.method["name"], self.recipe.seeds[0])), tuple(self._results.values())
-        self._result = self.folder.conclude(runs, student, lambda: self._concluded(runs))
+        return (yield from self.outputs(seed, teacher))
 
     def _concluded(self, runs: tuple[NetworkResult, ...]) -> RunResult:
+        """The networks of the first seed with their latencies, and every seed's figures beside them."""
         method = self.recipe.method["name"]
         times = latency(self.networks, self.data.shape, runs=self.recipe.evaluate.latency_runs)
         first = {job.arm: found for job, found in reversed(list(self._results.items())) if job.arm in times}
