@@ -603,6 +603,15 @@ def test_a_runs_own_figures_that_are_not_the_networks_are_made_anew_and_this_is_
     assert "did not agree with the networks' results" in folder.notes[0]
 
 
+def test_a_runs_figures_of_another_schema_are_refused_and_stay(tmp_path):
+    file = concluded(tmp_path) / "result.json"
+    write_sealed(file, read_sealed(file) | {"schema": SCHEMA + 1})
+    before = file.read_bytes()
+    with pytest.raises(LimbeckError, match=f"has schema {SCHEMA + 1}, but .* reads schema {SCHEMA}"):
+        end(opened(tmp_path, resume=True))
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize("damage", ["missing", "damaged", "FIFO"])
 def test_a_runs_student_that_is_not_whole_is_copied_anew_and_this_is_said(tmp_path, damage):
     file = concluded(tmp_path) / "student.safetensors"

@@ -29,7 +29,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.experiment.epochlog import EpochLog
-from limbeck.experiment.results import RESULT, NetworkResult, RunResult, from_json, plain
+from limbeck.experiment.results import RESULT, NetworkResult, OtherSchema, RunResult, from_json, plain, read_values
 from limbeck.experiment.runfiles import (
     CHECKPOINT,
     LOG,
@@ -219,6 +219,9 @@ class RunFolder:
 
         The result must agree with the figures of every network, ``runs``. Otherwise ``make`` gives another one, after
         it has measured latencies.
+
+        Raises:
+            OtherSchema: another version of limbeck has written the result.
         """
         found = self._concluded(runs) if self._begun else None
         if copy_whole(self.weights(student, STUDENT), self.path / STUDENT) and found is not None:
@@ -233,13 +236,15 @@ class RunFolder:
         self._log.sync()
         file, found = self.path / RESULT, None
         try:
-            values = read_sealed(file)
+            values = read_values(self.path)
             if values is None:
                 wrong = "was missing"
             else:
                 recipe, found = values.pop("recipe", None), from_json(RunResult, values)
                 same = json.dumps([plain(one) for one in found.runs]) == json.dumps([plain(one) for one in runs])
                 wrong = "" if same and recipe == self._recipe_hash else "did not agree with the networks' results"
+        except OtherSchema:
+            raise
         except LimbeckError:
             wrong = "is damaged or was edited"
         if wrong:

@@ -23,6 +23,10 @@ _STRICT = ConfigDict(strict=True, extra="forbid")
 Result = TypeVar("Result")
 
 
+class OtherSchema(LimbeckError):
+    """A result of another version of limbeck."""
+
+
 @dataclass(frozen=True)
 class NetworkResult:
     """A trained network's figures and cost."""
@@ -107,20 +111,30 @@ def read(folder: Path) -> RunResult:
     Raises:
         LimbeckError: the run is not finished, or its result is damaged, was changed or has another schema.
     """
-    file = folder / RESULT
-    values = read_sealed(file)
+    values = read_values(folder)
     if values is None:
         raise LimbeckError(f"{folder} holds no {RESULT}: no run has finished there")
-    if values.get("schema") != SCHEMA:
-        raise LimbeckError(
-            f"{file} has schema {values.get('schema')}, but this version of limbeck reads schema {SCHEMA}: read it "
-            "with the version that environment.json beside it names, or run the recipe again"
-        )
     values.pop("recipe", None)
     try:
         return from_json(RunResult, values)
     except LimbeckError as error:
-        raise LimbeckError(f"{file} is no result of a run: {error}") from error
+        raise LimbeckError(f"{folder / RESULT} is no result of a run: {error}") from error
+
+
+def read_values(folder: Path) -> dict[str, Any] | None:
+    """The plain values of a run's result; None without one.
+
+    Raises:
+        OtherSchema: they are of another schema.
+        LimbeckError: the file is damaged or was changed.
+    """
+    values = read_sealed(folder / RESULT)
+    if values is not None and values.get("schema") != SCHEMA:
+        raise OtherSchema(
+            f"{folder / RESULT} has schema {values.get('schema')}, but this version of limbeck reads schema {SCHEMA}: "
+            "use the version that environment.json beside it names, or run the recipe again in another folder"
+        )
+    return values
 
 
 def spread(values: Sequence[float]) -> Spread:
