@@ -254,7 +254,7 @@ def test_a_result_of_another_schema_is_refused_with_both(tmp_path, other):
     write_sealed(tmp_path / "result.json", plain(run()) | {"schema": other})
     with pytest.raises(
         LimbeckError,
-        match=r"result\.json schema (1|3|None), .* reads schema 2: use the version",
+        match=r"result\.json has schema (1|3|None), .* reads schema 2: use the version",
     ):
         read(tmp_path)
 
