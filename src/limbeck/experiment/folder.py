@@ -34,7 +34,6 @@ from limbeck.experiment.runfiles import (
     CHECKPOINT,
     LOG,
     RECIPE,
-    RECIPE_BYTES,
     STUDENT,
     are_records,
     copy_whole,
@@ -47,6 +46,7 @@ from limbeck.experiment.runfiles import (
 from limbeck.files import checkpoint
 from limbeck.files.atomic import read, read_sealed, write, write_sealed
 from limbeck.models import NetworkSpec, save_network
+from limbeck.recipe.text import WHOLE_BYTES
 from limbeck.train.loop import Epoch
 
 CHECKPOINT_SHARE = 0.1
@@ -282,7 +282,7 @@ class RunFolder:
             self._log.add(line)
 
     def _refuse_other_recipe(self) -> None:
-        found = read(self.path / RECIPE, RECIPE_BYTES)
+        found = read(self.path / RECIPE, WHOLE_BYTES)
         text = self._recipe if found is None else found.decode("utf-8", errors="replace").replace("\r\n", "\n")
         if text != self._recipe:
             differences = _differences(text, self._recipe)

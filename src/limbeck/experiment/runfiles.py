@@ -13,7 +13,6 @@ from limbeck.files.atomic import digest, read_sealed, replacing
 
 STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
 CHECKPOINT = Path("checkpoint") / "last.pt"
-RECIPE_BYTES = 4 * 2**20
 
 _SEED = re.compile(r"seed\d+(-\d+)?")
 _OF_NETWORK = re.compile(r"(result\.json|(student|teacher|after_[^/]*)\.safetensors)(\.tmp)?")

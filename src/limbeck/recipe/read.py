@@ -9,13 +9,14 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from limbeck.errors import nearest
+from limbeck.files.atomic import read as read_bytes
 from limbeck.files.paths import expanded, near
 from limbeck.options import as_block, complete, keyword_model, validate, with_takers
 from limbeck.recipe.blocks import DataKeys, Recipe, StudentBlock, TrainBlock, as_methods
 from limbeck.recipe.contradictions import contradictions, folder_contradictions
 from limbeck.recipe.paths import missing
 from limbeck.recipe.signatures import known
-from limbeck.recipe.text import DEPTH, line_of, plain, read_text
+from limbeck.recipe.text import DEPTH, WHOLE_BYTES, line_of, plain, read_text
 from limbeck.recipe.text import RecipeError as RecipeError
 from limbeck.user_code import is_code
 from limbeck.wording import Problem, shortened, shown
@@ -229,10 +230,11 @@ def reread(path: Path) -> Recipe:
     """Read the recipe of a run folder. It contains every option, and its names are not checked.
 
     Raises:
-        RecipeError: the file is damaged.
+        LimbeckError: the file is damaged, or has more than `WHOLE_BYTES`.
     """
     try:
-        recipe, problems = validate(Recipe, _parse(path.read_text(encoding="utf-8"), str(path)))
+        content = read_bytes(path, WHOLE_BYTES) or b""
+        recipe, problems = validate(Recipe, _parse(content.decode(), str(path)))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is damaged: it is not UTF-8 text ({error})") from error
     if recipe is None:

@@ -32,6 +32,9 @@ from limbeck.wording import shortened
 BYTES = 65_536
 """The largest recipe file: 30 times the longest bundled recipe, and parsed in about a second."""
 
+WHOLE_BYTES = 4 * 2**20
+"""The largest recipe of a run folder, which has every default written out."""
+
 DEPTH = 20
 """The deepest nesting of blocks and lists. The keys of a recipe need 6; options of models may need more."""
 
