@@ -30,12 +30,6 @@ def _cache(value: Any) -> Any:
     return as_cache(value)
 
 
-def _methods(value: Any) -> Any:
-    if not isinstance(value, str | Mapping | list):
-        raise needed("a name, a block with a name, or a list of these")
-    return as_methods(value)
-
-
 def _name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
         raise needed("a name for a folder: letters, digits, . _ and -, beginning with a letter or digit")
@@ -65,6 +59,8 @@ Files = Annotated[tuple[PathText, ...], Field(min_length=1, max_length=100), Bef
 
 def as_methods(value: Any) -> Any:
     """Turn a list of methods into one block ``{"name": "kd+srrl", "parts": [...]}``; see `as_block` for the rest."""
+    if not isinstance(value, str | Mapping | list):
+        raise needed("a name, a block with a name, or a list of these")
     if not isinstance(value, list):
         return as_block(value)
     parts = [as_block(part) for part in value]
@@ -72,7 +68,7 @@ def as_methods(value: Any) -> Any:
     return {"name": "+".join(names), "parts": parts}
 
 
-Methods = Annotated[dict[str, Any], BeforeValidator(_methods)]
+Methods = Annotated[dict[str, Any], BeforeValidator(as_methods)]
 
 
 def as_cache(value: Any) -> Any:

@@ -46,7 +46,7 @@ def _file(place: Place, text: str, kind: str) -> Problem | None:
         return None
     if _is(path.exists):
         return Problem(place, f"{_short(path)} is not a regular file")
-    return Problem(place, _with(f"there is no {kind} {_short(path)}", near(path)))
+    return Problem(place, f"there is no {kind} {_short(path)}{near(path)}")
 
 
 def _weights(place: Place, text: str) -> Problem | None:
@@ -68,7 +68,7 @@ def _images(text: str, root: str | None) -> Problem | None:
         return Problem(("data", "root"), f"the data root {_short(Path(folder))}{origin} is not a folder")
     if _is(inside.exists):
         return _folder_or_file(inside)
-    return Problem(("data", "path"), _with(f"{_short(path)} does not exist", near(path.absolute())))
+    return Problem(("data", "path"), f"{_short(path)} does not exist{near(path)}")
 
 
 def _folder_or_file(path: Path) -> Problem | None:
@@ -87,7 +87,3 @@ def _is(asks: Callable[[], bool]) -> bool:
 def _short(path: Path) -> str:
     text = str(path)
     return text if len(text) <= 200 else shortened(text)
-
-
-def _with(message: str, meant: str) -> str:
-    return f"{message}: {meant}" if meant else message

@@ -57,8 +57,7 @@ def read(
         RecipeError: the recipe is invalid. The message lists all problems.
     """
     if not path.exists():
-        meant = near(path.absolute())
-        raise RecipeError(f"there is no recipe {path}{': ' if meant else ''}{meant}")
+        raise RecipeError(f"there is no recipe {path}{near(path)}")
     raw = _parse(read_text(path), str(path))
     labels: dict[Place, str] = {}
     for override in overrides:
@@ -134,9 +133,8 @@ def _data(block: Any) -> tuple[Any, list[Problem]]:
 
 def _methods(block: Any) -> tuple[dict[str, Any], list[Problem]]:
     """Return the block of the method, or of several combined methods, with every option."""
-    names = known()
-    block = as_methods(block)
-    if not isinstance(block, dict) or "parts" not in block:
+    names, block = known(), as_methods(block)
+    if "parts" not in block:
         filled, found = complete(block, names.methods, kind="method", presets=names.presets)
         return filled, [Problem(("method", *problem.path), problem.message) for problem in found]
     parts, problems = [], []
