@@ -94,14 +94,11 @@ def check_teacher(
 ) -> list[str]:
     """Refuse a trained teacher that cannot be right, judged by its outputs on the validation split.
 
-    Without a validation split, its outputs on a few training samples are checked, but not its accuracy. Returns notes.
+    Without a validation split, its outputs on a few training samples are checked, but not its accuracy. The test split
+    is never read. The teacher, which returns logits (N, K), is moved to the engine's device and otherwise unchanged.
 
-    Args:
-        network: returns logits (N, K); moved to the engine's device, otherwise unchanged.
-        data: the validation split is read; never the test split.
-        engine: the device.
-        allow: refusals to leave out.
-        learns: the method trains the teacher, so that its accuracy does not matter yet.
+    Returns notes, also for the refusals that ``allow`` leaves out. If the method trains the teacher (``learns``), its
+    accuracy does not matter yet.
 
     Raises:
         LimbeckError: it returns NaN or infinity (``not_finite``), probabilities (``probabilities``) or different

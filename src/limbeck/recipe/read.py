@@ -90,11 +90,12 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     others = values.get("networks")
     more = [(("networks", name, "model"), "model") for name in (others if isinstance(others, dict) else ())]
     for path, kind in (*_NAMED, *more):
-        parent, block = _at(values, path[:-1]), _at(values, path)
+        parent, block = _at(values, path[:-1]), as_block(_at(values, path))
         if block is None or path in wrong:
             continue
-        if kind == "model" and _foreign(as_block(block)):
-            filled, found = as_block(block), []
+        name = block.get("name") if isinstance(block, dict) else None
+        if kind == "model" and isinstance(name, str) and ":" in name:  # not of the zoo: building it checks its options
+            filled, found = block, []
         else:
             filled, found = complete(block, tables[kind], kind=kind)
         problems += [Problem((*path, *problem.path), problem.message) for problem in found]
@@ -272,12 +273,6 @@ def _at(values: Any, path: Place) -> Any:
     for part in path:
         values = values.get(part) if isinstance(values, dict) else None
     return values
-
-
-def _foreign(block: Any) -> bool:
-    """Whether a model is not from the zoo, so that its options can only be checked by building it."""
-    name = block.get("name") if isinstance(block, dict) else None
-    return isinstance(name, str) and ":" in name
 
 
 def _label(problem: Problem, labels: Mapping[Place, str]) -> str | None:
