@@ -24,8 +24,9 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
     Errors and progress go to ``stderr``.
     """
     codecs.register_error("limbeck.plain", _replaced)
-    made = Console(stderr=stderr, **{"markup": False, "highlight": False} | options)
-    return made if made.encoding.startswith("utf") else _Plain(stderr=stderr, markup=False, highlight=False, **options)
+    settings: dict[str, Any] = {"stderr": stderr, "markup": False, "highlight": False} | options
+    made = Console(**settings)
+    return made if made.encoding.startswith("utf") else _Plain(**settings)
 
 
 class _Plain(Console):

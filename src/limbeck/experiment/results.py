@@ -179,8 +179,6 @@ def from_json(kind: type[Result], values: Any) -> Result:
     """
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values))
-    except (ValidationError, TypeError, RecursionError) as error:
-        if not isinstance(error, ValidationError):
-            raise LimbeckError(f"it is no plain values of JSON ({error})") from error
+    except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         raise LimbeckError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
