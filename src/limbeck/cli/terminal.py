@@ -19,14 +19,15 @@ def plain_where_needed() -> None:
 
 
 def console(*, stderr: bool = False, **options: Any) -> Console:
-    """Return the console that a command writes to, with the options of rich's Console. Brackets are not markup.
+    """Return the console that a command writes to. Brackets in the text are not markup.
 
-    Errors and progress go to ``stderr``.
+    Args:
+        stderr: write to stderr, the stream of errors and progress.
+        options: options of rich's Console, such as ``width``.
     """
     codecs.register_error("limbeck.plain", _replaced)
-    settings: dict[str, Any] = {"stderr": stderr, "markup": False, "highlight": False} | options
-    made = Console(**settings)
-    return made if made.encoding.startswith("utf") else _Plain(**settings)
+    made = Console(stderr=stderr, **{"markup": False, "highlight": False} | options)
+    return made if made.encoding.startswith("utf") else _Plain(stderr=stderr, markup=False, highlight=False, **options)
 
 
 class _Plain(Console):
