@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from limbeck.cli import progress as watching
-from limbeck.cli.doctor import doctor_table
+from limbeck.cli.doctor import doctor
 from limbeck.cli.progress import show
 from limbeck.cli.tables import result_table, spread_text, verdicts
 from limbeck.evaluate import Figures, Latency
@@ -221,7 +221,7 @@ def test_a_terminal_shows_a_bar_with_the_speed_and_the_time_left(monkeypatch):
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     frames = [line for line in re.split(r"[\r\n]", plain) if re.match(r"\[\d/3\] (alone|kd)/seed0 .*━", line)]
     assert len(frames) >= 4
-    told = r"\d+% \d:\d\d:\d\d left epoch \d+/60, loss \d\.\d{4}, validation \d+\.\d %, [\d,]+ images/s\s*$"
+    told = r"\d+% \d:\d\d:\d\d left epoch \d+/60, loss \d\.\d{4}, validation \d+\.\d\d %, [\d,]+ images/s\s*$"
     assert any(re.search(told, frame) for frame in frames)
     parts = [int(match[1]) for frame in frames if (match := re.search(r"(\d+)%", frame))]
     assert parts == sorted(parts)  # of the whole run
@@ -268,11 +268,11 @@ def test_a_resumed_training_is_told_as_such(monkeypatch, terminal):
     assert re.search(r"kd/seed0: test accuracy", text)
 
 
-def test_the_doctor_says_what_is_wrong_with_the_data_root(monkeypatch):
+def test_the_doctor_says_what_is_wrong_with_the_data_root(monkeypatch, capsys):
     monkeypatch.setenv("LIMBECK_DATA", "nowhere")
-    console = Console(file=StringIO(), width=200)
-    console.print(doctor_table())
-    assert "the data root nowhere (from LIMBECK_DATA) is not a folder" in console.file.getvalue()
+    monkeypatch.setenv("COLUMNS", "200")
+    doctor()
+    assert "the data root nowhere (from LIMBECK_DATA) is not a folder" in capsys.readouterr().out
 
 
 def test_a_stage_is_named_where_it_is_not_the_methods_own():

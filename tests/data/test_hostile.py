@@ -14,7 +14,8 @@ from image_files import encoded, picture, tree, two_classes
 from limbeck.core import LimbeckError
 from limbeck.data import bounds, load
 from limbeck.data.sources.idx import read_idx
-from limbeck.data.trees import Reader, near_path
+from limbeck.data.trees import Reader
+from limbeck.files.paths import near
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +144,7 @@ def test_what_lies_near_a_path_in_a_folder_that_may_not_be_read_is_nothing(tmp_p
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert near_path(tmp_path / "x") == ""
+    assert near(tmp_path / "x") == ""
 
 
 # zip files

@@ -238,13 +238,10 @@ def _weight(weight: float | Schedule) -> str:
 
 def _options(about: About) -> list[str]:
     documented, lines = meanings(about.function), []
-    for key, option in inspect.signature(about.function).parameters.items():
-        if option.kind is option.KEYWORD_ONLY:
-            kind = inspect.formatannotation(option.annotation).replace(
-                "collections.abc.Callable[[float], float]", "schedule"
-            )
-            default = _weight(option.default) if callable(option.default) else repr(option.default)
-            lines.append(f"- `{key}: {kind} = {default}`: {documented.get(key, '')}")
+    for key, option in signature(about.function).items():
+        kind, value = option["type"].replace("Schedule", "schedule"), option["default"]
+        default = _weight(value) if callable(value) else repr(value)
+        lines.append(f"- `{key}: {kind} = {default}`: {documented.get(key, '')}")
     return lines
 
 
@@ -256,9 +253,9 @@ def _value(value: Any) -> str:
 
 def _use(name: str, about: About) -> Iterator[str]:
     numbers = [
-        f"{key}: {option.default}"
-        for key, option in inspect.signature(about.function).parameters.items()
-        if isinstance(option.default, float | int) and not isinstance(option.default, bool)
+        f"{key}: {option['default']}"
+        for key, option in signature(about.function).items()
+        if isinstance(option["default"], float | int) and not isinstance(option["default"], bool)
     ]
     yield from ("```yaml", f"method: {{{', '.join([f'name: {name}', *numbers[:2]])}}}")
     yield from (f"method: {{name: {name}, preset: {preset}}}" for preset in about.presets)

@@ -25,9 +25,9 @@ def demo(
         from limbeck.recipe.read import read
 
         checked = read(bundled("digits_kd.yaml"), overrides=["name=demo"])
-        from limbeck.experiment.runfiles import clear
+        from limbeck.experiment.runfiles import RECIPE, clear
 
-        known = out / "recipe.yaml"
+        known = out / RECIPE
         if known.is_file() and f"name: {checked.name}" in known.read_text(encoding="utf-8").splitlines():
             clear(out)
         _run(checked, out, resume=False)
@@ -56,13 +56,8 @@ def run(
         if resume and overwrite:
             raise LimbeckError("--resume needs the run that --overwrite deletes: use only one of them")
         checked = asked.checked()
-        _run(
-            checked,
-            out or Path("runs") / checked.name,
-            resume=resume,
-            overwrite=overwrite,
-            trust_code=trust_code,
-        )
+        folder = out or Path("runs") / checked.name
+        _run(checked, folder, resume=resume, overwrite=overwrite, trust_code=trust_code)
 
 
 def _run(recipe: "Recipe", out: Path, *, resume: bool, overwrite: bool = False, trust_code: bool = False) -> None:
@@ -73,7 +68,7 @@ def _run(recipe: "Recipe", out: Path, *, resume: bool, overwrite: bool = False, 
     from limbeck.train.threads import threads_for
 
     keep_memory()
-    say_code(recipe)
+    say_code(recipe.model_dump())
     with reading(console()) as progress:
         experiment = Experiment(
             recipe, out, resume=resume, overwrite=overwrite, trust_code=trust_code, progress=progress

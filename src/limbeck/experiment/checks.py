@@ -41,24 +41,20 @@ _FOREIGN = {
 }
 
 
-def unwrapped(networks: Networks) -> tuple[dict[str, nn.Module], list[str]]:
-    """Replace networks wrapped by `torch.compile` with the module inside, which has the same parameters; and notes.
+def unwrapped(name: str, network: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The network, or the one with the same parameters inside the wrapper of `torch.compile`; and notes.
 
     Raises:
-        LimbeckError: a network is distributed over processes, or has no weights yet.
+        LimbeckError: the network is distributed over processes, or has no weights yet.
     """
-    found, notes = dict(networks), []
-    for name, network in networks.items():
-        inside = dict(network.named_children()).get("_orig_mod")
-        if inside is not None:
-            found[name] = inside
-            notes.append(f"the {name} is compiled by torch.compile: the network inside it is used, which is the same")
-        for layer, module in found[name].named_modules():
-            for kind in {one.__name__ for one in type(module).__mro__} & _FOREIGN.keys():
-                raise LimbeckError(f"the {name}{layer and f'.{layer}'} is a {kind}: {_FOREIGN[kind]}")
-        if any(parameter.is_meta for parameter in found[name].parameters()):
-            raise LimbeckError(f"the {name} has parameters on the meta device, so it has no weights yet: load them")
-    return found, notes
+    inside = dict(network.named_children()).get("_orig_mod", network)
+    notes = [f"the {name} is compiled by torch.compile: the network inside it is used, which is the same"]
+    for layer, module in inside.named_modules():
+        for kind in {one.__name__ for one in type(module).__mro__} & _FOREIGN.keys():
+            raise LimbeckError(f"the {name}{layer and f'.{layer}'} is a {kind}: {_FOREIGN[kind]}")
+    if any(parameter.is_meta for parameter in inside.parameters()):
+        raise LimbeckError(f"the {name} has parameters on the meta device, so it has no weights yet: load them")
+    return inside, notes if inside is not network else []
 
 
 def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[str]:
@@ -94,25 +90,15 @@ def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[st
 
 
 def check_teacher(
-    network: nn.Module,
-    data: Data,
-    engine: Engine,
-    *,
-    allow: Collection[str] = (),
-    name: str = "teacher",
-    learns: bool = False,
+    network: nn.Module, data: Data, engine: Engine, *, allow: Collection[str] = (), learns: bool = False
 ) -> list[str]:
     """Refuse a trained teacher that cannot be right, judged by its outputs on the validation split.
 
-    Without a validation split, its outputs on a few training samples are checked, but not its accuracy. Returns notes.
+    Without a validation split, its outputs on a few training samples are checked, but not its accuracy. The test split
+    is never read. The teacher, which returns logits (N, K), is moved to the engine's device and otherwise unchanged.
 
-    Args:
-        network: returns logits (N, K); moved to the engine's device, otherwise unchanged.
-        data: the validation split is read; never the test split.
-        engine: the device.
-        allow: refusals to leave out.
-        name: what errors call the network.
-        learns: the method trains the teacher, so that its accuracy does not matter yet.
+    Returns notes, also for the refusals that ``allow`` leaves out. If the method trains the teacher (``learns``), its
+    accuracy does not matter yet.
 
     Raises:
         LimbeckError: it returns NaN or infinity (``not_finite``), probabilities (``probabilities``) or different
@@ -121,7 +107,7 @@ def check_teacher(
     """
     which, split = ("validation", data.validation) if len(data.validation) else ("train", _few(data.train))
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        logits = outputs_of(network, split, data, engine, name=name)
+        logits = outputs_of(network, split, data, engine, name="teacher")
     notes: list[str] = []
 
     def refuse(key: str, what: str, advice: str) -> None:
@@ -132,7 +118,7 @@ def check_teacher(
 
     finite = torch.isfinite(logits).all(dim=1)
     try:
-        check_finite(logits, name=name, split=which, files=split.names)
+        check_finite(logits, name="teacher", split=which, files=split.names)
     except LimbeckError as error:
         refuse("not_finite", str(error), "Such samples would destroy the student: fix the network")
     logits, targets = logits[finite], split.targets[finite]
@@ -141,24 +127,23 @@ def check_teacher(
     if _are_probabilities(logits):
         refuse(
             "probabilities",
-            f"the {name} returns probabilities, as each row lies in [0, 1] and sums to 1, but logits are needed",
-            f"Remove the softmax at its end, or declare it: in a recipe {name}: {{output: probabilities}}, "
-            f'in Python {name}_output="probabilities"',
+            "the teacher returns probabilities, as each row lies in [0, 1] and sums to 1, but logits are needed",
+            "Remove the softmax at its end, or declare it: in a recipe teacher: {output: probabilities}, "
+            'in Python teacher_output="probabilities"',
         )
     if _is_random(network, split, data, engine):
         refuse(
             "random",
-            f"the {name} returns different outputs in each run in eval mode",
+            "the teacher returns different outputs in each run in eval mode",
             "Its forward draws random numbers, for example with F.dropout without training=self.training",
         )
     if which == "train":
-        told = f"there is no validation split, so the accuracy of the {name} was not checked"
-        return [*notes, told]
+        return [*notes, "there is no validation split, so the accuracy of the teacher was not checked"]
     order = _fitting(logits.argmax(dim=1), targets, len(data.classes))
     if order is not None:
-        refuse("permuted", *_permuted(name, order, logits, targets, data.classes))
+        refuse("permuted", *_permuted(order, logits, targets, data.classes))
     else:
-        notes += _against_chance(name, logits, targets, len(data.classes), refuse)
+        notes += _against_chance(logits, targets, len(data.classes), refuse)
     return notes
 
 
@@ -244,9 +229,7 @@ def _assignment(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
     return torch.from_numpy(columns)
 
 
-def _permuted(
-    name: str, order: list[int], logits: Tensor, targets: Tensor, classes: tuple[str, ...]
-) -> tuple[str, str]:
+def _permuted(order: list[int], logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> tuple[str, str]:
     predicted = logits.argmax(dim=1)
     right, fitting = (int((one == targets).sum()) / len(targets) for one in (predicted, torch.tensor(order)[predicted]))
     moved = [place for place, meant in enumerate(order) if place != meant]
@@ -254,14 +237,14 @@ def _permuted(
     more = f" and {len(moved) - 4} more" if len(moved) > 4 else ""
     places = [order.index(place) for place in range(len(order))]
     return (
-        f"the {name}'s outputs are in another order than the data's classes: {pairs}{more}; in this order {right:.1%} "
+        f"the teacher's outputs are in another order than the data's classes: {pairs}{more}; in this order {right:.1%} "
         f"of {len(targets)} validation samples are right, in the data's order {fitting:.1%}",
         "Put them in that order" + _wrapper("Reordered", f"self.network(inputs)[:, {places}]"),
     )
 
 
 def _against_chance(
-    name: str, logits: Tensor, targets: Tensor, classes: int, refuse: Callable[[str, str, str], None]
+    logits: Tensor, targets: Tensor, classes: int, refuse: Callable[[str, str, str], None]
 ) -> list[str]:
     """Refuse a teacher whose accuracy is no better than chance; a note where that cannot be decided."""
     count = len(targets)
@@ -276,7 +259,7 @@ def _against_chance(
         how = "less often right" if below else "no more often right"
         refuse(
             "chance",
-            f"the {name} is {how} than by chance: {hits / count:.1%} of {count} validation samples, where chance is "
+            f"the teacher is {how} than by chance: {hits / count:.1%} of {count} validation samples, where chance is "
             f"{chance:.1%}",
             "Most likely it was trained on inputs with another normalisation (data.normalise), another "
             "range of values ([0, 1] or 0 to 255) or another size; or its classes are in another order; or these are "
@@ -286,7 +269,7 @@ def _against_chance(
         )
     elif not above:
         told = f"{hits} are right, {chance * count:.1f} are expected by chance"
-        return [f"{count} validation samples are too few to tell whether the {name} is better than chance: {told}"]
+        return [f"{count} validation samples are too few to tell whether the teacher is better than chance: {told}"]
     return []
 
 

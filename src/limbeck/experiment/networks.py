@@ -2,14 +2,13 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
 from limbeck.cache.blackbox import BlackBox
-from limbeck.core import Batch, LimbeckError, Stage
-from limbeck.data import Data, normalise
+from limbeck.core import LimbeckError, Stage
+from limbeck.data import Data
+from limbeck.experiment.workspace import example_batch
 from limbeck.files.paths import expanded
 from limbeck.models import Ensemble, NetworkSpec, build, load_network, load_weights, read_spec
 from limbeck.models.files import SHARDS, load_all_but_classifier
@@ -33,10 +32,7 @@ IN_FOLDERS = (
 class NetworkFactory:
     """The networks of one recipe on its data.
 
-    Args:
-        recipe: describes the networks; the code that it names is run.
-        data: what they are trained on.
-        trust_code: whether Python files named by weights files are run too.
+    The code that the recipe names is run; with ``trust_code``, also Python files that weights files name.
     """
 
     def __init__(self, recipe: Recipe, data: Data, *, trust_code: bool = False) -> None:
@@ -63,17 +59,13 @@ class NetworkFactory:
         With ``init: fine_tune`` it starts from the weights in the block's file, except for the classifier.
 
         Raises:
-            LimbeckError: the block names no model, or files that a teacher cannot start from.
+            LimbeckError: the block names no model, or a file that the teacher cannot start from.
         """
         if block.model is None:
-            raise LimbeckError(
-                "the teacher block has init: fine_tune, so it needs a model: beside its weights:"
-                if block.init == "fine_tune"
-                else "the teacher block has no weights:, so it needs a model:"
-            )
+            raise LimbeckError("the teacher is trained in this run, so it needs a model:")
         network, spec = fresh(block.model, self._data)
-        if block.init == "fine_tune":
-            self._fine_tune("teacher", network, _only(block))
+        if block.init == "fine_tune" and block.weights:  # of one file, says the check of the recipe
+            self._fine_tune("teacher", network, block.weights[0])
         return network, spec
 
     def restored(self, block: TeacherBlock) -> list[nn.Module]:
@@ -102,41 +94,22 @@ class NetworkFactory:
             return network, spec
         file = find_weights(block.weights)
         if block.init == "as_is":
-            self._note(name, block.weights, _load(network, file, self._data))
+            _check_use(file, read_spec(file), self._data)
+            self._note(name, block.weights, load_weights(network, file))
             return network, spec
         small, known = load_network(file, trust_code=self._trust_code)
         _check_use(file, known, self._data)
-        net2net(small, network, self._probe().inputs, noise=block.noise, seed=seed)
+        net2net(small, network, example_batch(self._data, PROBE).inputs, noise=block.noise, seed=seed)
         return network, spec
 
     def _fine_tune(self, name: str, network: nn.Module, weights: str) -> None:
         """Load the weights of a file, except for the classifier, into a new network."""
-        classifier = outline(name, network, self._probe()).classifier
+        classifier = outline(name, network, example_batch(self._data, PROBE)).classifier
         self._note(name, weights, load_all_but_classifier(network, find_weights(weights), classifier))
 
     def _note(self, name: str, weights: str, said: str) -> None:
         if said:
             self._notes[f"{name}: of {weights} {said}"] = None
-
-    def _probe(self) -> Batch:
-        few = torch.arange(min(PROBE, len(self._data.train)))
-        split = self._data.train
-        return Batch(normalise(split.inputs[few], self._data.mean, self._data.std), split.targets[few], few, 0)
-
-
-def _only(block: TeacherBlock) -> str:
-    """The file that a teacher, or each member of an ensemble, starts from.
-
-    Raises:
-        LimbeckError: the block has no file or several; or the teacher is not trained here.
-    """
-    if block.weights is None or len(block.weights) != 1:
-        raise LimbeckError(f"teacher.init: fine_tune starts from one file under weights:, got {block.weights}")
-    if block.train is None and not block.untrained:
-        raise LimbeckError(
-            "teacher.init: fine_tune replaces the classifier, so the teacher has to be trained here: give it train:"
-        )
-    return block.weights[0]
 
 
 def teaches(stages: Sequence[Stage]) -> bool:
@@ -178,13 +151,10 @@ def fresh(block: Block, data: Data) -> tuple[nn.Module, NetworkSpec]:
 
 
 def restored(path: str, block: Block | None, data: Data, *, trust_code: bool = False) -> tuple[nn.Module, str]:
-    """Load a trained network from a file or a run folder; also returns which of the file's weights were used.
+    """Load a trained network for the data from the file of `find_weights`; also returns which of its weights were used.
 
-    Args:
-        path: a weights file, or a folder that `find_weights` finds one in.
-        block: the model to load the weights into; required for a file that limbeck did not write.
-        data: what the network is used on.
-        trust_code: whether a Python file named by the weights file may be run, if there is no block.
+    The block is the model to load the weights into. A file that limbeck did not write needs one. Without a block,
+    ``trust_code`` lets the file name a Python file that builds its network.
 
     Raises:
         LimbeckError: the file is missing or damaged; it does not name its model, or names code; its classes are not
@@ -192,20 +162,13 @@ def restored(path: str, block: Block | None, data: Data, *, trust_code: bool = F
     """
     file = find_weights(path)
     spec = read_spec(file)
+    _check_use(file, spec, data)
     if block is not None:
         network = fresh(block, data)[0]
-        return network, _load(network, file, data)
+        return network, load_weights(network, file)
     if spec is None:
         raise LimbeckError(f"{file} does not say which model it holds: name it under model:")
-    _check_use(file, spec, data)
-    network, _ = load_network(file, trust_code=trust_code)
-    return network, ""
-
-
-def _load(network: nn.Module, file: Path, data: Data) -> str:
-    """Load a file's weights into a network; returns which of them were used."""
-    _check_use(file, read_spec(file), data)
-    return load_weights(network, file)
+    return load_network(file, trust_code=trust_code)[0], ""
 
 
 def find_weights(path: str) -> Path:
@@ -229,9 +192,9 @@ def _check_use(file: Path, spec: NetworkSpec | None, data: Data) -> None:
     if spec.classes != len(data.classes):
         raise LimbeckError(f"{file} has {spec.classes} classes, but the data has {len(data.classes)}: {FINE_TUNE}")
     if spec.labels and tuple(spec.labels) != data.classes:
-        wrong: list[Any] = [pair for pair in zip(spec.labels, data.classes, strict=True) if pair[0] != pair[1]]
+        its, ours = next(pair for pair in zip(spec.labels, data.classes, strict=True) if pair[0] != pair[1])
         raise LimbeckError(
-            f"{file} has its classes in another order than the data: {wrong[0][0]!r} where the data has {wrong[0][1]!r}"
+            f"{file} has its classes in another order than the data: {its!r} where the data has {ours!r}"
         )
     scales = zip(spec.mean, spec.std, data.mean, data.std, strict=False)
     if any(abs(m - n) > 0.1 * s or abs(s - t) > 0.1 * s for m, s, n, t in scales):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -18,12 +18,9 @@ from limbeck.recipe.blocks import Recipe, TeacherBlock
 
 
 class Prepared(AbstractContextManager["Prepared"]):
-    """The networks of a run, each prepared once; on exit, the caller's own networks return their old outputs again.
+    """The networks of a run, each prepared once as the recipe says which of its outputs are the logits.
 
-    Args:
-        source: builds or holds the networks.
-        recipe: says which outputs are logits.
-        data: what the networks are trained on.
+    On exit, the caller's own networks return their old outputs again.
     """
 
     def __init__(self, source: NetworkFactory | OwnNetworks, recipe: Recipe, data: Data) -> None:
@@ -31,9 +28,6 @@ class Prepared(AbstractContextManager["Prepared"]):
         self._layers = _layers(recipe.method)
         self._handles: list[RemovableHandle] = []
         self._notes: dict[str, None] = {}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
@@ -65,13 +59,13 @@ class Prepared(AbstractContextManager["Prepared"]):
         return [self._prepare("teacher", network, block.output) for network in self._source.restored(block)]
 
     def _prepare(self, name: str, network: nn.Module, output: str | None) -> nn.Module:
-        inside, wrapped = unwrapped({name: network})
-        network, notes = inside[name], list[str]()
+        network, notes = unwrapped(name, network)
         if not installed(network):  # unless it, or the network that it is a copy of, was prepared before
             layer = self._layers.get(name, "")
-            handles, notes = install(name, network, self._probe, self._classes, output=output, layer=layer)
+            handles, found = install(name, network, self._probe, self._classes, output=output, layer=layer)
             self._handles += handles
-        self._notes |= dict.fromkeys([*wrapped, *notes])
+            notes += found
+        self._notes |= dict.fromkeys(notes)
         return network
 
 

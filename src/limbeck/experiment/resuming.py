@@ -16,13 +16,8 @@ def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Net
     """Refuse a state from which `limbeck.train.loop.run` cannot resume exactly.
 
     The state's modules must be named, shaped and typed as these are, their parameters finite, its optimizer that of
-    the stage it is in, with the same options but for the learning rate, and its generators those of the engine.
-
-    Args:
-        state: from `limbeck.train.loop.Epoch.state`, or anything else.
-        stages: as they are passed to `limbeck.train.loop.run`.
-        networks: likewise.
-        engine: likewise.
+    the stage it is in, with the same options but for the learning rate, and its generators those of the engine. It is
+    from `limbeck.train.loop.Epoch.state`, or anything else.
 
     Raises:
         LimbeckError: the state does not fit; the message says what differs.

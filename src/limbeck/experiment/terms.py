@@ -23,12 +23,8 @@ def meaningless(stages: Sequence[Stage], networks: Networks, batch: Batch) -> tu
 
     A term has no gradient only if it has none after noise is added to the tensors that it reads: a student that equals
     its teacher, or that lies within a margin, lacks a gradient only for now. Losses that a stage prepares before its
-    epochs are skipped. Networks, losses and random generators are left unchanged.
-
-    Args:
-        stages: of the training.
-        networks: at least those that the stages name, on the device of the losses and the batch.
-        batch: training samples of several classes; the first 16 are used.
+    epochs are skipped. Networks, losses and random generators are left unchanged; all are on the device of the batch,
+    which has several classes. Its first `SAMPLES` samples are used.
     """
     few = Batch(batch.inputs[:SAMPLES], batch.targets[:SAMPLES], batch.index[:SAMPLES], batch.view)
     losses = [loss for stage in stages for loss in stage.losses]
@@ -84,8 +80,7 @@ def _noisy(tensor: Tensor) -> Tensor:
 def _gradients(value: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
     if not value.requires_grad:
         return [torch.zeros_like(one) for one in of]
-    found = torch.autograd.grad(value, of, allow_unused=True)
-    return [torch.zeros_like(one) if gradient is None else gradient for one, gradient in zip(of, found, strict=True)]
+    return [*torch.autograd.grad(value, of, materialize_grads=True)]
 
 
 def _size(gradients: Sequence[Tensor], of: Sequence[Tensor]) -> float:

@@ -37,14 +37,14 @@ def expanded(text: str | Path) -> Path:
 
 
 def near(path: Path) -> str:
-    """Suggest a name in the same folder for a path that does not exist; empty if no name is similar."""
+    """The end of a message on a path that does not exist: a similar name in the same folder; empty if there is none."""
     try:
         with os.scandir(path.absolute().parent) as entries:
             names = [entry.name for entry in islice(entries, _NEIGHBOURS)]
     except (OSError, ValueError):
         return ""
     similar = close_names(path.name, names, most=1)
-    return f"did you mean {similar[0]!r}?" if similar else ""
+    return f": did you mean {similar[0]!r}?" if similar else ""
 
 
 def regular(path: Path) -> os.stat_result:
