@@ -10,7 +10,8 @@ from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
 from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import Training, training_batches
-from limbeck.methods.vid import Information, OverLayers, vid
+from limbeck.methods.shared import OverLayers
+from limbeck.methods.vid import Information, vid
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant

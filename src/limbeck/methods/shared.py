@@ -50,6 +50,20 @@ def over_layers(loss: Loss, *features: Tensor) -> Tensor:
     return torch.stack([loss(student, teacher) for student, teacher in pairs]).sum()
 
 
+class OverLayers(nn.Module):
+    """The sum of losses with parameters, one for each pair of layers."""
+
+    def __init__(self, losses: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList(losses)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """The sum, a scalar, for the student's tensors and then the teacher's."""
+        half = len(self.losses)
+        values = [loss(features[index], features[half + index]) for index, loss in enumerate(self.losses)]
+        return torch.stack(values).sum()
+
+
 def connector(setup: Setup, source: Sequence[int], target: Sequence[int], *, method: str) -> nn.Sequential:
     """A 1x1 convolution without bias and a BatchNorm, (N, C, H, W) to (N, C', H, W), with the authors' initialisation.
 

@@ -1,18 +1,18 @@
 """Variational information distillation: the student's maps predict the teacher's."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.connectors import as_map
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import feature_pairs, in_order
-from limbeck.methods.shared import check_at_least, pooled_alike
+from limbeck.methods.shared import OverLayers, check_at_least, pooled_alike
 
 PAPER = Paper("Ahn et al.", "Variational Information Distillation for Knowledge Transfer", 2019, "1904.05835")
 
@@ -60,30 +60,12 @@ class Information(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss, a scalar."""
-        student, teacher = pooled_alike(_as_map(student), _as_map(teacher.detach()))
+        student, teacher = pooled_alike(as_map(student), as_map(teacher.detach()))
         variance = (self.floor - F.logsigmoid(-self.spread)).reshape(1, -1, 1, 1)
         error = self.regressor(student) - teacher
         values = (error.square() / variance + variance.log()) / 2
         value: Tensor = values.mean() if self.average == "elements" else values.sum() / len(values)
         return value
-
-
-def _as_map(feature: Tensor) -> Tensor:
-    return feature.reshape(*feature.shape, 1, 1) if feature.dim() == 2 else feature
-
-
-class OverLayers(nn.Module):
-    """The sum of losses with parameters, one for each pair of layers."""
-
-    def __init__(self, losses: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.losses = nn.ModuleList(losses)
-
-    def forward(self, *features: Tensor) -> Tensor:
-        """The sum, a scalar, for the student's tensors and then the teacher's."""
-        half = len(self.losses)
-        values = [loss(features[index], features[half + index]) for index, loss in enumerate(self.losses)]
-        return torch.stack(values).sum()
 
 
 def vid(
