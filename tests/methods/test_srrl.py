@@ -109,13 +109,6 @@ def test_the_forms_of_distributions_are_the_formula_in_loops(form):
     assert softmax_regression_loss(student, teacher, form=form).item() == pytest.approx(wanted, rel=1e-12)
 
 
-@pytest.mark.parametrize("form", ["ce", "kl"])
-def test_a_temperature_softens_both_without_its_square(form):
-    student, teacher = pair()
-    wanted = regression_in_loops(student / 3, teacher / 3, form)
-    assert softmax_regression_loss(student, teacher, form=form, temperature=3.0).item() == pytest.approx(wanted)
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_the_gradient_is_that_of_the_value(form):
     student, teacher = pair()
@@ -510,7 +503,7 @@ def test_a_teacher_whose_map_is_given_by_a_module_that_runs_again_is_refused():
 
 def test_batches_of_one_are_refused_where_batchnorm_would_see_one_value():
     nets = networks("mlp", "mlp", shape=(6,), hidden=(8,))
-    with pytest.raises(LimbeckError, match=r"with batches of 1 it sees one value per channel"):
+    with pytest.raises(LimbeckError, match=r"srrl at conv4 applies a BatchNorm to .*, which needs at least 2 samples"):
         planned(nets, shape=(6,), batch_size=1)
     planned(batch_size=1)
 

@@ -38,19 +38,24 @@ def ab(case: Case, options: Mapping[str, Any]) -> Tensor:
     return 3 / 1000 * sum(losses)
 
 
+def places(theirs: str, ours: str) -> list[tuple[str, str]]:
+    """The names of the three convolutions of `limbeck.methods.ft.layers`, which has an activation after each."""
+    return [(f"{theirs}{number}", f"{ours}{2 * number}") for number in range(3)]
+
+
 def ft(case: Case, options: Mapping[str, Any]) -> Tensor:
     student, teacher = case["student_feature"], case["teacher_feature"]
     factors = options["factor_channels"]
     module = FactorTransfer(encoder(student.shape[1], factors), encoder(teacher.shape[1], factors), factor_loss)
-    parameters = renamed(case, ("conv", "translator.layers."))
-    parameters |= renamed(case, ("conv", "paraphraser.layers."), prefix="teacher_param/")
+    parameters = renamed(case, *places("conv", "translator."))
+    parameters |= renamed(case, *places("conv", "paraphraser."), prefix="teacher_param/")
     return with_parameters(module, parameters, student, teacher)
 
 
 def ft_paraphraser(case: Case, options: Mapping[str, Any]) -> Tensor:
     teacher = case["teacher_feature"]
     module = Paraphraser(teacher.shape[1], options["factor_channels"])
-    parameters = renamed(case, ("deconv", "decoder.layers."), ("conv", "encoder.layers."))
+    parameters = renamed(case, *places("deconv", "decoder."), *places("conv", "encoder."))
     return with_parameters(module, parameters, teacher)
 
 

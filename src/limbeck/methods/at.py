@@ -11,7 +11,6 @@ from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
-from limbeck.methods.reading import in_order
 from limbeck.methods.shared import over_layers, pooled_alike, unit
 
 PAPER = Paper("Zagoruyko, Komodakis", "Paying More Attention to Attention", 2017, "1612.03928")
@@ -87,7 +86,7 @@ def at(
     pairs = reading.maps(setup, student_layers, teacher_layers, method="at")
     loss = partial(over_layers, partial(attention_loss, form=form, average=average, power=power))
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
-    terms["attention"] = Term(loss, in_order(pairs), attention)
+    terms["attention"] = Term(loss, reading.in_order(pairs), attention)
     return (Stage("at", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 

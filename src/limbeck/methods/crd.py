@@ -205,7 +205,8 @@ def crd(
         raise LimbeckError(f"momentum is {momentum}: it must be at least 0 and below 1")
     if int((setup.targets.bincount() > 0).sum()) < 2:
         raise LimbeckError("crd contrasts with samples of other classes, but the training set has only one class")
-    check(embedding, contrast_temperature)
+    check_at_least(1, "embedding", embedding)
+    check_above_zero("contrast_temperature", contrast_temperature)
     student, teacher = reading.features(setup, student_layer, teacher_layer)
     loss = MemoryContrast(
         math.prod(setup.shape(student)),
@@ -220,12 +221,6 @@ def crd(
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
     terms["contrast"] = Term(loss, (student, teacher, Tap("batch", "index")), contrast)
     return (Stage("crd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
-
-
-def check(embedding: int, contrast_temperature: float) -> None:
-    """Raise LimbeckError if an option of `crd` and `crd_in_batch` is out of range."""
-    check_at_least(1, "embedding", embedding)
-    check_above_zero("contrast_temperature", contrast_temperature)
 
 
 ABOUT = About(crd, PAPER)

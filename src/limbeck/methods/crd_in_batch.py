@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.about import About
-from limbeck.methods.crd import PAPER, Embedding, check
+from limbeck.methods.crd import PAPER, Embedding
 from limbeck.methods.kd import label_terms
+from limbeck.methods.shared import check_above_zero, check_at_least
 
 
 class BatchContrast(nn.Module):
@@ -71,7 +72,8 @@ def crd_in_batch(
     Raises:
         LimbeckError: a temperature is not above 0, ``embedding`` is below 1, or all weights are 0.
     """
-    check(embedding, contrast_temperature)
+    check_at_least(1, "embedding", embedding)
+    check_above_zero("contrast_temperature", contrast_temperature)
     student, teacher = reading.features(setup, student_layer, teacher_layer)
     loss = BatchContrast(
         math.prod(setup.shape(student)),

@@ -61,7 +61,8 @@ def category_loss(
     probability at T = 1, summed over the batch, is above the median of the classes; the row of a masked class counts
     as 0. The source and the arguments are those of `instance_loss`.
     """
-    return _averaged(_between_classes, student, teacher, temperatures, _classes(teacher, masks))
+    counts = _counts(wide(teacher.detach()).softmax(1).sum(dim=0), masks)
+    return _averaged(_between_classes, student, teacher, temperatures, counts)
 
 
 def mlkd(
@@ -143,11 +144,6 @@ def _between_classes(student: Tensor, teacher: Tensor, temperature: float) -> Te
 def _samples(teacher: Tensor, masks: Masks) -> Tensor:
     """The weight of each sample, (N,), or one weight for all."""
     return _counts(wide(teacher.detach()).softmax(1).amax(dim=1), masks)
-
-
-def _classes(teacher: Tensor, masks: Masks) -> Tensor:
-    """The weight of each class, (K,), or one weight for all."""
-    return _counts(wide(teacher.detach()).softmax(1).sum(dim=0), masks)
 
 
 def _counts(confidence: Tensor, masks: Masks) -> Tensor:

@@ -16,9 +16,6 @@ from limbeck.taps import check
 
 PAPER = Paper("Heo et al.", "A Comprehensive Overhaul of Feature Distillation", 2019, "1904.01866")
 
-_RARE = 0.001  # a fraction of negative values below which the authors' code uses three standard deviations
-_DEVIATIONS = 3.0
-
 
 def margins(norm: nn.BatchNorm2d) -> Tensor:
     """The mean of the negative values of each channel after a BatchNorm, (C,): the margins of the margin ReLU.
@@ -34,9 +31,9 @@ def margins(norm: nn.BatchNorm2d) -> Tensor:
     ratio = mean / deviation.clamp_min(torch.finfo(torch.float64).tiny)
     share = torch.special.ndtr(-ratio)
     density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
-    common = share > _RARE
+    common = share > 0.001
     expected = mean - deviation * density / torch.where(common, share, one)
-    return torch.where(common, expected, -_DEVIATIONS * deviation)
+    return torch.where(common, expected, -3 * deviation)
 
 
 def overhaul_loss(

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.connectors import as_map
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, tap, weighted
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
@@ -14,9 +15,6 @@ from limbeck.methods.shared import as_schedule, check_at_least, check_norm
 from limbeck.schedules import linear
 
 PAPER = Paper("Chen, Liu, Zhao, Jia", "Distilling Knowledge via Knowledge Review", 2021, "2104.09044")
-
-_POOLED_SIDES = (4, 2, 1)
-_WIDEST = 512
 
 
 def context_loss(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
@@ -41,7 +39,7 @@ def context_loss(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tens
             raise LimbeckError(f"maps of {tuple(student.shape)} and {tuple(teacher.shape)} differ in shape")
         target = teacher.detach()
         level, weight, weights = F.mse_loss(student, target), 1.0, 1.0
-        for side in _POOLED_SIDES:
+        for side in (4, 2, 1):
             if side < min(student.shape[2:]):
                 weight /= 2
                 weights += weight
@@ -102,7 +100,7 @@ class Review(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The loss, a scalar, of the student's maps, then the teacher's; a vector is a map of one position."""
-        maps = [tensor[:, :, None, None] if tensor.dim() == 2 else tensor for tensor in tensors]
+        maps = [as_map(tensor) for tensor in tensors]
         students, teachers = maps[: len(self.fusions)], maps[len(self.fusions) :]
         fused: list[Tensor] = []
         passed = None
@@ -156,7 +154,7 @@ def reviewkd(
     for one in in_order(pairs):
         check_norm(setup, setup.shape(one), method="reviewkd")
     students, teachers = ([setup.shape(pair[side])[0] for pair in pairs] for side in (0, 1))
-    loss = Review(students, teachers, middle=middle_channels or min(_WIDEST, students[-1]))
+    loss = Review(students, teachers, middle=middle_channels or min(512, students[-1]))
     terms = {
         **label_terms(setup, hard=hard, soft=soft, temperature=temperature),
         "review": Term(loss, in_order(pairs), _rising(review, warmup)),
