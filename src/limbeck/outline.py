@@ -8,6 +8,7 @@ map size that has a convolution, and its activations take the role of the blocks
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,11 +93,8 @@ def _watched(network: nn.Module, batch: Batch) -> tuple[list[_Event], Tensor]:
             runs[layer] = runs.get(layer, -1) + 1
             events.append(_Event(layer, module, entered, output, runs[layer], version(output)))
 
-    def hook(layer: str) -> Any:
-        return lambda module, inputs, output: keep(layer, module, inputs, output)
-
     layers = [(layer, module) for layer, module in network.named_modules() if layer and not scripted(module)]
-    handles = [module.register_forward_hook(hook(layer)) for layer, module in layers]
+    handles = [module.register_forward_hook(partial(keep, layer)) for layer, module in layers]
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     try:
         with evaluation_mode([network]), out_of_place([network]), torch.no_grad():
@@ -186,5 +184,4 @@ def _before_activation(name: str, events: Sequence[_Event], final: _Event) -> tu
 def _hidden(name: str, events: Sequence[_Event], blocks: Sequence[_Event]) -> tuple[Tap, ...]:
     tokens = [event for event in blocks if event.given.dim() == 3]
     vectors = [event for event in _activations(events) if event.given.dim() == 2]
-    found = [event.tap(name) for event in tokens or vectors]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(event.tap(name) for event in tokens or vectors))

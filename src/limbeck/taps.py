@@ -1,8 +1,9 @@
 """Read the output or input of any layer of an unmodified network by name, with one forward per network."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -74,9 +75,9 @@ class Taps:
         for tap in self._hooked:
             module = layer_of(self._networks[tap.source], tap.layer)
             if tap.side == "output":
-                handle = module.register_forward_hook(self._output_hook(tap))
+                handle = module.register_forward_hook(partial(self._keep_output, tap))
             else:
-                handle = module.register_forward_pre_hook(self._input_hook(tap), with_kwargs=True)
+                handle = module.register_forward_pre_hook(partial(self._keep_input, tap), with_kwargs=True)
             self._handles.append(handle)
         return self
 
@@ -121,17 +122,11 @@ class Taps:
                 )
         return values
 
-    def _output_hook(self, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._keep(tap, output)
+    def _keep_output(self, tap: Tap, module: nn.Module, args: Any, output: Any) -> None:
+        self._keep(tap, output)
 
-        return hook
-
-    def _input_hook(self, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._keep(tap, next(iter([*args, *kwargs.values()]), None))
-
-        return hook
+    def _keep_input(self, tap: Tap, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._keep(tap, next(iter([*args, *kwargs.values()]), None))
 
     def _keep(self, tap: Tap, value: Any) -> None:
         if tap.source != self._running:
