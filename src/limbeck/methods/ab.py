@@ -97,13 +97,8 @@ def ab(
         weight = layer_factor ** (layer - len(pairs))
         losses.append(Through(bridge, partial(boundary_loss, margin=margin, weight=weight, average=average)))
     epochs = stage_epochs(setup, "boundary_epochs", boundary_epochs)
-    first = Stage(
-        "boundaries",
-        weighted({"boundary": Term(OverLayers(losses), in_order(pairs), boundary)}),
-        epochs,
-        setup.optimizer,
-        setup.schedule,
-    )
+    terms = weighted({"boundary": Term(OverLayers(losses), in_order(pairs), boundary)})
+    first = Stage("boundaries", terms, epochs, setup.optimizer, setup.schedule)
     (task,) = kd(setup, hard=hard, soft=soft, temperature=temperature)
     return (first, replace(task, name="task"))
 

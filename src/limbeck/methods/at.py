@@ -1,8 +1,7 @@
 """Attention transfer: the student matches the teacher's spatial attention maps."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -90,7 +89,7 @@ def at(
     return (Stage("at", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+PRESETS = {
     # szagoruyko/attention-transfer, cifar.py with --beta 1e+3 and alpha 0; RepDistiller uses the same.
     "authors": {"form": "code", "hard": 1.0, "attention": 1000.0},
     # The same with --alpha 0.9 --temperature 4.

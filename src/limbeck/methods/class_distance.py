@@ -1,5 +1,6 @@
 """Class distance: a teacher with dense clusters of classes, and a student that regresses its features."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -40,15 +41,9 @@ class ClassDistance(nn.Module):
         present: (K',) int64, the classes of the training set.
         classes: K, the number of logits.
         width: D, the length of the feature.
-        phi: the largest value of the second distance; see ``relative``.
-        relative: phi is a multiple of the mean squared distance between the centres, measured when the term starts.
-        centres: "epoch" computes them over the training set in eval mode before every epoch. "ema" does so once, then
-            moves them towards the class means of each batch by 1 - ``momentum``. "batch" takes the class means of the
-            batch; a class that is not in the batch keeps its last centre.
-        other: "random" is one of the other classes, drawn uniformly. "nearest" is the nearest. "mean" averages the
-            capped distances to all other classes.
-        momentum: the decay of "ema".
+        relative: whether phi is a multiple of the mean squared distance between the centres.
         begins: the epoch, from 0, in which the term starts.
+        phi, centres, other, momentum: the options of `class_distance`.
     """
 
     def __init__(
@@ -157,9 +152,11 @@ def class_distance(
         phi: the largest value of the squared distance to the other class's centre.
         phi_unit: "relative" multiplies phi by the mean squared distance between the centres, measured after the
             warm-up; "raw" takes phi as it is.
-        centres: "epoch" computes the centres before every epoch, "ema" moves them with every batch, "batch" takes the
-            class means of the batch.
-        other: the other class is a "random" one or the "nearest"; "mean" averages over all other classes.
+        centres: "epoch" computes the centres over the training set in eval mode before every epoch. "ema" does so once,
+            then moves them towards the class means of each batch by 1 - ``momentum``. "batch" takes the class means of
+            the batch; a class that is not in the batch keeps its last centre.
+        other: the other class is a "random" one, drawn uniformly, or the "nearest" one. "mean" averages the capped
+            distances to all other classes.
         momentum: the decay of the moving centres ("ema").
         warmup_epochs: epochs of the first stage with cross-entropy only, because the centres of a random network are
             meaningless; at most all epochs but the last.
@@ -188,21 +185,13 @@ def class_distance(
         begins=begins,
     )
     late = (lambda progress: 0.0 if progress < begins / epochs - 1e-9 else weight) if begins and weight else weight
-    terms = weighted(
-        {
-            "hard": Term(hard_loss, (from_teacher(), TARGETS)),
-            "distance": Term(loss, (feature, TARGETS), late),
-        }
-    )
-    teaching = Stage(
-        "teacher",
-        terms,
-        epochs,
-        setup.optimizer,
-        setup.schedule,
-        learns=("teacher",),
-        prepare=(lambda sweep: loss.prepare(sweep, feature)) if weight else None,
-    )
+    terms = {
+        "hard": Term(hard_loss, (from_teacher(), TARGETS)),
+        "distance": Term(loss, (feature, TARGETS), late),
+    }
+    teaching = Stage("teacher", weighted(terms), epochs, setup.optimizer, setup.schedule, learns=("teacher",))
+    if weight:
+        teaching = replace(teaching, prepare=lambda sweep: loss.prepare(sweep, feature))
     return (teaching, *mimicking)
 
 

@@ -54,10 +54,8 @@ class MemoryContrast(nn.Module):
         negatives: m. They are drawn uniformly from the samples of other classes, without replacement, from a
             permutation that all samples of the batch share. If a class has fewer than m samples outside it, they are
             drawn with replacement and independently.
-        embedding: the length of the embeddings.
-        temperature: divides the scores.
-        momentum: the weight of the old row in the new one.
         normaliser: "first_batch" is the authors' code. "none" sets Z = 1 and adds no 1e-7, as in the paper's formula.
+        embedding, temperature, momentum: the options ``embedding``, ``contrast_temperature`` and ``momentum`` of `crd`.
     """
 
     student_memory: Tensor

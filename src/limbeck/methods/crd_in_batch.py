@@ -23,8 +23,7 @@ class BatchContrast(nn.Module):
     Args:
         student: the number of elements of the student's feature.
         teacher: the number of elements of the teacher's feature.
-        embedding: the length of the embeddings.
-        temperature: divides the scores.
+        embedding, temperature: the options ``embedding`` and ``contrast_temperature`` of `crd_in_batch`.
     """
 
     def __init__(self, student: int, teacher: int, *, embedding: int = 128, temperature: float = 0.07) -> None:

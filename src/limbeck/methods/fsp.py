@@ -63,8 +63,7 @@ class FlowPair(nn.Module):
         adapters: modules applied to the student's two maps.
         orders: fixed permutations (m,) and (n,) of the channels of the teacher's first and last map, or None. A network
             with permuted channels is equivalent but has another FSP matrix.
-        pool: see `fsp_matrix`.
-        form: see `fsp_loss`.
+        pool, form: see `fsp_matrix` and `fsp_loss`.
     """
 
     def __init__(

@@ -165,12 +165,9 @@ def ft(
         "factor": Term(transfer, taps, factor),
     }
     epochs = stage_epochs(setup, "paraphraser_epochs", paraphraser_epochs)
-    return (
-        Stage(
-            "paraphraser", {"reconstruction": Term(paraphraser, taps[1:])}, epochs, setup.optimizer, setup.schedule, ()
-        ),
-        Stage("ft", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),
-    )
+    reconstructing = {"reconstruction": Term(paraphraser, taps[1:])}
+    first = Stage("paraphraser", reconstructing, epochs, setup.optimizer, setup.schedule, learns=())
+    return (first, Stage("ft", weighted(terms), setup.epochs, setup.optimizer, setup.schedule))
 
 
 ABOUT = About(ft, PAPER)

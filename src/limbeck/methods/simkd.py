@@ -79,16 +79,9 @@ def simkd(
     taps, reuse = _plan(setup, classifier, factor, final_relu)
     _try(setup, reuse)
     loss = Projection(projector(reuse), average=average)
-    return (
-        Stage(
-            "simkd",
-            weighted({"feature": Term(loss, taps, feature)}),
-            setup.epochs,
-            setup.optimizer,
-            setup.schedule,
-            finish=partial(_take_over, setup, reuse, loss.projector, classifier),
-        ),
-    )
+    terms = weighted({"feature": Term(loss, taps, feature)})
+    finish = partial(_take_over, setup, reuse, loss.projector, classifier)
+    return (Stage("simkd", terms, setup.epochs, setup.optimizer, setup.schedule, finish=finish),)
 
 
 def _classifier(setup: Setup) -> nn.Linear:

@@ -69,10 +69,7 @@ class Representation(nn.Module):
     Args:
         connector: r, applied to the student's map (N, C_S, H, W) or vector (N, C_S).
         above: the rest of the teacher, from the connected tensor, the teacher's tensor and the inputs to logits.
-        alpha: weight of the feature matching.
-        beta: weight of the softmax regression.
-        form: see `softmax_regression_loss`.
-        average: see `softmax_regression_loss`.
+        alpha, beta, form, average: the options of `srrl`.
     """
 
     def __init__(

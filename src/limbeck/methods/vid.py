@@ -31,9 +31,7 @@ class Information(nn.Module):
     Args:
         student: the channels of the student's feature.
         teacher: the channels of the teacher's feature.
-        hidden: the channels between the convolutions; 0 takes as many as the teacher's feature has.
-        variance: the initial sigma_c².
-        floor: the smallest variance.
+        hidden, variance, floor: the options of `vid`.
         average: "batch" sums over channels and positions and averages over N, as in the paper. "elements" averages over
             all three, as in RepDistiller (distiller_zoo/VID.py, b84f547): the former divided by C * H * W.
     """
