@@ -134,29 +134,30 @@ def _pooled(events: Sequence[_Event], feature: Tensor) -> _Event | None:
     return event if torch.allclose(event.given.mean(dim=(2, 3)), feature, rtol=1e-3, atol=1e-5) else None
 
 
+def _own(events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> Sequence[_Event]:
+    """The blocks with maps of a size, or without blocks the activations, or without activations all layers."""
+    inside = [event for event in events if event.size == size]
+    return [event for event in blocks if event.size == size] or _activations(inside) or inside
+
+
 def _final(events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> _Event:
     """The output of the last block of a size, as the output of the outermost module that returns it."""
-    inside = [event for event in events if event.size == size]
-    own = [event for event in blocks if event.size == size] or _activations(inside) or inside
-    return [event for event in inside if event.given is own[-1].given][-1]
+    own = _own(events, blocks, size)
+    return [event for event in events if event.size == size and event.given is own[-1].given][-1]
 
 
 def _section(
     name: str, events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...], final: _Event
 ) -> Section:
-    inside = [event for event in events if event.size == size]
-    first = ([event for event in blocks if event.size == size] or _activations(inside) or inside)[0]
+    first = _own(events, blocks, size)[0]
     pre_activation, norm = _before_activation(name, events, final)
     activation = next((event.name for event in _activations(events) if event.given is final.given), "")
     return Section(first.tap(name), final.tap(name), pre_activation, activation, norm)
 
 
 def _stem(name: str, events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> Tap:
-    first = next((event for event in blocks if event.size == size), None)
-    if first is not None:
-        return first.tap(name, "input")
-    inside = [event for event in events if event.size == size]
-    return (_activations(inside) or inside)[0].tap(name)
+    first = _own(events, blocks, size)[0]
+    return first.tap(name, "input" if first in blocks else "output")
 
 
 def _activations(events: Sequence[_Event]) -> list[_Event]:

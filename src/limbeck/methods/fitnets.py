@@ -12,7 +12,7 @@ from limbeck.connectors import AsMap, Maxout, Through, as_map, map_shape, valid_
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Sweep, Tap, Term, tap
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import kd
-from limbeck.methods.shared import rated
+from limbeck.methods.shared import check_at_least, rated
 from limbeck.schedules import linear
 
 PAPER = Paper("Romero, Ballas, Kahou et al.", "FitNets: Hints for Thin Deep Nets", 2015, "1412.6550")
@@ -225,9 +225,8 @@ def fitnets(
     """
     numbers = {"hint_epochs": hint_epochs or 0, "hint_rate": hint_rate, "lambda_start": lambda_start}
     numbers |= {"lambda_end": lambda_end, "guided_rate": guided_rate, "conv_rate": conv_rate}
-    if not all(number >= 0 for number in numbers.values()):
-        listed = ", ".join(f"{name} {number}" for name, number in numbers.items())
-        raise LimbeckError(f"got {listed}: none may be below 0")
+    for name, number in numbers.items():
+        check_at_least(0, name, number)
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
     own, pieces = (activation, pieces) if activation != "auto" else _own_activation(setup, teacher, pieces)
     shapes = setup.shape(student), setup.shape(teacher)

@@ -10,7 +10,7 @@ from limbeck.connectors import as_map
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, tap, weighted
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
-from limbeck.methods.reading import Pair, in_order, paired, sections
+from limbeck.methods.reading import Pair, check_map_or_vector, in_order, paired, sections
 from limbeck.methods.shared import as_schedule, check_at_least, check_norm
 from limbeck.schedules import linear
 
@@ -172,8 +172,7 @@ def _levels(setup: Setup, student_layers: tuple[str, ...], teacher_layers: tuple
         setup.outline("teacher").feature,
     ]
     for one in (*students, *teachers):
-        if len(setup.shape(one)) not in (1, 3):
-            raise LimbeckError(f"reviewkd reads maps (C, H, W) and vectors (D,), but {one} gives {setup.shape(one)}")
+        check_map_or_vector(setup, one, method="reviewkd")
     return paired(students, teachers, student_layers, teacher_layers)
 
 

@@ -14,7 +14,7 @@ from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import soft_loss
-from limbeck.methods.shared import check_norm
+from limbeck.methods.shared import check_above_zero, check_at_least, check_norm
 from limbeck.taps import replaced
 
 PAPER = Paper(
@@ -191,7 +191,7 @@ def srrl(
     for position in positions:
         place = _PLACES[position]
         if place == 0:
-            student, teacher = reading.last_map(setup, "student", student_layer), outline.feature
+            student, teacher = reading.last_map(setup, "student", student_layer, method="srrl"), outline.feature
             above: nn.Module = Classifier(setup.module("teacher", teacher.layer))
             inputs: tuple[Tap, ...] = ()
             activated = outline.nonnegative
@@ -215,11 +215,9 @@ def srrl(
 def _check(alpha: float, beta: float, temperature: float, positions: tuple[Position, ...], student_layer: str) -> None:
     if not alpha and not beta:
         raise LimbeckError("alpha and beta are both 0: that is the method alone")
-    if not (alpha >= 0 and beta >= 0 and temperature > 0):
-        raise LimbeckError(
-            f"got alpha {alpha}, beta {beta}, temperature {temperature}: allowed are alpha and beta from 0, "
-            "temperature above 0"
-        )
+    check_at_least(0, "alpha", alpha)
+    check_at_least(0, "beta", beta)
+    check_above_zero("temperature", temperature)
     if not positions or len(set(positions)) < len(positions) or not set(positions) <= set(_PLACES):
         raise LimbeckError(f"positions is {list(positions)}: name conv2, conv3 and conv4, each at most once")
     if student_layer and "conv4" not in positions:

@@ -11,7 +11,7 @@ from limbeck.connectors import as_map
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
-from limbeck.methods.reading import feature_pairs, in_order
+from limbeck.methods.reading import check_map_or_vector, feature_pairs, in_order
 from limbeck.methods.shared import OverLayers, check_at_least, pooled_alike
 
 PAPER = Paper("Ahn et al.", "Variational Information Distillation for Knowledge Transfer", 2019, "1904.05835")
@@ -109,12 +109,8 @@ def vid(
     if not 0 < floor < variance:
         raise LimbeckError(f"variance is {variance} and floor {floor}: allowed is 0 < floor < variance")
     pairs = feature_pairs(setup, student_layers, teacher_layers, sections)
-    for one in (tap for pair in pairs for tap in pair):
-        if len(setup.shape(one)) not in (1, 3):
-            raise LimbeckError(
-                f"vid reads maps (C, H, W) or vectors (D,), but {one} gives {setup.shape(one)}: name other layers as "
-                "student_layers and teacher_layers (the input of a classifier is written as its name and :input)"
-            )
+    for one in in_order(pairs):
+        check_map_or_vector(setup, one, method="vid")
     channels = [(setup.shape(student)[0], setup.shape(teacher)[0]) for student, teacher in pairs]
     losses = [Information(*pair, hidden=hidden, variance=variance, floor=floor, average=average) for pair in channels]
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
