@@ -57,7 +57,8 @@ def outline(name: str, network: nn.Module, batch: Batch) -> Outline:
     """
     check({name: network}, Tap(name, "", "input"))
     events, logits = _watched(network, batch)
-    classifier = next((event for event in reversed(events) if _classifies(event, logits)), None)
+    linear = [event for event in events if isinstance(event.module, nn.Linear) and event.given.shape == logits.shape]
+    classifier = next((event for event in reversed(linear) if torch.equal(event.given, logits)), None)
     if classifier is None or classifier.entered is None:
         raise NoClassifier(
             f"the {name} has no linear layer whose output is its logits (an ensemble, or a head of another kind): "
@@ -103,11 +104,6 @@ def _watched(network: nn.Module, batch: Batch) -> tuple[list[_Event], Tensor]:
         for handle in handles:
             handle.remove()
     return [replace(event, runs_again=runs[event.name] > 0) for event in events], logits
-
-
-def _classifies(event: _Event, logits: Tensor) -> bool:
-    same = event.given.shape == logits.shape and torch.equal(event.given, logits)
-    return same and isinstance(event.module, nn.Linear)
 
 
 def _is_block(event: _Event, network: nn.Module) -> bool:

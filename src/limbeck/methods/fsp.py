@@ -137,14 +137,9 @@ def fsp(
     """
     if not all(number >= 0 for number in (fsp_epochs or 0, weight, fsp_rate)):
         raise LimbeckError(f"got fsp_epochs {fsp_epochs}, weight {weight}, fsp_rate {fsp_rate}: none may be below 0")
-    flows = list(
-        zip(
-            _flows(setup, "student", pairs, student_layers),
-            _flows(setup, "teacher", pairs, teacher_layers),
-            strict=False,
-        )
-    )[::-1]
-    if bool(student_layers) != bool(teacher_layers) or len(student_layers) != len(teacher_layers):
+    layers = {"student": student_layers, "teacher": teacher_layers}
+    flows = list(zip(*(_flows(setup, network, pairs, named) for network, named in layers.items()), strict=False))[::-1]
+    if len(student_layers) != len(teacher_layers):
         raise LimbeckError("student_layers and teacher_layers must be given together and have the same length")
     channels = {one: setup.shape(one)[0] for flow in flows for pair in flow for one in pair}
     orders = {one: torch.randperm(count) for one, count in channels.items() if shuffle and one.source == "teacher"}

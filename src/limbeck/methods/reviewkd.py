@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.connectors import as_map
-from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, tap, weighted
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, tap, weighted
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
-from limbeck.methods.reading import Pair, check_map_or_vector, in_order, paired, sections
+from limbeck.methods.reading import check_map_or_vector, in_order, network_maps, paired
 from limbeck.methods.shared import as_schedule, check_at_least, check_norm
 from limbeck.schedules import linear
 
@@ -150,7 +150,9 @@ def reviewkd(
         raise LimbeckError(f"warmup is {warmup}: it is a fraction of the stage, at least 0 and below 1")
     if middle_channels is not None:
         check_at_least(1, "middle_channels", middle_channels)
-    pairs = _levels(setup, student_layers, teacher_layers)
+    student = _levels(setup, "student", student_layers, activated=True)
+    teacher = _levels(setup, "teacher", teacher_layers, activated=False)
+    pairs = paired(student, teacher, student_layers, teacher_layers)
     for one in in_order(pairs):
         check_norm(setup, setup.shape(one), method="reviewkd")
     students, teachers = ([setup.shape(pair[side])[0] for pair in pairs] for side in (0, 1))
@@ -162,18 +164,15 @@ def reviewkd(
     return (Stage("reviewkd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-def _levels(setup: Setup, student_layers: tuple[str, ...], teacher_layers: tuple[str, ...]) -> list[Pair]:
-    students = [tap("student", layer) for layer in student_layers] or [
-        *(section.last for section in sections(setup, "student", method="reviewkd")),
-        setup.outline("student").feature,
+def _levels(setup: Setup, network: str, layers: tuple[str, ...], *, activated: bool) -> list[Tap]:
+    """The named layers, or by default the sections' last maps and the feature."""
+    levels = [tap(network, layer) for layer in layers] or [
+        *network_maps(setup, network, (), method="reviewkd", activated=activated),
+        setup.outline(network).feature,
     ]
-    teachers = [tap("teacher", layer) for layer in teacher_layers] or [
-        *(section.pre_activation for section in sections(setup, "teacher", method="reviewkd")),
-        setup.outline("teacher").feature,
-    ]
-    for one in (*students, *teachers):
+    for one in levels:
         check_map_or_vector(setup, one, method="reviewkd")
-    return paired(students, teachers, student_layers, teacher_layers)
+    return levels
 
 
 def _rising(weight: float | Schedule, warmup: float) -> float | Schedule:
