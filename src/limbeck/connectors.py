@@ -23,8 +23,7 @@ class Through(nn.Module):
 
     def forward(self, student: Tensor, *others: Tensor) -> Tensor:
         """Return the loss, a scalar."""
-        value: Tensor = self.loss(self.connector(student), *others)
-        return value
+        return self.loss(self.connector(student), *others)
 
 
 def linear(source: Sequence[int], target: Sequence[int]) -> nn.Module:

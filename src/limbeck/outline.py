@@ -7,6 +7,7 @@ map size that has a convolution, and its activations take the role of the blocks
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -95,14 +96,11 @@ def _watched(network: nn.Module, batch: Batch) -> tuple[list[_Event], Tensor]:
             events.append(_Event(layer, module, entered, output, runs[layer], version(output)))
 
     layers = [(layer, module) for layer, module in network.named_modules() if layer and not scripted(module)]
-    handles = [module.register_forward_hook(partial(keep, layer)) for layer, module in layers]
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    try:
-        with evaluation_mode([network]), out_of_place([network]), torch.no_grad():
-            logits: Tensor = network(batch.inputs.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluation_mode([network]), out_of_place([network]), torch.no_grad():
+        for layer, module in layers:
+            hooks.enter_context(module.register_forward_hook(partial(keep, layer)))
+        logits: Tensor = network(batch.inputs.to(device))
     return [replace(event, runs_again=runs[event.name] > 0) for event in events], logits
 
 

@@ -62,8 +62,7 @@ class ClassMaps(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss, a scalar."""
-        value: Tensor = self.loss(_class_maps(self.student, student), _class_maps(self.teacher, teacher))
-        return value
+        return self.loss(_class_maps(self.student, student), _class_maps(self.teacher, teacher))
 
 
 def cat_kd(

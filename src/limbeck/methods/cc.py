@@ -64,8 +64,7 @@ class Embedded(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss, a scalar."""
-        value: Tensor = self.loss(self.student(student.flatten(1)), self.teacher(teacher.detach().flatten(1)))
-        return value
+        return self.loss(self.student(student.flatten(1)), self.teacher(teacher.detach().flatten(1)))
 
 
 def cc(

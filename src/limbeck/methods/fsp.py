@@ -34,8 +34,7 @@ def fsp_matrix(first: Tensor, last: Tensor, *, pool: Pool = "max") -> Tensor:
     size = (min(first.shape[2], last.shape[2]), min(first.shape[3], last.shape[3]))
     pooling = F.adaptive_max_pool2d if pool == "max" else F.adaptive_avg_pool2d
     first, last = (maps if maps.shape[2:] == size else pooling(maps, size) for maps in (first, last))
-    matrix: Tensor = first.flatten(2) @ last.flatten(2).mT / (size[0] * size[1])
-    return matrix
+    return first.flatten(2) @ last.flatten(2).mT / (size[0] * size[1])
 
 
 def fsp_loss(student: Tensor, teacher: Tensor, *, form: Form = "paper") -> Tensor:

@@ -102,8 +102,7 @@ class FactorTransfer(nn.Module):
         """The loss, a scalar, of maps (N, C, H, W) and (N, C', H', W')."""
         with torch.no_grad():  # without gradients no optimizer changes it
             target = self.paraphraser(teacher)
-        value: Tensor = self.loss(self.translator(student), target)
-        return value
+        return self.loss(self.translator(student), target)
 
 
 def ft(
