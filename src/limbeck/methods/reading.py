@@ -104,12 +104,14 @@ def sections(setup: Setup, network: str, *, method: str) -> tuple[Section, ...]:
     return found
 
 
-def check_map_or_vector(setup: Setup, one: Tap, *, method: str) -> None:
+def check_map_or_vector(
+    setup: Setup, one: Tap, *, method: str, options: str = "student_layers and teacher_layers"
+) -> None:
     """Raise LimbeckError unless the tensor of a tap is a map (C, H, W) or a vector (D,)."""
     if len(setup.shape(one)) not in (1, 3):
         raise LimbeckError(
-            f"{method} reads maps (C, H, W) and vectors (D,), but {one} gives {setup.shape(one)}: name another layer "
-            "(the input of a classifier is written as its name and :input)"
+            f"{method} reads maps (C, H, W) and vectors (D,), but {one} gives {setup.shape(one)}: name other "
+            f"layers as {options} (the input of a classifier is written as its name and :input)"
         )
 
 
@@ -121,7 +123,7 @@ def last_map(setup: Setup, network: str, layer: str = "", *, method: str) -> Tap
     """
     if layer:
         named = tap(network, layer)
-        check_map_or_vector(setup, named, method=method)
+        check_map_or_vector(setup, named, method=method, options=f"{network}_layer")
         return named
     outline = setup.outline(network)
     return outline.sections[-1].last if outline.sections and outline.pools else outline.feature
