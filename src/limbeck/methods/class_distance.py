@@ -10,6 +10,7 @@ from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Sweep, Tap, Term, 
 from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.mimic import mimic
+from limbeck.methods.shared import check_above_zero, check_at_least
 
 PAPER = Paper(
     "Kim, Kim", "Transferring Knowledge to Smaller Network with Class-Distance Loss", 2017, venue="ICLR workshop"
@@ -166,7 +167,14 @@ def class_distance(
     Raises:
         LimbeckError: the training set has fewer than two classes; an option is out of range; any error of `mimic`.
     """
-    _check(setup, weight, phi, momentum, warmup_epochs, teacher_epochs or 0)
+    if len(torch.unique(setup.targets)) < 2:
+        raise LimbeckError("the training set has only one class: class_distance needs at least two")
+    check_above_zero("phi", phi)
+    check_at_least(0, "weight", weight)
+    check_at_least(0, "warmup_epochs", warmup_epochs)
+    check_at_least(0, "teacher_epochs", teacher_epochs or 0)
+    if not 0 <= momentum < 1:
+        raise LimbeckError(f"momentum is {momentum}: it must be at least 0 and below 1")
     mimicking = mimic(setup, adapter=adapter)
     epochs = setup.epochs if teacher_epochs is None else teacher_epochs
     if epochs == 0:
@@ -193,16 +201,6 @@ def class_distance(
     if weight:
         teaching = replace(teaching, prepare=lambda sweep: loss.prepare(sweep, feature))
     return (teaching, *mimicking)
-
-
-def _check(setup: Setup, weight: float, phi: float, momentum: float, warmup_epochs: int, teacher_epochs: int) -> None:
-    if len(torch.unique(setup.targets)) < 2:
-        raise LimbeckError("the training set has only one class: class_distance needs at least two")
-    if not weight >= 0 or not phi > 0 or not 0 <= momentum < 1 or warmup_epochs < 0 or teacher_epochs < 0:
-        raise LimbeckError(
-            f"got weight {weight}, phi {phi}, momentum {momentum}, warmup_epochs {warmup_epochs}, teacher_epochs "
-            f"{teacher_epochs}: allowed are weight from 0, phi above 0, momentum in [0, 1), epochs from 0"
-        )
 
 
 ABOUT = About(class_distance, PAPER, is_system=True)
