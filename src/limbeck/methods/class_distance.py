@@ -10,7 +10,7 @@ from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Sweep, Tap, Term, 
 from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.mimic import mimic
-from limbeck.methods.shared import check_above_zero, check_at_least
+from limbeck.methods.shared import check_above_zero, check_at_least, stage_epochs
 
 PAPER = Paper(
     "Kim, Kim", "Transferring Knowledge to Smaller Network with Class-Distance Loss", 2017, venue="ICLR workshop"
@@ -172,11 +172,10 @@ def class_distance(
     check_above_zero("phi", phi)
     check_at_least(0, "weight", weight)
     check_at_least(0, "warmup_epochs", warmup_epochs)
-    check_at_least(0, "teacher_epochs", teacher_epochs or 0)
     if not 0 <= momentum < 1:
         raise LimbeckError(f"momentum is {momentum}: it must be at least 0 and below 1")
     mimicking = mimic(setup, adapter=adapter)
-    epochs = setup.epochs if teacher_epochs is None else teacher_epochs
+    epochs = stage_epochs(setup, "teacher_epochs", teacher_epochs, least=0)
     if epochs == 0:
         return mimicking
     begins = min(warmup_epochs, epochs - 1)

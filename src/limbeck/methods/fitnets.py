@@ -12,7 +12,7 @@ from limbeck.connectors import AsMap, Maxout, Through, as_map, map_shape, valid_
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Sweep, Tap, Term, tap
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import kd
-from limbeck.methods.shared import check_at_least, rated
+from limbeck.methods.shared import check_at_least, rated, stage_epochs
 from limbeck.schedules import linear
 
 PAPER = Paper("Romero, Ballas, Kahou et al.", "FitNets: Hints for Thin Deep Nets", 2015, "1412.6550")
@@ -223,8 +223,9 @@ def fitnets(
         LimbeckError: the regressor cannot map the guided layer's shape to the hint's, or would be huge; an option is
             out of range.
     """
-    numbers = {"hint_epochs": hint_epochs or 0, "hint_rate": hint_rate, "lambda_start": lambda_start}
-    numbers |= {"lambda_end": lambda_end, "guided_rate": guided_rate, "conv_rate": conv_rate}
+    hinting = stage_epochs(setup, "hint_epochs", hint_epochs, least=0)
+    numbers = {"hint_rate": hint_rate, "guided_rate": guided_rate, "conv_rate": conv_rate}
+    numbers |= {"lambda_start": lambda_start, "lambda_end": lambda_end}
     for name, number in numbers.items():
         check_at_least(0, name, number)
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
@@ -235,8 +236,6 @@ def fitnets(
     connector = connector if fit.source == shapes[0] else nn.Sequential(AsMap(), connector)
     if anneal == "code" and not 0 <= anneal_from < anneal_until:
         raise LimbeckError(f"anneal_from is {anneal_from} and anneal_until {anneal_until}: anneal_from must be smaller")
-    if init == "paper":
-        _uniform(connector, 0.05)
     soft = (
         linear(start=lambda_start, end=lambda_end)
         if anneal == "linear"
@@ -246,7 +245,7 @@ def fitnets(
     hint = Stage(
         "hint",
         {"hint": Term(Through(connector, partial(hint_loss, average=average)), (student, teacher))},
-        setup.epochs if hint_epochs is None else hint_epochs,
+        hinting,
         rated(setup.optimizer, convolutions),
         lambda progress: hint_rate * setup.schedule(progress),
         notes=fit.notes,
@@ -256,10 +255,10 @@ def fitnets(
     setup = replace(setup, optimizer=rated(setup.optimizer, convolutions | guided))
     (task,) = kd(setup, temperature=temperature, hard=hard, soft=soft, temperature_squared=False)
     stages = (hint, task) if hint.epochs else (task,)
-    if init == "modern":
-        return stages
-    first = replace(stages[0], prepare=partial(_restart, setup.module("student", "")))
-    return (first, *stages[1:])
+    if init == "paper":
+        _uniform(connector, 0.05)
+        stages = (replace(stages[0], prepare=partial(_restart, setup.module("student", ""))), *stages[1:])
+    return stages
 
 
 def guided_and_hint(setup: Setup, guided_layer: str, hint_layer: str) -> tuple[Tap, Tap]:

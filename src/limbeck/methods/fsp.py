@@ -11,6 +11,7 @@ from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Tap, Term, from_st
 from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.reading import network_maps, sections
+from limbeck.methods.shared import check_at_least, stage_epochs
 
 PAPER = Paper(
     "Yim et al.",
@@ -134,8 +135,9 @@ def fsp(
         LimbeckError: a network has no maps; the channels differ and there is no adapter; the layers do not come in
             pairs; an option is out of range.
     """
-    if not all(number >= 0 for number in (fsp_epochs or 0, weight, fsp_rate)):
-        raise LimbeckError(f"got fsp_epochs {fsp_epochs}, weight {weight}, fsp_rate {fsp_rate}: none may be below 0")
+    check_at_least(0, "weight", weight)
+    check_at_least(0, "fsp_rate", fsp_rate)
+    epochs = stage_epochs(setup, "fsp_epochs", fsp_epochs, least=0)
     layers = {"student": student_layers, "teacher": teacher_layers}
     flows = list(zip(*(_flows(setup, network, pairs, named) for network, named in layers.items()), strict=False))[::-1]
     if len(student_layers) != len(teacher_layers):
@@ -156,7 +158,6 @@ def fsp(
             form=form,
         )
         terms[f"fsp{number}"] = Term(loss, (*student, *teacher), weight)
-    epochs = setup.epochs if fsp_epochs is None else fsp_epochs
     first = Stage("fsp", weighted(terms), epochs, setup.optimizer, lambda progress: fsp_rate * setup.schedule(progress))
     hard = {"hard": Term(hard_loss, (from_student(), TARGETS))}
     task = Stage("task", hard, setup.epochs, setup.optimizer, setup.schedule)

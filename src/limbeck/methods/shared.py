@@ -131,13 +131,13 @@ def as_schedule(weight: float | Schedule) -> Schedule:
     return (lambda progress: weight) if isinstance(weight, int | float) else weight
 
 
-def stage_epochs(setup: Setup, name: str, epochs: int | None) -> int:
+def stage_epochs(setup: Setup, name: str, epochs: int | None, *, least: int = 1) -> int:
     """The epochs of a stage: the value of the option of this name, or the recipe's epochs if it is None.
 
     Raises:
-        LimbeckError: the value is below 1.
+        LimbeckError: the value is below ``least``.
     """
     if epochs is None:
         return setup.epochs
-    check_at_least(1, name, epochs)
+    check_at_least(least, name, epochs)
     return epochs
