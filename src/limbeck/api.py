@@ -133,13 +133,7 @@ def distill(
         teacher=None if teacher is None else _teacher_block(teacher, teacher_output, out),
         student=StudentBlock.model_construct(model=_model_block(student, out), output=student_output),
         method=block,
-        train=TrainBlock.model_construct(  # it is validated when the training is made from the block
-            epochs=epochs,
-            batch_size=batch_size,
-            optimizer=fill(OPTIMIZERS, optimizer, kind="optimizer"),
-            schedule=fill(SCHEDULES, schedule, kind="schedule"),
-            augment=AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
-        ),
+        train=_train_block(epochs, batch_size, optimizer, schedule, augment),
         baseline=baseline,
         seeds=every,
         device=device,
@@ -238,6 +232,19 @@ def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:
     if block is None:
         raise LimbeckError("; ".join(f"cache: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
     return block
+
+
+def _train_block(
+    epochs: int, batch_size: int, optimizer: str | Block, schedule: str | Block, augment: Augment | None
+) -> TrainBlock:
+    """The training as a block of a recipe; it is validated when the training is made from the block."""
+    return TrainBlock.model_construct(
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=fill(OPTIMIZERS, optimizer, kind="optimizer"),
+        schedule=fill(SCHEDULES, schedule, kind="schedule"),
+        augment=AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
+    )
 
 
 def _method(method: str | Block | Sequence[str | Block] | Method) -> tuple[str, Method, dict[str, Any]]:
