@@ -1,7 +1,7 @@
 """Several methods at once: the sum of their objectives."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term
@@ -65,13 +65,9 @@ def _united(stages: Sequence[Stage]) -> dict[str, Term]:
                 terms[name] = replace(twin, weight=_sum(twin.weight, term.weight))
             else:
                 other = f"{stage.name}_{name}"
-                terms[next(free for free in _numbered(other) if free not in terms)] = term
+                numbered = itertools.chain([other], (f"{other}_{number}" for number in itertools.count(2)))
+                terms[next(free for free in numbered if free not in terms)] = term
     return terms
-
-
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    yield from (f"{name}_{number}" for number in itertools.count(2))
 
 
 def _sum(one: float | Schedule, other: float | Schedule) -> float | Schedule:

@@ -54,10 +54,8 @@ class MemoryContrast(nn.Module):
         negatives: m. They are drawn uniformly from the samples of other classes, without replacement, from a
             permutation that all samples of the batch share. If a class has fewer than m samples outside it, they are
             drawn with replacement and independently.
-        embedding: the length of the embeddings.
-        temperature: divides the scores.
-        momentum: the weight of the old row in the new one.
         normaliser: "first_batch" is the authors' code. "none" sets Z = 1 and adds no 1e-7, as in the paper's formula.
+        embedding, temperature, momentum: the options ``embedding``, ``contrast_temperature`` and ``momentum`` of `crd`.
     """
 
     student_memory: Tensor
@@ -205,7 +203,8 @@ def crd(
         raise LimbeckError(f"momentum is {momentum}: it must be at least 0 and below 1")
     if int((setup.targets.bincount() > 0).sum()) < 2:
         raise LimbeckError("crd contrasts with samples of other classes, but the training set has only one class")
-    check(embedding, contrast_temperature)
+    check_at_least(1, "embedding", embedding)
+    check_above_zero("contrast_temperature", contrast_temperature)
     student, teacher = reading.features(setup, student_layer, teacher_layer)
     loss = MemoryContrast(
         math.prod(setup.shape(student)),
@@ -220,12 +219,6 @@ def crd(
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
     terms["contrast"] = Term(loss, (student, teacher, Tap("batch", "index")), contrast)
     return (Stage("crd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
-
-
-def check(embedding: int, contrast_temperature: float) -> None:
-    """Raise LimbeckError if an option of `crd` and `crd_in_batch` is out of range."""
-    check_at_least(1, "embedding", embedding)
-    check_above_zero("contrast_temperature", contrast_temperature)
 
 
 ABOUT = About(crd, PAPER)

@@ -1,5 +1,6 @@
 """Mimic learning on features: the student regresses the teacher's penultimate feature."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal, cast
 
@@ -49,16 +50,9 @@ def mimic(setup: Setup, *, adapter: Literal["none", "linear"] = "none") -> tuple
         )
     take_over = partial(_take_over, *heads, module)
     loss = Through(module, mimic_loss) if isinstance(module, nn.Linear) else mimic_loss
-    stage = Stage(
-        "mimic",
-        {"mimic": Term(loss, (student, teacher))},
-        setup.epochs,
-        setup.optimizer,
-        setup.schedule,
-        prepare=lambda sweep: take_over(),  # for the evaluation between epochs, where an adapter is one epoch old
-        finish=take_over,
-    )
-    return (stage,)
+    stage = Stage("mimic", {"mimic": Term(loss, (student, teacher))}, setup.epochs, setup.optimizer, setup.schedule)
+    # also before each epoch, for the evaluation between epochs, where an adapter is one epoch old
+    return (replace(stage, prepare=lambda sweep: take_over(), finish=take_over),)
 
 
 def _classifier(setup: Setup, feature: Tap) -> nn.Linear:

@@ -12,7 +12,6 @@ from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import label_terms
-from limbeck.methods.reading import in_order
 from limbeck.methods.shared import over_layers, pooled_alike, unit
 
 PAPER = Paper(
@@ -95,7 +94,7 @@ def nst(
         pairs = pairs[-1:]
     loss = partial(over_layers, partial(selectivity_loss, kernel=kernel))
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
-    terms["selectivity"] = Term(loss, in_order(pairs), selectivity)
+    terms["selectivity"] = Term(loss, reading.in_order(pairs), selectivity)
     return (Stage("nst", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 

@@ -104,7 +104,18 @@ def sections(setup: Setup, network: str, *, method: str) -> tuple[Section, ...]:
     return found
 
 
-def last_map(setup: Setup, network: str, layer: str = "") -> Tap:
+def check_map_or_vector(
+    setup: Setup, one: Tap, *, method: str, options: str = "student_layers and teacher_layers"
+) -> None:
+    """Raise LimbeckError unless the tensor of a tap is a map (C, H, W) or a vector (D,)."""
+    if len(setup.shape(one)) not in (1, 3):
+        raise LimbeckError(
+            f"{method} reads maps (C, H, W) and vectors (D,), but {one} gives {setup.shape(one)}: name other "
+            f"layers as {options} (the input of a classifier is written as its name and :input)"
+        )
+
+
+def last_map(setup: Setup, network: str, layer: str = "", *, method: str) -> Tap:
     """The map that global average pooling turns into the feature, or the feature of a network without such a map.
 
     Raises:
@@ -112,10 +123,7 @@ def last_map(setup: Setup, network: str, layer: str = "") -> Tap:
     """
     if layer:
         named = tap(network, layer)
-        if len(setup.shape(named)) not in (1, 3):
-            raise LimbeckError(
-                f"{named} gives {setup.shape(named)}: this method reads a map (C, H, W) or a vector (D,)"
-            )
+        check_map_or_vector(setup, named, method=method, options=f"{network}_layer")
         return named
     outline = setup.outline(network)
     return outline.sections[-1].last if outline.sections and outline.pools else outline.feature

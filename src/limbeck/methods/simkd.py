@@ -1,7 +1,7 @@
 """SimKD: the student's projected map regresses the teacher's, and the student takes over its classifier."""
 
 import copy
-from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -79,16 +79,9 @@ def simkd(
     taps, reuse = _plan(setup, classifier, factor, final_relu)
     _try(setup, reuse)
     loss = Projection(projector(reuse), average=average)
-    return (
-        Stage(
-            "simkd",
-            weighted({"feature": Term(loss, taps, feature)}),
-            setup.epochs,
-            setup.optimizer,
-            setup.schedule,
-            finish=_take_over(setup, reuse, loss.projector, classifier),
-        ),
-    )
+    terms = weighted({"feature": Term(loss, taps, feature)})
+    finish = partial(_take_over, setup, reuse, loss.projector, classifier)
+    return (Stage("simkd", terms, setup.epochs, setup.optimizer, setup.schedule, finish=finish),)
 
 
 def _classifier(setup: Setup) -> nn.Linear:
@@ -154,22 +147,17 @@ def _try(setup: Setup, reuse: Reuse) -> None:
         ) from error
 
 
-def _take_over(setup: Setup, reuse: Reuse, trained: nn.Module, classifier: nn.Linear) -> Callable[[], None]:
-    """A function that puts the trained projector and the teacher's classifier into the student, once."""
-
-    def finish() -> None:
-        student = setup.module("student", "")
-        if find_reuse(student) is not None:  # called again
-            return
-        held = apply_reuse(student, reuse)
-        held.projector.load_state_dict(trained.state_dict())
-        copied = projected_classifier(student, reuse)
-        with torch.no_grad():
-            copied.weight.copy_(classifier.weight)
-            if classifier.bias is not None:
-                copied.bias.copy_(classifier.bias)
-
-    return finish
+@torch.no_grad()
+def _take_over(setup: Setup, reuse: Reuse, trained: nn.Module, classifier: nn.Linear) -> None:
+    """Put the trained projector and the teacher's classifier into the student, once."""
+    student = setup.module("student", "")
+    if find_reuse(student) is not None:  # called again
+        return
+    apply_reuse(student, reuse).projector.load_state_dict(trained.state_dict())
+    copied = projected_classifier(student, reuse)
+    copied.weight.copy_(classifier.weight)
+    if classifier.bias is not None:
+        copied.bias.copy_(classifier.bias)
 
 
 ABOUT = About(simkd, PAPER)
