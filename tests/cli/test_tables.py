@@ -141,7 +141,7 @@ def test_no_number_is_cut_where_the_output_is_no_terminal():
 
 def test_the_gain_is_told_with_its_doubt():
     assert told(finished()) == ["kd: 77.5 fewer errors than alone (standard error 5.5, 2 pairs)"]
-    assert told(finished(seeds=(0,))) == ["kd: 72.0 fewer errors than alone (one pair, so no deviation)"]
+    assert told(finished(seeds=(0,))) == ["kd: 72.0 fewer errors than alone (one pair, so no standard error)"]
 
 
 def test_nothing_is_told_of_a_gain_without_a_baseline():
@@ -156,7 +156,7 @@ def test_the_omitted_class_is_told_with_the_bias_of_both_kinds():
         "test_tuned": {"delta": 3.5, "errors": 109, "share_right": 0.986},
     }
     assert told(finished(seeds=(0,), study=study))[1:] == [
-        "kd seed 0, classes [3]: 206 errors, 86.8 % of them right; bias +3.4 (chosen on validation): 110 errors, "
+        "kd seed 0, classes [3]: 206 errors, 86.8 % of them correct; bias +3.4 (chosen on validation): 110 errors, "
         "98.5 % right; bias +3.5 (tuned on test, as the paper did): 109 errors, 98.6 % right"
     ]
 
@@ -284,5 +284,5 @@ def test_a_stage_is_named_where_it_is_not_the_methods_own():
 
 def test_a_loss_is_told_as_more_errors():
     assert told(finished(seeds=(0,), errors=(1, 3, 7))) == [
-        "kd: 4.0 more errors than alone (one pair, so no deviation)"
+        "kd: 4.0 more errors than alone (one pair, so no standard error)"
     ]

@@ -178,7 +178,7 @@ def changed(place, old, new, **where):
 
 def test_a_name_in_a_zip_file_that_is_said_to_be_utf_8_and_is_not_is_refused(tmp_path):
     path = changed(zipped(tmp_path / "set.zip", [("cat/ä.png", b"")]), "ä".encode(), b"\xff\xfe")
-    refused(path, "set.zip is neither a folder nor a sound zip file")
+    refused(path, "set.zip is neither a folder nor a valid zip file")
 
 
 def test_an_encrypted_entry_is_refused(tmp_path):

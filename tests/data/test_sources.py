@@ -456,7 +456,7 @@ def test_a_folder_that_is_not_right_is_refused_by_name(place, files, message, tm
 
 def test_a_file_that_is_no_zip_file_is_refused(tmp_path):
     (tmp_path / "set.zip").write_bytes(b"nonsense")
-    with pytest.raises(LimbeckError, match=r"set.zip is neither a folder nor a sound zip file: File is not a zip file"):
+    with pytest.raises(LimbeckError, match=r"set.zip is neither a folder nor a valid zip file: File is not a zip file"):
         load("folder", path=tmp_path / "set.zip")
 
 

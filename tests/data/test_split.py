@@ -368,7 +368,7 @@ def test_arrays_says_which_classes_have_no_training_sample():
 def test_arrays_says_where_each_split_came_from():
     values, labels = numpy.zeros((40, 2)), [0, 1] * 20
     assert arrays(values, labels, seed=4, validation=5).origins == {
-        "train": "what is left of what is given",
+        "train": "the remaining given samples",
         "validation": "5 samples of train, evenly over the classes, seed 4",
         "test": "20 % split off what is given, evenly over the classes, seed 4",
     }

@@ -115,7 +115,7 @@ def test_a_network_for_inputs_on_another_scale_is_refused(tmp_path, block):
     saved(tmp_path / "net.safetensors")
     nearly = replace(data(), mean=(data().mean[0] + 0.05 * data().std[0],))
     assert restored(str(tmp_path / "net.safetensors"), block, nearly)
-    with pytest.raises(LimbeckError, match=r"normalised by mean .* set data.normalise as in that training"):
+    with pytest.raises(LimbeckError, match=r"normalised by mean .* set data.normalise to match the file"):
         restored(str(tmp_path / "net.safetensors"), block, replace(data(), mean=(0.5,)))
     with pytest.raises(LimbeckError, match="trained on inputs normalised by mean"):
         restored(str(tmp_path / "net.safetensors"), block, replace(data(), std=(0.2,)))

@@ -457,7 +457,7 @@ def test_a_transformer_can_teach_a_network_with_maps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 0.0, "beta": 0.0}, "alpha and beta are both 0: that is the method alone"),
+        ({"alpha": 0.0, "beta": 0.0}, "alpha and beta are both 0, so the teacher has no effect: use the method alone"),
         ({"alpha": -1.0}, "alpha is -1.0: it must be at least 0"),
         ({"beta": float("nan")}, "beta is nan: it must be at least 0"),
         ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),

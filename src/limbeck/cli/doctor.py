@@ -23,7 +23,7 @@ def doctor() -> None:
         precision, reason = pick_precision(device, "auto")
         try:
             root = data_root(None)
-            data = f"{root} ({'is there' if root.is_dir() else 'not there yet'})"
+            data = f"{root} ({'exists' if root.is_dir() else 'does not exist'})"
         except LimbeckError as error:
             data = str(error)
         rows = {
@@ -35,7 +35,7 @@ def doctor() -> None:
             "device": f"{device.type} {', '.join(found['gpus'])}".strip(),
             "precision": f"{'bfloat16' if precision == 'bf16' else '32 bits'} ({reason})",
             "data": data,
-            "commit": found["commit"] or "installed without one",
+            "commit": found["commit"] or "unknown",
         }
         table = Table("", "", show_header=False)
         for key, value in rows.items():

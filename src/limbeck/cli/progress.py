@@ -272,11 +272,11 @@ def _epoch(event: Trained, losses: str) -> str:
 def _estimated(event: StoreEstimate) -> str:
     size, free = decimal(event.bytes), decimal(event.free)
     took = "under a second" if event.seconds < 1 else f"about {timedelta(seconds=round(event.seconds))}"
-    return f"{event.job}: storing its outputs takes about {size} ({free} are free) and {took}"
+    return f"{event.job}: the store of its outputs will take about {size} ({free} free); building it takes {took}"
 
 
 def _verified(event: StoreVerified) -> str:
     return (
         f"{event.job}: {event.rows} random rows of {event.folder} match the teacher's outputs "
-        f"(the largest deviation is {event.deviation:.2g}, allowed are {event.allowed:.2g})"
+        f"(largest difference {event.deviation:.2g}, allowed {event.allowed:.2g})"
     )

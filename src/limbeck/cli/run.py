@@ -18,7 +18,7 @@ def demo(
 ) -> None:
     """Run a distillation on handwritten digits, in half a minute.
 
-    Trains a teacher, then for 3 seeds a student without and with distillation, and prints a table.
+    Trains a teacher, then for 3 seeds a student without and with the teacher, and prints a table.
     """
     with reporting(shlex.join(["limbeck", "run", "digits_kd", "--set", "name=demo", "--out", str(out), "--resume"])):
         from limbeck.recipe.bundled import bundled
@@ -47,7 +47,7 @@ def run(
 ) -> None:
     """Run a recipe.
 
-    Trains the teacher, and for each seed the student without and with distillation.
+    Trains the teacher if the recipe says so, then for each seed the student without and with the teacher.
     """
     asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke)
     with reporting(asked.again("run")):

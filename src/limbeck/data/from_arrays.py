@@ -52,7 +52,7 @@ def arrays(
         highest = _highest(samples)
         _check_number(highest, len(samples), classes)
         samples, held_out = split_off(test, samples, seed)
-        origins["test"] = f"{in_words(test)} split off what is given, evenly over the classes, seed {seed}"
+        origins["test"] = f"{in_words(test)} of the given samples, evenly over the classes, seed {seed}"
     else:
         held_out = _samples(*test_set, classes)
         highest = max(_highest(samples), _highest(held_out))
@@ -60,7 +60,7 @@ def arrays(
     rest, part = split_off(validation, samples, seed)
     _check_number(highest, len(rest), classes)
     if test_set is None or len(part):
-        origins["train"] = "what is left of what is given"
+        origins["train"] = "the remaining given samples"
     names = tuple(classes) if classes is not None else tuple(str(number) for number in range(highest + 1))
     return build(train=rest, validation=part, test=held_out, classes=names, normalise=normalise, origins=origins)
 

@@ -34,7 +34,7 @@ class Images:
     channels: int = 3  # 3 (RGB), or 1 if all images are grey
     workers: int = 0  # processes that decode for `Batches`; 0: only this one
     transform: str | None = None  # of the training views, see `limbeck.data.transforms`
-    exif_orientation: bool = True  # whether images are turned as their EXIF data says
+    exif_orientation: bool = True  # whether images are rotated or flipped according to their EXIF orientation
     code: bytes = b""  # of the transform's file; read at once, because the file may change later
 
     dtype: ClassVar[torch.dtype] = torch.uint8

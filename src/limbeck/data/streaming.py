@@ -121,7 +121,7 @@ class Stream:
         finally:
             if workers and ahead is not None:
                 ahead._shutdown_workers()  # by default they end with the last reference, which a traceback may hold
-        raise LimbeckError(f"a process that decodes images failed: {died}; workers: 0 needs no other process")
+        raise LimbeckError(f"a process that decodes images failed: {died}; workers: 0 decodes in the main process")
 
     def _wanted(self, order: Tensor, view: int | None) -> Iterator[Wanted]:
         for index in torch.split(order, batch_sizes(len(order), self._batch_size)):

@@ -135,7 +135,7 @@ def _walk(top: Path) -> Listing:
             else:
                 visits[which] += 1
                 if which[0] in system:
-                    raise LimbeckError(f"{name} in {top} leads to files of the operating system: not allowed")
+                    raise LimbeckError(f"{name} in {top} links to files of the operating system, which is not allowed")
                 _check_way(top, name, visits[which])
                 names.append(name + "/")
                 waiting.append((name + "/", around | {which}))

@@ -48,7 +48,7 @@ def unwrapped(name: str, network: nn.Module) -> tuple[nn.Module, list[str]]:
         LimbeckError: the network is distributed over processes, or has no weights yet.
     """
     inside = dict(network.named_children()).get("_orig_mod", network)
-    notes = [f"the {name} is compiled by torch.compile: the network inside it is used, which is the same"]
+    notes = [f"the {name} is compiled by torch.compile: the network inside it is used, which has the same weights"]
     for layer, module in inside.named_modules():
         for kind in {one.__name__ for one in type(module).__mro__} & _FOREIGN.keys():
             raise LimbeckError(f"the {name}{layer and f'.{layer}'} is a {kind}: {_FOREIGN[kind]}")
@@ -70,7 +70,7 @@ def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[st
     told = []
     for one, other in combinations(networks, 2):
         if networks[one] is networks[other]:
-            raise LimbeckError(f"{one} and {other} are one and the same module: give each its own")
+            raise LimbeckError(f"{one} and {other} are the same module: pass two modules")
         both = [(*parts[one][key], parts[other][key][0]) for key in parts[one] if key in parts[other]]
         outer = {place for place, _, _ in both}
         tops = [part for part in dict.fromkeys(both) if not any(_within(part[0], place) for place in outer)]
@@ -80,7 +80,7 @@ def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[st
             ]
             listed = ", ".join(f"{place} ({kind}) is {there}" for place, kind, there in named[:4])
             more = f" and {len(tops) - 4} more" if len(tops) > 4 else ""
-            told.append(f"the {one} and the {other} share parts of themselves: {listed}{more}")
+            told.append(f"the {one} and the {other} share layers: {listed}{more}")
     if told and "shared" not in allow:
         raise LimbeckError(
             f"{'; '.join(told)}. A part that is frozen in one network would not learn in the other: give each its own "
@@ -120,14 +120,14 @@ def check_teacher(
     try:
         check_finite(logits, name="teacher", split=which, files=split.names)
     except LimbeckError as error:
-        refuse("not_finite", str(error), "Such samples would destroy the student: fix the network")
+        refuse("not_finite", str(error), "They would make the loss of the student NaN: fix the network")
     logits, targets = logits[finite], split.targets[finite]
     if not len(logits):
         return notes
     if _are_probabilities(logits):
         refuse(
             "probabilities",
-            "the teacher returns probabilities, as each row lies in [0, 1] and sums to 1, but logits are needed",
+            "the teacher returns probabilities (each row is in [0, 1] and sums to 1), but logits are needed",
             "Remove the softmax at its end, or declare it: in a recipe teacher: {output: probabilities}, "
             'in Python teacher_output="probabilities"',
         )
@@ -148,7 +148,7 @@ def check_teacher(
 
 
 def _or_allow(key: str) -> str:
-    return f"; or allow it: --allow {key}, in a recipe allow: [{key}], in Python allow=({key!r},)"
+    return f"; or turn this check off: --allow {key}, in a recipe allow: [{key}], in Python allow=({key!r},)"
 
 
 def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:
@@ -233,13 +233,13 @@ def _permuted(order: list[int], logits: Tensor, targets: Tensor, classes: tuple[
     predicted = logits.argmax(dim=1)
     right, fitting = (int((one == targets).sum()) / len(targets) for one in (predicted, torch.tensor(order)[predicted]))
     moved = [place for place, meant in enumerate(order) if place != meant]
-    pairs = ", ".join(f"its class {place} is the data's {classes[order[place]]!r}" for place in moved[:4])
+    pairs = ", ".join(f"its output {place} is the data's class {classes[order[place]]!r}" for place in moved[:4])
     more = f" and {len(moved) - 4} more" if len(moved) > 4 else ""
     places = [order.index(place) for place in range(len(order))]
     return (
-        f"the teacher's outputs are in another order than the data's classes: {pairs}{more}; in this order {right:.1%} "
-        f"of {len(targets)} validation samples are right, in the data's order {fitting:.1%}",
-        "Put them in that order" + _wrapper("Reordered", f"self.network(inputs)[:, {places}]"),
+        f"the teacher's outputs are in another order than the data's classes: {pairs}{more}; its accuracy "
+        f"on {len(targets)} validation samples is {right:.1%} in this order and {fitting:.1%} in the data's order",
+        "Reorder its outputs" + _wrapper("Reordered", f"self.network(inputs)[:, {places}]"),
     )
 
 
@@ -256,10 +256,10 @@ def _against_chance(
     above = _at_least(hits, count, chance) < UNSURE
     weak = 1 - _at_least(hits + 1, count, (1 + chance) / 2) < UNSURE  # even an accuracy halfway to 1 would have shown
     if below or (not above and weak and count >= SAMPLES_PER_CLASS * classes):
-        how = "less often right" if below else "no more often right"
+        how = "lower" if below else "no higher"
         refuse(
             "chance",
-            f"the teacher is {how} than by chance: {hits / count:.1%} of {count} validation samples, where chance is "
+            f"the accuracy of the teacher is {how} than chance: {hits / count:.1%} of {count} validation samples; chance is "
             f"{chance:.1%}",
             "Most likely it was trained on inputs with another normalisation (data.normalise), another "
             "range of values ([0, 1] or 0 to 255) or another size; or its classes are in another order; or these are "
@@ -268,7 +268,7 @@ def _against_chance(
             + _wrapper("Normalised", "self.network((inputs * std + mean - its_mean) / its_std)"),
         )
     elif not above:
-        told = f"{hits} are right, {chance * count:.1f} are expected by chance"
+        told = f"{hits} are classified correctly, {chance * count:.1f} are expected by chance"
         return [f"{count} validation samples are too few to tell whether the teacher is better than chance: {told}"]
     return []
 
@@ -279,7 +279,7 @@ def _wrapper(name: str, expression: str) -> str:
         f" in a module around it:\n\n    class {name}(torch.nn.Module):\n"
         "        def __init__(self, network): super().__init__(); self.network = network\n"
         f"        def forward(self, inputs): return {expression}\n\n"
-        f"and take {name}(network)"
+        f"and pass {name}(network)"
     )
 
 

@@ -51,7 +51,7 @@ class EpochLog:
         kept = lines[: known["lines"]]
         if _summary(kept) != known:
             raise LimbeckError(
-                f"{self.path} is damaged or was edited: the epochs of {job} are not as they were written. Delete "
+                f"{self.path} is damaged or was edited: the lines of {job} have changed. Delete "
                 "the file to continue without the log of the epochs so far"
             )
         self._drop(job, after=len(kept))
@@ -96,8 +96,8 @@ class EpochLog:
             job = None
         if not isinstance(job, str):
             raise LimbeckError(
-                f"{self.path} is damaged: line {number} is not of an epoch. Delete the file to continue without the "
-                "log of the epochs so far"
+                f"{self.path} is damaged: line {number} does not describe an epoch. Delete the file to continue "
+                "without the log of the epochs so far"
             )
         return job
 

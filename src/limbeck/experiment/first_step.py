@@ -142,7 +142,7 @@ def _culprit(stage: Stage, networks: Networks, batch: Batch) -> str:
                 return f"the {name} does not run {mode} on one sample, but on two: use a batch_size of 2 or more"
             return f"the {name} does not run {mode}"
         if learns and isinstance(output, Tensor) and not output.requires_grad and Tap(name) in stage.reads:
-            return f"the output of the {name} has no gradient, as under no_grad or inference_mode in its forward"
+            return f"the output of the {name} has no gradient: its forward may use no_grad or inference_mode"
     return ""
 
 
@@ -178,13 +178,13 @@ def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: 
     except Exception as error:  # as above, and the state may hold anything
         if learns:
             raise LimbeckError(f"the {name}'s state cannot be saved to a file: {_said(error)}") from error
-        notes.append(f"the {name}'s state cannot be saved to a file, so the size of one is not measured")
+        notes.append(f"the {name}'s state cannot be saved to a file, so its file size is not measured")
     try:
         predict(network, [replace(batch, inputs=batch.inputs[:1])], name=name)
     except Exception as error:  # as above
         if single:
             raise LimbeckError(
-                f"the {name} cannot be evaluated on one sample, as many as the last batch of the {single} split has: "
+                f"the {name} cannot be evaluated on one sample, the size of the last batch of the {single} split: "
                 f"{_said(error)}"
             ) from error
         if isinstance(_tried(network, batch.inputs[:1], learns=False), Exception):

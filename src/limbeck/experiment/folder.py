@@ -129,7 +129,7 @@ class RunFolder:
             return None
         if found.recipe != self._recipe_hash:
             raise LimbeckError(
-                f"{folder / RESULT} is of a run of another recipe: delete {folder}, and {name} is trained again"
+                f"{folder / RESULT} belongs to a run of another recipe: delete {folder} to train {name} again"
             )
         if not self._log.check(name, found.log):
             self.notes.append(f"{self._log.path} has lost the epochs of {name}")
@@ -160,7 +160,7 @@ class RunFolder:
         path = self.path / name / file
         record = self._files.get(name, {}).get(file)
         if record is None or not holds(path, record):
-            raise LimbeckError(f"{path} is missing or damaged: delete {path.parent}, and {name} is trained again")
+            raise LimbeckError(f"{path} is missing or damaged: delete {path.parent} to train {name} again")
         return path
 
     def state(
@@ -174,7 +174,7 @@ class RunFolder:
             LimbeckError: the checkpoint or a file that belongs to it is damaged, or is of another training.
         """
         self._trained = True
-        held, again = self._state, f"delete {self._checkpoint} to train {name} again from its beginning"
+        held, again = self._state, f"delete {self._checkpoint} to train {name} again from the first epoch"
         if held is None or held["job"] != name:
             if self._log.of(name):
                 self.notes.append(f"{name} was started, but has neither a result nor a checkpoint: it is trained again")
@@ -292,7 +292,7 @@ class RunFolder:
         try:
             state = checkpoint.load(self._checkpoint)
         except LimbeckError as error:
-            raise LimbeckError(f"{error}: delete it, and its network is trained again from its beginning") from error
+            raise LimbeckError(f"{error}: delete it to train its network again from the first epoch") from error
         kinds = {"job": str, "files": dict, "log": dict, "recipe": str, "train": dict}
         typed = state.keys() == kinds.keys() and all(isinstance(state[key], kind) for key, kind in kinds.items())
         if not (typed and are_records(state["files"]) and is_summary(state["log"])):
@@ -301,7 +301,7 @@ class RunFolder:
             )
         if state["recipe"] != self._recipe_hash:
             raise LimbeckError(
-                f"{self._checkpoint} is of a run of another recipe: delete it to train {state['job']} again"
+                f"{self._checkpoint} belongs to a run of another recipe: delete it to train {state['job']} again"
             )
         return state
 

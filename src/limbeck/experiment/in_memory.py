@@ -34,7 +34,7 @@ class InMemory:
 
     def weights(self, name: str, file: str) -> Path:
         """There are none: networks that are given are not trained again from a file."""
-        raise LimbeckError(f"the weights of {name} are not kept: give a run folder")
+        raise LimbeckError(f"the weights of {name} are not stored: pass a run folder")
 
     def state(self, name: str, check: Callable[[Mapping[str, Any]], None]) -> None:
         """Nothing is resumed."""

@@ -125,11 +125,13 @@ def check_use(recipe: Recipe, stages: Sequence[Stage], others: Collection[str]) 
     if idle:
         raise LimbeckError(f"networks: {name} does not use {', '.join(idle)}")
     if recipe.teacher is not None and recipe.teacher.untrained and not teaches(stages):
-        raise LimbeckError(f"teacher: {name} does not train its teacher: give it train: or weights:")
+        raise LimbeckError(f"{name} does not train the teacher: write train: or weights: in the teacher block")
     if recipe.share_first_stage and len(stages) < 2:
         raise LimbeckError(f"share_first_stage: {name} has one stage, so there is nothing to share")
     if recipe.share_first_stage and stages[0].learns != ("student",):
-        raise LimbeckError(f"share_first_stage: in {name}'s first stage {', '.join(stages[0].learns)} learns")
+        raise LimbeckError(
+            f"share_first_stage: the first stage of {name} trains {', '.join(stages[0].learns)}, not the student"
+        )
 
 
 def ensemble(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
@@ -181,7 +183,7 @@ def find_weights(path: str) -> Path:
     if place.is_dir():
         found = [place / name for name in IN_FOLDERS if (place / name).is_file()]
         if not found:
-            raise LimbeckError(f"the folder {place} holds no {', no '.join(IN_FOLDERS)}")
+            raise LimbeckError(f"the folder {place} contains none of {', '.join(IN_FOLDERS)}")
         return found[0]
     return place
 
@@ -200,5 +202,5 @@ def _check_use(file: Path, spec: NetworkSpec | None, data: Data) -> None:
     if any(abs(m - n) > 0.1 * s or abs(s - t) > 0.1 * s for m, s, n, t in scales):
         raise LimbeckError(
             f"{file} was trained on inputs normalised by mean {spec.mean} and deviation {spec.std}, but this data by "
-            f"{data.mean} and {data.std}: set data.normalise as in that training"
+            f"{data.mean} and {data.std}: set data.normalise to match the file"
         )

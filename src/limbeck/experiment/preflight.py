@@ -80,7 +80,7 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
             notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
         rest = [f"student.{part}" if part else "student" for part in frozen_parts(student)]
         if rest:
-            notes.append(f"frozen, and left unchanged: {', '.join(rest)}")
+            notes.append(f"not trained, because requires_grad is False: {', '.join(rest)}")
         costs = {name: macs(network, data.shape) or 0 for name, network in networks.items()}
     picked = {"device": engine.device.type, "precision": engine.precision, "compile": engine.compile, "cache": cache}
     return Preflight(

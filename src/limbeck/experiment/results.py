@@ -113,12 +113,12 @@ def read(folder: Path) -> RunResult:
     """
     values = read_values(folder)
     if values is None:
-        raise LimbeckError(f"{folder} holds no {RESULT}: no run has finished there")
+        raise LimbeckError(f"{folder} contains no {RESULT}: it has no finished run")
     values.pop("recipe", None)
     try:
         return from_json(RunResult, values)
     except LimbeckError as error:
-        raise LimbeckError(f"{folder / RESULT} is no result of a run: {error}") from error
+        raise LimbeckError(f"{folder / RESULT} is not the result of a run: {error}") from error
 
 
 def read_values(folder: Path) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Net
         LimbeckError: the state does not fit; the message says what differs.
     """
     if not isinstance(state, Mapping) or state.keys() != {"stage", "epoch", "modules", "optimizer", "generators"}:
-        raise LimbeckError("it does not hold the state of a training")
+        raise LimbeckError("it does not contain the state of a training")
     position, epoch = state["stage"], state["epoch"]
     if type(position) is not int or not 0 <= position < len(stages):
         raise LimbeckError(f"its stage is {position!r}: allowed are 0 to {len(stages) - 1}")
@@ -87,7 +87,7 @@ def _compare(what: str, found: Any, expected: Mapping[str, Any]) -> None:
             raise LimbeckError(f"{what} {'lack' if name in expected else 'hold'} {name!r}")
         one, other = _form(found[name]), _form(expected[name])
         if one != other:
-            raise LimbeckError(f"{what}: {name!r} is {one}, needed is {other}")
+            raise LimbeckError(f"{what}: {name!r} is {one}, expected {other}")
 
 
 def _form(value: Any) -> str:

@@ -94,7 +94,9 @@ class Experiment:
         self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
-                raise LimbeckError(f"the {name} split has no sample of shift_bias: {list(recipe.evaluate.shift_bias)}")
+                raise LimbeckError(
+                    f"the {name} split has no samples of the classes in shift_bias:  {list(recipe.evaluate.shift_bias)}"
+                )
         known = resolved(self.recipe, path) if resume else self.recipe
         found = preflight(known, self.data, self.factory, path, self._own)
         self.recipe, self.engine, self.macs = found.recipe, found.engine, found.macs
@@ -146,7 +148,7 @@ class Experiment:
             LimbeckError: it is not over.
         """
         if self._result is None:
-            raise LimbeckError("the run is not over: iterate over `run` to its end first")
+            raise LimbeckError("the run is not finished: iterate over `run` to the end")
         return self._result
 
     def run(self, track: Track = lambda job, epochs, batches: batches) -> Generator[Event, None, None]:

@@ -51,7 +51,7 @@ def read_network(folder: Path, name: str, *, trained_as: str | None = None) -> N
     Raises:
         LimbeckError: a file is damaged or missing, or belongs to another network.
     """
-    file, again = folder / RESULT, f"delete {folder}, and {name} is trained again"
+    file, again = folder / RESULT, f"delete {folder} to train {name} again"
     try:
         values = read_sealed(file)
     except LimbeckError as error:
@@ -62,11 +62,11 @@ def read_network(folder: Path, name: str, *, trained_as: str | None = None) -> N
     try:
         result = from_json(NetworkResult, values)
     except LimbeckError as error:
-        raise LimbeckError(f"{file} holds no figures of a network ({error}): {again}") from error
+        raise LimbeckError(f"{file} contains no results of a network ({error}): {again}") from error
     if not (are_records(held["files"]) and is_summary(held["log"]) and result.weights_sha256):
-        raise LimbeckError(f"{file} holds no figures of a network: {again}")
+        raise LimbeckError(f"{file} contains no results of a network: {again}")
     if result.name != name:
-        raise LimbeckError(f"{file} is of {result.name}, not of {name}: move it back, or {again}")
+        raise LimbeckError(f"{file} belongs to {result.name}, not to {name}: move it back, or {again}")
     for weights, record in held["files"].items():
         if not holds(folder / weights, record):
             raise LimbeckError(f"{folder / weights} is missing, damaged or not the file that was written: {again}")

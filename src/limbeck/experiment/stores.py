@@ -44,7 +44,7 @@ def compare_stores(experiment: Experiment) -> Iterator[Event]:
         names = members_of(experiment.recipe, block, seed)
         if block.train is not None and any(experiment.folder.result(str(name)) is None for name in names):
             raise LimbeckError(
-                f"{job}, whose outputs are stored, was not trained in {run}: name its run folder by --out"
+                f"{job}, whose outputs are stored, was not trained in {run}: name its run folder with --out"
             )
         teacher = yield from experiment.teacher(block, seed, lambda job, epochs, batches: batches)
         taps, training = teacher_taps(experiment.reading(seed, teacher)), experiment.workspace.training

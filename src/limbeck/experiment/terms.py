@@ -54,7 +54,7 @@ def _of_term(term: Term, reads: Sequence[Tensor], weights: Sequence[Tensor]) -> 
     own = [one for one in term.loss.parameters() if one.requires_grad] if isinstance(term.loss, nn.Module) else []
     learnt = [one for one in reads if one.requires_grad]
     if not learnt and not own:
-        return "reads nothing that learns, so it has no effect"
+        return "does not depend on any trained parameter, so it has no effect"
     found = term.loss(*[one.detach() for one in reads]).item()
     if not math.isfinite(found):
         return f"has a loss of {found} on the first batch"
@@ -64,9 +64,10 @@ def _of_term(term: Term, reads: Sequence[Tensor], weights: Sequence[Tensor]) -> 
     gradients = _gradients(value, [*leaves, *own])
     largest = max(1.0, abs(value.item()))
     if _size(gradients, [*leaves, *own]) <= _NONE * largest:
-        return f"has no gradient on the first batch: nothing that learns changes its loss, which is {value.item():.3g}"
+        loss = f"its loss, {value.item():.3g}, does not depend on any trained parameter"
+        return f"has no gradient on the first batch: {loss}"
     if not _size(gradients[len(leaves) :], own) and not _reaches(learnt, gradients[: len(leaves)], weights):
-        return "has a gradient that reaches no weight on the first batch: the tensors that it reads depend on none"
+        return "has no gradient for any weight on the first batch: the tensors that it reads do not depend on a weight"
     return f"has a loss below 0 on the first batch, {found:.3g}: a distance cannot be negative" * (found < 0)
 
 

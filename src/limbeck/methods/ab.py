@@ -31,10 +31,11 @@ def boundary_loss(
     weight: float = 1.0,
     average: Literal["batch", "sum"] = "batch",
 ) -> Tensor:
-    """Squared distance of the student from the margin on the teacher's side of zero (the paper's alternative loss).
+    """Squared distance between the student's value and the margin with the sign of the teacher's value.
 
-    With s and t the same neuron of both networks before the activation: (m + s)² where t <= 0 and s > -m, (m - s)²
-    where t > 0 and s <= m, else 0. The values are summed over channels and positions. No gradient flows to the teacher.
+    This is the paper's alternative loss. With s and t the same neuron of both networks before the activation:
+    (m + s)² where t <= 0 and s > -m, (m - s)² where t > 0 and s <= m, else 0. The values are summed over channels and
+    positions. No gradient flows to the teacher.
 
     Args:
         student: maps (N, C, H, W) before the activation and after the connector.
@@ -63,7 +64,7 @@ def ab(
     student_layers: tuple[str, ...] = (),
     teacher_layers: tuple[str, ...] = (),
 ) -> tuple[Stage, ...]:
-    """Activation boundaries: the student first learns which neurons are active, then the task.
+    """Activation boundaries: the student first learns which neurons of the teacher are active, then the task.
 
     A connector, a 1x1 convolution and a BatchNorm, is added where the channels differ, as in the authors' code. The
     weight 3/1000, the factor 2 per layer and the mean over the batch are those of the authors' script; the paper gives
@@ -73,7 +74,7 @@ def ab(
         setup: epochs, optimizer and schedule of each of the two stages.
         boundary: weight of the first stage's loss.
         boundary_epochs: epochs of the first stage; the default is the recipe's.
-        margin: m, the distance from zero that the student is to keep.
+        margin: m, the distance from zero that the student's values should have.
         layer_factor: f; the l-th of L layers has the weight f^(l - L). 2 is that of the authors' script
             (bhheo/AB_distillation, cifar10_AB_distillation.py, a7701d3); the paper's formula has no factor, which is 1.
         average: "batch" is the mean over the batch; "sum" is the sum of the paper's formula.

@@ -59,7 +59,7 @@ def at(
     student_layers: tuple[str, ...] = (),
     teacher_layers: tuple[str, ...] = (),
 ) -> tuple[Stage, ...]:
-    """Attention transfer: the student's activations are strong at the positions where the teacher's are.
+    """Attention transfer: the student's spatial attention maps match the teacher's.
 
     The activation-based form of the paper: cross-entropy, plus the attention term summed over the output maps of the
     sections (the paper's groups). The presets are the settings of the authors' code, without and with soft targets.

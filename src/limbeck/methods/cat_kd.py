@@ -77,11 +77,11 @@ def cat_kd(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Class attention transfer: the student sees each class at the positions where the teacher does.
+    """Class attention transfer: the student's class activation maps match the teacher's.
 
     The default weight corresponds to the default of 400 in the authors' code, which also averages over the R² = 4
-    positions (``average: elements``). The authors' weights for single pairs lie between 0.7 and 400, often with
-    ``normalise: false``, so the weight needs tuning.
+    positions (``average: elements``). The authors use weights from 0.7 to 400 for different pairs of networks, often
+    with ``normalise: false``, so the weight needs tuning.
 
     Args:
         setup: epochs, optimizer, schedule, shapes and the networks' outlines.

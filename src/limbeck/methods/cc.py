@@ -26,7 +26,7 @@ def correlation_loss(student: Tensor, teacher: Tensor, *, gamma: float = 0.4, or
     Args:
         student: features (N, ...), flattened to one vector per sample.
         teacher: features (N, ...).
-        gamma: of the kernel exp(-gamma ||x_i - x_j||²), above 0.
+        gamma: parameter of the kernel exp(-gamma ||x_i - x_j||²), above 0.
         order: P, at least 1.
     """
     student, teacher = (_kernel(unit(features.flatten(1)), gamma, order) for features in (student, teacher.detach()))

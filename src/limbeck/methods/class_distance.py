@@ -1,4 +1,4 @@
-"""Class distance: a teacher with dense clusters of classes, and a student that regresses its features."""
+"""Class distance: the teacher learns features in a dense cluster for each class, and the student regresses them."""
 
 from dataclasses import replace
 from typing import Literal
@@ -139,7 +139,7 @@ def class_distance(
     teacher_epochs: int | None = None,
     adapter: Literal["none", "linear"] = "none",
 ) -> tuple[Stage, ...]:
-    """A teacher whose classes form dense clusters, and a student that regresses the teacher's feature.
+    """The teacher learns features that form a dense cluster for each class, and the student regresses them.
 
     In the first stage the *teacher* is trained with cross-entropy + lambda * (squared distance to the centre of the
     sample's class - capped squared distance to the centre of another class). The second stage is `mimic`: the student
@@ -161,7 +161,7 @@ def class_distance(
         momentum: the decay of the moving centres ("ema").
         warmup_epochs: epochs of the first stage with cross-entropy only, because the centres of a random network are
             meaningless; at most all epochs but the last.
-        teacher_epochs: epochs of the first stage; the default is the recipe's. 0 leaves the stage out.
+        teacher_epochs: epochs of the first stage; the default is the recipe's. 0 skips the stage.
         adapter: see `mimic`.
 
     Raises:

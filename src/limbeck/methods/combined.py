@@ -29,21 +29,23 @@ def combined(setup: Setup, parts: Sequence[Callable[[Setup], tuple[Stage, ...]]]
     lasts = [stages[-1] for stages in made]
     names = " and ".join(stage.name for stage in lasts)
     if len({stage.optimizer for stage in lasts}) > 1 or len({stage.schedule for stage in lasts}) > 1:
-        raise LimbeckError(f"{names} cannot be one stage: one of them changes the learning rates")
+        raise LimbeckError(f"{names} cannot be combined in one stage: one of them changes the learning rates")
     for what in ("learns", "epochs"):
         values = [getattr(stage, what) for stage in lasts]
         if len(set(values)) > 1:
             listed = ", ".join(f"{stage.name}: {value}" for stage, value in zip(lasts, values, strict=True))
-            raise LimbeckError(f"{names} cannot be one stage: their {what} differ ({listed})")
+            raise LimbeckError(f"{names} cannot be combined in one stage: their {what} differ ({listed})")
     ending = [stage.name for stage in lasts if stage.finish is not None]
     if ending and len(lasts) > 1:
         raise LimbeckError(
-            f"{names} cannot be one stage: {' and '.join(ending)} replaces the student's classifier at its end, and "
-            "the other method's training of the classifier would be lost"
+            f"{names} cannot be combined in one stage: {' and '.join(ending)} replaces the student's classifier at "
+            "its end, and the other method's training of the classifier would be lost"
         )
     preparing = [stage.prepare for stage in lasts if stage.prepare is not None]
     if len(preparing) > 1:
-        raise LimbeckError(f"{names} cannot be one stage: both have to prepare each epoch")
+        raise LimbeckError(
+            f"{names} cannot be combined in one stage: both need a pass over the training set before each epoch"
+        )
     united = replace(
         lasts[0],
         name="+".join(stage.name for stage in lasts),

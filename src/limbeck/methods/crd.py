@@ -173,10 +173,11 @@ def crd(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Contrastive representation distillation: a sample's features in both networks agree more than those of others.
+    """Contrastive representation distillation: the embeddings of a sample in both networks are similar.
 
-    The defaults are the paper's for CIFAR-100; its "CRD + KD" is ``soft: 1``. The loss keeps two memories with
-    ``embedding`` numbers for each training sample; `crd_in_batch` needs no memory.
+    The embeddings of different samples are different. The defaults are the paper's for CIFAR-100; its
+    "CRD + KD" is ``soft: 1``. The loss keeps two memories with ``embedding`` numbers for each training sample;
+    `crd_in_batch` needs no memory.
 
     Args:
         setup: epochs, optimizer, schedule, shapes and the training set's labels.

@@ -181,7 +181,7 @@ def fitnets(
     anneal_until: int = 400,
     init: Literal["paper", "modern"] = "modern",
 ) -> tuple[Stage, ...]:
-    """Hints: the student's lower layers first regress a middle layer of the teacher, then the whole student learns.
+    """Hints: the student's lower layers first regress a middle layer of the teacher; then the whole student is trained.
 
     Stage ``hint`` trains the guided layers and the regressor *together* (Algorithm 1); the regressor is then dropped.
     Stage ``kd`` trains the whole student with H(y, P_S) + lambda * H(P_T, P_S) at temperature tau, without tau^2
@@ -203,7 +203,7 @@ def fitnets(
             an activation (the maps of a wide ResNet, a transformer's tokens), otherwise "relu".
         pieces: pieces of "maxout" where "auto" does not find them.
         average: mean of the hint's squared distance: "batch" as published, "code" as in the authors' code, "elements".
-        hint_epochs: epochs of the first stage; the default is the recipe's. 0 leaves the stage out.
+        hint_epochs: epochs of the first stage; the default is the recipe's. 0 skips the stage.
         hint_rate: factor on the learning rate in the first stage.
         guided_rate: factor on the learning rate of the guided layers in the second stage (the code's ``lr_scale``).
         conv_rate: factor on the learning rate of the student's convolutions in both stages; the authors use 0.05.
@@ -220,8 +220,8 @@ def fitnets(
             leaves the networks as they were built.
 
     Raises:
-        LimbeckError: the regressor cannot map the guided layer's shape to the hint's, or would be huge; an option is
-            out of range.
+        LimbeckError: the regressor cannot map the guided layer's shape to the hint's, or would have more than 2**25
+            weights; an option is out of range.
     """
     hinting = stage_epochs(setup, "hint_epochs", hint_epochs, least=0)
     numbers = {"hint_rate": hint_rate, "guided_rate": guided_rate, "conv_rate": conv_rate}

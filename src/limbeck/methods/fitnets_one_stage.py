@@ -58,8 +58,9 @@ def fitnets_one_stage(
         hint_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: a layer gives neither maps nor vectors nor tokens of a square; the hint has one position and the
-            batch size is 1, so BatchNorm would see one value per channel; the regressor would be huge.
+        LimbeckError: a layer gives neither maps nor vectors nor tokens that form a square; the hint has one position
+            and the batch size is 1, so BatchNorm would see one value per channel; the regressor would have more than
+            2**25 weights.
     """
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
     shapes = setup.shape(student), setup.shape(teacher)

@@ -119,7 +119,7 @@ def fsp(
         pairs: "across" pairs the last map of a section with that of the previous section, or with the stem for the
             first. "in_section" pairs the first and last block of a section; the first section starts at the stem.
         weight: lambda, the weight of every pair; the paper does not give it.
-        fsp_epochs: epochs of the first stage; the default is the recipe's. 0 leaves the stage out, for a student whose
+        fsp_epochs: epochs of the first stage; the default is the recipe's. 0 skips the stage, for a student whose
             ``weights`` are those after the first stage of another run (``after_fsp.safetensors``).
         fsp_rate: factor on the learning rate in the first stage; the paper uses 0.001 instead of 0.1.
         shuffle: permute the teacher's channels with the run's seed, so that students of several seeds learn different

@@ -25,8 +25,8 @@ def selectivity_loss(student: Tensor, teacher: Tensor, *, kernel: Kernel = "poly
     """Squared maximum mean discrepancy between the channels of both networks, each scaled to length 1.
 
     mean k(t, t') + mean k(s, s') - 2 mean k(s, t), where the means are over the pairs of channels of a sample and over
-    N. The authors' code leaves out the constant first part. RepDistiller (distiller_zoo/NST.py, b84f547) is the same
-    as "polynomial". If the sizes differ, the larger map is average-pooled first. No gradient flows to the teacher.
+    N. The authors' code omits the first mean, which is constant. RepDistiller (distiller_zoo/NST.py, b84f547) is the
+    same as "polynomial". If the sizes differ, the larger map is average-pooled first. No gradient flows to the teacher.
 
     Args:
         student: maps (N, C, H, W).

@@ -103,7 +103,7 @@ def ofd(
         soft: weight of the soft targets, see `kd`; the paper has none.
         temperature: T of the soft targets.
         layer_factor: f; the l-th of L layers has the weight f^(l - L). 2 as in the authors' code; the paper has no such
-            factor, which is 1.
+            factor, which corresponds to 1.
         average: "batch" is the mean over the batch; "sum" is the sum.
         student_layers: the layers whose outputs, before the activation, are compared; the default is each section's
             last map.
@@ -136,9 +136,11 @@ def _norms(
 ) -> tuple[str, ...]:
     """The names of the teacher's BatchNorms, one for each map."""
     if teacher_norms and len(teacher_norms) != count:
-        raise LimbeckError(f"teacher_norms names {len(teacher_norms)} layers for {count} maps: name one for each")
+        raise LimbeckError(
+            f"teacher_norms has {len(teacher_norms)} layers for {count} maps: name one BatchNorm layer for each map"
+        )
     if teacher_layers and not teacher_norms:
-        raise LimbeckError("teacher_layers are given without their BatchNorms: name one for each as teacher_norms")
+        raise LimbeckError("teacher_layers needs teacher_norms: name one BatchNorm layer for each map")
     return teacher_norms or tuple(section.norm for section in sections(setup, "teacher", method="ofd")[-count:])
 
 

@@ -40,8 +40,8 @@ def with_classifier(setup: Setup, network: str, *, method: str) -> Outline:
         return setup.outline(network)
     except NoClassifier as error:
         raise LimbeckError(
-            f"{method} needs the linear classifier of the {network}, which has none (an ensemble has none, and neither "
-            "has a head of another kind): use a single network, or a method that reads only outputs, such as kd"
+            f"{method} needs the linear classifier of the {network}, which has none (an ensemble and a network "
+            "with another kind of head have none): use a single network, or a method that reads only outputs, such as kd"
         ) from error
 
 
@@ -98,7 +98,7 @@ def sections(setup: Setup, network: str, *, method: str) -> tuple[Section, ...]:
     found = setup.outline(network).sections
     if not found:
         raise LimbeckError(
-            f"{method} compares maps (C, H, W), and the {network} has none: it gives vectors or tokens only; use a "
+            f"{method} compares maps (C, H, W), but the {network} returns only vectors or tokens; use a "
             "method that needs no maps, such as kd, sp, rkd or srrl"
         )
     return found
@@ -166,7 +166,8 @@ def paired(
     """
     if (student_layers or teacher_layers) and len(student) != len(teacher):
         raise LimbeckError(
-            f"student_layers has {len(student)} layers and teacher_layers {len(teacher)}: name them in pairs"
+            f"student_layers has {len(student)} layers and teacher_layers {len(teacher)}: name the same number of "
+            "layers"
         )
     count = min(len(student), len(teacher))
     return list(zip(student[-count:], teacher[-count:], strict=True))

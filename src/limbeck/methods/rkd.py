@@ -87,7 +87,7 @@ def rkd(
     """Relational distillation: distances and angles between samples match the teacher's.
 
     The published weights, 25 and 50, belong to the mean of the authors' code, which is therefore the default; the
-    formulas of the paper have the sum. A weight of 0 leaves out a term, for RKD-D or RKD-A alone.
+    formulas of the paper have the sum. Set the other weight to 0 for RKD-D or RKD-A alone.
 
     Args:
         setup: epochs, optimizer and schedule. The batch size affects the method.

@@ -118,7 +118,7 @@ def semckd(
 ) -> tuple[Stage, ...]:
     """Semantic calibration: each map of the student learns from all maps of the teacher, weighted by attention.
 
-    All weights are the authors' (README, ebe5db1). Their objective includes soft targets; ``soft: 0`` leaves them out.
+    All weights are the authors' (README, ebe5db1). Their objective includes soft targets; ``soft: 0`` removes them.
 
     Args:
         setup: epochs, optimizer and schedule. The batch size is the length of the embeddings' input; a smaller last

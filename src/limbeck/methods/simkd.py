@@ -1,4 +1,4 @@
-"""SimKD: the student's projected map regresses the teacher's, and the student takes over its classifier."""
+"""SimKD: the student's projected map regresses the teacher's, and the student reuses the teacher's classifier."""
 
 import copy
 from functools import partial
@@ -52,11 +52,11 @@ def simkd(
     average: Average = "elements",
     final_relu: bool | None = None,
 ) -> tuple[Stage, ...]:
-    """SimKD: the student's projected last map regresses the teacher's, and the student takes over its classifier.
+    """SimKD: the student's projected last map regresses the teacher's, and the student reuses the teacher's classifier.
 
     Neither labels nor logits are read. After the last epoch the student receives the projector and a copy of the
-    teacher's classifier, and average pooling where its map is larger than the teacher's. That is the deployed network:
-    its parameters and multiply-accumulates include them. The student's logits are meaningless before.
+    teacher's classifier, and average pooling if its map is larger than the teacher's. That is the deployed network: its
+    parameters and multiply-accumulates include them. Before that, the student's logits are meaningless.
 
     If the feature of a network is not the mean of its last map (an MLP, a vision transformer, a network that flattens),
     a projector of linear layers maps the student's feature to the teacher's. This form is limbeck's.
@@ -94,7 +94,8 @@ def _classifier(setup: Setup) -> nn.Linear:
     found = setup.module("teacher", name)
     if not isinstance(found, nn.Linear) or not _is_plain(found):
         raise LimbeckError(
-            f"simkd takes over a plain linear classifier: the teacher's {name} is a {type(found).__name__}"
+            f"simkd needs a teacher with a plain linear classifier, but the teacher's {name} is a "
+            f"{type(found).__name__}"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""SRRL: the teacher's classifier gives the same output on the student's feature as on its own."""
+"""SRRL: the teacher's classifier returns the same output for the student's feature as for the teacher's feature."""
 
 import math
 from collections.abc import Mapping
@@ -155,10 +155,10 @@ def srrl(
     temperature: float = 4.0,
     student_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Softmax regression: the teacher's frozen classifier gives equal outputs on the features of both networks.
+    """Softmax regression: the teacher's frozen classifier returns equal outputs for the features of both networks.
 
     L = L_CE + alpha * L_FM + beta * L_SR (Eq. 8), with a connector r (1x1 convolution, BatchNorm, ReLU) on the
-    student's map before pooling, also if the widths are equal. The student keeps its own classifier, and the connector
+    student's map before pooling, even if the widths are equal. The student keeps its own classifier, and the connector
     is dropped after training. If the classifier does not read the mean of a map (transformers, perceptrons), r starts
     with a linear layer on the feature. If the teacher's feature can be negative, as in a transformer, r has no ReLU.
     The authors' code (jingyang2017/KD_SRRL, d2e802f) averages over C and K where the formulas sum; the default follows
@@ -175,7 +175,7 @@ def srrl(
             these, the teacher's remaining layers run on the student's connected map, which costs a second forward pass
             of the teacher. The paper does not say how L_SR is computed there. If the teacher's map is not the output of
             an activation (wide ResNets), the connector has no ReLU.
-        soft: weight of an additional term with soft targets; the paper finds no gain in it.
+        soft: weight of an additional term with soft targets; the paper reports no gain from it.
         temperature: T of the soft targets.
         student_layer: the student's layer for "conv4"; the default is the map before pooling, or the feature.
 
@@ -214,7 +214,7 @@ def srrl(
 
 def _check(alpha: float, beta: float, temperature: float, positions: tuple[Position, ...], student_layer: str) -> None:
     if not alpha and not beta:
-        raise LimbeckError("alpha and beta are both 0: that is the method alone")
+        raise LimbeckError("alpha and beta are both 0, so the teacher has no effect: use the method alone")
     check_at_least(0, "alpha", alpha)
     check_at_least(0, "beta", beta)
     check_above_zero("temperature", temperature)

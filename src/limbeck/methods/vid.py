@@ -93,7 +93,7 @@ def vid(
         soft: weight of the soft targets, with the factor T²; the published objective has none.
         temperature: T of the soft targets.
         average: mean of the information term over all "elements", or only over the "batch", as in the paper.
-        hidden: channels between the convolutions of the regressors; 0 takes as many as the teacher's map has.
+        hidden: channels between the convolutions of the regressors; 0 means as many as the teacher's map has.
         variance: the initial variance of the Gaussians.
         floor: the smallest variance.
         sections: the default layers: "all" sections or the "last" one. For a network without maps they are its hidden

@@ -172,14 +172,16 @@ def _divide(parts: Parts, validation: float, seed: int) -> tuple[dict[str, Split
     given = []
     if test is None:
         train, test = split_off(TEST_SHARE, train, TEST_SEED)
-        origins["test"] = f"{in_words(TEST_SHARE)} split off train, evenly over the classes, the same in every run"
+        origins["test"] = (
+            f"{in_words(TEST_SHARE)} of the training samples, evenly over the classes, the same in every run"
+        )
         given.append("test")
     if own is None:
         train, own = split_off(validation, train, seed)
         origins["validation"] = part_of_train(validation, seed)
         given += ["validation"] if len(own) else []
     if given:
-        origins["train"] += f", without what is split off for {' and '.join(given)}"
+        origins["train"] += f", without the samples of {' and '.join(given)}"
     return {"train": train, "validation": own, "test": test}, origins
 
 

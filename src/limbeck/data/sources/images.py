@@ -70,7 +70,7 @@ def read_images(
         raise LimbeckError(f"the images in {reader.place} changed while they were read")
     pixels, turned = made
     if turned:
-        notes.append(f"{were(turned, 'image')} turned as their EXIF data says")
+        notes.append(f"{were(turned, 'image')} rotated or flipped according to their EXIF orientation")
     return pixels, notes
 
 
