@@ -41,7 +41,8 @@ def with_classifier(setup: Setup, network: str, *, method: str) -> Outline:
     except NoClassifier as error:
         raise LimbeckError(
             f"{method} needs the linear classifier of the {network}, which has none (an ensemble and a network "
-            "with another kind of head have none): use a single network, or a method that reads only outputs, such as kd"
+            "with another kind of head have none): use a single network, or a method that reads only outputs, such as "
+            "kd"
         ) from error
 
 
