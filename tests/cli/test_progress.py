@@ -55,9 +55,7 @@ def test_reading_is_told_in_lines_where_there_is_no_terminal(monkeypatch):
     with watching.reading(console) as progress:
         for done in (1, 2000, 3000, 60_000):
             progress(done, 60_000)
-    assert console.file.getvalue() == (
-        "reading the data: 2,000 of 60,000 files\nreading the data: 60,000 of 60,000 files\n"
-    )
+    assert console.file.getvalue() == ("reading the data: 2,000 of 60,000\nreading the data: 60,000 of 60,000\n")
 
 
 def test_reading_is_a_bar_on_a_terminal_that_is_gone_when_all_is_read():

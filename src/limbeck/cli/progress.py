@@ -79,7 +79,7 @@ def reading(console: Console) -> Iterator[Callable[[int, int], None]]:
                 bar.start()
         elif time.monotonic() - spoken > LINE_EVERY:
             spoken = time.monotonic()
-            _print(console, f"reading the data: {done:,} of {total:,} files")
+            _print(console, f"reading the data: {done:,} of {total:,}")
 
     try:
         yield read

@@ -23,12 +23,13 @@ def demo(
     with reporting(shlex.join(["limbeck", "run", "digits_kd", "--set", "name=demo", "--out", str(out), "--resume"])):
         from limbeck.recipe.bundled import bundled
         from limbeck.recipe.read import read
+        from limbeck.recipe.text import read_text
 
         checked = read(bundled("digits_kd.yaml"), overrides=["name=demo"])
         from limbeck.experiment.runfiles import RECIPE, clear
 
         known = out / RECIPE
-        if known.is_file() and f"name: {checked.name}" in known.read_text(encoding="utf-8").splitlines():
+        if known.is_file() and f"name: {checked.name}" in read_text(known).splitlines():
             clear(out)
         _run(checked, out, resume=False)
 

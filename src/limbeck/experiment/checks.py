@@ -259,8 +259,8 @@ def _against_chance(
         how = "lower" if below else "no higher"
         refuse(
             "chance",
-            f"the accuracy of the teacher is {how} than chance: {hits / count:.1%} of {count} validation samples; chance "
-            f"is {chance:.1%}",
+            f"the accuracy of the teacher is {how} than chance: {hits / count:.1%} of {count} validation samples; "
+            f"chance is {chance:.1%}",
             "Most likely it was trained on inputs with another normalisation (data.normalise), another "
             "range of values ([0, 1] or 0 to 255) or another size; or its classes are in another order; or these are "
             "not its weights. If its normalisation differs, undo the data's and apply the teacher's (std and mean are "

@@ -153,7 +153,7 @@ class Experiment:
 
     def run(self, track: Track = lambda job, epochs, batches: batches) -> Generator[Event, None, None]:
         """Train the networks that are not finished, and yield what happens; at the end there is a `result`."""
-        self.folder.open(environment() | self._decided)
+        self.folder.open(environment() | self.decided)
         for seed in self.recipe.seeds:
             teacher = None
             if self.recipe.teacher is not None:
@@ -165,7 +165,8 @@ class Experiment:
         self._result = self.folder.conclude(runs, student, lambda: self._concluded(runs))
 
     @property
-    def _decided(self) -> dict[str, object]:
+    def decided(self) -> dict[str, object]:
+        """What `auto` stands for in this run, by the key of the recipe."""
         return self.engine.decided | {"cache": self.recipe.cache.model_dump(mode="json")}
 
     def teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
@@ -293,6 +294,6 @@ class Experiment:
             summary=summarise(runs),
             splits=dict(self.data.origins),
             notes=self._lasting,
-            decided=self._decided,
+            decided=self.decided,
             runs=runs,
         )

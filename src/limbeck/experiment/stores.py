@@ -21,7 +21,7 @@ def build_stores(experiment: Experiment, track: Track = lambda job, epochs, batc
     """
     block = _block(experiment)
     if block.train is not None:
-        experiment.folder.open(environment())
+        experiment.folder.open(environment() | experiment.decided)
     for seed in _teachers(experiment).values():
         teacher = yield from experiment.teacher(block, seed, track)
         yield from experiment.outputs(seed, teacher)
