@@ -137,9 +137,10 @@ def distill(
     name, function, block = _method(method)
     _check(data, name, teacher, networks or {}, allow)
     every = _seeds(seed, seeds)
+    digests = () if out is None else [split.digest() for split in (data.train, data.validation, data.test)]
     recipe = Recipe.model_construct(
         name="distill",
-        data=DataBlock.model_construct(source=GIVEN if out is None else f"{GIVEN} {_digest(data)}"),
+        data=DataBlock.model_construct(source=" ".join([GIVEN, *digests])),
         teacher=_teacher_block(teacher, teacher_input, teacher_classes, teacher_output, out) if teacher else None,
         student=StudentBlock.model_construct(
             model=_model_block(student, out), input=_input_block(student_input), output=student_output
@@ -232,10 +233,6 @@ def _check(
         raise LimbeckError(f"the method {method} needs a teacher, got None")
     if method in ("teacher", "member"):
         raise LimbeckError(f"a method cannot be called {method!r}: rename the function")
-
-
-def _digest(data: Data) -> str:
-    return " ".join(split.digest() for split in (data.train, data.validation, data.test))
 
 
 def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def test_every_split_says_where_it_came_from(tmp_path):
     assert load("folder", path=path, seed=3, limit=5).origins == {
         "train": "the class folders of set, without what is split off for test and validation; 5 of 14 kept by limit",
         "validation": "10 % of train, evenly over the classes, seed 3",
-        "test": "20 % split off train, evenly over the classes, the same in every run",
+        "test": "20 % of the training samples, evenly over the classes, the same in every run",
     }
     data = load("folder", path=path, validation=4)
     assert data.origins["validation"] == "4 samples of train, evenly over the classes, seed 0"
@@ -144,7 +144,7 @@ def test_streamed_splits_say_the_same_as_those_in_memory(tmp_path):
     assert held.notes[0] == streamed.notes[0] == "1 file was skipped: 1 .heic (not an image format that is read)"
     assert held.notes[1].startswith("images of 2 different sizes are resized to 4 x 4")
     assert held.notes[1] == streamed.notes[1]
-    assert held.notes[2] == "1 image was turned as their EXIF data says"
+    assert held.notes[2] == "1 image was rotated or flipped according to their EXIF orientation"
     assert streamed.notes[2] == "1 image was turned as EXIF data says, of the 20 that were checked"
 
 

@@ -14,7 +14,8 @@ from image_files import encoded, picture, tree, two_classes
 from limbeck.core import LimbeckError
 from limbeck.data import bounds, load
 from limbeck.data.sources.idx import read_idx
-from limbeck.data.trees import Reader, near_path
+from limbeck.data.trees import Reader
+from limbeck.files.paths import near
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +144,7 @@ def test_what_lies_near_a_path_in_a_folder_that_may_not_be_read_is_nothing(tmp_p
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert near_path(tmp_path / "x") == ""
+    assert near(tmp_path / "x") == ""
 
 
 # zip files
@@ -177,7 +178,7 @@ def changed(place, old, new, **where):
 
 def test_a_name_in_a_zip_file_that_is_said_to_be_utf_8_and_is_not_is_refused(tmp_path):
     path = changed(zipped(tmp_path / "set.zip", [("cat/ä.png", b"")]), "ä".encode(), b"\xff\xfe")
-    refused(path, "set.zip is neither a folder nor a sound zip file")
+    refused(path, "set.zip is neither a folder nor a valid zip file")
 
 
 def test_an_encrypted_entry_is_refused(tmp_path):
@@ -264,14 +265,14 @@ def test_an_idx_file_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path)
     bomb = packed.compress(struct.pack(">HBBI", 0, 8, 1, 10) + bytes(50_000_000)) + packed.flush()
     (tmp_path / "x.gz").write_bytes(bomb)
     with pytest.raises(LimbeckError, match=r"x.gz has more values, but its header says 10"):
-        read_idx(tmp_path / "x.gz")
+        read_idx(tmp_path / "x.gz", 1)
 
 
 @pytest.mark.parametrize("shape", [(2**32 - 1,), (60_000, 2**20, 2**20), (2**31, 2)])
 def test_an_idx_file_that_declares_too_much_is_refused(shape, tmp_path):
     (tmp_path / "x").write_bytes(struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape))
     with pytest.raises(LimbeckError, match=r"x says it has [\d,]+ values; allowed are 1,073,741,824"):
-        read_idx(tmp_path / "x")
+        read_idx(tmp_path / "x", len(shape))
 
 
 def test_labels_in_the_place_of_images_are_refused(tmp_path):

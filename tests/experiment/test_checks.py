@@ -64,11 +64,11 @@ def good(inputs):
     return inputs
 
 
-def refused(make, key, *, given=None, name="teacher"):
+def refused(make, key, *, given=None):
     """The message of a refusal; with its name allowed there is none, and a note."""
     given = given or data()
     with pytest.raises(LimbeckError) as caught:
-        check_teacher(Gives(make), given, ENGINE, name=name)
+        check_teacher(Gives(make), given, ENGINE)
     message = str(caught.value)
     assert f"--allow {key}" in message
     assert f"allow: [{key}]" in message
@@ -282,8 +282,8 @@ def test_two_names_for_one_network_are_refused_whatever_is_allowed():
 
 def test_a_compiled_network_is_taken_out_of_it_and_it_is_said():
     network = mlp()
-    found, looked = unwrapped({"student": torch.compile(network)})
-    assert found == {"student": network}
+    found, looked = unwrapped("student", torch.compile(network))
+    assert found is network
     assert "compiled by torch.compile" in looked[0]
 
 
@@ -291,12 +291,12 @@ def test_a_network_for_several_devices_is_refused():
     with pytest.raises(
         LimbeckError, match=r"the student is a DataParallel: pass the network inside it, its `\.module`"
     ):
-        unwrapped({"student": nn.DataParallel(mlp())})
+        unwrapped("student", nn.DataParallel(mlp()))
 
 
 def test_a_network_without_weights_is_refused():
     with pytest.raises(LimbeckError, match="meta device"):
-        unwrapped({"student": mlp().to("meta")})
+        unwrapped("student", mlp().to("meta"))
 
 
 # --- a real step

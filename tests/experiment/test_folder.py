@@ -114,11 +114,18 @@ def place(folder, name, weights=b"weights"):
     folder.write(name, "student.safetensors", weights, None)
 
 
+def end(folder):
+    """The result of a run with one network, and whether it was made."""
+    result, made = folder.result("kd/seed0"), []
+    found = folder.conclude((result,), "kd/seed0", lambda: made.append(True) or run_of(result))
+    return found, bool(made)
+
+
 def concluded(path):
     """A folder with a run that is over."""
     finished(path)
     folder = opened(path, resume=True)
-    folder.conclude(run_of(folder.result("kd/seed0")), "kd/seed0")
+    end(folder)
     return path
 
 
@@ -570,8 +577,7 @@ def test_a_run_that_is_over_stays_as_it_is(tmp_path):
     concluded(tmp_path)
     before = {path: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.rglob("*.*") if path.is_file()}
     folder = RunFolder(tmp_path, RECIPE, resume=True)
-    found = folder.concluded((folder.result("kd/seed0"),), "kd/seed0")
-    assert found == run_of(folder.result("kd/seed0"))
+    assert end(folder) == (run_of(folder.result("kd/seed0")), False)
     assert folder.notes == []
     assert {path: (path.read_bytes(), path.stat().st_ino) for path in before} == before
     assert (tmp_path / "student.safetensors").read_bytes() == b"weights"
@@ -582,7 +588,7 @@ def test_a_runs_own_figures_that_are_not_whole_are_made_anew_and_this_is_said(tm
     file = concluded(tmp_path) / "result.json"
     file.unlink() if damage == "missing" else flip(file, 15)
     folder = opened(tmp_path, resume=True)
-    assert folder.concluded((folder.result("kd/seed0"),), "kd/seed0") is None
+    assert end(folder) == (run_of(folder.result("kd/seed0")), True)
     assert f"{file} {SAID[damage]}" in folder.notes[0]
     assert "it is written again, and latencies are measured again" in folder.notes[0]
 
@@ -593,8 +599,17 @@ def test_a_runs_own_figures_that_are_not_the_networks_are_made_anew_and_this_is_
     found["runs"][0]["test"]["errors"] = 0
     write_sealed(file, found)
     folder = opened(tmp_path, resume=True)
-    assert folder.concluded((folder.result("kd/seed0"),), "kd/seed0") is None
+    assert end(folder) == (run_of(folder.result("kd/seed0")), True)
     assert "did not agree with the networks' results" in folder.notes[0]
+
+
+def test_a_runs_figures_of_another_schema_are_refused_and_stay(tmp_path):
+    file = concluded(tmp_path) / "result.json"
+    write_sealed(file, read_sealed(file) | {"schema": SCHEMA + 1})
+    before = file.read_bytes()
+    with pytest.raises(LimbeckError, match=f"has schema {SCHEMA + 1}, but .* reads schema {SCHEMA}"):
+        end(opened(tmp_path, resume=True))
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged", "FIFO"])
@@ -604,7 +619,7 @@ def test_a_runs_student_that_is_not_whole_is_copied_anew_and_this_is_said(tmp_pa
     if damage == "FIFO":
         os.mkfifo(file)
     folder = opened(tmp_path, resume=True)
-    assert folder.concluded((folder.result("kd/seed0"),), "kd/seed0") is not None
+    assert end(folder) == (run_of(folder.result("kd/seed0")), False)
     assert folder.notes == [f"{file} was missing or damaged, and is copied again"]
     assert file.read_bytes() == b"weights"
 
@@ -615,10 +630,9 @@ def test_a_network_that_another_run_trained_in_the_same_way_is_found_with_its_ep
     (tmp_path / "c").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
     folder = opened(tmp_path / "run", "name: other\n")
-    assert folder.found("alone/seed0", "a third way") is None
-    assert folder.found("alone/seed1", "one way") is None
-    assert folder.found("alone/seed0", "one way") == tmp_path / "a"
-    folder.take_log("alone/seed0", tmp_path / "a")
+    assert folder.take("alone/seed0", "a third way") is None
+    assert folder.take("alone/seed1", "one way") is None
+    assert folder.take("alone/seed0", "one way") == tmp_path / "a"
     ours, theirs = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("run", "a"))
     assert ours == [one for one in theirs if json.loads(one)["job"] == "alone/seed0"] != []
 
@@ -627,11 +641,11 @@ def test_a_network_that_another_run_trained_in_the_same_way_is_found_with_its_ep
 def test_a_network_that_is_damaged_elsewhere_is_not_found(tmp_path, file):
     finished(tmp_path / "a", "alone/seed0", trained_as="one way")
     flip(tmp_path / "a" / "alone" / "seed0" / file, 5)
-    assert opened(tmp_path / "run").found("alone/seed0", "one way") is None
+    assert opened(tmp_path / "run").take("alone/seed0", "one way") is None
 
 
 def test_a_run_finds_nothing_where_nothing_lies_beside_it(tmp_path):
-    assert RunFolder(tmp_path / "deep" / "er", RECIPE, resume=False).found("alone/seed0", "one way") is None
+    assert RunFolder(tmp_path / "deep" / "er", RECIPE, resume=False).take("alone/seed0", "one way") is None
 
 
 def test_a_folder_that_may_not_be_written_is_told(tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ class Odd(nn.Module):
 
 def measured(module, data, *, teacher=None):
     """A network's result."""
-    return measure(Job("kd", 0), module, Workspace(data, TRAINING, ENGINE), teacher=teacher).result
+    return measure(Job("kd", 0), module, Workspace(data, TRAINING, ENGINE), teacher=teacher)[0]
 
 
 # --- plan
@@ -276,11 +276,10 @@ def test_outputs_are_of_eval_mode_in_order_and_leave_the_network_alone(data):
 
 def test_the_figures_of_a_network(data):
     module = network()
-    found = measure(Job("kd", 3), module, Workspace(data, TRAINING, ENGINE))
-    figures = found.result
+    figures, outputs = measure(Job("kd", 3), module, Workspace(data, TRAINING, ENGINE))
     assert (figures.name, figures.arm, figures.seed, figures.member) == ("kd/seed3", "kd", 3, None)
-    assert torch.equal(found.outputs, outputs_of(module, data.test, data, ENGINE))
-    assert figures.test == metrics(found.outputs, data.test.targets)
+    assert torch.equal(outputs, outputs_of(module, data.test, data, ENGINE))
+    assert figures.test == metrics(outputs, data.test.targets)
     outputs = outputs_of(module, data.validation, data, ENGINE)
     assert figures.validation == metrics(outputs, data.validation.targets)
     assert figures.test.samples == len(data.test)

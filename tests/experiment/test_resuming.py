@@ -80,8 +80,8 @@ def test_the_state_after_any_epoch_is_taken_and_nothing_changes(optimizer):
         (lambda state: state.update(epoch=99), "its epoch is 99: allowed are 1 to 2 in stage 'first'"),
         (lambda state: state.update(epoch=0), "its epoch is 0"),
         (lambda state: state.update(epoch=None), "its epoch is None"),
-        (lambda state: state.update(more=1), "it does not hold the state of a training"),
-        (lambda state: state.clear(), "it does not hold the state of a training"),
+        (lambda state: state.update(more=1), "it does not contain the state of a training"),
+        (lambda state: state.clear(), "it does not contain the state of a training"),
         (lambda state: state.update(modules=None), "its modules are missing"),
         (lambda state: state.update(modules={}), "its modules lack "),
         (lambda state: state["modules"].pop(first(state)), "its modules lack .*0.weight"),
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_named(change, message):
 
 @pytest.mark.parametrize("value", [None, 3, [], "state"])
 def test_what_is_no_state_at_all_is_refused(value):
-    with pytest.raises(LimbeckError, match="it does not hold the state of a training"):
+    with pytest.raises(LimbeckError, match="it does not contain the state of a training"):
         check_state(value, stages(), networks(), ENGINE)
 
 

@@ -91,7 +91,7 @@ def test_a_margin_that_is_kept_is_not_taken_for_one_either():
 
 
 def test_a_term_that_reads_nothing_that_learns_is_said():
-    expected = ("the term 'term' of stage 'own' reads nothing that learns, so it has no effect",)
+    expected = ("the term 'term' of stage 'own' does not depend on any trained parameter, so it has no effect",)
     assert of(lambda teacher: teacher.square().mean(), from_teacher()) == expected
     student = networks()["student"]
     student.stem.requires_grad_(False)

@@ -418,8 +418,8 @@ def test_adapters_learn_with_the_student():
             r"fsp reads maps \(C, H, W\), but student.head gives \(4,\)",
         ),
         ({"weight": 0.0}, "fsp1 and fsp2 and fsp3 are all 0"),
-        ({"weight": -1.0}, "weight -1.0.*none may be below 0"),
-        ({"fsp_epochs": -2}, "fsp_epochs -2.*none may be below 0"),
+        ({"weight": -1.0}, "weight is -1.0: it must be at least 0"),
+        ({"fsp_epochs": -2}, "fsp_epochs is -2: it must be at least 0"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):
