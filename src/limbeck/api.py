@@ -137,10 +137,9 @@ def distill(
     name, function, block = _method(method)
     _check(data, name, teacher, networks or {}, allow)
     every = _seeds(seed, seeds)
-    digests = () if out is None else [split.digest() for split in (data.train, data.validation, data.test)]
     recipe = Recipe.model_construct(
         name="distill",
-        data=DataBlock.model_construct(source=" ".join([GIVEN, *digests])),
+        data=_data_block(data, out),
         teacher=_teacher_block(teacher, teacher_input, teacher_classes, teacher_output, out) if teacher else None,
         student=StudentBlock.model_construct(
             model=_model_block(student, out), input=_input_block(student_input), output=student_output
@@ -241,6 +240,11 @@ def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> di
         return {"name": GIVEN}
     weights, structure = weights_digest(network), structure_digest(network)
     return {"name": GIVEN, "weights_at_the_call": weights, "structure_at_the_call": structure}
+
+
+def _data_block(data: Data, out: str | Path | None) -> DataBlock:
+    digests = () if out is None else [split.digest() for split in (data.train, data.validation, data.test)]
+    return DataBlock.model_construct(source=" ".join([GIVEN, *digests]))
 
 
 def _teacher_block(

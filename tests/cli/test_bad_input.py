@@ -229,7 +229,7 @@ def test_a_teacher_file_that_is_not_there_is_told_with_the_nearest():
 
 def test_a_folder_without_a_trained_network_is_no_teacher():
     Path("empty").mkdir()
-    assert "/empty holds no student.safetensors" in refused(with_weights("empty"))
+    assert "/empty contains none of student.safetensors" in refused(with_weights("empty"))
 
 
 @pytest.mark.parametrize("settings", [[], ["teacher.model=null"]], ids=["with model", "without model"])
@@ -316,7 +316,7 @@ def test_a_damaged_result_is_not_resumed(job, content):
     file.write_text(content)
     message = refused("recipe.yaml", "--resume")
     assert f"{job}/result.json is damaged" in message
-    assert f"delete runs/tiny/{job}, and {job} is trained again" in message
+    assert f"delete runs/tiny/{job} to train {job} again" in message
 
 
 def test_a_damaged_network_of_a_finished_job_is_not_resumed():

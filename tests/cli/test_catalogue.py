@@ -149,7 +149,7 @@ def test_a_page_tells_all_that_is_known_of_a_method(with_odd):
 def test_a_page_without_options_presets_and_recorded_values(with_odd):
     page = catalogue.method_page("no_pull")
     assert "# no_pull\n\nThis method is unpublished.\n\nNothing is read" in page
-    assert "It has none." in page
+    assert "This method has no options." in page
     assert "## Presets" not in page
     assert "## Recorded" not in page
     assert "method: {name: no_pull}" in page

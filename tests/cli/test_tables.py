@@ -185,7 +185,7 @@ def test_elsewhere_than_on_a_terminal_each_network_is_one_plain_line():
     assert "━" not in text.split("tiny: test split")[0]
     _, *origins, teacher, expected, kept, alone, distilled = text.splitlines()[:9]
     assert sorted(line.partition(":")[0] for line in origins) == ["test", "train", "validation"]
-    assert expected.startswith("teacher/seed0: storing its outputs takes about 2.6 kB (")
+    assert expected.startswith("teacher/seed0: the store of its outputs will take about 2.6 kB (")
     assert re.fullmatch(r"teacher/seed0: stored 64 rows of its outputs \(about 2\.6 kB in .*/teacher-seed0\)", kept)
     for line, job in ((teacher, "teacher"), (alone, "alone"), (distilled, "kd")):
         assert re.fullmatch(rf"{job}/seed0: test accuracy \d+\.\d\d %, \d+ errors of 64", line)

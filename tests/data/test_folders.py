@@ -126,7 +126,7 @@ def test_hidden_folders_and_loose_files_that_are_no_images_may_lie_beside_train(
 def test_every_split_says_where_it_came_from(tmp_path):
     path = tree(tmp_path / "set", two_classes())
     assert load("folder", path=path, seed=3, limit=5).origins == {
-        "train": "the class folders of set, without what is split off for test and validation; 5 of 14 kept by limit",
+        "train": "the class folders of set, without the samples of test and validation; 5 of 14 kept by limit",
         "validation": "10 % of train, evenly over the classes, seed 3",
         "test": "20 % of the training samples, evenly over the classes, the same in every run",
     }
@@ -145,7 +145,10 @@ def test_streamed_splits_say_the_same_as_those_in_memory(tmp_path):
     assert held.notes[1].startswith("images of 2 different sizes are resized to 4 x 4")
     assert held.notes[1] == streamed.notes[1]
     assert held.notes[2] == "1 image was rotated or flipped according to their EXIF orientation"
-    assert streamed.notes[2] == "1 image was turned as EXIF data says, of the 20 that were checked"
+    assert (
+        streamed.notes[2]
+        == "1 image was rotated or flipped according to their EXIF orientation, of the 20 that were checked"
+    )
 
 
 # what was skipped
@@ -217,7 +220,7 @@ def test_an_exif_orientation_is_followed_unless_it_is_left(streaming, tmp_path):
     assert torch.equal(images[0].gt(127), torch.from_numpy(black_above > 0))
     assert torch.equal(images[1].gt(127), torch.from_numpy(black_above.T > 0))
     assert len(followed.notes) == 1
-    assert "turned as" in followed.notes[0]
+    assert "rotated or flipped" in followed.notes[0]
     assert left.notes == ()
     assert followed.train.digest() != left.train.digest()
 

@@ -71,7 +71,7 @@ def test_a_link_to_the_systems_own_files_is_refused(system, pictures):
     if os.stat(system).st_dev == os.stat("/").st_dev:
         pytest.skip(f"{system} is an ordinary folder here")
     (pictures / "cat" / "link").symlink_to(system)
-    refused(pictures, r"cat/link in .* leads to files of the operating system")
+    refused(pictures, r"cat/link in .* links to files of the operating system")
 
 
 def test_a_link_to_everything_is_not_followed(pictures):
@@ -166,7 +166,7 @@ def test_a_name_that_leads_out_of_a_zip_file_is_refused(name, tmp_path):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_name_that_is_twice_in_a_zip_file_is_refused(tmp_path):
     path = zipped(tmp_path / "set.zip", [("cat/1.png", b"one"), ("cat/1.png", b"other")])
-    refused(path, r"set.zip holds 'cat/1.png' twice")
+    refused(path, r"set.zip contains 'cat/1.png' twice")
 
 
 def changed(place, old, new, **where):
@@ -193,7 +193,7 @@ def test_an_encrypted_entry_is_refused(tmp_path):
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_packing_that_cannot_be_undone_bit_by_bit_is_refused(method, tmp_path):
     path = zipped(tmp_path / "set.zip", [("cat/1.png", bytes(10**6))], method)
-    refused(path, r"cat/1.png in .* cannot be read: packed by method \d+; allowed are stored, deflated")
+    refused(path, r"cat/1.png in .* cannot be read: compressed with method \d+; allowed are stored, deflated")
 
 
 def declared(place, size):
@@ -239,7 +239,7 @@ def test_an_entry_with_less_than_is_declared_is_refused(tmp_path):
 def test_a_zip_file_with_too_many_entries_is_refused_before_they_are_held(tmp_path, monkeypatch):
     path = tree(tmp_path / "set.zip", two_classes())
     monkeypatch.setattr(bounds, "ZIP_ENTRIES", 19)
-    refused(path, "sound zip file: too many files and folders; allowed are 19")
+    refused(path, "valid zip file: too many files and folders; allowed are 19")
     monkeypatch.setattr(bounds, "ZIP_ENTRIES", 20)
     load("folder", path=path)
     monkeypatch.setattr(bounds, "ZIP_TABLE_BYTES", 100)

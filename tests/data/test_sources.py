@@ -169,7 +169,7 @@ def test_mnist_is_found_plain_or_gzipped_in_each_of_its_places(folder, suffix, t
     assert data.test.inputs.numpy().tobytes() == (gzip.decompress(content) if suffix else content)[16:]
     assert data.test.targets.tolist() == list(range(10))
     assert data.origins == {
-        "train": "the MNIST training files, without what is split off for validation",
+        "train": "the MNIST training files, without the samples of validation",
         "validation": "10 samples of train, evenly over the classes, seed 0",
         "test": "the MNIST test files",
     }

@@ -498,7 +498,7 @@ def test_a_worker_that_dies_is_said_so(how, folder, tmp_path):
     before, code = processes(), written(tmp_path, DYING.format(how=how))
     made = batches(streamed(folder, workers=1, transform=f"{code}:dying"))
     with pytest.raises(
-        LimbeckError, match=r"a process that decodes images failed: Data.*; workers: 0 needs no other process"
+        LimbeckError, match=r"a process that decodes images failed: Data.*; workers: 0 decodes in the main process"
     ):
         by_index(made(0))
     assert processes() == before
@@ -626,8 +626,11 @@ def test_ctrl_c_leaves_no_process_and_one_traceback(folder, tmp_path):
     ("options", "message"),
     [
         ({"streaming": True, "workers": -1}, "workers is -1; allowed are 0 and greater"),
-        ({"workers": 2}, "workers is 2, but only streamed data has workers"),
-        ({"transform": "random_resized_crop"}, "transform is 'random_resized_crop', but only streamed data"),
+        ({"workers": 2}, "workers is 2, but workers needs streaming=True"),
+        (
+            {"transform": "random_resized_crop"},
+            "transform is 'random_resized_crop', but transform needs streaming=True",
+        ),
         ({"streaming": True, "transform": "random_resize"}, "did you mean 'random_resized_crop'"),
         ({"streaming": True, "transform": "elsewhere.py:f"}, "there is no file elsewhere.py"),
         ({"streaming": True, "transform": "mine.txt:f"}, "there is no transform 'mine.txt:f': allowed are"),

@@ -313,7 +313,8 @@ def test_a_log_that_is_damaged_inside_is_refused(tmp_path, broken):
     crashed(tmp_path, at=(0, 5), logged=[line("kd/seed0", 1)])
     with (tmp_path / "metrics.jsonl").open("a") as log:
         log.write(broken + "\n" + json.dumps(line("kd/seed0", 2)) + "\n")
-    with pytest.raises(LimbeckError, match=r"metrics\.jsonl is damaged: line 2 is not of an epoch\. Delete the file"):
+    message = r"metrics\.jsonl is damaged: line 2 does not describe an epoch\. Delete the file"
+    with pytest.raises(LimbeckError, match=message):
         RunFolder(tmp_path, RECIPE, resume=True)
 
 
@@ -329,7 +330,8 @@ def test_epochs_that_were_changed_are_refused(tmp_path, damage, ended):
     first = {"edited": held[0].replace("1.1", "0.1"), "removed": "", "doubled": held[0] * 2, "renamed": held[0]}[damage]
     log.write_text("".join([first.replace("seed0", "seed1") if damage == "renamed" else first, *held[1:]]))
     folder = opened(tmp_path, resume=True)
-    with pytest.raises(LimbeckError, match=r"metrics\.jsonl is damaged or was edited: the epochs of kd/seed0"):
+    message = r"metrics\.jsonl is damaged or was edited: the lines of kd/seed0 have changed"
+    with pytest.raises(LimbeckError, match=message):
         folder.result("kd/seed0") if ended else folder.state("kd/seed0")
 
 
@@ -390,7 +392,7 @@ def test_every_flipped_bit_of_a_networks_figures_is_refused(tmp_path):
     file = tmp_path / "kd" / "seed0" / "result.json"
     for place_of_bit in range(len(file.read_bytes())):
         flip(file, place_of_bit)
-        with pytest.raises(LimbeckError, match=r"result\.json is damaged.* kd/seed0 is trained again"):
+        with pytest.raises(LimbeckError, match=r"result\.json is damaged.* to train kd/seed0 again"):
             RunFolder(tmp_path, RECIPE, resume=True).result("kd/seed0")
         flip(file, place_of_bit)
 
@@ -398,9 +400,7 @@ def test_every_flipped_bit_of_a_networks_figures_is_refused(tmp_path):
 def test_figures_that_were_edited_are_refused(tmp_path):
     file = finished(tmp_path) / "kd" / "seed0" / "result.json"
     file.write_text(file.read_text().replace('"errors": 3', '"errors": 0'))
-    with pytest.raises(
-        LimbeckError, match=r"was changed after it was written: delete .* and kd/seed0 is trained again"
-    ):
+    with pytest.raises(LimbeckError, match=r"was changed after it was written: delete .* to train kd/seed0 again"):
         opened(tmp_path, resume=True).result("kd/seed0")
 
 
@@ -426,7 +426,8 @@ def test_weights_that_are_not_whole_are_refused(tmp_path, damage):
         file.mkdir()
     elif damage == "link to a device":
         file.symlink_to("/dev/zero")
-    with pytest.raises(LimbeckError, match=r"student\.safetensors is missing, damaged or not the file .*trained again"):
+    message = r"student\.safetensors is missing, damaged or not the file .*to train kd/seed0 again"
+    with pytest.raises(LimbeckError, match=message):
         opened(tmp_path, resume=True).result("kd/seed0")
 
 
@@ -434,7 +435,8 @@ def test_weights_that_are_not_whole_are_refused(tmp_path, damage):
 def test_a_network_in_anothers_place_is_refused(tmp_path, there, asked):
     finished(tmp_path, there)
     shutil.copytree(tmp_path / there, tmp_path / asked)
-    with pytest.raises(LimbeckError, match=rf"result\.json is of {there}, not of {asked}: move it back, or delete"):
+    message = rf"result\.json belongs to {there}, not to {asked}: move it back, or delete"
+    with pytest.raises(LimbeckError, match=message):
         opened(tmp_path, resume=True).result(asked)
 
 
@@ -445,7 +447,8 @@ def test_a_network_of_another_recipe_is_refused(tmp_path):
     other.finish("kd/seed0", result_of(), "student.safetensors")
     shutil.rmtree(tmp_path / "run" / "kd")
     shutil.copytree(tmp_path / "other" / "kd", tmp_path / "run" / "kd")
-    with pytest.raises(LimbeckError, match=r"result\.json is of a run of another recipe: delete .*trained again"):
+    message = r"result\.json belongs to a run of another recipe: delete .*to train kd/seed0 again"
+    with pytest.raises(LimbeckError, match=message):
         opened(tmp_path / "run", resume=True).result("kd/seed0")
 
 
@@ -468,7 +471,7 @@ def test_a_network_of_another_recipe_is_refused(tmp_path):
 def test_sealed_figures_of_another_form_are_refused(tmp_path, change):
     file = finished(tmp_path) / "kd" / "seed0" / "result.json"
     write_sealed(file, read_sealed(file) | change)
-    with pytest.raises(LimbeckError, match="holds no figures of a network"):
+    with pytest.raises(LimbeckError, match="contains no results of a network"):
         opened(tmp_path, resume=True).result("kd/seed0")
 
 
@@ -534,7 +537,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     crashed(tmp_path / "run", at=(0, 1))
     shutil.copy(tmp_path / "other" / "checkpoint" / "last.pt", tmp_path / "run" / "checkpoint")
     with pytest.raises(
-        LimbeckError, match=r"last\.pt is of a run of another recipe: delete it to train kd/seed0 again"
+        LimbeckError, match=r"last\.pt belongs to a run of another recipe: delete it to train kd/seed0 again"
     ):
         RunFolder(tmp_path / "run", RECIPE, resume=True)
 

@@ -223,7 +223,7 @@ def test_the_result_of_a_folder_is_read(tmp_path):
 
 
 def test_a_folder_without_a_result_is_told(tmp_path):
-    with pytest.raises(LimbeckError, match=r"holds no result\.json: no run has finished there"):
+    with pytest.raises(LimbeckError, match=r"contains no result\.json: it has no finished run"):
         read(tmp_path)
 
 
@@ -237,7 +237,7 @@ def test_a_result_that_was_changed_is_refused(tmp_path):
 
 def test_a_file_that_holds_another_result_is_refused_with_its_name_and_place(tmp_path):
     write_sealed(tmp_path / "result.json", plain(run()) | {"seeds": [3.5]})
-    with pytest.raises(LimbeckError, match=r"result\.json is no result of a run: seeds.0: "):
+    with pytest.raises(LimbeckError, match=r"result\.json is not the result of a run: seeds.0: "):
         read(tmp_path)
 
 

@@ -88,10 +88,10 @@ def test_the_state_after_any_epoch_is_taken_and_nothing_changes(optimizer):
         (lambda state: state["modules"].update(more=torch.zeros(1)), "its modules hold 'more'"),
         (
             lambda state: state["modules"].update({first(state): torch.zeros(1)}),
-            r"is float32 \(1,\), needed is float32",
+            r"is float32 \(1,\), expected float32",
         ),
         (lambda state: state["modules"].update({first(state): torch.zeros(4, 6).double()}), "is float64"),
-        (lambda state: state["modules"].update({first(state): 3}), "is int, needed is float32"),
+        (lambda state: state["modules"].update({first(state): 3}), "is int, expected float32"),
         (lambda state: state["modules"][first(state)].fill_(torch.nan), "0.weight holds a NaN or an infinite number"),
         (lambda state: state.update(generators={}), "its generators lack 'cpu'"),
         (lambda state: state.update(generators=None), "its generators are missing"),

@@ -177,7 +177,7 @@ def test_a_store_has_no_choice_of_runtime():
 def test_a_teacher_that_was_trained_elsewhere_is_not_trained_to_be_compared():
     limbeck_does("cache", "build", "recipe.yaml", "--set", "cache.folder=kept")
     shown = limbeck_does("cache", "verify", "recipe.yaml", "--set", "cache.folder=kept", "--out", "other", code=2)
-    assert "teacher/seed0, whose outputs are stored, was not trained in other: name its run folder by --out" in shown
+    assert "teacher/seed0, whose outputs are stored, was not trained in other: name its run folder with --out" in shown
     assert not Path("other").exists()
 
 

@@ -198,9 +198,9 @@ def test_a_teacher_without_batch_norm_is_refused(data):
         ({"hard": 0.0, "feature": 0.0}, "are all 0"),
         (
             {"student_layers": ("stage1",), "teacher_layers": ("stage1",)},
-            "teacher_layers are given without their BatchNorms",
+            "teacher_layers needs teacher_norms",
         ),
-        ({"teacher_norms": ("norm",)}, "teacher_norms names 1 layers for 3 maps"),
+        ({"teacher_norms": ("norm",)}, "teacher_norms has 1 layers for 3 maps"),
         ({"teacher_norms": ("nrom",) * 3}, "the teacher has no layer 'nrom': did you mean norm"),
         ({"teacher_norms": ("stem",) * 3}, "and stem is a Conv2d: name BatchNorm layers"),
         ({"teacher_norms": ("norm",) * 3}, "the BatchNorm norm has 64 channels, the teacher's map 16"),

@@ -49,7 +49,7 @@ def training_of(block: TrainBlock, data: Data) -> Training:
     """
     exclude = label_indices(block.exclude, data.classes)
     if len(data.train.without(exclude)) == 0:
-        raise LimbeckError(f"exclude removes all classes of the data:  {', '.join(data.classes)}")
+        raise LimbeckError(f"exclude removes all classes of the data: {', '.join(data.classes)}")
     return Training(
         epochs=block.epochs,
         batch_size=block.batch_size,

@@ -96,7 +96,7 @@ class Experiment:
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
                 raise LimbeckError(
-                    f"the {name} split has no samples of the classes in shift_bias:  {list(recipe.evaluate.shift_bias)}"
+                    f"the {name} split has no samples of the classes in shift_bias: {list(recipe.evaluate.shift_bias)}"
                 )
         known = resolved(self.recipe, path) if resume else self.recipe
         found = preflight(known, self.data, self.factory, path, self._own)
