@@ -38,9 +38,10 @@ class Extent:
     sample: float  # seconds of a sample, at most; a sample has at least one step
     warm_up: float  # seconds that each variant runs before, after its first step
     budget: float = inf  # seconds for everything; every variant runs one step a round even where that takes longer
+    memory: bool = True  # whether peak memory is measured
 
 
-QUICK = Extent(rounds=3, sample=1.0, warm_up=0.2, budget=50.0)
+QUICK = Extent(rounds=3, sample=1.0, warm_up=0.2, budget=50.0, memory=False)
 """Leaves 10 of 60 seconds to the imports before and the table after."""
 
 FULL = Extent(rounds=7, sample=2.0, warm_up=2.0)
@@ -64,9 +65,11 @@ def measure(workloads: Sequence[Workload], extent: Extent, say: Callable[[str], 
         say("start-up time")
         startup = overhead.startup_seconds()
         say("overhead of a step")
-        loops = list(overhead.step_overhead(OVERHEAD_ROUNDS, extent.sample / 4, start + extent.budget / 3))
-        say("peak memory")
-        peak = peak_memory("kd")
+        loops = list(overhead.step_overhead(OVERHEAD_ROUNDS, extent.sample / 4, start + extent.budget / 6))
+        peak = None
+        if extent.memory:
+            say("peak memory")
+            peak = peak_memory("kd")
         measured = []
         for number, workload in enumerate(workloads):
             now = time.perf_counter()

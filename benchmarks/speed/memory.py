@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.speed.workloads import WORKLOADS, Case, prepare
@@ -24,14 +23,10 @@ def peak_memory(workload: str) -> dict[str, float]:
     """
     command = (sys.executable, "-m", "benchmarks.speed.memory")
     single = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def peak(name: str) -> float:
-        done = subprocess.run([*command, name, workload], check=True, env=single, stdout=subprocess.PIPE)
-        return float(done.stdout)
-
-    names = ("plain", "live")
-    with ThreadPoolExecutor() as together:
-        return dict(zip(names, together.map(peak, names), strict=True))
+    return {
+        name: float(subprocess.run([*command, name, workload], check=True, env=single, stdout=subprocess.PIPE).stdout)
+        for name in ("plain", "live")
+    }
 
 
 def train(variant: str, case: Case) -> None:
