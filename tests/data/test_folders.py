@@ -133,7 +133,8 @@ def test_every_split_says_where_it_came_from(tmp_path):
     data = load("folder", path=path, validation=4)
     assert data.origins["validation"] == "4 samples of train, evenly over the classes, seed 0"
     assert load("folder", path=path, validation=0).origins["validation"] == "none"
-    assert load("digits").origins["train"].startswith("the 1,797 digits of scikit-learn, without what is split off")
+    train = load("digits").origins["train"]
+    assert train.startswith("the 1,797 digits of scikit-learn, without the samples of test and validation")
 
 
 def test_streamed_splits_say_the_same_as_those_in_memory(tmp_path):

@@ -243,7 +243,7 @@ def test_a_zip_file_with_too_many_entries_is_refused_before_they_are_held(tmp_pa
     monkeypatch.setattr(bounds, "ZIP_ENTRIES", 20)
     load("folder", path=path)
     monkeypatch.setattr(bounds, "ZIP_TABLE_BYTES", 100)
-    refused(path, "sound zip file: a table of .* bytes; allowed are 100")
+    refused(path, "valid zip file: a table of .* bytes; allowed are 100")
 
 
 def test_every_damage_to_a_zip_file_is_refused_or_does_no_harm(tmp_path):

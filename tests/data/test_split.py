@@ -370,7 +370,7 @@ def test_arrays_says_where_each_split_came_from():
     assert arrays(values, labels, seed=4, validation=5).origins == {
         "train": "the remaining given samples",
         "validation": "5 samples of train, evenly over the classes, seed 4",
-        "test": "20 % split off what is given, evenly over the classes, seed 4",
+        "test": "20 % of the given samples, evenly over the classes, seed 4",
     }
     given = arrays(values, labels, validation=0, test_set=(values, labels)).origins
     assert given == {"train": "given", "validation": "none", "test": "given as test_set"}

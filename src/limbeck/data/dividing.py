@@ -60,9 +60,7 @@ def in_words(count_or_fraction: float) -> str:
 def part_of_train(count_or_fraction: float, seed: int) -> str:
     """The origin of a validation split that `split_off` gave, as `Data.origins` says it."""
     return (
-        f"{in_words(count_or_fraction)} of the training samples, evenly over the classes, seed {seed}"
-        if count_or_fraction
-        else "none"
+        f"{in_words(count_or_fraction)} of train, evenly over the classes, seed {seed}" if count_or_fraction else "none"
     )
 
 

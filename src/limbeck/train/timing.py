@@ -18,7 +18,7 @@ from limbeck.train.loop import BatchSource, Diverged, run
 STEPS = 4
 """Steps that are timed in each precision and round, after a first one that is not; there are two rounds."""
 
-PATIENCE = 10.0
+PATIENCE = 2.0
 """Seconds of timed steps after which a round ends; at least one step is timed."""
 
 FASTER = 1.15
