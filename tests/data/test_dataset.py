@@ -59,7 +59,7 @@ def test_samples_of_any_kind_are_read_once_and_divided(make, dtype, shape):
     assert data.classes == ("0", "1", "2", "3")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [29, 3, 8]
     assert torch.equal(data.train.inputs.flatten(1)[:, 0].long() % 4, data.train.targets)
-    assert data.origins["test"] == "20 % split off train, evenly over the classes, the same in every run"
+    assert data.origins["test"] == "20 % of the training samples, evenly over the classes, the same in every run"
 
 
 def test_an_image_of_16_bits_becomes_float32():

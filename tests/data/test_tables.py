@@ -48,7 +48,7 @@ def test_a_table_gives_the_samples_that_class_folders_give(tmp_path, kind, place
         one, other = getattr(data, split), getattr(expected, split)
         assert (one.names, one.targets.tolist()) == (other.names, other.targets.tolist())
         assert one.digest() == other.digest()
-    assert data.origins["train"].startswith(f"the rows of labels.{kind}, without what is split off for test and val")
+    assert data.origins["train"].startswith(f"the rows of labels.{kind}, without the samples of test and validation")
 
 
 def test_the_rows_keep_their_order_and_paths_are_relative_to_the_table(tmp_path, photos):
@@ -97,7 +97,7 @@ def test_what_is_passed_over_is_noted_and_images_are_turned(tmp_path, photos):
     path = written(photos / "labels.csv", ["path", "label"], ROWS[2:] + ROWS[:1])
     notes = load("table", path=path).notes
     assert "2 files were skipped: 1 .png (not in the table), 1 .txt" in notes
-    assert "1 image was turned as their EXIF data says" in notes
+    assert "1 image was rotated or flipped according to their EXIF orientation" in notes
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -162,7 +162,7 @@ def test_a_table_that_is_not_right_is_refused_and_says_where(tmp_path, photos, h
         ({"features": ()}, "has no column 'path'"),
         ({"features": True, "split_column": "y", "test_path": "points.csv"}, "split_column is 'y', and"),
         ({"features": True, "split_column": "fold"}, "has no column 'fold'"),
-        ({"workers": 2}, "workers is 2, but only streamed data has workers"),
+        ({"workers": 2}, "workers is 2, but workers needs streaming=True"),
         ({"features": True, "test_path": "points.txt"}, "points.txt cannot be read as a table"),
         ({"path": "points.txt"}, r"points.txt cannot be read as a table: allowed are .csv, .parquet"),
         ({"path": "point.csv"}, r"there is no file .*point.csv: did you mean 'points.csv'\?"),

@@ -4,7 +4,6 @@ from limbeck.data.batches import Batches
 from limbeck.data.dividing import split_off
 from limbeck.data.from_arrays import arrays
 from limbeck.data.from_dataset import dataset
-from limbeck.data.images import Images
 from limbeck.data.scaling import normalise
 from limbeck.data.sources import SOURCES, load
 from limbeck.data.sources.base import Parts, Progress, data_root
@@ -16,7 +15,6 @@ __all__ = [
     "Augment",
     "Batches",
     "Data",
-    "Images",
     "Parts",
     "Progress",
     "Split",

@@ -6,11 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from limbeck.core import LimbeckError
 from limbeck.data.dividing import split_off
-from limbeck.data.images import Images, pieces
+from limbeck.data.images import Images
 from limbeck.data.scaling import channels, counts, measure, moments, moments_of_sums, sums
 from limbeck.data.split import Data, Split
-from limbeck.data.streaming import try_transform
+from limbeck.data.streaming import Decoder, Wanted
 from limbeck.data.transforms import make_transform
 
 _LOOKED_AT, _AT_ONCE = 2000, 64  # images on disk that are decoded of each split, and at a time
@@ -68,7 +69,9 @@ def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
     mean, std = summary(seen[0][1][:kept]) if normalise else ((0.0,) * kept, (1.0,) * kept)
     train, validation, test = (_with_channels(part, kept) for part in parts)
     if images.transform is not None:
-        try_transform(replace(images, channels=kept))
+        _, problem = Decoder(replace(images, channels=kept), seed=0)[Wanted(images.names[:1], [0], 0)]
+        if problem:
+            raise LimbeckError(problem)
     return replace(data, train=train, validation=validation, test=test, mean=mean, std=std)
 
 
@@ -77,7 +80,7 @@ def _look(split: Split) -> tuple[bool, Tensor]:
     few = split_off(min(_LOOKED_AT, len(split)), split, 0)[1]
     count = counts if split.inputs.dtype == torch.uint8 else sums
     grey, counted = True, count(torch.empty(0, *split.inputs.shape[1:], dtype=split.inputs.dtype))
-    for index in pieces(torch.arange(len(few)), _AT_ONCE):
+    for index in torch.split(torch.arange(len(few)), _AT_ONCE):
         pixels = few.inputs[index]
         grey = grey and torch.equal(pixels, pixels[:, :1].expand_as(pixels))
         counted += count(pixels)

@@ -4,8 +4,10 @@ import io
 from typing import NamedTuple
 
 import numpy
+import torch
 from numpy.lib import format as npy
 from PIL import Image
+from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data import bounds
@@ -87,6 +89,11 @@ def fitted_channels(pixels: Pixels, size: tuple[int, int]) -> Pixels:
         return numpy.asarray(fitted(Image.fromarray(pixels), size))
     channels = [fitted_channels(pixels[..., number], size) for number in range(pixels.shape[2])]
     return numpy.stack(channels, axis=2)
+
+
+def as_tensor(pixels: Pixels) -> Tensor:
+    """Copy pixels (H, W) or (H, W, C) to a tensor (C, H, W)."""
+    return torch.from_numpy(numpy.array(pixels, order="C")).view(*pixels.shape[:2], -1).permute(2, 0, 1)
 
 
 def _array(label: str, data: bytes) -> Pixels:

@@ -15,8 +15,8 @@ from limbeck.data.bounds import PIXELS, check_memory
 from limbeck.data.building import build
 from limbeck.data.checking import check_samples
 from limbeck.data.dividing import in_words, part_of_train, split_off
-from limbeck.data.images import Images, by_pixel
-from limbeck.data.pixels import fitted_channels
+from limbeck.data.images import Images
+from limbeck.data.pixels import as_tensor, fitted_channels
 from limbeck.data.sources.base import GIVEN, Parts, Progress, Source
 from limbeck.data.sources.bundled import digits
 from limbeck.data.sources.cifar import cifar10, cifar100
@@ -93,8 +93,11 @@ def load(
     given = {"root": None if root is None else Path(root), "size": pair, "progress": progress}
     code = named(source)
     if code is None:
-        listed = _listed(source)
-        parts = listed(**_arguments(source, listed, given, options))
+        if source not in SOURCES:
+            raise LimbeckError(
+                f"there is no source {source!r}: {nearest(source, SOURCES)}, and path/to/file.py:function"
+            )
+        parts = SOURCES[source](**_arguments(source, SOURCES[source], given, options))
     else:
         parts = _of_user(source, function(*code, contents(code[0])), given, options)
     return as_data(parts, validation=validation, seed=seed, limit=limit, size=pair, normalise=normalise)
@@ -116,16 +119,11 @@ def as_data(
     """
     splits, origins = _divide(parts, validation, seed)
     for name, split in splits.items():
-        splits[name] = _resized(_limited(split, limit, seed), size)
+        kept = split if limit is None else split_off(min(limit, len(split)), split, seed)[1]
+        splits[name] = _resized(kept, size)
         if len(splits[name]) < len(split):
             origins[name] += f"; {len(splits[name]):,} of {len(split):,} kept by limit"
     return build(**splits, classes=parts.classes, normalise=normalise, origins=origins, notes=parts.notes)
-
-
-def _listed(name: str) -> Source:
-    if name not in SOURCES:
-        raise LimbeckError(f"there is no source {name!r}: {nearest(name, SOURCES)}, and path/to/file.py:function")
-    return SOURCES[name]
 
 
 def source_signature(source: Source) -> Signature:
@@ -198,19 +196,17 @@ def _divide(parts: Parts, validation: float, seed: int) -> tuple[dict[str, Split
     given = []
     if test is None:
         train, test = split_off(TEST_SHARE, train, TEST_SEED)
-        origins["test"] = f"{in_words(TEST_SHARE)} split off train, evenly over the classes, the same in every run"
+        origins["test"] = (
+            f"{in_words(TEST_SHARE)} of the training samples, evenly over the classes, the same in every run"
+        )
         given.append("test")
     if own is None:
         train, own = split_off(validation, train, seed)
         origins["validation"] = part_of_train(validation, seed)
         given += ["validation"] if len(own) else []
     if given:
-        origins["train"] += f", without what is split off for {' and '.join(given)}"
+        origins["train"] += f", without the samples of {' and '.join(given)}"
     return {"train": train, "validation": own, "test": test}, origins
-
-
-def _limited(split: Split, limit: int | None, seed: int) -> Split:
-    return split if limit is None else split_off(min(limit, len(split)), split, seed)[1]
 
 
 def _resized(split: Split, size: tuple[int, int] | None) -> Split:
@@ -223,7 +219,6 @@ def _resized(split: Split, size: tuple[int, int] | None) -> Split:
     needed = count * channels * size[0] * size[1] * split.inputs.element_size()
     check_memory(needed, f"{count:,} images of {size[0]} x {size[1]}", "give another size")
     resized = split.inputs.new_empty(count, channels, *size)
-    grid = by_pixel(resized)
-    for place, pixels in enumerate(by_pixel(split.inputs)):
-        grid[place] = fitted_channels(pixels, size)
+    for place, pixels in enumerate(split.inputs.permute(0, 2, 3, 1).numpy()):
+        resized[place] = as_tensor(fitted_channels(pixels, size))
     return replace(split, inputs=resized)

@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy
 import torch
@@ -30,19 +30,6 @@ _SMALL = 10_000  # bytes of a file below which threads are slower: CIFAR took 30
 _HEAD = 2**16  # bytes that hold most headers
 
 
-class Held(NamedTuple):
-    """Decoded images, and notes for the user."""
-
-    pixels: Tensor  # (N, C, H, W) uint8 or float32
-    notes: tuple[str, ...]
-
-
-class _Made(NamedTuple):
-    pixels: Tensor
-    turned: int  # number of images that were turned as their EXIF data says
-    deep: int  # number of images with more than 8 bits a channel
-
-
 def read_images(
     reader: Reader,
     names: Sequence[str],
@@ -50,13 +37,12 @@ def read_images(
     *,
     exif_orientation: bool = True,
     progress: Progress | None = None,
-) -> Held:
-    """Decode images to (N, C, H, W) uint8: C is 1 if all are grey, else 3 (RGB); transparency is dropped.
+) -> tuple[Tensor, list[str]]:
+    """Decode images to (N, C, H, W), and notes: C is 1 if all are grey, else 3 (RGB); transparency is dropped.
 
-    An image with three equal channels is grey too: webp and gif cannot store one in another way. Each image is resized
-    when it is decoded, so that memory holds the result and a few images. If an image has more than 8 bits a channel,
-    all are float32, see `limbeck.data.pixels.decoded`, and those of 8 bits are divided by 255. Arrays of another number
-    of channels keep it, if all have the same.
+    Each image is resized when it is decoded, so that memory holds the result and a few images. If an image has more
+    than 8 bits a channel, all become float32, see `limbeck.data.pixels.decoded`, and those of 8 bits are divided by
+    255. Arrays of another number of channels keep it; it must be the same for all.
 
     Args:
         reader: reads the files.
@@ -84,11 +70,12 @@ def read_images(
             made = _made(reader, names, size, exif_orientation, progress, exact=False)
     if made is None:
         raise LimbeckError(f"the images in {reader.place} changed while they were read")
-    if made.turned:
-        notes.append(f"{were(made.turned, 'image')} turned as their EXIF data says")
-    if made.deep:
-        notes.append(deep_note(made.deep, len(names)))
-    return Held(made.pixels, tuple(notes))
+    pixels, turned, deep = made
+    if turned:
+        notes.append(f"{were(turned, 'image')} rotated or flipped according to their EXIF orientation")
+    if deep:
+        notes.append(deep_note(deep, len(names)))
+    return pixels, notes
 
 
 def deep_note(count: int, total: int) -> str:
@@ -156,8 +143,11 @@ def _made(
     progress: Progress | None,
     *,
     exact: bool,
-) -> _Made | None:
-    """The images at this size; with ``exact`` None as soon as an image has another size."""
+) -> tuple[Tensor, int, int] | None:
+    """The images at this size, and how many EXIF data turned and how many have more than 8 bits a channel.
+
+    With ``exact``, None if an image has another size.
+    """
 
     def made(chunk: Sequence[File]) -> list[Decoded | None]:
         labelled = ((f"{name} in {reader.place}", data) for name, data in chunk)
@@ -188,7 +178,7 @@ def _made(
         grid = converted(f"{names[place]} in {reader.place}", one, pixels.shape[1], deep=deep > 0)
         pixels[place] = grid.transpose(2, 0, 1)
         turned += was_turned
-    return _Made(torch.from_numpy(pixels), turned, deep)
+    return torch.from_numpy(pixels), turned, deep
 
 
 def _empty(reader: Reader, count: int, channels: int, size: Size, *, deep: bool = False) -> Pixels:

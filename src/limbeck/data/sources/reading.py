@@ -39,9 +39,7 @@ class Reading:
     def __post_init__(self) -> None:
         for name, value in (("workers", self.workers), ("transform", self.transform)):
             if value is not None and not self.streaming:
-                raise LimbeckError(
-                    f"{name} is {value!r}, but only streamed data has {name}; allowed with streaming=True"
-                )
+                raise LimbeckError(f"{name} is {value!r}, but {name} needs streaming=True")
         if self.workers is not None and self.workers < 0:
             raise LimbeckError(f"workers is {self.workers}; allowed are 0 and greater")
 
@@ -53,8 +51,9 @@ class Reading:
         """
         names = [name for part in parts for name in part]
         if not self.streaming:
-            held = read_images(reader, names, self.size, exif_orientation=self.exif_orientation, progress=self.progress)
-            return torch.split(held.pixels, [len(part) for part in parts]), held.notes
+            exif = self.exif_orientation
+            pixels, notes = read_images(reader, names, self.size, exif_orientation=exif, progress=self.progress)
+            return torch.split(pixels, [len(part) for part in parts]), notes
         looked = look_at(reader, names[:: -(-len(names) // _LOOKED_AT)], exif_orientation=self.exif_orientation)
         size, notes = self._streamed_size(f"{names[0]} in {reader.place}", looked)
         channels = max((one.channels for one in looked), default=3)
@@ -79,7 +78,10 @@ class Reading:
             size, notes = common_size(one.size for one in looked)
         turned = sum(one.turned for one in looked)
         if turned:
-            notes.append(f"{were(turned, 'image')} turned as EXIF data says, of the {len(looked):,} that were checked")
+            notes.append(
+                f"{were(turned, 'image')} rotated or flipped according to their EXIF orientation, of the "
+                f"{len(looked):,} that were checked"
+            )
         return size, notes
 
 
