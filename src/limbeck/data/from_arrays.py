@@ -1,6 +1,7 @@
 """Data from arrays of the user."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.building import build
+from limbeck.data.checking import check_weights
 from limbeck.data.dividing import in_words, part_of_train, split_off
 from limbeck.data.split import Data, Split
 
@@ -26,6 +28,7 @@ def arrays(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     normalise: bool = True,
+    weights: "Values | None" = None,
 ) -> Data:
     """Make a data set from numpy arrays or tensors: copy, check and split them at random, evenly over the classes.
 
@@ -33,19 +36,24 @@ def arrays(
         inputs: images (N, C, H, W), or (N, H, W) which get one channel, or features (N, D). uint8 (pixels 0..255)
             stays uint8, any floating type becomes float32.
         targets: (N,) class indices from 0, integers or bool. Floats are class indices only if ``classes`` is given and
-            all of them are whole numbers.
+            all of them are whole numbers. -1 is a sample without a label: it is used for training only.
         test: size of the test split: a share in [0, 1) if float, a count if int. Not used with ``test_set``.
         validation: likewise of the validation split, of the samples that are left after the test split; may be 0.
         test_set: inputs and targets of the test split, if it is given separately.
         classes: the classes' names in the order of their indices; by default "0", "1", ...
         seed: of the splits.
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
+        weights: (N,) numbers from 0, the weight of each training sample in the hard loss, which is then a weighted
+            mean; the metrics are not weighted.
 
     Raises:
         LimbeckError: a type, shape, length or value does not fit, or a split cannot be that large; or there are more
             classes than training samples and ``classes`` is not given.
     """
     samples = _samples(inputs, targets, classes)
+    if weights is not None:
+        samples = replace(samples, weights=_tensor(weights, "weights").float())
+        check_weights("train", samples.weights, len(samples))
     origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed)}
     if test_set is None:
         highest = _highest(samples)
@@ -140,8 +148,10 @@ def _targets(values: Values, classes: Sequence[str] | None) -> Tensor:
         raise LimbeckError(
             f"target {targets[first].item()} of sample {first} is not a class index; allowed are whole numbers"
         )
-    if int(whole.min()) < 0:
-        raise LimbeckError(f"target {int(whole.min())} is not a class; allowed are 0 and greater")
+    if int(whole.min()) < -1:
+        raise LimbeckError(f"target {int(whole.min())} is not a class; allowed are 0 and greater, and -1 for no label")
+    if set(whole.tolist()) == {-1, 1}:
+        raise LimbeckError("targets are -1 and 1, but -1 means no label; allowed are 0 and 1: (targets + 1) // 2")
     if classes is not None and int(whole.max()) >= len(classes):
         first = int(torch.nonzero(whole >= len(classes))[0, 0])
         raise LimbeckError(

@@ -9,6 +9,7 @@ from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Sweep, Tap, Term, 
 from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.mimic import mimic
+from limbeck.methods.shared import class_indices
 
 PAPER = Paper(
     "Kim, Kim", "Transferring Knowledge to Smaller Network with Class-Distance Loss", 2017, venue="ICLR workshop"
@@ -167,8 +168,10 @@ def class_distance(
         adapter: see `mimic`.
 
     Raises:
-        LimbeckError: the training set has fewer than two classes; an option is out of range; any error of `mimic`.
+        LimbeckError: the training set has fewer than two classes; the targets are not class indices; an option is out
+            of range; any error of `mimic`.
     """
+    class_indices(setup, "class_distance")
     _check(setup, weight, phi, momentum, warmup_epochs, teacher_epochs or 0)
     mimicking = mimic(setup, adapter=adapter)
     epochs = setup.epochs if teacher_epochs is None else teacher_epochs

@@ -17,7 +17,7 @@ from limbeck.data.bounds import PIXELS, check_memory
 from limbeck.data.building import build
 from limbeck.data.checking import check_samples
 from limbeck.data.decoding import fitted
-from limbeck.data.dividing import in_words, part_of_train, split_off
+from limbeck.data.dividing import in_words, limited, part_of_train, split_off
 from limbeck.data.images import Images
 from limbeck.data.sources.base import GIVEN, Parts, Progress, Source
 from limbeck.data.sources.bundled import digits
@@ -93,7 +93,7 @@ def load(
         parts = _of_user(source, function(*code, contents(code[0])), given, options)
     splits, origins = _divide(parts, validation, seed)
     for name, split in splits.items():
-        splits[name] = _resized(_limited(split, limit, seed), pair)
+        splits[name] = _resized(split if limit is None else limited(split, limit, seed), pair)
         if len(splits[name]) < len(split):
             origins[name] += f"; {len(splits[name]):,} of {len(split):,} kept by limit"
     return build(**splits, classes=parts.classes, normalise=normalise, origins=origins, notes=parts.notes)
@@ -184,10 +184,6 @@ def _divide(parts: Parts, validation: float, seed: int) -> tuple[dict[str, Split
     if given:
         origins["train"] += f", without what is split off for {' and '.join(given)}"
     return {"train": train, "validation": own, "test": test}, origins
-
-
-def _limited(split: Split, limit: int | None, seed: int) -> Split:
-    return split if limit is None else split_off(min(limit, len(split)), split, seed)[1]
 
 
 def _resized(split: Split, size: tuple[int, int] | None) -> Split:
