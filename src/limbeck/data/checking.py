@@ -7,15 +7,12 @@ from limbeck.core import LimbeckError
 from limbeck.data.images import Inputs
 
 
-def check_samples(name: str, inputs: Inputs, targets: Tensor, *, shape: tuple[int, ...], classes: int) -> None:
-    """Check the samples of one split.
+def check_samples(
+    name: str, inputs: Inputs, targets: Tensor, *, shape: tuple[int, ...], classes: int, unlabelled: bool
+) -> None:
+    """Check the samples of the split ``name``: inputs (N, C, H, W) or (N, D) and targets (N,), class indices.
 
-    Args:
-        name: the name of the split, for the message.
-        inputs: (N, C, H, W) or (N, D).
-        targets: (N,) class indices; those of train may be -1, for no label.
-        shape: the shape that a sample must have, without N.
-        classes: the number of classes.
+    With ``unlabelled``, a target may also be -1, which means no label.
 
     Raises:
         LimbeckError: a shape, a type, a length or a value does not fit.
@@ -32,11 +29,10 @@ def check_samples(name: str, inputs: Inputs, targets: Tensor, *, shape: tuple[in
         )
     if len(inputs) != len(targets):
         raise LimbeckError(f"{name}: {len(inputs)} inputs, but {len(targets)} targets; allowed is the same number")
-    least, more = (-1, ", and -1 for no label") if name == "train" else (0, "")
-    wrong = torch.nonzero((targets < least) | (targets >= classes)).flatten()
+    wrong = torch.nonzero((targets < -unlabelled) | (targets >= classes)).flatten()
     if len(wrong):
         first = int(wrong[0])
-        allowed = f"allowed are 0 to {classes - 1}{more}"
+        allowed = f"allowed are 0 to {classes - 1}" + ", and -1 for no label" * unlabelled
         raise LimbeckError(f"{name}: target {int(targets[first])} of sample {first} is not a class; {allowed}")
     if isinstance(inputs, Tensor) and inputs.is_floating_point():
         _check_finite(name, inputs)

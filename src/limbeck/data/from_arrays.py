@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.building import build
-from limbeck.data.checking import check_weights
+from limbeck.data.checking import check_samples, check_weights
 from limbeck.data.dividing import in_words, part_of_train, split_off
 from limbeck.data.split import Data, Split
 
@@ -50,32 +50,39 @@ def arrays(
         LimbeckError: a type, shape, length or value does not fit, or a split cannot be that large; or there are more
             classes than training samples and ``classes`` is not given.
     """
-    samples = _samples(inputs, targets, classes)
+    samples = _samples(inputs, targets, classes, unlabelled=True)
     if weights is not None:
         samples = replace(samples, weights=_tensor(weights, "weights").float())
-        check_weights("train", samples.weights, len(samples))
+        check_weights("the given arrays", samples.weights, len(samples))
     origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed)}
     if test_set is None:
         highest = _highest(samples)
         _check_number(highest, len(samples), classes)
         samples, held_out = split_off(test, samples, seed)
-        origins["test"] = f"{in_words(test)} split off what is given, evenly over the classes, seed {seed}"
+        origins["test"] = f"{in_words(test)} of the given samples, evenly over the classes, seed {seed}"
     else:
-        held_out = _samples(*test_set, classes)
+        held_out = _samples(*test_set, classes, unlabelled=False)
         highest = max(_highest(samples), _highest(held_out))
         _check_number(highest, len(samples), classes)
     rest, part = split_off(validation, samples, seed)
     _check_number(highest, len(rest), classes)
     if test_set is None or len(part):
-        origins["train"] = "what is left of what is given"
+        origins["train"] = "the remaining given samples"
     names = tuple(classes) if classes is not None else tuple(str(number) for number in range(highest + 1))
     return build(train=rest, validation=part, test=held_out, classes=names, normalise=normalise, origins=origins)
 
 
-def _samples(inputs: Values, targets: Values, classes: Sequence[str] | None) -> Split:
+def _samples(inputs: Values, targets: Values, classes: Sequence[str] | None, *, unlabelled: bool) -> Split:
     samples = Split(_inputs(inputs), _targets(targets, classes))
-    if len(samples.inputs) != len(samples):
-        raise LimbeckError(f"{len(samples.inputs)} inputs, but {len(samples)} targets")
+    count = _highest(samples) + 1 if classes is None else len(classes)
+    check_samples(
+        "the given arrays",
+        samples.inputs,
+        samples.targets,
+        shape=tuple(samples.inputs.shape[1:]),
+        classes=count,
+        unlabelled=unlabelled,
+    )
     return samples
 
 
@@ -115,10 +122,6 @@ def _inputs(values: Values) -> Tensor:
         inputs = inputs.float()
     if inputs.dim() == 3:
         inputs = inputs[:, None]
-    if inputs.dim() not in (2, 4):
-        raise LimbeckError(
-            f"inputs have shape {tuple(inputs.shape)}; allowed are (N, C, H, W), (N, H, W) and (N, D), N samples first"
-        )
     if inputs.dim() == 4 and inputs.shape[3] in (1, 3, 4) and inputs.shape[1] == inputs.shape[2] > 4:
         raise LimbeckError(
             f"inputs have shape {tuple(inputs.shape)}, which looks like (N, H, W, C); allowed is (N, C, H, W): "
@@ -148,13 +151,6 @@ def _targets(values: Values, classes: Sequence[str] | None) -> Tensor:
         raise LimbeckError(
             f"target {targets[first].item()} of sample {first} is not a class index; allowed are whole numbers"
         )
-    if int(whole.min()) < -1:
-        raise LimbeckError(f"target {int(whole.min())} is not a class; allowed are 0 and greater, and -1 for no label")
     if set(whole.tolist()) == {-1, 1}:
         raise LimbeckError("targets are -1 and 1, but -1 means no label; allowed are 0 and 1: (targets + 1) // 2")
-    if classes is not None and int(whole.max()) >= len(classes):
-        first = int(torch.nonzero(whole >= len(classes))[0, 0])
-        raise LimbeckError(
-            f"target {int(whole[first])} of sample {first} is not a class; allowed are 0 to {len(classes) - 1}"
-        )
     return whole

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.checking import check_samples, check_weights
-from limbeck.data.images import Images, Inputs, pieces
+from limbeck.data.images import Images, Inputs
 from limbeck.data.scaling import check_scaling
 
 _CHUNK = 1024  # samples whose bytes are hashed at a time
@@ -67,7 +67,7 @@ class Split:
 
 def _bytes(values: Tensor) -> Iterator[bytes | memoryview]:
     yield repr((str(values.dtype), tuple(values.shape))).encode()
-    for chunk in pieces(values, _CHUNK):
+    for chunk in torch.split(values, _CHUNK):
         yield chunk.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
@@ -94,7 +94,14 @@ class Data:
 
     def __post_init__(self) -> None:
         for name, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):
-            check_samples(name, split.inputs, split.targets, shape=self.shape, classes=len(self.classes))
+            check_samples(
+                name,
+                split.inputs,
+                split.targets,
+                shape=self.shape,
+                classes=len(self.classes),
+                unlabelled=name == "train",
+            )
             check_weights(name, split.weights, len(split))
             if name != "validation" and not len(split):
                 raise LimbeckError(f"the {name} split is empty; allowed are one sample and more")

@@ -1,6 +1,6 @@
 """What a training works with: data, how it is trained, and the engine."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,7 +8,6 @@ from torch import Tensor
 from limbeck.core import Batch, LimbeckError, MakeOptimizer, Schedule
 from limbeck.data import Augment, Batches, Data, Split, normalise
 from limbeck.data.soft_targets import SoftTargets
-from limbeck.tasks import Task, task_of
 from limbeck.train.engine import Engine
 
 NO_AUGMENTATION = Augment()
@@ -67,11 +66,6 @@ class Workspace:
     engine: Engine
 
     @property
-    def task(self) -> Task:
-        """The kind of problem."""
-        return task_of(self.data)
-
-    @property
     def samples(self) -> Split:
         """The training set, without the classes that are left out."""
         return self.data.train.without(self.training.exclude)
@@ -91,14 +85,10 @@ class Workspace:
         batch = _batch(self.data, split, places[torch.arange(count) * len(places) // count], self.training.soft)
         return Batch(batch.inputs.to(device), batch.targets.to(device), batch.index.to(device), 0)
 
-    def with_training(self, training: Training) -> "Workspace":
-        """The same for another training."""
-        return replace(self, training=training)
 
-
-def example_batch(data: Data, soft: SoftTargets | None = None) -> Batch:
-    """The first two training samples, or the only one, to try networks on."""
-    return _batch(data, data.train, torch.arange(min(2, len(data.train))), soft)
+def example_batch(data: Data, most: int = 2, soft: SoftTargets | None = None) -> Batch:
+    """The first training samples, neither augmented nor mixed, to try networks on."""
+    return _batch(data, data.train, torch.arange(min(most, len(data.train))), soft)
 
 
 def _batch(data: Data, split: Split, index: Tensor, soft: SoftTargets | None) -> Batch:
