@@ -60,6 +60,7 @@ def distill(
     optimizer: str | Block = "adam",
     schedule: str | Block = "cosine",
     augment: Augment | None = None,
+    training: Mapping[str, Any] | None = None,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     baseline: bool = True,
@@ -100,6 +101,8 @@ def distill(
         optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
         schedule: of the learning rate, likewise.
         augment: random changes of the training images; none by default.
+        training: further keys of a recipe's ``train`` block, such as ``{"mixup": 0.2, "label_smoothing": 0.1}``; see
+            docs/recipes.md.
         seed: of the data's order, the augmentation and dropout. The same seed gives the same student, bit-identical on
             a CPU if ``precision``, which ``auto`` decides by timing, and ``compile`` are the same.
         seeds: several seeds instead of ``seed``: the result then has means and deviations over them.
@@ -141,11 +144,9 @@ def distill(
         name="distill",
         data=_data_block(data, out),
         teacher=_teacher_block(teacher, teacher_input, teacher_classes, teacher_output, out) if teacher else None,
-        student=StudentBlock.model_construct(
-            model=_model_block(student, out), input=_input_block(student_input), output=student_output
-        ),
+        student=_student_block(student, student_input, student_output, out),
         method=block,
-        train=_train_block(epochs, batch_size, optimizer, schedule, augment),
+        train=_train_block(epochs, batch_size, optimizer, schedule, augment, training or {}),
         baseline=baseline,
         seeds=every,
         device=device,
@@ -263,6 +264,12 @@ def _teacher_block(
     )
 
 
+def _student_block(
+    student: nn.Module | MakeStudent, expected: Input | None, output: str | None, out: str | Path | None
+) -> StudentBlock:
+    return StudentBlock.model_construct(model=_model_block(student, out), input=_input_block(expected), output=output)
+
+
 def _input_block(expected: Input | None) -> InputBlock | None:
     return None if expected is None else InputBlock.model_construct(**asdict(expected) | {"size": expected.sides})
 
@@ -275,15 +282,27 @@ def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:
 
 
 def _train_block(
-    epochs: int, batch_size: int, optimizer: str | Block, schedule: str | Block, augment: Augment | None
+    epochs: int,
+    batch_size: int,
+    optimizer: str | Block,
+    schedule: str | Block,
+    augment: Augment | None,
+    more: Mapping[str, Any],
 ) -> TrainBlock:
-    """The training as a block of a recipe; it is validated when the training is made from the block."""
+    """The training as a block of a recipe; the arguments are validated when the training is made from the block."""
+    own = [key for key in ("epochs", "batch_size", "optimizer", "schedule", "augment") if key in more]
+    if own:
+        raise LimbeckError(f"training: {own[0]} is an argument of distill: write {own[0]}=...")
+    rest, problems = validate(TrainBlock, {"epochs": 1, **more})
+    if rest is None:
+        raise LimbeckError("; ".join(f"training: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
     return TrainBlock.model_construct(
         epochs=epochs,
         batch_size=batch_size,
         optimizer=fill(OPTIMIZERS, optimizer, kind="optimizer"),
         schedule=fill(SCHEDULES, schedule, kind="schedule"),
         augment=AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
+        **{key: getattr(rest, key) for key in more},
     )
 
 

@@ -369,6 +369,33 @@ def test_a_sample_is_named_by_its_path_in_the_folder_or_zip_file(place, tmp_path
         assert split.inputs[:, 0, 0, 0].tolist() == [values[name] for name in split.names]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("place", "top"), [("set", ""), ("set", "train/"), ("set.zip", "train/")])
+def test_images_of_the_unlabelled_folder_are_used_for_training_only(place, top, streaming, tmp_path):
+    extra = {f"more/{name}.png": picture(200) for name in ("a", "b", "deep/c")} | {"more/notes.txt": b""}
+    path = tree(tmp_path / place, two_classes(top) | extra)
+    data = load("folder", path=path, unlabelled="more", streaming=streaming, **{"workers": 0} if streaming else {})
+    assert data.classes == ("ant", "cat")
+    assert data.train.targets.tolist() == [0] * 7 + [1] * 7 + [-1] * 3
+    assert data.train.names[-3:] == ("more/a.png", "more/b.png", "more/deep/c.png")
+    assert (data.train.inputs[torch.tensor([14, 15, 16])] == 200).all()
+    assert (len(data.validation), len(data.test)) == (2, 4)
+    assert "with the images of more" in data.origins["train"]
+    assert "3 of 17 training samples are unlabelled" in data.notes
+
+
+def test_a_limit_keeps_an_even_part_of_the_unlabelled_samples_too(tmp_path):
+    path = tree(tmp_path / "set", two_classes() | {f"more/{n}.png": picture() for n in range(14)})
+    data = load("folder", path=path, unlabelled="more", validation=2, limit=4)
+    assert sorted(data.train.targets.tolist()) == [-1, -1, 0, 1]
+
+
+def test_an_unlabelled_folder_without_images_is_refused_with_the_nearest_name(tmp_path):
+    path = tree(tmp_path / "set", two_classes("train/") | {"unlabelled/a.png": picture()})
+    with pytest.raises(LimbeckError, match="no folder 'unlabeled' with images for unlabelled: did you mean"):
+        load("folder", path=path, unlabelled="unlabeled")
+
+
 def test_other_sources_have_no_names():
     assert load("digits").train.names is None
 

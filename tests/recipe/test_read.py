@@ -309,6 +309,8 @@ def test_a_size_is_one_number_or_height_and_width(tmp_path, said, size):
         ),
         ("epochs: 4", "epochs: 4\n  batch_size: 9999999", "train.batch_size: got 9999999: it must be at most 1000000"),
         ("epochs: 4", "epochs: 4\n  augment: {crop: 10001}", "train.augment.crop: got 10001: it must be at most 10000"),
+        ("epochs: 4", "epochs: 4\n  label_smoothing: 1.0", "train.label_smoothing: got 1.0: it must be below 1"),
+        ("epochs: 4", "epochs: 4\n  mixup: -1", "train.mixup: got -1: it must be at least 0"),
         ("epochs: 4", "epochs: 4\n  augment: true", "train.augment: got true: it must be a block of keys"),
         ("hidden: [8]", "hidden: [1000000000000]", "student.model.hidden.0: got 1000000000000: it must be below"),
         (TRAINED, "train: {epochs: 3}\n  members: 101", "teacher.members: got 101: it must be at most 100"),
@@ -484,6 +486,7 @@ def test_the_keys_of_a_source_are_written_out_and_read_again(tmp_path):
         "streaming": False,
         "workers": None,
         "transform": None,
+        "unlabelled": None,
     }
     assert read(write(tmp_path, dump(recipe))) == recipe
     assert reread(write(tmp_path, dump(recipe))) == recipe

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core import LimbeckError
-from limbeck.data.dividing import split_off
+from limbeck.data.dividing import limited
 from limbeck.data.images import Images
 from limbeck.data.scaling import channels, counts, measure, moments, moments_of_sums, sums
 from limbeck.data.split import Data, Split
@@ -39,7 +39,7 @@ def build(
     """
     count = channels(train.inputs)
     data = Data(train, validation, test, classes, (0.0,) * count, (1.0,) * count, {**origins})
-    data = replace(data, notes=(*notes, *_empty_classes(data)))
+    data = replace(data, notes=(*notes, *_unlabelled(data), *_empty_classes(data)))
     if isinstance(train.inputs, Images):
         return _looked_at(data, train.inputs, normalise)
     if not normalise:
@@ -48,9 +48,15 @@ def build(
     return replace(data, mean=mean, std=std)
 
 
+def _unlabelled(data: Data) -> list[str]:
+    """A note that counts the training samples without a label."""
+    count = int((data.train.targets < 0).sum())
+    return [f"{count:,} of {len(data.train):,} training samples are unlabelled"] if count else []
+
+
 def _empty_classes(data: Data) -> list[str]:
     """A note that names the classes without a training sample."""
-    counted = torch.bincount(data.train.targets, minlength=len(data.classes))
+    counted = torch.bincount(data.train.targets[data.train.targets >= 0], minlength=len(data.classes))
     empty = [data.classes[place] for place in torch.nonzero(counted == 0).flatten().tolist()]
     if not empty:
         return []
@@ -77,7 +83,7 @@ def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
 
 def _look(split: Split) -> tuple[bool, Tensor]:
     """Whether the decoded images of a split are all grey, and their `counts`; of floats, their `sums`."""
-    few = split_off(min(_LOOKED_AT, len(split)), split, 0)[1]
+    few = limited(split, _LOOKED_AT, 0)
     count = counts if split.inputs.dtype == torch.uint8 else sums
     grey, counted = True, count(torch.empty(0, *split.inputs.shape[1:], dtype=split.inputs.dtype))
     for index in torch.split(torch.arange(len(few)), _AT_ONCE):

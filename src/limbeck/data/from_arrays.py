@@ -1,6 +1,7 @@
 """Data from arrays of the user."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.building import build
-from limbeck.data.checking import check_samples
+from limbeck.data.checking import check_samples, check_weights
 from limbeck.data.dividing import in_words, part_of_train, split_off
 from limbeck.data.split import Data, Split
 
@@ -28,6 +29,7 @@ def arrays(
     seed: int = 0,
     normalise: bool = True,
     signals: bool = False,
+    weights: "Values | None" = None,
 ) -> Data:
     """Make a data set from numpy arrays or tensors: copy, check and split them at random, evenly over the classes.
 
@@ -36,7 +38,7 @@ def arrays(
             (pixels 0..255) stays uint8, uint16 (pixels 0..65,535) becomes float32 in [0, 1], any floating type and bool
             become float32.
         targets: (N,) class indices from 0, integers or bool. Floats are class indices only if ``classes`` is given and
-            all of them are whole numbers.
+            all of them are whole numbers. -1 is a sample without a label: it is used for training only.
         test: size of the test split: a share in [0, 1) if float, a count if int. Not used with ``test_set``.
         validation: likewise of the validation split, of the samples that are left after the test split; may be 0.
         test_set: inputs and targets of the test split, if it is given separately.
@@ -44,12 +46,17 @@ def arrays(
         seed: of the splits.
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
         signals: the inputs are signals (N, C, L) and not images (N, H, W).
+        weights: (N,) numbers from 0, the weight of each training sample in the hard loss, which is then a weighted
+            mean; the metrics are not weighted.
 
     Raises:
         LimbeckError: a type, shape, length or value does not fit, or a split cannot be that large; or there are more
             classes than training samples and ``classes`` is not given.
     """
-    samples = _samples(inputs, targets, classes, signals)
+    samples = _samples(inputs, targets, classes, signals=signals, unlabelled=True)
+    if weights is not None:
+        samples = replace(samples, weights=_tensor(weights, "weights").float())
+        check_weights("the given arrays", samples.weights, len(samples))
     origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed)}
     if test_set is None:
         highest = _highest(samples)
@@ -57,7 +64,7 @@ def arrays(
         samples, held_out = split_off(test, samples, seed)
         origins["test"] = f"{in_words(test)} of the given samples, evenly over the classes, seed {seed}"
     else:
-        held_out = _samples(*test_set, classes, signals)
+        held_out = _samples(*test_set, classes, signals=signals, unlabelled=False)
         highest = max(_highest(samples), _highest(held_out))
         check_number(highest, len(samples), classes)
     rest, part = split_off(validation, samples, seed)
@@ -68,11 +75,19 @@ def arrays(
     return build(train=rest, validation=part, test=held_out, classes=names, normalise=normalise, origins=origins)
 
 
-def _samples(inputs: Values, targets: Values, classes: Sequence[str] | None, signals: bool) -> Split:
+def _samples(
+    inputs: Values, targets: Values, classes: Sequence[str] | None, *, signals: bool, unlabelled: bool
+) -> Split:
     samples = Split(checked_inputs(_tensor(inputs, "inputs"), signals), _targets(targets, classes))
     count = _highest(samples) + 1 if classes is None else len(classes)
-    shape = tuple(samples.inputs.shape[1:])
-    check_samples("the given arrays", samples.inputs, samples.targets, shape=shape, classes=count)
+    check_samples(
+        "the given arrays",
+        samples.inputs,
+        samples.targets,
+        shape=tuple(samples.inputs.shape[1:]),
+        classes=count,
+        unlabelled=unlabelled,
+    )
     return samples
 
 
@@ -162,4 +177,6 @@ def checked_targets(targets: Tensor, classes: Sequence[str] | None) -> Tensor:
         raise LimbeckError(
             f"target {targets[first].item()} of sample {first} is not a class index; allowed are whole numbers"
         )
+    if set(whole.tolist()) == {-1, 1}:
+        raise LimbeckError("targets are -1 and 1, but -1 means no label; allowed are 0 and 1: (targets + 1) // 2")
     return whole

@@ -7,6 +7,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
+from limbeck.data.soft_targets import soft_targets
 from limbeck.experiment.events import Job
 from limbeck.experiment.store_folders import teacher_seed
 from limbeck.experiment.workspace import Training
@@ -45,7 +46,7 @@ def training_of(block: TrainBlock, data: Data) -> Training:
     """The training that a block of a recipe describes.
 
     Raises:
-        LimbeckError: a class does not exist, or no class is left.
+        LimbeckError: a class does not exist, or no class is left; an option is out of range.
     """
     exclude = label_indices(block.exclude, data.classes)
     if len(data.train.without(exclude)) == 0:
@@ -57,6 +58,14 @@ def training_of(block: TrainBlock, data: Data) -> Training:
         schedule=call(SCHEDULES, block.schedule),
         augment=Augment(**block.augment.model_dump()),
         exclude=exclude,
+        soft=soft_targets(
+            data.train,
+            len(data.classes),
+            label_smoothing=block.label_smoothing,
+            mixup=block.mixup,
+            cutmix=block.cutmix,
+        ),
+        balanced=block.balanced,
     )
 
 

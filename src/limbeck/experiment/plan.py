@@ -29,7 +29,7 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     task.check_data(data)
     if len({id(network) for network in networks.values()}) < len(networks):
         raise LimbeckError(f"{' and '.join(networks)} are the same module: pass two modules")
-    few = example_batch(data)
+    few = example_batch(data, soft=training.soft)
     for name, network in networks.items():
         try:
             shape = shapes({name: network}, [Tap(name)], few)[Tap(name)]
@@ -58,6 +58,7 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         classes=len(data.classes),
         targets=data.train.without(training.exclude).targets,
         batch_size=training.batch_size,
+        soft_targets=training.soft.reasons if training.soft is not None else (),
         teacher_logits=logits,
     )
     stages: tuple[Stage, ...] = method(setup)

@@ -48,6 +48,7 @@ Samples = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Pixels = Annotated[int, Field(ge=0, le=10_000)]
 Side = Annotated[int, Field(ge=1, le=10_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Alpha = Annotated[float, Field(ge=0, le=1000)]  # of a Beta distribution; 0: off
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Refusal = Literal["chance", "permuted", "input", "probabilities", "random", "not_finite", "shared"]
 ClassName = NonNegativeInt | str
@@ -136,7 +137,10 @@ class CacheBlock(Checked):
 
 
 class TrainBlock(Checked):
-    """The training of a network. ``exclude`` lists classes that are removed from its training set."""
+    """The training of a network. ``exclude`` lists classes that are removed from its training set.
+
+    See `limbeck.data.soft_targets.SoftTargets` for ``label_smoothing``, ``mixup`` and ``cutmix``.
+    """
 
     epochs: Count
     batch_size: Count = 128
@@ -144,6 +148,10 @@ class TrainBlock(Checked):
     schedule: Named = Field(default={"name": "cosine"})
     augment: AugmentBlock = AugmentBlock()
     exclude: tuple[ClassName, ...] = ()
+    label_smoothing: Share = 0.0
+    mixup: Alpha = 0.0
+    cutmix: Alpha = 0.0
+    balanced: bool = False
 
 
 class InputBlock(Checked):

@@ -14,7 +14,7 @@ from limbeck.core import LimbeckError
 from limbeck.data.bounds import PIXELS, check_memory
 from limbeck.data.building import build
 from limbeck.data.checking import check_samples
-from limbeck.data.dividing import in_words, part_of_train, split_off
+from limbeck.data.dividing import in_words, limited, part_of_train, split_off
 from limbeck.data.images import Images
 from limbeck.data.pixels import as_tensor, fitted_channels
 from limbeck.data.sources.base import GIVEN, Parts, Progress, Source
@@ -119,8 +119,7 @@ def as_data(
     """
     splits, origins = _divide(parts, validation, seed)
     for name, split in splits.items():
-        kept = split if limit is None else split_off(min(limit, len(split)), split, seed)[1]
-        splits[name] = _resized(kept, size)
+        splits[name] = _resized(split if limit is None else limited(split, limit, seed), size)
         if len(splits[name]) < len(split):
             origins[name] += f"; {len(splits[name]):,} of {len(split):,} kept by limit"
     return build(**splits, classes=parts.classes, normalise=normalise, origins=origins, notes=parts.notes)
@@ -165,7 +164,14 @@ def _of_user(name: str, source: Source, given: Mapping[str, Any], options: Mappi
         shape = tuple(parts.train.inputs.shape[1:])
         for part, split in (("train", parts.train), ("validation", parts.validation), ("test", parts.test)):
             if split is not None:  # what is wrong would be an error of torch when the splits are divided
-                check_samples(part, split.inputs, split.targets, shape=shape, classes=len(parts.classes))
+                check_samples(
+                    part,
+                    split.inputs,
+                    split.targets,
+                    shape=shape,
+                    classes=len(parts.classes),
+                    unlabelled=part == "train",
+                )
                 if split.names is not None and len(split.names) != len(split):
                     raise LimbeckError(f"{name} gave {len(split.names)} names for {len(split)} samples of {part}")
         unknown = set(parts.origins) - {"train", "validation", "test"}

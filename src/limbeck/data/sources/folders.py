@@ -4,11 +4,12 @@ import sys
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import torch
+from torch.nn import functional
 
 from limbeck.core import LimbeckError
 from limbeck.data.decoding import SUFFIXES
@@ -16,6 +17,7 @@ from limbeck.data.sources.base import Parts, Progress, located
 from limbeck.data.sources.reading import Reading, skipped
 from limbeck.data.split import Split
 from limbeck.data.trees import Reader
+from limbeck.errors import close_names
 
 NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -56,6 +58,7 @@ def folder(
     streaming: bool = False,
     workers: int | None = None,
     transform: str | None = None,
+    unlabelled: str | None = None,
 ) -> Parts:
     """Images of class folders, (N, C, H, W); the classes are the sorted folder names.
 
@@ -83,33 +86,54 @@ def folder(
         transform: with streaming, what makes a training view of an image instead of the resizing, before the
             augmentation: ``random_resized_crop`` or ``path/to/file.py:function``, see `limbeck.data.transforms`.
             Evaluation never uses it.
+        unlabelled: a folder in ``path`` whose images have no labels, at any depth; they are used for training only.
 
     Raises:
         LimbeckError: the path does not exist; there is no class folder, an empty one, or not the same ones in all
-            splits; two folders for one split, or a folder beside train that is not a split; an image cannot be read; an
-            option is out of range, or needs streaming.
+            splits; two folders for one split, or a folder beside train that is not a split; ``unlabelled`` holds no
+            image; an image cannot be read; an option is out of range, or needs streaming.
     """
     how = Reading(size, exif_orientation, streaming, workers, transform, progress)
     reader = Reader(located(path, root))
     listing = reader.listing()
-    tree = Tree(reader.place, listing.names)
+    tree, extra = _without(Tree(reader.place, listing.names), unlabelled)
     layout = find_layout(tree)
     found = {split: _children(tree, _at(layout, split)) for split in layout.folders or ("train",)}
     classes = _same_classes(tree, layout, found)
     names = {part: tuple(name for images in of.values() for name in images) for part, of in found.items()}
+    names["train"] += extra
     inputs, notes = how.inputs(reader, tuple(names.values()))
     splits = {}
     for (part, files), samples in zip(names.items(), inputs, strict=True):
         counts = torch.tensor([len(found[part][name]) for name in classes])
-        splits[part] = Split(samples, torch.repeat_interleave(torch.arange(len(classes)), counts), files)
+        labels = torch.repeat_interleave(torch.arange(len(classes)), counts)
+        splits[part] = Split(samples, functional.pad(labels, (0, len(files) - len(labels)), value=-1), files)
     return Parts(
         splits["train"],
         classes=classes,
         validation=splits.get("validation"),
         test=splits.get("test"),
-        origins=_origins(tree, layout),
+        origins=_origins(tree, layout, unlabelled),
         notes=(*skipped(listing, chain(*names.values()), "in no class folder"), *notes),
     )
+
+
+def _without(tree: Tree, folder: str | None) -> tuple[Tree, tuple[str, ...]]:
+    """The tree without a folder, and the names of the images in that folder.
+
+    Raises:
+        LimbeckError: there is no image in the folder.
+    """
+    if folder is None:
+        return tree, ()
+    inside = _below(tree, f"{folder.strip('/')}/")
+    images = tuple(name for name in inside if name.lower().endswith(SUFFIXES))
+    if not images:
+        near = close_names(folder, {str(PurePosixPath(name).parent) for name in tree.names})
+        hint = f": did you mean {' or '.join(near)}?" if near else ""
+        raise LimbeckError(f"{tree.place} has no folder {folder!r} with images for unlabelled{hint}")
+    rest = set(inside)
+    return Tree(tree.place, [name for name in tree.names if name not in rest]), images
 
 
 def split_of(name: str) -> str | None:
@@ -234,8 +258,8 @@ def _check_class(tree: Tree, layout: Layout, split: str, name: str, images: Sequ
         )
 
 
-def _origins(tree: Tree, layout: Layout) -> Mapping[str, str]:
+def _origins(tree: Tree, layout: Layout, unlabelled: str | None) -> Mapping[str, str]:
     whole = f"{tree.place.name}/{layout.top}".rstrip("/")
-    if not layout.folders:
-        return {"train": f"the class folders of {whole}"}
-    return {split: f"folder {name}/ of {whole}" for split, name in layout.folders.items()}
+    found = {split: f"folder {name}/ of {whole}" for split, name in layout.folders.items()}
+    found = found or {"train": f"the class folders of {whole}"}
+    return found if unlabelled is None else found | {"train": f"{found['train']}, with the images of {unlabelled}"}
