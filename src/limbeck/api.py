@@ -89,9 +89,9 @@ def distill(
         student: maps the same inputs to logits (N, K). The method trains it in place with the first seed; all other
             trainings start from copies of it. Or a function without arguments that builds a student: it is called for
             every training, so that each seed has its own initial weights.
-        data: from `limbeck.arrays` or `limbeck.load`. Both networks get the same inputs, normalised by the training
-            set's mean and deviation unless the data was made with ``normalise=False``. Give ``teacher_input`` if the
-            teacher was trained on other inputs.
+        data: from `limbeck.arrays`, `limbeck.dataset` or `limbeck.load`. Both networks get the same inputs, normalised
+            by the training set's mean and deviation unless the data was made with ``normalise=False``. Give
+            ``teacher_input`` if the teacher was trained on other inputs.
         method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
             a list of these to combine, or your own function ``setup -> stages``.
         networks: other networks that the method uses, such as assistants or peers; trained in place with the first
@@ -217,7 +217,7 @@ def _check(
         if network is not None and not isinstance(network, nn.Module):
             raise LimbeckError(f"{role} is a {type(network).__name__}: it must be a torch.nn.Module")
     if not isinstance(data, Data):
-        raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
+        raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays, .dataset or .load")
     for name in networks:
         if not name.isidentifier():
             raise LimbeckError(f"networks: got the name {name!r}: allowed are letters, digits and _")
