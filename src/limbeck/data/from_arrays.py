@@ -28,8 +28,8 @@ def arrays(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     normalise: bool = True,
-    signals: bool = False,
     weights: "Values | None" = None,
+    signals: bool = False,
 ) -> Data:
     """Make a data set from numpy arrays or tensors: copy, check and split them at random, evenly over the classes.
 
@@ -45,15 +45,15 @@ def arrays(
         classes: the classes' names in the order of their indices; by default "0", "1", ...
         seed: of the splits.
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
-        signals: the inputs are signals (N, C, L) and not images (N, H, W).
         weights: (N,) numbers from 0, the weight of each training sample in the hard loss, which is then a weighted
             mean; the metrics are not weighted.
+        signals: the inputs are signals (N, C, L) and not images (N, H, W).
 
     Raises:
         LimbeckError: a type, shape, length or value does not fit, or a split cannot be that large; or there are more
             classes than training samples and ``classes`` is not given.
     """
-    samples = _samples(inputs, targets, classes, signals=signals, unlabelled=True)
+    samples = _samples(inputs, targets, classes, signals, unlabelled=True)
     if weights is not None:
         samples = replace(samples, weights=_tensor(weights, "weights").float())
         check_weights("the given arrays", samples.weights, len(samples))
@@ -64,7 +64,7 @@ def arrays(
         samples, held_out = split_off(test, samples, seed)
         origins["test"] = f"{in_words(test)} of the given samples, evenly over the classes, seed {seed}"
     else:
-        held_out = _samples(*test_set, classes, signals=signals, unlabelled=False)
+        held_out = _samples(*test_set, classes, signals, unlabelled=False)
         highest = max(_highest(samples), _highest(held_out))
         check_number(highest, len(samples), classes)
     rest, part = split_off(validation, samples, seed)
@@ -76,7 +76,7 @@ def arrays(
 
 
 def _samples(
-    inputs: Values, targets: Values, classes: Sequence[str] | None, *, signals: bool, unlabelled: bool
+    inputs: Values, targets: Values, classes: Sequence[str] | None, signals: bool, *, unlabelled: bool
 ) -> Split:
     samples = Split(checked_inputs(_tensor(inputs, "inputs"), signals), _targets(targets, classes))
     count = _highest(samples) + 1 if classes is None else len(classes)
