@@ -163,6 +163,7 @@ def test_a_table_that_is_not_right_is_refused_and_says_where(tmp_path, photos, h
         ({"features": True, "streaming": True}, "streaming is for images, but features is True"),
         ({"features": True, "images": "."}, "images is for images"),
         ({"features": ("x", "label")}, r"features are 2 \(x, label\); allowed are columns beside 'label'"),
+        ({"features": ("x", "y", "x")}, r"features are 3 \(x, y, x\); allowed are .* each once"),
         ({"features": ("x", "w")}, "has no column 'w': allowed are label, x, y"),
         ({"features": ()}, "has no column 'path'"),
         ({"features": True, "split_column": "y", "test_path": "points.csv"}, "split_column is 'y', and"),

@@ -152,8 +152,8 @@ def _wanted(
     if not features:
         return _Wanted(label, image, split, ())
     numbers = features if isinstance(features, tuple) else tuple(head for head in heads if head not in (label, split))
-    if not numbers or label in numbers or split in numbers:
-        raise LimbeckError(f"{path}: features are {few(numbers)}; allowed are columns beside {label!r}, one and more")
+    if not numbers or {label, split} & set(numbers) or len(set(numbers)) < len(numbers):
+        raise LimbeckError(f"{path}: features are {few(numbers)}; allowed are columns beside {label!r}, each once")
     return _Wanted(label, None, split, numbers)
 
 
