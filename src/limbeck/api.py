@@ -27,7 +27,7 @@ from limbeck.methods.combined import combined
 from limbeck.models import GIVEN
 from limbeck.models.inputs import Input
 from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Block, call, fill, validate
+from limbeck.options import Block, Model, call, fill, validate
 from limbeck.recipe.blocks import (
     AugmentBlock,
     CacheBlock,
@@ -35,6 +35,7 @@ from limbeck.recipe.blocks import (
     InputBlock,
     Recipe,
     Refusal,
+    RegimeBlock,
     StudentBlock,
     TeacherBlock,
     TrainBlock,
@@ -60,6 +61,7 @@ def distill(
     optimizer: str | Block = "adam",
     schedule: str | Block = "cosine",
     augment: Augment | None = None,
+    training: Mapping[str, Any] | None = None,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     baseline: bool = True,
@@ -100,6 +102,9 @@ def distill(
         optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
         schedule: of the learning rate, likewise.
         augment: random changes of the training images; none by default.
+        training: other keys of the ``train`` block of a recipe: ``clip``, ``accumulate``, ``ema``, ``warmup``,
+            ``freeze``, ``rates``, ``keep`` and ``stop_after``, as in ``{"clip": 1.0, "keep": "best"}``; see
+            docs/recipes.md.
         seed: of the data's order, the augmentation and dropout. The same seed gives the same student, bit-identical on
             a CPU if ``precision``, which ``auto`` decides by timing, and ``compile`` are the same.
         seeds: several seeds instead of ``seed``: the result then has means and deviations over them.
@@ -145,13 +150,13 @@ def distill(
             model=_model_block(student, out), input=_input_block(student_input), output=student_output
         ),
         method=block,
-        train=_train_block(epochs, batch_size, optimizer, schedule, augment),
+        train=_train_block(epochs, batch_size, optimizer, schedule, augment, training or {}),
         baseline=baseline,
         seeds=every,
         device=device,
         precision=precision,
         compile=compile,
-        cache=_cache(cache),
+        cache=_checked("cache", CacheBlock, as_cache(cache)),
         allow=tuple(allow),
     )
     with _undisturbed(out) as folder:
@@ -266,15 +271,20 @@ def _input_block(expected: Input | None) -> InputBlock | None:
     return None if expected is None else InputBlock.model_construct(**asdict(expected) | {"size": expected.sides})
 
 
-def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:
-    block, problems = validate(CacheBlock, as_cache(asked))
+def _checked(name: str, model: type[Model], values: Any) -> Model:
+    block, problems = validate(model, values)
     if block is None:
-        raise LimbeckError("; ".join(f"cache: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
+        raise LimbeckError("; ".join(f"{name}: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
     return block
 
 
 def _train_block(
-    epochs: int, batch_size: int, optimizer: str | Block, schedule: str | Block, augment: Augment | None
+    epochs: int,
+    batch_size: int,
+    optimizer: str | Block,
+    schedule: str | Block,
+    augment: Augment | None,
+    training: Mapping[str, Any],
 ) -> TrainBlock:
     """The training as a block of a recipe; it is validated when the training is made from the block."""
     return TrainBlock.model_construct(
@@ -283,6 +293,7 @@ def _train_block(
         optimizer=fill(OPTIMIZERS, optimizer, kind="optimizer"),
         schedule=fill(SCHEDULES, schedule, kind="schedule"),
         augment=AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
+        **dict(_checked("training", RegimeBlock, training)),
     )
 
 

@@ -14,8 +14,9 @@ from limbeck.methods import METHODS
 from limbeck.methods.combined import combined
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import call
-from limbeck.recipe.blocks import Recipe, TrainBlock
+from limbeck.recipe.blocks import Recipe, RegimeBlock, TrainBlock
 from limbeck.schedules import SCHEDULES
+from limbeck.train.regime import Regime
 
 
 def arms_of(recipe: Recipe) -> tuple[str, ...]:
@@ -45,9 +46,15 @@ def training_of(block: TrainBlock, data: Data) -> Training:
     """The training that a block of a recipe describes.
 
     Raises:
-        LimbeckError: a class does not exist, or no class is left.
+        LimbeckError: a class does not exist, or no class is left; epochs are compared without a validation split.
     """
     exclude = label_indices(block.exclude, data.classes)
+    regime = _regime_of(block)
+    if regime.selects and len(data.validation) == 0:
+        raise LimbeckError(
+            "keep: best and stop_after compare epochs on validation samples, and the data has none: set data.validation"
+            " to a fraction such as 0.1, or remove these keys"
+        )
     if len(data.train.without(exclude)) == 0:
         raise LimbeckError(f"exclude leaves out every class of the data: {', '.join(data.classes)}")
     return Training(
@@ -57,6 +64,21 @@ def training_of(block: TrainBlock, data: Data) -> Training:
         schedule=call(SCHEDULES, block.schedule),
         augment=Augment(**block.augment.model_dump()),
         exclude=exclude,
+        regime=regime,
+    )
+
+
+def _regime_of(block: RegimeBlock) -> Regime:
+    return Regime(
+        clip=block.clip,
+        accumulate=block.accumulate,
+        ema=block.ema,
+        warmup=block.warmup,
+        freeze=block.freeze.layers if block.freeze else (),
+        freeze_epochs=block.freeze.epochs if block.freeze else 0,
+        rates=block.rates,
+        keep=block.keep,
+        stop_after=block.stop_after,
     )
 
 

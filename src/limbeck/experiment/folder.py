@@ -280,8 +280,10 @@ class RunFolder:
         write_sealed(self.path / RESULT, plain(result) | {"recipe": self._recipe_hash})
         return result
 
-    def found(self, name: str, trained_as: str) -> Path | None:
+    def found(self, name: str, trained_as: str) -> tuple[Path, NetworkResult] | None:
         """A run folder beside this one with an intact network of this name that was trained in the same way.
+
+        The network's result is returned with it.
 
         Args:
             name: the network's.
@@ -297,7 +299,7 @@ class RunFolder:
                 except LimbeckError:  # damage there does not concern this run
                     continue
                 if network is not None:
-                    return other
+                    return other, network.result
         return None
 
     def take_log(self, name: str, other: Path) -> None:

@@ -10,9 +10,14 @@ from limbeck.core import LimbeckError, Networks, Stage
 from limbeck.train.engine import Engine
 from limbeck.train.freeze import frozen, frozen_modules
 from limbeck.train.loop import Step
+from limbeck.train.regime import PLAIN, Regime
+
+_KEYS = {"stage", "epoch", "modules", "optimizer", "generators"}
 
 
-def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Networks, engine: Engine) -> None:
+def check_state(
+    state: Mapping[str, Any], stages: Sequence[Stage], networks: Networks, engine: Engine, regime: Regime = PLAIN
+) -> None:
     """Refuse a state from which `limbeck.train.loop.run` cannot resume exactly.
 
     The state's modules must be named, shaped and typed as these are, their parameters finite, its optimizer that of
@@ -23,16 +28,19 @@ def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Net
         stages: as they are passed to `limbeck.train.loop.run`.
         networks: likewise.
         engine: likewise.
+        regime: likewise.
 
     Raises:
         LimbeckError: the state does not fit; the message says what differs.
     """
-    if not isinstance(state, Mapping) or state.keys() != {"stage", "epoch", "modules", "optimizer", "generators"}:
+    if not isinstance(state, Mapping) or not state.keys() >= _KEYS:
         raise LimbeckError("it does not hold the state of a training")
     position, epoch = state["stage"], state["epoch"]
     if type(position) is not int or not 0 <= position < len(stages):
         raise LimbeckError(f"its stage is {position!r}: allowed are 0 to {len(stages) - 1}")
-    stage = stages[position]
+    stage, selects = stages[position], regime.selects and position + 1 == len(stages)
+    if state.keys() != _KEYS | ({"average"} if regime.averages(stage) else set()) | ({"best"} if selects else set()):
+        raise LimbeckError("it does not hold the state of a training")
     if type(epoch) is not int or not 1 <= epoch <= stage.epochs:
         raise LimbeckError(f"its epoch is {epoch!r}: allowed are 1 to {stage.epochs} in stage {stage.name!r}")
     steps = nn.ModuleList(Step(one, networks) for one in stages)
@@ -47,6 +55,26 @@ def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Net
     with frozen(frozen_modules(stage, networks)):
         learning = [parameter for parameter in steps[position].parameters() if parameter.requires_grad]
     _check_optimizer(state["optimizer"], stage, learning)
+    if regime.averages(stage):
+        _check_average(state["average"], learning)
+    if selects:
+        _check_best(state["best"], steps[position].state_dict() if regime.keep == "best" else {}, epoch)
+
+
+def _check_average(found: Any, learning: Sequence[nn.Parameter]) -> None:
+    _compare("its average", found, {"updates": 0, "weights": {}})
+    _compare("its average", found["weights"], {str(place): one for place, one in enumerate(learning)})
+    for name, value in found["weights"].items():
+        _check_finite(f"its average {name}", value)
+
+
+def _check_best(found: Any, weights: Mapping[str, Any], epochs: int) -> None:
+    _compare("its best epoch", found, {"epoch": 0, "score": 0.0, "weights": {}})
+    if not 1 <= found["epoch"] <= epochs:
+        raise LimbeckError(f"its best epoch is {found['epoch']}: allowed are 1 to {epochs}")
+    _compare("its best epoch", found["weights"], weights)
+    for name, value in found["weights"].items():
+        _check_finite(f"its best epoch's {name}", value)
 
 
 def _check_optimizer(found: Any, stage: Stage, learning: Sequence[nn.Parameter]) -> None:
@@ -69,9 +97,11 @@ def _check_optimizer(found: Any, stage: Stage, learning: Sequence[nn.Parameter])
 
 def _stepped(stage: Stage, learning: Sequence[nn.Parameter]) -> dict[str, Any]:
     """The state of the stage's optimizer after a step on parameters like these; before a step it is empty."""
-    like = [nn.Parameter(torch.zeros_like(parameter)) for parameter in learning]
-    optimizer = stage.optimizer(like)
-    for parameter in like:
+    like = {parameter: nn.Parameter(torch.zeros_like(parameter)) for parameter in learning}
+    optimizer = stage.optimizer(learning)  # its learning rates may depend on which parameters these are
+    for group in optimizer.param_groups:
+        group["params"] = [like[parameter] for parameter in group["params"]]
+    for parameter in like.values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     state: dict[str, Any] = optimizer.state_dict()

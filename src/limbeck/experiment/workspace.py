@@ -8,6 +8,7 @@ from limbeck.core import Batch, LimbeckError, MakeOptimizer, Schedule
 from limbeck.data import Augment, Batches, Data, Split, normalise
 from limbeck.tasks import Task, task_of
 from limbeck.train.engine import Engine
+from limbeck.train.regime import PLAIN, Regime
 
 NO_AUGMENTATION = Augment()
 
@@ -30,6 +31,7 @@ class Training:
     exclude: tuple[int, ...] = ()
     views: int | None = None
     view_seed: int | None = None
+    regime: Regime = PLAIN
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
