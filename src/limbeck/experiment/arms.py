@@ -52,8 +52,8 @@ def training_of(block: TrainBlock, data: Data) -> Training:
     regime = _regime_of(block)
     if regime.selects and len(data.validation) == 0:
         raise LimbeckError(
-            "keep: best and stop_after compare epochs on validation samples, and the data has none: set data.validation"
-            " to a fraction such as 0.1, or remove these keys"
+            "keep: best and stop_after compare epochs on validation samples, and the data has none: write data: "
+            "{validation: 0.1} (in Python, limbeck.arrays(..., validation=0.1)), or remove these keys"
         )
     if len(data.train.without(exclude)) == 0:
         raise LimbeckError(f"exclude leaves out every class of the data: {', '.join(data.classes)}")
