@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from torch import nn
 
 from limbeck.cli import progress as watching
 from limbeck.cli.doctor import doctor_table
@@ -205,7 +206,7 @@ def test_elsewhere_than_on_a_terminal_a_long_training_is_told_of(monkeypatch):
 
 
 def test_an_epoch_is_told_without_validation_where_there_is_none():
-    epoch = Epoch("kd", 0, 3, 9, {"hard": 0.5, "soft": 1.25}, 1.0, 3000, 2.0, dict)
+    epoch = Epoch("kd", 0, 3, 9, {"hard": 0.5, "soft": 1.25}, 1.0, 3000, 2.0, dict, nn.Module())
     line = watching._trained(Trained(Job("kd", 4), epoch, None), "kd/seed4")
     assert line == "kd/seed4: epoch 3/9, hard 0.5000, soft 1.2500, 1,500 images/s"
 

@@ -42,6 +42,10 @@ class EpochLog:
         """A network's lines."""
         return [json.loads(line) for line in self._of(job)]
 
+    def all(self) -> list[dict[str, Any]]:
+        """The lines of all networks, in order."""
+        return [json.loads(line) for line in self._lines]
+
     def summary(self, job: str) -> dict[str, Any]:
         """The number of a network's lines, and the sha256 of them all."""
         return _summary(self._of(job))
