@@ -166,10 +166,9 @@ def distill(
         )
         with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, on_epoch, progress)
-    trained = experiment.networks[name]
-    trained.zero_grad(set_to_none=True)
+    experiment.networks[name].zero_grad(set_to_none=True)
     result = replace(experiment.result, notes=experiment.notes)  # with what a resumed folder was found to lack
-    return (student if isinstance(student, nn.Module) else trained).eval(), result
+    return (student if isinstance(student, nn.Module) else experiment.networks[name]).eval(), result
 
 
 @contextmanager

@@ -277,7 +277,7 @@ def test_the_doctor_says_what_is_wrong_with_the_data_root(monkeypatch):
 
 
 def test_a_stage_is_named_where_it_is_not_the_methods_own():
-    epoch = Epoch("hint", 0, 3, 9, {"hint": 0.5}, 0.5, 1500, 1.0, dict)
+    epoch = Epoch("hint", 0, 3, 9, {"hint": 0.5}, 0.5, 1500, 1.0, dict, nn.Module())
     assert watching._trained(Trained(Job("fitnets", 4), epoch, None), "[2/2] fitnets/seed4").startswith(
         "[2/2] fitnets/seed4: epoch 3/9 of hint, hint"
     )

@@ -129,6 +129,11 @@ def test_a_damaged_run_is_listed_with_the_reason_and_does_not_stop_the_list(runs
     assert (found["bad"].command, found["bad"].student) == (None, None)
 
 
+def test_a_time_that_is_no_date_does_not_stop_the_list(runs, monkeypatch):
+    monkeypatch.setattr(listing, "LATEST", 86_400)  # most file systems do not have times beyond the real limit
+    assert [run.date[:4] for run in list_runs(runs / "whole")] == ["1970"]
+
+
 def test_other_folders_and_links_are_left_out(runs):
     Path("runs/notes").mkdir()
     Path("runs/link").symlink_to(Path("runs/whole").absolute())

@@ -1,6 +1,7 @@
 """Options of a training in a recipe and in `limbeck.distill`: what is kept, what is written, and errors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from limbeck.experiment import fit as fit_module
 from limbeck.experiment.events import Found
 from limbeck.experiment.results import read as read_result
 from limbeck.experiment.run import Experiment
+from limbeck.methods import METHODS
 from limbeck.recipe.read import read, smoke
 
 RECIPE = """\
@@ -95,6 +97,19 @@ def test_a_student_alone_that_is_found_beside_the_run_keeps_its_best_epoch(monke
         found = [event for event in trial.run() if isinstance(event, Found)]
     assert found
     assert read_result(Path("runs/other")).alone.best_epoch == 2
+
+
+def in_two_stages(setup):
+    (stage,) = METHODS["alone"](setup)
+    return replace(stage, name="first"), replace(stage, name="second")
+
+
+def test_the_best_epoch_is_one_of_the_last_stage(data, monkeypatch):
+    scored(monkeypatch, 0.9, 0.9, 0.9, 0.9, 0.1, 0.2, 0.1)
+    training = {"keep": "best", "stop_after": 1}
+    _, result = limbeck.distill(None, network(), data, method=in_two_stages, training=training, out="run", **QUICK)
+    assert result.student.best_epoch == 2
+    assert [line["epoch"] for line in lines("run", "in_two_stages/seed0")] == [1, 2, 3, 4, 1, 2, 3]
 
 
 @pytest.mark.parametrize("setting", ["train.keep=best", "train.stop_after=3", "teacher.train.stop_after=3"])

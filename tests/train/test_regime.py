@@ -21,7 +21,7 @@ from limbeck.train import loop
 from limbeck.train.best import Best
 from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
-from limbeck.train.regime import Average, Regime
+from limbeck.train.regime import Average, Regime, check_regime
 
 ENGINE = make_engine(device="cpu", precision="32")
 INPUTS = torch.randn(22, 6, generator=torch.Generator().manual_seed(1))
@@ -210,6 +210,11 @@ def test_what_cannot_be_trained_is_an_error_before_training(regime, message):
         planned(regime)
 
 
+def test_an_epoch_is_not_chosen_where_the_last_stage_does_not_train_the_student():
+    with pytest.raises(LimbeckError, match="stage 'task' does not train the student: remove them"):
+        check_regime(Regime(keep="best"), [stage(learns=("peer",))], {"student": student(), "peer": student()})
+
+
 def test_a_layer_that_is_misspelt_has_a_nearest_name():
     net = nn.Sequential()
     net.add_module("backbone", student(norm=False))
@@ -282,6 +287,7 @@ def test_a_training_with_every_option_resumes_to_the_same_bits(after):
         (lambda state: state.pop("average"), "it does not hold the state of a training"),
         (lambda state: state.update(average=3), "its average are missing"),
         (lambda state: state["average"].update(updates="3"), "its average: 'updates' is str, needed is int"),
+        (lambda state: state["average"].update(updates=-11), "its average has -11 updates"),
         (lambda state: state["average"]["weights"].pop("0"), "its average lack '0'"),
         (lambda state: state["average"]["weights"]["0"].fill_(torch.nan), "its average 0 holds a NaN"),
         (lambda state: state.update(best=None), "its best epoch are missing"),

@@ -19,6 +19,10 @@ MOST = 10_000
 """The most entries of a folder that are looked at."""
 
 
+LATEST = 2**37
+"""The latest date in seconds, in the year 6325: an archive can give a file a time that is no date."""
+
+
 @dataclass(frozen=True)
 class ListedRun:
     """A run folder; accuracies are fractions of the test split, the mean over the seeds."""
@@ -59,7 +63,8 @@ def _is_run(path: Path) -> bool:
 
 def _listed(path: Path) -> ListedRun:
     last = next(path / name for name in (RESULT, LOG, RECIPE) if (path / name).is_file())
-    date = datetime.fromtimestamp(last.stat().st_mtime).astimezone().isoformat(timespec="seconds")
+    seconds = min(max(last.stat().st_mtime, 0), LATEST)
+    date = datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
     try:
         recipe = _recipe(path)
         if (path / RESULT).is_file():
@@ -92,10 +97,10 @@ def _finished(path: Path, date: str, recipe: Recipe, result: RunResult) -> Liste
 
 
 def _interrupted(path: Path, date: str, recipe: Recipe) -> ListedRun:
-    lines = EpochLog(path / LOG, kept=True).all()
-    if lines and type(lines[-1].get("epoch")) is not int:
+    line = EpochLog(path / LOG, kept=True).last
+    if line is not None and type(line.get("epoch")) is not int:
         raise LimbeckError(f"the last line of {path / LOG} is not of an epoch")
-    place = f"epoch {lines[-1]['epoch']} of {lines[-1]['job']}" if lines else "the beginning"
+    place = "the beginning" if line is None else f"epoch {line['epoch']} of {line['job']}"
     return ListedRun(
         str(path),
         f"interrupted at {place}",

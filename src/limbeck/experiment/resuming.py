@@ -58,23 +58,25 @@ def check_state(
     if regime.averages(stage):
         _check_average(state["average"], learning)
     if selects:
-        _check_best(state["best"], steps[position].state_dict() if regime.keep == "best" else {}, epoch)
+        _check_best(state["best"], steps[position] if regime.keep == "best" else nn.Module(), epoch)
 
 
 def _check_average(found: Any, learning: Sequence[nn.Parameter]) -> None:
     _compare("its average", found, {"updates": 0, "weights": {}})
+    if found["updates"] < 0:
+        raise LimbeckError(f"its average has {found['updates']} updates: it must be at least 0")
     _compare("its average", found["weights"], {str(place): one for place, one in enumerate(learning)})
     for name, value in found["weights"].items():
         _check_finite(f"its average {name}", value)
 
 
-def _check_best(found: Any, weights: Mapping[str, Any], epochs: int) -> None:
+def _check_best(found: Any, kept: nn.Module, epochs: int) -> None:
     _compare("its best epoch", found, {"epoch": 0, "score": 0.0, "weights": {}})
     if not 1 <= found["epoch"] <= epochs:
         raise LimbeckError(f"its best epoch is {found['epoch']}: allowed are 1 to {epochs}")
-    _compare("its best epoch", found["weights"], weights)
-    for name, value in found["weights"].items():
-        _check_finite(f"its best epoch's {name}", value)
+    _compare("its best epoch", found["weights"], kept.state_dict())
+    for name, _ in kept.named_parameters():
+        _check_finite(f"its best epoch's {name}", found["weights"][name])
 
 
 def _check_optimizer(found: Any, stage: Stage, learning: Sequence[nn.Parameter]) -> None:

@@ -159,7 +159,12 @@ def run(
             nn.ModuleList(steps).load_state_dict(state["modules"])
         for position in range(state["stage"] if state else 0, len(stages)):
             known = state if state and state["stage"] == position else None
-            yield from _stage(stages[position], position, steps, networks, batches, engine, store, known, regime, best)
+            last = best if position + 1 == len(stages) else None
+            yield from _stage(stages[position], position, steps, networks, batches, engine, store, known, regime, last)
+            if last is not None:
+                last.restore(steps[position])
+            if (finish := stages[position].finish) is not None:
+                finish()
 
 
 def _stage(
@@ -174,7 +179,7 @@ def _stage(
     regime: Regime,
     best: Best | None,
 ) -> Iterator[Epoch]:
-    step, best = steps[position], best if position + 1 == len(steps) else None
+    step = steps[position]
     with frozen(frozen_modules(stage, networks)) as rest:
         learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
         if not learning:
@@ -184,18 +189,17 @@ def _stage(
         engine.place(step)
         updater = None if regime.every_batch else Updater(regime, stage, networks, optimizer, learning)
         stateful = [part for part in (updater, best) if part is not None]
-        if state is not None:
-            optimizer.load_state_dict(state["optimizer"])
-            match_parameters(optimizer)
-            for held in stateful:
-                held.load(state)
         if engine.compile:
             from limbeck.train.compile import compiled_on_maps  # the compiler takes a second to import
 
             step.compile(compiled_on_maps)
-        read: Versions | None = None
         if state is not None:
+            optimizer.load_state_dict(state["optimizer"])
+            match_parameters(optimizer)
+            for part in stateful:
+                part.load(state)
             engine.restore_generators(state["generators"])
+        read: Versions | None = None
         for number in range(state["epoch"] if state else 0, stage.epochs):
             if best is not None and best.ends(number):
                 break
@@ -203,17 +207,11 @@ def _stage(
             if stage.prepare is not None:
                 stage.prepare(TrainingSweep(number, networks, batches, engine))
             versions = Versions(network for name, network in networks.items() if name not in stage.networks)
-            # in the first epoch, and where a frozen network was changed since the last one
-            if read is None or versions.numbers != read.numbers:
+            if read is None or versions.numbers != read.numbers:  # first epoch, or a frozen network was changed
                 readers, notes = frozen_readers(stage, networks, batches.example_inputs(), engine, store)
                 taps, read = Taps(networks, stage.reads, learns=stage.networks, readers=readers), versions
             try:
-                with taps, engine.without_autocast():
-                    step.train()
-                    for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
-                        part.training = False
-                    with nullcontext() if updater is None else updater.epoch(number):
-                        means, images = _epoch(stage, number, step, taps, optimizer, rates, batches, engine, updater)
+                means, images = _epoch(stage, number, step, rest, taps, optimizer, rates, batches, engine, updater)
             except NotFinite as first:
                 raise Diverged(_explained(stage, number, first, networks, readers, batches, engine)) from None
             yield Epoch(
@@ -229,16 +227,13 @@ def _stage(
                 learned=step,
                 notes=notes,
             )
-    if best is not None:
-        best.restore(step)
-    if stage.finish is not None:
-        stage.finish()
 
 
 def _epoch(
     stage: Stage,
     number: int,
     step: Step,
+    rest: Sequence[nn.Module],
     taps: Taps,
     optimizer: Optimizer,
     rates: Sequence[float],
@@ -248,13 +243,18 @@ def _epoch(
 ) -> tuple[list[float], int]:
     images, means = 0, _Means()
     optimizer.zero_grad(set_to_none=True)  # gradients from before
-    for position, batch in enumerate(batches(number)):
-        progress = (number + position / len(batches)) / stage.epochs
-        factor = stage.schedule(progress)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        means.add(_update(step, taps, optimizer, batch, progress, engine, updater))
-        images += len(batch.targets)
+    with taps, engine.without_autocast():
+        step.train()
+        for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
+            part.training = False
+        with nullcontext() if updater is None else updater.epoch(number):
+            for position, batch in enumerate(batches(number)):
+                progress = (number + position / len(batches)) / stage.epochs
+                factor = stage.schedule(progress)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                means.add(_update(step, taps, optimizer, batch, progress, engine, updater))
+                images += len(batch.targets)
     return means.read(), images
 
 
