@@ -9,8 +9,7 @@ from pathlib import Path
 from limbeck.errors import LimbeckError
 from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.results import RESULT, RunResult, read
-from limbeck.experiment.runfiles import LOG, RECIPE, RECIPE_BYTES
-from limbeck.files import atomic
+from limbeck.experiment.runfiles import LOG, RECIPE
 from limbeck.models import GIVEN
 from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import reread
@@ -75,7 +74,7 @@ def _listed(path: Path) -> ListedRun:
 
 
 def _recipe(path: Path) -> Recipe:
-    if atomic.read(path / RECIPE, RECIPE_BYTES) is None:
+    if not (path / RECIPE).is_file():
         raise LimbeckError(f"{path / RECIPE} is missing")
     return reread(path / RECIPE)
 

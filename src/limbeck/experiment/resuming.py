@@ -21,26 +21,20 @@ def check_state(
     """Refuse a state from which `limbeck.train.loop.run` cannot resume exactly.
 
     The state's modules must be named, shaped and typed as these are, their parameters finite, its optimizer that of
-    the stage it is in, with the same options but for the learning rate, and its generators those of the engine.
-
-    Args:
-        state: from `limbeck.train.loop.Epoch.state`, or anything else.
-        stages: as they are passed to `limbeck.train.loop.run`.
-        networks: likewise.
-        engine: likewise.
-        regime: likewise.
+    the stage it is in, with the same options but for the learning rate, and its generators those of the engine. It is
+    from `limbeck.train.loop.Epoch.state`, or anything else.
 
     Raises:
         LimbeckError: the state does not fit; the message says what differs.
     """
     if not isinstance(state, Mapping) or not state.keys() >= _KEYS:
-        raise LimbeckError("it does not hold the state of a training")
+        raise LimbeckError("it does not contain the state of a training")
     position, epoch = state["stage"], state["epoch"]
     if type(position) is not int or not 0 <= position < len(stages):
         raise LimbeckError(f"its stage is {position!r}: allowed are 0 to {len(stages) - 1}")
     stage, selects = stages[position], regime.selects and position + 1 == len(stages)
     if state.keys() != _KEYS | ({"average"} if regime.averages(stage) else set()) | ({"best"} if selects else set()):
-        raise LimbeckError("it does not hold the state of a training")
+        raise LimbeckError("it does not contain the state of a training")
     if type(epoch) is not int or not 1 <= epoch <= stage.epochs:
         raise LimbeckError(f"its epoch is {epoch!r}: allowed are 1 to {stage.epochs} in stage {stage.name!r}")
     steps = nn.ModuleList(Step(one, networks) for one in stages)
@@ -124,7 +118,7 @@ def _compare(what: str, found: Any, expected: Mapping[str, Any]) -> None:
             raise LimbeckError(f"{what} {'lack' if name in expected else 'hold'} {name!r}")
         one, other = _form(found[name]), _form(expected[name])
         if one != other:
-            raise LimbeckError(f"{what}: {name!r} is {one}, needed is {other}")
+            raise LimbeckError(f"{what}: {name!r} is {one}, expected {other}")
 
 
 def _form(value: Any) -> str:
