@@ -102,9 +102,8 @@ def distill(
         optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
         schedule: of the learning rate, likewise.
         augment: random changes of the training images; none by default.
-        training: other keys of the ``train`` block of a recipe: ``clip``, ``accumulate``, ``ema``, ``warmup``,
-            ``freeze``, ``rates``, ``keep`` and ``stop_after``, as in ``{"clip": 1.0, "keep": "best"}``; see
-            docs/recipes.md.
+        training: other keys of a recipe's ``train`` block: ``clip``, ``accumulate``, ``ema``, ``warmup``, ``freeze``,
+            ``rates``, ``keep`` and ``stop_after``, such as ``{"clip": 1.0, "keep": "best"}``; see docs/recipes.md.
         seed: of the data's order, the augmentation and dropout. The same seed gives the same student, bit-identical on
             a CPU if ``precision``, which ``auto`` decides by timing, and ``compile`` are the same.
         seeds: several seeds instead of ``seed``: the result then has means and deviations over them.
@@ -150,7 +149,7 @@ def distill(
             model=_model_block(student, out), input=_input_block(student_input), output=student_output
         ),
         method=block,
-        train=_train_block(epochs, batch_size, optimizer, schedule, augment, training or {}),
+        train=_train_block(epochs, batch_size, optimizer, schedule, augment, training),
         baseline=baseline,
         seeds=every,
         device=device,
@@ -284,7 +283,7 @@ def _train_block(
     optimizer: str | Block,
     schedule: str | Block,
     augment: Augment | None,
-    training: Mapping[str, Any],
+    training: Mapping[str, Any] | None,
 ) -> TrainBlock:
     """The training as a block of a recipe; it is validated when the training is made from the block."""
     return TrainBlock.model_construct(
@@ -293,7 +292,7 @@ def _train_block(
         optimizer=fill(OPTIMIZERS, optimizer, kind="optimizer"),
         schedule=fill(SCHEDULES, schedule, kind="schedule"),
         augment=AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
-        **dict(_checked("training", RegimeBlock, training)),
+        **dict(_checked("training", RegimeBlock, {} if training is None else training)),
     )
 
 

@@ -112,10 +112,13 @@ def test_a_run_that_has_no_epoch_yet_is_interrupted_at_the_beginning(runs):
         (lambda run: (run / "recipe.yaml").unlink(), "recipe.yaml is missing"),
         (lambda run: (run / "recipe.yaml").write_text("a: *b"), "undefined alias"),
         (lambda run: (run / "recipe.yaml").write_bytes(b"#" * (4 * 2**20 + 1)), "has more than 4,194,304 bytes"),
-        (lambda run: (run / "result.json").unlink() or (run / "metrics.jsonl").write_text("{}\n"), "line 1 is not of"),
+        (
+            lambda run: (run / "result.json").unlink() or (run / "metrics.jsonl").write_text("{}\n"),
+            "line 1 does not describe",
+        ),
         (
             lambda run: (run / "result.json").unlink() or (run / "metrics.jsonl").write_text('{"job": "kd/seed0"}\n'),
-            "the last line of .*metrics.jsonl is not of an epoch",
+            "the last line of .*metrics.jsonl does not describe an epoch",
         ),
     ],
 )

@@ -99,6 +99,23 @@ def test_a_student_alone_that_is_found_beside_the_run_keeps_its_best_epoch(monke
     assert read_result(Path("runs/other")).alone.best_epoch == 2
 
 
+@pytest.mark.parametrize(("training", "reused"), [({}, True), ({"keep": "best"}, False), ({"stop_after": 3}, False)])
+def test_a_student_alone_that_a_validation_split_selected_is_not_reused_with_another_one(data, training, reused):
+    options = QUICK | {"baseline": True, "training": training}
+    torch.manual_seed(2)
+    teacher = nn.Linear(6, 3)
+    other = replace(data, validation=data.test)
+    limbeck.distill(teacher, network(), data, out="runs/one", allow=["chance"], **options)
+    limbeck.distill(teacher, network(), other, out="runs/other", allow=["chance"], **options)
+    one, two = (read_result(Path("runs") / name).alone for name in ("one", "other"))
+    assert (one.trained_as == two.trained_as) == reused
+
+
+def test_an_error_in_the_training_of_the_teacher_names_its_block():
+    with pytest.raises(LimbeckError, match=r"teacher\.train: the network has no layer 'stag1': did you mean stage1"):
+        Experiment(recipe("teacher.train.rates={stag1: 0.1}"), Path("run"))
+
+
 def in_two_stages(setup):
     (stage,) = METHODS["alone"](setup)
     return replace(stage, name="first"), replace(stage, name="second")
@@ -114,7 +131,7 @@ def test_the_best_epoch_is_one_of_the_last_stage(data, monkeypatch):
 
 @pytest.mark.parametrize("setting", ["train.keep=best", "train.stop_after=3", "teacher.train.stop_after=3"])
 def test_without_a_validation_split_epochs_are_not_compared(setting):
-    with pytest.raises(LimbeckError, match="compare epochs on validation samples, and the data has none"):
+    with pytest.raises(LimbeckError, match="need a validation split, but the data has none"):
         Experiment(recipe(setting, "data.validation=0", "teacher.train.keep=last"), Path("run"))
     assert not Path("run").exists()
 

@@ -198,11 +198,11 @@ def test_the_warm_up_rises_to_the_schedule_and_is_that_of_the_cosine():
 @pytest.mark.parametrize(
     ("regime", "message"),
     [
-        (Regime(freeze=("con",)), "the student has no layer 'con'"),
-        (Regime(rates={"7": 0.1}), "the student has no layer '7'"),
-        (Regime(rates={"2": 0.1}), "rates: the layer '2' of the student has no parameters"),
+        (Regime(freeze=("con",)), "the network has no layer 'con'"),
+        (Regime(rates={"7": 0.1}), "the network has no layer '7'"),
+        (Regime(rates={"2": 0.1}), "freeze and rates: the layer '2' has no parameters"),
         (Regime(warmup=4), "warmup is 4 epochs, but stage 'alone' has 4: it must be shorter"),
-        (Regime(freeze=("",), freeze_epochs=1), "freeze: in stage 'alone' nothing else learns"),
+        (Regime(freeze=("",), freeze_epochs=1), "freeze: nothing else learns in stage 'alone'"),
     ],
 )
 def test_what_cannot_be_trained_is_an_error_before_training(regime, message):
@@ -211,7 +211,7 @@ def test_what_cannot_be_trained_is_an_error_before_training(regime, message):
 
 
 def test_an_epoch_is_not_chosen_where_the_last_stage_does_not_train_the_student():
-    with pytest.raises(LimbeckError, match="stage 'task' does not train the student: remove them"):
+    with pytest.raises(LimbeckError, match="stage 'task' does not train the student: remove these keys"):
         check_regime(Regime(keep="best"), [stage(learns=("peer",))], {"student": student(), "peer": student()})
 
 
@@ -283,16 +283,16 @@ def test_a_training_with_every_option_resumes_to_the_same_bits(after):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("best"), "it does not hold the state of a training"),
-        (lambda state: state.pop("average"), "it does not hold the state of a training"),
+        (lambda state: state.pop("best"), "it does not contain the state of a training"),
+        (lambda state: state.pop("average"), "it does not contain the state of a training"),
         (lambda state: state.update(average=3), "its average are missing"),
-        (lambda state: state["average"].update(updates="3"), "its average: 'updates' is str, needed is int"),
+        (lambda state: state["average"].update(updates="3"), "its average: 'updates' is str, expected int"),
         (lambda state: state["average"].update(updates=-11), "its average has -11 updates"),
         (lambda state: state["average"]["weights"].pop("0"), "its average lack '0'"),
         (lambda state: state["average"]["weights"]["0"].fill_(torch.nan), "its average 0 holds a NaN"),
         (lambda state: state.update(best=None), "its best epoch are missing"),
         (lambda state: state["best"].update(epoch=9), "its best epoch is 9: allowed are 1 to 1"),
-        (lambda state: state["best"].update(score="1"), "'score' is str, needed is float"),
+        (lambda state: state["best"].update(score="1"), "'score' is str, expected float"),
         (lambda state: state["best"]["weights"].clear(), "its best epoch lack"),
         (
             lambda state: next(iter(state["best"]["weights"].values())).fill_(torch.inf),

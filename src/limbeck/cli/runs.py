@@ -19,7 +19,10 @@ def runs(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the runs in a folder, the best student first, with the command that makes or resumes each."""
+    """List the runs in a folder, the best student first.
+
+    Prints the command that makes or resumes each run.
+    """
     with reporting():
         import json
         from dataclasses import asdict
@@ -38,7 +41,7 @@ def runs(
 
 
 def runs_table(found: "list[ListedRun]") -> "Table":
-    """One row a run; accuracies in per cent."""
+    """Return a table with one row for each run. Accuracies are in per cent."""
     from rich import box
     from rich.table import Table
 

@@ -46,14 +46,14 @@ def training_of(block: TrainBlock, data: Data) -> Training:
     """The training that a block of a recipe describes.
 
     Raises:
-        LimbeckError: a class does not exist, or no class is left; epochs are compared without a validation split.
+        LimbeckError: a class does not exist, no class is left, or an option needs a validation split.
     """
     exclude = label_indices(block.exclude, data.classes)
     regime = _regime_of(block)
     if regime.selects and len(data.validation) == 0:
         raise LimbeckError(
-            "keep: best and stop_after compare epochs on validation samples, and the data has none: write data: "
-            "{validation: 0.1} (in Python, limbeck.arrays(..., validation=0.1)), or remove these keys"
+            "keep: best and stop_after need a validation split, but the data has none: set data.validation to a share "
+            "such as 0.1 (in Python, limbeck.arrays(..., validation=0.1)), or remove these keys"
         )
     if len(data.train.without(exclude)) == 0:
         raise LimbeckError(f"exclude removes all classes of the data: {', '.join(data.classes)}")
@@ -69,17 +69,9 @@ def training_of(block: TrainBlock, data: Data) -> Training:
 
 
 def _regime_of(block: RegimeBlock) -> Regime:
-    return Regime(
-        clip=block.clip,
-        accumulate=block.accumulate,
-        ema=block.ema,
-        warmup=block.warmup,
-        freeze=block.freeze.layers if block.freeze else (),
-        freeze_epochs=block.freeze.epochs if block.freeze else 0,
-        rates=block.rates,
-        keep=block.keep,
-        stop_after=block.stop_after,
-    )
+    values = {name: getattr(block, name) for name in RegimeBlock.model_fields if name != "freeze"}
+    freeze = block.freeze
+    return Regime(**values, freeze=freeze.layers if freeze else (), freeze_epochs=freeze.epochs if freeze else 0)
 
 
 def teacher_of(recipe: Recipe, seed: int) -> Job:

@@ -69,7 +69,7 @@ def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, tuple[
 
 
 def _train(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, int | None]:
-    """Train the network; gives the epoch whose weights it has, where the best one is kept."""
+    """Train the network. Return the number of the best epoch if its weights are kept, else None."""
     name, network, workspace = str(one.job), one.networks["student"], one.workspace
     stages = plan(one.method, one.networks, workspace.data, workspace.training)
     if one.first_stage_of is not None:
@@ -130,6 +130,7 @@ def _trained_as(one: Fit, identity: str) -> str:
         "student": [weights_digest(student), structure_digest(student), given],
         "views": [training.views, training.view_seed],
         "data": [one.workspace.samples.digest(), data.mean, data.std],
+        "validation": data.validation.digest() if training.regime.selects else None,
         "engine": [str(engine.device), engine.precision, engine.compile, torch.get_num_threads()],
         "versions": {name: version(name) for name in ("limbeck", "torch")},
     }

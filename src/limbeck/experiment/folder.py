@@ -256,7 +256,7 @@ class RunFolder:
     def take(self, name: str, trained_as: str) -> tuple[Path, NetworkResult] | None:
         """A run folder beside this one with an intact network of this name and this ``trained_as``.
 
-        Its result is returned with it. The network's lines are copied from that run's log, if they are intact.
+        Its result is returned too. Its lines are copied from that run's log, if they are intact.
         """
         if not self.path.parent.is_dir():
             return None

@@ -1,4 +1,4 @@
-"""What is on disk: the runs of a folder, with their accuracies and the command for each."""
+"""The runs in a folder, with their accuracies and the command that makes or resumes each."""
 
 import shlex
 from dataclasses import dataclass
@@ -15,11 +15,10 @@ from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import reread
 
 MOST = 10_000
-"""The most entries of a folder that are looked at."""
-
+"""The most entries of a folder that is listed."""
 
 LATEST = 2**37
-"""The latest date in seconds, in the year 6325: an archive can give a file a time that is no date."""
+"""The latest date in seconds, in the year 6325. A file from an archive may have a time that is not a date."""
 
 
 @dataclass(frozen=True)
@@ -28,29 +27,29 @@ class ListedRun:
 
     folder: str
     state: str  # "finished", "interrupted at epoch 3 of kd/seed0", or "damaged: " and the reason
-    date: str  # of the last change, ISO 8601
+    date: str  # of the last change of its result, else of its log or recipe; ISO 8601
     name: str | None = None
     method: str | None = None
     seeds: tuple[int, ...] = ()
     teacher: float | None = None
     alone: float | None = None
     student: float | None = None
-    command: str | None = None  # that makes the run again or resumes it; None if it cannot be known
+    command: str | None = None  # makes the run again or resumes it; None if damaged, or a call of `limbeck.distill`
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
-    """The run that a folder holds, or those of its subfolders: the best student first, then those without one.
+    """Return the run in a folder, or the runs in its subfolders: the best student first, those without one last.
 
     Links are not followed. A damaged run is listed with the reason.
 
     Raises:
-        LimbeckError: there is no such folder, or it has more than `MOST` entries.
+        LimbeckError: the folder does not exist, or has more than `MOST` entries.
     """
     if not folder.is_dir():
         raise LimbeckError(f"there is no folder {folder}")
     entries = list(islice(folder.iterdir(), MOST + 1))
     if len(entries) > MOST:
-        raise LimbeckError(f"{folder} has more than {MOST:,} entries, the most that are listed")
+        raise LimbeckError(f"{folder} has more than {MOST:,} entries, which is the limit")
     inside = [path for path in entries if path.is_dir() and not path.is_symlink() and _is_run(path)]
     runs = [_listed(path) for path in ([folder] if _is_run(folder) else inside)]
     return sorted(runs, key=lambda run: (run.student is None, -(run.student or 0), run.folder))
@@ -98,7 +97,7 @@ def _finished(path: Path, date: str, recipe: Recipe, result: RunResult) -> Liste
 def _interrupted(path: Path, date: str, recipe: Recipe) -> ListedRun:
     line = EpochLog(path / LOG, kept=True).last
     if line is not None and type(line.get("epoch")) is not int:
-        raise LimbeckError(f"the last line of {path / LOG} is not of an epoch")
+        raise LimbeckError(f"the last line of {path / LOG} does not describe an epoch")
     place = "the beginning" if line is None else f"epoch {line['epoch']} of {line['job']}"
     return ListedRun(
         str(path),
@@ -112,6 +111,6 @@ def _interrupted(path: Path, date: str, recipe: Recipe) -> ListedRun:
 
 
 def _command(path: Path, recipe: Recipe, *options: str) -> str | None:
-    if recipe.data.source.startswith(GIVEN):  # a call of `limbeck.distill`
+    if recipe.data.source.startswith(GIVEN):
         return None
     return shlex.join(["limbeck", "run", str(path / RECIPE), *options])

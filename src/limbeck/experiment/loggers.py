@@ -1,7 +1,7 @@
-"""Where the figures of a run are shown beside ``metrics.jsonl``: a table, TensorBoard, Weights & Biases, or MLflow.
+"""Loggers in addition to ``metrics.jsonl``: a table, TensorBoard, Weights & Biases, and MLflow.
 
-A logger is a function of the run folder and the recipe that returns a context manager. Inside its block it consumes the
-events of the run. Its package is imported when the block begins.
+A logger is a context manager for a run folder and a recipe. It gives a function that receives the events of the run. It
+imports its package when its block begins.
 """
 
 import csv
@@ -23,11 +23,11 @@ from limbeck.recipe.blocks import Recipe
 Consumer = Callable[[Event], None]
 
 Write = Callable[[Job, int, Mapping[str, float]], None]
-"""``(network, its finished epochs of all stages, values by name)``"""
+"""``(job, number of finished epochs in all stages, values by name)``"""
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Raise LimbeckError if there is no such logger, or its package is not installed."""
+    """Raise LimbeckError if a logger does not exist or its package is not installed."""
     for name in names:
         if name not in LOGGERS:
             raise LimbeckError(f"--log is {name!r}: {nearest(name, LOGGERS)}")
@@ -37,7 +37,7 @@ def check_loggers(names: Sequence[str]) -> None:
 
 @contextmanager
 def logged(names: Sequence[str], folder: Path, recipe: Recipe) -> Iterator[Consumer]:
-    """Inside the block, the loggers of these names consume the events that the consumer is called with."""
+    """Give a function that passes an event to each of these loggers. They are closed at the end of the block."""
     with ExitStack() as stack:
         consumers = [stack.enter_context(LOGGERS[name](folder, recipe)) for name in dict.fromkeys(names)]
 
@@ -64,14 +64,14 @@ def csv_table(folder: Path, recipe: Recipe) -> Iterator[Consumer]:
 
 @contextmanager
 def tensorboard(folder: Path, recipe: Recipe) -> Iterator[Consumer]:
-    """One run of TensorBoard for each network, in ``tensorboard/<arm>/seed<N>``."""
+    """One TensorBoard run for each network, in ``tensorboard/<arm>/seed<N>``."""
     from torch.utils.tensorboard import SummaryWriter
 
     writers: dict[Job, Any] = {}
     with ExitStack() as opened:
 
         def add(job: Job, epoch: int, values: Mapping[str, float]) -> None:
-            if job not in writers:  # what a run before this one wrote from this epoch on is hidden
+            if job not in writers:  # TensorBoard hides the steps from this epoch on that an earlier run wrote
                 writer = SummaryWriter(str(folder / "tensorboard" / str(job)), purge_step=epoch)
                 writers[job] = opened.enter_context(writer)
             for name, value in values.items():
@@ -82,7 +82,7 @@ def tensorboard(folder: Path, recipe: Recipe) -> Iterator[Consumer]:
 
 @contextmanager
 def wandb(folder: Path, recipe: Recipe) -> Iterator[Consumer]:
-    """One run of the project ``limbeck`` with the recipe as its configuration; the names begin with the network's."""
+    """One run in the project ``limbeck``, with the recipe as its configuration. Each name begins with its network."""
     import wandb as package  # type: ignore[import-not-found]
 
     with package.init(project="limbeck", name=recipe.name, config=recipe.model_dump(mode="json")) as run:
@@ -99,7 +99,7 @@ def wandb(folder: Path, recipe: Recipe) -> Iterator[Consumer]:
 
 @contextmanager
 def mlflow(folder: Path, recipe: Recipe) -> Iterator[Consumer]:
-    """One run with the recipe as an artifact; the names begin with the network's."""
+    """One run with the recipe as an artifact. Each name begins with its network."""
     import mlflow as package  # type: ignore[import-not-found]
 
     with package.start_run(run_name=recipe.name):
@@ -118,11 +118,11 @@ LOGGERS: Mapping[str, Callable[[Path, Recipe], AbstractContextManager[Consumer]]
     "wandb": wandb,
     "mlflow": mlflow,
 }
-"""By the name of ``--log``, which is also that of the package and of the extra."""
+"""By the value of ``--log``, which is also the name of the package and of the extra."""
 
 
 def _of_events(add: Write) -> Consumer:
-    """The consumer that adds the figures of each epoch, and the test accuracy of each finished network."""
+    """Return a consumer that adds the figures of each epoch and the test accuracy of each finished network."""
     epochs: dict[Job, int] = {}
 
     def consume(event: Event) -> None:
@@ -145,16 +145,14 @@ def _values(event: Trained) -> dict[str, float]:
 
 
 def _write_table(folder: Path) -> None:
-    lines = EpochLog(folder / LOG, kept=True).all()
     rows = [
         {name: value for name, value in line.items() if name != "terms"}
         | {f"terms.{name}": value for name, value in line["terms"].items()}
-        for line in lines
+        for line in EpochLog(folder / LOG, kept=True).all()
     ]
-    text = io.StringIO()
-    columns = dict.fromkeys(name for row in rows for name in row)
-    table = csv.DictWriter(text, list(columns), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
     if rows:
+        text = io.StringIO()
+        table = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
         write(folder / TABLE, text.getvalue())

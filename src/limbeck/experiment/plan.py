@@ -68,7 +68,7 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         raise LimbeckError("the method returns no stages, so nothing would be trained")
     _evaluate_once(stages, networks, few)
     if training.regime != PLAIN:
-        stages = _with_rates(stages, networks, training.regime)
+        stages = _with_regime(stages, networks, training.regime)
     for stage in stages:
         try:
             stage.optimizer([nn.Parameter(torch.zeros(1))])
@@ -77,15 +77,15 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     return stages
 
 
-def _with_rates(stages: Sequence[Stage], networks: Networks, regime: Regime) -> tuple[Stage, ...]:
-    """The stages with a regime's warm-up and with its factors on the learning rates of layers.
+def _with_regime(stages: Sequence[Stage], networks: Networks, regime: Regime) -> tuple[Stage, ...]:
+    """Return the stages with the regime's warm-up and its factors on the learning rates of layers.
 
     Raises:
-        LimbeckError: the stages cannot be trained under the regime.
+        LimbeckError: the regime does not fit the stages.
     """
     check_regime(regime, stages, networks)
     factors: dict[nn.Parameter, float] = {}
-    for layer in sorted(regime.rates, key=len):  # what is inside comes after what holds it, and counts
+    for layer in sorted(regime.rates, key=len):  # an inner layer comes after the layers around it
         factors |= dict.fromkeys(layer_of(networks["student"], layer).parameters(), regime.rates[layer])
     return tuple(
         replace(

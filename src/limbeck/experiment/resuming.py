@@ -94,7 +94,7 @@ def _check_optimizer(found: Any, stage: Stage, learning: Sequence[nn.Parameter])
 def _stepped(stage: Stage, learning: Sequence[nn.Parameter]) -> dict[str, Any]:
     """The state of the stage's optimizer after a step on parameters like these; before a step it is empty."""
     like = {parameter: nn.Parameter(torch.zeros_like(parameter)) for parameter in learning}
-    optimizer = stage.optimizer(learning)  # its learning rates may depend on which parameters these are
+    optimizer = stage.optimizer(learning)  # the learning rates may depend on the layer
     for group in optimizer.param_groups:
         group["params"] = [like[parameter] for parameter in group["params"]]
     for parameter in like.values():

@@ -52,7 +52,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Refusal = Literal["chance", "permuted", "input", "probabilities", "random", "not_finite", "shared"]
 ClassName = NonNegativeInt | str
 Output = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
-Layer = Output  # those of a Sequential are numbers
+Layer = Output  # the layers of a Sequential are numbers
 Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
 PathText = Annotated[str, AfterValidator(with_known_home)]
 Statistics = str | float | Annotated[tuple[float, ...], Field(min_length=1, max_length=10_000)]

@@ -1,4 +1,4 @@
-"""The best epoch of a stage, and when to stop because none was better for some time."""
+"""The best epoch of a stage, and early stopping."""
 
 import math
 from collections.abc import Mapping
@@ -11,11 +11,12 @@ class Best:
     """The epoch of a stage with the best score; of equal scores, the first.
 
     Args:
-        keep: keep the weights after that epoch, which `restore` loads.
-        stop_after: the number of epochs without a better score after which the stage ends; None for no such end.
+        keep: whether to keep the weights after that epoch for `restore`.
+        stop_after: the stage ends after this number of epochs without a better score; None trains all epochs.
 
     Attributes:
-        epoch: its number, from 1; 0 before the first epoch. score: greater is better.
+        epoch: its number, from 1; 0 before the first epoch.
+        score: its score; greater is better.
     """
 
     def __init__(self, *, keep: bool, stop_after: int | None) -> None:
@@ -24,14 +25,14 @@ class Best:
         self._weights: dict[str, Tensor] = {}
 
     def add(self, epoch: int, score: float, learned: nn.Module) -> None:
-        """Compare the score of an epoch; ``learned`` is all that learns in the stage."""
+        """Add the score of an epoch. ``learned`` contains all networks and losses that learn in the stage."""
         if score > self.score:
             self.epoch, self.score = epoch, score
             if self._keep:
                 self._weights = {name: tensor.clone() for name, tensor in learned.state_dict().items()}
 
     def ends(self, epochs: int) -> bool:
-        """Whether the stage ends after this number of epochs."""
+        """Whether to end the stage after this number of epochs."""
         return self._stop_after is not None and epochs - self.epoch >= self._stop_after
 
     def restore(self, learned: nn.Module) -> None:
@@ -40,7 +41,7 @@ class Best:
             learned.load_state_dict(self._weights)
 
     def state(self) -> dict[str, Any]:
-        """What exact resume needs after an epoch."""
+        """Return what exact resume needs."""
         return {"best": {"epoch": self.epoch, "score": self.score, "weights": self._weights}}
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -59,7 +59,7 @@ class Epoch:
     images: int
     seconds: float
     state: Callable[[], dict[str, Any]]  # all that exact resume needs; take it before asking for the next epoch
-    learned: nn.Module  # all that learns in the stage
+    learned: nn.Module  # the networks and losses that learn in the stage
     notes: tuple[str, ...] = ()  # on the readers of frozen networks, see `limbeck.train.readers.network_reader`
 
 
@@ -142,8 +142,8 @@ def run(
         engine: device, precision, and whether to compile.
         store: the teacher's tensors, computed beforehand; a stage that reads only these does not run the teacher.
         state: from `Epoch.state`, to resume where it was taken.
-        regime: its warm-up and rates are part of the stages already, see `limbeck.experiment.plan`.
-        best: ends the last stage, and its weights are restored then; the caller adds the scores.
+        regime: options of the training. `limbeck.experiment.plan` has applied its warm-up and rates to the stages.
+        best: decides when the last stage ends, and restores its best weights then. The caller adds the scores.
 
     Raises:
         LimbeckError: a tap does not exist or has no one value; nothing in a stage can learn.

@@ -1,6 +1,6 @@
-"""How gradients change the weights, beyond one step of the optimizer for each batch."""
+"""Clipping, accumulation, averaged weights and frozen layers: options that change the step of the optimizer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,12 +18,12 @@ from limbeck.train.freeze import frozen, learners
 
 @dataclass(frozen=True)
 class Regime:
-    """Options of a training; layers are those of the network that is trained, the student."""
+    """Options of a training. Layers are those of the trained network, whose name in a stage is ``student``."""
 
-    clip: float | None = None  # the largest norm of the gradients of all that learns
+    clip: float | None = None  # the largest norm of all gradients together
     accumulate: int = 1  # batches for each step
     ema: float | None = None  # decay of the average of the weights, see `Average`
-    warmup: int = 0  # epochs of a linear rise of the learning rate, before each stage's schedule
+    warmup: int = 0  # epochs in which the learning rate rises linearly, before the schedule of each stage
     freeze: tuple[str, ...] = ()  # layers that do not change in the first epochs of each stage
     freeze_epochs: int = 0
     rates: Mapping[str, float] = field(default_factory=dict)  # factors on the learning rate by layer
@@ -32,7 +32,7 @@ class Regime:
 
     @property
     def every_batch(self) -> bool:
-        """Whether each batch is one step of the optimizer and nothing else."""
+        """Whether each batch is one plain step of the optimizer."""
         return self.clip is None and self.accumulate == 1 and self.ema is None and not self.freeze
 
     @property
@@ -41,7 +41,7 @@ class Regime:
         return self.keep == "best" or self.stop_after is not None
 
     def averages(self, stage: Stage) -> bool:
-        """Whether the weights are averaged in a stage: where the student learns."""
+        """Whether the weights are averaged in a stage, which is so if the student learns in it."""
         return self.ema is not None and "student" in stage.networks
 
 
@@ -52,8 +52,8 @@ class Average:
     """An exponential moving average of parameters (Polyak and Juditsky 1992).
 
     After update t, the average is ``d * average + (1 - d) * parameters`` with ``d = min(decay, (1 + t) / (10 + t))``,
-    as in TensorFlow's ``ExponentialMovingAverage``, so that the initial weights are soon forgotten. While the
-    parameters are trained, this object holds their average; `swap` exchanges the two.
+    as in TensorFlow's ``ExponentialMovingAverage``, so that the initial weights soon lose their influence. While the
+    parameters are trained, this object holds the average; `swap` exchanges the two.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
@@ -69,14 +69,14 @@ class Average:
             other.copy_(held)
 
     def update(self) -> None:
-        """Follow a step of the optimizer."""
+        """Update the average after a step of the optimizer."""
         self._updates += 1
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        follow(self._others, list(self._parameters), None)
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average(self._others, list(self._parameters), None)
 
     def state(self) -> dict[str, Any]:
-        """The number of updates, and the tensors that the parameters do not hold."""
+        """Return the number of updates, and the tensors that this object holds."""
         return {"updates": self._updates, "weights": {str(place): one for place, one in enumerate(self._others)}}
 
     @torch.no_grad()
@@ -91,11 +91,11 @@ class Updater:
     """The steps of one stage under a regime.
 
     Args:
-        regime: clipping, accumulation, average and frozen layers are used here.
-        stage: which is trained.
+        regime: its clipping, accumulation, average and frozen layers are used here.
+        stage: the stage that is trained.
         networks: by name.
-        optimizer: of the stage.
-        learning: the parameters that learn in it.
+        optimizer: the optimizer of the stage.
+        learning: the parameters that learn in the stage.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class Updater:
 
     @contextmanager
     def epoch(self, number: int) -> Iterator[None]:
-        """Around the epoch ``number`` of the stage, from 0. Outside of it, the networks hold the averaged weights."""
+        """Train epoch ``number`` (from 0) inside the block. Outside, the networks hold the averaged weights."""
         layers = self._regime.freeze if number < self._regime.freeze_epochs else ()
-        with frozen(held_modules(layers, self._networks)):
+        with frozen(_modules(layers, self._networks)):
             if self._average is not None:
                 self._average.swap()
             yield
@@ -126,7 +126,7 @@ class Updater:
 
     def add(self, loss: Tensor, samples: int) -> None:
         """Accumulate the gradients of a batch's loss; after the last batch of a step, update the weights."""
-        # the step divides by the samples of all its batches, whatever their number
+        # the step divides the gradients by the number of samples in all its batches
         total: Tensor = loss if self._regime.accumulate == 1 else samples * loss
         total.backward()  # type: ignore[no-untyped-call]
         self._batches += 1
@@ -135,7 +135,7 @@ class Updater:
             self._step()
 
     def state(self) -> dict[str, Any]:
-        """What exact resume needs after an epoch."""
+        """Return what exact resume needs after an epoch."""
         return {} if self._average is None else {"average": self._average.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -157,24 +157,18 @@ class Updater:
             self._average.update()
 
 
-def held_modules(layers: Sequence[str], networks: Networks) -> list[nn.Module]:
-    """The modules of the student's layers of these names.
-
-    Raises:
-        LimbeckError: there is no such layer.
-    """
-    for layer in layers:
-        check(networks, Tap("student", layer))
+def _modules(layers: Iterable[str], networks: Networks) -> list[nn.Module]:
+    """Return the modules in these layers of the student."""
     return [module for layer in layers for module in layer_of(networks["student"], layer).modules()]
 
 
 def check_regime(regime: Regime, stages: Sequence[Stage], networks: Networks) -> None:
-    """Raise LimbeckError where stages cannot be trained under a regime."""
-    held = {parameter for module in held_modules(regime.freeze, networks) for parameter in module.parameters(False)}
-    for layer in regime.rates:
-        check(networks, Tap("student", layer))
-        if not any(True for _ in layer_of(networks["student"], layer).parameters()):
-            raise LimbeckError(f"rates: the layer {layer!r} of the student has no parameters")
+    """Raise LimbeckError if a layer of the regime does not exist, or the regime does not fit the stages."""
+    for layer in (*regime.freeze, *regime.rates):
+        check({"network": networks["student"]}, Tap("network", layer))
+        if not list(layer_of(networks["student"], layer).parameters()):
+            raise LimbeckError(f"freeze and rates: the layer {layer!r} has no parameters")
+    held = {parameter for module in _modules(regime.freeze, networks) for parameter in module.parameters(False)}
     for stage in stages:
         if regime.warmup >= stage.epochs:
             raise LimbeckError(
@@ -183,9 +177,9 @@ def check_regime(regime: Regime, stages: Sequence[Stage], networks: Networks) ->
         parts = [*learners(stage, networks), *stage.losses]
         learning = {one for part in parts for one in part.parameters() if one.requires_grad}
         if learning and learning <= held:
-            raise LimbeckError(f"freeze: in stage {stage.name!r} nothing else learns: leave out a layer")
+            raise LimbeckError(f"freeze: nothing else learns in stage {stage.name!r}: remove a layer")
     if regime.selects and stages and "student" not in stages[-1].networks:
         raise LimbeckError(
-            f"keep and stop_after choose an epoch of the last stage, and stage {stages[-1].name!r} does not train "
-            "the student: remove them"
+            f"keep: best and stop_after select an epoch of the last stage, but stage {stages[-1].name!r} does not "
+            "train the student: remove these keys"
         )
