@@ -49,7 +49,7 @@ def experiment(*settings, **options):
 def shown(trial, *, terminal=False, width=200):
     """What a run writes to a console, with a terminal's codes where it is one."""
     console = Console(file=StringIO(), force_terminal=terminal, width=width, markup=False, legacy_windows=False)
-    show(trial, console, Path("run"))
+    show(trial, console, Path("run"), lambda event: None)
     return console.file.getvalue()
 
 

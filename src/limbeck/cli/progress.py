@@ -88,9 +88,7 @@ def reading(console: Console) -> Iterator[Callable[[int, int], None]]:
             bar.stop()
 
 
-def show(
-    experiment: Experiment, console: Console, out: Path, consume: Callable[[Event], None] = lambda event: None
-) -> None:
+def show(experiment: Experiment, console: Console, out: Path, consume: Callable[[Event], None]) -> None:
     """Run an experiment with a progress bar on a terminal and plain lines elsewhere, and print its table.
 
     ``consume`` is called with each event.
