@@ -27,7 +27,7 @@ from limbeck.methods.combined import combined
 from limbeck.models import GIVEN
 from limbeck.models.inputs import Input
 from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Block, call, fill, validate
+from limbeck.options import Block, Model, call, fill, validate
 from limbeck.recipe.blocks import (
     AugmentBlock,
     CacheBlock,
@@ -101,7 +101,7 @@ def distill(
         optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
         schedule: of the learning rate, likewise.
         augment: random changes of the training images; none by default.
-        training: further keys of a recipe's ``train`` block, such as ``{"mixup": 0.2, "label_smoothing": 0.1}``; see
+        training: other keys of a recipe's ``train`` block, such as ``{"clip": 1.0, "keep": "best", "mixup": 0.2}``; see
             docs/recipes.md.
         seed: of the data's order, the augmentation and dropout. The same seed gives the same student, bit-identical on
             a CPU if ``precision``, which ``auto`` decides by timing, and ``compile`` are the same.
@@ -152,7 +152,7 @@ def distill(
         device=device,
         precision=precision,
         compile=compile,
-        cache=_cache(cache),
+        cache=_checked("cache", CacheBlock, as_cache(cache)),
         allow=tuple(allow),
     )
     with _undisturbed(out) as folder:
@@ -162,10 +162,9 @@ def distill(
         )
         with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, on_epoch, progress)
-    trained = experiment.networks[name]
-    trained.zero_grad(set_to_none=True)
+    experiment.networks[name].zero_grad(set_to_none=True)
     result = replace(experiment.result, notes=experiment.notes)  # with what a resumed folder was found to lack
-    return (student if isinstance(student, nn.Module) else trained).eval(), result
+    return (student if isinstance(student, nn.Module) else experiment.networks[name]).eval(), result
 
 
 @contextmanager
@@ -274,10 +273,10 @@ def _input_block(expected: Input | None) -> InputBlock | None:
     return None if expected is None else InputBlock.model_construct(**asdict(expected) | {"size": expected.sides})
 
 
-def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:
-    block, problems = validate(CacheBlock, as_cache(asked))
+def _checked(name: str, model: type[Model], values: Any) -> Model:
+    block, problems = validate(model, values)
     if block is None:
-        raise LimbeckError("; ".join(f"cache: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
+        raise LimbeckError("; ".join(f"{name}: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
     return block
 
 

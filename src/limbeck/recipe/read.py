@@ -152,7 +152,8 @@ def smoke(recipe: Recipe) -> Recipe:
     """Return a short version of the recipe: at most two epochs and 256 samples, and one seed."""
 
     def short(train: TrainBlock) -> TrainBlock:
-        return train.model_copy(update={"epochs": min(train.epochs, 2), "batch_size": min(train.batch_size, 64)})
+        few = {"epochs": 2, "batch_size": 64, "warmup": 1}
+        return train.model_copy(update={key: min(getattr(train, key), most) for key, most in few.items()})
 
     limit = min(recipe.data.limit or 256, 256)
     teacher = recipe.teacher
