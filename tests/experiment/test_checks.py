@@ -81,7 +81,7 @@ def refused(make, key, *, given=None, name="teacher"):
 
 def test_a_teacher_that_the_method_trains_need_not_know_the_classes_yet():
     (note,) = check_teacher(Gives(lambda x: x.flip(0) * 0), data(), ENGINE, learns=True)
-    assert note.endswith("before the method trains it")
+    assert note.said.endswith("before the method trains it")
 
 
 def test_a_good_teacher_passes_without_a_note():
@@ -107,7 +107,7 @@ def test_nan_for_some_samples_names_network_sample_file_and_share():
 def test_a_teacher_that_is_nan_everywhere_is_refused():
     assert "for all 80 validation samples" in refused(lambda x: x * torch.nan, "not_finite")
     found = check_teacher(Gives(lambda x: x * torch.nan), data(), ENGINE, allow=("not_finite",))
-    assert "as allowed" in found[0]
+    assert "as allowed" in found[0].said
 
 
 def test_probabilities_are_refused_with_the_key_that_describes_them():
@@ -190,12 +190,12 @@ def test_nine_of_ten_is_not_called_chance():
     two = data(validation=10, classes=("cat", "dog"))
     flipped = two.validation.inputs[3]
     found = check_teacher(Gives(lambda x: torch.where((x == flipped).all(1, keepdim=True), -x, x)), two, ENGINE)
-    assert "too few" in found[0]
+    assert "too few" in found[0].said
 
 
 def test_without_a_validation_split_the_numbers_are_looked_at_and_the_rest_is_noted():
     given = data(validation=0)
-    assert "no validation split" in check_teacher(Gives(lambda x: x.roll(1, 1)), given, ENGINE)[0]
+    assert "no validation split" in check_teacher(Gives(lambda x: x.roll(1, 1)), given, ENGINE)[0].said
     assert "probabilities" in refused(lambda x: x.softmax(1), "probabilities", given=given)
 
 
@@ -220,7 +220,7 @@ def test_a_shared_layer_is_named():
         LimbeckError, match=r"the student and the teacher share .*: student.0 \(Linear\) is teacher.0\. "
     ):
         refuse_shared({"student": student, "teacher": teacher})
-    assert "as allowed" in refuse_shared({"student": student, "teacher": teacher}, allow=("shared",))[0]
+    assert "as allowed" in refuse_shared({"student": student, "teacher": teacher}, allow=("shared",))[0].said
 
 
 def tied(teacher, student):

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli import cache, doctor, methods, models, run
+from limbeck.cli import cache, doctor, methods, models, plan, run
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": run.demo,
+    "plan": plan.plan,
     "run": run.run,
     "methods": methods.methods,
     "models": models.models,

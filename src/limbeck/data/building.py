@@ -38,7 +38,7 @@ def build(
     """
     count = channels(train.inputs)
     data = Data(train, validation, test, classes, (0.0,) * count, (1.0,) * count, {**origins})
-    data = replace(data, notes=(*notes, *_empty_classes(data)))
+    data = replace(data, notes=(*notes, *empty_classes("training", train, classes)))
     if isinstance(train.inputs, Images):
         return _looked_at(data, train.inputs, normalise)
     if not normalise:
@@ -47,14 +47,14 @@ def build(
     return replace(data, mean=mean, std=std)
 
 
-def _empty_classes(data: Data) -> list[str]:
-    """A note that names the classes without a training sample."""
-    counted = torch.bincount(data.train.targets, minlength=len(data.classes))
-    empty = [data.classes[place] for place in torch.nonzero(counted == 0).flatten().tolist()]
+def empty_classes(name: str, split: Split, classes: Sequence[str]) -> list[str]:
+    """A note that names the classes without a sample in a split; ``name`` is what the note calls its samples."""
+    counted = torch.bincount(split.targets, minlength=len(classes))
+    empty = [classes[place] for place in torch.nonzero(counted == 0).flatten().tolist()]
     if not empty:
         return []
     listed = ", ".join(empty[:_LISTED]) + ", ..." * (len(empty) > _LISTED)
-    return [f"{len(empty):,} of {len(data.classes):,} classes have no training sample: {listed}"]
+    return [f"{len(empty):,} of {len(classes):,} classes have no {name} sample: {listed}"]
 
 
 def _looked_at(data: Data, images: Images, normalise: bool) -> Data:

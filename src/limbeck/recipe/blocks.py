@@ -55,7 +55,7 @@ Pixels = Annotated[int, Field(ge=0, le=10_000)]
 Side = Annotated[int, Field(ge=1, le=10_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Refusal = Literal["chance", "permuted", "input", "probabilities", "random", "not_finite", "shared"]
+Refusal = Literal["chance", "permuted", "input", "probabilities", "random", "not_finite", "shared", "overlap"]
 ClassName = NonNegativeInt | str
 Output = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]

@@ -13,9 +13,9 @@ _NAMED = 5  # samples in the message
 
 
 class Diverged(LimbeckError):
-    """A term became NaN or infinite."""
+    """A term or a weight became NaN or infinite."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int] = 3
 
 
 class NotFinite(Exception):

@@ -139,8 +139,8 @@ def run(
 
     Raises:
         LimbeckError: a tap does not exist or has no one value; nothing in a stage can learn.
-        Diverged: a term became NaN or infinite; the message says where that came from. The networks that learn have
-            no meaningful weights any more.
+        Diverged: a term, or a weight at the end of an epoch, became NaN or infinite; the message says where that came
+            from. The networks that learn have no meaningful weights any more; those of the last epoch were finite.
     """
     for network in networks.values():
         engine.place(network)
@@ -197,6 +197,8 @@ def _stage(
                     for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
                         part.training = False
                     means, images = _epoch(stage, number, step, taps, optimizer, rates, batches, engine)
+                if not all(parameter.isfinite().all() for parameter in learning):  # else they would be saved
+                    raise NotFinite(len(batches) - 1, [])
             except NotFinite as first:
                 raise Diverged(_explained(stage, number, first, networks, readers, batches, engine)) from None
             yield Epoch(
@@ -314,7 +316,8 @@ def _explained(
 ) -> str:
     """What became NaN or infinite, when, and where that came from."""
     names = [*stage.terms, "loss"]
-    what = f"{', '.join(names[place] for place in first.places)} became NaN or infinite"
+    named = ", ".join(names[place] for place in first.places) or f"weights of {' and '.join(stage.networks)}"
+    what = f"{named} became NaN or infinite"
     head = f"stage {stage.name!r}, epoch {number + 1}: {what} at step {first.step + 1} of {len(batches)}"
     frozen_taps = Taps(networks, [tap for tap in stage.reads if tap.source not in stage.networks], readers=readers)
     sweep = TrainingSweep(number, networks, batches, engine)
