@@ -183,7 +183,7 @@ def test_a_teacher_below_chance_is_refused_on_few_samples():
 def test_too_few_samples_tell_nothing_and_it_is_said(count):
     two = data(validation=count, classes=("cat", "dog"))
     found = check_teacher(Gives(lambda x: (x * 1e6).sin()), two, ENGINE)
-    assert found[0].startswith(f"{count} validation samples are too few to tell whether the teacher is better")
+    assert found[0].said.startswith(f"{count} validation samples are too few to tell whether the teacher is better")
 
 
 def test_nine_of_ten_is_not_called_chance():

@@ -182,14 +182,20 @@ class Stream:
 
 
 def try_transform(images: Images) -> None:
-    """Make view 0 of the first image.
+    """Make view 0 of the first image twice.
 
     Raises:
-        LimbeckError: the image cannot be read, or the transform does not exist or fails.
+        LimbeckError: the image cannot be read; the transform does not exist, fails, or gives two different views.
     """
-    _, problem = Decoder(images, seed=0)[Wanted(images.names[:1], [0], 0)]
+    decoder, first = Decoder(images, seed=0), Wanted(images.names[:1], [0], 0)
+    (one, problem), (other, _) = (decoder[first] for _ in range(2))
     if problem:
         raise LimbeckError(problem)
+    if not torch.equal(one, other):
+        raise LimbeckError(
+            f"the transform {images.transform} gives two different views of {images.names[0]} for the same random "
+            "numbers, so a run could not be resumed: draw them from random, numpy.random or torch, which are seeded"
+        )
 
 
 class _DiedError(LimbeckError):

@@ -1,5 +1,6 @@
 """What a first batch shows of a training: gradients that outweigh the task's, constant features, changing buffers."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
@@ -61,7 +62,7 @@ def _restored(network: nn.Module, before: Sequence[Tensor]) -> list[str]:
     both = [(name, one, old) for (name, one), old in zip(network.named_buffers(), before, strict=False)]
     changed = [(name, one, old) for name, one, old in both if one.shape != old.shape or not one.equal(old)]
     for _, one, old in changed:
-        one.set_(old)
+        one.resize_as_(old).copy_(old)
     return [name for name, _, _ in changed]
 
 
@@ -92,4 +93,4 @@ def _size(term: Term, reads: Sequence[Tensor], weights: Sequence[nn.Parameter]) 
     if not value.requires_grad or not weights:
         return 0.0
     found = torch.autograd.grad(value, weights, allow_unused=True, retain_graph=True)
-    return abs(factor) * sum(float(one.square().sum()) for one in found if one is not None) ** 0.5
+    return abs(factor) * math.hypot(*(one.norm().item() for one in found if one is not None))

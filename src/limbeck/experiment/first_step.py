@@ -77,6 +77,8 @@ def first_step(
             zeros = _zeros(networks, stored, batch)
             try:
                 notes = _train(plain, networks, _One(batch, len(split)), eager, zeros)
+            except Diverged as error:
+                raise LimbeckError(str(error)) from error  # which ends a command with the code of a refusal
             except torch.OutOfMemoryError:
                 notes = [f"a step of {len(batch.index)} samples was not tried: there is not enough memory for copies"]
             if engine.compile:

@@ -249,6 +249,8 @@ def _memory(experiment: Experiment, planned: Planned) -> int:
     stages, networks, training = planned
     workspace = Workspace(experiment.data, training, experiment.engine)
     data = experiment.data
+    for network in networks.values():
+        experiment.engine.place(network)
     held = [one.inputs for one in (data.train, data.validation, data.test) if isinstance(one.inputs, Tensor)]
     batch = workspace.spread(min(SAMPLES, training.batch_size, len(workspace.samples)))
     scale = training.batch_size / len(batch.index)

@@ -91,6 +91,9 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
             compile=recipe.compile,
             folder=folder,
         )
+        if is_given(block):
+            learns = teaches(stages)
+            notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
         stored = teacher_taps(stages) if cache.use or table else frozenset[Tap]()
         for arm, planned in trainings.items():
             own_arm = arm == method
@@ -101,9 +104,6 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
             inputs, teacher = example_batch(data).inputs.to(engine.device), engine.place(networks["teacher"])
             note = network_reader(teacher, tuple(stored), inputs, engine)[1]
             notes += [Note(note)] if note else []
-        if is_given(block):
-            learns = teaches(stages)
-            notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
         rest = [f"student.{part}" if part else "student" for part in frozen_parts(networks["student"])]
         if rest:
             notes.append(Note(f"frozen, and left unchanged: {', '.join(rest)}"))

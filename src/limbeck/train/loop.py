@@ -197,8 +197,6 @@ def _stage(
                     for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
                         part.training = False
                     means, images = _epoch(stage, number, step, taps, optimizer, rates, batches, engine)
-                if not all(parameter.isfinite().all() for parameter in learning):  # else they would be saved
-                    raise NotFinite(len(batches) - 1, [])
             except NotFinite as first:
                 raise Diverged(_explained(stage, number, first, networks, readers, batches, engine)) from None
             yield Epoch(
@@ -236,7 +234,10 @@ def _epoch(
             group["lr"] = rate * factor
         means.add(_update(step, taps, optimizer, batch, progress, engine))
         images += len(batch.targets)
-    return means.read(), images
+    terms = means.read()
+    if not all(weight.isfinite().all() for group in optimizer.param_groups for weight in group["params"]):
+        raise NotFinite(len(batches) - 1, [])  # before a checkpoint is written
+    return terms, images
 
 
 def _update(
