@@ -263,14 +263,6 @@ def test_a_students_own_network_that_does_not_fit_is_refused():
     )
 
 
-def test_a_run_of_another_recipe_is_not_resumed():
-    assert invoke("recipe.yaml").exit_code == 0
-    message = refused("recipe.yaml", "--resume", *changed("train.epochs=3"))
-    assert "runs/tiny holds a run of another recipe, so it cannot be resumed" in message
-    assert "it has    epochs: 1" in message
-    assert "asked for epochs: 3" in message
-
-
 def test_a_file_in_the_place_of_the_run_folder_is_refused():
     Path("afile").write_text("mine")
     assert "afile is not a folder" in refused("recipe.yaml", "--out", "afile")

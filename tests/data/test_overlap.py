@@ -22,16 +22,16 @@ def split(inputs):
 def test_identical_images_are_found_in_every_other_split(as_float):
     test, train, validation = images(6, 0), images(9, 1), images(3, 2)
     test[4], test[1] = train[7], validation[2]
-    parts = [split(one.float() if as_float else one) for one in (test, train, validation)]
-    found = identical(parts[0], {"train": parts[1], "validation": parts[2]})
-    assert found == [Match(1, "validation", 2), Match(4, "train", 7)]
+    parts = {"train": train, "validation": validation, "test": test}
+    found = identical({name: split(one.float() if as_float else one) for name, one in parts.items()})
+    assert found == {"train": [], "validation": [], "test": [Match(1, "validation", 2), Match(4, "train", 7)]}
 
 
 def test_a_brighter_and_noisier_copy_is_nearly_identical_and_another_image_is_not():
     test, train = images(40, 0), images(40, 1)
     noise = torch.randint(-4, 5, train[7].shape, generator=torch.Generator().manual_seed(2))
     test[4] = (train[7].float() * 0.8 + 30 + noise).clamp(0, 255).byte()
-    assert identical(split(test), {"train": split(train)}) == []
+    assert identical({"train": split(train), "test": split(test)})["test"] == []
     assert similar(split(test), {"train": split(train)}) == [Match(4, "train", 7)]
 
 
@@ -39,7 +39,7 @@ def test_images_without_contrast_and_feature_vectors_are_not_compared():
     plain = split(torch.full((4, 1, 8, 8), 7, dtype=torch.uint8))
     assert similar(plain, {"train": plain}) == []
     vectors = split(torch.zeros(4, 3))
-    assert identical(vectors, {"train": vectors}) == similar(vectors, {"train": vectors}) == []
+    assert identical({"train": vectors, "test": vectors})["test"] == similar(vectors, {"train": vectors}) == []
 
 
 def test_streamed_images_are_compared_by_the_bytes_of_their_files(tmp_path):
@@ -54,7 +54,7 @@ def test_streamed_images_are_compared_by_the_bytes_of_their_files(tmp_path):
     files["test/ant/2.bmp"] = bytes(changed)
     path = tree(tmp_path / "set", files)
     data = load("folder", path=path, streaming=True, workers=0, validation=0)
-    (match,) = identical(data.test, {"train": data.train})
+    (match,) = identical({"train": data.train, "test": data.test})["test"]
     assert (data.test.names[match.place], data.train.names[match.other]) == ("test/cat/1.bmp", "train/ant/2.bmp")
 
 

@@ -43,9 +43,7 @@ def test_a_shared_image_is_a_note_below_1_percent_and_a_refusal_from_then_on():
 def test_a_copy_with_another_brightness_counts_too():
     one = data(50)
     one.test.inputs[3] = one.train.inputs[5] // 2 + 40
-    with pytest.raises(
-        LimbeckError, match="1 of 50 test images .* is nearly identical to .*test/3.png and train/5.png"
-    ):
+    with pytest.raises(LimbeckError, match=r"1 of 50 test images .* is nearly identical to .*test/3\.png"):
         check_splits(one)
 
 

@@ -30,8 +30,8 @@ class Match(NamedTuple):
     other: int  # the place there
 
 
-def identical(split: Split, others: Mapping[str, Split]) -> list[Match]:
-    """The images of a split that are also in other splits, each once.
+def identical(splits: Mapping[str, Split]) -> dict[str, list[Match]]:
+    """For each split, the images that are also in a split before it, each once.
 
     Images in memory (N, C, H, W) are compared by the hash of their pixels (xxh3_128), images on disk by the hash of
     their files. A file is read in full only if its size and its first 4 KiB are those of a file of another split.
@@ -40,12 +40,15 @@ def identical(split: Split, others: Mapping[str, Split]) -> list[Match]:
     Raises:
         LimbeckError: a file cannot be read.
     """
-    if split.inputs.dim() != 4:
-        return []
-    found = _matches(_keys(split), {name: _keys(other) for name, other in others.items()})
-    if not isinstance(split.inputs, Images):
-        return found
-    return [match for match in found if _file(split, match.place) == _file(others[match.split], match.other)]
+    known: dict[bytes, tuple[str, int]] = {}
+    found = {}
+    for name, split in splits.items():
+        keys = _keys(split)
+        matches = (Match(place, *known[key]) for place, key in enumerate(keys) if key in known)
+        found[name] = [one for one in matches if _file(split, one.place) == _file(splits[one.split], one.other)]
+        for place, key in enumerate(keys):
+            known.setdefault(key, (name, place))
+    return found
 
 
 def similar(split: Split, others: Mapping[str, Split]) -> list[Match]:
@@ -74,17 +77,11 @@ def similar(split: Split, others: Mapping[str, Split]) -> list[Match]:
     return found
 
 
-def _matches(keys: list[bytes], others: Mapping[str, list[bytes]]) -> list[Match]:
-    known: dict[bytes, tuple[str, int]] = {}
-    for name, theirs in others.items():
-        for place, key in enumerate(theirs):
-            known.setdefault(key, (name, place))
-    return [Match(place, *known[key]) for place, key in enumerate(keys) if key in known]
-
-
 def _keys(split: Split) -> list[bytes]:
     """A hash of each image in memory; of each file on disk, its size and its beginning."""
     inputs = split.inputs
+    if inputs.dim() != 4:
+        return []
     if isinstance(inputs, Images):
         heads = (inputs.reader.head(name, _HEAD) for name in inputs.names)
         return [size.to_bytes(8) + xxhash.xxh3_128_digest(head) for size, head in heads]
@@ -93,6 +90,7 @@ def _keys(split: Split) -> list[bytes]:
 
 
 def _file(split: Split, place: int) -> bytes:
+    """A hash of the whole file of an image on disk."""
     images = split.inputs
     return xxhash.xxh3_128_digest(images.reader(images.names[place])) if isinstance(images, Images) else b""
 

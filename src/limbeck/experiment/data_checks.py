@@ -24,12 +24,12 @@ def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
     """
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     before = {name: splits[name] for name in ("train", "validation")}
-    found = [("identical", identical(data.test, before), len(data.test))]
-    same = {match.place for match in found[0][1]}
-    near = [match for match in similar(data.test, before) if match.place not in same]
-    found.append(("nearly identical", near, min(COMPARED, len(data.test))))
+    same = identical(splits)
+    places = {match.place for match in same["test"]}
+    near = [match for match in similar(data.test, before) if match.place not in places]
+    few = min(COMPARED, len(data.test))
     notes = []
-    for kind, matches, count in found:
+    for kind, matches, count in (("identical", same["test"], len(data.test)), ("nearly identical", near, few)):
         told = (
             f"{_counted(matches, count, 'test')} {kind} to images of other splits: {_listed(matches, 'test', splits)}"
         )
@@ -38,7 +38,7 @@ def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
             notes.append(refuse("overlap", told, advice, allow))
         elif matches:
             notes.append(Note(told, "overlap"))
-    held = identical(data.validation, {"train": data.train})
+    held = same["validation"]
     if held:
         told = _counted(held, len(data.validation), "validation")
         notes.append(Note(f"{told} identical to training images: {_listed(held, 'validation', splits)}", "overlap"))

@@ -216,7 +216,7 @@ class EvaluateBlock(Checked):
 class Recipe(Checked):
     """One experiment. Every named block (model, method, optimizer, schedule) contains all its options.
 
-    ``allow`` lists checks of a teacher or a network whose failure is ignored, see `limbeck.experiment.checks`.
+    ``allow`` lists checks whose failure is ignored, see `limbeck.experiment.verdicts`.
     """
 
     name: Annotated[str, Field(max_length=100), AfterValidator(_name)]
