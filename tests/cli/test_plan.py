@@ -23,7 +23,7 @@ teacher:
   train: {epochs: 1, batch_size: 32}
 student:
   model: {name: mlp, hidden: [8]}
-method: {name: srrl}
+method: [kd, rkd]
 train: {epochs: 3, batch_size: 32}
 seeds: [0, 1]
 cache: {use: true, dtype: float32}
@@ -60,7 +60,7 @@ def test_the_tables_fit_80_columns_and_name_networks_stages_terms_and_checks():
         "train",
         "student",
         "teacher",
-        "training srrl, 2 times",
+        "training kd+rkd, 2 times",
         "3 epochs of 2 steps",
         "hard",
         "overlap",
@@ -84,7 +84,7 @@ def test_the_json_holds_the_same_figures_that_the_run_has():
         "validation": len(experiment.data.validation),
         "test": len(experiment.data.test),
     }
-    assert {name: arm["trainings"] for name, arm in found["arms"].items()} == {"teacher": 2, "alone": 2, "srrl": 2}
+    assert {name: arm["trainings"] for name, arm in found["arms"].items()} == {"teacher": 2, "alone": 2, "kd+rkd": 2}
     assert found["kept"]["store"] == 2 * 64 * 4 * (10 + 16)  # teachers, samples, bytes, logits and features
     assert [verdict["rail"] for verdict in found["verdicts"]] == list(RAILS)
     assert found["seconds"] > 0
@@ -92,8 +92,8 @@ def test_the_json_holds_the_same_figures_that_the_run_has():
 
 
 def test_a_layer_is_named_in_the_recipe_or_found():
-    found = as_json("method={name: srrl, teacher_layer: 'head:input'}", "cache=false")
-    reads = [read for term in found["arms"]["srrl"]["stages"][0]["terms"].values() for read in term["reads"]]
+    found = as_json("method={name: rkd, teacher_layer: 'head:input'}", "cache=false")
+    reads = [read for term in found["arms"]["rkd"]["stages"][0]["terms"].values() for read in term["reads"]]
     assert {read["why"] for read in reads if read["tap"] == "teacher.head (input)"} == {"named in the recipe"}
     assert {read["why"] for read in reads if read["tap"] == "student.head (input)"} == {
         "found: the input of the classifier"

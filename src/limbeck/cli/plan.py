@@ -99,7 +99,8 @@ def _arm(name: str, arm: "ArmForecast") -> Table:
     table = _table(f"training {name}, {times}", "term", "weight", "reads", "shape", "why")
     for stage in arm.stages:
         table.add_section()
-        table.add_row(f"stage {stage.name}", "", f"{stage.epochs} epochs of {stage.steps} steps", "", "")
+        epochs = f"{stage.epochs:,} epoch{'s' * (stage.epochs > 1)} of {stage.steps:,} step{'s' * (stage.steps > 1)}"
+        table.add_row(f"stage {stage.name}", "", epochs, "", "")
         table.add_row("", "", f"{', '.join(stage.learns)} learn{'s' * (len(stage.learns) == 1)}", "", "")
         for term, about in stage.terms.items():
             own = f" ({about.parameters:,} parameters)" if about.parameters else ""
