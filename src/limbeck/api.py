@@ -139,7 +139,7 @@ def distill(
     every = _seeds(seed, seeds)
     recipe = Recipe.model_construct(
         name="distill",
-        data=DataBlock.model_construct(source=GIVEN if out is None else f"{GIVEN} {_digest(data)}"),
+        data=_data_block(data, out),
         teacher=_teacher_block(teacher, teacher_input, teacher_classes, teacher_output, out) if teacher else None,
         student=StudentBlock.model_construct(
             model=_model_block(student, out), input=_input_block(student_input), output=student_output
@@ -234,16 +234,17 @@ def _check(
         raise LimbeckError(f"a method cannot be called {method!r}: rename the function")
 
 
-def _digest(data: Data) -> str:
-    return " ".join(split.digest() for split in (data.train, data.validation, data.test))
-
-
 def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> dict[str, Any]:
     """What stands for a network in the recipe: with a run folder, its weights at the call."""
     if out is None or not isinstance(network, nn.Module):
         return {"name": GIVEN}
     weights, structure = weights_digest(network), structure_digest(network)
     return {"name": GIVEN, "weights_at_the_call": weights, "structure_at_the_call": structure}
+
+
+def _data_block(data: Data, out: str | Path | None) -> DataBlock:
+    digests = () if out is None else [split.digest() for split in (data.train, data.validation, data.test)]
+    return DataBlock.model_construct(source=" ".join([GIVEN, *digests]))
 
 
 def _teacher_block(

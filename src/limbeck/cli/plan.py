@@ -45,7 +45,7 @@ def plan(
         from limbeck.train.threads import threads_for
 
         if not as_json:
-            say_code(checked)
+            say_code(checked.model_dump())
         lenient = checked.model_copy(update={"allow": get_args(Refusal)})
         with reading(console(stderr=True)) as progress:
             experiment = Experiment(

@@ -6,11 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from limbeck.core import LimbeckError
 from limbeck.data.dividing import split_off
-from limbeck.data.images import Images, pieces
+from limbeck.data.images import Images
 from limbeck.data.scaling import channels, counts, measure, moments
 from limbeck.data.split import Data, Split
-from limbeck.data.streaming import try_transform
+from limbeck.data.streaming import Decoder, Wanted
 from limbeck.data.transforms import make_transform
 
 _LOOKED_AT, _AT_ONCE = 2000, 64  # images on disk that are decoded of each split, and at a time
@@ -33,8 +34,8 @@ def build(
     are measured on those of train. If all of them are grey, the images have one channel.
 
     Raises:
-        LimbeckError: the splits do not fit together; an image cannot be read; the transform does not exist, or fails on
-            the first image of train.
+        LimbeckError: the splits do not fit together; an image cannot be read; the transform does not exist, or it fails
+            on the first image of train or gives two different views of it.
     """
     count = channels(train.inputs)
     data = Data(train, validation, test, classes, (0.0,) * count, (1.0,) * count, {**origins})
@@ -67,15 +68,32 @@ def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
     mean, std = moments(seen[0][1][:kept]) if normalise else ((0.0,) * kept, (1.0,) * kept)
     train, validation, test = (_with_channels(part, kept) for part in parts)
     if images.transform is not None:
-        try_transform(replace(images, channels=kept))
+        _try_transform(replace(images, channels=kept))
     return replace(data, train=train, validation=validation, test=test, mean=mean, std=std)
+
+
+def _try_transform(images: Images) -> None:
+    """Make view 0 of the first image twice.
+
+    Raises:
+        LimbeckError: the image cannot be read; the transform fails or gives two different views.
+    """
+    decoder, first = Decoder(images, seed=0), Wanted(images.names[:1], [0], 0)
+    (one, problem), (other, _) = (decoder[first] for _ in range(2))
+    if problem:
+        raise LimbeckError(problem)
+    if not torch.equal(one, other):
+        raise LimbeckError(
+            f"{images.transform} gives two different views of {images.names[0]} for the same seed, so a run could not "
+            "be resumed exactly: draw random numbers from random, numpy.random or torch, which limbeck seeds"
+        )
 
 
 def _look(split: Split) -> tuple[bool, Tensor]:
     """Whether the decoded images of a split are all grey, and the count of each value in each channel, (C, 256)."""
     few = split_off(min(_LOOKED_AT, len(split)), split, 0)[1]
     grey, counted = True, torch.zeros(channels(split.inputs), 256, dtype=torch.int64)
-    for index in pieces(torch.arange(len(few)), _AT_ONCE):
+    for index in torch.split(torch.arange(len(few)), _AT_ONCE):
         pixels = few.inputs[index]
         grey = grey and torch.equal(pixels, pixels[:, :1].expand_as(pixels))
         counted += counts(pixels)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import xxhash
 from torch import Tensor
 
-from limbeck.data.images import Images, pieces
+from limbeck.data.images import Images
 from limbeck.data.split import Split
 
 COMPARED, SEARCHED = 2000, 100_000
@@ -64,7 +64,7 @@ def similar(split: Split, others: Mapping[str, Split]) -> list[Match]:
     theirs = [(name, place) for name, other in others.items() for place in spread(len(other), SEARCHED).tolist()]
     known = torch.cat([_thumbnails(other, spread(len(other), SEARCHED), 8) for other in others.values()])
     found = []
-    for places in pieces(spread(len(split), COMPARED), _CHUNK):
+    for places in torch.split(spread(len(split), COMPARED), _CHUNK):
         alike, best = (_thumbnails(split, places, 8) @ known.T).max(dim=1)
         for row in torch.nonzero(alike >= 1 - 2 * ALIKE**2).flatten().tolist():
             name, other = theirs[int(best[row])]
@@ -85,7 +85,7 @@ def _keys(split: Split) -> list[bytes]:
     if isinstance(inputs, Images):
         heads = (inputs.reader.head(name, _HEAD) for name in inputs.names)
         return [size.to_bytes(8) + xxhash.xxh3_128_digest(head) for size, head in heads]
-    chunks = (chunk.contiguous().flatten(1).view(torch.uint8).numpy() for chunk in pieces(inputs, _CHUNK))
+    chunks = (chunk.contiguous().flatten(1).view(torch.uint8).numpy() for chunk in torch.split(inputs, _CHUNK))
     return [xxhash.xxh3_128_digest(row) for chunk in chunks for row in chunk]
 
 
@@ -105,7 +105,7 @@ def _thumbnails(split: Split, places: Tensor, side: int) -> Tensor:
     """The grey thumbnails (M, side²) of the images at these places, of mean 0 and norm 1, or 0 without contrast."""
     images = split.inputs
     found = [torch.empty(0, side * side)]
-    for few in pieces(places, _CHUNK):
+    for few in torch.split(places, _CHUNK):
         grey = F.adaptive_avg_pool2d(images[few].float().mean(dim=1, keepdim=True), side).flatten(1)
         shown = grey.std(dim=1, keepdim=True) > _FLAT
         found.append(F.normalize(grey - grey.mean(dim=1, keepdim=True), dim=1) * shown)

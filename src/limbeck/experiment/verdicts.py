@@ -39,7 +39,7 @@ def refuse(rail: str, what: str, advice: str, allow: Collection[str]) -> Note:
         LimbeckError: the name is not allowed; the message says how to allow it.
     """
     way = f"--allow {rail}, in a recipe allow: [{rail}], in Python allow=({rail!r},)"
-    message = f"{what}. {advice}; or allow it: {way}"
+    message = f"{what}. {advice}; or turn this check off: {way}"
     if rail not in allow:
         raise LimbeckError(message)
     return Note(f"{what}, as allowed", rail, message)

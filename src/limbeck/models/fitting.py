@@ -16,11 +16,7 @@ _SHOWN = 3
 def check_fit(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], content: str = "") -> None:
     """Raise LimbeckError with the differences unless the names and shapes of the file's tensors match the network's.
 
-    Args:
-        path: the file.
-        state: its tensors.
-        expected: the state dict of the network.
-        content: a description of the file, which the message includes if names differ.
+    The message includes ``content``, a description of the file, if names differ.
     """
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from limbeck.errors import LimbeckError
 from limbeck.files.paths import expanded, near
-from limbeck.options import Block
-from limbeck.recipe.blocks import Recipe
+from limbeck.recipe.blocks import Recipe, StudentBlock
 from limbeck.user_code import is_code
 from limbeck.wording import Problem, shortened
 
@@ -16,35 +15,24 @@ Place = tuple[str | int, ...]
 
 def missing(recipe: Recipe) -> list[Problem]:
     """Return a problem for each input path that does not exist or is neither a file nor a folder."""
-    problems = [_weights(place, text) for place, text in _all_weights(recipe)]
-    problems += [_code(place, text) for place, text in _all_code(recipe)]
-    if recipe.teacher is not None and recipe.teacher.table is not None:
-        problems.append(_file(("teacher", "table"), recipe.teacher.table, "table"))
-    if recipe.data.source == "folder":
-        problems.append(_images(recipe.data.options["path"], recipe.data.root))
-    return [problem for problem in problems if problem is not None]
+    return [problem for problem in _looked_for(recipe) if problem is not None]
 
 
-def _all_weights(recipe: Recipe) -> Iterator[tuple[Place, str]]:
-    if recipe.teacher is not None:
-        yield from ((("teacher", "weights", place), text) for place, text in enumerate(recipe.teacher.weights or ()))
-    if recipe.student.weights is not None:
-        yield ("student", "weights"), recipe.student.weights
-    for name, other in recipe.networks.items():
-        if other.weights is not None:
-            yield ("networks", name, "weights"), other.weights
-
-
-def _all_code(recipe: Recipe) -> Iterator[tuple[Place, str]]:
-    models: list[tuple[Place, Block | None]] = [
-        (("teacher", "model"), recipe.teacher.model if recipe.teacher is not None else None),
-        (("student", "model"), recipe.student.model),
-        *((("networks", name, "model"), other.model) for name, other in recipe.networks.items()),
-    ]
-    yield from (((*place, "name"), block["name"]) for place, block in models if block is not None)
-    yield ("data", "source"), recipe.data.source
-    if recipe.data.options.get("transform") is not None:
-        yield ("data", "transform"), str(recipe.data.options["transform"])
+def _looked_for(recipe: Recipe) -> Iterator[Problem | None]:
+    """Yield for each path its problem, or None."""
+    data, teacher = recipe.data, recipe.teacher
+    networks: dict[Place, StudentBlock] = {("networks", name): block for name, block in recipe.networks.items()}
+    for place, block in {("student",): recipe.student, **networks}.items():
+        yield _weights((*place, "weights"), block.weights) if block.weights is not None else None
+        yield _code((*place, "model", "name"), block.model["name"])
+    if teacher is not None:
+        yield from (_weights(("teacher", "weights", place), text) for place, text in enumerate(teacher.weights or ()))
+        yield _code(("teacher", "model", "name"), teacher.model["name"]) if teacher.model is not None else None
+        yield _file(("teacher", "table"), teacher.table, "table") if teacher.table is not None else None
+    yield _code(("data", "source"), data.source)
+    yield _code(("data", "transform"), str(data.options.get("transform") or ""))
+    if data.source == "folder":
+        yield _images(data.options["path"], data.root)
 
 
 def _code(place: Place, text: str) -> Problem | None:
@@ -58,7 +46,7 @@ def _file(place: Place, text: str, kind: str) -> Problem | None:
         return None
     if _is(path.exists):
         return Problem(place, f"{_short(path)} is not a regular file")
-    return Problem(place, _with(f"there is no {kind} {_short(path)}", near(path)))
+    return Problem(place, f"there is no {kind} {_short(path)}{near(path)}")
 
 
 def _weights(place: Place, text: str) -> Problem | None:
@@ -80,7 +68,7 @@ def _images(text: str, root: str | None) -> Problem | None:
         return Problem(("data", "root"), f"the data root {_short(Path(folder))}{origin} is not a folder")
     if _is(inside.exists):
         return _folder_or_file(inside)
-    return Problem(("data", "path"), _with(f"{_short(path)} does not exist", near(path.absolute())))
+    return Problem(("data", "path"), f"{_short(path)} does not exist{near(path)}")
 
 
 def _folder_or_file(path: Path) -> Problem | None:
@@ -99,7 +87,3 @@ def _is(asks: Callable[[], bool]) -> bool:
 def _short(path: Path) -> str:
     text = str(path)
     return text if len(text) <= 200 else shortened(text)
-
-
-def _with(message: str, meant: str) -> str:
-    return f"{message}: {meant}" if meant else message

@@ -18,7 +18,7 @@ from limbeck.train.loop import BatchSource, Diverged, run
 STEPS = 4
 """Steps that are timed in each precision and round, after a first one that is not; there are two rounds."""
 
-PATIENCE = 10.0
+PATIENCE = 2.0
 """Seconds of timed steps after which a round ends; at least one step is timed."""
 
 FASTER = 1.15
@@ -136,7 +136,7 @@ class _Timed:
 
 
 def zeros_for(networks: Networks, stored: frozenset[Tap], inputs: Tensor, samples: int) -> Outputs | None:
-    """`Zeros` in the place of a store that has these taps for so many samples; None without taps."""
+    """Zeros in the place of the taps ``stored`` for so many samples, shaped after a few inputs; None without taps."""
     if not stored:
         return None
     probe = Batch(inputs, torch.zeros(len(inputs), dtype=torch.int64), torch.arange(len(inputs)), 0)
