@@ -246,7 +246,7 @@ def test_a_transform_that_cannot_be_repeated_is_refused():
     )
     pictures(colour=True)
     message = refused("data={source: folder, path: pictures, streaming: true, workers: 0, transform: 'own.py:drawn'}")
-    assert "the transform own.py:drawn gives two different views of" in message
+    assert "own.py:drawn gives two different views of" in message
 
 
 def test_test_images_that_are_in_the_training_split_are_refused_with_their_names():
@@ -266,7 +266,7 @@ def test_test_images_that_are_in_the_training_split_are_refused_with_their_names
 
 def test_keys_that_are_given_twice_are_refused_with_their_line():
     Path("recipe.yaml").write_text(RECIPE + "method: dkd\n")
-    assert "duplicate key 'method': it is also in line 8" in refused()
+    assert "duplicate key 'method': it is also in line 9" in refused()
 
 
 def test_an_unknown_key_is_told_with_the_nearest():
@@ -308,7 +308,7 @@ def test_the_prefix_of_a_parallel_training_is_taken_off():
 def test_a_teacher_at_chance_is_refused_with_likely_causes():
     torch.save({name: torch.randn_like(value) for name, value in linear_teacher().items()}, "teacher.pt")
     message = refused(*LINEAR)
-    assert "than by chance" in message
+    assert "is no higher than chance" in message
     assert "--allow chance" in message
 
 
@@ -365,7 +365,7 @@ def test_two_networks_that_share_a_module_are_refused_and_left_as_they_were():
     teacher = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3))
     student = nn.Sequential(teacher[0], nn.ReLU(), nn.Linear(4, 3))
     before = student[0].weight.clone()
-    with pytest.raises(LimbeckError, match=r"share parts of themselves: student.0 \(Linear\) is teacher.0\. .*--allow"):
+    with pytest.raises(LimbeckError, match=r"share layers: student.0 \(Linear\) is teacher.0\. .*--allow"):
         limbeck.distill(teacher, student, blobs(), **QUICK)
     assert torch.equal(student[0].weight, before)
 
@@ -398,7 +398,7 @@ def test_a_store_of_another_teacher_is_refused_and_kept():
     torch.save(state, "teacher.pt")
     result = run(*LINEAR, *stored, command=("run", "recipe.yaml", "--out", "other"))
     assert result.exit_code == 2
-    assert "the store stored/teacher-seed0 does not fit: " in " ".join(result.stderr.split())
+    assert "stored/teacher-seed0 does not fit: " in " ".join(result.stderr.split())
     assert kept == {path: path.read_bytes() for path in Path("stored").rglob("*") if path.is_file()}
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from limbeck.cli import app
 from limbeck.evaluate import parameters
 from limbeck.experiment.run import Experiment
-from limbeck.experiment.verdicts import RAILS
+from limbeck.experiment.verdicts import CHECKS
 from limbeck.models import NetworkSpec, build, save_network
 from limbeck.recipe.read import read
 
@@ -86,7 +86,7 @@ def test_the_json_holds_the_same_figures_that_the_run_has():
     }
     assert {name: arm["trainings"] for name, arm in found["arms"].items()} == {"teacher": 2, "alone": 2, "kd+rkd": 2}
     assert found["kept"]["store"] == 2 * 64 * 4 * (10 + 16)  # teachers, samples, bytes, logits and features
-    assert [verdict["rail"] for verdict in found["verdicts"]] == list(RAILS)
+    assert [verdict["check"] for verdict in found["verdicts"]] == list(CHECKS)
     assert found["seconds"] > 0
     assert found["memory"] > 0
 
@@ -105,16 +105,16 @@ def test_a_refusal_is_shown_with_its_override_beside_all_other_verdicts():
     torch.manual_seed(0)
     save_network(build("mlp", classes=10, shape=(1, 8, 8), hidden=[16]), Path("teacher.safetensors"), spec=spec)
     weights = ("teacher.train=null", "teacher.weights=[teacher.safetensors]")
-    found = {verdict["rail"]: verdict for verdict in as_json(*weights, code=2)["verdicts"]}
+    found = {verdict["check"]: verdict for verdict in as_json(*weights, code=2)["verdicts"]}
     assert found["chance"]["state"] == "refused"
     assert "--allow chance" in found["chance"]["said"]
     assert found["random"]["state"] == "ok"
-    allowed = {verdict["rail"]: verdict for verdict in as_json(*weights, "allow=[chance]")["verdicts"]}
+    allowed = {verdict["check"]: verdict for verdict in as_json(*weights, "allow=[chance]")["verdicts"]}
     assert (allowed["chance"]["state"], allowed["permuted"]["state"]) == ("warning", "ok")
 
 
 def test_a_teacher_that_is_trained_in_the_run_is_not_checked_yet():
-    states = {verdict["rail"]: verdict["state"] for verdict in as_json()["verdicts"]}
+    states = {verdict["check"]: verdict["state"] for verdict in as_json()["verdicts"]}
     assert states["chance"] == "skipped"
 
 

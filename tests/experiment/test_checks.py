@@ -80,7 +80,8 @@ def refused(make, key, *, given=None):
 
 
 def test_a_teacher_that_the_method_trains_need_not_know_the_classes_yet():
-    (note,) = check_teacher(Gives(lambda x: x.flip(0) * 0), data(), ENGINE, learns=True)
+    skipped, note = check_teacher(Gives(lambda x: x.flip(0) * 0), data(), ENGINE, learns=True)
+    assert (skipped.check, skipped.skipped) == ("input", True)
     assert note.said.endswith("before the method trains it")
 
 

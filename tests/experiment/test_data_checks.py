@@ -26,6 +26,12 @@ def test_of_splits_that_share_nothing_there_is_nothing_to_say():
     assert check_splits(data(100)) == []
 
 
+def test_of_samples_that_are_not_images_it_is_said_that_they_are_not_compared():
+    vectors = limbeck.arrays(torch.rand(40, 3), torch.arange(40) % 2)
+    (note,) = check_splits(vectors)
+    assert (note.check, note.skipped) == ("overlap", True)
+
+
 def test_a_shared_image_is_a_note_below_1_percent_and_a_refusal_from_then_on():
     large, small = data(101), data(100)
     for one in (large, small):
@@ -56,7 +62,11 @@ def test_a_training_image_in_the_validation_split_is_a_note():
 
 def test_classes_without_a_sample_are_named_for_every_split_that_could_have_them():
     said = [note.said for note in check_splits(data(50, validation=2, classes=3))]
-    assert said == ["1 of 3 classes have no training sample: c", "1 of 3 classes have no test sample: c"]
+    assert said == [
+        "1 of 3 classes have no training sample: c",
+        "the validation split has fewer samples than classes",
+        "1 of 3 classes have no test sample: c",
+    ]
 
 
 @pytest.mark.parametrize(("factor", "count"), [(1.0, 0), (255.0, 1)])

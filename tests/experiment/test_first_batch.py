@@ -34,7 +34,7 @@ def test_of_an_ordinary_pair_there_is_nothing_to_say():
 @pytest.mark.parametrize("weight", [1e4, lambda progress: 1e4 * (1 - progress)])
 def test_a_term_that_outweighs_the_labels_is_told_with_both_norms(weight):
     (note,) = found(nn.Linear(4, 3), weight=weight)
-    assert note.rail == "gradients"
+    assert note.check == "gradients"
     one, other = (float(word.strip(",:")) for word in note.said.split() if word[0].isdigit() and word != "100")
     assert one > 100 * other > 0
     assert note.said.startswith("the gradient of the term 'soft' of stage 'own' has the norm")
@@ -44,7 +44,14 @@ def test_a_tensor_that_is_the_same_for_all_samples_is_told():
     teacher = nn.Linear(4, 3)
     nn.init.zeros_(teacher.weight)
     (note,) = found(teacher)
-    assert note == ("teacher is the same for all 8 samples of the first batch", "constant", "")
+    assert note == ("teacher is the same for all 8 samples of the first batch", "constant", "", False)
+
+
+def test_without_a_term_of_the_labels_the_gradients_are_not_compared():
+    terms = {"soft": Term(F.mse_loss, (from_student(), from_teacher()), 1e6)}
+    networks = {"student": nn.Linear(4, 3), "teacher": nn.Linear(4, 3)}
+    (note,) = first_batch([Stage("own", terms, 2, sgd(lr=0.1), constant())], networks, BATCH)
+    assert (note.check, note.skipped) == ("gradients", True)
 
 
 class Counts(nn.Linear):
@@ -61,5 +68,5 @@ class Counts(nn.Linear):
 
 def test_a_frozen_network_that_changes_its_buffers_is_told_and_left_as_it_was():
     (note,) = found(Counts())
-    assert note.rail == "buffers"
+    assert note.check == "buffers"
     assert "the teacher is frozen, but running it in eval mode changes its buffers: forwards" in note.said

@@ -159,7 +159,7 @@ def test_weights_that_are_not_finite_at_the_end_of_an_epoch_stop_the_run_before_
 
     source = One()
     assert told(source, plain(), rate=1e39).startswith(
-        "stage 'both', epoch 1: weights of student became NaN or infinite at step 1 of 1"
+        "stage 'both', epoch 1: weights of student are NaN or infinite after step 1 of 1; the inputs"
     )
 
 

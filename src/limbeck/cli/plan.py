@@ -77,7 +77,7 @@ def _show(found: "Forecast") -> None:
         networks.add_row(name, f"{network.parameters:,}", macs, network.reads)
     verdicts = _table("checks", "verdict", "check", "")
     for verdict in found.verdicts:
-        verdicts.add_row(verdict.state, verdict.rail, verdict.said)
+        verdicts.add_row(verdict.state, verdict.check, verdict.said)
     for table in (data, networks, *(_arm(name, arm) for name, arm in found.arms.items()), verdicts):
         screen.print()
         screen.print(table)

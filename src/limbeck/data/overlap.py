@@ -17,7 +17,7 @@ COMPARED, SEARCHED = 2000, 100_000
 ALIKE = 0.1
 """The largest difference of the thumbnails of nearly identical images, where their norm is 1."""
 
-_FLAT = 2.0  # a smaller standard deviation of a thumbnail, of values from 0 to 255, shows nothing
+_FLAT = 2.0  # the standard deviation, of values from 0 to 255, up to which a thumbnail has no contrast
 _CHUNK = 512  # images that are reduced at a time
 _HEAD = 4096  # bytes of a file that are read first
 
@@ -104,9 +104,10 @@ def spread(count: int, most: int) -> Tensor:
 def _thumbnails(split: Split, places: Tensor, side: int) -> Tensor:
     """The grey thumbnails (M, side²) of the images at these places, of mean 0 and norm 1, or 0 without contrast."""
     images = split.inputs
-    found = [torch.empty(0, side * side)]
+    found = []
     for few in torch.split(places, _CHUNK):
         grey = F.adaptive_avg_pool2d(images[few].float().mean(dim=1, keepdim=True), side).flatten(1)
-        shown = grey.std(dim=1, keepdim=True) > _FLAT
-        found.append(F.normalize(grey - grey.mean(dim=1, keepdim=True), dim=1) * shown)
+        centred = grey - grey.mean(dim=1, keepdim=True)
+        shown = centred.norm(dim=1, keepdim=True) > _FLAT * side
+        found.append(F.normalize(centred, dim=1) * shown)
     return torch.cat(found)

@@ -1,6 +1,6 @@
 """Checks before training: networks that share parts, teachers that cannot be right, steps that would fail.
 
-Each refusal has the name of its guard rail (`limbeck.experiment.verdicts`), by which a user can allow it.
+Each refusal has the name of its check in `limbeck.experiment.verdicts`, by which a user can allow it.
 `limbeck.experiment.first_step` tries a real training step.
 """
 
@@ -17,7 +17,7 @@ from limbeck.evaluate.metrics import check_finite
 from limbeck.experiment.input_forms import better_input, described
 from limbeck.experiment.measuring import EVALUATION_BATCH, outputs_of
 from limbeck.experiment.significance import UNSURE, at_least
-from limbeck.experiment.verdicts import Note
+from limbeck.experiment.verdicts import OF_TEACHER, Note, skipped
 from limbeck.experiment.verdicts import refuse as refuse_unless_allowed
 from limbeck.train.copies import close
 from limbeck.train.engine import Engine
@@ -125,7 +125,7 @@ def check_teacher(
         refuse("not_finite", str(error), "They would make the loss of the student NaN: fix the network")
     logits, targets = logits[finite], split.targets[finite]
     if not len(logits):
-        return notes
+        return [*notes, *skipped("no output of the teacher is finite", *OF_TEACHER[1:])]
     if _are_probabilities(logits):
         refuse(
             "probabilities",
@@ -141,10 +141,12 @@ def check_teacher(
         )
     if which == "train":
         told = "there is no validation split, so the accuracy of the teacher was not checked"
-        return [*notes, Note(told, "chance")]
+        return [*notes, Note(told, "chance"), *skipped("there is no validation split", "input", "permuted")]
     better = None if learns else better_input(network, data, engine)
     if better is not None:
         refuse("input", *described(*better))
+    elif learns:
+        notes += skipped("the method trains the teacher", "input")
     order = _fitting(logits.argmax(dim=1), targets, len(data.classes))
     if order is not None:
         refuse("permuted", *_permuted(order, logits, targets, data.classes))

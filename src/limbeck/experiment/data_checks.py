@@ -8,11 +8,11 @@ from limbeck.core import Networks
 from limbeck.data import Data, Split
 from limbeck.data.building import empty_classes
 from limbeck.data.overlap import COMPARED, Match, identical, similar
-from limbeck.experiment.verdicts import Note, refuse
+from limbeck.experiment.verdicts import Note, refuse, skipped
 from limbeck.models.inputs import bridge_of
 
 MOST_SHARED = 0.01
-"""The share of the test split from which on images that are also in another split are refused."""
+"""From this share of the test split, images that are also in another split are refused."""
 
 
 def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
@@ -28,7 +28,7 @@ def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
     places = {match.place for match in same["test"]}
     near = [match for match in similar(data.test, before) if match.place not in places]
     few = min(COMPARED, len(data.test))
-    notes = []
+    notes = skipped("the samples are not images", "overlap") if len(data.shape) != 3 else []
     for kind, matches, count in (("identical", same["test"], len(data.test)), ("nearly identical", near, few)):
         told = (
             f"{_counted(matches, count, 'test')} {kind} to images of other splits: {_listed(matches, 'test', splits)}"
@@ -43,19 +43,29 @@ def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
         told = _counted(held, len(data.validation), "validation")
         notes.append(Note(f"{told} identical to training images: {_listed(held, 'validation', splits)}", "overlap"))
     for name, split in (("training", data.train), ("validation", data.validation), ("test", data.test)):
-        if name == "training" or len(split) >= len(data.classes):  # in fewer samples some class has none
+        if name == "training" or len(split) >= len(data.classes):
             notes += [Note(told, "classes") for told in empty_classes(name, split, data.classes)]
+        else:
+            notes += skipped(f"the {name} split has fewer samples than classes", "classes")
     return notes
 
 
 def check_range(networks: Networks, data: Data) -> list[Note]:
-    """Notes on networks that are described with statistics or a range, where floating images leave [0, 1].
+    """Return a note for each network that is described with a normalisation or a range if images are outside [0, 1].
 
-    The described mean and deviation are those of values from 0 to 1, see `limbeck.models.inputs.Input`. Images of bytes
-    are divided by 255; NaN and infinity are refused by `limbeck.data.Data`.
+    The described mean and deviation are those of values from 0 to 1, see `limbeck.models.inputs.Input`. uint8 images
+    are divided by 255. `limbeck.data.Data` refuses NaN and infinity.
     """
     inputs = data.train.inputs
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.dim() != 4:
+    bridges = {name: bridge_of(network) for name, network in networks.items()}
+    described = [
+        name
+        for name, bridge in bridges.items()
+        if bridge is not None and (bridge.expected.statistics is not None or bridge.expected.range != 1)
+    ]
+    if not described or len(data.shape) != 3:
+        return skipped("no network is described with a normalisation or a range of images", "range")
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return []
     least, most = inputs.min().item(), inputs.max().item()
     if least >= -1e-3 and most <= 1 + 1e-3:
@@ -63,12 +73,10 @@ def check_range(networks: Networks, data: Data) -> list[Note]:
     return [
         Note(
             f"the {name} is described with values from 0 to 1 before its normalisation, but the training images have "
-            f"values from {least:.3g} to {most:.3g}: give images in that range, or bytes",
+            f"values from {least:.3g} to {most:.3g}: pass images in that range, or uint8 images",
             "range",
         )
-        for name, network in networks.items()
-        if (bridge := bridge_of(network)) is not None
-        and (bridge.expected.statistics is not None or bridge.expected.range != 1)
+        for name in described
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a first batch shows of a training: gradients that outweigh the task's, constant features, changing buffers."""
+"""Checks of a training on one batch: large gradients, constant tensors, and buffers of frozen networks that change."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import TARGETS, Batch, Networks, Stage, Tap, Term
-from limbeck.experiment.verdicts import Note
+from limbeck.experiment.verdicts import Note, skipped
 from limbeck.taps import Taps, evaluation_mode
 from limbeck.train.freeze import frozen, frozen_modules, learners
 
 STEEP = 100.0
-"""How many times larger than that of the labels the gradient of a term may be without a note."""
+"""A term whose gradient is more than this many times that of the labels gets a note."""
 
 
 @torch.inference_mode(mode=False)
 def first_batch(stages: Sequence[Stage], networks: Networks, batch: Batch) -> list[Note]:
-    """Notes on gradients, on tensors that do not differ between samples, and on buffers of frozen networks.
+    """Return notes on gradients, on tensors that do not differ between samples, and on buffers of frozen networks.
 
     Networks, losses and random generators are left unchanged.
 
@@ -37,12 +37,14 @@ def first_batch(stages: Sequence[Stage], networks: Networks, batch: Batch) -> li
 
 def _of_stage(stage: Stage, networks: Networks, batch: Batch) -> Iterator[Note]:
     fixed = [(name, network) for name, network in networks.items() if name not in stage.networks]
-    before = {name: [buffer.clone() for buffer in network.buffers()] for name, network in fixed}
+    before = {name: {key: one.clone() for key, one in network.named_buffers()} for name, network in fixed}
     with frozen(frozen_modules(stage, networks)):
         with Taps(networks, stage.reads, learns=stage.networks) as tapped:
             values = tapped.read(batch)
-        if stage.prepare is None:  # which computes what the losses need
+        if stage.prepare is None:
             yield from _steep(stage, values, networks)
+        else:
+            yield from skipped(f"stage {stage.name!r} computes what its losses need before each epoch", "gradients")
     for name, network in fixed:
         changed = _restored(network, before[name])
         if changed:
@@ -57,10 +59,10 @@ def _of_stage(stage: Stage, networks: Networks, batch: Batch) -> Iterator[Note]:
 
 
 @torch.no_grad()
-def _restored(network: nn.Module, before: Sequence[Tensor]) -> list[str]:
-    """The names of the buffers that are not what they were; they are restored."""
-    both = [(name, one, old) for (name, one), old in zip(network.named_buffers(), before, strict=False)]
-    changed = [(name, one, old) for name, one, old in both if one.shape != old.shape or not one.equal(old)]
+def _restored(network: nn.Module, before: Mapping[str, Tensor]) -> list[str]:
+    """Restore the buffers that changed; return their names."""
+    both = [(name, one, before[name]) for name, one in network.named_buffers() if name in before]
+    changed = [(name, one, old) for name, one, old in both if not one.equal(old)]
     for _, one, old in changed:
         one.resize_as_(old).copy_(old)
     return [name for name, _, _ in changed]
@@ -76,6 +78,8 @@ def _steep(stage: Stage, values: Mapping[Tap, Tensor], networks: Networks) -> It
         for name, term in stage.terms.items()
         if TARGETS in term.reads and own.issuperset(tap.source for tap in term.reads)
     }
+    if not of_labels:
+        yield from skipped(f"no term of stage {stage.name!r} reads only the labels", "gradients")
     task = sum(sizes[name] for name in of_labels)
     for name in stage.terms:
         if name not in of_labels and 0 < STEEP * task < sizes[name]:

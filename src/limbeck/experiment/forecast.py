@@ -1,4 +1,4 @@
-"""What a run will do, keep and cost, and the verdicts of its guard rails: what `limbeck plan` shows."""
+"""What a run will do, write and cost, and the results of its checks: what `limbeck plan` shows."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from typing import Literal
 from torch import Tensor, nn
 
 from limbeck.cache.encoding import parts_of
-from limbeck.core import Batch, LimbeckError, Outline, Stage, Tap, tap
+from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Tap, tap
 from limbeck.evaluate import file_bytes, macs, parameters
 from limbeck.experiment.arms import teacher_of
 from limbeck.experiment.caching import cached, formats, teacher_taps
 from limbeck.experiment.estimates import saved_bytes, seconds_of_step, tensors_a_weight
-from limbeck.experiment.preflight import Planned, is_given
+from limbeck.experiment.preflight import Planned
 from limbeck.experiment.run import Experiment
 from limbeck.experiment.runfiles import holds_epoch
 from limbeck.experiment.terms import SAMPLES
-from limbeck.experiment.verdicts import RAILS, Note
+from limbeck.experiment.verdicts import CHECKS, Note
 from limbeck.experiment.workspace import Workspace, example_batch
 from limbeck.models.inputs import bridge_of
 from limbeck.outline import outline
@@ -99,9 +99,9 @@ class Kept:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a guard rail says: nothing is wrong, a warning, a refusal with its override, or that it does not apply."""
+    """The result of a check; ``said`` is the reason, and names the override of a refusal."""
 
-    rail: str
+    check: str
     state: Literal["ok", "warning", "refused", "skipped"]
     said: str
 
@@ -139,7 +139,7 @@ def forecast(experiment: Experiment, allow: Collection[str]) -> Forecast:
     made = experiment.built()
     arms = {arm: _arm(experiment, arm, planned) for arm, planned in made.trainings.items()}
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    rails = {note.said for note in experiment.found if note.rail}
+    shown = {note.said for note in experiment.found if note.check}
     return Forecast(
         name=recipe.name,
         device=engine.device.type,
@@ -152,8 +152,8 @@ def forecast(experiment: Experiment, allow: Collection[str]) -> Forecast:
         kept=_kept(experiment, made.trainings),
         seconds=_seconds(arms.values()),
         memory=max(_memory(experiment, planned) for planned in made.trainings.values()),
-        verdicts=tuple(_verdicts(recipe, experiment.found, allow)),
-        notes=tuple(note for note in experiment.notes if note not in rails),
+        verdicts=tuple(_verdicts(experiment.found, allow)),
+        notes=tuple(note for note in experiment.notes if note not in shown),
     )
 
 
@@ -173,14 +173,14 @@ def _arm(experiment: Experiment, arm: str, planned: Planned) -> ArmForecast:
     batches = workspace.batches(experiment.recipe.seeds[0])
     few = example_batch(experiment.data)
     sizes = shapes(networks, dict.fromkeys(chain.from_iterable(stage.reads for stage in stages)), few)
-    reasons = _Reasons(experiment.recipe if own else None, networks, few)
+    reasons = _reasons(experiment.recipe if own else None, networks, few)
     found = []
     for stage in stages:
         terms = {
             name: TermForecast(
                 (term.weight(0.0), term.weight(1 - 1e-9)) if callable(term.weight) else (term.weight,),
                 parameters(term.loss) if isinstance(term.loss, nn.Module) else 0,
-                tuple(ReadForecast(str(one), sizes[one], reasons(one)) for one in term.reads),
+                tuple(ReadForecast(str(one), sizes[one], reasons.get(one, "set by the method")) for one in term.reads),
             )
             for name, term in stage.terms.items()
         }
@@ -189,38 +189,26 @@ def _arm(experiment: Experiment, arm: str, planned: Planned) -> ArmForecast:
     return ArmForecast(sum(job.arm == arm for job in experiment.work), tuple(found))
 
 
-class _Reasons:
-    """Why a tap is read, in a few words.
+def _reasons(recipe: Recipe | None, networks: Mapping[str, nn.Module], few: Batch) -> Mapping[Tap, str]:
+    """Why a term reads a tap, for the taps that are not chosen by the method itself.
 
     Args:
         recipe: whose method may name layers; None for a training that has no such options.
         networks: of the training.
         few: a few samples.
     """
-
-    def __init__(self, recipe: Recipe | None, networks: Mapping[str, nn.Module], few: Batch) -> None:
-        self._named = set(_named(recipe)) if recipe else set[Tap]()
-        self._outlines: dict[str, Outline] = {}
-        for name, network in networks.items():
-            try:
-                self._outlines[name] = outline(name, network, few)
-            except LimbeckError:  # a network without a classifier of its own has no outline
-                continue
-
-    def __call__(self, one: Tap) -> str:
-        if one.source == "batch":
-            return "the batch"
-        if one in self._named:
-            return "named in the recipe"
-        if one == Tap(one.source):
-            return "the output"
-        known = self._outlines.get(one.source)
-        places = {} if known is None else {known.feature: "found: the input of the classifier"}
-        for number, section in enumerate(known.sections if known else (), start=1):
-            where = f"section {number} of {len(known.sections) if known else 0}"
-            places.setdefault(section.last, f"found: the end of {where}")
-            places.setdefault(section.pre_activation, f"found: the end of {where}, before its activation")
-        return places.get(one, "found by the method")
+    found = {TARGETS: "the labels"} | {Tap(name): "the output" for name in networks}
+    for name, network in networks.items():
+        try:
+            known = outline(name, network, few)
+        except LimbeckError:  # a network without a classifier of its own has no outline
+            continue
+        found.setdefault(known.feature, "found: the input of the classifier")
+        for number, section in enumerate(known.sections, start=1):
+            where = f"found: the end of section {number} of {len(known.sections)}"
+            found.setdefault(section.last, where)
+            found.setdefault(section.pre_activation, f"{where}, before its activation")
+    return found | dict.fromkeys(_named(recipe) if recipe else (), "named in the recipe")
 
 
 def _named(recipe: Recipe) -> Iterator[Tap]:
@@ -292,16 +280,16 @@ def _kept(experiment: Experiment, trainings: Mapping[str, Planned]) -> Kept:
     return Kept(weights, max(checkpoints), store, str(folder), holds_epoch(folder))
 
 
-def _verdicts(recipe: Recipe, found: Collection[Note], allow: Collection[str]) -> Iterator[Verdict]:
-    of_teacher = ("not_finite", "probabilities", "random", "input", "permuted", "chance")
-    for rail, holds in RAILS.items():
-        notes = [note for note in found if note.rail == rail]
-        refusals = [note.refusal for note in notes if note.refusal and rail not in allow]
+def _verdicts(found: Collection[Note], allow: Collection[str]) -> Iterator[Verdict]:
+    for check, holds in CHECKS.items():
+        notes = [note for note in found if note.check == check]
+        refusals = [note.refusal for note in notes if note.refusal and check not in allow]
+        warnings = [note.said for note in notes if not note.skipped]
         if refusals:
-            yield Verdict(rail, "refused", "; ".join(refusals))
+            yield Verdict(check, "refused", "; ".join(refusals))
+        elif warnings:
+            yield Verdict(check, "warning", "; ".join(warnings))
         elif notes:
-            yield Verdict(rail, "warning", "; ".join(note.said for note in notes))
-        elif rail in of_teacher and not is_given(recipe.teacher):
-            yield Verdict(rail, "skipped", "no trained teacher is given")
+            yield Verdict(check, "skipped", "; ".join(note.said for note in notes))
         else:
-            yield Verdict(rail, "ok", holds)
+            yield Verdict(check, "ok", holds)

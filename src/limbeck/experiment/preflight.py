@@ -22,10 +22,10 @@ from limbeck.experiment.plan import plan
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.runfiles import RECIPE
 from limbeck.experiment.terms import SAMPLES, meaningless
-from limbeck.experiment.verdicts import Note
+from limbeck.experiment.verdicts import OF_TEACHER, Note, skipped
 from limbeck.experiment.workspace import Training, Workspace, example_batch, training_batches
 from limbeck.methods import METHODS
-from limbeck.recipe.blocks import CacheBlock, Recipe, TeacherBlock
+from limbeck.recipe.blocks import CacheBlock, Recipe
 from limbeck.recipe.read import reread
 from limbeck.taps import shapes
 from limbeck.train.engine import Engine, make_engine
@@ -76,9 +76,11 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         table = soft_label_table(block, data, training) if block is not None else None
         check_use(recipe, stages, networks.keys() - {"student", "teacher"})
         cache, engine = resolve_auto(recipe, stages, networks, data, training, folder, table=table is not None)
-        if is_given(block):
+        if block is not None and block.weights and block.init == "as_is":
             learns = teaches(stages)
             notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
+        else:
+            notes += skipped("no trained teacher is given", *OF_TEACHER)
         stored = teacher_taps(stages) if cache.use or table else frozenset[Tap]()
         for arm, planned in trainings.items():
             own_arm = arm == method
@@ -102,11 +104,6 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         work={arm: _work(arm, method, trainings[arm][0], trainings[arm][2], data, costs) for arm in trainings},
         notes=tuple(dict.fromkeys(notes)),
     )
-
-
-def is_given(block: TeacherBlock | None) -> bool:
-    """Whether a teacher is trained already, so that `check_teacher` can judge it."""
-    return block is not None and bool(block.weights) and block.init == "as_is"
 
 
 def built(recipe: Recipe, data: Data, factory: Prepared, own: Method | None) -> Built:
@@ -140,7 +137,7 @@ def _try_arm(planned: Planned, data: Data, engine: Engine, stored: frozenset[Tap
     notes = [Note(said) for stage in stages for said in stage.notes]
     notes += [Note(said) for said in first_step(stages, networks, workspace, stored=stored)]
     if not runs:
-        return notes
+        return [*notes, *skipped("the teacher is a table of soft labels", "buffers", "terms", "gradients", "constant")]
     losses = [loss for stage in stages for loss in stage.losses]
     for module in (*networks.values(), *losses):
         engine.place(module)

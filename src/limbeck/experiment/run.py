@@ -128,7 +128,8 @@ class Experiment:
     @property
     def _lasting(self) -> tuple[str, ...]:
         """Those that a resumed run has too."""
-        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *(note.said for note in self.found))))
+        said = (note.said for note in self.found if not note.skipped)
+        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *said)))
 
     @property
     def work(self) -> Mapping[Job, float]:

@@ -19,7 +19,10 @@ class Diverged(LimbeckError):
 
 
 class NotFinite(Exception):
-    """The first step of an epoch, from 0, with a NaN or infinite value, and the positions of those values."""
+    """The first step of an epoch, from 0, with a NaN or infinite value, and the positions of those values.
+
+    Without positions, weights are NaN or infinite.
+    """
 
     def __init__(self, step: int, places: Sequence[int]) -> None:
         super().__init__()

@@ -317,9 +317,11 @@ def _explained(
 ) -> str:
     """What became NaN or infinite, when, and where that came from."""
     names = [*stage.terms, "loss"]
-    named = ", ".join(names[place] for place in first.places) or f"weights of {' and '.join(stage.networks)}"
-    what = f"{named} became NaN or infinite"
-    head = f"stage {stage.name!r}, epoch {number + 1}: {what} at step {first.step + 1} of {len(batches)}"
+    learning = " and ".join(stage.networks) or "the losses"
+    what = f"{', '.join(names[place] for place in first.places)} became NaN or infinite at"
+    if not first.places:
+        what = f"weights of {learning} are NaN or infinite after"
+    head = f"stage {stage.name!r}, epoch {number + 1}: {what} step {first.step + 1} of {len(batches)}"
     frozen_taps = Taps(networks, [tap for tap in stage.reads if tap.source not in stage.networks], readers=readers)
     sweep = TrainingSweep(number, networks, batches, engine)
     for batch in islice(batches(number), first.step, first.step + 1):  # the batch of that step
@@ -327,8 +329,7 @@ def _explained(
             why = cause(batch, frozen_taps.read(batch), sweep)
         if why:
             return f"{head}, because {why}; correct that, or leave these samples out"
-    learning = " and ".join(stage.networks) or "what the losses hold"
-    if number == 0 and first.step == 0:
+    if number == 0 and first.step == 0 and first.places:
         return (
             f"{head}, before anything was learnt, from finite inputs: look for NaN in the weights and the forward of "
             f"{learning}, and in the loss"
