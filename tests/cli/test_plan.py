@@ -1,16 +1,21 @@
 """What `limbeck plan` shows, and that it trains and writes nothing."""
 
+import inspect
 import json
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from limbeck.cli import app
 from limbeck.evaluate import parameters
+from limbeck.experiment.forecast import _LAYERS
 from limbeck.experiment.run import Experiment
 from limbeck.experiment.verdicts import CHECKS
+from limbeck.methods import METHODS
 from limbeck.models import NetworkSpec, build, save_network
 from limbeck.recipe.read import read
 
@@ -98,6 +103,36 @@ def test_a_layer_is_named_in_the_recipe_or_found():
     assert {read["why"] for read in reads if read["tap"] == "student.head (input)"} == {
         "found: the input of the classifier"
     }
+
+
+def test_every_option_of_a_method_that_names_layers_is_known():
+    options = {key for method in METHODS.values() for key in inspect.signature(method).parameters}
+    named = {key for key in options if key.endswith(("_layer", "_layers"))}
+    assert named == {key for keys in _LAYERS.values() for key in keys}
+
+
+def test_the_training_of_a_teacher_is_shown_as_that_of_the_teacher():
+    (stage,) = as_json()["arms"]["teacher"]["stages"]
+    assert stage["learns"] == ["teacher"]
+    assert [read["tap"] for read in stage["terms"]["hard"]["reads"]] == ["teacher", "batch.targets"]
+
+
+def test_checks_that_need_the_network_of_a_teacher_are_skipped_for_a_table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elsewhere")
+    rows = ["file,cat,dog"]
+    for number in range(24):
+        file = folder / "images" / ("cat", "dog")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise = numpy.random.default_rng(number).integers(0, 256, (8, 8), dtype=numpy.uint8)
+        Image.fromarray(noise).save(file)
+        rows.append(f"{file.parent.name}/{file.name},0.25,0.75")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    data = f"data={{source: folder, path: {folder / 'images'}}}"
+    teacher = f"teacher={{table: {folder / 'labels.csv'}, values: probabilities}}"
+    found = {one["check"]: one for one in as_json(data, teacher, "method=kd", "cache.use=false")["verdicts"]}
+    for check in ("chance", "buffers", "terms"):
+        assert found[check]["state"] == "skipped"
+    assert found["gradients"]["said"] == "the teacher is a table of soft labels"
 
 
 def test_a_refusal_is_shown_with_its_override_beside_all_other_verdicts():

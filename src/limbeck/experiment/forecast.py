@@ -28,7 +28,7 @@ _LAYERS = {
     "student": ("student_layer", "student_layers", "guided_layer"),
     "teacher": ("teacher_layer", "teacher_layers", "hint_layer"),
 }
-"""The options of methods that name layers, by network."""
+"""The options of methods that name layers to read, by network."""
 
 
 @dataclass(frozen=True)
@@ -174,18 +174,25 @@ def _arm(experiment: Experiment, arm: str, planned: Planned) -> ArmForecast:
     few = example_batch(experiment.data)
     sizes = shapes(networks, dict.fromkeys(chain.from_iterable(stage.reads for stage in stages)), few)
     reasons = _reasons(experiment.recipe if own else None, networks, few)
+    role = "teacher" if arm in ("teacher", "member") else "student"  # a teacher is trained under the name "student"
+
+    def read(one: Tap) -> ReadForecast:
+        shown = str(one).replace("student", role, 1)
+        return ReadForecast(shown, sizes[one], reasons.get(one, "set by the method"))
+
     found = []
     for stage in stages:
         terms = {
             name: TermForecast(
                 (term.weight(0.0), term.weight(1 - 1e-9)) if callable(term.weight) else (term.weight,),
                 parameters(term.loss) if isinstance(term.loss, nn.Module) else 0,
-                tuple(ReadForecast(str(one), sizes[one], reasons.get(one, "set by the method")) for one in term.reads),
+                tuple(map(read, term.reads)),
             )
             for name, term in stage.terms.items()
         }
         seconds = seconds_of_step(stage, networks, batches, experiment.engine, stored)
-        found.append(StageForecast(stage.name, stage.epochs, len(batches), stage.learns, terms, seconds))
+        learns = tuple(name.replace("student", role, 1) for name in stage.learns)
+        found.append(StageForecast(stage.name, stage.epochs, len(batches), learns, terms, seconds))
     return ArmForecast(sum(job.arm == arm for job in experiment.work), tuple(found))
 
 
