@@ -1,7 +1,7 @@
 """Thirty faults of data, networks, files and runs: one clear message, the exit code, and nothing lost or half written.
 
-The exit code is 2 for what is found before training, and 3 for what stops a training. A fault that can be repaired is
-repaired, and it is said.
+The exit code is 2 for an error that is found before training, and 3 for an error that stops a training. A fault that
+limbeck can repair does not stop a run.
 """
 
 import json
@@ -75,7 +75,7 @@ def here(tmp_path, monkeypatch):
 
 
 def run(*settings, command=("run", "recipe.yaml")):
-    """What `limbeck run` gives with these keys of the recipe set."""
+    """The result of `limbeck run` with these keys of the recipe set."""
     arguments = [*command, *(part for setting in settings for part in ("--set", setting))]
     result = CliRunner().invoke(app, arguments)
     if result.exception is not None and not isinstance(result.exception, SystemExit):

@@ -50,12 +50,17 @@ def test_streamed_images_are_compared_by_the_bytes_of_their_files(tmp_path):
     files = {f"{part}/{name}/{i}.bmp": file(10 * i + seed) for i in range(3) for part, name, seed in KINDS}
     files["test/cat/1.bmp"] = files["train/ant/2.bmp"]
     changed = bytearray(files["train/ant/0.bmp"])
-    changed[-1] ^= 1  # behind the first 4 KiB
+    changed[-1] ^= 1  # after the first 4 KiB
     files["test/ant/2.bmp"] = bytes(changed)
+    changed[-2] ^= 1
+    files["train/ant/1.bmp"] = files["test/cat/2.bmp"] = bytes(changed)  # not the first that begins like this
     path = tree(tmp_path / "set", files)
     data = load("folder", path=path, streaming=True, workers=0, validation=0)
-    (match,) = identical({"train": data.train, "test": data.test})["test"]
-    assert (data.test.names[match.place], data.train.names[match.other]) == ("test/cat/1.bmp", "train/ant/2.bmp")
+    found = identical({"train": data.train, "test": data.test})["test"]
+    assert [(data.test.names[match.place], data.train.names[match.other]) for match in found] == [
+        ("test/cat/1.bmp", "train/ant/2.bmp"),
+        ("test/cat/2.bmp", "train/ant/1.bmp"),
+    ]
 
 
 KINDS = [("train", "ant", 0), ("train", "cat", 1), ("test", "ant", 2), ("test", "cat", 3)]

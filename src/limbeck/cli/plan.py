@@ -126,4 +126,4 @@ def _costs(found: "Forecast") -> Iterator[str]:
     else:
         taken = "under a second" if found.seconds < 1 else f"about {timedelta(seconds=round(found.seconds))}"
         yield f"estimated time of all training steps, from a few that were timed: {taken}"
-    yield f"estimated memory beside PyTorch itself: about {decimal(found.memory)}"
+    yield f"estimated memory, without PyTorch itself: about {decimal(found.memory)}"

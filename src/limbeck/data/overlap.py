@@ -1,6 +1,8 @@
 """Images of one split that are in other splits too: identical ones, and nearly identical ones."""
 
+from collections import Counter
 from collections.abc import Mapping
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ COMPARED, SEARCHED = 2000, 100_000
 """Of one split, the most images that are compared; of each other split, the most that they are compared with."""
 
 ALIKE = 0.1
-"""The largest difference of the thumbnails of nearly identical images, where their norm is 1."""
+"""The largest L2 distance between the thumbnails, of norm 1, of two nearly identical images."""
 
 _FLAT = 2.0  # the standard deviation, of values from 0 to 255, up to which a thumbnail has no contrast
 _CHUNK = 512  # images that are reduced at a time
@@ -40,13 +42,14 @@ def identical(splits: Mapping[str, Split]) -> dict[str, list[Match]]:
     Raises:
         LimbeckError: a file cannot be read.
     """
+    keys = {name: _keys(split) for name, split in splits.items()}
+    held = Counter(chain.from_iterable(map(set, keys.values())))  # how many splits have a key
     known: dict[bytes, tuple[str, int]] = {}
     found = {}
     for name, split in splits.items():
-        keys = _keys(split)
-        matches = (Match(place, *known[key]) for place, key in enumerate(keys) if key in known)
-        found[name] = [one for one in matches if _file(split, one.place) == _file(splits[one.split], one.other)]
-        for place, key in enumerate(keys):
+        full = [key + _file(split, place) if held[key] > 1 else key for place, key in enumerate(keys[name])]
+        found[name] = [Match(place, *known[key]) for place, key in enumerate(full) if key in known]
+        for place, key in enumerate(full):
             known.setdefault(key, (name, place))
     return found
 
@@ -61,10 +64,10 @@ def similar(split: Split, others: Mapping[str, Split]) -> list[Match]:
     """
     if isinstance(split.inputs, Images) or split.inputs.dim() != 4 or split.inputs.dtype != torch.uint8:
         return []
-    theirs = [(name, place) for name, other in others.items() for place in spread(len(other), SEARCHED).tolist()]
-    known = torch.cat([_thumbnails(other, spread(len(other), SEARCHED), 8) for other in others.values()])
+    theirs = [(name, place) for name, other in others.items() for place in _spread(len(other), SEARCHED).tolist()]
+    known = torch.cat([_thumbnails(other, _spread(len(other), SEARCHED), 8) for other in others.values()])
     found = []
-    for places in torch.split(spread(len(split), COMPARED), _CHUNK):
+    for places in torch.split(_spread(len(split), COMPARED), _CHUNK):
         alike, best = (_thumbnails(split, places, 8) @ known.T).max(dim=1)
         for row in torch.nonzero(alike >= 1 - 2 * ALIKE**2).flatten().tolist():
             name, other = theirs[int(best[row])]
@@ -90,12 +93,12 @@ def _keys(split: Split) -> list[bytes]:
 
 
 def _file(split: Split, place: int) -> bytes:
-    """A hash of the whole file of an image on disk."""
+    """A hash of the whole file of an image on disk; empty for an image in memory."""
     images = split.inputs
     return xxhash.xxh3_128_digest(images.reader(images.names[place])) if isinstance(images, Images) else b""
 
 
-def spread(count: int, most: int) -> Tensor:
+def _spread(count: int, most: int) -> Tensor:
     """The places of at most so many of ``count`` samples, evenly spread, (M,) int64."""
     kept = min(count, most)
     return torch.arange(kept) * count // max(1, kept)

@@ -17,8 +17,7 @@ from limbeck.evaluate.metrics import check_finite
 from limbeck.experiment.input_forms import better_input, described
 from limbeck.experiment.measuring import EVALUATION_BATCH, outputs_of
 from limbeck.experiment.significance import UNSURE, at_least
-from limbeck.experiment.verdicts import OF_TEACHER, Note, skipped
-from limbeck.experiment.verdicts import refuse as refuse_unless_allowed
+from limbeck.experiment.verdicts import OF_TEACHER, Note, refuse_unless_allowed, skipped
 from limbeck.train.copies import close
 from limbeck.train.engine import Engine
 
@@ -111,12 +110,10 @@ def check_teacher(
     notes: list[Note] = []
 
     def refuse(key: str, what: str, advice: str) -> None:
-        later = learns and key == "chance"
-        notes.append(
-            Note(f"{what}, before the method trains it", key)
-            if later
-            else refuse_unless_allowed(key, what, advice, allow)
-        )
+        if learns and key == "chance":
+            notes.append(Note(f"{what}, before the method trains it", key))
+        else:
+            notes.append(refuse_unless_allowed(key, what, advice, allow))
 
     finite = torch.isfinite(logits).all(dim=1)
     try:

@@ -8,7 +8,7 @@ from limbeck.core import Networks
 from limbeck.data import Data, Split
 from limbeck.data.building import empty_classes
 from limbeck.data.overlap import COMPARED, Match, identical, similar
-from limbeck.experiment.verdicts import Note, refuse, skipped
+from limbeck.experiment.verdicts import Note, refuse_unless_allowed, skipped
 from limbeck.models.inputs import bridge_of
 
 MOST_SHARED = 0.01
@@ -35,7 +35,7 @@ def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
         )
         if matches and len(matches) >= MOST_SHARED * count:
             advice = "Such images make the test accuracy too high: remove them from one of the splits"
-            notes.append(refuse("overlap", told, advice, allow))
+            notes.append(refuse_unless_allowed("overlap", told, advice, allow))
         elif matches:
             notes.append(Note(told, "overlap"))
     held = same["validation"]

@@ -18,7 +18,7 @@ from limbeck.train.timing import time_steps, zeros_for
 def seconds_of_step(
     stage: Stage, networks: Mapping[str, nn.Module], batches: BatchSource, engine: Engine, stored: frozenset[Tap]
 ) -> float | None:
-    """The median time of a few steps of a stage on copies; None where the networks cannot be copied.
+    """The median time of a few steps of a stage on copies; None if the networks cannot be copied.
 
     A stage with ``prepare`` is timed without it and without its losses.
 

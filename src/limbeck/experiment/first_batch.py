@@ -79,7 +79,7 @@ def _steep(stage: Stage, values: Mapping[Tap, Tensor], networks: Networks) -> It
         if TARGETS in term.reads and own.issuperset(tap.source for tap in term.reads)
     }
     if not of_labels:
-        yield from skipped(f"no term of stage {stage.name!r} reads only the labels", "gradients")
+        yield from skipped(f"stage {stage.name!r} has no term of the labels, such as the cross-entropy", "gradients")
     task = sum(sizes[name] for name in of_labels)
     for name in stage.terms:
         if name not in of_labels and 0 < STEEP * task < sizes[name]:

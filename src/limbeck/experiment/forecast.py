@@ -68,7 +68,7 @@ class TermForecast:
 
 @dataclass(frozen=True)
 class StageForecast:
-    """One stage; ``step_seconds`` is measured, None where the networks cannot be copied for that."""
+    """One stage; ``step_seconds`` is measured; None if the networks cannot be copied."""
 
     name: str
     epochs: int
@@ -120,7 +120,7 @@ class Forecast:
     arms: Mapping[str, ArmForecast]
     kept: Kept
     seconds: float | None  # of all training steps, without reading and evaluating
-    memory: int  # bytes of data, networks, optimizer and activations, beside PyTorch itself
+    memory: int  # bytes of data, networks, optimizer and activations, without PyTorch itself
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
 

@@ -41,7 +41,7 @@ def skipped(reason: str, *checks: str) -> list[Note]:
     return [Note(reason, check, skipped=True) for check in checks]
 
 
-def refuse(check: str, what: str, advice: str, allow: Collection[str]) -> Note:
+def refuse_unless_allowed(check: str, what: str, advice: str, allow: Collection[str]) -> Note:
     """Refuse what a check found, or return a note if ``allow`` contains the check.
 
     Raises:
