@@ -66,6 +66,18 @@ class Counts(nn.Linear):
         return super().forward(inputs)
 
 
+class Caches(nn.Sequential):
+    """A network that registers a buffer in its forward, before its other buffers."""
+
+    def forward(self, inputs):
+        self[0].register_buffer("positions", torch.arange(4.0))
+        return super().forward(inputs)
+
+
+def test_a_buffer_that_is_new_is_not_compared_with_another_one():
+    assert found(Caches(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))) == []
+
+
 def test_a_frozen_network_that_changes_its_buffers_is_told_and_left_as_it_was():
     (note,) = found(Counts())
     assert note.check == "buffers"
