@@ -122,7 +122,7 @@ def distill(
             default.
         student_input: what the student reads, such as `limbeck.Input(size=96)`; as the data by default.
         student_output: the same as ``teacher_output`` for the student.
-        allow: names of refusals of `limbeck.experiment.checks` to leave out.
+        allow: names of refusals to leave out, see `limbeck.experiment.verdicts`.
         out: a run folder, as `limbeck run` writes it. If it holds the same run, finished or interrupted, that run is
             resumed; the networks' weights at the call are part of what identifies a run. Without it nothing is written.
         progress: show the progress of the training and what it finds; by default on a terminal and in a notebook.

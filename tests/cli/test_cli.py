@@ -22,7 +22,7 @@ from limbeck.errors import LimbeckError
 from limbeck.evaluate import parameters
 from limbeck.experiment import results
 from limbeck.experiment.run import Experiment
-from limbeck.files.atomic import read_sealed, write_sealed
+from limbeck.files.atomic import NoSpace, read_sealed, write_sealed
 from limbeck.methods import ABOUT, METHODS
 from limbeck.methods.about import About
 from limbeck.models import Ensemble, load_network
@@ -79,7 +79,7 @@ def same_weights(one, other):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ("demo", "run", "runs", "methods", "models", "taps", "doctor", "--version")),
+        ([], ("demo", "plan", "run", "runs", "methods", "models", "taps", "doctor", "--version")),
         (["demo"], ("--out", "runs/demo")),
         (
             ["run"],
@@ -98,6 +98,10 @@ def same_weights(one, other):
             ),
         ),
         (["runs"], ("FOLDER", "--json")),
+        (
+            ["plan"],
+            ("RECIPE", "--set", "--seed", "--smoke", "--json", "--out", "--data-root", "--allow", "--trust-code"),
+        ),
         (["methods"], ("NAME",)),
         (["models"], ("PATTERN",)),
         (["taps"], ("MODEL", "--shape", "--classes", "--set")),
@@ -142,6 +146,7 @@ assert not slow, slow
         "'run', 'recipe.yaml', '--set', 'teacher.weights=none.pt', '--set', 'teacher.train=null'",
         "'run', 'recipe.yaml', '--resume', '--overwrite'",
         "'run', 'recpe.yaml'",
+        "'plan', 'recipe.yaml', '--set', 'train.epoch=3'",
         "'run', 'digit_kd'",
         "'cache', 'build', 'recipe.yaml', '--set', 'method=dk'",
         "'cache', 'verify', 'recipe.yaml', '--set', 'method=dk'",
@@ -341,11 +346,8 @@ def test_a_run_also_logs_where_it_is_asked_to():
 
 
 def test_an_error_ends_the_command_with_its_own_code(monkeypatch):
-    class Full(LimbeckError):
-        exit_code = 3
-
     def full(*arguments, **options):
-        raise Full("no room for the checkpoint")
+        raise NoSpace("no room for the checkpoint")
 
     monkeypatch.setattr(run, "_run", full)
     shown = limbeck_does("run", "recipe.yaml", code=3)
@@ -397,8 +399,8 @@ def test_overwrite_and_resume_are_not_asked_for_together():
     assert "--resume needs the run that --overwrite deletes" in runs("--overwrite", "--resume", code=2)
 
 
-def test_a_run_that_diverges_ends_with_code_1():
-    shown = limbeck_does("run", "recipe.yaml", *changed("train.optimizer={name: sgd, lr: 1e30}"), code=1)
+def test_a_run_that_diverges_ends_with_code_3():
+    shown = limbeck_does("run", "recipe.yaml", *changed("train.optimizer={name: sgd, lr: 1e30}"), code=3)
     assert "error: stage 'alone', epoch" in shown
     assert "lower the learning rate" in shown
 

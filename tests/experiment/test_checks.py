@@ -80,8 +80,9 @@ def refused(make, key, *, given=None):
 
 
 def test_a_teacher_that_the_method_trains_need_not_know_the_classes_yet():
-    (note,) = check_teacher(Gives(lambda x: x.flip(0) * 0), data(), ENGINE, learns=True)
-    assert note.endswith("before the method trains it")
+    skipped, note = check_teacher(Gives(lambda x: x.flip(0) * 0), data(), ENGINE, learns=True)
+    assert (skipped.check, skipped.skipped) == ("input", True)
+    assert note.said.endswith("before the method trains it")
 
 
 def test_a_good_teacher_passes_without_a_note():
@@ -107,7 +108,7 @@ def test_nan_for_some_samples_names_network_sample_file_and_share():
 def test_a_teacher_that_is_nan_everywhere_is_refused():
     assert "for all 80 validation samples" in refused(lambda x: x * torch.nan, "not_finite")
     found = check_teacher(Gives(lambda x: x * torch.nan), data(), ENGINE, allow=("not_finite",))
-    assert "as allowed" in found[0]
+    assert "as allowed" in found[0].said
 
 
 def test_probabilities_are_refused_with_the_key_that_describes_them():
@@ -186,19 +187,19 @@ def test_a_teacher_below_chance_is_refused_on_few_samples():
 def test_too_few_samples_tell_nothing_and_it_is_said(count):
     two = data(validation=count, classes=("cat", "dog"))
     found = check_teacher(Gives(lambda x: (x * 1e6).sin()), two, ENGINE)
-    assert found[0].startswith(f"{count} validation samples are too few to tell whether the teacher is better")
+    assert found[0].said.startswith(f"{count} validation samples are too few to tell whether the teacher is better")
 
 
 def test_nine_of_ten_is_not_called_chance():
     two = data(validation=10, classes=("cat", "dog"))
     flipped = two.validation.inputs[3]
     found = check_teacher(Gives(lambda x: torch.where((x == flipped).all(1, keepdim=True), -x, x)), two, ENGINE)
-    assert "too few" in found[0]
+    assert "too few" in found[0].said
 
 
 def test_without_a_validation_split_the_numbers_are_looked_at_and_the_rest_is_noted():
     given = data(validation=0)
-    assert "no validation split" in check_teacher(Gives(lambda x: x.roll(1, 1)), given, ENGINE)[0]
+    assert "no validation split" in check_teacher(Gives(lambda x: x.roll(1, 1)), given, ENGINE)[0].said
     assert "probabilities" in refused(lambda x: x.softmax(1), "probabilities", given=given)
 
 
@@ -223,7 +224,7 @@ def test_a_shared_layer_is_named():
         LimbeckError, match=r"the student and the teacher share .*: student.0 \(Linear\) is teacher.0\. "
     ):
         refuse_shared({"student": student, "teacher": teacher})
-    assert "as allowed" in refuse_shared({"student": student, "teacher": teacher}, allow=("shared",))[0]
+    assert "as allowed" in refuse_shared({"student": student, "teacher": teacher}, allow=("shared",))[0].said
 
 
 def tied(teacher, student):

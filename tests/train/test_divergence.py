@@ -147,3 +147,21 @@ def test_values_that_are_finite_and_whose_sum_is_not_stop_the_run_too():
 
 def test_many_samples_are_not_all_listed():
     assert ", ...; correct" in told(Source(), Broken(0.0))
+
+
+def test_weights_that_are_not_finite_at_the_end_of_an_epoch_stop_the_run_before_the_epoch_is_given():
+    class One(Source):
+        def __call__(self, epoch):
+            yield Batch(self.inputs, self.targets, torch.arange(40), epoch)
+
+        def __len__(self):
+            return 1
+
+    source = One()
+    assert told(source, plain(), rate=1e39).startswith(
+        "stage 'both', epoch 1: weights of student are NaN or infinite after step 1 of 1; the inputs"
+    )
+
+
+def test_a_training_that_diverges_ends_a_command_with_code_3():
+    assert Diverged.exit_code == 3

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli import cache, doctor, methods, models, run, runs
+from limbeck.cli import cache, doctor, methods, models, plan, run, runs
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": run.demo,
+    "plan": plan.plan,
     "run": run.run,
     "runs": runs.runs,
     "methods": methods.methods,

@@ -6,19 +6,17 @@ from contextlib import contextmanager
 
 import typer
 
-FULL = 3
-"""The exit code for a full disk."""
-
 
 @contextmanager
 def reporting(resume: str = "") -> Iterator[None]:
     """Print errors that the user can fix as messages and exit with a code. Torch is not imported.
 
-    The exit code is that of the LimbeckError (2 by default), 3 for a full disk, 2 for other OSErrors, 130 for Ctrl-C.
-    ``resume`` is the command line that resumes the command.
+    The exit code is that of the LimbeckError (2 by default, 3 if training diverged), 3 for a full disk, 2 for other
+    OSErrors, 130 for Ctrl-C. ``resume`` is the command line that resumes the command.
     """
     from limbeck.cli.terminal import console
     from limbeck.errors import LimbeckError
+    from limbeck.files.atomic import NoSpace
 
     screen = console(stderr=True, soft_wrap=True)
     advice = f"To resume: {resume}" if resume else ""
@@ -28,10 +26,10 @@ def reporting(resume: str = "") -> Iterator[None]:
         raise  # the reader of the output is gone; typer exits silently
     except (LimbeckError, OSError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        code = FULL if full else error.exit_code if isinstance(error, LimbeckError) else 2
+        code = NoSpace.exit_code if full else error.exit_code if isinstance(error, LimbeckError) else 2
         screen.print("error: ", style="bold red", end="")
         screen.print(f"the disk is full: {error}" if full else str(error))
-        if code == FULL and advice:
+        if (full or isinstance(error, NoSpace)) and advice:
             screen.print(f"Free some disk space first. {advice}")
         raise typer.Exit(code) from error
     except KeyboardInterrupt as stop:

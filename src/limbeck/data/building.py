@@ -34,12 +34,12 @@ def build(
     are measured on those of train. If all of them are grey, the images have one channel.
 
     Raises:
-        LimbeckError: the splits do not fit together; an image cannot be read; the transform does not exist, or fails on
-            the first image of train.
+        LimbeckError: the splits do not fit together; an image cannot be read; the transform does not exist, or it fails
+            on the first image of train or gives two different views of it.
     """
     count = channels(train.inputs)
     data = Data(train, validation, test, classes, (0.0,) * count, (1.0,) * count, {**origins})
-    data = replace(data, notes=(*notes, *_unlabelled(data), *_empty_classes(data)))
+    data = replace(data, notes=(*notes, *_unlabelled(data), *empty_classes("training", train, classes)))
     if isinstance(train.inputs, Images):
         return _looked_at(data, train.inputs, normalise)
     if not normalise:
@@ -54,14 +54,14 @@ def _unlabelled(data: Data) -> list[str]:
     return [f"{count:,} of {len(data.train):,} training samples are unlabelled"] if count else []
 
 
-def _empty_classes(data: Data) -> list[str]:
-    """A note that names the classes without a training sample."""
-    counted = torch.bincount(data.train.targets[data.train.targets >= 0], minlength=len(data.classes))
-    empty = [data.classes[place] for place in torch.nonzero(counted == 0).flatten().tolist()]
+def empty_classes(name: str, split: Split, classes: Sequence[str]) -> list[str]:
+    """A note that names the classes without a sample in a split; ``name`` is what the note calls its samples."""
+    counted = torch.bincount(split.targets[split.targets >= 0], minlength=len(classes))
+    empty = [classes[place] for place in torch.nonzero(counted == 0).flatten().tolist()]
     if not empty:
         return []
     listed = ", ".join(empty[:_LISTED]) + ", ..." * (len(empty) > _LISTED)
-    return [f"{len(empty):,} of {len(data.classes):,} classes have no training sample: {listed}"]
+    return [f"{len(empty):,} of {len(classes):,} classes have no {name} sample: {listed}"]
 
 
 def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
@@ -75,10 +75,25 @@ def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
     mean, std = summary(seen[0][1][:kept]) if normalise else ((0.0,) * kept, (1.0,) * kept)
     train, validation, test = (_with_channels(part, kept) for part in parts)
     if images.transform is not None:
-        _, problem = Decoder(replace(images, channels=kept), seed=0)[Wanted(images.names[:1], [0], 0)]
-        if problem:
-            raise LimbeckError(problem)
+        _try_transform(replace(images, channels=kept))
     return replace(data, train=train, validation=validation, test=test, mean=mean, std=std)
+
+
+def _try_transform(images: Images) -> None:
+    """Make view 0 of the first image twice.
+
+    Raises:
+        LimbeckError: the image cannot be read; the transform fails or gives two different views.
+    """
+    decoder, first = Decoder(images, seed=0), Wanted(images.names[:1], [0], 0)
+    (one, problem), (other, _) = (decoder[first] for _ in range(2))
+    if problem:
+        raise LimbeckError(problem)
+    if not torch.equal(one, other):
+        raise LimbeckError(
+            f"{images.transform} gives two different views of {images.names[0]} for the same seed, so a run could not "
+            "be resumed exactly: draw random numbers from random, numpy.random or torch, which limbeck seeds"
+        )
 
 
 def _look(split: Split) -> tuple[bool, Tensor]:

@@ -1,7 +1,7 @@
 """Checks before training: networks that share parts, teachers that cannot be right, steps that would fail.
 
-Each refusal has a name by which a user can allow it: ``chance``, ``permuted``, ``input``, ``probabilities``,
-``random``, ``not_finite``, ``shared``. `limbeck.experiment.first_step` tries a real training step.
+Each refusal has the name of its check in `limbeck.experiment.verdicts`, by which a user can allow it.
+`limbeck.experiment.first_step` tries a real training step.
 """
 
 from collections.abc import Callable, Collection
@@ -17,6 +17,7 @@ from limbeck.evaluate.metrics import check_finite
 from limbeck.experiment.input_forms import better_input, described
 from limbeck.experiment.measuring import EVALUATION_BATCH, outputs_of
 from limbeck.experiment.significance import UNSURE, at_least
+from limbeck.experiment.verdicts import OF_TEACHER, Note, refuse_unless_allowed, skipped
 from limbeck.train.copies import close
 from limbeck.train.engine import Engine
 
@@ -56,11 +57,11 @@ def unwrapped(name: str, network: nn.Module) -> tuple[nn.Module, list[str]]:
     return inside, notes if inside is not network else []
 
 
-def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[str]:
+def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[Note]:
     """Look for modules, parameters and buffers of two networks: frozen in one, they cannot learn in the other.
 
     The members of an ensemble are one network. Two networks may share modules without tensors that behave the same in
-    every mode, such as an activation. Returns a note for each refusal that is allowed.
+    every mode, such as an activation. Returns a note if the refusal is allowed.
 
     Raises:
         LimbeckError: two networks share parts, and ``shared`` is not allowed; or they are the same module.
@@ -80,17 +81,16 @@ def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[st
             listed = ", ".join(f"{place} ({kind}) is {there}" for place, kind, there in named[:4])
             more = f" and {len(tops) - 4} more" if len(tops) > 4 else ""
             told.append(f"the {one} and the {other} share layers: {listed}{more}")
-    if told and "shared" not in allow:
-        raise LimbeckError(
-            f"{'; '.join(told)}. A part that is frozen in one network would not learn in the other: give each its own "
-            f"copy, for example with copy.deepcopy{_or_allow('shared')}"
-        )
-    return [f"{one}, as allowed" for one in told]
+    advice = (
+        "A part that is frozen in one network would not learn in the other: give each its own copy, for example with "
+        "copy.deepcopy"
+    )
+    return [refuse_unless_allowed("shared", "; ".join(told), advice, allow)] if told else []
 
 
 def check_teacher(
     network: nn.Module, data: Data, engine: Engine, *, allow: Collection[str] = (), learns: bool = False
-) -> list[str]:
+) -> list[Note]:
     """Refuse a trained teacher that cannot be right, judged by its outputs on the validation split.
 
     Without a validation split, its outputs on a few training samples are checked, but not its accuracy. The test split
@@ -107,13 +107,13 @@ def check_teacher(
     which, split = ("validation", data.validation) if len(data.validation) else ("train", _few(data.train))
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         logits = outputs_of(network, split, data, engine, name="teacher")
-    notes: list[str] = []
+    notes: list[Note] = []
 
     def refuse(key: str, what: str, advice: str) -> None:
-        later = learns and key == "chance"
-        if key not in allow and not later:
-            raise LimbeckError(f"{what}. {advice}{_or_allow(key)}")
-        notes.append(f"{what}, before the method trains it" if later else f"{what}, as allowed")
+        if learns and key == "chance":
+            notes.append(Note(f"{what}, before the method trains it", key))
+        else:
+            notes.append(refuse_unless_allowed(key, what, advice, allow))
 
     finite = torch.isfinite(logits).all(dim=1)
     try:
@@ -122,7 +122,7 @@ def check_teacher(
         refuse("not_finite", str(error), "They would make the loss of the student NaN: fix the network")
     logits, targets = logits[finite], split.targets[finite]
     if not len(logits):
-        return notes
+        return [*notes, *skipped("no output of the teacher is finite", *OF_TEACHER[1:])]
     if _are_probabilities(logits):
         refuse(
             "probabilities",
@@ -137,20 +137,19 @@ def check_teacher(
             "Its forward draws random numbers, for example with F.dropout without training=self.training",
         )
     if which == "train":
-        return [*notes, "there is no validation split, so the accuracy of the teacher was not checked"]
+        told = "there is no validation split, so the accuracy of the teacher was not checked"
+        return [*notes, Note(told, "chance"), *skipped("there is no validation split", "input", "permuted")]
     better = None if learns else better_input(network, data, engine)
     if better is not None:
         refuse("input", *described(*better))
+    elif learns:
+        notes += skipped("the method trains the teacher", "input")
     order = _fitting(logits.argmax(dim=1), targets, len(data.classes))
     if order is not None:
         refuse("permuted", *_permuted(order, logits, targets, data.classes))
     else:
         notes += _against_chance(logits, targets, len(data.classes), refuse)
     return notes
-
-
-def _or_allow(key: str) -> str:
-    return f"; or turn this check off: --allow {key}, in a recipe allow: [{key}], in Python allow=({key!r},)"
 
 
 def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:
@@ -247,7 +246,7 @@ def _permuted(order: list[int], logits: Tensor, targets: Tensor, classes: tuple[
 
 def _against_chance(
     logits: Tensor, targets: Tensor, classes: int, refuse: Callable[[str, str, str], None]
-) -> list[str]:
+) -> list[Note]:
     """Refuse a teacher whose accuracy is no better than chance; a note where that cannot be decided."""
     count = len(targets)
     predicted = logits.argmax(dim=1)
@@ -271,5 +270,6 @@ def _against_chance(
         )
     elif not above:
         told = f"{hits} are classified correctly, {chance * count:.1f} are expected by chance"
-        return [f"{count} validation samples are too few to tell whether the teacher is better than chance: {told}"]
+        few = f"{count} validation samples are too few to tell whether the teacher is better than chance: {told}"
+        return [Note(few, "chance")]
     return []

@@ -65,13 +65,15 @@ def first_step(
         _check_learner(name, networks[name])
     split, batch = workspace.samples, _batch(workspace)
     eager = replace(engine, compile=False)
-    plain = [_unprepared(stage) for stage in stages]
+    plain = [unprepared(stage) for stage in stages]
     state = engine.generators()
     try:
         with torch.inference_mode(False), torch.enable_grad():
             zeros = zeros_for(networks, stored, batch.inputs[:2], int(batch.index.max()) + 1)
             try:
                 notes = _train(plain, networks, _One(batch, len(split)), eager, zeros)
+            except Diverged as error:
+                raise LimbeckError(str(error)) from error  # which ends a command with the code of a refusal
             except torch.OutOfMemoryError:
                 notes = [f"a step of {len(batch.index)} samples was not tried: there is not enough memory for copies"]
             if engine.compile:
@@ -239,7 +241,7 @@ def _batch(workspace: Workspace) -> Batch:
     return workspace.spread(max(min(2, count), min(count, MOST // floats)))
 
 
-def _unprepared(stage: Stage) -> Stage:
+def unprepared(stage: Stage) -> Stage:
     """The stage for one epoch, without `prepare` and `finish`, which may change other modules than the copies.
 
     The losses of a stage with `prepare` cannot be evaluated without it: the mean square of each tap replaces them.

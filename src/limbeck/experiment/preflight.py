@@ -14,12 +14,15 @@ from limbeck.evaluate import macs
 from limbeck.experiment.arms import arms_of, method_of, needed, training_of
 from limbeck.experiment.caching import cached, decide, soft_label_table, teacher_taps
 from limbeck.experiment.checks import check_teacher, refuse_shared
+from limbeck.experiment.data_checks import check_range, check_splits
+from limbeck.experiment.first_batch import first_batch
 from limbeck.experiment.first_step import first_step
 from limbeck.experiment.networks import check_use, ensemble, teaches
 from limbeck.experiment.plan import plan
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.runfiles import RECIPE
 from limbeck.experiment.terms import SAMPLES, meaningless
+from limbeck.experiment.verdicts import OF_TEACHER, Note, skipped
 from limbeck.experiment.workspace import Training, Workspace, example_batch, training_batches
 from limbeck.methods import METHODS
 from limbeck.recipe.blocks import CacheBlock, Recipe
@@ -40,7 +43,20 @@ class Preflight:
     macs: int  # multiply-accumulates of one sample through all networks
     teaching: Mapping[str, bool]  # by arm: whether the method changes its teacher
     work: Mapping[str, float]  # by arm, including the teacher: the approximate multiply-accumulates of its training
-    notes: tuple[str, ...]  # what a user should know before anything is trained
+    notes: tuple[Note, ...]  # what a user should know before anything is trained
+
+
+Planned = tuple[tuple[Stage, ...], Mapping[str, nn.Module], Training]
+"""An arm's stages, the networks that it uses, and its training."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """The networks of the first seed, and every training that they take part in."""
+
+    networks: Mapping[str, nn.Module]
+    trainings: Mapping[str, Planned]  # by arm: the teacher or one member of an ensemble, then the student's arms
+    notes: tuple[Note, ...]  # of `refuse_shared`
 
 
 def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: Method | None) -> Preflight:
@@ -51,20 +67,20 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
     Raises:
         LimbeckError: a file, a network, a layer or an option is wrong.
     """
-    method = recipe.method["name"]
+    method, block = recipe.method["name"], recipe.teacher
     with torch.random.fork_rng(devices=[]):
-        student, _, others = factory.student(recipe.seeds[0], method)
-        networks, members = {"student": student, **others}, list[nn.Module]()
-        block = recipe.teacher
-        if block is not None:
-            members = factory.restored(block) or [factory.teacher(block)[0] for _ in range(block.members)]
-            networks["teacher"] = ensemble(members, block)
-        notes = refuse_shared(networks, allow=recipe.allow)
-        trainings = _trainings(recipe, data, networks, members, own)
+        made = built(recipe, data, factory, own)
+        networks, trainings = made.networks, made.trainings
+        notes = [*made.notes, *check_range(networks, data), *check_splits(data, allow=recipe.allow)]
         stages, training = trainings[method][0], trainings[method][2]
         table = soft_label_table(block, data, training) if block is not None else None
-        check_use(recipe, stages, others)
+        check_use(recipe, stages, networks.keys() - {"student", "teacher"})
         cache, engine = resolve_auto(recipe, stages, networks, data, training, folder, table=table is not None)
+        if block is not None and block.weights and block.init == "as_is":
+            learns = teaches(stages)
+            notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
+        else:
+            notes += skipped("no trained teacher is given", *OF_TEACHER)
         stored = teacher_taps(stages) if cache.use or table else frozenset[Tap]()
         for arm, planned in trainings.items():
             own_arm = arm == method
@@ -74,13 +90,10 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         if cache.use:  # the steps that were tried have no reader of the teacher
             inputs, teacher = example_batch(data).inputs.to(engine.device), engine.place(networks["teacher"])
             note = network_reader(teacher, tuple(stored), inputs, engine)[1]
-            notes += [note] if note else []
-        if block is not None and block.weights and block.init == "as_is":
-            learns = teaches(stages)
-            notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
-        rest = [f"student.{part}" if part else "student" for part in frozen_parts(student)]
+            notes += [Note(note)] if note else []
+        rest = [f"student.{part}" if part else "student" for part in frozen_parts(networks["student"])]
         if rest:
-            notes.append(f"not trained, because requires_grad is False: {', '.join(rest)}")
+            notes.append(Note(f"not trained, because requires_grad is False: {', '.join(rest)}"))
         costs = {name: macs(network, data.shape) or 0 for name, network in networks.items()}
     picked = {"device": engine.device.type, "precision": engine.precision, "compile": engine.compile, "cache": cache}
     return Preflight(
@@ -93,20 +106,19 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
     )
 
 
-Planned = tuple[tuple[Stage, ...], Mapping[str, nn.Module], Training]
-"""An arm's stages, the networks that it uses, and its training."""
-
-
-def _trainings(
-    recipe: Recipe, data: Data, networks: Mapping[str, nn.Module], members: Sequence[nn.Module], own: Method | None
-) -> dict[str, Planned]:
-    """Every training by arm: the teacher or one member of an ensemble, then the student's arms.
+def built(recipe: Recipe, data: Data, factory: Prepared, own: Method | None) -> Built:
+    """Build every network of the first seed and plan every training.
 
     Raises:
         LimbeckError: a network, a layer or an option is wrong.
     """
+    student, _, others = factory.student(recipe.seeds[0], recipe.method["name"])
+    networks, members, block = {"student": student, **others}, list[nn.Module](), recipe.teacher
+    if block is not None:
+        members = factory.restored(block) or [factory.teacher(block)[0] for _ in range(block.members)]
+        networks["teacher"] = ensemble(members, block)
+    notes = refuse_shared(networks, allow=recipe.allow)
     found: dict[str, Planned] = {}
-    block = recipe.teacher
     if block is not None and block.train is not None:
         taking_part = {"student": members[0]}
         try:
@@ -119,22 +131,23 @@ def _trainings(
     for arm in arms_of(recipe):
         taking_part = needed(arm, networks)
         found[arm] = (plan(method_of(recipe, arm, own), taking_part, data, training), taking_part, training)
-    return found
+    return Built(networks, found, tuple(notes))
 
 
-def _try_arm(planned: Planned, data: Data, engine: Engine, stored: frozenset[Tap], *, runs: bool) -> list[str]:
+def _try_arm(planned: Planned, data: Data, engine: Engine, stored: frozenset[Tap], *, runs: bool) -> list[Note]:
     """Notes on an arm after one real step of each of its stages; ``runs``: its teacher is a network."""
     stages, networks, training = planned
     workspace = Workspace(data, training, engine)
-    notes = [note for stage in stages for note in stage.notes]
-    notes += first_step(stages, networks, workspace, stored=stored)
+    notes = [Note(said) for stage in stages for said in stage.notes]
+    notes += [Note(said) for said in first_step(stages, networks, workspace, stored=stored)]
     if not runs:
-        return notes
+        return [*notes, *skipped("the teacher is a table of soft labels", "buffers", "terms", "gradients", "constant")]
     losses = [loss for stage in stages for loss in stage.losses]
     for module in (*networks.values(), *losses):
         engine.place(module)
     batch = workspace.spread(min(SAMPLES, training.batch_size, len(workspace.samples)))
-    return [*notes, *meaningless(stages, networks, batch)]
+    notes += [Note(said, "terms") for said in meaningless(stages, networks, batch)]
+    return [*notes, *first_batch(stages, networks, batch)]
 
 
 def _work(

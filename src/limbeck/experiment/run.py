@@ -26,7 +26,7 @@ from limbeck.experiment.in_memory import Folder, InMemory
 from limbeck.experiment.measuring import measure, outputs_of
 from limbeck.experiment.networks import NetworkFactory, ensemble
 from limbeck.experiment.plan import plan
-from limbeck.experiment.preflight import preflight, resolved
+from limbeck.experiment.preflight import Built, built, preflight, resolved
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, summarise
 from limbeck.experiment.runfiles import clear
@@ -56,7 +56,7 @@ class Experiment:
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
             through teacher and student. factory: what gives its networks. arms: the student's, `arms_of` the recipe.
-            networks: by arm, the trained networks of the first seed.
+            networks: by arm, the trained networks of the first seed. found: what the checks found.
 
     Raises:
         LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
@@ -101,7 +101,7 @@ class Experiment:
         known = resolved(self.recipe, path) if resume else self.recipe
         found = preflight(known, self.data, self.factory, path, self._own)
         self.recipe, self.engine, self.macs = found.recipe, found.engine, found.macs
-        self._trains_teacher, self._work, self._found = found.teaching, found.work, found.notes
+        self._trains_teacher, self._work, self.found = found.teaching, found.work, found.notes
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         self.workspace = Workspace(self.data, training, self.engine)
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
@@ -128,7 +128,8 @@ class Experiment:
     @property
     def _lasting(self) -> tuple[str, ...]:
         """Those that a resumed run has too."""
-        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *self._found)))
+        said = (note.said for note in self.found if not note.skipped)
+        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *said)))
 
     @property
     def work(self) -> Mapping[Job, float]:
@@ -255,6 +256,11 @@ class Experiment:
         first = Job(job.arm, self.recipe.seeds[0])
         shared = self.recipe.share_first_stage and job.arm == self.recipe.method["name"] and job != first
         return first if shared else None
+
+    def built(self) -> Built:
+        """The networks of the first seed, built anew, and every training that they take part in."""
+        with torch.random.fork_rng(devices=[]):
+            return built(self.recipe, self.data, self.factory, self._own)
 
     def reading(self, seed: int, teacher: nn.Module) -> tuple[Stage, ...]:
         """The method's stages for a seed, which say what is read of the teacher."""

@@ -50,7 +50,7 @@ Side = Annotated[int, Field(ge=1, le=10_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Alpha = Annotated[float, Field(ge=0, le=1000)]  # of a Beta distribution; 0: off
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Refusal = Literal["chance", "permuted", "input", "probabilities", "random", "not_finite", "shared"]
+Refusal = Literal["chance", "permuted", "input", "probabilities", "random", "not_finite", "shared", "overlap"]
 ClassName = NonNegativeInt | str
 Output = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 Layer = Output  # the layers of a Sequential are numbers
@@ -241,7 +241,7 @@ class EvaluateBlock(Checked):
 class Recipe(Checked):
     """One experiment. Every named block (model, method, optimizer, schedule) contains all its options.
 
-    ``allow`` lists checks of a teacher or a network whose failure is ignored, see `limbeck.experiment.checks`.
+    ``allow`` lists checks whose failure is ignored, see `limbeck.experiment.verdicts`.
     """
 
     name: Annotated[str, Field(max_length=100), AfterValidator(_name)]

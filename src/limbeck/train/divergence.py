@@ -13,13 +13,16 @@ _NAMED = 5  # samples in the message
 
 
 class Diverged(LimbeckError):
-    """A term became NaN or infinite."""
+    """A term or a weight became NaN or infinite."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int] = 3
 
 
 class NotFinite(Exception):
-    """The first step of an epoch, from 0, with a NaN or infinite value, and the positions of those values."""
+    """The first step of an epoch, from 0, with a NaN or infinite value, and the positions of those values.
+
+    Without positions, weights are NaN or infinite.
+    """
 
     def __init__(self, step: int, places: Sequence[int]) -> None:
         super().__init__()

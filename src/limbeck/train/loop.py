@@ -147,8 +147,8 @@ def run(
 
     Raises:
         LimbeckError: a tap does not exist or has no one value; nothing in a stage can learn.
-        Diverged: a term became NaN or infinite; the message says where that came from. The networks that learn have
-            no meaningful weights any more.
+        Diverged: a term, or a weight at the end of an epoch, became NaN or infinite; the message says where that came
+            from. The networks that learn have no meaningful weights any more; those of the last epoch were finite.
     """
     for network in networks.values():
         engine.place(network)
@@ -255,7 +255,10 @@ def _epoch(
                     group["lr"] = rate * factor
                 means.add(_update(step, taps, optimizer, batch, progress, engine, updater))
                 images += len(batch.targets)
-    return means.read(), images
+    terms = means.read()
+    if not all(weight.isfinite().all() for group in optimizer.param_groups for weight in group["params"]):
+        raise NotFinite(len(batches) - 1, [])  # before a checkpoint is written
+    return terms, images
 
 
 def _update(
@@ -341,8 +344,11 @@ def _explained(
 ) -> str:
     """What became NaN or infinite, when, and where that came from."""
     names = [*stage.terms, "loss"]
-    what = f"{', '.join(names[place] for place in first.places)} became NaN or infinite"
-    head = f"stage {stage.name!r}, epoch {number + 1}: {what} at step {first.step + 1} of {len(batches)}"
+    learning = " and ".join(stage.networks) or "the losses"
+    what = f"{', '.join(names[place] for place in first.places)} became NaN or infinite at"
+    if not first.places:
+        what = f"weights of {learning} are NaN or infinite after"
+    head = f"stage {stage.name!r}, epoch {number + 1}: {what} step {first.step + 1} of {len(batches)}"
     frozen_taps = Taps(networks, [tap for tap in stage.reads if tap.source not in stage.networks], readers=readers)
     sweep = TrainingSweep(number, networks, batches, engine)
     for batch in islice(batches(number), first.step, first.step + 1):  # the batch of that step
@@ -350,8 +356,7 @@ def _explained(
             why = cause(batch, frozen_taps.read(batch), sweep)
         if why:
             return f"{head}, because {why}; correct that, or leave these samples out"
-    learning = " and ".join(stage.networks) or "what the losses hold"
-    if number == 0 and first.step == 0:
+    if number == 0 and first.step == 0 and first.places:
         return (
             f"{head}, before anything was learnt, from finite inputs: look for NaN in the weights and the forward of "
             f"{learning}, and in the loss"

@@ -1,0 +1,116 @@
+"""Images of one split that are in other splits too: identical ones, and nearly identical ones."""
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import xxhash
+from torch import Tensor
+
+from limbeck.data.images import Images
+from limbeck.data.split import Split
+
+COMPARED, SEARCHED = 2000, 100_000
+"""Of one split, the most images that are compared; of each other split, the most that they are compared with."""
+
+ALIKE = 0.1
+"""The largest L2 distance between the thumbnails, of norm 1, of two nearly identical images."""
+
+_FLAT = 2.0  # the standard deviation, of values from 0 to 255, up to which a thumbnail has no contrast
+_CHUNK = 512  # images that are reduced at a time
+_HEAD = 4096  # bytes of a file that are read first
+
+
+class Match(NamedTuple):
+    """An image that is also in another split."""
+
+    place: int  # in its own split
+    split: str  # the name of the other split
+    other: int  # the place there
+
+
+def identical(splits: Mapping[str, Split]) -> dict[str, list[Match]]:
+    """For each split, the images that are also in a split before it, each once.
+
+    Images in memory (N, C, H, W) are compared by the hash of their pixels (xxh3_128), images on disk by the hash of
+    their files. A file is read in full only if its size and its first 4 KiB are those of a file of another split.
+    Samples of another shape (N, D) are not compared.
+
+    Raises:
+        LimbeckError: a file cannot be read.
+    """
+    keys = {name: _keys(split) for name, split in splits.items()}
+    held = Counter(chain.from_iterable(map(set, keys.values())))  # how many splits have a key
+    known: dict[bytes, tuple[str, int]] = {}
+    found = {}
+    for name, split in splits.items():
+        full = [key + _file(split, place) if held[key] > 1 else key for place, key in enumerate(keys[name])]
+        found[name] = [Match(place, *known[key]) for place, key in enumerate(full) if key in known]
+        for place, key in enumerate(full):
+            known.setdefault(key, (name, place))
+    return found
+
+
+def similar(split: Split, others: Mapping[str, Split]) -> list[Match]:
+    """The uint8 images in memory of a split that look like an image of another split, each once; also identical ones.
+
+    An image is reduced to 8 x 8 grey values, from which their mean is subtracted and which are divided by their norm.
+    The image of the other splits with the most similar values is compared at 16 x 16: the two look alike if the values
+    differ by at most `ALIKE` (L2). Images without contrast are not compared. At most `COMPARED` images are compared
+    with at most `SEARCHED` of each other split, spread evenly over the splits.
+    """
+    if isinstance(split.inputs, Images) or split.inputs.dim() != 4 or split.inputs.dtype != torch.uint8:
+        return []
+    theirs = [(name, place) for name, other in others.items() for place in _spread(len(other), SEARCHED).tolist()]
+    known = torch.cat([_thumbnails(other, _spread(len(other), SEARCHED), 8) for other in others.values()])
+    found = []
+    for places in torch.split(_spread(len(split), COMPARED), _CHUNK):
+        alike, best = (_thumbnails(split, places, 8) @ known.T).max(dim=1)
+        for row in torch.nonzero(alike >= 1 - 2 * ALIKE**2).flatten().tolist():
+            name, other = theirs[int(best[row])]
+            one, two = (
+                _thumbnails(part, torch.tensor([place]), 16)
+                for part, place in ((split, int(places[row])), (others[name], other))
+            )
+            if (one - two).norm() <= ALIKE:
+                found.append(Match(int(places[row]), name, other))
+    return found
+
+
+def _keys(split: Split) -> list[bytes]:
+    """A hash of each image in memory; of each file on disk, its size and its beginning."""
+    inputs = split.inputs
+    if inputs.dim() != 4:
+        return []
+    if isinstance(inputs, Images):
+        heads = (inputs.reader.head(name, _HEAD) for name in inputs.names)
+        return [size.to_bytes(8) + xxhash.xxh3_128_digest(head) for size, head in heads]
+    chunks = (chunk.contiguous().flatten(1).view(torch.uint8).numpy() for chunk in torch.split(inputs, _CHUNK))
+    return [xxhash.xxh3_128_digest(row) for chunk in chunks for row in chunk]
+
+
+def _file(split: Split, place: int) -> bytes:
+    """A hash of the whole file of an image on disk; empty for an image in memory."""
+    images = split.inputs
+    return xxhash.xxh3_128_digest(images.reader(images.names[place])) if isinstance(images, Images) else b""
+
+
+def _spread(count: int, most: int) -> Tensor:
+    """The places of at most so many of ``count`` samples, evenly spread, (M,) int64."""
+    kept = min(count, most)
+    return torch.arange(kept) * count // max(1, kept)
+
+
+def _thumbnails(split: Split, places: Tensor, side: int) -> Tensor:
+    """The grey thumbnails (M, side²) of the images at these places, of mean 0 and norm 1, or 0 without contrast."""
+    images = split.inputs
+    found = []
+    for few in torch.split(places, _CHUNK):
+        grey = F.adaptive_avg_pool2d(images[few].float().mean(dim=1, keepdim=True), side).flatten(1)
+        centred = grey - grey.mean(dim=1, keepdim=True)
+        shown = centred.norm(dim=1, keepdim=True) > _FLAT * side
+        found.append(F.normalize(centred, dim=1) * shown)
+    return torch.cat(found)

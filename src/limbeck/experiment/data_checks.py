@@ -1,0 +1,98 @@
+"""Checks of the data before training: images in two splits, classes without samples, the range of the inputs."""
+
+from collections.abc import Collection, Sequence
+
+from torch import Tensor
+
+from limbeck.core import Networks
+from limbeck.data import Data, Split
+from limbeck.data.building import empty_classes
+from limbeck.data.overlap import COMPARED, Match, identical, similar
+from limbeck.experiment.verdicts import Note, refuse_unless_allowed, skipped
+from limbeck.models.inputs import bridge_of
+
+MOST_SHARED = 0.01
+"""From this share of the test split, images that are also in another split are refused."""
+
+
+def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
+    """Compare the images of the splits, and look for classes without samples; see `limbeck.data.overlap`.
+
+    Raises:
+        LimbeckError: at least `MOST_SHARED` of the test split is identical, or nearly identical, to images of the
+            training or validation split (``overlap``).
+    """
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    before = {name: splits[name] for name in ("train", "validation")}
+    same = identical(splits)
+    places = {match.place for match in same["test"]}
+    near = [match for match in similar(data.test, before) if match.place not in places]
+    few = min(COMPARED, len(data.test))
+    notes = skipped("the samples are not images", "overlap") if len(data.shape) != 3 else []
+    for kind, matches, count in (("identical", same["test"], len(data.test)), ("nearly identical", near, few)):
+        told = (
+            f"{_counted(matches, count, 'test')} {kind} to images of other splits: {_listed(matches, 'test', splits)}"
+        )
+        if matches and len(matches) >= MOST_SHARED * count:
+            advice = "Such images make the test accuracy too high: remove them from one of the splits"
+            notes.append(refuse_unless_allowed("overlap", told, advice, allow))
+        elif matches:
+            notes.append(Note(told, "overlap"))
+    held = same["validation"]
+    if held:
+        told = _counted(held, len(data.validation), "validation")
+        notes.append(Note(f"{told} identical to training images: {_listed(held, 'validation', splits)}", "overlap"))
+    for name, split in (("training", data.train), ("validation", data.validation), ("test", data.test)):
+        if name == "training" or len(split) >= len(data.classes):
+            notes += [Note(told, "classes") for told in empty_classes(name, split, data.classes)]
+        else:
+            notes += skipped(f"the {name} split has fewer samples than classes", "classes")
+    return notes
+
+
+def check_range(networks: Networks, data: Data) -> list[Note]:
+    """Return a note for each network that is described with a normalisation or a range if images are outside [0, 1].
+
+    The described mean and deviation are those of values from 0 to 1, see `limbeck.models.inputs.Input`. uint8 images
+    are divided by 255. `limbeck.data.Data` refuses NaN and infinity.
+    """
+    inputs = data.train.inputs
+    bridges = {name: bridge_of(network) for name, network in networks.items()}
+    described = [
+        name
+        for name, bridge in bridges.items()
+        if bridge is not None and (bridge.expected.statistics is not None or bridge.expected.range != 1)
+    ]
+    if not described or len(data.shape) != 3:
+        return skipped("no network is described with a normalisation or a range of images", "range")
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        return []
+    least, most = inputs.min().item(), inputs.max().item()
+    if least >= -1e-3 and most <= 1 + 1e-3:
+        return []
+    return [
+        Note(
+            f"the {name} is described with values from 0 to 1 before its normalisation, but the training images have "
+            f"values from {least:.3g} to {most:.3g}: pass images in that range, or uint8 images",
+            "range",
+        )
+        for name in described
+    ]
+
+
+def _counted(matches: Sequence[Match], count: int, split: str) -> str:
+    verb = "is" if len(matches) == 1 else "are"
+    return f"{len(matches):,} of {count:,} {split} images ({len(matches) / max(1, count):.2%}) {verb}"
+
+
+def _listed(matches: Sequence[Match], split: str, splits: dict[str, Split]) -> str:
+    pairs = [
+        f"{_name(splits[split], split, one.place)} and {_name(splits[one.split], one.split, one.other)}"
+        for one in matches[:3]
+    ]
+    return ", ".join(pairs) + ", ..." * (len(matches) > len(pairs))
+
+
+def _name(split: Split, name: str, place: int) -> str:
+    """The file of a sample, or its place."""
+    return split.names[place] if split.names is not None else f"{name} sample {place}"
