@@ -26,7 +26,7 @@ def birds(tmp_path, monkeypatch):
     for number in range(36):
         folder, label = f"day{number % 3}", ("finch", "robin", "wren")[number % 3]
         Path("photos", folder).mkdir(parents=True, exist_ok=True)
-        colour = [40 + number, 40, 40]
+        colour = [4 * number] * 3
         colour[number % 3] = 220
         Image.new("RGB", (40, 32), tuple(colour)).save(f"photos/{folder}/{number:04}.jpg")
         heads += f"\n{folder}/{number:04}.jpg,{label},{'test' if number > 26 else 'train'}"

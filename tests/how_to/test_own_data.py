@@ -48,7 +48,7 @@ def test_the_call_with_a_dataset_runs(tmp_path, monkeypatch):
         for place, name in enumerate(("finch", "robin", "wren")):
             Path("birds", part, name).mkdir(parents=True)
             for number in range(count):
-                Image.new("RGB", (40, 30), (80 * place, number, 9)).save(f"birds/{part}/{name}/{number}.png")
+                Image.new("RGB", (40, 30), (80 * place, number, count)).save(f"birds/{part}/{name}/{number}.png")
     made = run(CALLS[1], v2=v2, ImageFolder=ImageFolder, teacher=linear(96), student=linear(96))
     data = made["data"]
     assert (data.shape, data.classes) == ((3, 96, 96), ("finch", "robin", "wren"))
