@@ -25,6 +25,7 @@ from limbeck.experiment.workspace import NO_AUGMENTATION
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.combined import combined
 from limbeck.models import GIVEN
+from limbeck.models.functions import Function, as_network
 from limbeck.models.inputs import Input
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import Block, call, fill, validate
@@ -33,6 +34,7 @@ from limbeck.recipe.blocks import (
     CacheBlock,
     DataBlock,
     InputBlock,
+    MemberBlock,
     Recipe,
     Refusal,
     StudentBlock,
@@ -46,10 +48,11 @@ from limbeck.train.loop import Epoch
 from limbeck.train.threads import threads_for
 
 OnEpoch = Callable[[str, Epoch], object]
+Teacher = nn.Module | Function
 
 
 def distill(
-    teacher: nn.Module | None,
+    teacher: Teacher | Sequence[Teacher] | None,
     student: nn.Module | MakeStudent,
     data: Data,
     *,
@@ -67,9 +70,9 @@ def distill(
     precision: Precision = "auto",
     compile: bool = False,  # noqa: A002 (what torch calls it)
     cache: bool | Literal["auto"] | Mapping[str, Any] = "auto",
-    teacher_input: Input | None = None,
-    teacher_classes: Sequence[str | int] | None = None,
-    teacher_output: str | None = None,
+    teacher_input: Input | Sequence[Input | None] | None = None,
+    teacher_classes: Sequence[str | int] | Sequence[Sequence[str | int] | None] | None = None,
+    teacher_output: str | Sequence[str | None] | None = None,
     student_input: Input | None = None,
     student_output: str | None = None,
     allow: Sequence[Refusal] = (),
@@ -83,8 +86,11 @@ def distill(
 
     Args:
         teacher: maps inputs to logits (N, K). It is frozen, and unchanged afterwards (buffers included), on the device.
-            A method that trains its teacher (``class_distance``, ``mutual``) trains a copy. None for a method without
-            a teacher, such as ``alone``, which trains the student on the labels: one way to get a teacher.
+            A method that trains its teacher (``class_distance``, ``mutual``) trains a copy. Or a function from inputs
+            (N, ...) to logits (N, K), a tensor or a NumPy array, which is called without gradients; it is identified by
+            its name where ``out`` or a store is resumed. Or a list of two or more modules and functions: an ensemble
+            whose probabilities are averaged. None for a method without a teacher, such as ``alone``, which trains the
+            student on the labels: one way to get a teacher.
         student: maps the same inputs to logits (N, K). The method trains it in place with the first seed; all other
             trainings start from copies of it. Or a function without arguments that builds a student: it is called for
             every training, so that each seed has its own initial weights.
@@ -112,7 +118,8 @@ def distill(
             stored in ``out``, or in a temporary folder.
         teacher_input: what the teacher reads, if it was trained on another normalisation, size, range or order of
             channels than the data has: `limbeck.Input(mean="imagenet", std="imagenet", size=224)`. Every augmented view
-            is converted for it.
+            is converted for it. For an ensemble, this and the next two arguments are a list with one value per member,
+            or one value for all.
         teacher_classes: the teacher's classes in the order of its outputs, by name or by their number in the data, if
             that is another order than ``data.classes``. It may have classes that the data does not have.
         teacher_output: which part of the teacher's output holds the logits, see `limbeck.models.outputs`; detected by
@@ -135,12 +142,13 @@ def distill(
             found before any training; or ``out`` holds another run.
     """
     name, function, block = _method(method)
-    _check(data, name, teacher, networks or {}, allow)
+    teachers = _teachers(teacher)
+    _check(data, name, teachers, networks or {}, allow)
     every = _seeds(seed, seeds)
     recipe = Recipe.model_construct(
         name="distill",
         data=DataBlock.model_construct(source=GIVEN if out is None else f"{GIVEN} {_digest(data)}"),
-        teacher=_teacher_block(teacher, teacher_input, teacher_classes, teacher_output, out) if teacher else None,
+        teacher=_teacher_block(teachers, teacher_input, teacher_classes, teacher_output, out) if teachers else None,
         student=StudentBlock.model_construct(
             model=_model_block(student, out), input=_input_block(student_input), output=student_output
         ),
@@ -155,7 +163,7 @@ def distill(
         allow=tuple(allow),
     )
     with _undisturbed(out) as folder:
-        own = OwnNetworks(student, teacher, networks or {}, recipe.student, first=(every[0], name), data=data)
+        own = OwnNetworks(student, teachers, networks or {}, recipe.student, first=(every[0], name), data=data)
         experiment = Experiment(
             recipe, Path(folder), resume=out is not None, given=Given(data, own, function), in_memory=out is None
         )
@@ -209,11 +217,26 @@ def _seeds(seed: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
     return every
 
 
+def _teachers(teacher: Teacher | Sequence[Teacher] | None) -> list[nn.Module]:
+    """The teacher, or the members of an ensemble, as modules."""
+    listed: list[Any] = list(teacher) if isinstance(teacher, list | tuple) else [] if teacher is None else [teacher]
+    if isinstance(teacher, list | tuple) and len(listed) < 2:
+        raise LimbeckError(f"teacher is a list of {len(listed)}: allowed are two or more members, or one module")
+    for one in listed:
+        if not callable(one) or isinstance(one, type):
+            raise LimbeckError(f"teacher is a {type(one).__name__}: it must be a torch.nn.Module or a function")
+    return [as_network(one) for one in listed]
+
+
 def _check(
-    data: Data, method: str, teacher: nn.Module | None, networks: Mapping[str, nn.Module], allow: Sequence[str]
+    data: Data,
+    method: str,
+    teachers: Sequence[nn.Module],
+    networks: Mapping[str, nn.Module],
+    allow: Sequence[str],
 ) -> None:
-    for role, network in {"teacher": teacher, **networks}.items():
-        if network is not None and not isinstance(network, nn.Module):
+    for role, network in networks.items():
+        if not isinstance(network, nn.Module):
             raise LimbeckError(f"{role} is a {type(network).__name__}: it must be a torch.nn.Module")
     if not isinstance(data, Data):
         raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
@@ -228,7 +251,7 @@ def _check(
     if wrong or isinstance(allow, str):
         hint = nearest(wrong[0], known) if wrong else "it takes a list of names"
         raise LimbeckError(f"allow is {allow!r}: {hint}")
-    if teacher is None and method in set(METHODS) - set(TEACHERLESS):
+    if not teachers and method in set(METHODS) - set(TEACHERLESS):
         raise LimbeckError(f"the method {method} needs a teacher, got None")
     if method in ("teacher", "member"):
         raise LimbeckError(f"a method cannot be called {method!r}: rename the function")
@@ -247,19 +270,40 @@ def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> di
 
 
 def _teacher_block(
-    teacher: nn.Module,
-    expected: Input | None,
-    classes: Sequence[str | int] | None,
-    output: str | None,
+    teachers: Sequence[nn.Module],
+    expected: Input | Sequence[Input | None] | None,
+    classes: Sequence[Any] | None,
+    output: str | Sequence[str | None] | None,
     out: str | Path | None,
 ) -> TeacherBlock:
-    return TeacherBlock.model_construct(
-        model=_model_block(teacher, out),
-        weights=(GIVEN,),
-        input=_input_block(expected),
-        classes=None if classes is None else tuple(classes),
-        output=output,
+    """The block of one teacher, or of an ensemble with one block per member."""
+    inputs = _each("teacher_input", expected, len(teachers), one=isinstance(expected, Input))
+    names = _each(
+        "teacher_classes", classes, len(teachers), one=any(isinstance(one, str | int) for one in classes or ())
     )
+    outputs = _each("teacher_output", output, len(teachers), one=isinstance(output, str))
+    kind = TeacherBlock if len(teachers) == 1 else MemberBlock
+    blocks = [
+        kind.model_construct(
+            model=_model_block(teacher, out),
+            weights=(GIVEN,),
+            input=_input_block(its_input),
+            classes=None if its_classes is None else tuple(its_classes),
+            output=its_output,
+        )
+        for teacher, its_input, its_classes, its_output in zip(teachers, inputs, names, outputs, strict=True)
+    ]
+    first = blocks[0]
+    return first if isinstance(first, TeacherBlock) else TeacherBlock.model_construct(members=tuple(blocks))
+
+
+def _each(name: str, value: Any, count: int, *, one: bool) -> list[Any]:
+    """A value for each member of an ensemble: ``one`` for all, or a sequence of ``count``."""
+    if one or value is None:
+        return [value] * count
+    if len(value) != count or count == 1:
+        raise LimbeckError(f"{name} has {len(value)} values for {count} teacher{'s' * (count > 1)}: give each its own")
+    return list(value)
 
 
 def _input_block(expected: Input | None) -> InputBlock | None:

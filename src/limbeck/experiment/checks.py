@@ -124,6 +124,7 @@ def check_teacher(
     notes: list[str] = []
 
     def refuse(key: str, what: str, advice: str) -> None:
+        advice = advice.replace(name, name.partition("'")[0])  # the keys of "teacher's member 0" are those of teacher
         later = learns and key == "chance"
         if key not in allow and not later:
             raise LimbeckError(f"{what}. {advice}{_or_allow(key)}")

@@ -21,6 +21,7 @@ from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.terms import SAMPLES, meaningless
 from limbeck.experiment.workspace import Training, Workspace, example_batch, training_batches
 from limbeck.methods import METHODS
+from limbeck.models.functions import calls_function
 from limbeck.recipe.blocks import CacheBlock, Recipe
 from limbeck.recipe.read import reread
 from limbeck.taps import shapes
@@ -28,6 +29,8 @@ from limbeck.train.engine import Engine, Precision, make_engine
 from limbeck.train.freeze import frozen_parts
 from limbeck.train.readers import network_reader
 from limbeck.train.timing import resolve_precision
+
+FUNCTION = "the teacher is a function, which runs for every batch of every epoch: cache: true calls it once per sample"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         networks, members = {"student": student, **others}, list[nn.Module]()
         block = recipe.teacher
         if block is not None:
-            members = factory.restored(block) or [factory.teacher(block)[0] for _ in range(block.members)]
+            members = factory.restored(block) or [factory.teacher(block)[0] for _ in range(block.new_members)]
             networks["teacher"] = ensemble(members, block)
         notes = refuse_shared(networks, allow=recipe.allow)
         trainings = _trainings(recipe, data, networks, members, own)
@@ -90,9 +93,10 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
             inputs, teacher = example_batch(data).inputs.to(engine.device), engine.place(networks["teacher"])
             note = network_reader(teacher, tuple(stored), inputs, engine)[1]
             notes += [note] if note else []
-        if block is not None and block.weights and block.init == "as_is":
-            learns = teaches(stages)
-            notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
+        if block is not None and block.is_trained:
+            notes += _check_trained(members if block.listed else [networks["teacher"]], recipe, data, engine, stages)
+            if not cache.use and calls_function(networks["teacher"]):
+                notes.append(FUNCTION)
         rest = [f"student.{part}" if part else "student" for part in frozen_parts(student)]
         if rest:
             notes.append(f"frozen, and left unchanged: {', '.join(rest)}")
@@ -106,6 +110,17 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         work={arm: _work(arm, method, trainings[arm][0], trainings[arm][2], data, costs) for arm in trainings},
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _check_trained(
+    teachers: Sequence[nn.Module], recipe: Recipe, data: Data, engine: Engine, stages: Sequence[Stage]
+) -> list[str]:
+    """Notes on the trained teacher, or on each member of an ensemble whose members have blocks of their own."""
+    notes, learns = list[str](), teaches(stages)
+    for number, network in enumerate(teachers):
+        name = "teacher" if len(teachers) == 1 else f"teacher's member {number}"
+        notes += check_teacher(network, data, engine, allow=recipe.allow, name=name, learns=learns)
+    return notes
 
 
 Planned = tuple[tuple[Stage, ...], Mapping[str, nn.Module], Training]
@@ -125,7 +140,7 @@ def _trainings(
     if block is not None and block.train is not None:
         training, taking_part = training_of(block.train, data), {"student": members[0]}
         stages = plan(METHODS["alone"], taking_part, data, training)
-        found["teacher" if block.members == 1 else "member"] = (stages, taking_part, training)
+        found["teacher" if block.new_members == 1 else "member"] = (stages, taking_part, training)
     training = training_of(recipe.train, data)
     for arm in arms_of(recipe):
         taking_part = needed(arm, networks)

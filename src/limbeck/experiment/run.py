@@ -33,6 +33,7 @@ from limbeck.experiment.runfiles import clear
 from limbeck.experiment.workspace import Training, Workspace, example_batch
 from limbeck.methods import METHODS
 from limbeck.models import load_weights
+from limbeck.models.functions import calls_function
 from limbeck.models.inputs import as_deployed, bridge_of
 from limbeck.recipe.blocks import Recipe, TeacherBlock
 from limbeck.recipe.read import dump, with_absolute_paths
@@ -301,7 +302,8 @@ class Experiment:
         bridges = {arm: bridge_of(network) for arm, network in self._networks.items()}
         shapes = {arm: bridge.own if bridge else self.data.shape for arm, bridge in bridges.items()}
         with as_deployed(self._networks.values()):
-            times = latency(self._networks, shapes, runs=self.recipe.evaluate.latency_runs)
+            timed = {arm: network for arm, network in self._networks.items() if not calls_function(network)}
+            times = dict.fromkeys(self._networks) | latency(timed, shapes, runs=self.recipe.evaluate.latency_runs)
         first = {job.arm: found for job, found in reversed(list(self._results.items())) if job.arm in times}
         shown = {arm: replace(found, latency=times[arm]) for arm, found in first.items()}
         return RunResult(
@@ -323,4 +325,5 @@ class Experiment:
 def _teachers(recipe: Recipe, block: TeacherBlock, seed: int) -> list[Job]:
     """What is trained as the teacher of a seed: one network, or the members of an ensemble."""
     teacher = teacher_of(recipe, seed)
-    return [teacher] if block.members == 1 else [Job("member", teacher.seed, number) for number in range(block.members)]
+    count = block.new_members
+    return [teacher] if count == 1 else [Job("member", teacher.seed, number) for number in range(count)]

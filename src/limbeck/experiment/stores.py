@@ -39,7 +39,8 @@ def compare_stores(experiment: Experiment) -> Iterator[Event]:
     for folder in folders.values():
         info(folder)  # a store that does not exist is reported before any teacher is loaded
     for job, folder in folders.items():
-        names = [job] if block.members == 1 else [Job("member", job.seed, number) for number in range(block.members)]
+        count = block.new_members
+        names = [job] if count == 1 else [Job("member", job.seed, number) for number in range(count)]
         if block.train is not None and any(experiment.folder.result(str(name)) is None for name in names):
             raise LimbeckError(
                 f"{job}, whose outputs are stored, was not trained in {run}: name its run folder by --out"

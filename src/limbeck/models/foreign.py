@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from xxhash import xxh3_128_hexdigest
 
 from limbeck.core import LimbeckError
 from limbeck.errors import close_names
+from limbeck.models.functions import as_network
 from limbeck.models.inputs import Input
 from limbeck.user_code import contents, function
 
@@ -27,7 +29,8 @@ def from_timm(name: str, *, classes: int, shape: tuple[int, ...], options: Optio
     if not timm.is_model(name):
         raise LimbeckError(f"timm has no model {name!r}{_close(name, timm.list_models())}")
     fixed = {"num_classes": classes, "in_chans": shape[0]}
-    return _call(f"timm:{name}", timm.create_model, name, fixed=fixed, options={"pretrained": False, **options})
+    label, options = f"timm:{name}", {"pretrained": False, **options}
+    return _module(label, _call(label, timm.create_model, name, fixed=fixed, options=options))
 
 
 def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:
@@ -49,7 +52,8 @@ def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options
         )
     fixed = {"num_classes": classes}
     try:
-        return _call(f"torchvision:{name}", models.get_model, name, fixed=fixed, options={"weights": None, **options})
+        label, options = f"torchvision:{name}", {"weights": None, **options}
+        return _module(label, _call(label, models.get_model, name, fixed=fixed, options=options))
     except LimbeckError as error:
         if options.get("weights") is None or "'num_classes'" not in str(error):
             raise
@@ -84,15 +88,25 @@ def pretrained_input(name: str, options: Options) -> Input | None:
     return None
 
 
-def from_file(file: Path, name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:
+def from_file(
+    file: Path, name: str, *, classes: int, shape: tuple[int, ...], options: Options, trained: bool = False
+) -> nn.Module:
     """Build a network with a function (or class) in a Python file, called as `build` describes.
+
+    Args:
+        file: the path of the file.
+        name: the function.
+        classes: the number of logits.
+        shape: the shape of one sample.
+        options: the options of the network.
+        trained: the function may also return a function from inputs to logits.
 
     Raises:
         LimbeckError: the file or function does not exist, does not accept these options, raises, or does not return
             a module.
     """
-    label = f"{file}:{name}"
-    factory = function(file, name, contents(file))
+    label, code = f"{file}:{name}", contents(file)
+    factory = function(file, name, code)
     parameters = _parameters(label, factory)
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         unknown = [key for key in options if key not in parameters]
@@ -102,10 +116,13 @@ def from_file(file: Path, name: str, *, classes: int, shape: tuple[int, ...], op
                 f"{label} has no option {unknown[0]!r}{_close(unknown[0], parameters)}; it takes {allowed}"
             )
     fixed = {key: value for key, value in (("classes", classes), ("shape", shape)) if key in parameters}
-    return _call(label, factory, fixed=fixed, options=options)
+    network = _call(label, factory, fixed=fixed, options=options)
+    if trained and callable(network) and not isinstance(network, type):
+        return as_network(network, identity=f"{name} {xxh3_128_hexdigest(code)}")
+    return _module(label, network)
 
 
-def _call(label: str, factory: Callable[..., Any], *arguments: str, fixed: Options, options: Options) -> nn.Module:
+def _call(label: str, factory: Callable[..., Any], *arguments: str, fixed: Options, options: Options) -> Any:
     repeated = [key for key in options if key in fixed]
     if repeated:
         raise LimbeckError(f"{label}: {repeated[0]} is set from the data, remove it from the options")
@@ -119,6 +136,10 @@ def _call(label: str, factory: Callable[..., Any], *arguments: str, fixed: Optio
                 "machine and name it under weights:, without pretrained: true"
             ) from error
         raise LimbeckError(f"{label} could not be built: {type(error).__name__}: {error}") from error
+    return network
+
+
+def _module(label: str, network: Any) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise LimbeckError(f"{label} returned a {type(network).__name__}, a model must be a torch.nn.Module")
     return network

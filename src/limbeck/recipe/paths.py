@@ -7,7 +7,7 @@ from pathlib import Path
 from limbeck.errors import LimbeckError
 from limbeck.files.paths import expanded, near
 from limbeck.options import Block
-from limbeck.recipe.blocks import Recipe
+from limbeck.recipe.blocks import MemberBlock, Recipe
 from limbeck.user_code import is_code
 from limbeck.wording import Problem, shortened
 
@@ -20,14 +20,23 @@ def missing(recipe: Recipe) -> list[Problem]:
     problems += [_code(place, text) for place, text in _all_code(recipe)]
     if recipe.teacher is not None and recipe.teacher.table is not None:
         problems.append(_file(("teacher", "table"), recipe.teacher.table, "table"))
+    problems += [_file((*place, "onnx"), one.onnx, "file") for place, one in _teachers(recipe) if one.onnx is not None]
     if recipe.data.source == "folder":
         problems.append(_images(recipe.data.options["path"], recipe.data.root))
     return [problem for problem in problems if problem is not None]
 
 
+def _teachers(recipe: Recipe) -> list[tuple[Place, MemberBlock]]:
+    """The teacher's block, and those of its members."""
+    if recipe.teacher is None:
+        return []
+    members = [(("teacher", "members", number), one) for number, one in enumerate(recipe.teacher.listed)]
+    return [(("teacher",), recipe.teacher), *members]
+
+
 def _all_weights(recipe: Recipe) -> Iterator[tuple[Place, str]]:
-    if recipe.teacher is not None:
-        yield from ((("teacher", "weights", place), text) for place, text in enumerate(recipe.teacher.weights or ()))
+    for place, one in _teachers(recipe):
+        yield from (((*place, "weights", number), text) for number, text in enumerate(one.weights or ()))
     if recipe.student.weights is not None:
         yield ("student", "weights"), recipe.student.weights
     for name, other in recipe.networks.items():
@@ -37,7 +46,7 @@ def _all_weights(recipe: Recipe) -> Iterator[tuple[Place, str]]:
 
 def _all_code(recipe: Recipe) -> Iterator[tuple[Place, str]]:
     models: list[tuple[Place, Block | None]] = [
-        (("teacher", "model"), recipe.teacher.model if recipe.teacher is not None else None),
+        *(((*place, "model"), one.model) for place, one in _teachers(recipe)),
         (("student", "model"), recipe.student.model),
         *((("networks", name, "model"), other.model) for name, other in recipe.networks.items()),
     ]
