@@ -45,6 +45,7 @@ from limbeck.models import (
     files,
     load_network,
     load_weights,
+    onnx,
     read_spec,
     rebuilding,
     save_network,
@@ -263,6 +264,7 @@ def test_every_bound_stands_in_the_documentation():
         *(user_code.LARGEST, files.LEAST, files.TIMES, files.HEADER, rebuilding.LARGEST, rebuilding.NUMBER),
         *(rebuilding.VALUES, spec_of.LONGEST, pickled.PICKLE, pickled.NESTED, pickled.HANDLED, opening.DIRECTORY),
         *(pickled.STEPS, pickled.HASHED, pickled.LARGE),
+        *(onnx.LARGEST, onnx.MEMORY),
         *(table.LARGEST, table.NUMBERS, table.LINE, store.HEADER, manifest.MOST_BYTES, manifest.MOST_FILES),
     ]
     assert [bound for bound in bounds if f"{bound:,}" not in text] == []
@@ -447,6 +449,14 @@ def test_a_torchscript_archive_says_how_to_load_it(make):
         LimbeckError, match=r"TorchScript archive.*torch\.jit\.load, and pass the module to limbeck\.distill"
     ):
         load_weights(small(), "a.pt")
+
+
+@pytest.mark.parametrize("name", ["a.pt2", "a.pt"])
+def test_an_archive_of_torch_export_says_how_to_load_it(name):
+    torch.export.save(torch.export.export(small(), (torch.zeros(2, 4),)), "a.pt2")
+    pathlib.Path("a.pt2").rename(name)
+    with pytest.raises(LimbeckError, match=r"archive of torch\.export.*torch\.export\.load, and pass its \.module\(\)"):
+        load_weights(small(), name)
 
 
 def rewritten(change, compression=zipfile.ZIP_STORED):

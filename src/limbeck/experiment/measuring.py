@@ -9,6 +9,7 @@ from limbeck.evaluate import Figures, file_bytes, macs, parameters, predict
 from limbeck.experiment.events import Job
 from limbeck.experiment.results import NetworkResult
 from limbeck.experiment.workspace import Workspace
+from limbeck.models.functions import calls_function
 from limbeck.train.engine import Engine
 
 EVALUATION_BATCH = 500
@@ -65,7 +66,7 @@ def measure(
         test=test,
         validation=figures("validation", data.validation, None)[0] if len(data.validation) else None,
         parameters=parameters(network),
-        macs=macs(network, data.shape),
+        macs=None if calls_function(network) else macs(network, data.shape),
         file_bytes=file_bytes(network),
     )
     return Measured(result, outputs)
