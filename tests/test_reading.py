@@ -27,7 +27,7 @@ def test_the_table_in_contributing_can_be_written_again(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "CONTRIBUTING", tmp_path / "CONTRIBUTING.md")
     reading.CONTRIBUTING.write_text(text.replace("| 450 |", "| 1 |"))
     write()
-    assert reading.CONTRIBUTING.read_text() == text
+    assert reading.CONTRIBUTING.read_text() == text, "run: python tests/reading.py --write"
 
 
 def test_lines_are_counted_as_wc_does(tmp_path):

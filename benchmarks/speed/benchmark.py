@@ -20,8 +20,11 @@ from benchmarks.speed.variants import VARIANTS, make
 from benchmarks.speed.workloads import Workload, prepare
 from limbeck.train.allocator import keep_memory
 
-LEAST_ROUNDS = 5
+LEAST_ROUNDS = 3
 """A median of fewer says little."""
+
+OVERHEAD_ROUNDS = 9
+"""Of the overhead of a step, which is a small difference; a round takes a second."""
 
 COMPILING = 20.0
 """Seconds reserved for compiling where time is limited; it took 7 to 20 on 2 cores."""
@@ -35,9 +38,10 @@ class Extent:
     sample: float  # seconds of a sample, at most; a sample has at least one step
     warm_up: float  # seconds that each variant runs before, after its first step
     budget: float = inf  # seconds for everything; every variant runs one step a round even where that takes longer
+    memory: bool = True  # whether peak memory is measured
 
 
-QUICK = Extent(rounds=5, sample=1.0, warm_up=0.2, budget=50.0)
+QUICK = Extent(rounds=3, sample=1.0, warm_up=0.2, budget=50.0, memory=False)
 """Leaves 10 of 60 seconds to the imports before and the table after."""
 
 FULL = Extent(rounds=7, sample=2.0, warm_up=2.0)
@@ -60,10 +64,12 @@ def measure(workloads: Sequence[Workload], extent: Extent, say: Callable[[str], 
     with torch.random.fork_rng(devices=[]):
         say("start-up time")
         startup = overhead.startup_seconds()
-        say("peak memory")
-        peak = peak_memory("kd")
         say("overhead of a step")
-        loops = list(overhead.step_overhead(extent.rounds, extent.sample / 4, start + extent.budget / 3))
+        loops = list(overhead.step_overhead(OVERHEAD_ROUNDS, extent.sample / 4, start + extent.budget / 6))
+        peak = None
+        if extent.memory:
+            say("peak memory")
+            peak = peak_memory("kd")
         measured = []
         for number, workload in enumerate(workloads):
             now = time.perf_counter()

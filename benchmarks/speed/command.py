@@ -25,7 +25,7 @@ def rounds(text: str) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Measure what the arguments name; the default is the process's command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="Measure the speed of a step.")
-    parser.add_argument("--quick", action="store_true", help="end within a minute; only kd unless others are named")
+    parser.add_argument("--quick", action="store_true", help="end within a minute; only kd unless named; no memory")
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="may be repeated; all by default")
     parser.add_argument("--rounds", type=rounds, help=f"how often each variant is measured, at least {LEAST_ROUNDS}")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")

@@ -49,14 +49,14 @@ class Measured:
 
 
 def report(
-    measured: Sequence[Measured], loops: Sequence[Sample], peak: Mapping[str, float], startup: float, kept: bool
+    measured: Sequence[Measured], loops: Sequence[Sample], peak: Mapping[str, float] | None, startup: float, kept: bool
 ) -> dict[str, Any]:
     """All figures, as values that JSON takes.
 
     Args:
         measured: the workloads.
         loops: samples of ``plain`` and ``live`` on tiny networks.
-        peak: MB of ``plain`` and ``live`` on ``kd``.
+        peak: MB of ``plain`` and ``live`` on ``kd``; None if not measured.
         startup: seconds of ``limbeck --help``.
         kept: whether the allocator keeps the memory that a step frees.
     """
@@ -76,8 +76,9 @@ def report(
         if name in workloads
     ]
     gates.append(_gate("overhead of a step, us", over["median"], MOST_OVERHEAD_US, outside["outside_cores"]))
-    ratio = peak["live"] / peak["plain"]
-    gates.append(_gate("peak memory over plain", ratio, MOST_MEMORY, None))
+    ratio = peak["live"] / peak["plain"] if peak else None
+    if ratio is not None:
+        gates.append(_gate("peak memory over plain", ratio, MOST_MEMORY, None))
     gates.append(_gate("limbeck --help, s", startup, MOST_STARTUP_S, None))
     return {
         "machine": {
@@ -89,7 +90,7 @@ def report(
         "workloads": workloads,
         "step_overhead_us": over["median"],
         "step_overhead": {**over, **times, **outside},
-        "peak_memory_mb": {**peak, "ratio": ratio},
+        "peak_memory_mb": {**peak, "ratio": ratio} if peak else None,
         "startup_s": startup,
         "gates": gates,
     }

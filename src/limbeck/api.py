@@ -142,12 +142,11 @@ def distill(
             found before any training; or ``out`` holds another run.
     """
     name, function, block = _method(method)
-    teachers = _teachers(teacher)
+    teachers, every = _teachers(teacher), _seeds(seed, seeds)
     _check(data, name, teachers, networks or {}, allow)
-    every = _seeds(seed, seeds)
     recipe = Recipe.model_construct(
         name="distill",
-        data=DataBlock.model_construct(source=GIVEN if out is None else f"{GIVEN} {_digest(data)}"),
+        data=_data_block(data, out),
         teacher=_teacher_block(teachers, teacher_input, teacher_classes, teacher_output, out) if teachers else None,
         student=StudentBlock.model_construct(
             model=_model_block(student, out), input=_input_block(student_input), output=student_output
@@ -219,21 +218,17 @@ def _seeds(seed: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
 
 def _teachers(teacher: Teacher | Sequence[Teacher] | None) -> list[nn.Module]:
     """The teacher, or the members of an ensemble, as modules."""
-    listed: list[Any] = list(teacher) if isinstance(teacher, list | tuple) else [] if teacher is None else [teacher]
-    if isinstance(teacher, list | tuple) and len(listed) < 2:
-        raise LimbeckError(f"teacher is a list of {len(listed)}: allowed are two or more members, or one module")
-    for one in listed:
+    if isinstance(teacher, list | tuple) and len(teacher) < 2:
+        raise LimbeckError(f"teacher is a list of {len(teacher)}: pass two or more networks, or one without a list")
+    every = teacher if isinstance(teacher, list | tuple) else () if teacher is None else (teacher,)
+    for one in every:
         if not callable(one) or isinstance(one, type):
             raise LimbeckError(f"teacher is a {type(one).__name__}: it must be a torch.nn.Module or a function")
-    return [as_network(one) for one in listed]
+    return [as_network(one) for one in every]
 
 
 def _check(
-    data: Data,
-    method: str,
-    teachers: Sequence[nn.Module],
-    networks: Mapping[str, nn.Module],
-    allow: Sequence[str],
+    data: Data, method: str, teachers: Sequence[nn.Module], networks: Mapping[str, nn.Module], allow: Sequence[str]
 ) -> None:
     for role, network in networks.items():
         if not isinstance(network, nn.Module):
@@ -257,16 +252,17 @@ def _check(
         raise LimbeckError(f"a method cannot be called {method!r}: rename the function")
 
 
-def _digest(data: Data) -> str:
-    return " ".join(split.digest() for split in (data.train, data.validation, data.test))
-
-
 def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> dict[str, Any]:
     """What stands for a network in the recipe: with a run folder, its weights at the call."""
     if out is None or not isinstance(network, nn.Module):
         return {"name": GIVEN}
     weights, structure = weights_digest(network), structure_digest(network)
     return {"name": GIVEN, "weights_at_the_call": weights, "structure_at_the_call": structure}
+
+
+def _data_block(data: Data, out: str | Path | None) -> DataBlock:
+    digests = () if out is None else [split.digest() for split in (data.train, data.validation, data.test)]
+    return DataBlock.model_construct(source=" ".join([GIVEN, *digests]))
 
 
 def _teacher_block(
@@ -277,33 +273,33 @@ def _teacher_block(
     out: str | Path | None,
 ) -> TeacherBlock:
     """The block of one teacher, or of an ensemble with one block per member."""
-    inputs = _each("teacher_input", expected, len(teachers), one=isinstance(expected, Input))
-    names = _each(
-        "teacher_classes", classes, len(teachers), one=any(isinstance(one, str | int) for one in classes or ())
-    )
-    outputs = _each("teacher_output", output, len(teachers), one=isinstance(output, str))
-    kind = TeacherBlock if len(teachers) == 1 else MemberBlock
-    blocks = [
-        kind.model_construct(
-            model=_model_block(teacher, out),
-            weights=(GIVEN,),
-            input=_input_block(its_input),
-            classes=None if its_classes is None else tuple(its_classes),
-            output=its_output,
-        )
-        for teacher, its_input, its_classes, its_output in zip(teachers, inputs, names, outputs, strict=True)
+    if classes is not None and all(isinstance(one, str | int) for one in classes):
+        classes = [classes] * len(teachers)
+    inputs = _each("teacher_input", expected, len(teachers))
+    orders = _each("teacher_classes", classes, len(teachers))
+    outputs = _each("teacher_output", output, len(teachers))
+    blocks: list[dict[str, Any]] = [
+        {
+            "model": _model_block(teacher, out),
+            "weights": (GIVEN,),
+            "input": _input_block(its_input),
+            "classes": None if order is None else tuple(order),
+            "output": its_output,
+        }
+        for teacher, its_input, order, its_output in zip(teachers, inputs, orders, outputs, strict=True)
     ]
-    first = blocks[0]
-    return first if isinstance(first, TeacherBlock) else TeacherBlock.model_construct(members=tuple(blocks))
+    if len(blocks) == 1:
+        return TeacherBlock.model_construct(**blocks[0])
+    return TeacherBlock.model_construct(members=tuple(MemberBlock.model_construct(**block) for block in blocks))
 
 
-def _each(name: str, value: Any, count: int, *, one: bool) -> list[Any]:
-    """A value for each member of an ensemble: ``one`` for all, or a sequence of ``count``."""
-    if one or value is None:
+def _each(name: str, value: Any, count: int) -> Sequence[Any]:
+    """Return a value for each of ``count`` teachers, from a list of these values or one value for all."""
+    if not isinstance(value, list | tuple):
         return [value] * count
-    if len(value) != count or count == 1:
-        raise LimbeckError(f"{name} has {len(value)} values for {count} teacher{'s' * (count > 1)}: give each its own")
-    return list(value)
+    if len(value) != count:
+        raise LimbeckError(f"{name} has {len(value)} values, but the number of teachers is {count}")
+    return value
 
 
 def _input_block(expected: Input | None) -> InputBlock | None:

@@ -23,8 +23,7 @@ class Through(nn.Module):
 
     def forward(self, student: Tensor, *others: Tensor) -> Tensor:
         """Return the loss, a scalar."""
-        value: Tensor = self.loss(self.connector(student), *others)
-        return value
+        return self.loss(self.connector(student), *others)
 
 
 def linear(source: Sequence[int], target: Sequence[int]) -> nn.Module:
@@ -32,15 +31,6 @@ def linear(source: Sequence[int], target: Sequence[int]) -> nn.Module:
     if len(source) != 1 or len(target) != 1:
         raise LimbeckError(f"a linear connector maps vectors (D,), got {tuple(source)} -> {tuple(target)}")
     return nn.Linear(source[0], target[0])
-
-
-def conv1x1(source: Sequence[int], target: Sequence[int]) -> nn.Module:
-    """Return a 1x1 convolution between feature maps of the same spatial size, ``(N, C, H, W) -> (N, C', H, W)``."""
-    if len(source) != 3 or len(target) != 3 or tuple(source[1:]) != tuple(target[1:]):
-        raise LimbeckError(
-            f"a 1x1 connector maps (C, H, W) to (C', H, W) of the same size, got {tuple(source)} -> {tuple(target)}"
-        )
-    return nn.Conv2d(source[0], target[0], kernel_size=1)
 
 
 class AsMap(nn.Module):

@@ -77,14 +77,12 @@ def signature(function: Callable[..., Any], *, given: Collection[str] = ("shape"
     options = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY and name not in given:
-            text = re.sub(r"\b(typing|collections\.abc|pathlib(\._local)?)\.", "", _as_text(parameter.annotation))
+            annotation = parameter.annotation
+            text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+            text = re.sub(r"\b(typing|collections\.abc|pathlib(\._local)?)\.", "", text)
             option = {"type": text.replace("Callable[[float], float]", "Schedule")}
             options[name] = option if parameter.default is parameter.empty else {**option, "default": parameter.default}
     return options
-
-
-def _as_text(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
 def keyword_model(known: Known, base: type[Checked] = Checked) -> type[Checked]:

@@ -7,7 +7,9 @@ map size that has a convolution, and its activations take the role of the blocks
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +63,8 @@ def outline(name: str, network: nn.Module, batch: Batch) -> Outline:
             "module, or a method that reads only outputs, such as kd"
         )
     events, logits = _watched(network, batch)
-    classifier = next((event for event in reversed(events) if _classifies(event, logits)), None)
+    linear = [event for event in events if isinstance(event.module, nn.Linear) and event.given.shape == logits.shape]
+    classifier = next((event for event in reversed(linear) if torch.equal(event.given, logits)), None)
     if classifier is None or classifier.entered is None:
         raise NoClassifier(
             f"the {name} has no linear layer whose output is its logits (an ensemble, or a head of another kind): "
@@ -97,24 +100,13 @@ def _watched(network: nn.Module, batch: Batch) -> tuple[list[_Event], Tensor]:
             runs[layer] = runs.get(layer, -1) + 1
             events.append(_Event(layer, module, entered, output, runs[layer], version(output)))
 
-    def hook(layer: str) -> Any:
-        return lambda module, inputs, output: keep(layer, module, inputs, output)
-
     layers = [(layer, module) for layer, module in network.named_modules() if layer and not scripted(module)]
-    handles = [module.register_forward_hook(hook(layer)) for layer, module in layers]
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    try:
-        with evaluation_mode([network]), out_of_place([network]), torch.no_grad():
-            logits: Tensor = network(batch.inputs.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluation_mode([network]), out_of_place([network]), torch.no_grad():
+        for layer, module in layers:
+            hooks.enter_context(module.register_forward_hook(partial(keep, layer)))
+        logits: Tensor = network(batch.inputs.to(device))
     return [replace(event, runs_again=runs[event.name] > 0) for event in events], logits
-
-
-def _classifies(event: _Event, logits: Tensor) -> bool:
-    same = event.given.shape == logits.shape and torch.equal(event.given, logits)
-    return same and isinstance(event.module, nn.Linear)
 
 
 def _is_block(event: _Event, network: nn.Module) -> bool:
@@ -141,29 +133,30 @@ def _pooled(events: Sequence[_Event], feature: Tensor) -> _Event | None:
     return event if torch.allclose(event.given.mean(dim=(2, 3)), feature, rtol=1e-3, atol=1e-5) else None
 
 
+def _own(events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> Sequence[_Event]:
+    """The blocks with maps of a size, or without blocks the activations, or without activations all layers."""
+    inside = [event for event in events if event.size == size]
+    return [event for event in blocks if event.size == size] or _activations(inside) or inside
+
+
 def _final(events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> _Event:
     """The output of the last block of a size, as the output of the outermost module that returns it."""
-    inside = [event for event in events if event.size == size]
-    own = [event for event in blocks if event.size == size] or _activations(inside) or inside
-    return [event for event in inside if event.given is own[-1].given][-1]
+    own = _own(events, blocks, size)
+    return [event for event in events if event.size == size and event.given is own[-1].given][-1]
 
 
 def _section(
     name: str, events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...], final: _Event
 ) -> Section:
-    inside = [event for event in events if event.size == size]
-    first = ([event for event in blocks if event.size == size] or _activations(inside) or inside)[0]
+    first = _own(events, blocks, size)[0]
     pre_activation, norm = _before_activation(name, events, final)
     activation = next((event.name for event in _activations(events) if event.given is final.given), "")
     return Section(first.tap(name), final.tap(name), pre_activation, activation, norm)
 
 
 def _stem(name: str, events: Sequence[_Event], blocks: Sequence[_Event], size: tuple[int, ...]) -> Tap:
-    first = next((event for event in blocks if event.size == size), None)
-    if first is not None:
-        return first.tap(name, "input")
-    inside = [event for event in events if event.size == size]
-    return (_activations(inside) or inside)[0].tap(name)
+    first = _own(events, blocks, size)[0]
+    return first.tap(name, "input" if first in blocks else "output")
 
 
 def _activations(events: Sequence[_Event]) -> list[_Event]:
@@ -191,5 +184,4 @@ def _before_activation(name: str, events: Sequence[_Event], final: _Event) -> tu
 def _hidden(name: str, events: Sequence[_Event], blocks: Sequence[_Event]) -> tuple[Tap, ...]:
     tokens = [event for event in blocks if event.given.dim() == 3]
     vectors = [event for event in _activations(events) if event.given.dim() == 2]
-    found = [event.tap(name) for event in tokens or vectors]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(event.tap(name) for event in tokens or vectors))

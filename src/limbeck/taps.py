@@ -1,14 +1,14 @@
 """Read the output or input of any layer of an unmodified network by name, with one forward per network."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from limbeck.core import Batch, LimbeckError, Networks, Reader, Tap
 from limbeck.errors import close_names
@@ -63,8 +63,7 @@ class Taps:
         self._values: dict[Tap, Tensor] = {}
         self._versions: dict[Tap, int] = {}
         self._runs: dict[Tap, int] = {}
-        self._handles: list[RemovableHandle] = []
-        self._out_of_place = ExitStack()
+        self._inside = ExitStack()
         self._running = ""  # networks may share modules and thus hooks
         self._missing: dict[str, int] = {}
         for tap in self._taps:
@@ -80,21 +79,18 @@ class Taps:
 
     def __enter__(self) -> Self:
         tapped = dict.fromkeys(tap.source for tap in self._hooked if tap.layer)
-        self._out_of_place.enter_context(out_of_place(self._networks[name] for name in tapped))
+        self._inside.enter_context(out_of_place(self._networks[name] for name in tapped))
         for tap in self._hooked:
             module = layer_of(self._networks[tap.source], tap.layer)
             if tap.side == "output":
-                handle = module.register_forward_hook(self._output_hook(tap))
+                handle = module.register_forward_hook(partial(self._keep_output, tap))
             else:
-                handle = module.register_forward_pre_hook(self._input_hook(tap), with_kwargs=True)
-            self._handles.append(handle)
+                handle = module.register_forward_pre_hook(partial(self._keep_input, tap), with_kwargs=True)
+            self._inside.callback(handle.remove)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._out_of_place.close()
+        self._inside.close()
         self._values = {}
 
     def read(self, batch: Batch) -> dict[Tap, Tensor]:
@@ -131,17 +127,11 @@ class Taps:
                 )
         return values
 
-    def _output_hook(self, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._keep(tap, output)
+    def _keep_output(self, tap: Tap, module: nn.Module, args: Any, output: Any) -> None:
+        self._keep(tap, output)
 
-        return hook
-
-    def _input_hook(self, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._keep(tap, next(iter([*args, *kwargs.values()]), None))
-
-        return hook
+    def _keep_input(self, tap: Tap, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._keep(tap, next(iter([*args, *kwargs.values()]), None))
 
     def _keep(self, tap: Tap, value: Any) -> None:
         if tap.source != self._running:
@@ -260,11 +250,8 @@ def replaced(network: nn.Module, layer: str, value: Tensor, inputs: Tensor) -> T
 
     The layers before the replaced one also run, although their results are not used.
     """
-    handle = layer_of(network, layer).register_forward_hook(lambda module, args, output: value)
-    try:
+    with layer_of(network, layer).register_forward_hook(lambda module, args, output: value):
         output: Tensor = network(inputs)
-    finally:
-        handle.remove()
     return output
 
 

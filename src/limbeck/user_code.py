@@ -7,10 +7,8 @@ or a run folder names is never run, see docs/security.md. This module needs no t
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import module_from_spec
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from limbeck.errors import LimbeckError, nearest
@@ -93,29 +91,15 @@ def function(file: Path, name: str, code: bytes) -> Callable[..., Any]:
     return chosen
 
 
-class _AsRead(SourceFileLoader):
-    """A loader that imports these bytes instead of the current file or its compiled cache."""
-
-    def __init__(self, name: str, path: str, code: bytes) -> None:
-        super().__init__(name, path)
-        self._code = code
-
-    def get_code(self, _: str) -> CodeType:
-        compiled: CodeType = self.source_to_code(self._code, self.path)
-        return compiled
-
-
 def _module(file: Path, code: bytes) -> ModuleType:
     path = file.resolve()
     name = "_limbeck_file_" + path.as_posix().replace("/", "_").replace(".", "_")
-    loader = _AsRead(name, str(path), code)
-    spec = ModuleSpec(name, loader, origin=str(path))
-    spec.has_location = True
-    module = module_from_spec(spec)
+    module = ModuleType(name)
+    module.__file__ = str(path)
     before = sys.modules.get(name)
     sys.modules[name] = module  # dataclasses and pickle look up the module of a class by name
     try:
-        loader.exec_module(module)
+        exec(compile(code, path, "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:  # the user's file may raise anything
         sys.modules.pop(name)
         if before is not None:

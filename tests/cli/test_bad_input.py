@@ -119,11 +119,14 @@ def test_the_recipe_of_these_tests_runs_when_nothing_is_wrong():
         (["data.validation=999999"], "cannot split off 999999 of"),
         (["train.exclude=[12]"], "there is no class 12: allowed are 0 to 9, or 0, 1, 2"),
         (["train.exclude=[cat]"], "there is no class 'cat': allowed are 0 to 9, or 0, 1, 2"),
-        (["train.exclude=[0,1,2,3,4,5,6,7,8,9]"], "exclude leaves out every class of the data: 0, 1, 2"),
+        (["train.exclude=[0,1,2,3,4,5,6,7,8,9]"], "exclude removes all classes of the data: 0, 1, 2"),
         (["teacher.train.exclude=[12]"], "there is no class 12: allowed are 0 to 9"),
         (["data.limit=10", "train.exclude=[0,1,2,3,4,5,6,7,8]"], "a single sample cannot be shuffled into batches"),
         (["evaluate.shift_bias=[12]"], "there is no class 12: allowed are 0 to 9"),
-        (["evaluate.shift_bias=[8]", "data.validation=1"], "the validation split has no sample of shift_bias: [8]"),
+        (
+            ["evaluate.shift_bias=[8]", "data.validation=1"],
+            "the validation split has no samples of the classes in shift_bias: [8]",
+        ),
         (["train.epochs"], "--set train.epochs: write it as key.key=value"),
         (["train.epochs=[1"], "--set train.epochs=[1: the value is not YAML"),
         (["device=tpu"], "device: got 'tpu': did you mean 'cpu'? allowed are auto, cpu, cuda, mps"),
@@ -226,7 +229,7 @@ def test_a_teacher_file_that_is_not_there_is_told_with_the_nearest():
 
 def test_a_folder_without_a_trained_network_is_no_teacher():
     Path("empty").mkdir()
-    assert "/empty holds no student.safetensors" in refused(with_weights("empty"))
+    assert "/empty contains none of student.safetensors" in refused(with_weights("empty"))
 
 
 @pytest.mark.parametrize("settings", [[], ["teacher.model=null"]], ids=["with model", "without model"])
@@ -313,7 +316,7 @@ def test_a_damaged_result_is_not_resumed(job, content):
     file.write_text(content)
     message = refused("recipe.yaml", "--resume")
     assert f"{job}/result.json is damaged" in message
-    assert f"delete runs/tiny/{job}, and {job} is trained again" in message
+    assert f"delete runs/tiny/{job} to train {job} again" in message
 
 
 def test_a_damaged_network_of_a_finished_job_is_not_resumed():

@@ -128,8 +128,8 @@ def test_a_page_tells_all_that_is_known_of_a_method(with_odd):
         '# odd\n\nSomebody, "Odd Networks" (1999), a letter.\n\nOdd: ',
         "Odd: the share lies in [a, b].\n\nMore is said here.",
         "With resnet8 as student and resnet14 as teacher, on images (3, 16, 16) of 4 classes:",
-        "1. `first`: only the terms' own layers learn; 7 epochs where the recipe has 100; "
-        "a pass over the training set comes before each epoch",
+        "1. `first`: only the parameters of the losses learn; 7 epochs if the recipe has 100; "
+        "each epoch starts with a pass over the training set",
         "   - `pull`, weight 4 to 1, reads student.head (4,), teacher.stage1 (16, 16, 16)",
         "2. `second`: the student.head and the teacher learn",
         "   - `hard`, weight 0.5, reads student (4,), batch.targets",
@@ -148,8 +148,8 @@ def test_a_page_tells_all_that_is_known_of_a_method(with_odd):
 
 def test_a_page_without_options_presets_and_recorded_values(with_odd):
     page = catalogue.method_page("no_pull")
-    assert "# no_pull\n\nThere is no paper about it.\n\nNothing is read" in page
-    assert "It has none." in page
+    assert "# no_pull\n\nThis method is unpublished.\n\nNothing is read" in page
+    assert "This method has no options." in page
     assert "## Presets" not in page
     assert "## Recorded" not in page
     assert "method: {name: no_pull}" in page

@@ -582,14 +582,14 @@ def test_taps_refuses_what_cannot_be_built(arguments, message):
 def test_doctor_tells_of_the_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("LIMBECK_DATA", str(tmp_path))
     shown = limbeck_does("doctor")
-    assert f"{tmp_path} (is there)" in shown
+    assert f"{tmp_path} (exists)" in shown
     for words in (version("torch"), "threads", "precision", "device"):
         assert words in shown
 
 
 def test_doctor_tells_of_a_data_folder_that_is_not_there_yet(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert f"{tmp_path}/.cache/limbeck (not there yet)" in limbeck_does("doctor")
+    assert f"{tmp_path}/.cache/limbeck (does not exist)" in limbeck_does("doctor")
 
 
 @pytest.mark.parametrize(
@@ -640,8 +640,8 @@ def test_a_run_on_a_users_source_says_and_records_its_code():
 @pytest.mark.parametrize(
     ("file", "place", "code", "said"),
     [
-        ("kd/seed0/result.json", ("parameters",), 2, "holds no figures of a network (parameters: "),
-        ("kd/seed0/result.json", ("test", "agreement"), 2, "holds no figures of a network (test.agreement: "),
+        ("kd/seed0/result.json", ("parameters",), 2, "contains no results of a network (parameters: "),
+        ("kd/seed0/result.json", ("test", "agreement"), 2, "contains no results of a network (test.agreement: "),
         ("result.json", ("teacher", "latency", "median_ms"), 0, "it is written again"),
     ],
 )

@@ -35,8 +35,8 @@ def test_watched_batches_can_be_swept_and_looked_at_without_moving_the_bar():
 
 def test_a_long_build_is_estimated_in_hours():
     event = StoreEstimate(Job("teacher", 0), Path("store"), 10_000_000, 3725.4, 2 * 10**9)
-    assert watching._expected(event) == (
-        "teacher/seed0: storing its outputs takes about 10.0 MB (2.0 GB are free) and about 1:02:05"
+    assert watching._estimated(event) == (
+        "teacher/seed0: the store of its outputs will take about 10.0 MB (2.0 GB free); building it takes about 1:02:05"
     )
 
 
@@ -55,9 +55,7 @@ def test_reading_is_told_in_lines_where_there_is_no_terminal(monkeypatch):
     with watching.reading(console) as progress:
         for done in (1, 2000, 3000, 60_000):
             progress(done, 60_000)
-    assert console.file.getvalue() == (
-        "reading the data: 2,000 of 60,000 files\nreading the data: 60,000 of 60,000 files\n"
-    )
+    assert console.file.getvalue() == ("reading the data: 2,000 of 60,000\nreading the data: 60,000 of 60,000\n")
 
 
 def test_reading_is_a_bar_on_a_terminal_that_is_gone_when_all_is_read():

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from limbeck.cli import progress as watching
-from limbeck.cli.doctor import doctor_table
+from limbeck.cli.doctor import doctor
 from limbeck.cli.progress import show
 from limbeck.cli.tables import result_table, spread_text, verdicts
 from limbeck.evaluate import Figures, Latency
@@ -141,7 +141,7 @@ def test_no_number_is_cut_where_the_output_is_no_terminal():
 
 def test_the_gain_is_told_with_its_doubt():
     assert told(finished()) == ["kd: 77.5 fewer errors than alone (standard error 5.5, 2 pairs)"]
-    assert told(finished(seeds=(0,))) == ["kd: 72.0 fewer errors than alone (one pair, so no deviation)"]
+    assert told(finished(seeds=(0,))) == ["kd: 72.0 fewer errors than alone (one pair, so no standard error)"]
 
 
 def test_nothing_is_told_of_a_gain_without_a_baseline():
@@ -156,7 +156,7 @@ def test_the_omitted_class_is_told_with_the_bias_of_both_kinds():
         "test_tuned": {"delta": 3.5, "errors": 109, "share_right": 0.986},
     }
     assert told(finished(seeds=(0,), study=study))[1:] == [
-        "kd seed 0, classes [3]: 206 errors, 86.8 % of them right; bias +3.4 (chosen on validation): 110 errors, "
+        "kd seed 0, classes [3]: 206 errors, 86.8 % of them correct; bias +3.4 (chosen on validation): 110 errors, "
         "98.5 % right; bias +3.5 (tuned on test, as the paper did): 109 errors, 98.6 % right"
     ]
 
@@ -185,7 +185,7 @@ def test_elsewhere_than_on_a_terminal_each_network_is_one_plain_line():
     assert "━" not in text.split("tiny: test split")[0]
     _, *origins, teacher, expected, kept, alone, distilled = text.splitlines()[:9]
     assert sorted(line.partition(":")[0] for line in origins) == ["test", "train", "validation"]
-    assert expected.startswith("teacher/seed0: storing its outputs takes about 2.6 kB (")
+    assert expected.startswith("teacher/seed0: the store of its outputs will take about 2.6 kB (")
     assert re.fullmatch(r"teacher/seed0: stored 64 rows of its outputs \(about 2\.6 kB in .*/teacher-seed0\)", kept)
     for line, job in ((teacher, "teacher"), (alone, "alone"), (distilled, "kd")):
         assert re.fullmatch(rf"{job}/seed0: test accuracy \d+\.\d\d %, \d+ errors of 64", line)
@@ -221,7 +221,7 @@ def test_a_terminal_shows_a_bar_with_the_speed_and_the_time_left(monkeypatch):
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     frames = [line for line in re.split(r"[\r\n]", plain) if re.match(r"\[\d/3\] (alone|kd)/seed0 .*━", line)]
     assert len(frames) >= 4
-    told = r"\d+% \d:\d\d:\d\d left epoch \d+/60, loss \d\.\d{4}, validation \d+\.\d %, [\d,]+ images/s\s*$"
+    told = r"\d+% \d:\d\d:\d\d left epoch \d+/60, loss \d\.\d{4}, validation \d+\.\d\d %, [\d,]+ images/s\s*$"
     assert any(re.search(told, frame) for frame in frames)
     parts = [int(match[1]) for frame in frames if (match := re.search(r"(\d+)%", frame))]
     assert parts == sorted(parts)  # of the whole run
@@ -268,11 +268,11 @@ def test_a_resumed_training_is_told_as_such(monkeypatch, terminal):
     assert re.search(r"kd/seed0: test accuracy", text)
 
 
-def test_the_doctor_says_what_is_wrong_with_the_data_root(monkeypatch):
+def test_the_doctor_says_what_is_wrong_with_the_data_root(monkeypatch, capsys):
     monkeypatch.setenv("LIMBECK_DATA", "nowhere")
-    console = Console(file=StringIO(), width=200)
-    console.print(doctor_table())
-    assert "the data root nowhere (from LIMBECK_DATA) is not a folder" in console.file.getvalue()
+    monkeypatch.setenv("COLUMNS", "200")
+    doctor()
+    assert "the data root nowhere (from LIMBECK_DATA) is not a folder" in capsys.readouterr().out
 
 
 def test_a_stage_is_named_where_it_is_not_the_methods_own():
@@ -284,5 +284,5 @@ def test_a_stage_is_named_where_it_is_not_the_methods_own():
 
 def test_a_loss_is_told_as_more_errors():
     assert told(finished(seeds=(0,), errors=(1, 3, 7))) == [
-        "kd: 4.0 more errors than alone (one pair, so no deviation)"
+        "kd: 4.0 more errors than alone (one pair, so no standard error)"
     ]

@@ -118,11 +118,6 @@ def test_a_single_sample_cannot_be_shuffled_into_batches():
         batches(1)
 
 
-def test_a_batch_size_below_one_is_refused():
-    with pytest.raises(LimbeckError, match="the batch size is 0; allowed are 1 and greater"):
-        batches(batch_size=0)
-
-
 def test_a_mean_that_does_not_fit_is_refused_at_once():
     with pytest.raises(LimbeckError, match="2 means and 1 deviations"):
         batches(mean=(0.0, 0.0))
@@ -211,11 +206,6 @@ def test_a_view_comes_in_order_in_batches_from_its_start():
 def test_a_part_of_a_view_that_is_not_there_is_refused_at_once(start, stop):
     with pytest.raises(LimbeckError, match=r"there are no samples .*; allowed are 0 to 10"):
         batches(10).view(0, start=start, stop=stop)
-
-
-def test_a_number_of_views_below_one_is_refused():
-    with pytest.raises(LimbeckError, match="the number of views is 0; allowed are 1 and greater"):
-        batches(views=0)
 
 
 # few, and the memory format

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from limbeck.core import LimbeckError
 from limbeck.data import bounds
-from limbeck.data.decoding import decode, header, picture, quiet
+from limbeck.data.decoding import header, picture, quiet
 
 PIXELS = Image.fromarray((numpy.arange(18, dtype=numpy.uint8) * 10).reshape(2, 3, 3))
 
@@ -36,11 +36,11 @@ KINDS = [
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_image_is_turned_as_its_exif_data_says_unless_this_is_not_wanted(kind, options, orientation):
     data = with_orientation(kind, orientation, **options)
-    as_it_lies = numpy.asarray(decode("x", with_orientation(kind, 1, **options)))
+    as_it_lies = numpy.asarray(picture("x", with_orientation(kind, 1, **options)).image)
     expected = numpy.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     image, turned = picture("x", data)
     assert numpy.array_equal(numpy.asarray(image), expected)
-    assert numpy.array_equal(numpy.asarray(decode("x", data, exif_orientation=False)), as_it_lies)
+    assert numpy.array_equal(numpy.asarray(picture("x", data, exif_orientation=False).image), as_it_lies)
     assert header("x", data) == (expected.shape[:2], turned)
     assert header("x", data, exif_orientation=False) == (as_it_lies.shape[:2], False)
     assert turned == (orientation > 1)
@@ -49,9 +49,9 @@ def test_an_image_is_turned_as_its_exif_data_says_unless_this_is_not_wanted(kind
 
 def test_a_jpeg_that_is_turned_is_decoded_smaller_to_what_is_needed_once_it_is_turned():
     data = with_orientation("jpeg", 6, Image.new("RGB", (320, 256)))
-    assert decode("x", data, least=(80, 64)).size == (128, 160)
-    assert decode("x", data, least=(80, 64), exif_orientation=False).size == (320, 256)
-    assert decode("x", data, least=(64, 80), exif_orientation=False).size == (160, 128)
+    assert picture("x", data, least=(80, 64)).image.size == (128, 160)
+    assert picture("x", data, least=(80, 64), exif_orientation=False).image.size == (320, 256)
+    assert picture("x", data, least=(64, 80), exif_orientation=False).image.size == (160, 128)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
@@ -131,7 +131,7 @@ LIES = {
 @pytest.mark.parametrize("name", LIES)
 def test_a_header_that_lies_is_refused_by_name(name):
     with quiet(), pytest.raises(LimbeckError, match=r"^a/x\.png in set cannot be read as an image: "):
-        decode("a/x.png in set", LIES[name])
+        picture("a/x.png in set", LIES[name])
 
 
 def test_an_image_is_refused_by_what_it_declares():
@@ -147,7 +147,7 @@ def test_of_an_image_that_moves_the_first_frame_is_taken_whatever_follows():
     stream = io.BytesIO()
     frames = [Image.new("RGB", (4, 4), (value, 0, 0)) for value in (10, 200, 90)]
     frames[0].save(stream, "webp", save_all=True, append_images=frames[1:], lossless=True)
-    assert decode("x", stream.getvalue()).getpixel((0, 0)) == (10, 0, 0)
+    assert picture("x", stream.getvalue()).image.getpixel((0, 0)) == (10, 0, 0)
 
 
 def test_the_bound_on_pixels_is_one_that_a_file_within_its_own_bound_can_hold():
@@ -158,4 +158,4 @@ def test_an_image_of_another_format_is_told_the_formats():
     with pytest.raises(
         LimbeckError, match="or it has another format; allowed are PNG, JPEG, BMP, WEBP, GIF, TIFF, PPM"
     ):
-        decode("x", b"%!PS-Adobe-3.0")
+        picture("x", b"%!PS-Adobe-3.0")

@@ -126,14 +126,15 @@ def test_hidden_folders_and_loose_files_that_are_no_images_may_lie_beside_train(
 def test_every_split_says_where_it_came_from(tmp_path):
     path = tree(tmp_path / "set", two_classes())
     assert load("folder", path=path, seed=3, limit=5).origins == {
-        "train": "the class folders of set, without what is split off for test and validation; 5 of 14 kept by limit",
+        "train": "the class folders of set, without the samples of test and validation; 5 of 14 kept by limit",
         "validation": "10 % of train, evenly over the classes, seed 3",
-        "test": "20 % split off train, evenly over the classes, the same in every run",
+        "test": "20 % of the training samples, evenly over the classes, the same in every run",
     }
     data = load("folder", path=path, validation=4)
     assert data.origins["validation"] == "4 samples of train, evenly over the classes, seed 0"
     assert load("folder", path=path, validation=0).origins["validation"] == "none"
-    assert load("digits").origins["train"].startswith("the 1,797 digits of scikit-learn, without what is split off")
+    train = load("digits").origins["train"]
+    assert train.startswith("the 1,797 digits of scikit-learn, without the samples of test and validation")
 
 
 def test_streamed_splits_say_the_same_as_those_in_memory(tmp_path):
@@ -144,8 +145,11 @@ def test_streamed_splits_say_the_same_as_those_in_memory(tmp_path):
     assert held.notes[0] == streamed.notes[0] == "1 file was skipped: 1 .heic (not an image format that is read)"
     assert held.notes[1].startswith("images of 2 different sizes are resized to 4 x 4")
     assert held.notes[1] == streamed.notes[1]
-    assert held.notes[2] == "1 image was turned as their EXIF data says"
-    assert streamed.notes[2] == "1 image was turned as EXIF data says, of the 20 that were checked"
+    assert held.notes[2] == "1 image was rotated or flipped according to their EXIF orientation"
+    assert (
+        streamed.notes[2]
+        == "1 image was rotated or flipped according to their EXIF orientation, of the 20 that were checked"
+    )
 
 
 # what was skipped
@@ -217,7 +221,7 @@ def test_an_exif_orientation_is_followed_unless_it_is_left(streaming, tmp_path):
     assert torch.equal(images[0].gt(127), torch.from_numpy(black_above > 0))
     assert torch.equal(images[1].gt(127), torch.from_numpy(black_above.T > 0))
     assert len(followed.notes) == 1
-    assert "turned as" in followed.notes[0]
+    assert "rotated or flipped" in followed.notes[0]
     assert left.notes == ()
     assert followed.train.digest() != left.train.digest()
 

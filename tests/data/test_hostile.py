@@ -14,7 +14,8 @@ from image_files import encoded, picture, tree, two_classes
 from limbeck.core import LimbeckError
 from limbeck.data import bounds, load
 from limbeck.data.sources.idx import read_idx
-from limbeck.data.trees import Reader, near_path
+from limbeck.data.trees import Reader
+from limbeck.files.paths import near
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,7 @@ def test_a_link_to_the_systems_own_files_is_refused(system, pictures):
     if os.stat(system).st_dev == os.stat("/").st_dev:
         pytest.skip(f"{system} is an ordinary folder here")
     (pictures / "cat" / "link").symlink_to(system)
-    refused(pictures, r"cat/link in .* leads to files of the operating system")
+    refused(pictures, r"cat/link in .* links to files of the operating system")
 
 
 def test_a_link_to_everything_is_not_followed(pictures):
@@ -143,7 +144,7 @@ def test_what_lies_near_a_path_in_a_folder_that_may_not_be_read_is_nothing(tmp_p
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert near_path(tmp_path / "x") == ""
+    assert near(tmp_path / "x") == ""
 
 
 # zip files
@@ -165,7 +166,7 @@ def test_a_name_that_leads_out_of_a_zip_file_is_refused(name, tmp_path):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_name_that_is_twice_in_a_zip_file_is_refused(tmp_path):
     path = zipped(tmp_path / "set.zip", [("cat/1.png", b"one"), ("cat/1.png", b"other")])
-    refused(path, r"set.zip holds 'cat/1.png' twice")
+    refused(path, r"set.zip contains 'cat/1.png' twice")
 
 
 def changed(place, old, new, **where):
@@ -177,7 +178,7 @@ def changed(place, old, new, **where):
 
 def test_a_name_in_a_zip_file_that_is_said_to_be_utf_8_and_is_not_is_refused(tmp_path):
     path = changed(zipped(tmp_path / "set.zip", [("cat/ä.png", b"")]), "ä".encode(), b"\xff\xfe")
-    refused(path, "set.zip is neither a folder nor a sound zip file")
+    refused(path, "set.zip is neither a folder nor a valid zip file")
 
 
 def test_an_encrypted_entry_is_refused(tmp_path):
@@ -192,7 +193,7 @@ def test_an_encrypted_entry_is_refused(tmp_path):
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_packing_that_cannot_be_undone_bit_by_bit_is_refused(method, tmp_path):
     path = zipped(tmp_path / "set.zip", [("cat/1.png", bytes(10**6))], method)
-    refused(path, r"cat/1.png in .* cannot be read: packed by method \d+; allowed are stored, deflated")
+    refused(path, r"cat/1.png in .* cannot be read: compressed with method \d+; allowed are stored, deflated")
 
 
 def declared(place, size):
@@ -238,11 +239,11 @@ def test_an_entry_with_less_than_is_declared_is_refused(tmp_path):
 def test_a_zip_file_with_too_many_entries_is_refused_before_they_are_held(tmp_path, monkeypatch):
     path = tree(tmp_path / "set.zip", two_classes())
     monkeypatch.setattr(bounds, "ZIP_ENTRIES", 19)
-    refused(path, "sound zip file: too many files and folders; allowed are 19")
+    refused(path, "valid zip file: too many files and folders; allowed are 19")
     monkeypatch.setattr(bounds, "ZIP_ENTRIES", 20)
     load("folder", path=path)
     monkeypatch.setattr(bounds, "ZIP_TABLE_BYTES", 100)
-    refused(path, "sound zip file: a table of .* bytes; allowed are 100")
+    refused(path, "valid zip file: a table of .* bytes; allowed are 100")
 
 
 def test_every_damage_to_a_zip_file_is_refused_or_does_no_harm(tmp_path):
@@ -264,14 +265,14 @@ def test_an_idx_file_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path)
     bomb = packed.compress(struct.pack(">HBBI", 0, 8, 1, 10) + bytes(50_000_000)) + packed.flush()
     (tmp_path / "x.gz").write_bytes(bomb)
     with pytest.raises(LimbeckError, match=r"x.gz has more values, but its header says 10"):
-        read_idx(tmp_path / "x.gz")
+        read_idx(tmp_path / "x.gz", 1)
 
 
 @pytest.mark.parametrize("shape", [(2**32 - 1,), (60_000, 2**20, 2**20), (2**31, 2)])
 def test_an_idx_file_that_declares_too_much_is_refused(shape, tmp_path):
     (tmp_path / "x").write_bytes(struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape))
     with pytest.raises(LimbeckError, match=r"x says it has [\d,]+ values; allowed are 1,073,741,824"):
-        read_idx(tmp_path / "x")
+        read_idx(tmp_path / "x", len(shape))
 
 
 def test_labels_in_the_place_of_images_are_refused(tmp_path):

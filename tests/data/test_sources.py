@@ -16,7 +16,7 @@ from PIL import Image
 
 from limbeck.core import LimbeckError
 from limbeck.data import load, split_off
-from limbeck.data.decoding import decode
+from limbeck.data.decoding import picture as decoded
 from limbeck.data.sources import SOURCES, images
 from limbeck.data.sources.base import data_root
 from limbeck.data.sources.idx import read_idx
@@ -169,7 +169,7 @@ def test_mnist_is_found_plain_or_gzipped_in_each_of_its_places(folder, suffix, t
     assert data.test.inputs.numpy().tobytes() == (gzip.decompress(content) if suffix else content)[16:]
     assert data.test.targets.tolist() == list(range(10))
     assert data.origins == {
-        "train": "the MNIST training files, without what is split off for validation",
+        "train": "the MNIST training files, without the samples of validation",
         "validation": "10 samples of train, evenly over the classes, seed 0",
         "test": "the MNIST test files",
     }
@@ -226,7 +226,7 @@ def test_a_failed_download_of_mnist_says_where_it_was_looked_for(error, tmp_path
 def test_a_damaged_idx_file_is_refused_by_name(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LimbeckError, match=f"{name} {message}"):
-        read_idx(tmp_path / name)
+        read_idx(tmp_path / name, 1)
 
 
 def test_the_real_mnist_is_what_it_is_known_to_be(real_mnist):
@@ -456,7 +456,7 @@ def test_a_folder_that_is_not_right_is_refused_by_name(place, files, message, tm
 
 def test_a_file_that_is_no_zip_file_is_refused(tmp_path):
     (tmp_path / "set.zip").write_bytes(b"nonsense")
-    with pytest.raises(LimbeckError, match=r"set.zip is neither a folder nor a sound zip file: File is not a zip file"):
+    with pytest.raises(LimbeckError, match=r"set.zip is neither a folder nor a valid zip file: File is not a zip file"):
         load("folder", path=tmp_path / "set.zip")
 
 
@@ -593,13 +593,13 @@ def tiff_of_16_bits():
 )
 def test_colours_of_16_bits_are_refused(data):
     with pytest.raises(LimbeckError, match=r"^x has more than 8 bits a channel \(and Pillow's mode RGBA?\); allowed"):
-        decode("x", data)
+        decoded("x", data)
 
 
 def test_colours_of_8_bits_and_fewer_are_not_refused():
     bitmap = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 58, 0, 0, 54, 40, 1, 1, 1, 16, 0, 4, 0, 0, 0, 0) + bytes(4)
     files = [bitmap, b"P6 1 1 100\n" + bytes(3), b"P3 1 1 255\n0 0 0\n", encoded(picture(0, mode="RGB"), "tiff")]
-    assert [decode("x", data).mode for data in files] == ["RGB"] * 4
+    assert [decoded("x", data).image.mode for data in files] == ["RGB"] * 4
 
 
 def test_a_link_to_a_folder_that_it_is_in_is_not_followed(tmp_path):

@@ -368,9 +368,9 @@ def test_arrays_says_which_classes_have_no_training_sample():
 def test_arrays_says_where_each_split_came_from():
     values, labels = numpy.zeros((40, 2)), [0, 1] * 20
     assert arrays(values, labels, seed=4, validation=5).origins == {
-        "train": "what is left of what is given",
+        "train": "the remaining given samples",
         "validation": "5 samples of train, evenly over the classes, seed 4",
-        "test": "20 % split off what is given, evenly over the classes, seed 4",
+        "test": "20 % of the given samples, evenly over the classes, seed 4",
     }
     given = arrays(values, labels, validation=0, test_set=(values, labels)).origins
     assert given == {"train": "given", "validation": "none", "test": "given as test_set"}
@@ -405,7 +405,7 @@ def test_arrays_differs_by_seed_and_repeats_with_it():
             {"classes": "ab"},
             "target nan of sample 1 is not a class index",
         ),
-        (numpy.zeros((4, 2)), [0, -1, 0, 1], {}, "target -1 is not a class"),
+        (numpy.zeros((4, 2)), [0, -1, 0, 1], {}, "the given arrays: target -1 of sample 1 is not a class"),
         (numpy.zeros((4, 2)), [0j, 1j, 0j, 1j], {"classes": "ab"}, "targets are torch.complex128, the first"),
         (numpy.zeros((4, 2)), [[0, 1]] * 4, {}, r"one class index a sample; targets.argmax\(1\) converts rows"),
         (numpy.zeros((4, 2)), [0, 2**40, 0, 1], {"classes": "ab"}, "target 1099511627776 of sample 1 is not a class"),
@@ -413,7 +413,12 @@ def test_arrays_differs_by_seed_and_repeats_with_it():
         (numpy.zeros((4, 2)), [0, 1, 0, 1], {"test": 0}, "the test split is empty"),
         (numpy.zeros((4, 2)), [0, 1, 0, 1], {"test": 4}, "the train split is empty"),
         (numpy.zeros((0, 2)), [], {}, "the train split is empty"),
-        (numpy.full((9, 2), numpy.nan), [0] * 9, {"test": 3}, r"train: 10 values are NaN or infinite"),
+        (
+            numpy.full((9, 2), numpy.nan),
+            [0] * 9,
+            {"test": 3},
+            r"the given arrays: 18 values are NaN or infinite, the first in sample 0",
+        ),
     ],
 )
 def test_arrays_refuses_what_it_cannot_take_and_says_why(inputs, targets, options, message):

@@ -36,7 +36,7 @@ def test_the_example_of_contributing_is_a_source(user_file, table):
     assert data.classes == ("ant", "cat")
     assert all(int(x) % 2 == int(target) for x, target in zip(data.train.inputs[:, 0], data.train.targets, strict=True))
     assert torch.equal(data.train.inputs[:, 1], 2 * data.train.inputs[:, 0])
-    assert data.origins["train"] == "the rows of table.csv, without what is split off for test and validation"
+    assert data.origins["train"] == "the rows of table.csv, without the samples of test and validation"
 
 
 def test_an_option_of_a_users_source_is_checked_and_converted(user_file, table):
@@ -127,7 +127,7 @@ def test_the_classes_of_a_users_source_are_texts_in_a_tuple(user_file):
     """
     data = load(f"{user_file(code)}:load")
     assert data.classes == ("3", "b", "None")
-    assert data.origins["train"] == "given by the source, without what is split off for test and validation"
+    assert data.origins["train"] == "given by the source, without the samples of test and validation"
     assert data.notes == ("1 of 3 classes have no training sample: None",)
 
 

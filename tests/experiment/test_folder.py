@@ -114,11 +114,18 @@ def place(folder, name, weights=b"weights"):
     folder.write(name, "student.safetensors", weights, None)
 
 
+def end(folder):
+    """The result of a run with one network, and whether it was made."""
+    result, made = folder.result("kd/seed0"), []
+    found = folder.conclude((result,), "kd/seed0", lambda: made.append(True) or run_of(result))
+    return found, bool(made)
+
+
 def concluded(path):
     """A folder with a run that is over."""
     finished(path)
     folder = opened(path, resume=True)
-    folder.conclude(run_of(folder.result("kd/seed0")), "kd/seed0")
+    end(folder)
     return path
 
 
@@ -306,7 +313,8 @@ def test_a_log_that_is_damaged_inside_is_refused(tmp_path, broken):
     crashed(tmp_path, at=(0, 5), logged=[line("kd/seed0", 1)])
     with (tmp_path / "metrics.jsonl").open("a") as log:
         log.write(broken + "\n" + json.dumps(line("kd/seed0", 2)) + "\n")
-    with pytest.raises(LimbeckError, match=r"metrics\.jsonl is damaged: line 2 is not of an epoch\. Delete the file"):
+    message = r"metrics\.jsonl is damaged: line 2 does not describe an epoch\. Delete the file"
+    with pytest.raises(LimbeckError, match=message):
         RunFolder(tmp_path, RECIPE, resume=True)
 
 
@@ -322,7 +330,8 @@ def test_epochs_that_were_changed_are_refused(tmp_path, damage, ended):
     first = {"edited": held[0].replace("1.1", "0.1"), "removed": "", "doubled": held[0] * 2, "renamed": held[0]}[damage]
     log.write_text("".join([first.replace("seed0", "seed1") if damage == "renamed" else first, *held[1:]]))
     folder = opened(tmp_path, resume=True)
-    with pytest.raises(LimbeckError, match=r"metrics\.jsonl is damaged or was edited: the epochs of kd/seed0"):
+    message = r"metrics\.jsonl is damaged or was edited: the lines of kd/seed0 have changed"
+    with pytest.raises(LimbeckError, match=message):
         folder.result("kd/seed0") if ended else folder.state("kd/seed0")
 
 
@@ -383,7 +392,7 @@ def test_every_flipped_bit_of_a_networks_figures_is_refused(tmp_path):
     file = tmp_path / "kd" / "seed0" / "result.json"
     for place_of_bit in range(len(file.read_bytes())):
         flip(file, place_of_bit)
-        with pytest.raises(LimbeckError, match=r"result\.json is damaged.* kd/seed0 is trained again"):
+        with pytest.raises(LimbeckError, match=r"result\.json is damaged.* to train kd/seed0 again"):
             RunFolder(tmp_path, RECIPE, resume=True).result("kd/seed0")
         flip(file, place_of_bit)
 
@@ -391,9 +400,7 @@ def test_every_flipped_bit_of_a_networks_figures_is_refused(tmp_path):
 def test_figures_that_were_edited_are_refused(tmp_path):
     file = finished(tmp_path) / "kd" / "seed0" / "result.json"
     file.write_text(file.read_text().replace('"errors": 3', '"errors": 0'))
-    with pytest.raises(
-        LimbeckError, match=r"was changed after it was written: delete .* and kd/seed0 is trained again"
-    ):
+    with pytest.raises(LimbeckError, match=r"was changed after it was written: delete .* to train kd/seed0 again"):
         opened(tmp_path, resume=True).result("kd/seed0")
 
 
@@ -419,7 +426,8 @@ def test_weights_that_are_not_whole_are_refused(tmp_path, damage):
         file.mkdir()
     elif damage == "link to a device":
         file.symlink_to("/dev/zero")
-    with pytest.raises(LimbeckError, match=r"student\.safetensors is missing, damaged or not the file .*trained again"):
+    message = r"student\.safetensors is missing, damaged or not the file .*to train kd/seed0 again"
+    with pytest.raises(LimbeckError, match=message):
         opened(tmp_path, resume=True).result("kd/seed0")
 
 
@@ -427,7 +435,8 @@ def test_weights_that_are_not_whole_are_refused(tmp_path, damage):
 def test_a_network_in_anothers_place_is_refused(tmp_path, there, asked):
     finished(tmp_path, there)
     shutil.copytree(tmp_path / there, tmp_path / asked)
-    with pytest.raises(LimbeckError, match=rf"result\.json is of {there}, not of {asked}: move it back, or delete"):
+    message = rf"result\.json belongs to {there}, not to {asked}: move it back, or delete"
+    with pytest.raises(LimbeckError, match=message):
         opened(tmp_path, resume=True).result(asked)
 
 
@@ -438,7 +447,8 @@ def test_a_network_of_another_recipe_is_refused(tmp_path):
     other.finish("kd/seed0", result_of(), "student.safetensors")
     shutil.rmtree(tmp_path / "run" / "kd")
     shutil.copytree(tmp_path / "other" / "kd", tmp_path / "run" / "kd")
-    with pytest.raises(LimbeckError, match=r"result\.json is of a run of another recipe: delete .*trained again"):
+    message = r"result\.json belongs to a run of another recipe: delete .*to train kd/seed0 again"
+    with pytest.raises(LimbeckError, match=message):
         opened(tmp_path / "run", resume=True).result("kd/seed0")
 
 
@@ -461,7 +471,7 @@ def test_a_network_of_another_recipe_is_refused(tmp_path):
 def test_sealed_figures_of_another_form_are_refused(tmp_path, change):
     file = finished(tmp_path) / "kd" / "seed0" / "result.json"
     write_sealed(file, read_sealed(file) | change)
-    with pytest.raises(LimbeckError, match="holds no figures of a network"):
+    with pytest.raises(LimbeckError, match="contains no results of a network"):
         opened(tmp_path, resume=True).result("kd/seed0")
 
 
@@ -527,7 +537,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     crashed(tmp_path / "run", at=(0, 1))
     shutil.copy(tmp_path / "other" / "checkpoint" / "last.pt", tmp_path / "run" / "checkpoint")
     with pytest.raises(
-        LimbeckError, match=r"last\.pt is of a run of another recipe: delete it to train kd/seed0 again"
+        LimbeckError, match=r"last\.pt belongs to a run of another recipe: delete it to train kd/seed0 again"
     ):
         RunFolder(tmp_path / "run", RECIPE, resume=True)
 
@@ -570,8 +580,7 @@ def test_a_run_that_is_over_stays_as_it_is(tmp_path):
     concluded(tmp_path)
     before = {path: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.rglob("*.*") if path.is_file()}
     folder = RunFolder(tmp_path, RECIPE, resume=True)
-    found = folder.concluded((folder.result("kd/seed0"),), "kd/seed0")
-    assert found == run_of(folder.result("kd/seed0"))
+    assert end(folder) == (run_of(folder.result("kd/seed0")), False)
     assert folder.notes == []
     assert {path: (path.read_bytes(), path.stat().st_ino) for path in before} == before
     assert (tmp_path / "student.safetensors").read_bytes() == b"weights"
@@ -582,7 +591,7 @@ def test_a_runs_own_figures_that_are_not_whole_are_made_anew_and_this_is_said(tm
     file = concluded(tmp_path) / "result.json"
     file.unlink() if damage == "missing" else flip(file, 15)
     folder = opened(tmp_path, resume=True)
-    assert folder.concluded((folder.result("kd/seed0"),), "kd/seed0") is None
+    assert end(folder) == (run_of(folder.result("kd/seed0")), True)
     assert f"{file} {SAID[damage]}" in folder.notes[0]
     assert "it is written again, and latencies are measured again" in folder.notes[0]
 
@@ -593,8 +602,17 @@ def test_a_runs_own_figures_that_are_not_the_networks_are_made_anew_and_this_is_
     found["runs"][0]["test"]["errors"] = 0
     write_sealed(file, found)
     folder = opened(tmp_path, resume=True)
-    assert folder.concluded((folder.result("kd/seed0"),), "kd/seed0") is None
+    assert end(folder) == (run_of(folder.result("kd/seed0")), True)
     assert "did not agree with the networks' results" in folder.notes[0]
+
+
+def test_a_runs_figures_of_another_schema_are_refused_and_stay(tmp_path):
+    file = concluded(tmp_path) / "result.json"
+    write_sealed(file, read_sealed(file) | {"schema": SCHEMA + 1})
+    before = file.read_bytes()
+    with pytest.raises(LimbeckError, match=f"has schema {SCHEMA + 1}, but .* reads schema {SCHEMA}"):
+        end(opened(tmp_path, resume=True))
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged", "FIFO"])
@@ -604,7 +622,7 @@ def test_a_runs_student_that_is_not_whole_is_copied_anew_and_this_is_said(tmp_pa
     if damage == "FIFO":
         os.mkfifo(file)
     folder = opened(tmp_path, resume=True)
-    assert folder.concluded((folder.result("kd/seed0"),), "kd/seed0") is not None
+    assert end(folder) == (run_of(folder.result("kd/seed0")), False)
     assert folder.notes == [f"{file} was missing or damaged, and is copied again"]
     assert file.read_bytes() == b"weights"
 
@@ -615,10 +633,9 @@ def test_a_network_that_another_run_trained_in_the_same_way_is_found_with_its_ep
     (tmp_path / "c").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
     folder = opened(tmp_path / "run", "name: other\n")
-    assert folder.found("alone/seed0", "a third way") is None
-    assert folder.found("alone/seed1", "one way") is None
-    assert folder.found("alone/seed0", "one way") == tmp_path / "a"
-    folder.take_log("alone/seed0", tmp_path / "a")
+    assert folder.take("alone/seed0", "a third way") is None
+    assert folder.take("alone/seed1", "one way") is None
+    assert folder.take("alone/seed0", "one way") == tmp_path / "a"
     ours, theirs = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("run", "a"))
     assert ours == [one for one in theirs if json.loads(one)["job"] == "alone/seed0"] != []
 
@@ -627,11 +644,11 @@ def test_a_network_that_another_run_trained_in_the_same_way_is_found_with_its_ep
 def test_a_network_that_is_damaged_elsewhere_is_not_found(tmp_path, file):
     finished(tmp_path / "a", "alone/seed0", trained_as="one way")
     flip(tmp_path / "a" / "alone" / "seed0" / file, 5)
-    assert opened(tmp_path / "run").found("alone/seed0", "one way") is None
+    assert opened(tmp_path / "run").take("alone/seed0", "one way") is None
 
 
 def test_a_run_finds_nothing_where_nothing_lies_beside_it(tmp_path):
-    assert RunFolder(tmp_path / "deep" / "er", RECIPE, resume=False).found("alone/seed0", "one way") is None
+    assert RunFolder(tmp_path / "deep" / "er", RECIPE, resume=False).take("alone/seed0", "one way") is None
 
 
 def test_a_folder_that_may_not_be_written_is_told(tmp_path, monkeypatch):

@@ -209,7 +209,7 @@ def test_a_missing_file_gets_the_nearest(tmp_path, block):
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "other.safetensors").write_bytes(b"")
-    with pytest.raises(LimbeckError, match=r"holds no student\.safetensors, no teacher\.safetensors, no model\.safe"):
+    with pytest.raises(LimbeckError, match=r"contains none of student\.safetensors, teacher\.safetensors, model\.safe"):
         find_weights(str(tmp_path))
 
 

@@ -80,18 +80,18 @@ def test_the_state_after_any_epoch_is_taken_and_nothing_changes(optimizer):
         (lambda state: state.update(epoch=99), "its epoch is 99: allowed are 1 to 2 in stage 'first'"),
         (lambda state: state.update(epoch=0), "its epoch is 0"),
         (lambda state: state.update(epoch=None), "its epoch is None"),
-        (lambda state: state.update(more=1), "it does not hold the state of a training"),
-        (lambda state: state.clear(), "it does not hold the state of a training"),
+        (lambda state: state.update(more=1), "it does not contain the state of a training"),
+        (lambda state: state.clear(), "it does not contain the state of a training"),
         (lambda state: state.update(modules=None), "its modules are missing"),
         (lambda state: state.update(modules={}), "its modules lack "),
         (lambda state: state["modules"].pop(first(state)), "its modules lack .*0.weight"),
         (lambda state: state["modules"].update(more=torch.zeros(1)), "its modules hold 'more'"),
         (
             lambda state: state["modules"].update({first(state): torch.zeros(1)}),
-            r"is float32 \(1,\), needed is float32",
+            r"is float32 \(1,\), expected float32",
         ),
         (lambda state: state["modules"].update({first(state): torch.zeros(4, 6).double()}), "is float64"),
-        (lambda state: state["modules"].update({first(state): 3}), "is int, needed is float32"),
+        (lambda state: state["modules"].update({first(state): 3}), "is int, expected float32"),
         (lambda state: state["modules"][first(state)].fill_(torch.nan), "0.weight holds a NaN or an infinite number"),
         (lambda state: state.update(generators={}), "its generators lack 'cpu'"),
         (lambda state: state.update(generators=None), "its generators are missing"),
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_named(change, message):
 
 @pytest.mark.parametrize("value", [None, 3, [], "state"])
 def test_what_is_no_state_at_all_is_refused(value):
-    with pytest.raises(LimbeckError, match="it does not hold the state of a training"):
+    with pytest.raises(LimbeckError, match="it does not contain the state of a training"):
         check_state(value, stages(), networks(), ENGINE)
 
 

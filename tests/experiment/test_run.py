@@ -141,7 +141,7 @@ def test_the_result_is_what_is_written():
 def test_there_is_no_result_before_the_run_is_over():
     trial = experiment()
     stop_after(trial, 1)
-    with pytest.raises(LimbeckError, match="the run is not over"):
+    with pytest.raises(LimbeckError, match="the run is not finished"):
         _ = trial.result
 
 

@@ -8,7 +8,7 @@ import limbeck
 from limbeck.core import LimbeckError, Tap
 from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import Training, training_batches
-from limbeck.methods.ab import Boundaries, ab, boundary_loss
+from limbeck.methods.ab import ab, boundary_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
@@ -51,27 +51,26 @@ def loop(student, teacher, margin):
 @pytest.mark.parametrize("margin", [0.0, 0.5, 1.0])
 def test_is_the_papers_formula_in_loops(margin):
     student, teacher = maps(2, 3, 4, 5)
-    value = boundary_loss([student], [teacher], margin=margin, layer_factor=1.0, average="sum")
+    value = boundary_loss(student, teacher, margin=margin, average="sum")
     assert value.item() == pytest.approx(loop(student, teacher, margin), rel=1e-12)
 
 
-def test_a_layer_weighs_twice_the_one_before_and_the_batch_is_averaged():
-    pairs = [maps(3, 2, 4, 4), maps(3, 4, 2, 2), maps(3, 5, 1, 1)]
-    one, two, three = (loop(*pair, 1.0) for pair in pairs)
-    value = boundary_loss([student for student, _ in pairs], [teacher for _, teacher in pairs])
-    assert value.item() == pytest.approx((one / 4 + two / 2 + three) / 3, rel=1e-12)
+def test_the_batch_is_averaged():
+    student, teacher = maps(3, 2, 4, 4)
+    expected = loop(student, teacher, 1.0) / 4 / 3
+    assert boundary_loss(student, teacher, weight=1 / 4).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_only_the_teachers_signs_count():
     student, teacher = maps(2, 3, 4, 4)
-    assert boundary_loss([student], [teacher]).item() == boundary_loss([student], [100 * teacher]).item()
-    assert boundary_loss([student], [teacher]).item() != boundary_loss([student], [-teacher]).item()
+    assert boundary_loss(student, teacher).item() == boundary_loss(student, 100 * teacher).item()
+    assert boundary_loss(student, teacher).item() != boundary_loss(student, -teacher).item()
 
 
 def test_is_zero_beyond_the_margin_on_the_right_side():
     _, teacher = maps(2, 3, 4, 4)
     leaf = (1.01 * teacher.sign()).requires_grad_()
-    value = boundary_loss([leaf], [teacher])
+    value = boundary_loss(leaf, teacher)
     value.backward()
     assert value.item() == 0
     assert not leaf.grad.any()
@@ -79,12 +78,12 @@ def test_is_zero_beyond_the_margin_on_the_right_side():
 
 def test_has_the_right_gradient():
     student, teacher = maps(2, 2, 3, 3)
-    assert torch.autograd.gradcheck(lambda leaf: boundary_loss([leaf], [teacher]), student.requires_grad_())
+    assert torch.autograd.gradcheck(lambda leaf: boundary_loss(leaf, teacher), student.requires_grad_())
 
 
 def test_no_gradient_reaches_the_teacher():
     student, teacher = (leaf.requires_grad_() for leaf in maps(1, 2, 3, 3))
-    boundary_loss([student], [teacher]).backward()
+    boundary_loss(student, teacher).backward()
     assert teacher.grad is None
     assert student.grad.any()
 
@@ -95,23 +94,13 @@ def test_the_larger_map_is_averaged_down(size):
     student, teacher = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 3, *size).double()
     small = tuple(min(pair) for pair in zip((4, 4), size, strict=True))
     mine, its = (torch.nn.functional.adaptive_avg_pool2d(one, small) for one in (student, teacher))
-    value = boundary_loss([student], [teacher], layer_factor=1.0, average="sum")
+    value = boundary_loss(student, teacher, average="sum")
     assert value.item() == pytest.approx(loop(mine, its, 1.0), rel=1e-12)
 
 
 def test_other_channels_are_refused():
     with pytest.raises(LimbeckError, match=r"\(2, 3, 4, 4\) and \(2, 1, 4, 4\) differ in batch or channels"):
-        boundary_loss([torch.zeros(2, 3, 4, 4)], [torch.zeros(2, 1, 4, 4)])
-
-
-def test_the_module_connects_each_layer():
-    torch.manual_seed(2)
-    connectors = [nn.Conv2d(2, 3, 1).double(), nn.Identity()]
-    module = Boundaries(connectors, margin=0.5)
-    tensors = [torch.randn(2, 2, 4, 4), torch.randn(2, 5, 2, 2), torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)]
-    first, second, *teachers = (tensor.double() for tensor in tensors)
-    expected = boundary_loss([connectors[0](first), second], teachers, margin=0.5)
-    assert module(first, second, *teachers).item() == pytest.approx(expected.item(), rel=1e-12)
+        boundary_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4))
 
 
 def test_first_the_boundaries_then_the_task(data):
@@ -119,6 +108,18 @@ def test_first_the_boundaries_then_the_task(data):
     assert (first.name, first.epochs, set(first.terms)) == ("boundaries", 3, {"boundary"})
     assert (task.name, task.epochs, set(task.terms)) == ("task", 2, {"hard"})
     assert first.terms["boundary"].weight == 0.003
+
+
+def test_a_layer_weighs_twice_the_one_before(data):
+    networks = {"student": network(), "teacher": network("wrn_16_2")}
+    first, _ = plan(ab, networks, data, TRAINING)
+    sizes = ((16, 16), (8, 8), (4, 4))
+    students = [torch.randn(2, width, *size) for width, size in zip((16, 32, 64), sizes, strict=True)]
+    teachers = [torch.randn(2, width, *size) for width, size in zip((32, 64, 128), sizes, strict=True)]
+    loss = first.terms["boundary"].loss
+    layers = zip(loss.losses, students, teachers, strict=True)
+    one, two, three = (boundary_loss(layer.connector(mine), its).item() for layer, mine, its in layers)
+    assert loss(*students, *teachers).item() == pytest.approx(one / 4 + two / 2 + three, rel=1e-6)
 
 
 def test_reads_what_comes_before_the_activations(data):
@@ -132,10 +133,10 @@ def test_reads_what_comes_before_the_activations(data):
 def test_a_connector_is_there_only_where_the_channels_differ(data):
     networks = {"student": network(), "teacher": network("wrn_16_2")}
     first, _ = plan(ab, networks, data, TRAINING)
-    kinds = [type(connector) for connector in first.terms["boundary"].loss.connectors]
+    kinds = [type(layer.connector) for layer in first.terms["boundary"].loss.losses]
     assert kinds == [nn.Sequential] * 3
     first, _ = plan(ab, {"student": network(), "teacher": network("resnet14")}, data, TRAINING)
-    assert [type(connector) for connector in first.terms["boundary"].loss.connectors] == [nn.Identity] * 3
+    assert [type(layer.connector) for layer in first.terms["boundary"].loss.losses] == [nn.Identity] * 3
 
 
 def test_soft_targets_can_be_had_in_the_second_stage(data):
@@ -182,7 +183,7 @@ def test_what_cannot_be_is_refused(data, options, message):
 
 def test_a_network_without_maps_is_refused(data):
     networks = {"student": network("mlp", hidden=(8,)), "teacher": network()}
-    with pytest.raises(LimbeckError, match="the student has none"):
+    with pytest.raises(LimbeckError, match="the student returns only vectors or tokens"):
         plan(ab, networks, data, TRAINING)
 
 

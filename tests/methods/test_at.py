@@ -228,5 +228,5 @@ def test_what_cannot_be_is_refused(options, message):
 
 
 def test_a_network_without_maps_is_refused():
-    with pytest.raises(LimbeckError, match=r"at compares maps .* the student has none"):
+    with pytest.raises(LimbeckError, match=r"at compares maps .* the student returns only vectors or tokens"):
         planned(nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(), nn.Linear(8, 4)))

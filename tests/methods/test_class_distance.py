@@ -468,13 +468,13 @@ def test_is_planned_for_networks_with_maps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weight": -0.1}, "got weight -0.1"),
-        ({"weight": float("nan")}, "got weight nan"),
-        ({"phi": 0.0}, "phi 0.0.*phi above 0"),
-        ({"phi": float("nan")}, "phi nan"),
-        ({"momentum": 1.0}, "momentum 1.0"),
-        ({"warmup_epochs": -1}, "warmup_epochs -1"),
-        ({"teacher_epochs": -1}, "teacher_epochs -1"),
+        ({"weight": -0.1}, "weight is -0.1: it must be at least 0"),
+        ({"weight": float("nan")}, "weight is nan"),
+        ({"phi": 0.0}, "phi is 0.0: it must be above 0"),
+        ({"phi": float("nan")}, "phi is nan"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"warmup_epochs": -1}, "warmup_epochs is -1"),
+        ({"teacher_epochs": -1}, "teacher_epochs is -1"),
         ({"exclude": (0, 1, 2)}, "only one class: class_distance needs at least two"),
     ],
 )

@@ -71,7 +71,7 @@ def test_first_stages_come_in_order_and_the_last_become_one():
 
 def test_a_method_that_gives_the_student_another_classifier_cannot_be_combined():
     with pytest.raises(
-        LimbeckError, match=r"mimic and kd cannot be one stage: mimic replaces the student's classifier"
+        LimbeckError, match=r"mimic and kd cannot be combined in one stage: mimic replaces the student's classifier"
     ):
         planned(mimic, kd)
 
@@ -116,7 +116,7 @@ def test_two_preparations_cannot_be_one():
     def preparing(setup):
         return tuple(replace(stage, prepare=lambda sweep: None) for stage in kd(setup))
 
-    with pytest.raises(LimbeckError, match=r"both have to prepare each epoch"):
+    with pytest.raises(LimbeckError, match=r"both need a pass over the training set before each epoch"):
         planned(preparing, preparing)
 
 

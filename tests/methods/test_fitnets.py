@@ -10,7 +10,7 @@ from limbeck.data import arrays
 from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.fitnets import annealed, fitnets, hint_loss, regressor
-from limbeck.methods.fitnets_one_stage import OneStageRegressor, fitnets_one_stage
+from limbeck.methods.fitnets_one_stage import fitnets_one_stage, one_stage_regressor
 from limbeck.methods.kd import soft_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
@@ -383,9 +383,9 @@ def test_is_planned_for_networks_without_maps():
         ),
         ({"anneal": "code", "anneal_from": 9, "anneal_until": 9}, "anneal_from is 9 and anneal_until 9"),
         ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
-        ({"hint_epochs": -1}, "hint_epochs -1.*none may be below 0"),
-        ({"lambda_start": float("nan")}, "lambda_start nan"),
-        ({"lambda_end": -1.0}, "lambda_end -1.0, guided_rate 1.0, conv_rate 1.0: none may be below 0"),
+        ({"hint_epochs": -1}, "hint_epochs is -1: it must be at least 0"),
+        ({"lambda_start": float("nan")}, "lambda_start is nan: it must be at least 0"),
+        ({"lambda_end": -1.0}, "lambda_end is -1.0: it must be at least 0"),
         ({"guided_layer": "stage9"}, "the student has no layer 'stage9'"),
         ({"activation": "maxout", "pieces": 1}, "pieces is 1"),
     ],
@@ -411,9 +411,10 @@ def test_what_cannot_be_is_refused(options, message):
     ],
 )
 def test_the_benchmarks_regressor(source, target, kind, kernel):
-    made = OneStageRegressor(source, target)
-    assert type(made.conv) is kind
-    assert made.conv.kernel_size == kernel
+    made = one_stage_regressor(source, target)
+    (convolution,) = (layer for layer in made.modules() if hasattr(layer, "kernel_size"))
+    assert type(convolution) is kind
+    assert convolution.kernel_size == kernel
     given = made(torch.randn(3, *source))
     assert given.shape == (3, *target)
     assert given.min() == 0
@@ -425,7 +426,7 @@ def test_the_one_stage_form_is_another_method():
     assert stage.terms["hint"].reads == (Tap("student", "stage2"), Tap("teacher", "stage2"))
     student, teacher = torch.randn(2, 32, 8, 8), torch.randn(2, 32, 8, 8)
     loss = stage.terms["hint"].loss
-    assert isinstance(loss.connector.bn, nn.BatchNorm2d)
+    assert isinstance(loss.connector[2], nn.BatchNorm2d)
     wanted = nn.functional.mse_loss(loss.connector(student), teacher)
     assert torch.allclose(loss(student, teacher), wanted)
 

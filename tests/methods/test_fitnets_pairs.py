@@ -13,8 +13,8 @@ from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods import METHODS
 from limbeck.methods.combined import combined
-from limbeck.methods.fitnets import fitnets, fitting, hint_loss, hint_map_loss, regressor
-from limbeck.methods.fitnets_one_stage import OneStageRegressor, fitnets_one_stage
+from limbeck.methods.fitnets import fitnets, fitting, hint_loss, regressor
+from limbeck.methods.fitnets_one_stage import fitnets_one_stage, one_stage_regressor
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.train.engine import make_engine
@@ -225,7 +225,7 @@ def test_a_hint_of_tokens_is_compared_with_its_map():
     student, tokens = torch.randn(2, 8, 4, 4), torch.randn(2, 17, 8)
     for average in ("batch", "elements"):
         expected = hint_loss(student, tokens[:, 1:].mT.reshape(2, 8, 4, 4), average=average)
-        assert torch.equal(hint_map_loss(student, tokens, average=average), expected)
+        assert torch.equal(hint_loss(student, tokens, average=average), expected)
 
 
 def test_tokens_that_form_no_square_take_a_full_regressor_or_are_refused_by_the_one_stage_form():
@@ -243,8 +243,8 @@ def test_tokens_that_form_no_square_take_a_full_regressor_or_are_refused_by_the_
 
 def test_the_one_stage_regressor_of_tokens_may_be_negative():
     student = torch.randn(8, 4, 3, 3)
-    assert OneStageRegressor((4, 3, 3), (6, 3, 3))(student).min() == 0
-    assert OneStageRegressor((4, 3, 3), (6, 3, 3), activated=False)(student).min() < 0
+    assert one_stage_regressor((4, 3, 3), (6, 3, 3))(student).min() == 0
+    assert one_stage_regressor((4, 3, 3), (6, 3, 3), activated=False)(student).min() < 0
     (stage,) = plan(fitnets_one_stage, pair("fine", "transformer"), DATA, SETTING)
-    assert not stage.terms["hint"].loss.connector.activated
+    assert isinstance(stage.terms["hint"].loss.connector[-1], nn.Identity)
     assert stage.terms["hint"].reads[1] == Tap("teacher", "blocks.0")

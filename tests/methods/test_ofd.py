@@ -10,7 +10,7 @@ import limbeck
 from limbeck.core import LimbeckError, Tap
 from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import Training, training_batches
-from limbeck.methods.ofd import Overhaul, margins, ofd, overhaul_loss
+from limbeck.methods.ofd import margins, ofd, overhaul_loss
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
@@ -59,37 +59,36 @@ def loop(student, teacher, margin):
 def test_is_the_papers_formula_in_loops():
     student, teacher = maps(3, 4, 2, 5)
     margin = torch.tensor([-0.1, -0.5, -2.0, 0.0], dtype=torch.float64)
-    value = overhaul_loss([student], [teacher], [margin], layer_factor=1.0, average="sum")
+    value = overhaul_loss(student, teacher, margin, average="sum")
     assert value.item() == pytest.approx(loop(student, teacher, margin), rel=1e-12)
 
 
-def test_a_layer_weighs_twice_the_one_before_and_the_batch_is_averaged():
-    pairs = [maps(3, 2, 4, 4), maps(3, 4, 2, 2)]
-    margin = [-torch.rand(2, dtype=torch.float64), -torch.rand(4, dtype=torch.float64)]
-    one, two = (loop(*pair, least) for pair, least in zip(pairs, margin, strict=True))
-    value = overhaul_loss([student for student, _ in pairs], [teacher for _, teacher in pairs], margin)
-    assert value.item() == pytest.approx((one / 2 + two) / 3, rel=1e-12)
+def test_the_batch_is_averaged():
+    student, teacher = maps(3, 2, 4, 4)
+    margin = -torch.rand(2, dtype=torch.float64)
+    expected = loop(student, teacher, margin) / 2 / 3
+    assert overhaul_loss(student, teacher, margin, weight=1 / 2).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_student_below_a_negative_target_pays_nothing():
     teacher, margin = torch.full((1, 1, 2, 2), -3.0), torch.tensor([-0.5])
     leaf = torch.full((1, 1, 2, 2), -0.6, requires_grad=True)
-    value = overhaul_loss([leaf], [teacher], [margin])
+    value = overhaul_loss(leaf, teacher, margin)
     value.backward()
     assert value.item() == 0
     assert not leaf.grad.any()
-    assert overhaul_loss([leaf + 0.2], [teacher], [margin]).item() == pytest.approx(4 * 0.1**2, rel=1e-4)
+    assert overhaul_loss(leaf + 0.2, teacher, margin).item() == pytest.approx(4 * 0.1**2, rel=1e-4)
 
 
 def test_has_the_right_gradient():
     student, teacher = maps(2, 2, 3, 3)
     margin = torch.tensor([-0.3, -0.7], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda leaf: overhaul_loss([leaf], [teacher], [margin]), student.requires_grad_())
+    assert torch.autograd.gradcheck(lambda leaf: overhaul_loss(leaf, teacher, margin), student.requires_grad_())
 
 
 def test_no_gradient_reaches_the_teacher():
     student, teacher = (leaf.requires_grad_() for leaf in maps(1, 2, 3, 3))
-    overhaul_loss([student], [teacher], [torch.zeros(2, dtype=torch.float64)]).backward()
+    overhaul_loss(student, teacher, torch.zeros(2, dtype=torch.float64)).backward()
     assert teacher.grad is None
     assert student.grad.any()
 
@@ -100,7 +99,7 @@ def test_the_larger_map_is_averaged_down():
     margin = -torch.rand(3, dtype=torch.float64)
     target = F.adaptive_avg_pool2d(torch.maximum(teacher, margin.view(-1, 1, 1)), (2, 2))
     expected = loop(F.adaptive_avg_pool2d(student, (2, 2)), target, torch.full((3,), -100.0))
-    assert overhaul_loss([student], [teacher], [margin], average="sum").item() == pytest.approx(expected, rel=1e-12)
+    assert overhaul_loss(student, teacher, margin, average="sum").item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("gamma", "beta"), [(1.0, 0.0), (0.7, 0.4), (-0.7, 0.4), (1.3, -2.0), (0.5, 1.4)])
@@ -127,15 +126,17 @@ def test_a_norm_without_weights_is_the_standard_normal():
     assert margins(nn.BatchNorm2d(2, affine=False)).tolist() == pytest.approx([-math.sqrt(2 / math.pi)] * 2, rel=1e-12)
 
 
-def test_the_module_connects_each_layer_and_keeps_its_margins():
-    torch.manual_seed(2)
-    connectors, margin = [nn.Conv2d(2, 3, 1), nn.Identity()], [torch.tensor([-0.5] * 3), torch.tensor([-1.0] * 5)]
-    module = Overhaul(connectors, margin)
-    first, second = torch.randn(2, 2, 4, 4), torch.randn(2, 5, 2, 2)
-    teachers = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)]
-    expected = overhaul_loss([connectors[0](first), second], teachers, margin)
-    assert module(first, second, *teachers).item() == pytest.approx(expected.item(), rel=1e-6)
-    assert {"margin0", "margin1"} <= set(module.state_dict())
+def test_a_layer_weighs_twice_the_one_before_after_its_connector(data):
+    (stage,) = plan(ofd, pair(), data, TRAINING)
+    loss = stage.terms["feature"].loss
+    sizes = ((16, 16), (8, 8), (4, 4))
+    students, teachers = (
+        [torch.randn(2, width, *size) for width, size in zip((16, 32, 64), sizes, strict=True)] for _ in range(2)
+    )
+    layers = zip(loss.losses, students, teachers, strict=True)
+    one, two, three = (overhaul_loss(layer.connector(mine), its, layer.margin).item() for layer, mine, its in layers)
+    assert loss(*students, *teachers).item() == pytest.approx(one / 4 + two / 2 + three, rel=1e-6)
+    assert {f"losses.{layer}.margin" for layer in range(3)} <= set(loss.state_dict())
 
 
 def test_is_one_stage_with_the_published_weights(data):
@@ -154,7 +155,7 @@ def test_the_margins_are_those_of_the_teachers_last_norms(data):
     (stage,) = plan(ofd, networks, data, TRAINING)
     loss, teacher = stage.terms["feature"].loss, networks["teacher"]
     for place, block in enumerate((teacher.stage1, teacher.stage2, teacher.stage3)):
-        torch.testing.assert_close(loss.get_buffer(f"margin{place}"), margins(block[-1].norm2).float())
+        torch.testing.assert_close(loss.losses[place].margin, margins(block[-1].norm2).float())
     assert stage.terms["feature"].reads[-1] == Tap("teacher", "stage3.1.relu2", "input")
 
 
@@ -176,7 +177,7 @@ def test_a_norm_whose_output_is_overwritten_still_gives_its_margins(data):
     teacher = build("torchvision:resnet18", classes=4, shape=SHAPE)
     (stage,) = plan(ofd, {"student": network(), "teacher": teacher}, data, TRAINING)
     loss = stage.terms["feature"].loss
-    torch.testing.assert_close(loss.get_buffer("margin1"), margins(teacher.layer2[1].bn2).float())
+    torch.testing.assert_close(loss.losses[1].margin, margins(teacher.layer2[1].bn2).float())
 
 
 def without_norms(channels=8):
@@ -197,9 +198,9 @@ def test_a_teacher_without_batch_norm_is_refused(data):
         ({"hard": 0.0, "feature": 0.0}, "are all 0"),
         (
             {"student_layers": ("stage1",), "teacher_layers": ("stage1",)},
-            "teacher_layers are given without their BatchNorms",
+            "teacher_layers needs teacher_norms",
         ),
-        ({"teacher_norms": ("norm",)}, "teacher_norms names 1 layers for 3 maps"),
+        ({"teacher_norms": ("norm",)}, "teacher_norms has 1 layers for 3 maps"),
         ({"teacher_norms": ("nrom",) * 3}, "the teacher has no layer 'nrom': did you mean norm"),
         ({"teacher_norms": ("stem",) * 3}, "and stem is a Conv2d: name BatchNorm layers"),
         ({"teacher_norms": ("norm",) * 3}, "the BatchNorm norm has 64 channels, the teacher's map 16"),

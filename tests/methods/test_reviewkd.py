@@ -227,7 +227,7 @@ def test_tokens_are_refused(data):
 
 def test_a_network_without_maps_is_refused(data):
     networks = {"student": network("mlp", hidden=(8,)), "teacher": network()}
-    with pytest.raises(LimbeckError, match="the student has none"):
+    with pytest.raises(LimbeckError, match="the student returns only vectors or tokens"):
         plan(reviewkd, networks, data, TRAINING)
 
 

@@ -195,5 +195,5 @@ def test_what_cannot_be_is_refused(data, options, message):
 
 def test_a_network_without_maps_is_refused(data):
     networks = {"student": network("mlp", hidden=(8,)), "teacher": network()}
-    with pytest.raises(LimbeckError, match="the student has none"):
+    with pytest.raises(LimbeckError, match="the student returns only vectors or tokens"):
         plan(semckd, networks, data, TRAINING)

@@ -291,7 +291,9 @@ class Scaled(nn.Linear):
 def test_a_teachers_classifier_that_is_no_plain_linear_layer_is_refused(data):
     teacher = network()
     teacher.head = Scaled(64, 4)
-    with pytest.raises(LimbeckError, match="takes over a plain linear classifier: the teacher's head is a Scaled"):
+    with pytest.raises(
+        LimbeckError, match="needs a teacher with a plain linear classifier, but the teacher's head is a Scaled"
+    ):
         plan(simkd, {"student": network(), "teacher": teacher}, data, TRAINING)
 
 

@@ -109,13 +109,6 @@ def test_the_forms_of_distributions_are_the_formula_in_loops(form):
     assert softmax_regression_loss(student, teacher, form=form).item() == pytest.approx(wanted, rel=1e-12)
 
 
-@pytest.mark.parametrize("form", ["ce", "kl"])
-def test_a_temperature_softens_both_without_its_square(form):
-    student, teacher = pair()
-    wanted = regression_in_loops(student / 3, teacher / 3, form)
-    assert softmax_regression_loss(student, teacher, form=form, temperature=3.0).item() == pytest.approx(wanted)
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_the_gradient_is_that_of_the_value(form):
     student, teacher = pair()
@@ -464,10 +457,10 @@ def test_a_transformer_can_teach_a_network_with_maps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 0.0, "beta": 0.0}, "alpha and beta are both 0: that is the method alone"),
-        ({"alpha": -1.0}, "got alpha -1.0"),
-        ({"beta": float("nan")}, "beta nan"),
-        ({"temperature": 0.0}, "temperature 0.0.*temperature above 0"),
+        ({"alpha": 0.0, "beta": 0.0}, "alpha and beta are both 0, so the teacher has no effect: use the method alone"),
+        ({"alpha": -1.0}, "alpha is -1.0: it must be at least 0"),
+        ({"beta": float("nan")}, "beta is nan: it must be at least 0"),
+        ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
         ({"positions": ()}, r"positions is \[\]: name conv2, conv3 and conv4"),
         ({"positions": ("conv3", "conv3")}, "each at most once"),
         ({"positions": ("conv5",)}, "positions is .*conv5"),
@@ -510,7 +503,7 @@ def test_a_teacher_whose_map_is_given_by_a_module_that_runs_again_is_refused():
 
 def test_batches_of_one_are_refused_where_batchnorm_would_see_one_value():
     nets = networks("mlp", "mlp", shape=(6,), hidden=(8,))
-    with pytest.raises(LimbeckError, match=r"with batches of 1 it sees one value per channel"):
+    with pytest.raises(LimbeckError, match=r"srrl at conv4 applies a BatchNorm to .*, which needs at least 2 samples"):
         planned(nets, shape=(6,), batch_size=1)
     planned(batch_size=1)
 
@@ -519,5 +512,5 @@ def test_a_student_layer_that_gives_tokens_is_refused():
     student = build("timm:vit_tiny_patch16_224", classes=4, shape=(3, 16, 16), img_size=16, patch_size=4, depth=1)
     nets = {"student": student, "teacher": build("resnet8", classes=4, shape=(3, 16, 16))}
     given = arrays(torch.rand(12, 3, 16, 16), torch.arange(12) % 4)
-    with pytest.raises(LimbeckError, match=r"student.blocks gives \(17, 192\): this method reads a map"):
+    with pytest.raises(LimbeckError, match=r"srrl reads maps .* and vectors .*, but student.blocks gives \(17, 192\)"):
         plan(partial(srrl, student_layer="blocks"), nets, given, Training(1, 4, sgd(lr=0.1), constant()))

@@ -10,7 +10,8 @@ from limbeck.core import LimbeckError, Tap
 from limbeck.data import arrays
 from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import Training, training_batches
-from limbeck.methods.vid import Information, OverLayers, vid
+from limbeck.methods.shared import OverLayers
+from limbeck.methods.vid import Information, vid
 from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
@@ -227,5 +228,5 @@ def test_what_cannot_be_is_refused(options, message):
 
 def test_tokens_are_refused():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=8, num_classes=4, depth=1)
-    with pytest.raises(LimbeckError, match=r"vid reads maps .* or vectors .*, but teacher.blocks.0 gives \(5, 192\)"):
+    with pytest.raises(LimbeckError, match=r"vid reads maps .* and vectors .*, but teacher.blocks.0 gives \(5, 192\)"):
         planned(teacher=vit)

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from limbeck.core import LimbeckError
-from limbeck.models import build, cifar_resnet, fitnet_depth
+from limbeck.models import build
 from limbeck.models.cifar_resnet import BasicBlock, PaddedIdentity
 from limbeck.models.mobilenet import InvertedResidual
 from limbeck.models.resnet import Bottleneck
-from limbeck.models.shufflenet import DownBlock, GroupedBlock, Shuffle, SplitBlock
+from limbeck.models.shufflenet import DownBlock, GroupedBlock, SplitBlock
 from limbeck.models.wide_resnet import PreactivationBlock
 
 
@@ -106,13 +106,6 @@ def test_inverted_residual_follows_its_formula(inside, outside, stride, bias):
     torch.testing.assert_close(block(inputs), expected)
 
 
-def test_shuffle_deals_the_channels_of_each_group_out():
-    inputs = torch.arange(6.0)[None, :, None, None]
-    assert Shuffle(2)(inputs).flatten().tolist() == [0, 3, 1, 4, 2, 5]
-    assert Shuffle(3)(inputs).flatten().tolist() == [0, 2, 4, 1, 3, 5]
-    assert torch.equal(Shuffle(1)(inputs), inputs)
-
-
 @pytest.mark.parametrize(("inside", "outside", "stride"), [(24, 48, 2), (36, 72, 2), (48, 48, 1)])
 def test_grouped_block_follows_its_formula(inside, outside, stride):
     block = with_random_norms(GroupedBlock(inside, outside, stride=stride, groups=3))
@@ -162,13 +155,19 @@ def test_input_can_be_normalised_before_the_stem():
     assert "input_norm" not in dict(build("fsp_resnet8", classes=2, shape=(3, 8, 8), input_norm=False).named_children())
 
 
-def test_functions_refuse_what_they_do_not_know_also_when_called_directly():
-    with pytest.raises(LimbeckError, match="got shortcut 'pad', allowed are 'projection', 'identity'"):
-        cifar_resnet(depth=8, widths=(4, 4, 8, 16), classes=2, shape=(3, 8, 8), shortcut="pad")
-    with pytest.raises(LimbeckError, match="got layers 6, allowed are 5, 7, 9, 11"):
-        fitnet_depth(classes=2, shape=(3, 8, 8), layers=6)
-    with pytest.raises(LimbeckError, match="got init 'small', allowed are 'paper', 'modern'"):
-        fitnet_depth(classes=2, shape=(3, 8, 8), layers=5, init="small")
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("fsp_resnet8", {"shortcut": "pad"}, "fsp_resnet8.shortcut: got 'pad': allowed are identity, projection"),
+        ("imagenet_resnet20", {"shortcut": "pad"}, "shortcut: got 'pad': allowed are identity, projection"),
+        ("fitnet_depth", {"layers": 6}, "fitnet_depth.layers: got 6: it must be 5, 7, 9 or 11"),
+        ("fitnet_depth", {"layers": 5, "budget": "1M"}, "fitnet_depth.budget: got '1M'"),
+        ("maxout_mnist", {"init": "small"}, "maxout_mnist.init: got 'small': allowed are modern, paper"),
+    ],
+)
+def test_what_a_network_does_not_know_is_refused(name, options, message):
+    with pytest.raises(LimbeckError, match=message):
+        build(name, classes=2, shape=(3, 32, 32), **options)
 
 
 @pytest.mark.parametrize("name", ["vgg8", "mobilenet_v2_half"])

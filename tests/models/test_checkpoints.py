@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from limbeck.core import LimbeckError
 from limbeck.models import load_weights
 from limbeck.models.checkpoints import find_state
-from limbeck.models.transfer import load_all_but_classifier
+from limbeck.models.files import load_all_but_classifier
 
 
 class Net(nn.Module):

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from limbeck.connectors import Maxout
 from limbeck.core import LimbeckError
-from limbeck.models import MaxNormConv2d, MaxNormLinear, Maxout, build
+from limbeck.models import build
+from limbeck.models.maxout import MaxNormConv2d
+from limbeck.models.mlp import MaxNormLinear
 
 CIFAR = (3, 32, 32)
 MNIST = (1, 28, 28)

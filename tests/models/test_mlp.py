@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from limbeck.core import LimbeckError
-from limbeck.models import MaxNormLinear, mlp
+from limbeck.models.mlp import MaxNormLinear, mlp
 
 
 def test_children_are_the_layers_in_order():

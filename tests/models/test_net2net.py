@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from limbeck.connectors import Maxout
 from limbeck.core import LimbeckError
-from limbeck.models import Maxout, build, cifar_resnet, wide_resnet
-from limbeck.models.cifar_resnet import BasicBlock
+from limbeck.models import build
+from limbeck.models.cifar_resnet import BasicBlock, cifar_resnet
 from limbeck.models.net2net import deepened, net2net, replicated, widened
 from limbeck.models.parts import named
+from limbeck.models.wide_resnet import wide_resnet
 
 SHAPE = (3, 16, 16)
 
@@ -425,9 +427,3 @@ def test_inserted_norm_needs_two_samples():
     with pytest.raises(LimbeckError, match=r"stage1\.norm2 .* need at least 2 samples"):
         net2net(small, fresh(make("vgg13")), images(1))
     net2net(trained(mlp(4)), fresh(mlp(4, 4)), images(1))
-
-
-@pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf")])
-def test_noise_must_be_a_width(noise):
-    with pytest.raises(LimbeckError, match="got noise"):
-        net2net(fresh(mlp(4)), fresh(mlp(4)), images(), noise=noise)

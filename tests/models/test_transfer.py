@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 
 from limbeck.core import LimbeckError
 from limbeck.models import NetworkSpec, build, save_network
-from limbeck.models.transfer import load_all_but_classifier
+from limbeck.models.files import load_all_but_classifier
 
 SHAPE = (3, 8, 8)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.models import MODELS, MaxNormLinear, build, layers
+from limbeck.models import MODELS, build, layers
+from limbeck.models.mlp import MaxNormLinear
 
 IMAGE = (3, 32, 32)
 

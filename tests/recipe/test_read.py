@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from limbeck.core import LimbeckError
 from limbeck.recipe.bundled import bundled
 from limbeck.recipe.read import Recipe, RecipeError, dump, read, reread, smoke, with_absolute_paths
+from limbeck.recipe.text import WHOLE_BYTES
 
 GOOD = """\
 name: tiny
@@ -495,6 +497,15 @@ def test_the_keys_of_a_source_are_written_out_and_read_again(tmp_path):
     assert reread(write(tmp_path, dump(recipe))) == recipe
     assert read(write(tmp_path, GOOD)).data.options == {}
     assert read(write(tmp_path, GOOD.replace("digits", "mnist"))).data.options == {"download": True}
+
+
+def test_a_recipe_of_a_run_folder_is_read_up_to_a_limit(tmp_path):
+    path = write(tmp_path, "# " + "x" * WHOLE_BYTES)
+    with pytest.raises(LimbeckError, match=f"has more than {WHOLE_BYTES:,} bytes"):
+        reread(path)
+    path.write_bytes(b"name: \xff")
+    with pytest.raises(RecipeError, match="is damaged: it is not UTF-8 text"):
+        reread(path)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 """Methods on maps through connectors of their own."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from limbeck.methods.ab import boundary_loss
 from limbeck.methods.ft import FactorTransfer, Paraphraser, encoder, factor_loss, positions_loss
-from limbeck.methods.ofd import Overhaul
+from limbeck.methods.ofd import Overhaul, overhaul_loss
 from limbeck.methods.reviewkd import Review, context_loss
 from limbeck.methods.semckd import Calibration
+from limbeck.methods.shared import OverLayers
 from limbeck.methods.simkd import Projection
 from limbeck.models.reuse import Reuse, projector
 from recorded import Case, Recorded, numbered, with_parameters
@@ -29,22 +31,31 @@ def renamed(case: Case, *replacements: tuple[str, str], prefix: str = "param/") 
 
 def ab(case: Case, options: Mapping[str, Any]) -> Tensor:
     students, teachers = numbered(case, "student_feature"), numbered(case, "teacher_feature")
-    return 3 / 1000 * boundary_loss(students, teachers, margin=options["margin"])
+    losses = [
+        boundary_loss(*pair, margin=options["margin"], weight=2.0 ** (layer - len(students)))
+        for layer, pair in enumerate(zip(students, teachers, strict=True), start=1)
+    ]
+    return 3 / 1000 * sum(losses)
+
+
+def places(theirs: str, ours: str) -> list[tuple[str, str]]:
+    """The names of the three convolutions of `limbeck.methods.ft.layers`, which has an activation after each."""
+    return [(f"{theirs}{number}", f"{ours}{2 * number}") for number in range(3)]
 
 
 def ft(case: Case, options: Mapping[str, Any]) -> Tensor:
     student, teacher = case["student_feature"], case["teacher_feature"]
     factors = options["factor_channels"]
     module = FactorTransfer(encoder(student.shape[1], factors), encoder(teacher.shape[1], factors), factor_loss)
-    parameters = renamed(case, ("conv", "translator.layers."))
-    parameters |= renamed(case, ("conv", "paraphraser.layers."), prefix="teacher_param/")
+    parameters = renamed(case, *places("conv", "translator."))
+    parameters |= renamed(case, *places("conv", "paraphraser."), prefix="teacher_param/")
     return with_parameters(module, parameters, student, teacher)
 
 
 def ft_paraphraser(case: Case, options: Mapping[str, Any]) -> Tensor:
     teacher = case["teacher_feature"]
     module = Paraphraser(teacher.shape[1], options["factor_channels"])
-    parameters = renamed(case, ("deconv", "decoder.layers."), ("conv", "encoder.layers."))
+    parameters = renamed(case, *places("deconv", "decoder."), *places("conv", "encoder."))
     return with_parameters(module, parameters, teacher)
 
 
@@ -56,14 +67,15 @@ def ft_repdistiller(case: Case, options: Mapping[str, Any]) -> Tensor:
 def ofd(case: Case, options: Mapping[str, Any]) -> Tensor:
     students, teachers = numbered(case, "student_feature"), numbered(case, "teacher_feature")
     margin = numbered(case, "margin")
-    connectors = [
-        nn.Sequential(nn.Conv2d(mine.shape[1], its.shape[1], 1, bias=False), nn.BatchNorm2d(its.shape[1]))
-        for mine, its in zip(students, teachers, strict=True)
-    ]
-    module = Overhaul(connectors, margin, average="sum")
-    parameters = renamed(case, ("Connectors", "connectors"))
-    parameters |= {f"margin{place}": one for place, one in enumerate(margin)}
-    return with_parameters(module, parameters, *students, *teachers)
+    losses = []
+    for layer, (mine, its, one) in enumerate(zip(students, teachers, margin, strict=True), start=1):
+        connector = nn.Sequential(nn.Conv2d(mine.shape[1], its.shape[1], 1, bias=False), nn.BatchNorm2d(its.shape[1]))
+        loss = partial(overhaul_loss, weight=2.0 ** (layer - len(margin)), average="sum")
+        losses.append(Overhaul(connector, one, loss))
+    places = [(f"Connectors.{layer}.", f"losses.{layer}.connector.") for layer in range(len(losses))]
+    parameters = renamed(case, *places)
+    parameters |= {f"losses.{layer}.margin": one for layer, one in enumerate(margin)}
+    return with_parameters(OverLayers(losses), parameters, *students, *teachers)
 
 
 def reviewkd(case: Case, options: Mapping[str, Any]) -> Tensor:

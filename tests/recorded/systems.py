@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from limbeck.connectors import Through
 from limbeck.methods.class_distance import class_distance_loss
 from limbeck.methods.fitnets import hint_loss
-from limbeck.methods.fitnets_one_stage import OneStageRegressor
+from limbeck.methods.fitnets_one_stage import one_stage_regressor
 from limbeck.methods.fsp import FlowPair
 from limbeck.methods.srrl import Classifier, Representation, connector
 from recorded import Case, Recorded, numbered, with_parameters
@@ -17,10 +17,14 @@ from recorded import Case, Recorded, numbered, with_parameters
 
 def fitnet_hint(case: Case, options: Mapping[str, Any]) -> Tensor:
     student, teacher = case["student_feature"], case["teacher_feature"]
-    regressor = OneStageRegressor(tuple(student.shape[1:]), tuple(teacher.shape[1:]))
+    regressor = one_stage_regressor(tuple(student.shape[1:]), tuple(teacher.shape[1:]))
     loss = Through(regressor, partial(hint_loss, average="elements"))
-    names = ("conv.weight", "conv.bias", "bn.weight", "bn.bias")
-    return with_parameters(loss, {f"connector.{name}": case[f"param/{name}"] for name in names}, student, teacher)
+    convolution = next(name for name, layer in loss.named_modules() if hasattr(layer, "kernel_size"))
+    places = {"conv": convolution, "bn": "connector.2"}
+    parameters = {
+        f"{at}.{part}": case[f"param/{name}.{part}"] for name, at in places.items() for part in ("weight", "bias")
+    }
+    return with_parameters(loss, parameters, student, teacher)
 
 
 def fsp(form: str, pool: str, case: Case, options: Mapping[str, Any]) -> Tensor:

@@ -196,3 +196,9 @@ def test_the_sentences_say_the_rest(result):
     assert not [line for line in said if "compiling took" in line]
     compiled = report([measured(costs={"compile_s": 7.0})], LOOPS, PEAK, 0.1, kept=True)
     assert "kd: compiling took 7.0 s, once" in list(sentences(compiled))
+
+
+def test_peak_memory_may_be_left_out():
+    found = report([measured()], LOOPS, None, 0.1, kept=True)
+    assert found["peak_memory_mb"] is None
+    assert not any("memory" in gate["what"] for gate in found["gates"])

@@ -92,7 +92,7 @@ def test_what_is_wrong_is_told_with_its_place(setting, message):
 
 
 def test_methods_that_cannot_be_combined_are_refused_before_training():
-    assert "cannot be one stage" in refused("method=[mimic, kd]")
+    assert "cannot be combined in one stage" in refused("method=[mimic, kd]")
 
 
 def test_the_teacher_that_a_method_trains_is_a_copy_and_is_measured_afterwards():
@@ -229,10 +229,10 @@ def test_the_order_of_the_networks_is_kept_when_the_recipe_is_written():
     ("settings", "message"),
     [
         (["networks={peer: {model: resnet8}}"], "networks: kd does not use peer"),
-        (["teacher={model: resnet8, untrained: true}"], "teacher: kd does not train its teacher"),
+        (["teacher={model: resnet8, untrained: true}"], "kd does not train the teacher"),
         (
             ["method=class_distance", "seeds=[0, 1]", "share_first_stage=true"],
-            "share_first_stage: in class_distance's first stage teacher learns",
+            "share_first_stage: the first stage of class_distance trains teacher, not the student",
         ),
     ],
 )

@@ -161,9 +161,9 @@ class Late:
     ("seconds", "median", "steps"),
     [
         ([12.0, *[0.5] * 9], 0.5, 5),  # a first step that compiles
-        ([12.0, 0.4, 0.9, 0.5, 0.7, 9.0], 0.6, 5),
+        ([12.0, 0.3, 0.7, 0.4, 0.5, 9.0], 0.45, 5),
         ([1.0, 30.0, 1.0], 30.0, 2),
-        ([1.0, 6.0, 6.0, 1.0], 6.0, 3),
+        ([1.0, 1.5, 1.5, 1.0], 1.5, 3),
     ],
 )
 def test_the_first_step_is_neither_counted_nor_waited_for(monkeypatch, seconds, median, steps):

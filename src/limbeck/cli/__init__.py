@@ -28,8 +28,8 @@ CACHE_COMMANDS: Mapping[str, Callable[..., None]] = {
 SPINS = "30000"
 """How often a thread of GNU's OpenMP looks for work before it sleeps.
 
-Threads that look ten times as often, as they do by default, keep the processors from each other where other work runs
-too; those that sleep at once cost up to a third of a step where none does. See docs/speed.md for figures.
+The default is ten times as large: waiting threads then slow down the others if other programs run. If threads sleep at
+once and no other program runs, a step of a large network takes up to a third longer. See docs/speed.md for figures.
 """
 
 
@@ -48,14 +48,16 @@ def _group(commands: Mapping[str, Callable[..., None]], text: str, name: str) ->
 
 
 app = _group(
-    COMMANDS, "Distil a trained teacher into a small student, with evidence of what distilling brought.", "limbeck"
+    COMMANDS,
+    "Train a small student network with a trained teacher network, and measure whether the teacher helped.",
+    "limbeck",
 )
-app.add_typer(_group(CACHE_COMMANDS, "The store of a teacher's outputs: build, compare, look.", "cache"))
+app.add_typer(_group(CACHE_COMMANDS, "Build, verify or show the store of a teacher's outputs.", "cache"))
 
 
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """Distil a trained teacher into a small student, with evidence of what distilling brought."""
+    """Train a small student network with a trained teacher network, and measure whether the teacher helped."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is first imported
     from limbeck.cli.terminal import plain_where_needed

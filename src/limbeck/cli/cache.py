@@ -119,7 +119,7 @@ def _experiment(asked: Asked) -> "Experiment":
     from limbeck.train.allocator import keep_memory
 
     keep_memory()
-    say_code(checked)
+    say_code(checked.model_dump())
     with reading(console()) as progress:
         return Experiment(checked, _run(asked, checked), resume=True, trust_code=asked.trust_code, progress=progress)
 

@@ -113,11 +113,11 @@ def method_page(name: str) -> str:
     if name not in ABOUT:
         raise LimbeckError(f"there is no method {name!r}: {nearest(name, ABOUT)}")
     about = ABOUT[name]
-    source = f"{about.paper}." if about.paper else "There is no paper about it."
+    source = f"{about.paper}." if about.paper else "This method is unpublished."
     blocks = [
         [f"# {name}", "", source, "", *_sections(about.function)[""]],
         ["## Stages", "", *_stages(about)],
-        ["## Options", "", *(_options(about) or ["It has none."])],
+        ["## Options", "", *(_options(about) or ["This method has no options."])],
     ]
     presets = [
         f"- `{preset}`: " + ", ".join(f"{key} {_value(value)}" for key, value in options.items())
@@ -140,7 +140,12 @@ def method_pages() -> dict[str, str]:
         source = f"{paper.authors}, {paper.title} ({paper.year})" if paper else _summary(about)
         stages = ", ".join(stage.name for stage in planned(about).stages)
         rows.append(f"| [{name}]({name}.md){star} | {source} | {stages} | {_met(name)} |")
-    head = ["# The methods", "", "Written by `limbeck methods --write docs/methods`. A star marks a whole system.", ""]
+    head = [
+        "# The methods",
+        "",
+        "Written by `limbeck methods --write docs/methods`. A star marks a complete system: all stages of its paper.",
+        "",
+    ]
     return {"index.md": "\n".join([*head, *rows]) + "\n", **{f"{name}.md": method_page(name) for name in ABOUT}}
 
 
@@ -219,9 +224,9 @@ def _stages(about: About) -> Iterator[str]:
     networks = " and ".join(f"{model} as {role}" for role, model in about.networks.items())
     yield f"With {networks}, on images {_SHAPE} of {_CLASSES} classes:"
     for number, stage in enumerate(plans.stages, start=1):
-        learning = " and ".join(f"the {learner}" for learner in stage.learns) or "only the terms' own layers"
-        length = "" if stage.epochs == EPOCHS else f"; {stage.epochs} epochs where the recipe has {EPOCHS}"
-        sweeps = "; a pass over the training set comes before each epoch" if stage.prepare is not None else ""
+        learning = " and ".join(f"the {learner}" for learner in stage.learns) or "only the parameters of the losses"
+        length = "" if stage.epochs == EPOCHS else f"; {stage.epochs} epochs if the recipe has {EPOCHS}"
+        sweeps = "; each epoch starts with a pass over the training set" if stage.prepare is not None else ""
         yield from (
             "",
             f"{number}. `{stage.name}`: {learning} learn{'s' * (len(stage.learns) == 1)}{length}{sweeps}",
@@ -238,13 +243,10 @@ def _weight(weight: float | Schedule) -> str:
 
 def _options(about: About) -> list[str]:
     documented, lines = meanings(about.function), []
-    for key, option in inspect.signature(about.function).parameters.items():
-        if option.kind is option.KEYWORD_ONLY:
-            kind = inspect.formatannotation(option.annotation).replace(
-                "collections.abc.Callable[[float], float]", "schedule"
-            )
-            default = _weight(option.default) if callable(option.default) else repr(option.default)
-            lines.append(f"- `{key}: {kind} = {default}`: {documented.get(key, '')}")
+    for key, option in signature(about.function).items():
+        kind, value = option["type"].replace("Schedule", "schedule"), option["default"]
+        default = _weight(value) if callable(value) else repr(value)
+        lines.append(f"- `{key}: {kind} = {default}`: {documented.get(key, '')}")
     return lines
 
 
@@ -256,9 +258,9 @@ def _value(value: Any) -> str:
 
 def _use(name: str, about: About) -> Iterator[str]:
     numbers = [
-        f"{key}: {option.default}"
-        for key, option in inspect.signature(about.function).parameters.items()
-        if isinstance(option.default, float | int) and not isinstance(option.default, bool)
+        f"{key}: {option['default']}"
+        for key, option in signature(about.function).items()
+        if isinstance(option["default"], float | int) and not isinstance(option["default"], bool)
     ]
     yield from ("```yaml", f"method: {{{', '.join([f'name: {name}', *numbers[:2]])}}}")
     yield from (f"method: {{name: {name}, preset: {preset}}}" for preset in about.presets)

@@ -12,8 +12,8 @@ WIDTH = 96
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method, in full.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Write every page into this folder.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The method to show in full.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write the documentation pages to this folder.")] = None,
 ) -> None:
     """List the methods, or show one in full."""
     with reporting():

@@ -1,23 +1,36 @@
 """The commands `limbeck models` and `limbeck taps`, which list networks and the layers of a network."""
 
 import fnmatch
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from limbeck.cli.reporting import reporting
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from limbeck.cli.terminal import console
+from limbeck.errors import LimbeckError, nearest
 
 
 def models(pattern: Annotated[str, typer.Argument(help="A pattern for names, such as 'resnet*'.")] = "*") -> None:
     """List the networks of the zoo."""
     with reporting():
-        from limbeck.cli.terminal import console
+        import torch
 
-        console().print(model_table(pattern))
+        from limbeck.evaluate import parameters
+        from limbeck.models import MODELS, build, options
+
+        names = fnmatch.filter(MODELS, pattern if set(pattern) & set("*?[") else f"*{pattern}*")
+        if not names:
+            raise LimbeckError(f"no model matches {pattern!r}: {nearest(pattern, MODELS)}")
+        table = Table("model", "options", "parameters", title="for 10 classes of 3x32x32 images")
+        for name in names:
+            known = options(name)
+            needed = [key for key, option in known.items() if option.default is option.empty]
+            with torch.device("meta"):
+                count = "" if needed else f"{parameters(build(name, classes=10, shape=(3, 32, 32))):,}"
+            shown = [key if key in needed else f"{key}={option.default}" for key, option in known.items()]
+            table.add_row(name, ", ".join(shown), count)
+        console().print(table)
 
 
 def taps(
@@ -28,60 +41,27 @@ def taps(
 ) -> None:
     """List the layers of a network and their output shapes."""
     with reporting():
-        from limbeck.cli.terminal import console
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import YAMLError
 
-        console().print(layer_table(model, shape, classes, override or []), soft_wrap=True)
+        from limbeck.models import build, layers
 
-
-def model_table(pattern: str) -> "Table":
-    """Return a table of the zoo networks whose names match, with their parameters for 10 classes."""
-    import torch
-    from rich.table import Table
-
-    from limbeck.errors import LimbeckError, nearest
-    from limbeck.evaluate import parameters
-    from limbeck.models import MODELS, build, options
-
-    names = fnmatch.filter(MODELS, pattern if set(pattern) & set("*?[") else f"*{pattern}*")
-    if not names:
-        raise LimbeckError(f"no model matches {pattern!r}: {nearest(pattern, MODELS)}")
-    table = Table("model", "options", "parameters", title="for 10 classes of 3x32x32 images")
-    for name in names:
-        known = options(name)
-        needed = [key for key, option in known.items() if option.default is option.empty]
-        with torch.device("meta"):
-            count = "" if needed else f"{parameters(build(name, classes=10, shape=(3, 32, 32))):,}"
-        shown = [key if key in needed else f"{key}={option.default}" for key, option in known.items()]
-        table.add_row(name, ", ".join(shown), count)
-    return table
-
-
-def layer_table(model: str, shape: str, classes: int, settings: Iterable[str]) -> "Table":
-    """Return a table of the layers of a network that a tap can read, with their output shapes for one sample."""
-    from rich.table import Table
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    from limbeck.errors import LimbeckError
-    from limbeck.models import build, layers
-
-    try:
-        sizes = tuple(int(size) for size in shape.split(","))
-        options = {key: YAML(typ="safe").load(value) for key, _, value in (item.partition("=") for item in settings)}
-    except (ValueError, YAMLError) as error:
-        raise LimbeckError(
-            f"got --shape {shape!r} and --set {list(settings)}: write --shape C,H,W and --set option=value"
-        ) from error
-    network = build(model, classes=classes, shape=sizes, **options)
-    try:
-        rows = layers(network, sizes)
-    except Exception as error:  # a user's network may raise anything
-        raise LimbeckError(
-            f"{model} does not run on samples of shape {sizes}: {type(error).__name__}: {error}"
-        ) from error
-    table = Table("layer", "kind", "output", "parameters")
-    for layer in rows:
-        table.add_row(
-            layer.name, layer.kind, "x".join(map(str, layer.shape)) if layer.shape else "", f"{layer.parameters:,}"
-        )
-    return table
+        settings = [item.partition("=") for item in override or []]
+        try:
+            sizes = tuple(int(size) for size in shape.split(","))
+            options = {key: YAML(typ="safe").load(value) for key, _, value in settings}
+        except (ValueError, YAMLError) as error:
+            raise LimbeckError(
+                f"got --shape {shape!r} and --set {override or []}: write --shape C,H,W and --set option=value"
+            ) from error
+        network = build(model, classes=classes, shape=sizes, **options)
+        try:
+            rows = layers(network, sizes)
+        except Exception as error:  # a user's network may raise anything
+            raise LimbeckError(
+                f"{model} does not run on samples of shape {sizes}: {type(error).__name__}: {error}"
+            ) from error
+        table = Table("layer", "kind", "output", "parameters")
+        for layer in rows:
+            table.add_row(layer.name, layer.kind, "x".join(map(str, layer.shape or ())), f"{layer.parameters:,}")
+        console().print(table, soft_wrap=True)

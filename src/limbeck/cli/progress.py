@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 from limbeck.cli import terminal
@@ -79,7 +79,7 @@ def reading(console: Console) -> Iterator[Callable[[int, int], None]]:
                 bar.start()
         elif time.monotonic() - spoken > LINE_EVERY:
             spoken = time.monotonic()
-            console.print(f"reading the data: {done:,} of {total:,} files", highlight=False, soft_wrap=True)
+            _print(console, f"reading the data: {done:,} of {total:,}")
 
     try:
         yield read
@@ -88,28 +88,13 @@ def reading(console: Console) -> Iterator[Callable[[int, int], None]]:
             bar.stop()
 
 
-def introduce(experiment: Experiment, console: Console) -> None:
-    """Print the data, the device and the notes of an experiment before it runs."""
-    engine, data = experiment.engine, experiment.data
-    lines = [
-        f"{experiment.recipe.name}: {len(data.train):,} training, {len(data.validation):,} validation and "
-        f"{len(data.test):,} test samples of {len(data.classes)} classes; on {engine.device.type} in "
-        f"{'bfloat16' if engine.precision == 'bf16' else '32 bits'} ({engine.reason})"
-        f"{', frozen networks compiled' if engine.compile else ''}",
-        *(f"{split}: {origin}" for split, origin in data.origins.items()),
-        *(f"note: {note}" for note in experiment.notes),
-    ]
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
-
-
 def show(experiment: Experiment, console: Console, out: Path) -> None:
     """Run an experiment with a progress bar on a terminal and plain lines elsewhere, and print its table."""
     _follow(experiment, experiment.run, console)
     console.print(result_table(experiment.result))
     for line in verdicts(experiment.result, experiment.recipe):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"written: {out}/result.json and {out}/student.safetensors", highlight=False, soft_wrap=True)
+        _print(console, line)
+    _print(console, f"written: {out}/result.json and {out}/student.safetensors")
 
 
 def watch(experiment: Experiment, start: Callable[[Track], Iterator[Event]]) -> None:
@@ -118,21 +103,30 @@ def watch(experiment: Experiment, start: Callable[[Track], Iterator[Event]]) -> 
 
 
 def _follow(experiment: Experiment, start: Callable[[Track], Iterator[Event]], console: Console) -> None:
-    """Print the introduction, follow the training, and print the notes that it added."""
-    introduce(experiment, console)
-    printed = set(experiment.notes)
+    """Print the data, the device and the notes, follow the training, and print the notes that it added."""
+    engine, data, notes = experiment.engine, experiment.data, experiment.notes
+    lines = [
+        f"{experiment.recipe.name}: {len(data.train):,} training, {len(data.validation):,} validation and "
+        f"{len(data.test):,} test samples of {len(data.classes)} classes; on {engine.device.type} in "
+        f"{'bfloat16' if engine.precision == 'bf16' else '32 bits'} ({engine.reason})"
+        f"{', frozen networks compiled' if engine.compile else ''}",
+        *(f"{split}: {origin}" for split, origin in data.origins.items()),
+        *(f"note: {note}" for note in notes),
+    ]
+    for line in lines:
+        _print(console, line)
     follow(start, console, experiment.work)
     for note in experiment.notes:
-        if note not in printed:
-            console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        if note not in notes:
+            _print(console, f"note: {note}")
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 class _Account:
-    """The progress of a whole run, over all its trainings.
-
-    Args:
-        work: the cost of each training, in order.
-    """
+    """The progress of a whole run, over all its trainings; ``work`` is the cost of each, in order."""
 
     def __init__(self, work: Mapping[Job, float]) -> None:
         self._work, self._places = work, {job: place for place, job in enumerate(work, start=1)}
@@ -177,10 +171,7 @@ class _Account:
 def follow(start: Callable[[Track], Iterator[Event]], console: Console, work: Mapping[Job, float]) -> None:
     """Run the events of ``start`` with a progress bar on a terminal and plain lines elsewhere.
 
-    Args:
-        start: returns the events.
-        console: the console to write to.
-        work: all trainings with their approximate cost; see `Experiment.work`.
+    ``work`` is that of the `Experiment`: all trainings with their approximate cost.
     """
     progress = Progress(
         TextColumn("{task.description}"),
@@ -207,10 +198,9 @@ class _Screen:
     def __init__(self, console: Console, progress: Progress, account: _Account) -> None:
         self.terminal = console.is_terminal or console.is_jupyter
         self._console, self._progress, self._account = console, progress, account
-        self._run: TaskID | None = None
-        self._keeping: TaskID | None = None
+        self._run = progress.add_task("", visible=False, total=account.total, left="", epoch="")
+        self._store = progress.add_task("", visible=False, left="", epoch="")
         self._spoken = time.monotonic()
-        self._epoch = ""
 
     def advance(self, job: Job, share: float) -> None:
         """Advance the bar."""
@@ -222,49 +212,41 @@ class _Screen:
         if isinstance(event, Started):
             self._account.reach(event.job, event.done / event.epochs, found=True)
             if event.done:
-                self._print(f"{event.job}: resuming from its checkpoint")
-            self._show(event.job, "")
+                _print(self._console, f"{event.job}: resuming from its checkpoint")
+            self._show(event.job, epoch="")
         elif isinstance(event, Trained):
-            self._show(event.job, _epoch(event))
+            self._show(event.job, epoch=_epoch(event, f"loss {event.epoch.loss:.4f}"))
             if not self.terminal and time.monotonic() - self._spoken > LINE_EVERY:
                 self._spoken = time.monotonic()
                 left = self._account.left
-                self._print(f"{_trained(event, self._account.place(event.job))}{left and f', {left} left'}")
+                line = _trained(event, self._account.place(event.job))
+                _print(self._console, f"{line}{left and f', {left} left'}")
         elif isinstance(event, Found):
             self._account.reach(event.job, 1.0, found=True)
-            self._print(_found(event))
+            how = f"reused from {event.folder}: the same student, data and training"
+            _print(self._console, f"{event.job}: {how}")
         elif isinstance(event, Finished):
             self._account.reach(event.job, 1.0, found=event.reused)
-            self._print(_finished(event))
+            _print(self._console, _finished(event))
+        elif isinstance(event, StoreEstimate):
+            _print(self._console, _estimated(event))
         elif isinstance(event, StoreProgress):
-            self._keep(event)
+            self._tell_store(event)
         else:
-            self._print(_LINES[type(event)](event))
+            _print(self._console, _verified(event))
 
-    def _show(self, job: Job, epoch: str | None = None) -> None:
-        if not self.terminal or not self._account.total:
-            return
-        if self._run is None:
-            self._run = self._progress.add_task("", total=self._account.total, left="", epoch="")
-        left = self._account.left
-        left = f"{left} left" if left else ""
-        place, done = self._account.place(job), self._account.done
-        self._epoch = self._epoch if epoch is None else epoch
-        self._progress.update(self._run, description=place, completed=done, left=left, epoch=self._epoch)
+    def _show(self, job: Job, **fields: Any) -> None:
+        if self.terminal and self._account.total:
+            left, done, place = self._account.left, self._account.done, self._account.place(job)
+            fields["left"] = left and f"{left} left"
+            self._progress.update(self._run, visible=True, description=place, completed=done, **fields)
 
-    def _keep(self, event: StoreProgress) -> None:
-        if self.terminal and self._keeping is None:
-            self._keeping = self._progress.add_task(f"{event.job}'s outputs", total=event.total, left="", epoch="")
-        if self._keeping is not None:
-            self._progress.update(self._keeping, completed=event.done)
-        if event.done == event.total:
-            if self._keeping is not None:
-                self._progress.remove_task(self._keeping)
-                self._keeping = None
-            self._print(_kept(event))
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+    def _tell_store(self, event: StoreProgress) -> None:
+        what, ended = f"{event.job}'s outputs", event.done == event.total
+        self._progress.update(self._store, visible=not ended, description=what, total=event.total, completed=event.done)
+        if ended:
+            size = f"about {decimal(event.bytes)} in {event.folder}"
+            _print(self._console, f"{event.job}: stored {event.total:,} rows of its outputs ({size})")
 
 
 def _finished(event: Finished) -> str:
@@ -275,42 +257,26 @@ def _finished(event: Finished) -> str:
 
 
 def _trained(event: Trained, place: str) -> str:
+    terms = ", ".join(f"{name} {value:.4f}" for name, value in event.epoch.terms.items())
+    return f"{place}: {_epoch(event, terms)}"
+
+
+def _epoch(event: Trained, losses: str) -> str:
     epoch = event.epoch
-    terms = ", ".join(f"{name} {value:.4f}" for name, value in epoch.terms.items())
     validation = "" if event.validation is None else f", validation {100 * event.validation:.2f} %"
-    speed = epoch.images / epoch.seconds
-    stage = "" if epoch.stage in ("alone", event.job.arm) else f" of {epoch.stage}"
-    return f"{place}: epoch {epoch.number}/{epoch.epochs}{stage}, {terms}{validation}, {speed:,.0f} images/s"
-
-
-def _epoch(event: Trained) -> str:
-    """Return the text after the bar."""
-    epoch = event.epoch
-    validation = "" if event.validation is None else f", validation {100 * event.validation:.1f} %"
     stage = "" if epoch.stage in ("alone", event.job.arm) else f" of {epoch.stage}"
     speed = epoch.images / epoch.seconds
-    return f"epoch {epoch.number}/{epoch.epochs}{stage}, loss {epoch.loss:.4f}{validation}, {speed:,.0f} images/s"
+    return f"epoch {epoch.number}/{epoch.epochs}{stage}, {losses}{validation}, {speed:,.0f} images/s"
 
 
-def _found(event: Found) -> str:
-    return f"{event.job}: reused from {event.folder}: the same student, data and training"
-
-
-def _expected(event: StoreEstimate) -> str:
+def _estimated(event: StoreEstimate) -> str:
     size, free = decimal(event.bytes), decimal(event.free)
     took = "under a second" if event.seconds < 1 else f"about {timedelta(seconds=round(event.seconds))}"
-    return f"{event.job}: storing its outputs takes about {size} ({free} are free) and {took}"
+    return f"{event.job}: the store of its outputs will take about {size} ({free} free); building it takes {took}"
 
 
-def _kept(event: StoreProgress) -> str:
-    return f"{event.job}: stored {event.total:,} rows of its outputs (about {decimal(event.bytes)} in {event.folder})"
-
-
-def _compared(event: StoreVerified) -> str:
+def _verified(event: StoreVerified) -> str:
     return (
         f"{event.job}: {event.rows} random rows of {event.folder} match the teacher's outputs "
-        f"(the largest deviation is {event.deviation:.2g}, allowed are {event.allowed:.2g})"
+        f"(largest difference {event.deviation:.2g}, allowed {event.allowed:.2g})"
     )
-
-
-_LINES: Mapping[type, Callable[[Any], str]] = {StoreEstimate: _expected, StoreVerified: _compared}

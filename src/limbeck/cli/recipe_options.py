@@ -2,9 +2,10 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,12 +28,12 @@ class Asked:
     """The recipe and the options of a command."""
 
     recipe: Path
-    override: list[str] | None
-    seed: int | None
-    out: Path | None
-    data_root: Path | None
-    allow: list[str] | None
-    trust_code: bool
+    override: list[str] | None = None
+    seed: int | None = None
+    out: Path | None = None
+    data_root: Path | None = None
+    allow: list[str] | None = None
+    trust_code: bool = False
     smoke: bool = False
 
     def checked(self, *more: str) -> "Recipe":
@@ -59,10 +60,10 @@ class Asked:
         return shlex.join([*line, *(["--resume"] if command == "run" else [])])
 
 
-def say_code(recipe: "Recipe") -> None:
-    """Print which of the user's code is about to run."""
+def say_code(values: Mapping[str, Any]) -> None:
+    """Print which of the user's code is about to run: that of the blocks of a recipe, such as ``{"data": {...}}``."""
     from limbeck.cli.terminal import console
     from limbeck.user_code import code_notices
 
-    for notice in code_notices(recipe.model_dump()):
+    for notice in code_notices(values):
         console().print(notice, soft_wrap=True)

@@ -15,9 +15,7 @@ def reporting(resume: str = "") -> Iterator[None]:
     """Print errors that the user can fix as messages and exit with a code. Torch is not imported.
 
     The exit code is that of the LimbeckError (2 by default), 3 for a full disk, 2 for other OSErrors, 130 for Ctrl-C.
-
-    Args:
-        resume: the command line that resumes the command.
+    ``resume`` is the command line that resumes the command.
     """
     from limbeck.cli.terminal import console
     from limbeck.errors import LimbeckError

@@ -18,17 +18,18 @@ def demo(
 ) -> None:
     """Run a distillation on handwritten digits, in half a minute.
 
-    Trains a teacher, then for 3 seeds a student without and with distillation, and prints a table.
+    Trains a teacher, then for 3 seeds a student without and with the teacher, and prints a table.
     """
     with reporting(shlex.join(["limbeck", "run", "digits_kd", "--set", "name=demo", "--out", str(out), "--resume"])):
         from limbeck.recipe.bundled import bundled
         from limbeck.recipe.read import read
+        from limbeck.recipe.text import read_text
 
         checked = read(bundled("digits_kd.yaml"), overrides=["name=demo"])
-        from limbeck.experiment.runfiles import clear
+        from limbeck.experiment.runfiles import RECIPE, clear
 
-        known = out / "recipe.yaml"
-        if known.is_file() and f"name: {checked.name}" in known.read_text(encoding="utf-8").splitlines():
+        known = out / RECIPE
+        if known.is_file() and f"name: {checked.name}" in read_text(known).splitlines():
             clear(out)
         _run(checked, out, resume=False)
 
@@ -47,7 +48,7 @@ def run(
 ) -> None:
     """Run a recipe.
 
-    Trains the teacher, and for each seed the student without and with distillation.
+    Trains the teacher if the recipe says so, then for each seed the student without and with the teacher.
     """
     asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke)
     with reporting(asked.again("run")):
@@ -56,13 +57,8 @@ def run(
         if resume and overwrite:
             raise LimbeckError("--resume needs the run that --overwrite deletes: use only one of them")
         checked = asked.checked()
-        _run(
-            checked,
-            out or Path("runs") / checked.name,
-            resume=resume,
-            overwrite=overwrite,
-            trust_code=trust_code,
-        )
+        folder = out or Path("runs") / checked.name
+        _run(checked, folder, resume=resume, overwrite=overwrite, trust_code=trust_code)
 
 
 def _run(recipe: "Recipe", out: Path, *, resume: bool, overwrite: bool = False, trust_code: bool = False) -> None:
@@ -73,7 +69,7 @@ def _run(recipe: "Recipe", out: Path, *, resume: bool, overwrite: bool = False, 
     from limbeck.train.threads import threads_for
 
     keep_memory()
-    say_code(recipe)
+    say_code(recipe.model_dump())
     with reading(console()) as progress:
         experiment = Experiment(
             recipe, out, resume=resume, overwrite=overwrite, trust_code=trust_code, progress=progress

@@ -53,14 +53,14 @@ def verdicts(result: RunResult, recipe: Recipe) -> Iterator[str]:
     for one in result.runs:
         if one.teacher_after is not None:
             accuracy = one.teacher_after.test.accuracy
-            trained = f"the teacher that it trained gets {100 * accuracy:.2f} % of the test split right"
+            trained = f"its trained teacher has a test accuracy of {100 * accuracy:.2f} %"
             yield f"{one.arm} seed {one.seed}: {trained}"
         study = one.bias_shift
         if study is not None:
             before, after, oracle = study["before"], study["validation_tuned"], study["test_tuned"]
             yield (
                 f"{one.arm} seed {one.seed}, classes {study['classes']}: {before['errors']} errors, "
-                f"{100 * before['share_right']:.1f} % of them right; "
+                f"{100 * before['share_right']:.1f} % of them correct; "
                 f"bias {after['delta']:+.1f} (chosen on validation): "
                 f"{after['errors']} errors, {100 * after['share_right']:.1f} % right; "
                 f"bias {oracle['delta']:+.1f} (tuned on test, as the paper did): "
@@ -70,7 +70,7 @@ def verdicts(result: RunResult, recipe: Recipe) -> Iterator[str]:
 
 def _gain(arm: str, gain: Gain) -> str:
     error = gain.standard_error
-    doubt = "one pair, so no deviation" if error is None else f"standard error {error:.1f}, {gain.n} pairs"
+    doubt = "one pair, so no standard error" if error is None else f"standard error {error:.1f}, {gain.n} pairs"
     more = "fewer" if gain.mean >= 0 else "more"
     return f"{arm}: {abs(gain.mean):.1f} {more} errors than alone ({doubt})"
 
@@ -83,8 +83,9 @@ def _worse_teacher(result: RunResult, recipe: Recipe) -> Iterator[str]:
     teacher, alone = (result.summary[arm].accuracy.mean for arm in ("teacher", "alone"))
     if teacher < alone:
         yield (
-            f"the teacher gets {100 * teacher:.2f} % of the test split right, the student alone {100 * alone:.2f} %: "
-            "was the teacher trained on inputs of another normalisation (data.normalise), value range or size?"
+            f"the test accuracy of the teacher, {100 * teacher:.2f} %, is below that of the student alone, "
+            f"{100 * alone:.2f} %: check that the teacher was trained with this normalisation "
+            "(data.normalise), value range and size"
         )
 
 

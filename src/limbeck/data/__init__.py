@@ -3,7 +3,6 @@
 from limbeck.data.batches import Batches
 from limbeck.data.dividing import split_off
 from limbeck.data.from_arrays import arrays
-from limbeck.data.images import Images
 from limbeck.data.scaling import normalise
 from limbeck.data.sources import SOURCES, load
 from limbeck.data.sources.base import Parts, Progress, data_root
@@ -15,7 +14,6 @@ __all__ = [
     "Augment",
     "Batches",
     "Data",
-    "Images",
     "Parts",
     "Progress",
     "Split",

@@ -40,7 +40,7 @@ class Archive:
             weakref.finalize(self, table.close)
             self._zip = zipfile.ZipFile(table)
         except Exception as error:  # zipfile raises anything for a damaged file
-            raise LimbeckError(f"{place} is neither a folder nor a sound zip file: {error}") from error
+            raise LimbeckError(f"{place} is neither a folder nor a valid zip file: {error}") from error
 
     def names(self) -> list[str]:
         """Every file and folder; a folder's name ends with "/".
@@ -57,7 +57,7 @@ class Archive:
         files = Counter(name for name in names if not name.endswith("/"))
         twice = next((name for name, times in files.items() if times > 1), None)
         if twice is not None:
-            raise LimbeckError(f"{self._place} holds {twice!r} twice; allowed is one file of a name")
+            raise LimbeckError(f"{self._place} contains {twice!r} twice; file names must be unique")
         return names
 
     def size(self, name: str) -> int:
@@ -73,7 +73,9 @@ class Archive:
         """
         info = self._zip.getinfo(name)
         if info.compress_type not in _PACKED:
-            raise LimbeckError(f"packed by method {info.compress_type}; allowed are {', '.join(_PACKED.values())}")
+            raise LimbeckError(
+                f"compressed with method {info.compress_type}; allowed are {', '.join(_PACKED.values())}"
+            )
         with self._zip.open(name) as file:
             data = file.read(count)
         if len(data) < min(count, info.file_size):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core import Batch, LimbeckError
-from limbeck.data.cut import batch_sizes
+from limbeck.data.dividing import batch_sizes
 from limbeck.data.images import Images
 from limbeck.data.keys import Purpose, key
 from limbeck.data.scaling import coefficients, scaled
@@ -29,7 +29,7 @@ class Batches:
     (with ``views``, ``epoch % views``), and a last batch of a single sample is left out, because BatchNorm cannot train
     on it; which one changes from epoch to epoch. Without ``shuffle``, all samples come in order, unchanged, as view 0.
     In every pass in order, the last two batches share evenly if one sample would be left
-    (`limbeck.data.cut.batch_sizes`).
+    (`limbeck.data.dividing.batch_sizes`).
 
     The view of a sample is a pure function of (view_seed, view, index), for any batch size, order and number of
     workers. ``batch.index`` holds the places of the samples in the split.
@@ -51,8 +51,8 @@ class Batches:
         view_seed: of the views; None: ``seed``.
 
     Raises:
-        LimbeckError: the batch size or the number of views is less than 1; mean or std do not fit; shuffling leaves no
-            batch; the inputs cannot be augmented so. In a pass over images on disk: an image cannot be read.
+        LimbeckError: mean or std do not fit; shuffling leaves no batch; the inputs cannot be augmented so. In a pass:
+            an image on disk cannot be read.
     """
 
     def __init__(
@@ -69,10 +69,6 @@ class Batches:
         views: int | None = None,
         view_seed: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise LimbeckError(f"the batch size is {batch_size}; allowed are 1 and greater")
-        if views is not None and views < 1:
-            raise LimbeckError(f"the number of views is {views}; allowed are 1 and greater")
         if shuffle and len(split) == 1 < batch_size:
             raise LimbeckError(
                 "a single sample cannot be shuffled into batches; allowed are 2 and more, or batch size 1"
@@ -87,13 +83,7 @@ class Batches:
         self._inputs = split.inputs
         self._read: Callable[[Tensor, int | None], Iterator[Tensor]]  # an order and a view to raw batches
         if isinstance(split.inputs, Images):
-            self._read = Stream(
-                split.inputs,
-                batch_size=batch_size,
-                seed=self._view_seed,
-                keep=shuffle,
-                device=self._device,
-            )
+            self._read = Stream(split.inputs, batch_size=batch_size, seed=self._view_seed, device=self._device)
         else:
             held = split.inputs.to(self._device).contiguous()  # choosing is fast where a sample is one block of memory
             together = max(1, TOGETHER // (4 * max(1, held[:1].numel()) * batch_size))
@@ -135,9 +125,8 @@ class Batches:
         there, start = order.to(self._device), 0
         sizes = iter(batch_sizes(len(order), self._batch_size))
         numbers = None
-        if (
-            view is not None and self._augment != NONE
-        ):  # those of a whole pass at once: one by one is a third of the time
+        if view is not None and self._augment != NONE:
+            # those of a whole pass at once: one by one is a third of the time
             numbers = draws(there, options=self._augment, seed=self._view_seed, view=view)
         for inputs in self._read(order, view):
             stop = start + len(inputs)

@@ -38,16 +38,7 @@ IDX_BYTES = 2**30
 
 
 def check_memory(needed: int, what: str, advice: str) -> None:
-    """Check that an array fits in memory, as `fits_in_memory`.
-
-    Args:
-        needed: its bytes.
-        what: what the message calls it.
-        advice: what to do instead; the message ends with it.
-
-    Raises:
-        LimbeckError: it does not fit.
-    """
+    """Raise LimbeckError, which ends with the advice, unless so many bytes fit in memory as in `fits_in_memory`."""
     if not fits_in_memory(needed):
         raise LimbeckError(
             f"{what} would take {needed:,} bytes of memory, and this machine has {_memory():,}: {advice}"

@@ -6,11 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from limbeck.core import LimbeckError
 from limbeck.data.dividing import split_off
-from limbeck.data.images import Images, pieces
+from limbeck.data.images import Images
 from limbeck.data.scaling import channels, counts, measure, moments
 from limbeck.data.split import Data, Split
-from limbeck.data.streaming import try_transform
+from limbeck.data.streaming import Decoder, Wanted
 from limbeck.data.transforms import make_transform
 
 _LOOKED_AT, _AT_ONCE = 2000, 64  # images on disk that are decoded of each split, and at a time
@@ -67,7 +68,9 @@ def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
     mean, std = moments(seen[0][1][:kept]) if normalise else ((0.0,) * kept, (1.0,) * kept)
     train, validation, test = (_with_channels(part, kept) for part in parts)
     if images.transform is not None:
-        try_transform(replace(images, channels=kept))
+        _, problem = Decoder(replace(images, channels=kept), seed=0)[Wanted(images.names[:1], [0], 0)]
+        if problem:
+            raise LimbeckError(problem)
     return replace(data, train=train, validation=validation, test=test, mean=mean, std=std)
 
 
@@ -75,7 +78,7 @@ def _look(split: Split) -> tuple[bool, Tensor]:
     """Whether the decoded images of a split are all grey, and the count of each value in each channel, (C, 256)."""
     few = split_off(min(_LOOKED_AT, len(split)), split, 0)[1]
     grey, counted = True, torch.zeros(channels(split.inputs), 256, dtype=torch.int64)
-    for index in pieces(torch.arange(len(few)), _AT_ONCE):
+    for index in torch.split(torch.arange(len(few)), _AT_ONCE):
         pixels = few.inputs[index]
         grey = grey and torch.equal(pixels, pixels[:, :1].expand_as(pixels))
         counted += counts(pixels)

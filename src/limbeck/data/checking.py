@@ -8,14 +8,7 @@ from limbeck.data.images import Inputs
 
 
 def check_samples(name: str, inputs: Inputs, targets: Tensor, *, shape: tuple[int, ...], classes: int) -> None:
-    """Check the samples of one split.
-
-    Args:
-        name: the name of the split, for the message.
-        inputs: (N, C, H, W) or (N, D).
-        targets: (N,) class indices.
-        shape: the shape that a sample must have, without N.
-        classes: the number of classes.
+    """Check the samples of the split ``name``: inputs (N, C, H, W) or (N, D) and targets (N,), class indices.
 
     Raises:
         LimbeckError: a shape, a type, a length or a value does not fit.

@@ -48,13 +48,6 @@ class Header(NamedTuple):
     turned: bool
 
 
-def decode(
-    label: str, data: bytes, *, least: tuple[int, int] | None = None, exif_orientation: bool = True
-) -> Image.Image:
-    """The image of `picture`."""
-    return picture(label, data, least=least, exif_orientation=exif_orientation).image
-
-
 def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, exif_orientation: bool = True) -> Picture:
     """Decode a file to an image of mode L, if it is grey, or RGB; of several, the first. Transparency is dropped.
 

@@ -1,4 +1,4 @@
-"""Divide a split at random, evenly over the classes."""
+"""Divide a split at random, evenly over the classes, and samples into batches."""
 
 import torch
 
@@ -62,3 +62,15 @@ def part_of_train(count_or_fraction: float, seed: int) -> str:
     return (
         f"{in_words(count_or_fraction)} of train, evenly over the classes, seed {seed}" if count_or_fraction else "none"
     )
+
+
+def batch_sizes(count: int, most: int) -> list[int]:
+    """The sizes of the batches of ``count`` samples: ``most`` each, and the rest in a last batch.
+
+    If the rest is a single sample, the last two batches share evenly, because some networks cannot take a batch of one:
+    501 samples in batches of 500 are 251 and 250. In batches of two, the last sample of an odd number stays alone.
+    """
+    whole, rest = divmod(count, most)
+    if rest == 1 and whole:
+        return [most] * (whole - 1) + [(most + 2) // 2, (most + 1) // 2]
+    return [most] * whole + [rest] * (rest > 0)

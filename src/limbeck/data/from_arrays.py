@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.building import build
+from limbeck.data.checking import check_samples
 from limbeck.data.dividing import in_words, part_of_train, split_off
 from limbeck.data.split import Data, Split
 
@@ -51,7 +52,7 @@ def arrays(
         highest = _highest(samples)
         _check_number(highest, len(samples), classes)
         samples, held_out = split_off(test, samples, seed)
-        origins["test"] = f"{in_words(test)} split off what is given, evenly over the classes, seed {seed}"
+        origins["test"] = f"{in_words(test)} of the given samples, evenly over the classes, seed {seed}"
     else:
         held_out = _samples(*test_set, classes)
         highest = max(_highest(samples), _highest(held_out))
@@ -59,15 +60,16 @@ def arrays(
     rest, part = split_off(validation, samples, seed)
     _check_number(highest, len(rest), classes)
     if test_set is None or len(part):
-        origins["train"] = "what is left of what is given"
+        origins["train"] = "the remaining given samples"
     names = tuple(classes) if classes is not None else tuple(str(number) for number in range(highest + 1))
     return build(train=rest, validation=part, test=held_out, classes=names, normalise=normalise, origins=origins)
 
 
 def _samples(inputs: Values, targets: Values, classes: Sequence[str] | None) -> Split:
     samples = Split(_inputs(inputs), _targets(targets, classes))
-    if len(samples.inputs) != len(samples):
-        raise LimbeckError(f"{len(samples.inputs)} inputs, but {len(samples)} targets")
+    count = _highest(samples) + 1 if classes is None else len(classes)
+    shape = tuple(samples.inputs.shape[1:])
+    check_samples("the given arrays", samples.inputs, samples.targets, shape=shape, classes=count)
     return samples
 
 
@@ -107,10 +109,6 @@ def _inputs(values: Values) -> Tensor:
         inputs = inputs.float()
     if inputs.dim() == 3:
         inputs = inputs[:, None]
-    if inputs.dim() not in (2, 4):
-        raise LimbeckError(
-            f"inputs have shape {tuple(inputs.shape)}; allowed are (N, C, H, W), (N, H, W) and (N, D), N samples first"
-        )
     if inputs.dim() == 4 and inputs.shape[3] in (1, 3, 4) and inputs.shape[1] == inputs.shape[2] > 4:
         raise LimbeckError(
             f"inputs have shape {tuple(inputs.shape)}, which looks like (N, H, W, C); allowed is (N, C, H, W): "
@@ -139,12 +137,5 @@ def _targets(values: Values, classes: Sequence[str] | None) -> Tensor:
         first = int(torch.nonzero(whole.to(targets.dtype) != targets)[0, 0])
         raise LimbeckError(
             f"target {targets[first].item()} of sample {first} is not a class index; allowed are whole numbers"
-        )
-    if int(whole.min()) < 0:
-        raise LimbeckError(f"target {int(whole.min())} is not a class; allowed are 0 and greater")
-    if classes is not None and int(whole.max()) >= len(classes):
-        first = int(torch.nonzero(whole >= len(classes))[0, 0])
-        raise LimbeckError(
-            f"target {int(whole[first])} of sample {first} is not a class; allowed are 0 to {len(classes) - 1}"
         )
     return whole

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.ahead import in_threads
-from limbeck.data.decoding import Pixels, decode, fitted, is_grey, quiet
-from limbeck.data.transforms import code_of, identity
+from limbeck.data.decoding import fitted, is_grey, picture, quiet
 from limbeck.data.trees import Reader
+from limbeck.user_code import contents, named
 
 _HEAD = 4096  # bytes of each file that the fingerprint covers
 
@@ -34,14 +34,14 @@ class Images:
     channels: int = 3  # 3 (RGB), or 1 if all images are grey
     workers: int = 0  # processes that decode for `Batches`; 0: only this one
     transform: str | None = None  # of the training views, see `limbeck.data.transforms`
-    exif_orientation: bool = True  # whether images are turned as their EXIF data says
+    exif_orientation: bool = True  # whether images are rotated or flipped according to their EXIF orientation
     code: bytes = b""  # of the transform's file; read at once, because the file may change later
 
     dtype: ClassVar[torch.dtype] = torch.uint8
 
     def __post_init__(self) -> None:
-        if self.transform is not None and not self.code:
-            object.__setattr__(self, "code", code_of(self.transform))
+        if self.transform is not None and not self.code and (found := named(self.transform)) is not None:
+            object.__setattr__(self, "code", contents(found[0]))
 
     @property
     def shape(self) -> torch.Size:
@@ -56,17 +56,16 @@ class Images:
         return len(self.names)
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Decode the images at these places, (M,) int64, to (M, C, H, W) uint8: fitted to the size, see `plain`.
+        """Decode the images at these places, (M,) int64, to (M, C, H, W) uint8: see `plain`.
 
         Raises:
             LimbeckError: an image cannot be read; the message names it.
         """
         names = [self.names[place] for place in index.tolist()]
         result = torch.empty(len(names), *self.shape[1:], dtype=self.dtype)
-        grid = by_pixel(result)
         with quiet():
-            for place, pixels in enumerate(in_threads(self._plain, ((name, self.reader(name)) for name in names))):
-                grid[place] = pixels
+            for place, pixels in enumerate(in_threads(self.plain, ((name, self.reader(name)) for name in names))):
+                result[place] = pixels
         return result
 
     def select(self, index: Tensor) -> "Images":
@@ -75,51 +74,41 @@ class Images:
 
     def fingerprint(self) -> Iterator[bytes]:
         """What `Split.digest` covers of the images, piece by piece."""
-        made_by = identity(self.transform, self.code) if self.transform is not None else b""
+        made_by = b""
+        if self.transform is not None:
+            made_by = self.transform.rpartition(":")[2].encode() + b":" + self.code  # wherever its file is
         yield repr((tuple(self.shape), self.exif_orientation, len(made_by))).encode() + made_by
         for name in self.names:
             size, head = self.reader.head(name, _HEAD)
             yield repr((name, size)).encode() + head
 
-    def _plain(self, file: tuple[str, bytes]) -> Pixels:
-        label = f"{file[0]} in {self.reader.place}"
-        return plain(label, file[1], self.size, self.channels, exif_orientation=self.exif_orientation)
+    def plain(self, file: tuple[str, bytes]) -> Tensor:
+        """Decode a file, of a name and a content, to (C, H, W), `limbeck.data.decoding.fitted` to the size.
+
+        Raises:
+            LimbeckError: as `decoded`.
+        """
+        return as_tensor(fitted(self.decoded(*file, least=self.size), self.size))
+
+    def decoded(self, name: str, data: bytes, *, least: tuple[int, int] | None = None) -> Image.Image:
+        """Decode a file to an image of mode RGB, or L for one channel; ``least`` as in `limbeck.data.decoding.picture`.
+
+        Raises:
+            LimbeckError: the file cannot be read, or is in colour and the images have one channel.
+        """
+        label = f"{name} in {self.reader.place}"
+        image = picture(label, data, least=least, exif_orientation=self.exif_orientation).image
+        if self.channels == 1 and image.mode != "L":
+            if not is_grey(numpy.asarray(image)):
+                raise LimbeckError(f"{label} is in colour, but the images that were checked when loading are all grey")
+            return image.getchannel(0)
+        return image.convert("RGB") if self.channels == 3 and image.mode != "RGB" else image
 
 
 Inputs: TypeAlias = Tensor | Images
 """The inputs of a split, in memory or on disk."""
 
 
-def plain(label: str, data: bytes, size: tuple[int, int], channels: int, *, exif_orientation: bool = True) -> Pixels:
-    """Decode an image file to (H, W, C), `limbeck.data.decoding.fitted` to the size.
-
-    Raises:
-        LimbeckError: the file cannot be read, or is in colour and ``channels`` is 1.
-    """
-    image = decode(label, data, least=size, exif_orientation=exif_orientation)
-    pixels = numpy.asarray(fitted(with_channels(label, image, channels), size))
-    return pixels if channels > 1 else pixels[..., None]
-
-
-def with_channels(label: str, image: Image.Image, channels: int) -> Image.Image:
-    """Convert an image of mode L or RGB to RGB, or to L for one channel.
-
-    Raises:
-        LimbeckError: the image is in colour and ``channels`` is 1.
-    """
-    if channels == 1 and image.mode != "L":
-        if not is_grey(numpy.asarray(image)):
-            raise LimbeckError(f"{label} is in colour, but the images that were checked when loading are all grey")
-        return image.getchannel(0)
-    return image.convert("RGB") if channels == 3 and image.mode != "RGB" else image
-
-
-def by_pixel(images: Tensor) -> Pixels:
-    """The same memory as (N, H, W, C), the order in which decoders write."""
-    grid: Pixels = images.permute(0, 2, 3, 1).numpy()
-    return grid
-
-
-def pieces(values: Tensor, size: int) -> Iterator[Tensor]:
-    """The parts of a tensor along its first dimension, ``size`` at a time; an empty tensor has no parts."""
-    return (values[start : start + size] for start in range(0, len(values), size))
+def as_tensor(image: Image.Image) -> Tensor:
+    """The pixels of an image of mode L or RGB, (C, H, W) uint8."""
+    return torch.from_numpy(numpy.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core import LimbeckError
-from limbeck.data.images import Inputs, pieces
+from limbeck.data.images import Inputs
 
 _CHUNK = 1024  # samples turned to float64 at a time
 
@@ -88,9 +88,12 @@ def measure(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         inputs: (N, C, H, W) or (N, D), uint8 or floating, N at least 1.
     """
     if inputs.dtype == torch.uint8:
-        return moments(sum((counts(chunk) for chunk in pieces(inputs, _CHUNK)), counts(inputs[:0])))
-    mean, variance = _summed(inputs)
-    return _as_scaling(mean, variance)
+        return moments(sum((counts(chunk) for chunk in torch.split(inputs, _CHUNK)), counts(inputs[:0])))
+    chunks = torch.split(inputs.reshape(len(inputs), channels(inputs), -1), _CHUNK)
+    samples = inputs.numel() / channels(inputs)
+    mean = sum((chunk.double().sum((0, 2)) for chunk in chunks), torch.zeros(())) / samples
+    squares = (((chunk.double() - mean[:, None]) ** 2).sum((0, 2)) for chunk in chunks)
+    return _as_scaling(mean, sum(squares, torch.zeros(())) / samples)
 
 
 def counts(inputs: Tensor) -> Tensor:
@@ -113,12 +116,3 @@ def _as_scaling(mean: Tensor, variance: Tensor) -> tuple[tuple[float, ...], tupl
     # A constant channel has the deviation of rounding errors, which is below the resolution of float32.
     std = torch.where(std > 1e-7 * mean.abs(), std, 1.0)
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _summed(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    whole = inputs.reshape(len(inputs), channels(inputs), -1)
-    chunks = list(pieces(whole, _CHUNK))
-    samples = inputs.numel() / channels(inputs)
-    mean = sum((chunk.double().sum((0, 2)) for chunk in chunks), torch.zeros(())) / samples
-    squares = (((chunk.double() - mean[:, None]) ** 2).sum((0, 2)) for chunk in chunks)
-    return mean, sum(squares, torch.zeros(())) / samples

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.checking import check_samples
-from limbeck.data.images import Images, Inputs, pieces
+from limbeck.data.images import Images, Inputs
 from limbeck.data.scaling import check_scaling
 
 _CHUNK = 1024  # samples whose bytes are hashed at a time
@@ -64,7 +64,7 @@ class Split:
 
 def _bytes(values: Tensor) -> Iterator[bytes | memoryview]:
     yield repr((str(values.dtype), tuple(values.shape))).encode()
-    for chunk in pieces(values, _CHUNK):
+    for chunk in torch.split(values, _CHUNK):
         yield chunk.contiguous().view(-1).view(torch.uint8).numpy().data
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck.core import LimbeckError
 from limbeck.data.keys import Purpose, key
 from limbeck.errors import nearest
-from limbeck.user_code import contents, function, named
+from limbeck.user_code import function, named
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 """An image of mode L or RGB to (C, H, W) uint8; it may use `random`, `numpy.random` and torch's CPU generator."""
@@ -26,7 +26,7 @@ def make_transform(text: str, size: tuple[int, int], code: bytes) -> Transform:
         text: ``random_resized_crop``, torchvision's (a part of 8 to 100 % of the area and of proportions 3:4 to 4:3,
             resized, bilinear), or ``path/to/file.py:function``; the function takes the size and returns a `Transform`.
         size: height and width of the result.
-        code: the result of `code_of` for the text.
+        code: the bytes of the file.
 
     Raises:
         LimbeckError: the transform does not exist, or its function fails.
@@ -44,21 +44,6 @@ def make_transform(text: str, size: tuple[int, int], code: bytes) -> Transform:
     if not callable(made):
         raise LimbeckError(f"{text} gave {type(made).__name__}; allowed is a function of an image")
     return made
-
-
-def code_of(text: str) -> bytes:
-    """The bytes of the transform's file as it is now; empty if the text names no Python file.
-
-    Raises:
-        LimbeckError: the file does not exist or cannot be read.
-    """
-    found = named(text)
-    return b"" if found is None else contents(found[0])
-
-
-def identity(text: str, code: bytes) -> bytes:
-    """What identifies a transform, wherever its file is: its name, and the bytes of its file."""
-    return text.rpartition(":")[2].encode() + b":" + code
 
 
 def seed_generators(seed: int, view: int, index: int) -> None:

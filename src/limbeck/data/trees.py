@@ -14,12 +14,6 @@ from limbeck.files.paths import near, regular
 _SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 
 
-def near_path(path: Path) -> str:
-    """What was probably meant by a path that does not exist, to end a message with; maybe empty."""
-    found = near(path)
-    return f": {found}" if found else ""
-
-
 def exists(path: Path) -> bool:
     """Whether the path exists.
 
@@ -54,7 +48,7 @@ class Reader:
 
     def __init__(self, place: Path) -> None:
         if not exists(place):
-            raise LimbeckError(f"{place} does not exist{near_path(place)}")
+            raise LimbeckError(f"{place} does not exist{near(place)}")
         self.place = place.absolute()  # so that it does not depend on the working folder
         self._zipped = not place.is_dir()
         if self._zipped:
@@ -141,7 +135,7 @@ def _walk(top: Path) -> Listing:
             else:
                 visits[which] += 1
                 if which[0] in system:
-                    raise LimbeckError(f"{name} in {top} leads to files of the operating system: not allowed")
+                    raise LimbeckError(f"{name} in {top} links to files of the operating system, which is not allowed")
                 _check_way(top, name, visits[which])
                 names.append(name + "/")
                 waiting.append((name + "/", around | {which}))

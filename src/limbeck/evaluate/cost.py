@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from limbeck.core import LimbeckError
 from limbeck.evaluate import machine
-from limbeck.evaluate.machine import Reading, outside_cores
 from limbeck.taps import evaluation_mode
 
 LEAST_ROUNDS = 10
@@ -35,12 +33,7 @@ class Latency:
     median_ms: float
     p95_ms: float  # 95th percentile with linear interpolation
     runs: int
-    others_cores: float | None = None  # the cores that other processes used meanwhile; None if unknown
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether other processes used more than `QUIET` cores, so that the times are unreliable."""
-        return self.others_cores is not None and self.others_cores > QUIET
+    others_cores: float | None = None  # that other processes used meanwhile; above `QUIET`, the times are unreliable
 
 
 def parameters(network: nn.Module) -> int:
@@ -53,11 +46,8 @@ def macs(network: nn.Module, shape: Sequence[int]) -> int | None:
 
     Matrix products, convolutions and attention are counted. Element-wise operations (activations, normalisation,
     pooling, biases) are not, and neither are recurrent layers, whose fused kernels hide their operations. If batch
-    size 1 fails, batch size 2 is tried and its count is halved. The network is not changed.
-
-    Args:
-        network: any network with one input.
-        shape: the shape of one sample, without N.
+    size 1 fails, batch size 2 is tried and its count is halved. The network is not changed; ``shape`` is that of one
+    sample, without N.
     """
     for samples in (1, 2):
         counter = FlopCounterMode(display=False)
@@ -85,40 +75,30 @@ def latency(
     runs: int = 100,
     warmup: int = 10,
     seconds: float = 5.0,
-    attempts: int = ATTEMPTS,
-    read: Callable[[], Reading] = machine.read,
 ) -> dict[str, Latency | None]:
     """Measure the time of one forward with batch size 1, in eval mode without gradients, for several networks.
 
     The networks run in turns, so that a slow phase of the machine affects all of them. Each forward is timed
     separately, including the synchronisation of a GPU. If other processes use more than `QUIET` cores meanwhile, the
-    measurement is repeated, and the attempt with the lowest load counts; `Latency.disturbed` is true if that load is
-    also above `QUIET`. A network that fails for batch size 1 has None. The networks are not changed.
+    measurement is repeated, and of `ATTEMPTS` the one with the lowest load counts. A network that fails for batch size
+    1 has None. The networks are not changed.
 
     Args:
         networks: the networks by name, on any devices.
         shape: the shape of one sample, without N; or one for each network, by name.
-        runs: the number of rounds. Each round runs every network once.
+        runs: the number of rounds, at least 1. Each round runs every network once.
         warmup: the number of rounds before them that are not timed.
         seconds: the time limit for the rounds of one attempt. The rounds stop early when it is over, but not before the
             tenth. The warm-up gets a fifth of it, and at least one round unless ``warmup`` is 0.
-        attempts: the most attempts, each with a warm-up.
-        read: reads the load of the machine.
-
-    Raises:
-        LimbeckError: ``runs`` or ``attempts`` is less than 1.
     """
-    for name, value in (("runs", runs), ("attempts", attempts)):
-        if value < 1:
-            raise LimbeckError(f"got {name} {value}, allowed are 1 and more")
     with evaluation_mode(networks.values()), torch.no_grad():
         shapes = shape if isinstance(shape, Mapping) else dict.fromkeys(networks, shape)
         samples = {name: _sample(network, shapes[name], 1) for name, network in networks.items()}
         able = {name: network for name, network in networks.items() if _runs(network, samples[name])}
         quietest: dict[str, list[float]] = {}
         least: float | None = None
-        for _ in range(attempts):
-            times, others = _watched(able, samples, runs, warmup, seconds, read)
+        for _ in range(ATTEMPTS):
+            times, others = _watched(able, samples, runs, warmup, seconds)
             if not quietest or others is None or least is None or others < least:
                 quietest, least = times, others
             if others is None or others <= QUIET:
@@ -132,7 +112,6 @@ def _watched(
     runs: int,
     warmup: int,
     seconds: float,
-    read: Callable[[], Reading],
 ) -> tuple[dict[str, list[float]], float | None]:
     """Return the times of each network's forwards in milliseconds, and the cores that other processes used."""
     times: dict[str, list[float]] = {name: [] for name in networks}
@@ -140,15 +119,15 @@ def _watched(
     for _ in _rounds(warmup, least=1, end=start + seconds / 5):
         for name, network in networks.items():
             _milliseconds(network, samples[name])
-    before = read()
+    before = machine.read()
     for _ in _rounds(runs, least=LEAST_ROUNDS, end=start + seconds):
         for name, network in networks.items():
             times[name].append(_milliseconds(network, samples[name]))
-    after = read()
+    after = machine.read()
     if after.busy is not None and after.wall - before.wall < WATCHED:
         time.sleep(WATCHED - (after.wall - before.wall))
-        after = read()
-    return times, outside_cores(before, after)
+        after = machine.read()
+    return times, machine.outside_cores(before, after)
 
 
 def _runs(network: nn.Module, sample: Tensor) -> bool:

@@ -31,16 +31,9 @@ class Figures:
 def predict(network: nn.Module, batches: Iterable[Batch], *, name: str = "network") -> Tensor:
     """Return the network's logits for all batches, in order.
 
-    The network runs on its device in eval mode without gradients. Afterwards, even after an error, the mode of every
-    submodule is restored.
-
-    Args:
-        network: maps inputs to logits (N, K).
-        batches: batches on the network's device; only ``inputs`` is used.
-        name: the name of the network in errors.
-
-    Returns:
-        The logits (N, K) in float32 on the CPU. N is the number of samples of all batches.
+    They are (N, K) float32 on the CPU, for the N samples of all batches, of which only ``inputs`` is used. The network
+    runs on its device in eval mode without gradients. Afterwards, even after an error, the mode of every submodule is
+    restored.
 
     Raises:
         LimbeckError: there is no batch, or the network does not return one tensor (N, K).
@@ -71,7 +64,7 @@ def metrics(
     accuracy, weighted by the number of samples in each bin.
 
     Args:
-        logits: (N, K) with K of at least 2.
+        logits: (N, K) with N of at least 1 and K of at least 2.
         targets: (N,) int64 in [0, K).
         teacher_logits: (N, K), of the same samples in the same order.
         name: the name of the network in errors.
@@ -79,9 +72,8 @@ def metrics(
         files: the names of the samples, for errors.
 
     Raises:
-        LimbeckError: there are no samples, shapes do not match, a target is outside [0, K), or a logit is not finite.
+        LimbeckError: the teacher's logits have another shape, or a logit is not finite.
     """
-    _check_pair(logits, targets)
     check_finite(logits, name=name, split=split, files=files)
     predicted = logits.argmax(dim=1)
     errors = int((predicted != targets).sum())
@@ -119,20 +111,6 @@ def _check_output(name: str, output: object, samples: int) -> None:
     if output.ndim != 2 or len(output) != samples:
         raise LimbeckError(
             f"the {name} returns a tensor {tuple(output.shape)} for {samples} samples: it must return logits (N, K)"
-        )
-
-
-def _check_pair(logits: Tensor, targets: Tensor) -> None:
-    if logits.ndim != 2 or logits.shape[1] < 2 or targets.shape != logits.shape[:1]:
-        raise LimbeckError(
-            f"logits have shape {tuple(logits.shape)} and targets {tuple(targets.shape)}: allowed are (N, K) with K of "
-            "at least 2, and (N,)"
-        )
-    if len(targets) == 0:
-        raise LimbeckError("there are no samples: the split is empty")
-    if targets.min() < 0 or targets.max() >= logits.shape[1]:
-        raise LimbeckError(
-            f"targets range from {int(targets.min())} to {int(targets.max())}: allowed are 0 to {logits.shape[1] - 1}"
         )
 
 

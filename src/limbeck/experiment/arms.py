@@ -14,7 +14,7 @@ from limbeck.methods import METHODS
 from limbeck.methods.combined import combined
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import call
-from limbeck.recipe.blocks import Recipe, TrainBlock
+from limbeck.recipe.blocks import Recipe, TeacherBlock, TrainBlock
 from limbeck.schedules import SCHEDULES
 
 
@@ -49,7 +49,7 @@ def training_of(block: TrainBlock, data: Data) -> Training:
     """
     exclude = label_indices(block.exclude, data.classes)
     if len(data.train.without(exclude)) == 0:
-        raise LimbeckError(f"exclude leaves out every class of the data: {', '.join(data.classes)}")
+        raise LimbeckError(f"exclude removes all classes of the data: {', '.join(data.classes)}")
     return Training(
         epochs=block.epochs,
         batch_size=block.batch_size,
@@ -63,6 +63,13 @@ def training_of(block: TrainBlock, data: Data) -> Training:
 def teacher_of(recipe: Recipe, seed: int) -> Job:
     """The teacher of a student's seed: one for each seed, or one for all."""
     return Job("teacher", teacher_seed(recipe, seed))
+
+
+def members_of(recipe: Recipe, block: TeacherBlock, seed: int) -> list[Job]:
+    """What is trained as the teacher of a student's seed: one network, or the members of an ensemble."""
+    teacher = teacher_of(recipe, seed)
+    count = block.new_members
+    return [teacher] if count == 1 else [Job("member", teacher.seed, number) for number in range(count)]
 
 
 def label_indices(labels: Sequence[int | str], classes: Sequence[str]) -> tuple[int, ...]:

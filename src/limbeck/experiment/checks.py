@@ -40,24 +40,20 @@ _FOREIGN = {
 }
 
 
-def unwrapped(networks: Networks) -> tuple[dict[str, nn.Module], list[str]]:
-    """Replace networks wrapped by `torch.compile` with the module inside, which has the same parameters; and notes.
+def unwrapped(name: str, network: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The network, or the one with the same parameters inside the wrapper of `torch.compile`; and notes.
 
     Raises:
-        LimbeckError: a network is distributed over processes, or has no weights yet.
+        LimbeckError: the network is distributed over processes, or has no weights yet.
     """
-    found, notes = dict(networks), []
-    for name, network in networks.items():
-        inside = dict(network.named_children()).get("_orig_mod")
-        if inside is not None:
-            found[name] = inside
-            notes.append(f"the {name} is compiled by torch.compile: the network inside it is used, which is the same")
-        for layer, module in found[name].named_modules():
-            for kind in {one.__name__ for one in type(module).__mro__} & _FOREIGN.keys():
-                raise LimbeckError(f"the {name}{layer and f'.{layer}'} is a {kind}: {_FOREIGN[kind]}")
-        if any(parameter.is_meta for parameter in found[name].parameters()):
-            raise LimbeckError(f"the {name} has parameters on the meta device, so it has no weights yet: load them")
-    return found, notes
+    inside = dict(network.named_children()).get("_orig_mod", network)
+    notes = [f"the {name} is compiled by torch.compile: the network inside it is used, which has the same weights"]
+    for layer, module in inside.named_modules():
+        for kind in {one.__name__ for one in type(module).__mro__} & _FOREIGN.keys():
+            raise LimbeckError(f"the {name}{layer and f'.{layer}'} is a {kind}: {_FOREIGN[kind]}")
+    if any(parameter.is_meta for parameter in inside.parameters()):
+        raise LimbeckError(f"the {name} has parameters on the meta device, so it has no weights yet: load them")
+    return inside, notes if inside is not network else []
 
 
 def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[str]:
@@ -73,7 +69,7 @@ def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[st
     told = []
     for one, other in combinations(networks, 2):
         if networks[one] is networks[other]:
-            raise LimbeckError(f"{one} and {other} are one and the same module: give each its own")
+            raise LimbeckError(f"{one} and {other} are the same module: pass two modules")
         both = [(*parts[one][key], parts[other][key][0]) for key in parts[one] if key in parts[other]]
         outer = {place for place, _, _ in both}
         tops = [part for part in dict.fromkeys(both) if not any(_within(part[0], place) for place in outer)]
@@ -83,7 +79,7 @@ def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[st
             ]
             listed = ", ".join(f"{place} ({kind}) is {there}" for place, kind, there in named[:4])
             more = f" and {len(tops) - 4} more" if len(tops) > 4 else ""
-            told.append(f"the {one} and the {other} share parts of themselves: {listed}{more}")
+            told.append(f"the {one} and the {other} share layers: {listed}{more}")
     if told and "shared" not in allow:
         raise LimbeckError(
             f"{'; '.join(told)}. A part that is frozen in one network would not learn in the other: give each its own "
@@ -93,25 +89,15 @@ def refuse_shared(networks: Networks, *, allow: Collection[str] = ()) -> list[st
 
 
 def check_teacher(
-    network: nn.Module,
-    data: Data,
-    engine: Engine,
-    *,
-    allow: Collection[str] = (),
-    name: str = "teacher",
-    learns: bool = False,
+    network: nn.Module, data: Data, engine: Engine, *, allow: Collection[str] = (), learns: bool = False
 ) -> list[str]:
     """Refuse a trained teacher that cannot be right, judged by its outputs on the validation split.
 
-    Without a validation split, its outputs on a few training samples are checked, but not its accuracy. Returns notes.
+    Without a validation split, its outputs on a few training samples are checked, but not its accuracy. The test split
+    is never read. The teacher, which returns logits (N, K), is moved to the engine's device and otherwise unchanged.
 
-    Args:
-        network: returns logits (N, K); moved to the engine's device, otherwise unchanged.
-        data: the validation split is read; never the test split.
-        engine: the device.
-        allow: refusals to leave out.
-        name: what errors call the network.
-        learns: the method trains the teacher, so that its accuracy does not matter yet.
+    Returns notes, also for the refusals that ``allow`` leaves out. If the method trains the teacher (``learns``), its
+    accuracy does not matter yet.
 
     Raises:
         LimbeckError: it returns NaN or infinity (``not_finite``), probabilities (``probabilities``) or different
@@ -120,11 +106,10 @@ def check_teacher(
     """
     which, split = ("validation", data.validation) if len(data.validation) else ("train", _few(data.train))
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        logits = outputs_of(network, split, data, engine, name=name)
+        logits = outputs_of(network, split, data, engine, name="teacher")
     notes: list[str] = []
 
     def refuse(key: str, what: str, advice: str) -> None:
-        advice = advice.replace(name, name.partition("'")[0])  # the keys of "teacher's member 0" are those of teacher
         later = learns and key == "chance"
         if key not in allow and not later:
             raise LimbeckError(f"{what}. {advice}{_or_allow(key)}")
@@ -132,41 +117,40 @@ def check_teacher(
 
     finite = torch.isfinite(logits).all(dim=1)
     try:
-        check_finite(logits, name=name, split=which, files=split.names)
+        check_finite(logits, name="teacher", split=which, files=split.names)
     except LimbeckError as error:
-        refuse("not_finite", str(error), "Such samples would destroy the student: fix the network")
+        refuse("not_finite", str(error), "They would make the loss of the student NaN: fix the network")
     logits, targets = logits[finite], split.targets[finite]
     if not len(logits):
         return notes
     if _are_probabilities(logits):
         refuse(
             "probabilities",
-            f"the {name} returns probabilities, as each row lies in [0, 1] and sums to 1, but logits are needed",
-            f"Remove the softmax at its end, or declare it: in a recipe {name}: {{output: probabilities}}, "
-            f'in Python {name}_output="probabilities"',
+            "the teacher returns probabilities (each row is in [0, 1] and sums to 1), but logits are needed",
+            "Remove the softmax at its end, or declare it: in a recipe teacher: {output: probabilities}, "
+            'in Python teacher_output="probabilities"',
         )
     if _is_random(network, split, data, engine):
         refuse(
             "random",
-            f"the {name} returns different outputs in each run in eval mode",
+            "the teacher returns different outputs in each run in eval mode",
             "Its forward draws random numbers, for example with F.dropout without training=self.training",
         )
     if which == "train":
-        told = f"there is no validation split, so the accuracy of the {name} was not checked"
-        return [*notes, told]
+        return [*notes, "there is no validation split, so the accuracy of the teacher was not checked"]
     better = None if learns else better_input(network, data, engine)
     if better is not None:
-        refuse("input", *described(name, *better))
+        refuse("input", *described(*better))
     order = _fitting(logits.argmax(dim=1), targets, len(data.classes))
     if order is not None:
-        refuse("permuted", *_permuted(name, order, logits, targets, data.classes))
+        refuse("permuted", *_permuted(order, logits, targets, data.classes))
     else:
-        notes += _against_chance(name, logits, targets, len(data.classes), refuse)
+        notes += _against_chance(logits, targets, len(data.classes), refuse)
     return notes
 
 
 def _or_allow(key: str) -> str:
-    return f"; or allow it: --allow {key}, in a recipe allow: [{key}], in Python allow=({key!r},)"
+    return f"; or turn this check off: --allow {key}, in a recipe allow: [{key}], in Python allow=({key!r},)"
 
 
 def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:
@@ -247,24 +231,22 @@ def _assignment(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
     return torch.from_numpy(columns)
 
 
-def _permuted(
-    name: str, order: list[int], logits: Tensor, targets: Tensor, classes: tuple[str, ...]
-) -> tuple[str, str]:
+def _permuted(order: list[int], logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> tuple[str, str]:
     predicted = logits.argmax(dim=1)
     right, fitting = (int((one == targets).sum()) / len(targets) for one in (predicted, torch.tensor(order)[predicted]))
     moved = [place for place, meant in enumerate(order) if place != meant]
-    pairs = ", ".join(f"its class {place} is the data's {classes[order[place]]!r}" for place in moved[:4])
+    pairs = ", ".join(f"its output {place} is the data's class {classes[order[place]]!r}" for place in moved[:4])
     more = f" and {len(moved) - 4} more" if len(moved) > 4 else ""
     named = [classes[place] for place in order]
     return (
-        f"the {name}'s outputs are in another order than the data's classes: {pairs}{more}; in this order {right:.1%} "
-        f"of {len(targets)} validation samples are right, in the data's order {fitting:.1%}",
-        f"Describe the order: in a recipe {name}: {{classes: {order}}}, in Python {name}_classes={named}",
+        f"the teacher's outputs are in another order than the data's classes: {pairs}{more}; its accuracy "
+        f"on {len(targets)} validation samples is {right:.1%} in this order and {fitting:.1%} in the data's order",
+        f"Describe the order: in a recipe teacher: {{classes: {order}}}, in Python teacher_classes={named}",
     )
 
 
 def _against_chance(
-    name: str, logits: Tensor, targets: Tensor, classes: int, refuse: Callable[[str, str, str], None]
+    logits: Tensor, targets: Tensor, classes: int, refuse: Callable[[str, str, str], None]
 ) -> list[str]:
     """Refuse a teacher whose accuracy is no better than chance; a note where that cannot be decided."""
     count = len(targets)
@@ -276,18 +258,18 @@ def _against_chance(
     above = at_least(hits, count, chance) < UNSURE
     weak = 1 - at_least(hits + 1, count, (1 + chance) / 2) < UNSURE  # even an accuracy halfway to 1 would have shown
     if below or (not above and weak and count >= SAMPLES_PER_CLASS * classes):
-        how = "less often right" if below else "no more often right"
+        how = "lower" if below else "no higher"
         refuse(
             "chance",
-            f"the {name} is {how} than by chance: {hits / count:.1%} of {count} validation samples, where chance is "
-            f"{chance:.1%}",
+            f"the accuracy of the teacher is {how} than chance: {hits / count:.1%} of {count} validation samples; "
+            f"chance is {chance:.1%}",
             "Most likely it was trained on inputs with another normalisation, range of values, order of channels or "
-            f"size: describe them, in a recipe {name}: {{input: {{mean: imagenet, std: imagenet, size: 224}}}}, in "
-            f'Python {name}_input=limbeck.Input(mean="imagenet", std="imagenet", size=224). Or its classes are in '
-            f"another order: in a recipe {name}: {{classes: [...]}}, in Python {name}_classes=[...]. Or these are not "
-            "its weights",
+            "size: describe them, in a recipe teacher: {input: {mean: imagenet, std: imagenet, size: 224}}, in Python "
+            'teacher_input=limbeck.Input(mean="imagenet", std="imagenet", size=224). Or its classes are in another '
+            "order: in a recipe teacher: {classes: [...]}, in Python teacher_classes=[...]. Or these are not its "
+            "weights",
         )
     elif not above:
-        told = f"{hits} are right, {chance * count:.1f} are expected by chance"
-        return [f"{count} validation samples are too few to tell whether the {name} is better than chance: {told}"]
+        told = f"{hits} are classified correctly, {chance * count:.1f} are expected by chance"
+        return [f"{count} validation samples are too few to tell whether the teacher is better than chance: {told}"]
     return []

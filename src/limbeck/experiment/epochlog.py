@@ -16,11 +16,8 @@ MOST_BYTES = 256 * 2**20
 class EpochLog:
     """The lines of the log, by network.
 
-    An incomplete last line is dropped: a crash may have cut it short.
-
-    Args:
-        path: the file.
-        kept: continue the file; otherwise the first line starts a new one.
+    An incomplete last line is dropped: a crash may have cut it short. ``kept`` continues the file; otherwise the first
+    line starts a new one.
 
     Raises:
         LimbeckError: the file is not a regular file, is too large, or holds a line that is not of an epoch.
@@ -33,10 +30,6 @@ class EpochLog:
         self._lines = [line + "\n" for line in text.split("\n")[:-1]]
         self._jobs = [self._job(number, line) for number, line in enumerate(self._lines, 1)]
         self._written = found is not None and "".join(self._lines) == text
-
-    def count(self, job: str) -> int:
-        """How many lines a network has."""
-        return self._jobs.count(job)
 
     def of(self, job: str) -> list[dict[str, Any]]:
         """A network's lines."""
@@ -58,7 +51,7 @@ class EpochLog:
         kept = lines[: known["lines"]]
         if _summary(kept) != known:
             raise LimbeckError(
-                f"{self.path} is damaged or was edited: the epochs of {job} are not as they were written. Delete "
+                f"{self.path} is damaged or was edited: the lines of {job} have changed. Delete "
                 "the file to continue without the log of the epochs so far"
             )
         self._drop(job, after=len(kept))
@@ -69,11 +62,7 @@ class EpochLog:
         self._drop(job, after=0)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add a line.
-
-        Raises:
-            NoSpace: the disk is full.
-        """
+        """Add a line; raises `NoSpace` if the disk is full."""
         self._write()
         text = json.dumps(line) + "\n"
         append(self.path, text)
@@ -107,8 +96,8 @@ class EpochLog:
             job = None
         if not isinstance(job, str):
             raise LimbeckError(
-                f"{self.path} is damaged: line {number} is not of an epoch. Delete the file to continue without the "
-                "log of the epochs so far"
+                f"{self.path} is damaged: line {number} does not describe an epoch. Delete the file to continue "
+                "without the log of the epochs so far"
             )
         return job
 

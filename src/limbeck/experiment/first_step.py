@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from limbeck.core import Batch, LimbeckError, Networks, Outputs, Stage, Tap, Term
 from limbeck.data import Data
-from limbeck.data.cut import batch_sizes
+from limbeck.data.dividing import batch_sizes
 from limbeck.evaluate import file_bytes, macs, predict
 from limbeck.experiment.measuring import EVALUATION_BATCH
 from limbeck.experiment.workspace import Workspace
-from limbeck.taps import closed_kind, evaluation_mode, shapes
+from limbeck.taps import closed_kind, evaluation_mode
 from limbeck.train.copies import deep_copy
 from limbeck.train.engine import Engine
 from limbeck.train.freeze import check_learns
 from limbeck.train.loop import Diverged, run
-from limbeck.train.timing import Zeros
+from limbeck.train.timing import zeros_for
 
 MOST = 2**30
 """The most bytes of inputs in the step that is tried; otherwise its batch has the size of the training's."""
@@ -52,13 +52,8 @@ def first_step(
 ) -> list[str]:
     """Try one real step of each stage on copies, then the evaluation and the measurement of cost; returns notes.
 
-    Networks, losses and random generators are left unchanged. It takes about as long as one step of each stage.
-
-    Args:
-        stages: from `limbeck.experiment.plan.plan`.
-        networks: as they are before the training.
-        workspace: its training samples, batch size, device and precision are used; nothing is compiled.
-        stored: the teacher's taps that are read from a store, so that the teacher does not run.
+    Networks, losses and random generators are left unchanged, and nothing is compiled. It takes about as long as one
+    step of each stage. The taps ``stored`` are read from a store, so that the teacher does not run for them.
 
     Raises:
         LimbeckError: a network fails at the sizes or in the mode of the training; a network cannot learn or be saved.
@@ -74,7 +69,7 @@ def first_step(
     state = engine.generators()
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            zeros = _zeros(networks, stored, batch)
+            zeros = zeros_for(networks, stored, batch.inputs[:2], int(batch.index.max()) + 1)
             try:
                 notes = _train(plain, networks, _One(batch, len(split)), eager, zeros)
             except torch.OutOfMemoryError:
@@ -129,7 +124,7 @@ def _steps(
         why = _culprit(stage, networks, batches.batch) or f"an error in stage {stage.name!r}"
         count = len(batches.batch.index)
         raise LimbeckError(
-            f"a training step of {count} sample{'s' * (count > 1)} fails: {why}: {type(error).__name__}: {error}"
+            f"a training step of {count} sample{'s' * (count > 1)} fails: {why}: {_said(error)}"
         ) from error
     return notes
 
@@ -139,16 +134,15 @@ def _culprit(stage: Stage, networks: Networks, batch: Batch) -> str:
     read = {tap.source for tap in stage.reads}
     for name in [name for name in networks if name in read]:
         learns = name in stage.networks
-        output = _tried(networks[name], batch.inputs, learns=learns)
         mode = "in train mode" if learns else "in eval mode"
+        output = _tried(networks[name], batch.inputs, learns=learns)
         if isinstance(output, Exception):
-            if len(batch.index) == 1 and isinstance(
-                _tried(networks[name], _twice(batch.inputs), learns=learns), Tensor
-            ):
+            two = torch.cat([batch.inputs, batch.inputs])
+            if len(batch.index) == 1 and isinstance(_tried(networks[name], two, learns=learns), Tensor):
                 return f"the {name} does not run {mode} on one sample, but on two: use a batch_size of 2 or more"
             return f"the {name} does not run {mode}"
         if learns and isinstance(output, Tensor) and not output.requires_grad and Tap(name) in stage.reads:
-            return f"the output of the {name} has no gradient, as under no_grad or inference_mode in its forward"
+            return f"the output of the {name} has no gradient: its forward may use no_grad or inference_mode"
     return ""
 
 
@@ -167,13 +161,7 @@ def _tried(network: nn.Module, inputs: Tensor, *, learns: bool) -> Any:
 def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: str, *, learns: bool) -> list[str]:
     """Evaluate a network and measure its cost on these samples; returns notes on what cannot be measured.
 
-    Args:
-        name: what messages call the network.
-        network: on the device of the batch.
-        batch: real samples.
-        data: gives the shape of a sample.
-        single: the name of a split whose last batch has a single sample, so that the network must run on one.
-        learns: the network will be saved.
+    A network that ``learns`` will be saved; for ``single``, see `_single`.
 
     Raises:
         LimbeckError: the network cannot be evaluated or saved.
@@ -190,13 +178,13 @@ def _evaluated(name: str, network: nn.Module, batch: Batch, data: Data, single: 
     except Exception as error:  # as above, and the state may hold anything
         if learns:
             raise LimbeckError(f"the {name}'s state cannot be saved to a file: {_said(error)}") from error
-        notes.append(f"the {name}'s state cannot be saved to a file, so the size of one is not measured")
+        notes.append(f"the {name}'s state cannot be saved to a file, so its file size is not measured")
     try:
         predict(network, [replace(batch, inputs=batch.inputs[:1])], name=name)
     except Exception as error:  # as above
         if single:
             raise LimbeckError(
-                f"the {name} cannot be evaluated on one sample, as many as the last batch of the {single} split has: "
+                f"the {name} cannot be evaluated on one sample, the size of the last batch of the {single} split: "
                 f"{_said(error)}"
             ) from error
         if isinstance(_tried(network, batch.inputs[:1], learns=False), Exception):
@@ -229,17 +217,13 @@ def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine
 
 
 def _check_learner(name: str, network: nn.Module) -> None:
-    """Raise LimbeckError if a network cannot be trained."""
     check_learns(name, network)
-    modes = [(module, module.training) for module in network.modules()]
     try:
-        network.train()
-        network.eval()
+        with evaluation_mode([network]):  # afterwards each part has the mode that it had
+            network.train()
+            network.eval()
     except Exception as error:  # the network may be the user's, and raise anything; those of torch.export do
         raise LimbeckError(f"the {name} cannot be put into train mode and eval mode: {_said(error)}") from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     for layer, module in network.named_modules():
         if type(module).__module__.startswith(_QUANTISED):
             raise LimbeckError(
@@ -272,21 +256,10 @@ def _squares(*reads: Tensor) -> Tensor:
     return torch.stack([read.float().square().mean() for read in reads]).sum()
 
 
-def _zeros(networks: Networks, stored: frozenset[Tap], batch: Batch) -> Outputs | None:
-    if not stored:
-        return None
-    few = Batch(batch.inputs[:2], batch.targets[:2], batch.index[:2], 0)
-    return Zeros(stored, int(batch.index.max()) + 1, shapes(networks, stored, few))
-
-
 def _single(data: Data) -> str:
-    """The name of a split that is evaluated with a batch of one sample; empty if there is none."""
+    """The name of a split whose last batch has one sample, on which networks must run; empty if there is none."""
     splits = {"training": data.train, "validation": data.validation, "test": data.test}
     return next((name for name, split in splits.items() if 1 in batch_sizes(len(split), EVALUATION_BATCH)), "")
-
-
-def _twice(inputs: Tensor) -> Tensor:
-    return torch.cat([inputs, inputs])
 
 
 def _said(error: Exception) -> str:
@@ -296,13 +269,12 @@ def _said(error: Exception) -> str:
 @contextmanager
 def as_they_were(networks: Sequence[nn.Module]) -> Iterator[None]:
     """Restore parameters, buffers, gradients and modes after the block; random generators are not restored."""
-    modules = [module for network in networks for module in network.modules()]
-    modes = [(module, module.training) for module in modules]
     tensors = {id(one): one for network in networks for one in (*network.parameters(), *network.buffers())}.values()
     kept = [(one, one.detach().clone()) for one in tensors if not one.is_inference()]
     flags = [(one, one.requires_grad, one.grad) for one, _ in kept if one.is_leaf]
     try:
-        yield
+        with evaluation_mode(networks):
+            yield
     finally:
         with torch.no_grad():
             for one, value in kept:
@@ -310,5 +282,3 @@ def as_they_were(networks: Sequence[nn.Module]) -> Iterator[None]:
         for one, needed, gradient in flags:
             one.requires_grad_(needed)
             one.grad = gradient
-        for module, mode in modes:
-            module.training = mode

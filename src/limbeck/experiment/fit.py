@@ -5,7 +5,6 @@ import json
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,10 +41,10 @@ class Fit:
     shift: tuple[int, ...] = ()  # the classes of the omitted-class study
 
 
-def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, Tensor | None]:
+def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, tuple[NetworkResult, Tensor | None]]:
     """Train the network, or take it from the folder or from another run beside it; the last event is `Finished`.
 
-    Gives the network's outputs on the test split; None where its figures were there already.
+    Gives its result, and its outputs on the test split: None where its figures were there already.
     """
     name, network = str(one.job), one.networks["student"]
     done = folder.result(name)
@@ -54,18 +53,17 @@ def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, Tensor
         restore_structure(network, read_spec(file))
         load_weights(network, file)
         yield Finished(one.job, done, reused=True)
-        return None
+        return done, None
     known = None if one.identity is None else _trained_as(one, one.identity)
-    other = None if known is None else folder.found(name, known)
+    other = None if known is None else folder.take(name, known)
     if other is not None:
         load_weights(network, other / name / one.job.file)
-        folder.take_log(name, other)
         yield Found(one.job, other)
     else:
         yield from _train(one, folder, track)
     result, outputs = _measured(one, folder, known)
     yield Finished(one.job, result, reused=False)
-    return outputs
+    return result, outputs
 
 
 def _train(one: Fit, folder: Folder, track: Track) -> Iterator[Event]:
@@ -95,22 +93,18 @@ def _after(stage: Stage) -> str:
 
 def _measured(one: Fit, folder: Folder, known: str | None) -> tuple[NetworkResult, Tensor]:
     """Measure a network whose training is over, and write it with its figures."""
-    network, guide, taught = one.networks["student"], one.teacher_outputs, None
+    network, data = one.networks["student"], one.workspace.data
+    guide, taught, study = one.teacher_outputs, None, None
     if one.trains_teacher:
-        teacher = measure(Job("teacher", one.job.seed), one.networks["teacher"], one.workspace, name="teacher")
-        taught, guide = teacher.result, teacher.outputs
-    found = measure(one.job, network, one.workspace, teacher=guide)
-    study = _shift_study(one, found.outputs) if one.shift else None
-    result = replace(found.result, trained_as=known, teacher_after=taught, bias_shift=study)
+        teacher = Job("teacher", one.job.seed)
+        taught, guide = measure(teacher, one.networks["teacher"], one.workspace, name="teacher")
+    result, outputs = measure(one.job, network, one.workspace, teacher=guide)
+    if one.shift:
+        validation = outputs_of(network, data.validation, data, one.workspace.engine)
+        study = bias_study((validation, data.validation.targets), (outputs, data.test.targets), one.shift)
+    result = replace(result, trained_as=known, teacher_after=taught, bias_shift=study)
     folder.write(str(one.job), one.job.file, network, one.spec)
-    return folder.finish(str(one.job), result, one.job.file), found.outputs
-
-
-def _shift_study(one: Fit, outputs: Tensor) -> dict[str, Any]:
-    """The omitted-class study."""
-    data = one.workspace.data
-    validation = outputs_of(one.networks["student"], data.validation, data, one.workspace.engine)
-    return bias_study((validation, data.validation.targets), (outputs, data.test.targets), one.shift)
+    return folder.finish(str(one.job), result, one.job.file), outputs
 
 
 def _trained_as(one: Fit, identity: str) -> str:

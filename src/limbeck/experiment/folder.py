@@ -29,12 +29,11 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.experiment.epochlog import EpochLog
-from limbeck.experiment.results import RESULT, NetworkResult, RunResult, plain
+from limbeck.experiment.results import RESULT, NetworkResult, OtherSchema, RunResult, from_json, plain, read_values
 from limbeck.experiment.runfiles import (
     CHECKPOINT,
     LOG,
     RECIPE,
-    RECIPE_BYTES,
     STUDENT,
     are_records,
     copy_whole,
@@ -47,6 +46,7 @@ from limbeck.experiment.runfiles import (
 from limbeck.files import checkpoint
 from limbeck.files.atomic import read, read_sealed, write, write_sealed
 from limbeck.models import NetworkSpec, save_network
+from limbeck.recipe.text import WHOLE_BYTES
 from limbeck.train.loop import Epoch
 
 CHECKPOINT_SHARE = 0.1
@@ -57,16 +57,12 @@ SIBLINGS = 500
 
 
 class RunFolder:
-    """The run folder of one recipe.
+    """The run folder of one recipe, whose text has every default written out. The folder need not exist.
 
-    Args:
-        path: the folder; it need not exist.
-        recipe: the recipe's text, with every default written out.
-        resume: resume the run that the folder holds.
+    The methods that write raise `NoSpace` if the disk is full.
 
     Attributes:
-        path: the folder. notes: sentences on what was missing or damaged and is written again. results: by name, the
-            finished networks that were read or written so far.
+        path: the folder. notes: sentences on what was missing or damaged and is written again.
 
     Raises:
         LimbeckError: without ``resume``, the folder already holds a run; with it, the folder holds a run of another
@@ -78,7 +74,7 @@ class RunFolder:
         self.notes: list[str] = []
         self._recipe, self._recipe_hash = recipe, sha256(recipe.encode()).hexdigest()
         self._checkpoint = path / CHECKPOINT
-        self.results: dict[str, NetworkResult] = {}
+        self._results: dict[str, NetworkResult] = {}  # of the finished networks, by name
         self._files: dict[str, dict[str, Any]] = {}  # by network, what lies in its folder
         self._saved, self._save_after, self._trained = "", 0.0, False
         if path.exists() and not path.is_dir():
@@ -98,7 +94,6 @@ class RunFolder:
         """Create the folder and write what is known before training; the environments of earlier parts are kept.
 
         Raises:
-            NoSpace: the disk is full.
             LimbeckError: the folder may not be written.
         """
         if self._begun and not (self.path / RECIPE).is_file():
@@ -126,47 +121,34 @@ class RunFolder:
             LimbeckError: the figures, the weights or the network's lines in the log are damaged, or belong to another
                 network or recipe.
         """
-        if name in self.results or not self._begun:
-            return self.results.get(name)
+        if name in self._results or not self._begun:
+            return self._results.get(name)
         folder = self.path / name
         found = read_network(folder, name)
         if found is None:
             return None
         if found.recipe != self._recipe_hash:
             raise LimbeckError(
-                f"{folder / RESULT} is of a run of another recipe: delete {folder}, and {name} is trained again"
+                f"{folder / RESULT} belongs to a run of another recipe: delete {folder} to train {name} again"
             )
         if not self._log.check(name, found.log):
             self.notes.append(f"{self._log.path} has lost the epochs of {name}")
-        self._files[name], self.results[name] = dict(found.files), found.result
+        self._files[name], self._results[name] = dict(found.files), found.result
         return found.result
 
     def write(self, name: str, file: str, network: nn.Module, spec: NetworkSpec) -> None:
-        """Write a network's weights into its folder, and remember their hash, which `weights` and `result` check.
-
-        Raises:
-            NoSpace: the disk is full.
-        """
+        """Write a network's weights into its folder, and remember their hash, which `weights` and `result` check."""
         save_network(network, self.path / name / file, spec=spec)
         self._files.setdefault(name, {})[file] = file_record(self.path / name / file)
 
     def finish(self, name: str, result: NetworkResult, weights: str) -> NetworkResult:
-        """Write a finished network's result.json, and give its result with the hash of its weights.
-
-        Args:
-            name: the network's.
-            result: its figures.
-            weights: the name of the file in the network's folder, which is written already.
-
-        Raises:
-            NoSpace: the disk is full.
-        """
+        """Write a finished network's result.json, and give its result with the hash of its file ``weights``."""
         self._log.sync()
         files = self._files[name]
         whole = replace(result, weights_sha256=files[weights]["sha256"])
         held = {"files": files, "log": self._log.summary(name), "recipe": self._recipe_hash}
         write_sealed(self.path / name / RESULT, plain(whole) | held)
-        self.results[name] = whole
+        self._results[name] = whole
         return whole
 
     def weights(self, name: str, file: str) -> Path:
@@ -178,7 +160,7 @@ class RunFolder:
         path = self.path / name / file
         record = self._files.get(name, {}).get(file)
         if record is None or not holds(path, record):
-            raise LimbeckError(f"{path} is missing or damaged: delete {path.parent}, and {name} is trained again")
+            raise LimbeckError(f"{path} is missing or damaged: delete {path.parent} to train {name} again")
         return path
 
     def state(
@@ -186,18 +168,15 @@ class RunFolder:
     ) -> dict[str, Any] | None:
         """The training state of this network, None at its beginning; later epochs are dropped from the log.
 
-        Args:
-            name: the network's.
-            check: raises LimbeckError if the training cannot resume from the state; see
-                `limbeck.experiment.resuming.check_state`.
+        ``check`` is given the state, and raises LimbeckError if the training cannot resume from it.
 
         Raises:
             LimbeckError: the checkpoint or a file that belongs to it is damaged, or is of another training.
         """
         self._trained = True
-        held, again = self._state, f"delete {self._checkpoint} to train {name} again from its beginning"
+        held, again = self._state, f"delete {self._checkpoint} to train {name} again from the first epoch"
         if held is None or held["job"] != name:
-            if self._log.count(name):
+            if self._log.of(name):
                 self.notes.append(f"{name} was started, but has neither a result nor a checkpoint: it is trained again")
             self._log.begin(name)
             self._log.sync()
@@ -218,20 +197,14 @@ class RunFolder:
         return state
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the log of epochs.
-
-        Raises:
-            NoSpace: the disk is full.
-        """
+        """Add a line to the log of epochs."""
         self._log.add(line)
 
     def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
         """Write the checkpoint for a network's first epoch, and then as often as `CHECKPOINT_SHARE` allows.
 
-        On resume, an epoch that is not in the checkpoint is trained again, with the same result.
-
-        Raises:
-            NoSpace: the disk is full; the checkpoint before is whole.
+        On resume, an epoch that is not in the checkpoint is trained again, with the same result. If the disk is full,
+        the checkpoint before is whole.
         """
         start = time.monotonic()
         if start >= self._save_after or name != self._saved:
@@ -241,51 +214,49 @@ class RunFolder:
             end = time.monotonic()
             self._saved, self._save_after = name, end + (end - start) / CHECKPOINT_SHARE
 
-    def concluded(self, runs: tuple[NetworkResult, ...], student: str) -> RunResult | None:
-        """The run's own result if it is intact and agrees with these figures; None if it has to be written.
+    def conclude(self, runs: tuple[NetworkResult, ...], student: str, make: Callable[[], RunResult]) -> RunResult:
+        """The run's own result, and the network ``student`` beside it; both are written unless they are there.
 
-        Args:
-            runs: every network's figures.
-            student: the name of the network that is the run's student.
+        The result must agree with the figures of every network, ``runs``. Otherwise ``make`` gives another one, after
+        it has measured latencies.
+
+        Raises:
+            OtherSchema: another version of limbeck has written the result.
         """
-        if not self._begun:
-            return None
+        found = self._concluded(runs) if self._begun else None
+        if copy_whole(self.weights(student, STUDENT), self.path / STUDENT) and found is not None:
+            self.notes.append(f"{self.path / STUDENT} was missing or damaged, and is copied again")
+        if found is None:
+            found = make()
+            write_sealed(self.path / RESULT, plain(found) | {"recipe": self._recipe_hash})
+        return found
+
+    def _concluded(self, runs: tuple[NetworkResult, ...]) -> RunResult | None:
+        """The run's result.json if it is intact and agrees with these figures."""
         self._log.sync()
         file, found = self.path / RESULT, None
         try:
-            values = read_sealed(file)
+            values = read_values(self.path)
             if values is None:
                 wrong = "was missing"
             else:
-                recipe, found = values.pop("recipe", None), RunResult.from_json(values)
+                recipe, found = values.pop("recipe", None), from_json(RunResult, values)
                 same = json.dumps([plain(one) for one in found.runs]) == json.dumps([plain(one) for one in runs])
                 wrong = "" if same and recipe == self._recipe_hash else "did not agree with the networks' results"
+        except OtherSchema:
+            raise
         except LimbeckError:
             wrong = "is damaged or was edited"
         if wrong:
             if not self._trained:  # else the run was not finished
                 self.notes.append(f"{file} {wrong}: it is written again, and latencies are measured again")
             return None
-        if copy_whole(self.weights(student, STUDENT), self.path / STUDENT):
-            self.notes.append(f"{self.path / STUDENT} was missing or damaged, and is copied again")
         return found
 
-    def conclude(self, result: RunResult, student: str) -> RunResult:
-        """Write the run's own result.json, and the student of that name beside it.
+    def take(self, name: str, trained_as: str) -> Path | None:
+        """A run folder beside this one with an intact network of this name and this ``trained_as``.
 
-        Raises:
-            NoSpace: the disk is full.
-        """
-        copy_whole(self.weights(student, STUDENT), self.path / STUDENT)
-        write_sealed(self.path / RESULT, plain(result) | {"recipe": self._recipe_hash})
-        return result
-
-    def found(self, name: str, trained_as: str) -> Path | None:
-        """A run folder beside this one with an intact network of this name that was trained in the same way.
-
-        Args:
-            name: the network's.
-            trained_as: what its figures must hold under ``trained_as``.
+        The network's lines are copied from that run's log, if they are intact.
         """
         if not self.path.parent.is_dir():
             return None
@@ -297,11 +268,11 @@ class RunFolder:
                 except LimbeckError:  # damage there does not concern this run
                     continue
                 if network is not None:
+                    self._take_log(name, other)
                     return other
         return None
 
-    def take_log(self, name: str, other: Path) -> None:
-        """Copy a network's lines from the log of another run's folder, if they are intact."""
+    def _take_log(self, name: str, other: Path) -> None:
         try:
             lines = EpochLog(other / LOG, kept=True).of(name)
         except LimbeckError:
@@ -311,7 +282,7 @@ class RunFolder:
             self._log.add(line)
 
     def _refuse_other_recipe(self) -> None:
-        found = read(self.path / RECIPE, RECIPE_BYTES)
+        found = read(self.path / RECIPE, WHOLE_BYTES)
         text = self._recipe if found is None else found.decode("utf-8", errors="replace").replace("\r\n", "\n")
         if text != self._recipe:
             differences = _differences(text, self._recipe)
@@ -321,7 +292,7 @@ class RunFolder:
         try:
             state = checkpoint.load(self._checkpoint)
         except LimbeckError as error:
-            raise LimbeckError(f"{error}: delete it, and its network is trained again from its beginning") from error
+            raise LimbeckError(f"{error}: delete it to train its network again from the first epoch") from error
         kinds = {"job": str, "files": dict, "log": dict, "recipe": str, "train": dict}
         typed = state.keys() == kinds.keys() and all(isinstance(state[key], kind) for key, kind in kinds.items())
         if not (typed and are_records(state["files"]) and is_summary(state["log"])):
@@ -330,7 +301,7 @@ class RunFolder:
             )
         if state["recipe"] != self._recipe_hash:
             raise LimbeckError(
-                f"{self._checkpoint} is of a run of another recipe: delete it to train {state['job']} again"
+                f"{self._checkpoint} belongs to a run of another recipe: delete it to train {state['job']} again"
             )
         return state
 

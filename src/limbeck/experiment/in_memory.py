@@ -13,16 +13,11 @@ from limbeck.models import NetworkSpec
 
 
 class InMemory:
-    """In the place of a folder for a run that is not written: it keeps the results alone.
-
-    Args:
-        path: of a folder for what is too large for memory, such as a teacher's outputs.
-    """
+    """In the place of a folder for a run that is not written; ``path`` is for what memory may not hold, as a store."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes: list[str] = []
-        self.results: dict[str, NetworkResult] = {}
 
     def open(self, environment: Mapping[str, Any]) -> None:
         """Nothing is written."""
@@ -34,13 +29,12 @@ class InMemory:
         """Nothing is written."""
 
     def finish(self, name: str, result: NetworkResult, weights: str) -> NetworkResult:
-        """Keep the result."""
-        self.results[name] = result
+        """The result as it is."""
         return result
 
     def weights(self, name: str, file: str) -> Path:
         """There are none: networks that are given are not trained again from a file."""
-        raise LimbeckError(f"the weights of {name} are not kept: give a run folder")
+        raise LimbeckError(f"the weights of {name} are not stored: pass a run folder")
 
     def state(self, name: str, check: Callable[[Mapping[str, Any]], None]) -> None:
         """Nothing is resumed."""
@@ -51,18 +45,12 @@ class InMemory:
     def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
         """Nothing is written."""
 
-    def concluded(self, runs: tuple[NetworkResult, ...], student: str) -> None:
-        """Nothing is resumed."""
+    def conclude(self, runs: tuple[NetworkResult, ...], student: str, make: Callable[[], RunResult]) -> RunResult:
+        """A new result."""
+        return make()
 
-    def conclude(self, result: RunResult, student: str) -> RunResult:
-        """The result as it is."""
-        return result
-
-    def found(self, name: str, trained_as: str) -> None:
+    def take(self, name: str, trained_as: str) -> None:
         """Other runs are not looked for."""
-
-    def take_log(self, name: str, other: Path) -> None:
-        """Nothing is written."""
 
 
 Folder = RunFolder | InMemory

@@ -61,13 +61,14 @@ def better_input(network: nn.Module, data: Data, engine: Engine) -> tuple[Input,
     return best, float(before.double().mean()), float(found[best].double().mean()), len(few)
 
 
-def described(name: str, expected: Input, before: float, after: float, count: int) -> tuple[str, str]:
+def described(expected: Input, before: float, after: float, count: int) -> tuple[str, str]:
     """What `better_input` found, and how to describe it."""
     given = {key: value for key, value in asdict(expected).items() if value != getattr(AS_THE_DATA, key)}
     block = ", ".join(f"{key}: {list(value) if isinstance(value, tuple) else value}" for key, value in given.items())
     call = ", ".join(f"{key}={value!r}" for key, value in given.items())
     return (
-        f"the accuracy of the {name} on {count} validation samples is {before:.1%} with the normalisation of the data, "
-        f"and {after:.1%} with inputs of another form",
-        f"Describe the form: in a recipe {name}: {{input: {{{block}}}}}, in Python {name}_input=limbeck.Input({call})",
+        f"the accuracy of the teacher on {count} validation samples is {before:.1%} with the normalisation of the "
+        f"data, and {after:.1%} with inputs of another form",
+        f"Describe the form: in a recipe teacher: {{input: {{{block}}}}}, in Python "
+        f"teacher_input=limbeck.Input({call})",
     )

@@ -1,7 +1,5 @@
 """A trained network's figures and cost."""
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from limbeck.data import Batches, Data, Split
@@ -10,17 +8,10 @@ from limbeck.experiment.events import Job
 from limbeck.experiment.results import NetworkResult
 from limbeck.experiment.workspace import Workspace
 from limbeck.models.functions import calls_function
+from limbeck.tasks import task_of
 from limbeck.train.engine import Engine
 
 EVALUATION_BATCH = 500
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A network's result, and its outputs on the test split."""
-
-    result: NetworkResult
-    outputs: Tensor  # (N, K)
 
 
 def outputs_of(network: nn.Module, split: Split, data: Data, engine: Engine, *, name: str = "network") -> Tensor:
@@ -39,24 +30,18 @@ def outputs_of(network: nn.Module, split: Split, data: Data, engine: Engine, *, 
 
 def measure(
     job: Job, network: nn.Module, workspace: Workspace, *, teacher: Tensor | None = None, name: str = ""
-) -> Measured:
-    """A trained network's quality on the test split (and on validation where there is one), and its cost.
+) -> tuple[NetworkResult, Tensor]:
+    """A trained network's figures on the test split and on validation, its cost, and its outputs (N, K) on test.
 
-    The test split is read to evaluate trained networks, never to train or to select.
-
-    Args:
-        job: which network it is.
-        network: the trained network.
-        workspace: its data and engine.
-        teacher: the teacher's outputs on the test split, for agreement and KL.
-        name: what errors call the network; the job's name by default.
+    The test split is read to evaluate trained networks, never to train or to select. ``teacher`` is the teacher's
+    outputs on it, for agreement and KL. Errors call the network ``name``, by default as the job.
     """
     data, engine, name = workspace.data, workspace.engine, name or str(job)
 
     def figures(which: str, split: Split, guide: Tensor | None) -> tuple[Figures, Tensor]:
         outputs = outputs_of(network, split, data, engine, name=name)
         known = {"teacher_logits": guide, "name": name, "split": which, "files": split.names}
-        return workspace.task.figures(outputs, split.targets, **known), outputs
+        return task_of(data).figures(outputs, split.targets, **known), outputs
 
     test, outputs = figures("test", data.test, teacher)
     result = NetworkResult(
@@ -69,7 +54,7 @@ def measure(
         macs=None if calls_function(network) else macs(network, data.shape),
         file_bytes=file_bytes(network),
     )
-    return Measured(result, outputs)
+    return result, outputs
 
 
 def score(network: nn.Module, workspace: Workspace) -> float | None:
@@ -79,4 +64,4 @@ def score(network: nn.Module, workspace: Workspace) -> float | None:
         return None
     with workspace.engine.autocast():
         outputs = outputs_of(network, split, workspace.data, workspace.engine)
-    return workspace.task.score(outputs, split.targets)
+    return task_of(workspace.data).score(outputs, split.targets)

@@ -2,24 +2,22 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
 from limbeck.cache.blackbox import BlackBox
-from limbeck.core import Batch, LimbeckError, Stage
-from limbeck.data import Data, normalise
+from limbeck.core import LimbeckError, Stage
+from limbeck.data import Data
 from limbeck.experiment.arms import label_indices
+from limbeck.experiment.workspace import example_batch
 from limbeck.files.paths import expanded
 from limbeck.models import Ensemble, NetworkSpec, build, load_network, load_weights, read_spec
-from limbeck.models.files import SHARDS
+from limbeck.models.files import SHARDS, load_all_but_classifier
 from limbeck.models.fitting import FINE_TUNE
 from limbeck.models.foreign import from_file, pretrained_input
 from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
 from limbeck.models.net2net import net2net
 from limbeck.models.onnx import onnx_network
-from limbeck.models.transfer import load_all_but_classifier
 from limbeck.options import Block
 from limbeck.outline import outline
 from limbeck.recipe.blocks import MemberBlock, Recipe, StudentBlock, TeacherBlock
@@ -44,10 +42,7 @@ Trained = tuple[nn.Module, tuple[str, ...], MemberBlock]
 class NetworkFactory:
     """The networks of one recipe on its data.
 
-    Args:
-        recipe: describes the networks; the code that it names is run.
-        data: what they are trained on.
-        trust_code: whether Python files named by weights files are run too.
+    The code that the recipe names is run; with ``trust_code``, also Python files that weights files name.
     """
 
     def __init__(self, recipe: Recipe, data: Data, *, trust_code: bool = False) -> None:
@@ -74,17 +69,13 @@ class NetworkFactory:
         With ``init: fine_tune`` it starts from the weights in the block's file, except for the classifier.
 
         Raises:
-            LimbeckError: the block names no model, or files that a teacher cannot start from.
+            LimbeckError: the block names no model, or a file that the teacher cannot start from.
         """
         if block.model is None:
-            raise LimbeckError(
-                "the teacher block has init: fine_tune, so it needs a model: beside its weights:"
-                if block.init == "fine_tune"
-                else "the teacher block has no weights:, so it needs a model:"
-            )
+            raise LimbeckError("the teacher is trained in this run, so it needs a model:")
         network, spec = fresh(block.model, self._data, expected_input(block))
-        if block.init == "fine_tune":
-            self._fine_tune("teacher", network, _only(block))
+        if block.init == "fine_tune" and block.weights:  # of one file, says the check of the recipe
+            self._fine_tune("teacher", network, block.weights[0])
         return network, spec
 
     def restored(self, block: TeacherBlock) -> list[Trained]:
@@ -121,37 +112,17 @@ class NetworkFactory:
             return network, spec
         small, known = load_network(file, trust_code=self._trust_code)
         _check_use(file, known, spec)
-        net2net(small, network, self._probe().inputs, noise=block.noise, seed=seed)
+        net2net(small, network, example_batch(self._data, PROBE).inputs, noise=block.noise, seed=seed)
         return network, spec
 
     def _fine_tune(self, name: str, network: nn.Module, weights: str) -> None:
         """Load the weights of a file, except for the classifier, into a new network."""
-        classifier = outline(name, network, self._probe()).classifier
+        classifier = outline(name, network, example_batch(self._data, PROBE)).classifier
         self._note(name, weights, load_all_but_classifier(network, find_weights(weights), classifier))
 
     def _note(self, name: str, weights: str, said: str) -> None:
         if said:
             self._notes[f"{name}: of {weights} {said}"] = None
-
-    def _probe(self) -> Batch:
-        few = torch.arange(min(PROBE, len(self._data.train)))
-        split = self._data.train
-        return Batch(normalise(split.inputs[few], self._data.mean, self._data.std), split.targets[few], few, 0)
-
-
-def _only(block: TeacherBlock) -> str:
-    """The file that a teacher, or each member of an ensemble, starts from.
-
-    Raises:
-        LimbeckError: the block has no file or several; or the teacher is not trained here.
-    """
-    if block.weights is None or len(block.weights) != 1:
-        raise LimbeckError(f"teacher.init: fine_tune starts from one file under weights:, got {block.weights}")
-    if block.train is None and not block.untrained:
-        raise LimbeckError(
-            "teacher.init: fine_tune replaces the classifier, so the teacher has to be trained here: give it train:"
-        )
-    return block.weights[0]
 
 
 def teaches(stages: Sequence[Stage]) -> bool:
@@ -167,11 +138,13 @@ def check_use(recipe: Recipe, stages: Sequence[Stage], others: Collection[str]) 
     if idle:
         raise LimbeckError(f"networks: {name} does not use {', '.join(idle)}")
     if recipe.teacher is not None and recipe.teacher.untrained and not teaches(stages):
-        raise LimbeckError(f"teacher: {name} does not train its teacher: give it train: or weights:")
+        raise LimbeckError(f"{name} does not train the teacher: write train: or weights: in the teacher block")
     if recipe.share_first_stage and len(stages) < 2:
         raise LimbeckError(f"share_first_stage: {name} has one stage, so there is nothing to share")
     if recipe.share_first_stage and stages[0].learns != ("student",):
-        raise LimbeckError(f"share_first_stage: in {name}'s first stage {', '.join(stages[0].learns)} learns")
+        raise LimbeckError(
+            f"share_first_stage: the first stage of {name} trains {', '.join(stages[0].learns)}, not the student"
+        )
 
 
 def ensemble(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
@@ -314,7 +287,7 @@ def find_weights(path: str) -> Path:
     if place.is_dir():
         found = [place / name for name in IN_FOLDERS if (place / name).is_file()]
         if not found:
-            raise LimbeckError(f"the folder {place} holds no {', no '.join(IN_FOLDERS)}")
+            raise LimbeckError(f"the folder {place} contains none of {', '.join(IN_FOLDERS)}")
         return found[0]
     return place
 
@@ -326,9 +299,9 @@ def _check_use(file: Path, known: NetworkSpec | None, spec: NetworkSpec) -> None
     if known.classes != spec.classes:
         raise LimbeckError(f"{file} has {known.classes} classes, but the data has {spec.classes}: {FINE_TUNE}")
     if known.labels and known.labels != spec.labels:
-        wrong: list[Any] = [pair for pair in zip(known.labels, spec.labels, strict=True) if pair[0] != pair[1]]
+        its, ours = next(pair for pair in zip(known.labels, spec.labels, strict=True) if pair[0] != pair[1])
         raise LimbeckError(
-            f"{file} has its classes in another order than the data: {wrong[0][0]!r} where the data has {wrong[0][1]!r}"
+            f"{file} has its classes in another order than the data: {its!r} where the data has {ours!r}"
         )
     scales = zip(known.mean, known.std, spec.mean, spec.std, strict=False)
     if any(abs(m - n) > 0.1 * s or abs(s - t) > 0.1 * s for m, s, n, t in scales):

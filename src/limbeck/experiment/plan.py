@@ -28,7 +28,7 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     task = task_of(data)
     task.check_data(data)
     if len({id(network) for network in networks.values()}) < len(networks):
-        raise LimbeckError(f"{' and '.join(networks)} are one and the same module: give each its own")
+        raise LimbeckError(f"{' and '.join(networks)} are the same module: pass two modules")
     few = example_batch(data)
     for name, network in networks.items():
         try:
@@ -63,7 +63,7 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     )
     stages: tuple[Stage, ...] = method(setup)
     if not stages:
-        raise LimbeckError("the method gives no stages, so nothing would be trained")
+        raise LimbeckError("the method returns no stages, so nothing would be trained")
     _evaluate_once(stages, networks, few)
     for stage in stages:
         try:
@@ -107,12 +107,12 @@ def _evaluate_once(stages: Sequence[Stage], networks: Networks, probe: Batch) ->
             listed = ", ".join(f"{tap} {tuple(value.shape)}" for tap, value in zip(term.reads, reads, strict=True))
             raise LimbeckError(f"the term {name!r} cannot read {listed}: {type(error).__name__}: {error}") from error
         if size:
-            raise LimbeckError(f"the term {name!r} gives a tensor of shape {tuple(size)}: a loss is a scalar")
+            raise LimbeckError(f"the term {name!r} returns a tensor of shape {tuple(size)}: a loss must be a scalar")
         known = {id(parameter) for network in networks.values() for parameter in network.parameters()}
         known |= {id(parameter) for parameter in (loss.parameters() if isinstance(loss, nn.Module) else ())}
         if any(id(leaf) not in known for leaf in _leaves(value)):
             raise LimbeckError(
-                f"the term {name!r} uses parameters that its loss does not own, so they would not learn and not be "
+                f"the term {name!r} uses parameters that its loss does not own, so they would be neither trained nor "
                 "saved: make the loss an nn.Module that holds them, such as limbeck.connectors.Through(connector, loss)"
             )
 

@@ -1,6 +1,6 @@
 """What happens before a run: every network is built, every layer read once, and every `auto` decided."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from limbeck.experiment.first_step import first_step
 from limbeck.experiment.networks import check_use, ensemble, teaches
 from limbeck.experiment.plan import plan
 from limbeck.experiment.prepared import Prepared
+from limbeck.experiment.runfiles import RECIPE
 from limbeck.experiment.terms import SAMPLES, meaningless
 from limbeck.experiment.workspace import Training, Workspace, example_batch, training_batches
 from limbeck.methods import METHODS
@@ -25,7 +26,7 @@ from limbeck.models.functions import calls_function
 from limbeck.recipe.blocks import CacheBlock, Recipe
 from limbeck.recipe.read import reread
 from limbeck.taps import shapes
-from limbeck.train.engine import Engine, Precision, make_engine
+from limbeck.train.engine import Engine, make_engine
 from limbeck.train.freeze import frozen_parts
 from limbeck.train.readers import network_reader
 from limbeck.train.timing import resolve_precision
@@ -48,12 +49,7 @@ class Preflight:
 def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: Method | None) -> Preflight:
     """Build every network, plan every arm and read every tap.
 
-    Args:
-        recipe: validated.
-        data: its data.
-        factory: what gives its networks.
-        folder: the run's.
-        own: the method, if the recipe's name stands for a function of the caller.
+    ``own`` is the method where the recipe's name stands for a function of the caller. ``folder`` is the run's.
 
     Raises:
         LimbeckError: a file, a network, a layer or an option is wrong.
@@ -71,18 +67,7 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         stages, training = trainings[method][0], trainings[method][2]
         table = soft_label_table(block, data, training) if block is not None else None
         check_use(recipe, stages, others)
-        cache, engine = resolve_auto(
-            stages,
-            networks,
-            data,
-            training,
-            seed=recipe.seeds[0],
-            cache=recipe.cache if table is None else CacheBlock(use=False),
-            device=recipe.device,
-            precision=recipe.precision,
-            compile=recipe.compile,
-            folder=folder,
-        )
+        cache, engine = resolve_auto(recipe, stages, networks, data, training, folder, table=table is not None)
         stored = teacher_taps(stages) if cache.use or table else frozenset[Tap]()
         for arm, planned in trainings.items():
             own_arm = arm == method
@@ -94,12 +79,16 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
             note = network_reader(teacher, tuple(stored), inputs, engine)[1]
             notes += [note] if note else []
         if block is not None and block.is_trained:
-            notes += _check_trained(members if block.listed else [networks["teacher"]], recipe, data, engine, stages)
+            learns = teaches(stages)
+            if block.listed:
+                notes += _check_members(members, data, engine, allow=recipe.allow, learns=learns)
+            else:
+                notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
             if not cache.use and calls_function(networks["teacher"]):
                 notes.append(FUNCTION)
         rest = [f"student.{part}" if part else "student" for part in frozen_parts(student)]
         if rest:
-            notes.append(f"frozen, and left unchanged: {', '.join(rest)}")
+            notes.append(f"not trained, because requires_grad is False: {', '.join(rest)}")
         costs = {name: macs(network, data.shape) or 0 for name, network in networks.items()}
     picked = {"device": engine.device.type, "precision": engine.precision, "compile": engine.compile, "cache": cache}
     return Preflight(
@@ -112,14 +101,17 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
     )
 
 
-def _check_trained(
-    teachers: Sequence[nn.Module], recipe: Recipe, data: Data, engine: Engine, stages: Sequence[Stage]
+def _check_members(
+    members: Sequence[nn.Module], data: Data, engine: Engine, *, allow: Collection[str], learns: bool
 ) -> list[str]:
-    """Notes on the trained teacher, or on each member of an ensemble whose members have blocks of their own."""
-    notes, learns = list[str](), teaches(stages)
-    for number, network in enumerate(teachers):
-        name = "teacher" if len(teachers) == 1 else f"teacher's member {number}"
-        notes += check_teacher(network, data, engine, allow=recipe.allow, name=name, learns=learns)
+    """Check each member as `check_teacher` checks a single teacher. The errors and notes name the member."""
+    notes = list[str]()
+    for number, member in enumerate(members):
+        try:
+            found = check_teacher(member, data, engine, allow=allow, learns=learns)
+        except LimbeckError as error:
+            raise LimbeckError(f"member {number} of the teacher: {error}") from error
+        notes += [f"member {number} of the teacher: {note}" for note in found]
     return notes
 
 
@@ -178,7 +170,7 @@ def resolved(recipe: Recipe, folder: Path) -> Recipe:
     Raises:
         RecipeError: the folder's recipe is damaged.
     """
-    file = folder / "recipe.yaml"
+    file = folder / RECIPE
     if not file.is_file():
         return recipe
     known = reread(file)
@@ -190,38 +182,42 @@ def resolved(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def resolve_auto(
+    recipe: Recipe,
     stages: Sequence[Stage],
     networks: Mapping[str, nn.Module],
     data: Data,
     training: Training,
-    *,
-    seed: int,
-    cache: CacheBlock,
-    device: str,
-    precision: Precision,
-    compile: bool,  # noqa: A002 (what torch calls it)
     folder: Path,
+    *,
+    table: bool,
 ) -> tuple[CacheBlock, Engine]:
-    """Decide every `auto` of the cache and the engine for these stages; ``folder`` is the run's.
+    """Decide every `auto` of the recipe's cache and engine for these stages of its method.
+
+    With ``table``, the teacher is a table of soft labels, and nothing is stored. ``folder`` is the run's.
 
     Raises:
         LimbeckError: a setting is not possible; see `decide` and `resolve_precision`.
     """
-    if compile not in (True, False):
-        raise LimbeckError(f"compile is {compile!r}: allowed are True and False")
+    if recipe.compile not in (True, False):
+        raise LimbeckError(f"compile is {recipe.compile!r}: allowed are True and False")
     sizes = shapes(networks, teacher_taps(stages), example_batch(data))
     cache = decide(
-        cache,
+        CacheBlock(use=False) if table else recipe.cache,
         stages,
         training,
         len(data.train),
         sizes.__getitem__,
-        free=free_bytes(Path(cache.folder or folder)),
+        free=free_bytes(Path(recipe.cache.folder or folder)),
         transformed=data.train.transform is not None,
     )
-    plain = make_engine(device=device, precision="32")
-    batches = training_batches(data, cached(training, cache), seed=seed, engine=plain)
-    stored = teacher_taps(stages) if cache.use else frozenset()
+    plain = make_engine(device=recipe.device, precision="32")
+    batches = training_batches(data, cached(training, cache), seed=recipe.seeds[0], engine=plain)
     return cache, resolve_precision(
-        stages, networks, batches, device=device, precision=precision, compile=compile, stored=stored
+        stages,
+        networks,
+        batches,
+        device=recipe.device,
+        precision=recipe.precision,
+        compile=recipe.compile,
+        stored=teacher_taps(stages) if cache.use else frozenset(),
     )

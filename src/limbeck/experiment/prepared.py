@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -20,12 +20,9 @@ from limbeck.recipe.blocks import MemberBlock, Recipe, StudentBlock, TeacherBloc
 
 
 class Prepared(AbstractContextManager["Prepared"]):
-    """The networks of a run, each prepared once; on exit, the caller's own networks return their old outputs again.
+    """The networks of a run, each prepared once as the recipe says which of its outputs are the logits.
 
-    Args:
-        source: builds or holds the networks.
-        recipe: says which outputs are logits.
-        data: what the networks are trained on.
+    On exit, the caller's own networks return their old outputs again.
     """
 
     def __init__(self, source: NetworkFactory | OwnNetworks, recipe: Recipe, data: Data) -> None:
@@ -33,9 +30,6 @@ class Prepared(AbstractContextManager["Prepared"]):
         self._layers = _layers(recipe.method)
         self._handles: list[RemovableHandle] = []
         self._notes: dict[str, None] = {}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
@@ -76,8 +70,7 @@ class Prepared(AbstractContextManager["Prepared"]):
     def _prepare(
         self, name: str, network: nn.Module, block: MemberBlock | StudentBlock | None, classes: int | None = None
     ) -> nn.Module:
-        inside, wrapped = unwrapped({name: network})
-        network, notes = inside[name], list[str]()
+        network, notes = unwrapped(name, network)
         bridge = bridge_of(network)
         if bridge is None and block is not None:  # a network of the caller's
             made = Bridge(expected_input(block), self._data.shape, self._data.mean, self._data.std)
@@ -85,14 +78,15 @@ class Prepared(AbstractContextManager["Prepared"]):
                 self._handles.append(made.install(network))
                 bridge = made
         if bridge is not None:
-            self._notes[f"the {name} reads every view converted to {bridge}"] = None
+            notes.append(f"the {name} reads every view converted to {bridge}")
         if not installed(network):  # unless it, or the network that it is a copy of, was prepared before
             layer, output = self._layers.get(name, ""), block.output if block else None
-            handles, notes = install(
+            handles, found = install(
                 name, network, self._probe, classes or len(self._data.classes), output=output, layer=layer
             )
             self._handles += handles
-        self._notes |= dict.fromkeys([*wrapped, *notes])
+            notes += found
+        self._notes |= dict.fromkeys(notes)
         return network
 
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -21,6 +21,10 @@ RESULT = "result.json"
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
 Result = TypeVar("Result")
+
+
+class OtherSchema(LimbeckError):
+    """A result of another version of limbeck."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,6 @@ class NetworkResult:
     def name(self) -> str:
         """``kd/seed0``, as its folder is called."""
         return f"{self.arm}/seed{self.seed}" + ("" if self.member is None else f"-{self.member}")
-
-    @classmethod
-    def from_json(cls, values: Any) -> Self:
-        """The result that plain values of JSON are of.
-
-        Raises:
-            LimbeckError: they are no such result.
-        """
-        return _parsed(cls, values)
 
 
 @dataclass(frozen=True)
@@ -109,30 +104,37 @@ class RunResult:
         """An arm's networks, one a seed."""
         return tuple(result for result in self.runs if result.arm == arm)
 
-    @classmethod
-    def from_json(cls, values: Any) -> Self:
-        """The result that plain values of JSON are of.
-
-        Raises:
-            LimbeckError: they are no such result.
-        """
-        return _parsed(cls, values)
-
 
 def read(folder: Path) -> RunResult:
     """What a finished run folder says.
 
     Raises:
-        LimbeckError: the run is not finished, or its result is damaged or was changed.
+        LimbeckError: the run is not finished, or its result is damaged, was changed or has another schema.
     """
-    values = read_sealed(folder / RESULT)
+    values = read_values(folder)
     if values is None:
-        raise LimbeckError(f"{folder} holds no {RESULT}: no run has finished there")
+        raise LimbeckError(f"{folder} contains no {RESULT}: it has no finished run")
     values.pop("recipe", None)
     try:
-        return RunResult.from_json(values)
+        return from_json(RunResult, values)
     except LimbeckError as error:
-        raise LimbeckError(f"{folder / RESULT} is no result of a run: {error}") from error
+        raise LimbeckError(f"{folder / RESULT} is not the result of a run: {error}") from error
+
+
+def read_values(folder: Path) -> dict[str, Any] | None:
+    """The plain values of a run's result; None without one.
+
+    Raises:
+        OtherSchema: they are of another schema.
+        LimbeckError: the file is damaged or was changed.
+    """
+    values = read_sealed(folder / RESULT)
+    if values is not None and values.get("schema") != SCHEMA:
+        raise OtherSchema(
+            f"{folder / RESULT} has schema {values.get('schema')}, but this version of limbeck reads schema {SCHEMA}: "
+            "use the version that environment.json beside it names, or run the recipe again in another folder"
+        )
+    return values
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -169,11 +171,14 @@ def plain(result: NetworkResult | RunResult) -> dict[str, Any]:
     return values
 
 
-def _parsed(kind: type[Result], values: Any) -> Result:
+def from_json(kind: type[Result], values: Any) -> Result:
+    """The `NetworkResult` or `RunResult` whose `plain` values these are.
+
+    Raises:
+        LimbeckError: they are no such result.
+    """
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values))
-    except (ValidationError, TypeError, RecursionError) as error:
-        if not isinstance(error, ValidationError):
-            raise LimbeckError(f"it is no plain values of JSON ({error})") from error
+    except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         raise LimbeckError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -16,19 +16,14 @@ def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Net
     """Refuse a state from which `limbeck.train.loop.run` cannot resume exactly.
 
     The state's modules must be named, shaped and typed as these are, their parameters finite, its optimizer that of
-    the stage it is in, with the same options but for the learning rate, and its generators those of the engine.
-
-    Args:
-        state: from `limbeck.train.loop.Epoch.state`, or anything else.
-        stages: as they are passed to `limbeck.train.loop.run`.
-        networks: likewise.
-        engine: likewise.
+    the stage it is in, with the same options but for the learning rate, and its generators those of the engine. It is
+    from `limbeck.train.loop.Epoch.state`, or anything else.
 
     Raises:
         LimbeckError: the state does not fit; the message says what differs.
     """
     if not isinstance(state, Mapping) or state.keys() != {"stage", "epoch", "modules", "optimizer", "generators"}:
-        raise LimbeckError("it does not hold the state of a training")
+        raise LimbeckError("it does not contain the state of a training")
     position, epoch = state["stage"], state["epoch"]
     if type(position) is not int or not 0 <= position < len(stages):
         raise LimbeckError(f"its stage is {position!r}: allowed are 0 to {len(stages) - 1}")
@@ -92,7 +87,7 @@ def _compare(what: str, found: Any, expected: Mapping[str, Any]) -> None:
             raise LimbeckError(f"{what} {'lack' if name in expected else 'hold'} {name!r}")
         one, other = _form(found[name]), _form(expected[name])
         if one != other:
-            raise LimbeckError(f"{what}: {name!r} is {one}, needed is {other}")
+            raise LimbeckError(f"{what}: {name!r} is {one}, expected {other}")
 
 
 def _form(value: Any) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from limbeck.core import LimbeckError, Method, Outputs, Stage
+from limbeck.core import LimbeckError, Outputs, Stage
 from limbeck.data import Progress, load
 from limbeck.evaluate import latency
-from limbeck.experiment.arms import arms_of, label_indices, method_of, needed, teacher_of, training_of
+from limbeck.experiment.arms import arms_of, label_indices, members_of, method_of, needed, teacher_of, training_of
 from limbeck.experiment.caching import cached, outputs
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Finished, Job, Track
@@ -30,7 +30,7 @@ from limbeck.experiment.preflight import preflight, resolved
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, summarise
 from limbeck.experiment.runfiles import clear
-from limbeck.experiment.workspace import Training, Workspace, example_batch
+from limbeck.experiment.workspace import Workspace, example_batch
 from limbeck.methods import METHODS
 from limbeck.models import load_weights
 from limbeck.models.functions import calls_function
@@ -56,7 +56,8 @@ class Experiment:
 
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
-            through teacher and student. factory: what gives its networks.
+            through teacher and student. factory: what gives its networks. arms: the student's, `arms_of` the recipe.
+            networks: by arm, the trained networks of the first seed.
 
     Raises:
         LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
@@ -79,8 +80,10 @@ class Experiment:
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)
         self._given, self._in_memory = given, in_memory
+        self._own = given.method if given else None
+        self.arms = arms_of(recipe)
         self._results: dict[Job, NetworkResult] = {}
-        self._networks: dict[str, nn.Module] = {}  # of the first seed, for the final figures
+        self.networks: dict[str, nn.Module] = {}
         self._test_outputs: dict[Job, Tensor] = {}  # of teachers
         self._result: RunResult | None = None
         with ExitStack() as refused:
@@ -93,27 +96,24 @@ class Experiment:
         self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
-                raise LimbeckError(f"the {name} split has no sample of shift_bias: {list(recipe.evaluate.shift_bias)}")
+                raise LimbeckError(
+                    f"the {name} split has no samples of the classes in shift_bias: {list(recipe.evaluate.shift_bias)}"
+                )
         known = resolved(self.recipe, path) if resume else self.recipe
-        found = preflight(known, self.data, self.factory, path, self._given.method if self._given else None)
+        found = preflight(known, self.data, self.factory, path, self._own)
         self.recipe, self.engine, self.macs = found.recipe, found.engine, found.macs
         self._trains_teacher, self._work, self._found = found.teaching, found.work, found.notes
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         self.workspace = Workspace(self.data, training, self.engine)
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
             if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
-                self.workspace.with_training(training_of(block, self.data)).batches(seed=0)
+                replace(self.workspace, training=training_of(block, self.data)).batches(seed=0)
         if self._given is not None and (len(self.recipe.seeds) > 1 or len(self.arms) > 1):
             self._given.networks.keep()
         if overwrite:
             clear(path)
         text = dump(self.recipe) + self._digests()
         self.folder: Folder = InMemory(path) if self._in_memory else RunFolder(path, text, resume=resume)
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """The student's arms: alone where the recipe has a baseline, then the method."""
-        return arms_of(self.recipe)
 
     def _digests(self) -> str:
         """What the recipe names and does not hold, as comments below it: a run of other data or code is another run."""
@@ -138,14 +138,9 @@ class Experiment:
         for seed in self.recipe.seeds:
             block = self.recipe.teacher
             if block is not None and block.train is not None:
-                jobs += _teachers(self.recipe, block, seed)
+                jobs += members_of(self.recipe, block, seed)
             jobs += [Job(arm, seed) for arm in self.arms]
         return {job: self._work[job.arm] for job in jobs}
-
-    @property
-    def networks(self) -> Mapping[str, nn.Module]:
-        """By arm, the trained networks of the first seed."""
-        return self._networks
 
     @property
     def result(self) -> RunResult:
@@ -155,12 +150,12 @@ class Experiment:
             LimbeckError: it is not over.
         """
         if self._result is None:
-            raise LimbeckError("the run is not over: iterate over `run` to its end first")
+            raise LimbeckError("the run is not finished: iterate over `run` to the end")
         return self._result
 
     def run(self, track: Track = lambda job, epochs, batches: batches) -> Generator[Event, None, None]:
         """Train the networks that are not finished, and yield what happens; at the end there is a `result`."""
-        self.folder.open(environment() | self._decided)
+        self.folder.open(environment() | self.decided)
         for seed in self.recipe.seeds:
             teacher = None
             if self.recipe.teacher is not None:
@@ -168,10 +163,12 @@ class Experiment:
             store = yield from self._outputs(seed, teacher)
             for arm in self.arms:
                 yield from self._student(Job(arm, seed), teacher, store, track)
-        self._conclude()
+        student, runs = str(Job(self.recipe.method["name"], self.recipe.seeds[0])), tuple(self._results.values())
+        self._result = self.folder.conclude(runs, student, lambda: self._concluded(runs))
 
     @property
-    def _decided(self) -> dict[str, object]:
+    def decided(self) -> dict[str, object]:
+        """What `auto` stands for in this run, by the key of the recipe."""
         return self.engine.decided | {"cache": self.recipe.cache.model_dump(mode="json")}
 
     def teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
@@ -179,7 +176,7 @@ class Experiment:
         members = self.factory.restored(block)
         reused = bool(members)
         job = teacher_of(self.recipe, seed)
-        for one in () if members else _teachers(self.recipe, block, seed):
+        for one in () if members else members_of(self.recipe, block, seed):
             members.append((yield from self._member(block, one, track)))
         network = ensemble(members, block)
         if block.untrained or block.table:
@@ -187,27 +184,24 @@ class Experiment:
         for number, member in enumerate(members if reused and len(members) > 1 else ()):
             yield from self._measured(Job("member", job.seed, number), member, reused=True)
         yield from self._measured(job, network, reused=reused)
-        self._networks.setdefault("teacher", network)
+        self.networks.setdefault("teacher", network)
         return network
 
     def _measured(self, job: Job, network: nn.Module, *, reused: bool) -> Iterator[Event]:
         """Measure a restored teacher or an ensemble, unless it was measured for another seed."""
         if job not in self._results:
-            found = measure(job, network, self.workspace, name="teacher")
-            self._results[job], self._test_outputs[job] = found.result, found.outputs
-            yield Finished(job, found.result, reused=reused)
+            self._results[job], self._test_outputs[job] = measure(job, network, self.workspace, name="teacher")
+            yield Finished(job, self._results[job], reused=reused)
 
     def _member(self, block: TeacherBlock, job: Job, track: Track) -> Generator[Event, None, nn.Module]:
         """A teacher that is trained in this run, or one member of an ensemble."""
         self.engine.seed(job.generator_seed)
         network, spec = self.factory.teacher(block)
-        if block.train is None:  # left untrained, for the method
-            return network
         if job in self._results:
             load_weights(network, self.folder.weights(str(job), job.file))
-            return network
-        workspace = self.workspace.with_training(training_of(block.train, self.data))
-        yield from self._fit(Fit(job, METHODS["alone"], {"student": network}, spec, workspace), track)
+        elif block.train is not None:  # otherwise the method trains it
+            workspace = replace(self.workspace, training=training_of(block.train, self.data))
+            yield from self._fit(Fit(job, METHODS["alone"], {"student": network}, spec, workspace), track)
         return network
 
     def _outputs_of(self, seed: int, teacher: nn.Module) -> Tensor | None:
@@ -224,16 +218,15 @@ class Experiment:
         self.engine.seed(job.seed)
         network, spec, others = self.factory.student(job.seed, job.arm)
         networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
-        trains_teacher = self._trains_teacher[job.arm] and teacher is not None
-        teacher_outputs = None
-        if trains_teacher and teacher is not None:
+        trains_teacher, teacher_outputs = self._trains_teacher[job.arm], None
+        if teacher is not None and trains_teacher:
             networks["teacher"] = copy_of(teacher, example_batch(self.data).inputs, name="teacher")
         elif teacher is not None and self.folder.result(str(job)) is None:
             teacher_outputs = self._outputs_of(job.seed, teacher)
         yield from self._fit(
             Fit(
                 job,
-                self._method_of(job.arm),
+                method_of(self.recipe, job.arm, self._own),
                 needed(job.arm, networks),
                 spec,
                 self.workspace,
@@ -246,11 +239,10 @@ class Experiment:
             ),
             track,
         )
-        self._networks.setdefault(job.arm, network)
+        self.networks.setdefault(job.arm, network)
 
     def _fit(self, one: Fit, track: Track) -> Iterator[Event]:
-        outputs = yield from fit(one, self.folder, track)
-        self._results[one.job] = self.folder.results[str(one.job)]
+        self._results[one.job], outputs = yield from fit(one, self.folder, track)
         if one.job.arm == "teacher" and outputs is not None:
             self._test_outputs[one.job] = outputs
 
@@ -265,19 +257,18 @@ class Experiment:
         shared = self.recipe.share_first_stage and job.arm == self.recipe.method["name"] and job != first
         return first if shared else None
 
-    def reading(self, seed: int, teacher: nn.Module) -> tuple[tuple[Stage, ...], Training]:
-        """The method's stages for a seed, which say what is read of the teacher, and the training they are for."""
+    def reading(self, seed: int, teacher: nn.Module) -> tuple[Stage, ...]:
+        """The method's stages for a seed, which say what is read of the teacher."""
         student, _, others = self.factory.student(seed, self.recipe.method["name"])
         networks = {"student": student, **others, "teacher": teacher}
-        method = self._method_of(self.recipe.method["name"])
-        return plan(method, networks, self.data, self.workspace.training), self.workspace.training
+        method = method_of(self.recipe, self.recipe.method["name"], self._own)
+        return plan(method, networks, self.data, self.workspace.training)
 
     def outputs(self, seed: int, teacher: nn.Module) -> Generator[Event, None, Outputs | None]:
         """What the method reads of a seed's teacher, where it is kept: the store is built unless it is there."""
-        stages, training = self.reading(seed, teacher)
-        path = self.folder.path
-        store = yield from outputs(self.recipe, path, seed, stages, teacher, self.data, training, self.engine)
-        return store
+        stages = self.reading(seed, teacher)
+        path, training = self.folder.path, self.workspace.training
+        return (yield from outputs(self.recipe, path, seed, stages, teacher, self.data, training, self.engine))
 
     def _outputs(self, seed: int, teacher: nn.Module | None) -> Generator[Event, None, Outputs | None]:
         """The same, before any student is trained: what prevents it is told then."""
@@ -286,24 +277,16 @@ class Experiment:
             return None
         if self.folder.result(str(job)) is not None:
             return None
-        store = yield from self.outputs(seed, teacher)
-        return store
-
-    def _method_of(self, arm: str) -> Method:
-        return method_of(self.recipe, arm, self._given.method if self._given else None)
-
-    def _conclude(self) -> None:
-        """The run's own result.json and student, of the first seed, and every seed's figures beside them."""
-        student, runs = str(Job(self.recipe.method["name"], self.recipe.seeds[0])), tuple(self._results.values())
-        self._result = self.folder.concluded(runs, student) or self.folder.conclude(self._concluded(runs), student)
+        return (yield from self.outputs(seed, teacher))
 
     def _concluded(self, runs: tuple[NetworkResult, ...]) -> RunResult:
+        """The networks of the first seed with their latencies, and every seed's figures beside them."""
         method = self.recipe.method["name"]
-        bridges = {arm: bridge_of(network) for arm, network in self._networks.items()}
+        bridges = {arm: bridge_of(network) for arm, network in self.networks.items()}
         shapes = {arm: bridge.own if bridge else self.data.shape for arm, bridge in bridges.items()}
-        with as_deployed(self._networks.values()):
-            timed = {arm: network for arm, network in self._networks.items() if not calls_function(network)}
-            times = dict.fromkeys(self._networks) | latency(timed, shapes, runs=self.recipe.evaluate.latency_runs)
+        with as_deployed(self.networks.values()):
+            timed = {arm: network for arm, network in self.networks.items() if not calls_function(network)}
+            times = dict.fromkeys(self.networks) | latency(timed, shapes, runs=self.recipe.evaluate.latency_runs)
         first = {job.arm: found for job, found in reversed(list(self._results.items())) if job.arm in times}
         shown = {arm: replace(found, latency=times[arm]) for arm, found in first.items()}
         return RunResult(
@@ -317,13 +300,6 @@ class Experiment:
             summary=summarise(runs),
             splits=dict(self.data.origins),
             notes=self._lasting,
-            decided=self._decided,
+            decided=self.decided,
             runs=runs,
         )
-
-
-def _teachers(recipe: Recipe, block: TeacherBlock, seed: int) -> list[Job]:
-    """What is trained as the teacher of a seed: one network, or the members of an ensemble."""
-    teacher = teacher_of(recipe, seed)
-    count = block.new_members
-    return [teacher] if count == 1 else [Job("member", teacher.seed, number) for number in range(count)]

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core import LimbeckError
-from limbeck.experiment.results import RESULT, NetworkResult
+from limbeck.experiment.results import RESULT, NetworkResult, from_json
 from limbeck.files.atomic import digest, read_sealed, replacing
 
 STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
 CHECKPOINT = Path("checkpoint") / "last.pt"
-RECIPE_BYTES = 4 * 2**20
 
 _SEED = re.compile(r"seed\d+(-\d+)?")
 _OF_NETWORK = re.compile(r"(result\.json|(student|teacher|after_[^/]*)\.safetensors)(\.tmp)?")
@@ -42,25 +41,17 @@ def holds_epoch(path: Path) -> bool:
 
 def network_folders(path: Path) -> Iterator[Path]:
     """The folders ``<arm>/seed<N>`` of a run; links are not followed."""
-    for arm in path.iterdir() if path.is_dir() else ():
-        if arm.is_dir() and not arm.is_symlink():
-            for folder in arm.iterdir():
-                if _SEED.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
-                    yield folder
+    for arm in _folders(path):
+        yield from (folder for folder in _folders(arm) if _SEED.fullmatch(folder.name))
 
 
 def read_network(folder: Path, name: str, *, trained_as: str | None = None) -> Network | None:
-    """The content of a network's folder; None if the network is not finished, or was trained in another way.
-
-    Args:
-        folder: the network's.
-        name: the expected network, such as ``kd/seed0``.
-        trained_as: what its figures must hold under ``trained_as``, unless it is None.
+    """The content of the folder of the network ``name``; None if it is not finished, or has another ``trained_as``.
 
     Raises:
         LimbeckError: a file is damaged or missing, or belongs to another network.
     """
-    file, again = folder / RESULT, f"delete {folder}, and {name} is trained again"
+    file, again = folder / RESULT, f"delete {folder} to train {name} again"
     try:
         values = read_sealed(file)
     except LimbeckError as error:
@@ -69,13 +60,13 @@ def read_network(folder: Path, name: str, *, trained_as: str | None = None) -> N
         return None
     held = {key: values.pop(key, None) for key in ("files", "log", "recipe")}
     try:
-        result = NetworkResult.from_json(values)
+        result = from_json(NetworkResult, values)
     except LimbeckError as error:
-        raise LimbeckError(f"{file} holds no figures of a network ({error}): {again}") from error
+        raise LimbeckError(f"{file} contains no results of a network ({error}): {again}") from error
     if not (are_records(held["files"]) and is_summary(held["log"]) and result.weights_sha256):
-        raise LimbeckError(f"{file} holds no figures of a network: {again}")
+        raise LimbeckError(f"{file} contains no results of a network: {again}")
     if result.name != name:
-        raise LimbeckError(f"{file} is of {result.name}, not of {name}: move it back, or {again}")
+        raise LimbeckError(f"{file} belongs to {result.name}, not to {name}: move it back, or {again}")
     for weights, record in held["files"].items():
         if not holds(folder / weights, record):
             raise LimbeckError(f"{folder / weights} is missing, damaged or not the file that was written: {again}")
@@ -137,7 +128,8 @@ def clear(path: Path) -> None:
             for file in (path / name, path / f"{name}.tmp"):
                 _delete(file)
         _delete_empty(path / CHECKPOINT.parent)
-        for folder in [*network_folders(path), *_stores(path)]:
+        stores = [store for folder in _folders(path) if folder.name == "store" for store in _folders(folder)]
+        for folder in [*network_folders(path), *stores]:
             for file in list(folder.iterdir()):
                 if (_OF_NETWORK if _SEED.fullmatch(folder.name) else _OF_STORE).fullmatch(file.name):
                     _delete(file)
@@ -147,9 +139,8 @@ def clear(path: Path) -> None:
         raise LimbeckError(f"{error.filename} cannot be deleted: {error.strerror}") from error
 
 
-def _stores(path: Path) -> list[Path]:
-    parent = path / "store"
-    inside = parent.iterdir() if parent.is_dir() and not parent.is_symlink() else ()
+def _folders(path: Path) -> list[Path]:
+    inside = path.iterdir() if path.is_dir() else ()
     return [folder for folder in inside if folder.is_dir() and not folder.is_symlink()]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from limbeck.cache.manifest import info
 from limbeck.core import LimbeckError
-from limbeck.experiment.arms import teacher_of
+from limbeck.experiment.arms import members_of, teacher_of
 from limbeck.experiment.caching import check, teacher_taps
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Job, StoreVerified, Track
@@ -21,7 +21,7 @@ def build_stores(experiment: Experiment, track: Track = lambda job, epochs, batc
     """
     block = _block(experiment)
     if block.train is not None:
-        experiment.folder.open(environment())
+        experiment.folder.open(environment() | experiment.decided)
     for seed in _teachers(experiment).values():
         teacher = yield from experiment.teacher(block, seed, track)
         yield from experiment.outputs(seed, teacher)
@@ -35,21 +35,20 @@ def compare_stores(experiment: Experiment) -> Iterator[Event]:
             gives.
     """
     block, run = _block(experiment), experiment.folder.path
-    folders = {job: store_folder(experiment.recipe, run, job.seed) for job in _teachers(experiment)}
+    teachers = _teachers(experiment)
+    folders = {job: store_folder(experiment.recipe, run, job.seed) for job in teachers}
     for folder in folders.values():
         info(folder)  # a store that does not exist is reported before any teacher is loaded
     for job, folder in folders.items():
-        count = block.new_members
-        names = [job] if count == 1 else [Job("member", job.seed, number) for number in range(count)]
+        seed = teachers[job]
+        names = members_of(experiment.recipe, block, seed)
         if block.train is not None and any(experiment.folder.result(str(name)) is None for name in names):
             raise LimbeckError(
-                f"{job}, whose outputs are stored, was not trained in {run}: name its run folder by --out"
+                f"{job}, whose outputs are stored, was not trained in {run}: name its run folder with --out"
             )
-        seed = _teachers(experiment)[job]
         teacher = yield from experiment.teacher(block, seed, lambda job, epochs, batches: batches)
-        stages, training = experiment.reading(seed, teacher)
-        cache, data, engine = experiment.recipe.cache, experiment.data, experiment.engine
-        found = check(folder, cache, teacher, teacher_taps(stages), data, training, engine)
+        taps, training = teacher_taps(experiment.reading(seed, teacher)), experiment.workspace.training
+        found = check(folder, experiment.recipe.cache, teacher, taps, experiment.data, training, experiment.engine)
         yield StoreVerified(job, folder, found.rows, found.deviation, found.allowed)
 
 

@@ -23,12 +23,8 @@ def meaningless(stages: Sequence[Stage], networks: Networks, batch: Batch) -> tu
 
     A term has no gradient only if it has none after noise is added to the tensors that it reads: a student that equals
     its teacher, or that lies within a margin, lacks a gradient only for now. Losses that a stage prepares before its
-    epochs are skipped. Networks, losses and random generators are left unchanged.
-
-    Args:
-        stages: of the training.
-        networks: at least those that the stages name, on the device of the losses and the batch.
-        batch: training samples of several classes; the first 16 are used.
+    epochs are skipped. Networks, losses and random generators are left unchanged; all are on the device of the batch,
+    which has several classes. Its first `SAMPLES` samples are used.
     """
     few = Batch(batch.inputs[:SAMPLES], batch.targets[:SAMPLES], batch.index[:SAMPLES], batch.view)
     losses = [loss for stage in stages for loss in stage.losses]
@@ -58,7 +54,7 @@ def _of_term(term: Term, reads: Sequence[Tensor], weights: Sequence[Tensor]) -> 
     own = [one for one in term.loss.parameters() if one.requires_grad] if isinstance(term.loss, nn.Module) else []
     learnt = [one for one in reads if one.requires_grad]
     if not learnt and not own:
-        return "reads nothing that learns, so it has no effect"
+        return "does not depend on any trained parameter, so it has no effect"
     found = term.loss(*[one.detach() for one in reads]).item()
     if not math.isfinite(found):
         return f"has a loss of {found} on the first batch"
@@ -68,9 +64,10 @@ def _of_term(term: Term, reads: Sequence[Tensor], weights: Sequence[Tensor]) -> 
     gradients = _gradients(value, [*leaves, *own])
     largest = max(1.0, abs(value.item()))
     if _size(gradients, [*leaves, *own]) <= _NONE * largest:
-        return f"has no gradient on the first batch: nothing that learns changes its loss, which is {value.item():.3g}"
+        loss = f"its loss, {value.item():.3g}, does not depend on any trained parameter"
+        return f"has no gradient on the first batch: {loss}"
     if not _size(gradients[len(leaves) :], own) and not _reaches(learnt, gradients[: len(leaves)], weights):
-        return "has a gradient that reaches no weight on the first batch: the tensors that it reads depend on none"
+        return "has no gradient for any weight on the first batch: the tensors that it reads do not depend on a weight"
     return f"has a loss below 0 on the first batch, {found:.3g}: a distance cannot be negative" * (found < 0)
 
 
@@ -84,8 +81,7 @@ def _noisy(tensor: Tensor) -> Tensor:
 def _gradients(value: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
     if not value.requires_grad:
         return [torch.zeros_like(one) for one in of]
-    found = torch.autograd.grad(value, of, allow_unused=True)
-    return [torch.zeros_like(one) if gradient is None else gradient for one, gradient in zip(of, found, strict=True)]
+    return [*torch.autograd.grad(value, of, materialize_grads=True)]
 
 
 def _size(gradients: Sequence[Tensor], of: Sequence[Tensor]) -> float:

@@ -1,12 +1,11 @@
 """What a training works with: data, how it is trained, and the engine."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from limbeck.core import Batch, LimbeckError, MakeOptimizer, Schedule
 from limbeck.data import Augment, Batches, Data, Split, normalise
-from limbeck.tasks import Task, task_of
 from limbeck.train.engine import Engine
 
 NO_AUGMENTATION = Augment()
@@ -61,11 +60,6 @@ class Workspace:
     engine: Engine
 
     @property
-    def task(self) -> Task:
-        """The kind of problem."""
-        return task_of(self.data)
-
-    @property
     def samples(self) -> Split:
         """The training set, without the classes that are left out."""
         return self.data.train.without(self.training.exclude)
@@ -81,12 +75,8 @@ class Workspace:
         inputs = normalise(split.inputs[index], self.data.mean, self.data.std).to(device)
         return Batch(inputs, split.targets[index].to(device), index.to(device), 0)
 
-    def with_training(self, training: Training) -> "Workspace":
-        """The same for another training."""
-        return replace(self, training=training)
 
-
-def example_batch(data: Data) -> Batch:
-    """The first two training samples, or the only one, to try networks on."""
-    index = torch.arange(min(2, len(data.train)))
+def example_batch(data: Data, most: int = 2) -> Batch:
+    """The first training samples, not augmented, to try networks on."""
+    index = torch.arange(min(most, len(data.train)))
     return Batch(normalise(data.train.inputs[index], data.mean, data.std), data.train.targets[index], index, 0)

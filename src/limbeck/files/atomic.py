@@ -32,11 +32,8 @@ class NoSpace(LimbeckError):
 def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` atomically at the end of the block.
 
-    If the block raises, the temporary file is removed and the previous file stays.
-
-    Args:
-        path: the file.
-        own: a part of the temporary name that differs between processes that may write the file at the same time.
+    If the block raises, the temporary file is removed and the previous file stays. ``own``, a part of the temporary
+    name, differs between processes that may write the file at the same time.
 
     Raises:
         NoSpace: the disk is full.
@@ -55,7 +52,7 @@ def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
         raise
     except Exception as error:
         cause = error if isinstance(error, OSError) else _refusal(temporary)
-        written = _size(temporary)
+        written = temporary.stat().st_size if temporary.is_file() else 0
         _remove(temporary)
         if cause is None:  # the disk is not the cause
             raise
@@ -203,10 +200,6 @@ def _sync_folder(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def _remove(path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from limbeck.errors import LimbeckError
 from limbeck.files.atomic import replacing
-from limbeck.files.pickled import read_plain
+from limbeck.files.pickled import read_pickled
 
 _MARK = b"limbeck "
 _COMMENT = len(_MARK) + 64  # the length of the comment in bytes
@@ -48,7 +48,7 @@ def load(path: Path) -> dict[str, Any]:
             seal = file.read()
             marked = seal.startswith(_COMMENT.to_bytes(2, "little") + _MARK)
             whole = marked and seal.endswith(_hash(file, end).encode())
-        state = read_plain(path, path.stat().st_size) if whole else None
+        state = read_pickled(path, path.stat().st_size, foreign=False) if whole else None
     except (OSError, LimbeckError) as error:
         raise LimbeckError(
             f"{path} is not a complete checkpoint: it is truncated or damaged ({type(error).__name__})"

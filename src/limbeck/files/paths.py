@@ -37,14 +37,14 @@ def expanded(text: str | Path) -> Path:
 
 
 def near(path: Path) -> str:
-    """Suggest a name in the same folder for a path that does not exist; empty if no name is similar."""
+    """The end of a message on a path that does not exist: a similar name in the same folder; empty if there is none."""
     try:
         with os.scandir(path.absolute().parent) as entries:
             names = [entry.name for entry in islice(entries, _NEIGHBOURS)]
     except (OSError, ValueError):
         return ""
     similar = close_names(path.name, names, most=1)
-    return f"did you mean {similar[0]!r}?" if similar else ""
+    return f": did you mean {similar[0]!r}?" if similar else ""
 
 
 def regular(path: Path) -> os.stat_result:
@@ -63,12 +63,8 @@ def regular(path: Path) -> os.stat_result:
 def file_size(path: Path, *, most: int, endings: Collection[str] = ()) -> int:
     """Return the size in bytes of a regular file, which can be opened without blocking.
 
-    A file in /proc or /dev may report 0 bytes and yield any number: read no more than the returned size.
-
-    Args:
-        path: the file.
-        most: the largest allowed size in bytes.
-        endings: the endings of files in the same folder that the error suggests if the file does not exist.
+    A file in /proc or /dev may report 0 bytes and yield any number: read no more than the returned size. If the file
+    does not exist, the error suggests files in the same folder with one of the ``endings``.
 
     Raises:
         LimbeckError: the file does not exist, is a folder, FIFO, device or socket, or is larger than ``most``.
@@ -89,8 +85,7 @@ def file_size(path: Path, *, most: int, endings: Collection[str] = ()) -> int:
 def check_zip(path: Path) -> None:
     """Raise LimbeckError if the directory of a zip file is too large to list, or if readers may find different ones.
 
-    Args:
-        path: a regular file. A file that is not a zip file passes this check.
+    A regular file that is not a zip file passes this check.
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)

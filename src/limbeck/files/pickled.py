@@ -95,32 +95,20 @@ class StandIn:
         """Accept any state."""
 
 
-def read_plain(path: Path, size: int) -> Any:
-    """Load tensors and plain values from a file of `torch.save` into memory.
-
-    Raises:
-        LimbeckError: as for `read_pickled`; or the file names a class or function that tensors do not need.
-    """
-    return _read(path, size, foreign=False)
-
-
-def read_pickled(path: Path, size: int) -> Any:
+def read_pickled(path: Path, size: int, *, foreign: bool = True) -> Any:
     """Load the content of a file of `torch.save`. Objects other than tensors and plain values become `StandIn`.
 
-    The data of the tensors is memory-mapped, except for files of PyTorch before 1.6.
+    The data of the tensors is memory-mapped, except for files of PyTorch before 1.6, and without ``foreign``.
 
     Args:
         path: a regular file.
         size: its size in bytes.
+        foreign: whether the file may name classes and functions that tensors do not need.
 
     Raises:
         LimbeckError: the file is damaged, is not a file of torch.save, contains code, or declares more data than it
             has.
     """
-    return _read(path, size, foreign=True)
-
-
-def _read(path: Path, size: int, *, foreign: bool) -> Any:
     try:
         zipped = is_zipfile(path)
         names = _names_of_zip(path, size) if zipped else _names_of_legacy(path)
@@ -141,7 +129,7 @@ def _read(path: Path, size: int, *, foreign: bool) -> Any:
 
 def damaged(path: Path, error: Exception) -> LimbeckError:
     """Return the error for a file that cannot be read."""
-    return LimbeckError(f"{path} is truncated or damaged ({type(error).__name__}: {_first_line(error)})")
+    return LimbeckError(f"{path} is truncated or damaged ({type(error).__name__}: {first_line(error)})")
 
 
 def _names_of_zip(path: Path, size: int) -> Names:
@@ -275,5 +263,6 @@ def _stand_in(name: str, kind: type[Any]) -> type[StandIn]:
     return type(name.rpartition(".")[2], (StandIn,), {"path": name, **made})
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
     return (str(error).splitlines() or [""])[0]

@@ -1,4 +1,4 @@
-"""The distillation methods: one file each, its losses first, then the function that returns stages, then its facts."""
+"""The distillation methods. Each file contains the losses, the function that returns the stages, and `ABOUT`."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a method's file says about the method besides its function."""
+"""The paper of a method and other facts about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class Paper:
     authors: str
     title: str
     year: int
-    arxiv: str = ""  # the identifier, such as 1503.02531; "" where the paper is not there
+    arxiv: str = ""  # the identifier, such as 1503.02531; "" if the paper is not on arXiv
     venue: str = ""  # where it was published, for a paper that is not on arXiv
 
     def __str__(self) -> str:
@@ -27,7 +27,7 @@ class About:
     """A method and the facts about it, as the constant ``ABOUT`` at the end of its file."""
 
     function: Method
-    paper: Paper | None  # None where nobody published the method
+    paper: Paper | None  # None for an unpublished method
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # published settings by name
     # Networks of the zoo by role, as the documentation shows them and the conformance suite trains them. A role besides
     # student and teacher is a network that the recipe names under `networks:`.

@@ -20,7 +20,7 @@ def hard_loss(student: Tensor, targets: Tensor) -> Tensor:
 def alone(setup: Setup, *, student_layer: str = "") -> tuple[Stage, ...]:
     """The student alone: cross-entropy with the labels, without a teacher.
 
-    This is the baseline of every comparison: the same recipe, initial weights and batches as for a method.
+    This is the baseline of every comparison. It has the same recipe, initial weights and batches as the method.
 
     Args:
         setup: epochs, optimizer and schedule.

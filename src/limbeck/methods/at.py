@@ -1,8 +1,7 @@
 """Attention transfer: the student matches the teacher's spatial attention maps."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
-from limbeck.methods.reading import in_order
 from limbeck.methods.shared import over_layers, pooled_alike, unit
 
 PAPER = Paper("Zagoruyko, Komodakis", "Paying More Attention to Attention", 2017, "1612.03928")
@@ -61,7 +59,7 @@ def at(
     student_layers: tuple[str, ...] = (),
     teacher_layers: tuple[str, ...] = (),
 ) -> tuple[Stage, ...]:
-    """Attention transfer: the student's activations are strong at the positions where the teacher's are.
+    """Attention transfer: the student's spatial attention maps match the teacher's.
 
     The activation-based form of the paper: cross-entropy, plus the attention term summed over the output maps of the
     sections (the paper's groups). The presets are the settings of the authors' code, without and with soft targets.
@@ -87,11 +85,11 @@ def at(
     pairs = reading.maps(setup, student_layers, teacher_layers, method="at")
     loss = partial(over_layers, partial(attention_loss, form=form, average=average, power=power))
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
-    terms["attention"] = Term(loss, in_order(pairs), attention)
+    terms["attention"] = Term(loss, reading.in_order(pairs), attention)
     return (Stage("at", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+PRESETS = {
     # szagoruyko/attention-transfer, cifar.py with --beta 1e+3 and alpha 0; RepDistiller uses the same.
     "authors": {"form": "code", "hard": 1.0, "attention": 1000.0},
     # The same with --alpha 0.9 --temperature 4.

@@ -62,8 +62,7 @@ class ClassMaps(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss, a scalar."""
-        value: Tensor = self.loss(_class_maps(self.student, student), _class_maps(self.teacher, teacher))
-        return value
+        return self.loss(_class_maps(self.student, student), _class_maps(self.teacher, teacher))
 
 
 def cat_kd(
@@ -78,11 +77,11 @@ def cat_kd(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Class attention transfer: the student sees each class at the positions where the teacher does.
+    """Class attention transfer: the student's class activation maps match the teacher's.
 
     The default weight corresponds to the default of 400 in the authors' code, which also averages over the R² = 4
-    positions (``average: elements``). The authors' weights for single pairs lie between 0.7 and 400, often with
-    ``normalise: false``, so the weight needs tuning.
+    positions (``average: elements``). The authors use weights from 0.7 to 400 for different pairs of networks, often
+    with ``normalise: false``, so the weight needs tuning.
 
     Args:
         setup: epochs, optimizer, schedule, shapes and the networks' outlines.
@@ -120,7 +119,7 @@ def _map(setup: Setup, network: str, layer: str) -> Tap:
             f"cat_kd applies the classifier at every position of the last map. That of the {network} does not "
             f"read the mean of that map over its positions: name such a map as {network}_layer, or use another method"
         )
-    found = reading.last_map(setup, network, layer)
+    found = reading.last_map(setup, network, layer, method="cat_kd")
     shape, channels = setup.shape(found), setup.shape(outline.feature)[-1]
     if len(shape) != 3 or shape[0] != channels:
         raise LimbeckError(

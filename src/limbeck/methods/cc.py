@@ -1,9 +1,8 @@
 """Correlation congruence: the student matches the teacher's correlations between samples."""
 
 import math
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ def correlation_loss(student: Tensor, teacher: Tensor, *, gamma: float = 0.4, or
     Args:
         student: features (N, ...), flattened to one vector per sample.
         teacher: features (N, ...).
-        gamma: of the kernel exp(-gamma ||x_i - x_j||²), above 0.
+        gamma: parameter of the kernel exp(-gamma ||x_i - x_j||²), above 0.
         order: P, at least 1.
     """
     student, teacher = (_kernel(unit(features.flatten(1)), gamma, order) for features in (student, teacher.detach()))
@@ -55,14 +54,7 @@ def neighbour_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Embedded(nn.Module):
-    """A loss on learnt linear embeddings of both features. No gradient flows to the teacher.
-
-    Args:
-        student: the length of the student's feature.
-        teacher: the length of the teacher's feature.
-        size: the length of the embeddings.
-        loss: the loss of the two embeddings.
-    """
+    """A loss on learnt linear embeddings, of length ``size``, of both features. No gradient flows to the teacher."""
 
     def __init__(self, student: int, teacher: int, size: int, loss: Loss) -> None:
         super().__init__()
@@ -72,8 +64,7 @@ class Embedded(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss, a scalar."""
-        value: Tensor = self.loss(self.student(student.flatten(1)), self.teacher(teacher.detach().flatten(1)))
-        return value
+        return self.loss(self.student(student.flatten(1)), self.teacher(teacher.detach().flatten(1)))
 
 
 def cc(
@@ -127,7 +118,7 @@ def cc(
     return (Stage("cc", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+PRESETS = {
     # HobbitLong/RepDistiller, scripts/run_cifar_distill.sh.
     "repdistiller": {"form": "neighbours", "correlation": 0.02, "embedding": 128},
 }

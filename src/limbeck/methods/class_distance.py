@@ -1,5 +1,6 @@
-"""Class distance: a teacher with dense clusters of classes, and a student that regresses its features."""
+"""Class distance: the teacher learns features in a dense cluster for each class, and the student regresses them."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Sweep, Tap, Term, 
 from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.mimic import mimic
+from limbeck.methods.shared import check_above_zero, check_at_least, stage_epochs
 
 PAPER = Paper(
     "Kim, Kim", "Transferring Knowledge to Smaller Network with Class-Distance Loss", 2017, venue="ICLR workshop"
@@ -40,15 +42,9 @@ class ClassDistance(nn.Module):
         present: (K',) int64, the classes of the training set.
         classes: K, the number of logits.
         width: D, the length of the feature.
-        phi: the largest value of the second distance; see ``relative``.
-        relative: phi is a multiple of the mean squared distance between the centres, measured when the term starts.
-        centres: "epoch" computes them over the training set in eval mode before every epoch. "ema" does so once, then
-            moves them towards the class means of each batch by 1 - ``momentum``. "batch" takes the class means of the
-            batch; a class that is not in the batch keeps its last centre.
-        other: "random" is one of the other classes, drawn uniformly. "nearest" is the nearest. "mean" averages the
-            capped distances to all other classes.
-        momentum: the decay of "ema".
+        relative: whether phi is a multiple of the mean squared distance between the centres.
         begins: the epoch, from 0, in which the term starts.
+        phi, centres, other, momentum: the options of `class_distance`.
     """
 
     def __init__(
@@ -143,7 +139,7 @@ def class_distance(
     teacher_epochs: int | None = None,
     adapter: Literal["none", "linear"] = "none",
 ) -> tuple[Stage, ...]:
-    """A teacher whose classes form dense clusters, and a student that regresses the teacher's feature.
+    """The teacher learns features that form a dense cluster for each class, and the student regresses them.
 
     In the first stage the *teacher* is trained with cross-entropy + lambda * (squared distance to the centre of the
     sample's class - capped squared distance to the centre of another class). The second stage is `mimic`: the student
@@ -157,21 +153,29 @@ def class_distance(
         phi: the largest value of the squared distance to the other class's centre.
         phi_unit: "relative" multiplies phi by the mean squared distance between the centres, measured after the
             warm-up; "raw" takes phi as it is.
-        centres: "epoch" computes the centres before every epoch, "ema" moves them with every batch, "batch" takes the
-            class means of the batch.
-        other: the other class is a "random" one or the "nearest"; "mean" averages over all other classes.
+        centres: "epoch" computes the centres over the training set in eval mode before every epoch. "ema" does so once,
+            then moves them towards the class means of each batch by 1 - ``momentum``. "batch" takes the class means of
+            the batch; a class that is not in the batch keeps its last centre.
+        other: the other class is a "random" one, drawn uniformly, or the "nearest" one. "mean" averages the capped
+            distances to all other classes.
         momentum: the decay of the moving centres ("ema").
         warmup_epochs: epochs of the first stage with cross-entropy only, because the centres of a random network are
             meaningless; at most all epochs but the last.
-        teacher_epochs: epochs of the first stage; the default is the recipe's. 0 leaves the stage out.
+        teacher_epochs: epochs of the first stage; the default is the recipe's. 0 skips the stage.
         adapter: see `mimic`.
 
     Raises:
         LimbeckError: the training set has fewer than two classes; an option is out of range; any error of `mimic`.
     """
-    _check(setup, weight, phi, momentum, warmup_epochs, teacher_epochs or 0)
+    if len(torch.unique(setup.targets)) < 2:
+        raise LimbeckError("the training set has only one class: class_distance needs at least two")
+    check_above_zero("phi", phi)
+    check_at_least(0, "weight", weight)
+    check_at_least(0, "warmup_epochs", warmup_epochs)
+    if not 0 <= momentum < 1:
+        raise LimbeckError(f"momentum is {momentum}: it must be at least 0 and below 1")
     mimicking = mimic(setup, adapter=adapter)
-    epochs = setup.epochs if teacher_epochs is None else teacher_epochs
+    epochs = stage_epochs(setup, "teacher_epochs", teacher_epochs, least=0)
     if epochs == 0:
         return mimicking
     begins = min(warmup_epochs, epochs - 1)
@@ -188,32 +192,14 @@ def class_distance(
         begins=begins,
     )
     late = (lambda progress: 0.0 if progress < begins / epochs - 1e-9 else weight) if begins and weight else weight
-    terms = weighted(
-        {
-            "hard": Term(hard_loss, (from_teacher(), TARGETS)),
-            "distance": Term(loss, (feature, TARGETS), late),
-        }
-    )
-    teaching = Stage(
-        "teacher",
-        terms,
-        epochs,
-        setup.optimizer,
-        setup.schedule,
-        learns=("teacher",),
-        prepare=(lambda sweep: loss.prepare(sweep, feature)) if weight else None,
-    )
+    terms = {
+        "hard": Term(hard_loss, (from_teacher(), TARGETS)),
+        "distance": Term(loss, (feature, TARGETS), late),
+    }
+    teaching = Stage("teacher", weighted(terms), epochs, setup.optimizer, setup.schedule, learns=("teacher",))
+    if weight:
+        teaching = replace(teaching, prepare=lambda sweep: loss.prepare(sweep, feature))
     return (teaching, *mimicking)
-
-
-def _check(setup: Setup, weight: float, phi: float, momentum: float, warmup_epochs: int, teacher_epochs: int) -> None:
-    if len(torch.unique(setup.targets)) < 2:
-        raise LimbeckError("the training set has only one class: class_distance needs at least two")
-    if not weight >= 0 or not phi > 0 or not 0 <= momentum < 1 or warmup_epochs < 0 or teacher_epochs < 0:
-        raise LimbeckError(
-            f"got weight {weight}, phi {phi}, momentum {momentum}, warmup_epochs {warmup_epochs}, teacher_epochs "
-            f"{teacher_epochs}: allowed are weight from 0, phi above 0, momentum in [0, 1), epochs from 0"
-        )
 
 
 ABOUT = About(class_distance, PAPER, is_system=True)

@@ -1,7 +1,7 @@
 """Several methods at once: the sum of their objectives."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term
@@ -29,21 +29,23 @@ def combined(setup: Setup, parts: Sequence[Callable[[Setup], tuple[Stage, ...]]]
     lasts = [stages[-1] for stages in made]
     names = " and ".join(stage.name for stage in lasts)
     if len({stage.optimizer for stage in lasts}) > 1 or len({stage.schedule for stage in lasts}) > 1:
-        raise LimbeckError(f"{names} cannot be one stage: one of them changes the learning rates")
+        raise LimbeckError(f"{names} cannot be combined in one stage: one of them changes the learning rates")
     for what in ("learns", "epochs"):
         values = [getattr(stage, what) for stage in lasts]
         if len(set(values)) > 1:
             listed = ", ".join(f"{stage.name}: {value}" for stage, value in zip(lasts, values, strict=True))
-            raise LimbeckError(f"{names} cannot be one stage: their {what} differ ({listed})")
+            raise LimbeckError(f"{names} cannot be combined in one stage: their {what} differ ({listed})")
     ending = [stage.name for stage in lasts if stage.finish is not None]
     if ending and len(lasts) > 1:
         raise LimbeckError(
-            f"{names} cannot be one stage: {' and '.join(ending)} replaces the student's classifier at its end, and "
-            "the other method's training of the classifier would be lost"
+            f"{names} cannot be combined in one stage: {' and '.join(ending)} replaces the student's classifier at "
+            "its end, and the other method's training of the classifier would be lost"
         )
     preparing = [stage.prepare for stage in lasts if stage.prepare is not None]
     if len(preparing) > 1:
-        raise LimbeckError(f"{names} cannot be one stage: both have to prepare each epoch")
+        raise LimbeckError(
+            f"{names} cannot be combined in one stage: both need a pass over the training set before each epoch"
+        )
     united = replace(
         lasts[0],
         name="+".join(stage.name for stage in lasts),
@@ -65,13 +67,9 @@ def _united(stages: Sequence[Stage]) -> dict[str, Term]:
                 terms[name] = replace(twin, weight=_sum(twin.weight, term.weight))
             else:
                 other = f"{stage.name}_{name}"
-                terms[next(free for free in _numbered(other) if free not in terms)] = term
+                numbered = itertools.chain([other], (f"{other}_{number}" for number in itertools.count(2)))
+                terms[next(free for free in numbered if free not in terms)] = term
     return terms
-
-
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    yield from (f"{name}_{number}" for number in itertools.count(2))
 
 
 def _sum(one: float | Schedule, other: float | Schedule) -> float | Schedule:

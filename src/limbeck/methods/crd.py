@@ -54,10 +54,8 @@ class MemoryContrast(nn.Module):
         negatives: m. They are drawn uniformly from the samples of other classes, without replacement, from a
             permutation that all samples of the batch share. If a class has fewer than m samples outside it, they are
             drawn with replacement and independently.
-        embedding: the length of the embeddings.
-        temperature: divides the scores.
-        momentum: the weight of the old row in the new one.
         normaliser: "first_batch" is the authors' code. "none" sets Z = 1 and adds no 1e-7, as in the paper's formula.
+        embedding, temperature, momentum: the options ``embedding``, ``contrast_temperature`` and ``momentum`` of `crd`.
     """
 
     student_memory: Tensor
@@ -175,10 +173,11 @@ def crd(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Contrastive representation distillation: a sample's features in both networks agree more than those of others.
+    """Contrastive representation distillation: the embeddings of a sample in both networks are similar.
 
-    The defaults are the paper's for CIFAR-100; its "CRD + KD" is ``soft: 1``. The loss keeps two memories with
-    ``embedding`` numbers for each training sample; `crd_in_batch` needs no memory.
+    The embeddings of different samples are different. The defaults are the paper's for CIFAR-100; its
+    "CRD + KD" is ``soft: 1``. The loss keeps two memories with ``embedding`` numbers for each training sample;
+    `crd_in_batch` needs no memory.
 
     Args:
         setup: epochs, optimizer, schedule, shapes and the training set's labels.
@@ -205,7 +204,8 @@ def crd(
         raise LimbeckError(f"momentum is {momentum}: it must be at least 0 and below 1")
     if int((setup.targets.bincount() > 0).sum()) < 2:
         raise LimbeckError("crd contrasts with samples of other classes, but the training set has only one class")
-    check(embedding, contrast_temperature)
+    check_at_least(1, "embedding", embedding)
+    check_above_zero("contrast_temperature", contrast_temperature)
     student, teacher = reading.features(setup, student_layer, teacher_layer)
     loss = MemoryContrast(
         math.prod(setup.shape(student)),
@@ -220,12 +220,6 @@ def crd(
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
     terms["contrast"] = Term(loss, (student, teacher, Tap("batch", "index")), contrast)
     return (Stage("crd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
-
-
-def check(embedding: int, contrast_temperature: float) -> None:
-    """Raise LimbeckError if an option of `crd` and `crd_in_batch` is out of range."""
-    check_at_least(1, "embedding", embedding)
-    check_above_zero("contrast_temperature", contrast_temperature)
 
 
 ABOUT = About(crd, PAPER)

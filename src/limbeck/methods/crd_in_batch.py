@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.about import About
-from limbeck.methods.crd import PAPER, Embedding, check
+from limbeck.methods.crd import PAPER, Embedding
 from limbeck.methods.kd import label_terms
+from limbeck.methods.shared import check_above_zero, check_at_least
 
 
 class BatchContrast(nn.Module):
@@ -22,8 +23,7 @@ class BatchContrast(nn.Module):
     Args:
         student: the number of elements of the student's feature.
         teacher: the number of elements of the teacher's feature.
-        embedding: the length of the embeddings.
-        temperature: divides the scores.
+        embedding, temperature: the options ``embedding`` and ``contrast_temperature`` of `crd_in_batch`.
     """
 
     def __init__(self, student: int, teacher: int, *, embedding: int = 128, temperature: float = 0.07) -> None:
@@ -71,7 +71,8 @@ def crd_in_batch(
     Raises:
         LimbeckError: a temperature is not above 0, ``embedding`` is below 1, or all weights are 0.
     """
-    check(embedding, contrast_temperature)
+    check_at_least(1, "embedding", embedding)
+    check_above_zero("contrast_temperature", contrast_temperature)
     student, teacher = reading.features(setup, student_layer, teacher_layer)
     loss = BatchContrast(
         math.prod(setup.shape(student)),

@@ -71,7 +71,7 @@ def dist(
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """DIST: correlations instead of values, over the classes of a sample and over the samples of a class.
+    """DIST: the probabilities of both networks correlate, over the classes of a sample and over the samples of a class.
 
     The defaults are the authors' for ImageNet; for CIFAR-100 they use temperature 4. The factor T² is that of the
     authors' code, which gave their results at T = 4. With 2 classes the term ``inter`` has almost no gradient, and a

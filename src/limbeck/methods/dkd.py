@@ -57,9 +57,9 @@ def dkd(
 ) -> tuple[Stage, ...]:
     """Decoupled soft targets: the probability of the label, and the distribution over the other classes.
 
-    The defaults are the paper's for ResNet-32x4 to ResNet-8x4 on CIFAR-100. With the weights 1 for ``target`` and
-    1 - p_y of the teacher for ``nontarget``, sample by sample, the sum would be the soft term of `kd`. With 2 classes
-    the term ``nontarget`` has no gradient.
+    The defaults are the paper's for ResNet-32x4 to ResNet-8x4 on CIFAR-100. If ``target`` were 1 and ``nontarget`` were
+    1 - p_y of the teacher for each sample, the sum would be the soft term of `kd`. With 2 classes the term
+    ``nontarget`` has no gradient.
 
     Args:
         setup: epochs, optimizer and schedule.

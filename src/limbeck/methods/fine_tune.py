@@ -16,7 +16,7 @@ def fine_tune(setup: Setup, *, backbone: Literal["all", "frozen"] = "all") -> tu
 
     Args:
         setup: epochs, optimizer and schedule.
-        backbone: "all" trains all layers. "frozen" trains the classifier only; the BatchNorm statistics stay too.
+        backbone: "all" trains all layers. "frozen" trains only the classifier and keeps the BatchNorm statistics.
 
     Raises:
         LimbeckError: the backbone is frozen and the student has no linear classifier.

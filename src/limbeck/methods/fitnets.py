@@ -12,7 +12,8 @@ from limbeck.connectors import AsMap, Maxout, Through, as_map, map_shape, valid_
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Sweep, Tap, Term, tap
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import kd
-from limbeck.methods.shared import rated
+from limbeck.methods.shared import check_at_least, rated, stage_epochs
+from limbeck.schedules import linear
 
 PAPER = Paper("Romero, Ballas, Kahou et al.", "FitNets: Hints for Thin Deep Nets", 2015, "1412.6550")
 
@@ -28,21 +29,17 @@ def hint_loss(student: Tensor, teacher: Tensor, *, average: Average = "batch") -
 
     Args:
         student: r(v_g), the output of the guided layer after the regressor, (N, ...).
-        teacher: u_h, the hint, of the same shape.
+        teacher: u_h, the hint, of the same shape, or tokens or a vector that `limbeck.connectors.as_map` brings to it.
         average: "batch" sums over the hint and averages over N, as in the formula. "code" sums over one spatial
             dimension and averages over all others, as in the authors' code (adri-romsor/FitNets, costs/HintCost.py):
             the formula divided by C * W. "elements" is the mean of the squares without the 1/2, as in other toolkits.
     """
+    teacher = teacher if teacher.shape == student.shape else as_map(teacher)
     squares = (student - teacher.detach()).square()
     if average == "elements":
         return squares.mean()
     half = squares.flatten(1).sum(dim=1).mean() / 2
     return half / (teacher.shape[1] * teacher.shape[-1]) if average == "code" and teacher.dim() == 4 else half
-
-
-def hint_map_loss(student: Tensor, teacher: Tensor, *, average: Average = "batch") -> Tensor:
-    """`hint_loss` with a hint of tokens or a vector taken as a map; see `limbeck.connectors.as_map`."""
-    return hint_loss(student, as_map(teacher), average=average)
 
 
 def regressor(
@@ -86,7 +83,12 @@ def regressor(
     if kind == "upsample":
         resize = nn.Upsample(size=target[1:], mode="bilinear")
         return nn.Sequential(resize, nn.Conv2d(source[0], target[0] * count, 1), after)
-    refuse_larger(source, target)
+    if source[1] < target[1] or source[2] < target[2]:
+        raise LimbeckError(
+            f"the hint map, {target[1]}x{target[2]}, is larger than the guided map, {source[1]}x{source[2]}, and a "
+            "convolution without padding cannot enlarge it: set regressor: auto or upsample, or choose a later hint or "
+            "an earlier guided layer"
+        )
     return nn.Sequential(valid_conv(source, target, pieces=count), after)
 
 
@@ -179,7 +181,7 @@ def fitnets(
     anneal_until: int = 400,
     init: Literal["paper", "modern"] = "modern",
 ) -> tuple[Stage, ...]:
-    """Hints: the student's lower layers first regress a middle layer of the teacher, then the whole student learns.
+    """Hints: the student's lower layers first regress a middle layer of the teacher; then the whole student is trained.
 
     Stage ``hint`` trains the guided layers and the regressor *together* (Algorithm 1); the regressor is then dropped.
     Stage ``kd`` trains the whole student with H(y, P_S) + lambda * H(P_T, P_S) at temperature tau, without tau^2
@@ -201,7 +203,7 @@ def fitnets(
             an activation (the maps of a wide ResNet, a transformer's tokens), otherwise "relu".
         pieces: pieces of "maxout" where "auto" does not find them.
         average: mean of the hint's squared distance: "batch" as published, "code" as in the authors' code, "elements".
-        hint_epochs: epochs of the first stage; the default is the recipe's. 0 leaves the stage out.
+        hint_epochs: epochs of the first stage; the default is the recipe's. 0 skips the stage.
         hint_rate: factor on the learning rate in the first stage.
         guided_rate: factor on the learning rate of the guided layers in the second stage (the code's ``lr_scale``).
         conv_rate: factor on the learning rate of the student's convolutions in both stages; the authors use 0.05.
@@ -218,34 +220,32 @@ def fitnets(
             leaves the networks as they were built.
 
     Raises:
-        LimbeckError: the regressor cannot map the guided layer's shape to the hint's, or would be huge; an option is
-            out of range.
+        LimbeckError: the regressor cannot map the guided layer's shape to the hint's, or would have more than 2**25
+            weights; an option is out of range.
     """
-    numbers = {"hint_epochs": hint_epochs or 0, "hint_rate": hint_rate, "lambda_start": lambda_start}
-    numbers |= {"lambda_end": lambda_end, "guided_rate": guided_rate, "conv_rate": conv_rate}
-    if not all(number >= 0 for number in numbers.values()):
-        listed = ", ".join(f"{name} {number}" for name, number in numbers.items())
-        raise LimbeckError(f"got {listed}: none may be below 0")
+    hinting = stage_epochs(setup, "hint_epochs", hint_epochs, least=0)
+    numbers = {"hint_rate": hint_rate, "guided_rate": guided_rate, "conv_rate": conv_rate}
+    numbers |= {"lambda_start": lambda_start, "lambda_end": lambda_end}
+    for name, number in numbers.items():
+        check_at_least(0, name, number)
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
     own, pieces = (activation, pieces) if activation != "auto" else _own_activation(setup, teacher, pieces)
     shapes = setup.shape(student), setup.shape(teacher)
     fit = fitting(*shapes) if regressor == "auto" else Fit(regressor, *shapes)
     connector = _regressor(fit.source, fit.target, kind=fit.kind, activation=own, pieces=pieces)
-    loss = partial(hint_loss if fit.target == shapes[1] else hint_map_loss, average=average)
+    connector = connector if fit.source == shapes[0] else nn.Sequential(AsMap(), connector)
     if anneal == "code" and not 0 <= anneal_from < anneal_until:
         raise LimbeckError(f"anneal_from is {anneal_from} and anneal_until {anneal_until}: anneal_from must be smaller")
-    if init == "paper":
-        _uniform(connector, 0.05)
     soft = (
-        (lambda progress: lambda_start + (lambda_end - lambda_start) * progress)
+        linear(start=lambda_start, end=lambda_end)
         if anneal == "linear"
         else annealed(lambda_start, lambda_end, begin_epoch=anneal_from, end_epoch=anneal_until, epochs=setup.epochs)
     )
     convolutions = _convolutions(setup.module("student", ""), conv_rate)
     hint = Stage(
         "hint",
-        {"hint": Term(Through(_converted(connector, shapes[0], fit.source), loss), (student, teacher))},
-        setup.epochs if hint_epochs is None else hint_epochs,
+        {"hint": Term(Through(connector, partial(hint_loss, average=average)), (student, teacher))},
+        hinting,
         rated(setup.optimizer, convolutions),
         lambda progress: hint_rate * setup.schedule(progress),
         notes=fit.notes,
@@ -255,10 +255,10 @@ def fitnets(
     setup = replace(setup, optimizer=rated(setup.optimizer, convolutions | guided))
     (task,) = kd(setup, temperature=temperature, hard=hard, soft=soft, temperature_squared=False)
     stages = (hint, task) if hint.epochs else (task,)
-    if init == "modern":
-        return stages
-    first = replace(stages[0], prepare=partial(_restart, setup.module("student", "")))
-    return (first, *stages[1:])
+    if init == "paper":
+        _uniform(connector, 0.05)
+        stages = (replace(stages[0], prepare=partial(_restart, setup.module("student", ""))), *stages[1:])
+    return stages
 
 
 def guided_and_hint(setup: Setup, guided_layer: str, hint_layer: str) -> tuple[Tap, Tap]:
@@ -296,21 +296,6 @@ def _own_activation(setup: Setup, hint: Tap, pieces: int) -> tuple[Activation, i
 
 
 _regressor = regressor  # the option of the same name hides it
-
-
-def _converted(connector: nn.Module, given: tuple[int, ...], made_for: tuple[int, ...]) -> nn.Module:
-    """The connector, preceded by the conversion to a map if it is made for one."""
-    return connector if given == made_for else nn.Sequential(AsMap(), connector)
-
-
-def refuse_larger(source: tuple[int, ...], target: tuple[int, ...]) -> None:
-    """Raise LimbeckError if a convolution without padding would have to enlarge the guided map."""
-    if source[1] < target[1] or source[2] < target[2]:
-        raise LimbeckError(
-            f"the hint map, {target[1]}x{target[2]}, is larger than the guided map, {source[1]}x{source[2]}, and a "
-            "convolution without padding cannot enlarge it: set regressor: auto or upsample, or choose a later hint or "
-            "an earlier guided layer"
-        )
 
 
 def _convolutions(student: nn.Module, factor: float) -> dict[nn.Parameter, float]:

@@ -3,52 +3,41 @@
 import math
 from functools import partial
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from limbeck.connectors import Through, as_map, map_shape, valid_conv
+from limbeck.connectors import AsMap, Through, map_shape
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, from_student, weighted
 from limbeck.methods.about import About
 from limbeck.methods.alone import hard_loss
-from limbeck.methods.fitnets import PAPER, check_weights, guided_and_hint, hint_map_loss
+from limbeck.methods.fitnets import PAPER, check_weights, guided_and_hint, hint_loss, regressor
 from limbeck.methods.shared import check_norm
 
 
-class OneStageRegressor(nn.Module):
+def one_stage_regressor(
+    source: tuple[int, int, int], target: tuple[int, int, int], *, activated: bool = True
+) -> nn.Sequential:
     """RepDistiller's regressor: convolution, BatchNorm, ReLU (HobbitLong/RepDistiller, models/util.py, ConvReg).
 
     The convolution is 3x3 with stride 2 if the student's map is twice as large as the teacher's, a transposed 4x4 if it
     is half as large, and otherwise without padding as in FitNets. limbeck adds two cases: if the map has to be enlarged
     by another factor, it is enlarged bilinearly and the convolution is 1x1; from a vector to a map the convolution is
-    replaced by a linear layer.
+    replaced by a linear layer. Tokens and vectors are taken as maps.
 
     Args:
         source: shape (C, H, W) of the student's map.
         target: shape (C, H, W) of the teacher's map.
         activated: whether the regressor ends in a ReLU.
     """
-
-    def __init__(self, source: tuple[int, int, int], target: tuple[int, int, int], *, activated: bool = True) -> None:
-        super().__init__()
-        if source[1:] == (2 * target[1], 2 * target[2]):
-            self.conv: nn.Module = nn.Conv2d(source[0], target[0], 3, stride=2, padding=1)
-        elif target[1:] == (2 * source[1], 2 * source[2]):
-            self.conv = nn.ConvTranspose2d(source[0], target[0], 4, stride=2, padding=1)
-        elif source[1:] == (1, 1) != target[1:]:
-            full = nn.Linear(source[0], math.prod(target))
-            self.conv = nn.Sequential(nn.Flatten(), full, nn.Unflatten(1, target))
-        elif source[1] < target[1] or source[2] < target[2]:
-            resize = nn.Upsample(size=target[1:], mode="bilinear")
-            self.conv = nn.Sequential(resize, nn.Conv2d(source[0], target[0], 1))
-        else:
-            self.conv = valid_conv(source, target)
-        self.bn = nn.BatchNorm2d(target[0])
-        self.activated = activated
-
-    def forward(self, student: Tensor) -> Tensor:
-        """(N, C_S, H, W), or tokens or a vector taken as such a map, to (N, C_T, H', W')."""
-        given: Tensor = self.bn(self.conv(as_map(student)))
-        return F.relu(given) if self.activated else given
+    if source[1:] == (2 * target[1], 2 * target[2]):
+        first: nn.Module = nn.Conv2d(source[0], target[0], 3, stride=2, padding=1)
+    elif target[1:] == (2 * source[1], 2 * source[2]):
+        first = nn.ConvTranspose2d(source[0], target[0], 4, stride=2, padding=1)
+    elif source[1:] == (1, 1) != target[1:]:
+        first = regressor(source, target, kind="full", activation="none")
+    else:
+        larger = source[1] < target[1] or source[2] < target[2]
+        first = regressor(source, target, kind="upsample" if larger else "conv", activation="none")
+    return nn.Sequential(AsMap(), first, nn.BatchNorm2d(target[0]), nn.ReLU() if activated else nn.Identity())
 
 
 def fitnets_one_stage(
@@ -69,8 +58,9 @@ def fitnets_one_stage(
         hint_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: a layer gives neither maps nor vectors nor tokens of a square; the hint has one position and the
-            batch size is 1, so BatchNorm would see one value per channel; the regressor would be huge.
+        LimbeckError: a layer gives neither maps nor vectors nor tokens that form a square; the hint has one position
+            and the batch size is 1, so BatchNorm would see one value per channel; the regressor would have more than
+            2**25 weights.
     """
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
     shapes = setup.shape(student), setup.shape(teacher)
@@ -82,10 +72,10 @@ def fitnets_one_stage(
     if source[1:] == (1, 1):
         check_weights(source[0] * math.prod(target), what)
     notes = [f"{what}, which are compared as maps {source} and {target}"] if (source, target) != shapes else []
-    connector = OneStageRegressor(source, target, activated=len(shapes[1]) != 2)  # tokens can be negative
-    if isinstance(connector.conv, nn.Sequential) and source[1:] != (1, 1):
+    connector = one_stage_regressor(source, target, activated=len(shapes[1]) != 2)  # tokens can be negative
+    if any(isinstance(layer, nn.Upsample) for layer in connector.modules()):
         notes.append(f"the hint map {target} is larger than the guided map {source}, which is enlarged bilinearly")
-    loss = Through(connector, partial(hint_map_loss, average="elements"))
+    loss = Through(connector, partial(hint_loss, average="elements"))
     terms = {
         "hard": Term(hard_loss, (from_student(), TARGETS), hard),
         "hint": Term(loss, (student, teacher), hint),

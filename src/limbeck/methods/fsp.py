@@ -11,6 +11,7 @@ from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Tap, Term, from_st
 from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.reading import network_maps, sections
+from limbeck.methods.shared import check_at_least, stage_epochs
 
 PAPER = Paper(
     "Yim et al.",
@@ -34,8 +35,7 @@ def fsp_matrix(first: Tensor, last: Tensor, *, pool: Pool = "max") -> Tensor:
     size = (min(first.shape[2], last.shape[2]), min(first.shape[3], last.shape[3]))
     pooling = F.adaptive_max_pool2d if pool == "max" else F.adaptive_avg_pool2d
     first, last = (maps if maps.shape[2:] == size else pooling(maps, size) for maps in (first, last))
-    matrix: Tensor = first.flatten(2) @ last.flatten(2).mT / (size[0] * size[1])
-    return matrix
+    return first.flatten(2) @ last.flatten(2).mT / (size[0] * size[1])
 
 
 def fsp_loss(student: Tensor, teacher: Tensor, *, form: Form = "paper") -> Tensor:
@@ -63,8 +63,7 @@ class FlowPair(nn.Module):
         adapters: modules applied to the student's two maps.
         orders: fixed permutations (m,) and (n,) of the channels of the teacher's first and last map, or None. A network
             with permuted channels is equivalent but has another FSP matrix.
-        pool: see `fsp_matrix`.
-        form: see `fsp_loss`.
+        pool, form: see `fsp_matrix` and `fsp_loss`.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ def fsp(
         pairs: "across" pairs the last map of a section with that of the previous section, or with the stem for the
             first. "in_section" pairs the first and last block of a section; the first section starts at the stem.
         weight: lambda, the weight of every pair; the paper does not give it.
-        fsp_epochs: epochs of the first stage; the default is the recipe's. 0 leaves the stage out, for a student whose
+        fsp_epochs: epochs of the first stage; the default is the recipe's. 0 skips the stage, for a student whose
             ``weights`` are those after the first stage of another run (``after_fsp.safetensors``).
         fsp_rate: factor on the learning rate in the first stage; the paper uses 0.001 instead of 0.1.
         shuffle: permute the teacher's channels with the run's seed, so that students of several seeds learn different
@@ -136,16 +135,12 @@ def fsp(
         LimbeckError: a network has no maps; the channels differ and there is no adapter; the layers do not come in
             pairs; an option is out of range.
     """
-    if not all(number >= 0 for number in (fsp_epochs or 0, weight, fsp_rate)):
-        raise LimbeckError(f"got fsp_epochs {fsp_epochs}, weight {weight}, fsp_rate {fsp_rate}: none may be below 0")
-    flows = list(
-        zip(
-            _flows(setup, "student", pairs, student_layers),
-            _flows(setup, "teacher", pairs, teacher_layers),
-            strict=False,
-        )
-    )[::-1]
-    if bool(student_layers) != bool(teacher_layers) or len(student_layers) != len(teacher_layers):
+    check_at_least(0, "weight", weight)
+    check_at_least(0, "fsp_rate", fsp_rate)
+    epochs = stage_epochs(setup, "fsp_epochs", fsp_epochs, least=0)
+    layers = {"student": student_layers, "teacher": teacher_layers}
+    flows = list(zip(*(_flows(setup, network, pairs, named) for network, named in layers.items()), strict=False))[::-1]
+    if len(student_layers) != len(teacher_layers):
         raise LimbeckError("student_layers and teacher_layers must be given together and have the same length")
     channels = {one: setup.shape(one)[0] for flow in flows for pair in flow for one in pair}
     orders = {one: torch.randperm(count) for one, count in channels.items() if shuffle and one.source == "teacher"}
@@ -163,7 +158,6 @@ def fsp(
             form=form,
         )
         terms[f"fsp{number}"] = Term(loss, (*student, *teacher), weight)
-    epochs = setup.epochs if fsp_epochs is None else fsp_epochs
     first = Stage("fsp", weighted(terms), epochs, setup.optimizer, lambda progress: fsp_rate * setup.schedule(progress))
     hard = {"hard": Term(hard_loss, (from_student(), TARGETS))}
     task = Stage("task", hard, setup.epochs, setup.optimizer, setup.schedule)

@@ -6,18 +6,15 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core import TARGETS, Loss, Schedule, Setup, Stage, Tap, Term, from_student, weighted
+from limbeck.core import TARGETS, Loss, Schedule, Setup, Stage, Term, from_student, weighted
 from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.reading import network_maps
 from limbeck.methods.shared import check_above_zero, check_at_least, matched, pooled_alike, stage_epochs, unit
 
 PAPER = Paper("Kim et al.", "Paraphrasing Complex Network: Network Compression via Factor Transfer", 2018, "1802.04977")
-
-_SLOPE = 0.1
 
 
 def factor_loss(student: Tensor, teacher: Tensor, *, average: Literal["elements", "batch"] = "elements") -> Tensor:
@@ -55,24 +52,16 @@ def positions_loss(student: Tensor, teacher: Tensor, *, inner_power: int = 2, ou
     return (distances if outer_power == 1 else distances.pow(outer_power)).mean()
 
 
-class Layers(nn.Module):
-    """Three 3x3 convolutions, each followed by a leaky ReLU of slope 0.1; (N, C, H, W) to (N, C', H, W)."""
-
-    def __init__(self, widths: Sequence[int], *, transposed: bool = False) -> None:
-        super().__init__()
-        kind = nn.ConvTranspose2d if transposed else nn.Conv2d
-        self.layers = nn.ModuleList(kind(inside, outside, 3, padding=1) for inside, outside in pairwise(widths))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C', H, W)."""
-        for layer in self.layers:
-            maps = F.leaky_relu(layer(maps), _SLOPE)
-        return maps
+def layers(widths: Sequence[int], *, transposed: bool = False) -> nn.Sequential:
+    """3x3 convolutions, each followed by a leaky ReLU of slope 0.1; (N, C, H, W) to (N, C', H, W)."""
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    pairs = ((kind(inside, outside, 3, padding=1), nn.LeakyReLU(0.1)) for inside, outside in pairwise(widths))
+    return nn.Sequential(*(layer for pair in pairs for layer in pair))
 
 
-def encoder(channels: int, factors: int) -> Layers:
+def encoder(channels: int, factors: int) -> nn.Sequential:
     """The translator, and the first half of the paraphraser: C to C to K to K channels."""
-    return Layers((channels, channels, factors, factors))
+    return layers((channels, channels, factors, factors))
 
 
 class Paraphraser(nn.Module):
@@ -90,7 +79,7 @@ class Paraphraser(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder(channels, factors)
-        self.decoder = Layers((factors, factors, channels, channels), transposed=True)
+        self.decoder = layers((factors, factors, channels, channels), transposed=True)
         self.reconstruction = reconstruction
 
     def forward(self, teacher: Tensor) -> Tensor:
@@ -113,8 +102,7 @@ class FactorTransfer(nn.Module):
         """The loss, a scalar, of maps (N, C, H, W) and (N, C', H', W')."""
         with torch.no_grad():  # without gradients no optimizer changes it
             target = self.paraphraser(teacher)
-        value: Tensor = self.loss(self.translator(student), target)
-        return value
+        return self.loss(self.translator(student), target)
 
 
 def ft(
@@ -158,7 +146,10 @@ def ft(
     check_above_zero("rate", rate)
     check_at_least(1, "inner_power", inner_power)
     check_at_least(1, "outer_power", outer_power)
-    taps = _deepest_map(setup, "student", student_layer), _deepest_map(setup, "teacher", teacher_layer)
+    named = {"student": student_layer, "teacher": teacher_layer}
+    taps = tuple(
+        network_maps(setup, network, (layer,) if layer else (), method="ft")[-1] for network, layer in named.items()
+    )
     width, channels = (setup.shape(one)[0] for one in taps)
     factors = max(round(channels * rate), 1)
     paraphraser = Paraphraser(channels, factors, reconstruction=reconstruction)
@@ -173,21 +164,9 @@ def ft(
         "factor": Term(transfer, taps, factor),
     }
     epochs = stage_epochs(setup, "paraphraser_epochs", paraphraser_epochs)
-    return (
-        Stage(
-            "paraphraser", {"reconstruction": Term(paraphraser, taps[1:])}, epochs, setup.optimizer, setup.schedule, ()
-        ),
-        Stage("ft", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),
-    )
-
-
-def _deepest_map(setup: Setup, network: str, layer: str) -> Tap:
-    """The map of the named layer, or the last map of the network.
-
-    Raises:
-        LimbeckError: the network has no maps, or the layer's output is not one.
-    """
-    return network_maps(setup, network, (layer,) if layer else (), method="ft")[-1]
+    reconstructing = {"reconstruction": Term(paraphraser, taps[1:])}
+    first = Stage("paraphraser", reconstructing, epochs, setup.optimizer, setup.schedule, learns=())
+    return (first, Stage("ft", weighted(terms), setup.epochs, setup.optimizer, setup.schedule))
 
 
 ABOUT = About(ft, PAPER)

@@ -61,7 +61,7 @@ def kd(
     Args:
         setup: epochs, optimizer and schedule. An ensemble teacher gives one distribution for each member.
         temperature: T of both networks in the soft term; the hard term and every evaluation use T = 1.
-        hard: weight of the cross-entropy with the labels; 0 leaves the term out.
+        hard: weight of the cross-entropy with the labels; 0 removes the term.
         soft: weight of the soft term, a number or a schedule.
         temperature_squared: multiply the soft term by T².
         average: mean of the soft term over the "batch", or over all "elements" (batch times classes).

@@ -52,7 +52,7 @@ def logits(
     Args:
         setup: epochs, optimizer and schedule. For an ensemble teacher the target is the mean of the logits.
         matching: weight of the squared distance.
-        hard: weight of the cross-entropy with the labels; 0, as published, leaves the term out.
+        hard: weight of the cross-entropy with the labels; 0, as published, removes the term.
         centre: subtract the mean over the classes from the logits of both networks.
         average: "batch" is the published half sum of squares; "elements" is the mean over all elements.
         student_layer: the layer read as the student's logits; the default is the network's output.

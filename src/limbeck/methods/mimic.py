@@ -1,5 +1,6 @@
 """Mimic learning on features: the student regresses the teacher's penultimate feature."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal, cast
 
@@ -45,20 +46,13 @@ def mimic(setup: Setup, *, adapter: Literal["none", "linear"] = "none") -> tuple
     heads = _classifier(setup, student), _classifier(setup, teacher)
     if heads[0].bias is None and (heads[1].bias is not None or adapter == "linear"):
         raise LimbeckError(
-            f"the student's classifier {student.layer} has no bias, and taking over the teacher's needs one"
+            f"the student's classifier {student.layer} has no bias, but the teacher's classifier needs one"
         )
     take_over = partial(_take_over, *heads, module)
     loss = Through(module, mimic_loss) if isinstance(module, nn.Linear) else mimic_loss
-    stage = Stage(
-        "mimic",
-        {"mimic": Term(loss, (student, teacher))},
-        setup.epochs,
-        setup.optimizer,
-        setup.schedule,
-        prepare=lambda sweep: take_over(),  # for the evaluation between epochs, where an adapter is one epoch old
-        finish=take_over,
-    )
-    return (stage,)
+    stage = Stage("mimic", {"mimic": Term(loss, (student, teacher))}, setup.epochs, setup.optimizer, setup.schedule)
+    # also before each epoch, for the evaluation between epochs, where an adapter is one epoch old
+    return (replace(stage, prepare=lambda sweep: take_over(), finish=take_over),)
 
 
 def _classifier(setup: Setup, feature: Tap) -> nn.Linear:

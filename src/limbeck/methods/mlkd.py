@@ -1,6 +1,6 @@
 """Multi-level logit distillation: instances, batch and classes."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Literal
 
@@ -38,7 +38,8 @@ def instance_loss(
         masks: "select", as published, counts a masked sample as 0 in the mean over N. "scale", as in the code, counts
             all samples and multiplies by the fraction that is not masked. "none" counts all samples.
     """
-    return _averaged(_instances, student, teacher, temperatures, _samples(teacher, masks))
+    values = [one**2 * divergence(student, teacher, temperature=one) for one in temperatures]
+    return _mean(values, wide(teacher.detach()).softmax(1).amax(dim=1), masks, student)
 
 
 def batch_loss(
@@ -49,7 +50,8 @@ def batch_loss(
     The relations (N, N) between the samples are summed over all pairs, without T². The row of a masked sample counts
     as 0. The masks, the source and the arguments are those of `instance_loss`.
     """
-    return _averaged(_between_samples, student, teacher, temperatures, _samples(teacher, masks))
+    values = [(q @ q.T - p @ p.T).square().sum(dim=1) for q, p in _softened(student, teacher, temperatures)]
+    return _mean(values, wide(teacher.detach()).softmax(1).amax(dim=1), masks, student)
 
 
 def category_loss(
@@ -61,7 +63,8 @@ def category_loss(
     probability at T = 1, summed over the batch, is above the median of the classes; the row of a masked class counts
     as 0. The source and the arguments are those of `instance_loss`.
     """
-    return _averaged(_between_classes, student, teacher, temperatures, _classes(teacher, masks))
+    values = [(q.T @ q - p.T @ p).square().sum(dim=1) for q, p in _softened(student, teacher, temperatures)]
+    return _mean(values, wide(teacher.detach()).softmax(1).sum(dim=0), masks, student)
 
 
 def mlkd(
@@ -114,47 +117,17 @@ def mlkd(
     return (Stage("mlkd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-Level = Callable[[Tensor, Tensor, float], Tensor]
-"""Logits (N, K) of student and teacher and a temperature to one value per sample (N,) or per class (K,)."""
+def _softened(student: Tensor, teacher: Tensor, temperatures: Iterable[float]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The distributions q of the student and p of the teacher, (N, K), at each temperature."""
+    for temperature in temperatures:
+        yield (wide(student) / temperature).softmax(1), (wide(teacher.detach()) / temperature).softmax(1)
 
 
-def _averaged(
-    level: Level, student: Tensor, teacher: Tensor, temperatures: tuple[float, ...], counts: Tensor
-) -> Tensor:
-    teacher = teacher.detach()
-    values = torch.stack([level(student, teacher, temperature) for temperature in temperatures]).sum(dim=0)
-    return like((counts * values).mean(), student)
-
-
-def _instances(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    return temperature**2 * divergence(student, teacher, temperature=temperature)
-
-
-def _between_samples(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    q, p = ((wide(logits) / temperature).softmax(1) for logits in (student, teacher))
-    return (q @ q.T - p @ p.T).square().sum(dim=1)
-
-
-def _between_classes(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    q, p = ((wide(logits) / temperature).softmax(1) for logits in (student, teacher))
-    return (q.T @ q - p.T @ p).square().sum(dim=1)
-
-
-def _samples(teacher: Tensor, masks: Masks) -> Tensor:
-    """The weight of each sample, (N,), or one weight for all."""
-    return _counts(wide(teacher.detach()).softmax(1).amax(dim=1), masks)
-
-
-def _classes(teacher: Tensor, masks: Masks) -> Tensor:
-    """The weight of each class, (K,), or one weight for all."""
-    return _counts(wide(teacher.detach()).softmax(1).sum(dim=0), masks)
-
-
-def _counts(confidence: Tensor, masks: Masks) -> Tensor:
+def _mean(values: list[Tensor], confidence: Tensor, masks: Masks, student: Tensor) -> Tensor:
+    """The sum of the values (N,) of samples or (K,) of classes, averaged without those of high confidence."""
     kept = (confidence <= confidence.quantile(0.5)).to(confidence.dtype)
-    if masks == "select":
-        return kept
-    return kept.mean() if masks == "scale" else torch.ones_like(kept)
+    counts = {"select": kept, "scale": kept.mean(), "none": torch.ones_like(kept)}[masks]
+    return like((counts * torch.stack(values).sum(dim=0)).mean(), student)
 
 
 ABOUT = About(mlkd, PAPER)

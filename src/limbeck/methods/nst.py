@@ -12,7 +12,6 @@ from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import label_terms
-from limbeck.methods.reading import in_order
 from limbeck.methods.shared import over_layers, pooled_alike, unit
 
 PAPER = Paper(
@@ -26,8 +25,8 @@ def selectivity_loss(student: Tensor, teacher: Tensor, *, kernel: Kernel = "poly
     """Squared maximum mean discrepancy between the channels of both networks, each scaled to length 1.
 
     mean k(t, t') + mean k(s, s') - 2 mean k(s, t), where the means are over the pairs of channels of a sample and over
-    N. The authors' code leaves out the constant first part. RepDistiller (distiller_zoo/NST.py, b84f547) is the same
-    as "polynomial". If the sizes differ, the larger map is average-pooled first. No gradient flows to the teacher.
+    N. The authors' code omits the first mean, which is constant. RepDistiller (distiller_zoo/NST.py, b84f547) is the
+    same as "polynomial". If the sizes differ, the larger map is average-pooled first. No gradient flows to the teacher.
 
     Args:
         student: maps (N, C, H, W).
@@ -95,7 +94,7 @@ def nst(
         pairs = pairs[-1:]
     loss = partial(over_layers, partial(selectivity_loss, kernel=kernel))
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)
-    terms["selectivity"] = Term(loss, in_order(pairs), selectivity)
+    terms["selectivity"] = Term(loss, reading.in_order(pairs), selectivity)
     return (Stage("nst", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 

@@ -1,23 +1,20 @@
 """Overhaul of feature distillation: the student matches the teacher's maps after a margin ReLU."""
 
 import math
-from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, from_teacher, weighted
+from limbeck.core import LimbeckError, Loss, Schedule, Setup, Stage, Term, from_teacher, weighted
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import in_order, maps, sections
-from limbeck.methods.shared import check_above_zero, connector, matched
+from limbeck.methods.shared import OverLayers, check_above_zero, connector, matched
 from limbeck.taps import check
 
 PAPER = Paper("Heo et al.", "A Comprehensive Overhaul of Feature Distillation", 2019, "1904.01866")
-
-_RARE = 0.001  # a fraction of negative values below which the authors' code uses three standard deviations
-_DEVIATIONS = 3.0
 
 
 def margins(norm: nn.BatchNorm2d) -> Tensor:
@@ -34,71 +31,51 @@ def margins(norm: nn.BatchNorm2d) -> Tensor:
     ratio = mean / deviation.clamp_min(torch.finfo(torch.float64).tiny)
     share = torch.special.ndtr(-ratio)
     density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
-    common = share > _RARE
+    common = share > 0.001
     expected = mean - deviation * density / torch.where(common, share, one)
-    return torch.where(common, expected, -_DEVIATIONS * deviation)
+    return torch.where(common, expected, -3 * deviation)
 
 
 def overhaul_loss(
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    margin: Sequence[Tensor],
+    student: Tensor,
+    teacher: Tensor,
+    margin: Tensor,
     *,
-    layer_factor: float = 2.0,
+    weight: float = 1.0,
     average: Literal["batch", "sum"] = "batch",
 ) -> Tensor:
     """The partial L2 distance between the student and the teacher after the teacher's margin ReLU.
 
-    With t = max(teacher, m) it is (s - t)², and 0 where s <= t <= 0. The values of a layer are summed over channels and
-    positions, and layer l of L is multiplied by f^(l - L). No gradient flows to the teacher.
+    With t = max(teacher, m) it is (s - t)², and 0 where s <= t <= 0. The values are summed over channels and positions.
+    No gradient flows to the teacher.
 
     Args:
-        students: maps (N, C, H, W) after the connector, one per layer, shallow to deep.
-        teachers: maps before the activation. If the sizes differ, the larger map is average-pooled to the smaller size.
-        margin: m of each layer, (C,).
-        layer_factor: f; 2 in the authors' code. The paper has no such factor, which is 1.
+        student: maps (N, C, H, W) after the connector.
+        teacher: maps before the activation. If the sizes differ, the larger map is average-pooled to the smaller size.
+        margin: m, (C,).
+        weight: of the layer.
         average: "batch" divides the sum by N, as the authors' training script does; "sum" is the sum.
     """
-    total = students[0].new_zeros(())
-    for layer, triple in enumerate(zip(students, teachers, margin, strict=True), start=1):
-        student, teacher = matched(triple[0], torch.maximum(triple[1].detach(), triple[2].view(-1, 1, 1)))
-        counts = (student > teacher) | (teacher > 0)
-        squares = torch.where(counts, student - teacher, torch.zeros_like(student)).square()
-        total = total + squares.sum() * layer_factor ** (layer - len(students))
-    return total / len(students[0]) if average == "batch" else total
+    student, teacher = matched(student, torch.maximum(teacher.detach(), margin.view(-1, 1, 1)))
+    counts = (student > teacher) | (teacher > 0)
+    total = torch.where(counts, student - teacher, torch.zeros_like(student)).square().sum() * weight
+    return total / len(student) if average == "batch" else total
 
 
 class Overhaul(nn.Module):
-    """`overhaul_loss` with a connector on each of the student's maps.
+    """`overhaul_loss` with a connector on the student's map and the margins (C,) of the teacher's."""
 
-    Args:
-        connectors: one for each layer.
-        margin: (C,) for each layer; kept as buffers ``margin0``, ``margin1`` and so on.
-        layer_factor: see `overhaul_loss`.
-        average: see `overhaul_loss`.
-    """
+    margin: Tensor
 
-    def __init__(
-        self,
-        connectors: Sequence[nn.Module],
-        margin: Sequence[Tensor],
-        *,
-        layer_factor: float = 2.0,
-        average: Literal["batch", "sum"] = "batch",
-    ) -> None:
+    def __init__(self, connector: nn.Module, margin: Tensor, loss: Loss) -> None:
         super().__init__()
-        self.connectors = nn.ModuleList(connectors)
-        for layer, values in enumerate(margin):
-            self.register_buffer(f"margin{layer}", values.to(torch.get_default_dtype()))
-        self.layer_factor = layer_factor
-        self.average: Literal["batch", "sum"] = average
+        self.connector = connector
+        self.register_buffer("margin", margin.to(torch.get_default_dtype()))
+        self.loss = loss
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """The loss, a scalar, of the student's maps and then the teacher's."""
-        count = len(self.connectors)
-        students = [connector(student) for connector, student in zip(self.connectors, tensors[:count], strict=True)]
-        margin = [self.get_buffer(f"margin{layer}") for layer in range(count)]
-        return overhaul_loss(students, tensors[count:], margin, layer_factor=self.layer_factor, average=self.average)
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss, a scalar, of maps (N, C, H, W)."""
+        return self.loss(self.connector(student), teacher, self.margin)
 
 
 def ofd(
@@ -125,7 +102,8 @@ def ofd(
         hard: weight of the cross-entropy with the labels.
         soft: weight of the soft targets, see `kd`; the paper has none.
         temperature: T of the soft targets.
-        layer_factor: f, the ratio of a layer's weight to that of the layer before it; 1 in the paper.
+        layer_factor: f; the l-th of L layers has the weight f^(l - L). 2 as in the authors' code; the paper has no such
+            factor, which corresponds to 1.
         average: "batch" is the mean over the batch; "sum" is the sum.
         student_layers: the layers whose outputs, before the activation, are compared; the default is each section's
             last map.
@@ -140,16 +118,15 @@ def ofd(
     check_above_zero("layer_factor", layer_factor)
     pairs = maps(setup, student_layers, teacher_layers, method="ofd", activated=False)
     names = _norms(setup, len(pairs), teacher_layers, teacher_norms)
-    shapes = [(setup.shape(student), setup.shape(teacher)) for student, teacher in pairs]
-    loss = Overhaul(
-        [connector(setup, student, teacher, method="ofd") for student, teacher in shapes],
-        [_margin(setup, name, teacher[0]) for name, (_, teacher) in zip(names, shapes, strict=True)],
-        layer_factor=layer_factor,
-        average=average,
-    )
+    losses = []
+    for layer, (pair, name) in enumerate(zip(pairs, names, strict=True), start=1):
+        source, target = (setup.shape(one) for one in pair)
+        loss = partial(overhaul_loss, weight=layer_factor ** (layer - len(pairs)), average=average)
+        bridge = connector(setup, source, target, method="ofd")
+        losses.append(Overhaul(bridge, _margin(setup, name, target[0]), loss))
     terms = {
         **label_terms(setup, hard=hard, soft=soft, temperature=temperature),
-        "feature": Term(loss, in_order(pairs), feature),
+        "feature": Term(OverLayers(losses), in_order(pairs), feature),
     }
     return (Stage("ofd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
@@ -159,9 +136,11 @@ def _norms(
 ) -> tuple[str, ...]:
     """The names of the teacher's BatchNorms, one for each map."""
     if teacher_norms and len(teacher_norms) != count:
-        raise LimbeckError(f"teacher_norms names {len(teacher_norms)} layers for {count} maps: name one for each")
+        raise LimbeckError(
+            f"teacher_norms has {len(teacher_norms)} layers for {count} maps: name one BatchNorm layer for each map"
+        )
     if teacher_layers and not teacher_norms:
-        raise LimbeckError("teacher_layers are given without their BatchNorms: name one for each as teacher_norms")
+        raise LimbeckError("teacher_layers needs teacher_norms: name one BatchNorm layer for each map")
     return teacher_norms or tuple(section.norm for section in sections(setup, "teacher", method="ofd")[-count:])
 
 

@@ -1,8 +1,7 @@
 """Probabilistic knowledge transfer: the student matches the teacher's similarities as probabilities."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -88,7 +87,7 @@ def pkt(
     return (Stage("pkt", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+PRESETS = {
     # The paper's objective without labels: only the feature is trained, not the classifier.
     "paper": {"form": "paper", "probabilities": 1.0, "hard": 0.0},
 }

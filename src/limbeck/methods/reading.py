@@ -40,8 +40,9 @@ def with_classifier(setup: Setup, network: str, *, method: str) -> Outline:
         return setup.outline(network)
     except NoClassifier as error:
         raise LimbeckError(
-            f"{method} needs the linear classifier of the {network}, which has none (an ensemble has none, and neither "
-            "has a head of another kind): use a single network, or a method that reads only outputs, such as kd"
+            f"{method} needs the linear classifier of the {network}, which has none (an ensemble and a network "
+            "with another kind of head have none): use a single network, or a method that reads only outputs, such as "
+            "kd"
         ) from error
 
 
@@ -98,13 +99,24 @@ def sections(setup: Setup, network: str, *, method: str) -> tuple[Section, ...]:
     found = setup.outline(network).sections
     if not found:
         raise LimbeckError(
-            f"{method} compares maps (C, H, W), and the {network} has none: it gives vectors or tokens only; use a "
+            f"{method} compares maps (C, H, W), but the {network} returns only vectors or tokens; use a "
             "method that needs no maps, such as kd, sp, rkd or srrl"
         )
     return found
 
 
-def last_map(setup: Setup, network: str, layer: str = "") -> Tap:
+def check_map_or_vector(
+    setup: Setup, one: Tap, *, method: str, options: str = "student_layers and teacher_layers"
+) -> None:
+    """Raise LimbeckError unless the tensor of a tap is a map (C, H, W) or a vector (D,)."""
+    if len(setup.shape(one)) not in (1, 3):
+        raise LimbeckError(
+            f"{method} reads maps (C, H, W) and vectors (D,), but {one} gives {setup.shape(one)}: name other "
+            f"layers as {options} (the input of a classifier is written as its name and :input)"
+        )
+
+
+def last_map(setup: Setup, network: str, layer: str = "", *, method: str) -> Tap:
     """The map that global average pooling turns into the feature, or the feature of a network without such a map.
 
     Raises:
@@ -112,10 +124,7 @@ def last_map(setup: Setup, network: str, layer: str = "") -> Tap:
     """
     if layer:
         named = tap(network, layer)
-        if len(setup.shape(named)) not in (1, 3):
-            raise LimbeckError(
-                f"{named} gives {setup.shape(named)}: this method reads a map (C, H, W) or a vector (D,)"
-            )
+        check_map_or_vector(setup, named, method=method, options=f"{network}_layer")
         return named
     outline = setup.outline(network)
     return outline.sections[-1].last if outline.sections and outline.pools else outline.feature
@@ -158,7 +167,8 @@ def paired(
     """
     if (student_layers or teacher_layers) and len(student) != len(teacher):
         raise LimbeckError(
-            f"student_layers has {len(student)} layers and teacher_layers {len(teacher)}: name them in pairs"
+            f"student_layers has {len(student)} layers and teacher_layers {len(teacher)}: name the same number of "
+            "layers"
         )
     count = min(len(student), len(teacher))
     return list(zip(student[-count:], teacher[-count:], strict=True))

@@ -6,17 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, tap, weighted
+from limbeck.connectors import as_map
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, tap, weighted
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
-from limbeck.methods.reading import Pair, in_order, paired, sections
+from limbeck.methods.reading import check_map_or_vector, in_order, network_maps, paired
 from limbeck.methods.shared import as_schedule, check_at_least, check_norm
 from limbeck.schedules import linear
 
 PAPER = Paper("Chen, Liu, Zhao, Jia", "Distilling Knowledge via Knowledge Review", 2021, "2104.09044")
-
-_POOLED_SIDES = (4, 2, 1)
-_WIDEST = 512
 
 
 def context_loss(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
@@ -41,7 +39,7 @@ def context_loss(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tens
             raise LimbeckError(f"maps of {tuple(student.shape)} and {tuple(teacher.shape)} differ in shape")
         target = teacher.detach()
         level, weight, weights = F.mse_loss(student, target), 1.0, 1.0
-        for side in _POOLED_SIDES:
+        for side in (4, 2, 1):
             if side < min(student.shape[2:]):
                 weight /= 2
                 weights += weight
@@ -102,7 +100,7 @@ class Review(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The loss, a scalar, of the student's maps, then the teacher's; a vector is a map of one position."""
-        maps = [tensor[:, :, None, None] if tensor.dim() == 2 else tensor for tensor in tensors]
+        maps = [as_map(tensor) for tensor in tensors]
         students, teachers = maps[: len(self.fusions)], maps[len(self.fusions) :]
         fused: list[Tensor] = []
         passed = None
@@ -152,11 +150,13 @@ def reviewkd(
         raise LimbeckError(f"warmup is {warmup}: it is a fraction of the stage, at least 0 and below 1")
     if middle_channels is not None:
         check_at_least(1, "middle_channels", middle_channels)
-    pairs = _levels(setup, student_layers, teacher_layers)
+    student = _levels(setup, "student", student_layers, activated=True)
+    teacher = _levels(setup, "teacher", teacher_layers, activated=False)
+    pairs = paired(student, teacher, student_layers, teacher_layers)
     for one in in_order(pairs):
         check_norm(setup, setup.shape(one), method="reviewkd")
     students, teachers = ([setup.shape(pair[side])[0] for pair in pairs] for side in (0, 1))
-    loss = Review(students, teachers, middle=middle_channels or min(_WIDEST, students[-1]))
+    loss = Review(students, teachers, middle=middle_channels or min(512, students[-1]))
     terms = {
         **label_terms(setup, hard=hard, soft=soft, temperature=temperature),
         "review": Term(loss, in_order(pairs), _rising(review, warmup)),
@@ -164,19 +164,15 @@ def reviewkd(
     return (Stage("reviewkd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-def _levels(setup: Setup, student_layers: tuple[str, ...], teacher_layers: tuple[str, ...]) -> list[Pair]:
-    students = [tap("student", layer) for layer in student_layers] or [
-        *(section.last for section in sections(setup, "student", method="reviewkd")),
-        setup.outline("student").feature,
+def _levels(setup: Setup, network: str, layers: tuple[str, ...], *, activated: bool) -> list[Tap]:
+    """The named layers, or by default the sections' last maps and the feature."""
+    levels = [tap(network, layer) for layer in layers] or [
+        *network_maps(setup, network, (), method="reviewkd", activated=activated),
+        setup.outline(network).feature,
     ]
-    teachers = [tap("teacher", layer) for layer in teacher_layers] or [
-        *(section.pre_activation for section in sections(setup, "teacher", method="reviewkd")),
-        setup.outline("teacher").feature,
-    ]
-    for one in (*students, *teachers):
-        if len(setup.shape(one)) not in (1, 3):
-            raise LimbeckError(f"reviewkd reads maps (C, H, W) and vectors (D,), but {one} gives {setup.shape(one)}")
-    return paired(students, teachers, student_layers, teacher_layers)
+    for one in levels:
+        check_map_or_vector(setup, one, method="reviewkd")
+    return levels
 
 
 def _rising(weight: float | Schedule, warmup: float) -> float | Schedule:

@@ -1,8 +1,7 @@
 """Relational distillation: the student matches distances and angles between samples."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +87,7 @@ def rkd(
     """Relational distillation: distances and angles between samples match the teacher's.
 
     The published weights, 25 and 50, belong to the mean of the authors' code, which is therefore the default; the
-    formulas of the paper have the sum. A weight of 0 leaves out a term, for RKD-D or RKD-A alone.
+    formulas of the paper have the sum. Set the other weight to 0 for RKD-D or RKD-A alone.
 
     Args:
         setup: epochs, optimizer and schedule. The batch size affects the method.
@@ -113,7 +112,7 @@ def rkd(
     return (Stage("rkd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+PRESETS = {
     # lenscloth/RKD, run_distill_classification.py: its kd_ratio 16 is T² for T = 4.
     "authors_kd": {"normalise": True, "soft": 1.0, "temperature": 4.0},
 }

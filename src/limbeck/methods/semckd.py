@@ -14,8 +14,6 @@ from limbeck.methods.shared import check_norm, pooled_alike, several_samples
 
 PAPER = Paper("Chen et al.", "Cross-Layer Distillation with Semantic Calibration", 2020, "2012.03236")
 
-_SHARE = 4  # the batch size divided by the length of the embedding
-
 
 class Embedding(nn.Module):
     """The rows of the similarity matrix of a batch to vectors of length 1: linear, ReLU, linear.
@@ -72,7 +70,7 @@ class Calibration(nn.Module):
         self, students: Sequence[int], teachers: Sequence[int], *, batch_size: int, embedding: int | None = None
     ) -> None:
         super().__init__()
-        size = embedding or max(batch_size // _SHARE, 1)
+        size = embedding or max(batch_size // 4, 1)
         self.batch_size = batch_size
         self.queries = nn.ModuleList(Embedding(batch_size, size) for _ in students)
         self.keys = nn.ModuleList(Embedding(batch_size, size) for _ in teachers)
@@ -93,15 +91,12 @@ class Calibration(nn.Module):
         queries = torch.stack([embed(maps) for embed, maps in zip(self.queries, students, strict=True)], dim=1)
         keys = torch.stack([embed(maps) for embed, maps in zip(self.keys, teachers, strict=True)], dim=1)
         attention = torch.softmax(queries @ keys.transpose(1, 2), dim=2)  # (N, S, T)
-        rows = [
-            torch.stack([_distance(each, student, teacher) for each, teacher in zip(row, teachers, strict=True)], dim=1)
-            for row, student in zip(self._rows(), students, strict=True)
-        ]
+        rows = []
+        for row, student in zip(self.regressors, students, strict=True):
+            pairs = zip(row.children(), teachers, strict=True)
+            rows.append(torch.stack([_distance(regress, student, teacher) for regress, teacher in pairs], dim=1))
         distances = torch.stack(rows, dim=1)
         return (attention * distances).sum() / attention[:, :, 0].numel()
-
-    def _rows(self) -> list[list[nn.Module]]:
-        return [list(row.children()) for row in self.regressors]
 
 
 def _distance(regress: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
@@ -123,7 +118,7 @@ def semckd(
 ) -> tuple[Stage, ...]:
     """Semantic calibration: each map of the student learns from all maps of the teacher, weighted by attention.
 
-    All weights are the authors' (README, ebe5db1). Their objective includes soft targets; ``soft: 0`` leaves them out.
+    All weights are the authors' (README, ebe5db1). Their objective includes soft targets; ``soft: 0`` removes them.
 
     Args:
         setup: epochs, optimizer and schedule. The batch size is the length of the embeddings' input; a smaller last

@@ -50,6 +50,20 @@ def over_layers(loss: Loss, *features: Tensor) -> Tensor:
     return torch.stack([loss(student, teacher) for student, teacher in pairs]).sum()
 
 
+class OverLayers(nn.Module):
+    """The sum of losses with parameters, one for each pair of layers."""
+
+    def __init__(self, losses: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList(losses)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """The sum, a scalar, for the student's tensors and then the teacher's."""
+        half = len(self.losses)
+        values = [loss(features[index], features[half + index]) for index, loss in enumerate(self.losses)]
+        return torch.stack(values).sum()
+
+
 def connector(setup: Setup, source: Sequence[int], target: Sequence[int], *, method: str) -> nn.Sequential:
     """A 1x1 convolution without bias and a BatchNorm, (N, C, H, W) to (N, C', H, W), with the authors' initialisation.
 
@@ -117,13 +131,13 @@ def as_schedule(weight: float | Schedule) -> Schedule:
     return (lambda progress: weight) if isinstance(weight, int | float) else weight
 
 
-def stage_epochs(setup: Setup, name: str, epochs: int | None) -> int:
+def stage_epochs(setup: Setup, name: str, epochs: int | None, *, least: int = 1) -> int:
     """The epochs of a stage: the value of the option of this name, or the recipe's epochs if it is None.
 
     Raises:
-        LimbeckError: the value is below 1.
+        LimbeckError: the value is below ``least``.
     """
     if epochs is None:
         return setup.epochs
-    check_at_least(1, name, epochs)
+    check_at_least(least, name, epochs)
     return epochs

@@ -1,7 +1,7 @@
-"""SimKD: the student's projected map regresses the teacher's, and the student takes over its classifier."""
+"""SimKD: the student's projected map regresses the teacher's, and the student reuses the teacher's classifier."""
 
 import copy
-from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -52,11 +52,11 @@ def simkd(
     average: Average = "elements",
     final_relu: bool | None = None,
 ) -> tuple[Stage, ...]:
-    """SimKD: the student's projected last map regresses the teacher's, and the student takes over its classifier.
+    """SimKD: the student's projected last map regresses the teacher's, and the student reuses the teacher's classifier.
 
     Neither labels nor logits are read. After the last epoch the student receives the projector and a copy of the
-    teacher's classifier, and average pooling where its map is larger than the teacher's. That is the deployed network:
-    its parameters and multiply-accumulates include them. The student's logits are meaningless before.
+    teacher's classifier, and average pooling if its map is larger than the teacher's. That is the deployed network: its
+    parameters and multiply-accumulates include them. Before that, the student's logits are meaningless.
 
     If the feature of a network is not the mean of its last map (an MLP, a vision transformer, a network that flattens),
     a projector of linear layers maps the student's feature to the teacher's. This form is limbeck's.
@@ -79,16 +79,9 @@ def simkd(
     taps, reuse = _plan(setup, classifier, factor, final_relu)
     _try(setup, reuse)
     loss = Projection(projector(reuse), average=average)
-    return (
-        Stage(
-            "simkd",
-            weighted({"feature": Term(loss, taps, feature)}),
-            setup.epochs,
-            setup.optimizer,
-            setup.schedule,
-            finish=_take_over(setup, reuse, loss.projector, classifier),
-        ),
-    )
+    terms = weighted({"feature": Term(loss, taps, feature)})
+    finish = partial(_take_over, setup, reuse, loss.projector, classifier)
+    return (Stage("simkd", terms, setup.epochs, setup.optimizer, setup.schedule, finish=finish),)
 
 
 def _classifier(setup: Setup) -> nn.Linear:
@@ -101,7 +94,8 @@ def _classifier(setup: Setup) -> nn.Linear:
     found = setup.module("teacher", name)
     if not isinstance(found, nn.Linear) or not _is_plain(found):
         raise LimbeckError(
-            f"simkd takes over a plain linear classifier: the teacher's {name} is a {type(found).__name__}"
+            f"simkd needs a teacher with a plain linear classifier, but the teacher's {name} is a "
+            f"{type(found).__name__}"
         )
     return found
 
@@ -154,22 +148,17 @@ def _try(setup: Setup, reuse: Reuse) -> None:
         ) from error
 
 
-def _take_over(setup: Setup, reuse: Reuse, trained: nn.Module, classifier: nn.Linear) -> Callable[[], None]:
-    """A function that puts the trained projector and the teacher's classifier into the student, once."""
-
-    def finish() -> None:
-        student = setup.module("student", "")
-        if find_reuse(student) is not None:  # called again
-            return
-        held = apply_reuse(student, reuse)
-        held.projector.load_state_dict(trained.state_dict())
-        copied = projected_classifier(student, reuse)
-        with torch.no_grad():
-            copied.weight.copy_(classifier.weight)
-            if classifier.bias is not None:
-                copied.bias.copy_(classifier.bias)
-
-    return finish
+@torch.no_grad()
+def _take_over(setup: Setup, reuse: Reuse, trained: nn.Module, classifier: nn.Linear) -> None:
+    """Put the trained projector and the teacher's classifier into the student, once."""
+    student = setup.module("student", "")
+    if find_reuse(student) is not None:  # called again
+        return
+    apply_reuse(student, reuse).projector.load_state_dict(trained.state_dict())
+    copied = projected_classifier(student, reuse)
+    copied.weight.copy_(classifier.weight)
+    if classifier.bias is not None:
+        copied.bias.copy_(classifier.bias)
 
 
 ABOUT = About(simkd, PAPER)

@@ -1,4 +1,4 @@
-"""SRRL: the teacher's classifier gives the same output on the student's feature as on its own."""
+"""SRRL: the teacher's classifier returns the same output for the student's feature as for the teacher's feature."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import soft_loss
-from limbeck.methods.reading import last_map, logits
+from limbeck.methods.shared import check_above_zero, check_at_least, check_norm
 from limbeck.taps import replaced
 
 PAPER = Paper(
@@ -42,7 +42,7 @@ def feature_matching_loss(student: Tensor, teacher: Tensor, *, average: Average 
 
 
 def softmax_regression_loss(
-    student: Tensor, teacher: Tensor, *, form: Form = "l2", temperature: float = 1.0, average: Average = "elements"
+    student: Tensor, teacher: Tensor, *, form: Form = "l2", average: Average = "elements"
 ) -> Tensor:
     """The distance between the teacher's classifier on the student's feature and on the teacher's feature.
 
@@ -52,16 +52,15 @@ def softmax_regression_loss(
         student: W_T' r(h_S), logits (N, K).
         teacher: W_T' h_T, logits (N, K).
         form: "l2" is the squared distance of the logits (Eq. 7, the loss that the paper uses). "ce" is the
-            cross-entropy -p log q (Eq. 4) and "kl" the same minus the entropy of p, both averaged over N.
-        temperature: T of "ce" and "kl", without the factor T².
+            cross-entropy -p log q (Eq. 4) and "kl" the same minus the entropy of p, both at T = 1 and averaged over N.
         average: mean of "l2": "elements" averages over N and K, as in the authors' code; "batch" is K times as much.
     """
     target = teacher.detach()
     if form == "l2":
         return feature_matching_loss(student, target, average=average)
     if form == "kl":
-        return soft_loss(student, target, temperature=temperature, temperature_squared=False)
-    return like(F.cross_entropy(wide(student) / temperature, (wide(target) / temperature).softmax(dim=1)), student)
+        return soft_loss(student, target, temperature=1.0)
+    return like(F.cross_entropy(wide(student), wide(target).softmax(dim=1)), student)
 
 
 class Representation(nn.Module):
@@ -70,11 +69,7 @@ class Representation(nn.Module):
     Args:
         connector: r, applied to the student's map (N, C_S, H, W) or vector (N, C_S).
         above: the rest of the teacher, from the connected tensor, the teacher's tensor and the inputs to logits.
-        alpha: weight of the feature matching.
-        beta: weight of the softmax regression.
-        form: see `softmax_regression_loss`.
-        temperature: see `softmax_regression_loss`.
-        average: see `softmax_regression_loss`.
+        alpha, beta, form, average: the options of `srrl`.
     """
 
     def __init__(
@@ -85,7 +80,6 @@ class Representation(nn.Module):
         alpha: float = 1.0,
         beta: float = 1.0,
         form: Form = "l2",
-        temperature: float = 1.0,
         average: Average = "elements",
     ) -> None:
         super().__init__()
@@ -93,7 +87,7 @@ class Representation(nn.Module):
         self.above = above
         self._alpha, self._beta = alpha, beta
         self._matching = partial(feature_matching_loss, average=average)
-        self._regression = partial(softmax_regression_loss, form=form, temperature=temperature, average=average)
+        self._regression = partial(softmax_regression_loss, form=form, average=average)
 
     def forward(self, student: Tensor, teacher: Tensor, teacher_logits: Tensor, *inputs: Tensor) -> Tensor:
         """The loss, a scalar; ``inputs`` is the batch, for a rest of the teacher that needs it."""
@@ -161,10 +155,10 @@ def srrl(
     temperature: float = 4.0,
     student_layer: str = "",
 ) -> tuple[Stage, ...]:
-    """Softmax regression: the teacher's frozen classifier gives equal outputs on the features of both networks.
+    """Softmax regression: the teacher's frozen classifier returns equal outputs for the features of both networks.
 
     L = L_CE + alpha * L_FM + beta * L_SR (Eq. 8), with a connector r (1x1 convolution, BatchNorm, ReLU) on the
-    student's map before pooling, also if the widths are equal. The student keeps its own classifier, and the connector
+    student's map before pooling, even if the widths are equal. The student keeps its own classifier, and the connector
     is dropped after training. If the classifier does not read the mean of a map (transformers, perceptrons), r starts
     with a linear layer on the feature. If the teacher's feature can be negative, as in a transformer, r has no ReLU.
     The authors' code (jingyang2017/KD_SRRL, d2e802f) averages over C and K where the formulas sum; the default follows
@@ -181,7 +175,7 @@ def srrl(
             these, the teacher's remaining layers run on the student's connected map, which costs a second forward pass
             of the teacher. The paper does not say how L_SR is computed there. If the teacher's map is not the output of
             an activation (wide ResNets), the connector has no ReLU.
-        soft: weight of an additional term with soft targets; the paper finds no gain in it.
+        soft: weight of an additional term with soft targets; the paper reports no gain from it.
         temperature: T of the soft targets.
         student_layer: the student's layer for "conv4"; the default is the map before pooling, or the feature.
 
@@ -191,13 +185,13 @@ def srrl(
     """
     _check(alpha, beta, temperature, positions, student_layer)
     outline = reading.with_classifier(setup, "teacher", method="srrl")
-    student_logits, teacher_logits = logits(setup)
+    student_logits, teacher_logits = reading.logits(setup)
     make = partial(Representation, alpha=alpha, beta=beta, form=form, average=average)
     terms = {"hard": Term(hard_loss, (from_student(), TARGETS), hard)}
     for position in positions:
         place = _PLACES[position]
         if place == 0:
-            student, teacher = last_map(setup, "student", student_layer), outline.feature
+            student, teacher = reading.last_map(setup, "student", student_layer, method="srrl"), outline.feature
             above: nn.Module = Classifier(setup.module("teacher", teacher.layer))
             inputs: tuple[Tap, ...] = ()
             activated = outline.nonnegative
@@ -211,10 +205,7 @@ def srrl(
                 )
             above, inputs = Rest(setup.module("teacher", ""), teacher.layer), (Tap("batch", "inputs"),)
         shape = setup.shape(student)
-        if setup.batch_size * math.prod(shape[1:]) < 2:
-            raise LimbeckError(
-                f"srrl at {position} applies a BatchNorm to {student}: with batches of 1 it sees one value per channel"
-            )
+        check_norm(setup, shape, method=f"srrl at {position}")
         loss = make(connector(shape, setup.shape(teacher)[0], activated=activated), above)
         terms[position] = Term(loss, (student, teacher, teacher_logits, *inputs))
     terms["soft"] = Term(partial(soft_loss, temperature=temperature), (student_logits, teacher_logits), soft)
@@ -223,12 +214,10 @@ def srrl(
 
 def _check(alpha: float, beta: float, temperature: float, positions: tuple[Position, ...], student_layer: str) -> None:
     if not alpha and not beta:
-        raise LimbeckError("alpha and beta are both 0: that is the method alone")
-    if not (alpha >= 0 and beta >= 0 and temperature > 0):
-        raise LimbeckError(
-            f"got alpha {alpha}, beta {beta}, temperature {temperature}: allowed are alpha and beta from 0, "
-            "temperature above 0"
-        )
+        raise LimbeckError("alpha and beta are both 0, so the teacher has no effect: use the method alone")
+    check_at_least(0, "alpha", alpha)
+    check_at_least(0, "beta", beta)
+    check_above_zero("temperature", temperature)
     if not positions or len(set(positions)) < len(positions) or not set(positions) <= set(_PLACES):
         raise LimbeckError(f"positions is {list(positions)}: name conv2, conv3 and conv4, each at most once")
     if student_layer and "conv4" not in positions:

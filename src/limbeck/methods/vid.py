@@ -1,18 +1,18 @@
 """Variational information distillation: the student's maps predict the teacher's."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.connectors import as_map
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
-from limbeck.methods.reading import feature_pairs, in_order
-from limbeck.methods.shared import check_at_least, pooled_alike
+from limbeck.methods.reading import check_map_or_vector, feature_pairs, in_order
+from limbeck.methods.shared import OverLayers, check_at_least, pooled_alike
 
 PAPER = Paper("Ahn et al.", "Variational Information Distillation for Knowledge Transfer", 2019, "1904.05835")
 
@@ -31,9 +31,7 @@ class Information(nn.Module):
     Args:
         student: the channels of the student's feature.
         teacher: the channels of the teacher's feature.
-        hidden: the channels between the convolutions; 0 takes as many as the teacher's feature has.
-        variance: the initial sigma_c².
-        floor: the smallest variance.
+        hidden, variance, floor: the options of `vid`.
         average: "batch" sums over channels and positions and averages over N, as in the paper. "elements" averages over
             all three, as in RepDistiller (distiller_zoo/VID.py, b84f547): the former divided by C * H * W.
     """
@@ -60,30 +58,12 @@ class Information(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss, a scalar."""
-        student, teacher = pooled_alike(_as_map(student), _as_map(teacher.detach()))
+        student, teacher = pooled_alike(as_map(student), as_map(teacher.detach()))
         variance = (self.floor - F.logsigmoid(-self.spread)).reshape(1, -1, 1, 1)
         error = self.regressor(student) - teacher
         values = (error.square() / variance + variance.log()) / 2
         value: Tensor = values.mean() if self.average == "elements" else values.sum() / len(values)
         return value
-
-
-def _as_map(feature: Tensor) -> Tensor:
-    return feature.reshape(*feature.shape, 1, 1) if feature.dim() == 2 else feature
-
-
-class OverLayers(nn.Module):
-    """The sum of losses with parameters, one for each pair of layers."""
-
-    def __init__(self, losses: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.losses = nn.ModuleList(losses)
-
-    def forward(self, *features: Tensor) -> Tensor:
-        """The sum, a scalar, for the student's tensors and then the teacher's."""
-        half = len(self.losses)
-        values = [loss(features[index], features[half + index]) for index, loss in enumerate(self.losses)]
-        return torch.stack(values).sum()
 
 
 def vid(
@@ -113,7 +93,7 @@ def vid(
         soft: weight of the soft targets, with the factor T²; the published objective has none.
         temperature: T of the soft targets.
         average: mean of the information term over all "elements", or only over the "batch", as in the paper.
-        hidden: channels between the convolutions of the regressors; 0 takes as many as the teacher's map has.
+        hidden: channels between the convolutions of the regressors; 0 means as many as the teacher's map has.
         variance: the initial variance of the Gaussians.
         floor: the smallest variance.
         sections: the default layers: "all" sections or the "last" one. For a network without maps they are its hidden
@@ -129,12 +109,8 @@ def vid(
     if not 0 < floor < variance:
         raise LimbeckError(f"variance is {variance} and floor {floor}: allowed is 0 < floor < variance")
     pairs = feature_pairs(setup, student_layers, teacher_layers, sections)
-    for one in (tap for pair in pairs for tap in pair):
-        if len(setup.shape(one)) not in (1, 3):
-            raise LimbeckError(
-                f"vid reads maps (C, H, W) or vectors (D,), but {one} gives {setup.shape(one)}: name other layers as "
-                "student_layers and teacher_layers (the input of a classifier is written as its name and :input)"
-            )
+    for one in in_order(pairs):
+        check_map_or_vector(setup, one, method="vid")
     channels = [(setup.shape(student)[0], setup.shape(teacher)[0]) for student, teacher in pairs]
     losses = [Information(*pair, hidden=hidden, variance=variance, floor=floor, average=average) for pair in channels]
     terms = label_terms(setup, hard=hard, soft=soft, temperature=temperature)

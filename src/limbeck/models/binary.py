@@ -35,14 +35,7 @@ class BinaryConv2d(nn.Conv2d):
     """A convolution without bias whose kernels are alpha * sign(W). alpha is the mean of |W| over each kernel.
 
     The real-valued W is the parameter: its gradient flows through `sign` and through alpha. The inputs are not
-    binarised; apply `sign` before this layer for binary inputs.
-
-    Args:
-        in_channels: C.
-        out_channels: the number of kernels.
-        kernel_size: side of a kernel.
-        stride: stride of the convolution.
-        padding: width of the zero padding. The padded zeros are neither -1 nor +1.
+    binarised; apply `sign` before this layer for binary inputs. The zeros of the padding are neither -1 nor +1.
     """
 
     def __init__(

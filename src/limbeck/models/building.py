@@ -42,7 +42,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet_small": convnet_small,
     "convnet_big": convnet_big,
 }
-"""The zoo: functions whose keyword-only arguments are ``classes``, ``shape`` and the network's options."""
+"""The zoo: functions of ``classes``, the number of logits, ``shape``, that of one sample, and the network's options.
+
+They raise LimbeckError for a shape or an option that cannot work. Convolutional networks need (C, H, W). Most end with
+global pooling, so H and W are free. ``limbeck models`` prints the numbers of parameters.
+"""
 
 PARAMETERS = 2_000_000_000
 """The most parameters of a zoo network, 8 GB in 32 bits. A larger number means a typing error in a width."""

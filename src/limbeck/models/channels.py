@@ -4,7 +4,7 @@ All layers that read or write the same set of channels (see `limbeck.models.grap
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from types import NoneType
 from typing import Any
@@ -28,32 +28,29 @@ class Role(Enum):
     FREE = auto()  # arbitrarily: it lies inside such a branch
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Layer:
-    """A layer of the large network that has weights: a linear layer, a convolution or BatchNorm."""
+    """A layer of the large network that has weights: a linear layer, a convolution or BatchNorm.
 
-    name: str
+    ``inside`` (inputs,) int64 is the input of the small network's layer that each input copies, or that of an identity
+    in its place; ``outside`` (outputs,) is the same for the outputs. They are missing in a zero or free layer.
+    """
+
+    node: fx.Node
     module: Any
     counterpart: Any  # the layer of the small network with this name, or None
     role: Role
-    inside: Tensor  # (inputs,) int64: the input of the small network's layer that each copies; empty if zero or free
-    outside: Tensor  # (outputs,) int64: the same for the outputs
-    few: tuple[int, int]  # inputs and outputs of the small network's layer, or of an identity in its place
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    node: fx.Node
-    module: Any
-    counterpart: Any
-    role: Role
+    inside: Tensor = field(init=False)
+    outside: Tensor = field(init=False)
 
     @property
     def name(self) -> str:
+        """Its name in both networks."""
         return str(self.node.target)
 
     @property
     def matters(self) -> bool:
+        """Whether its outputs do."""
         return self.role in (Role.COPIED, Role.IDENTITY)
 
     def sides(self) -> Iterator[tuple[fx.Node, int, int | None]]:
@@ -63,13 +60,10 @@ class _Found:
 
 
 def matched(small: nn.Module, large: nn.Module, draw: Draw) -> list[Layer]:
-    """Return every layer of the large network that has weights, in execution order.
+    """Return every layer of the large network that has weights, in execution order. Layers are matched by name.
 
-    Args:
-        small: the small network. Its layers are matched by name.
-        large: the large network. It is not changed.
-        draw: maps the channel counts of the small and the large network to an int64 tensor: the index of the small
-            network's channel that each channel copies. Every index occurs at least once.
+    ``draw`` maps the channel counts of the small and the large network to an int64 tensor: the index of the small
+    network's channel that each channel copies. Every index occurs at least once.
 
     Raises:
         LimbeckError: the graph of the large network cannot be traced; or a layer is missing, of another kind or
@@ -77,14 +71,11 @@ def matched(small: nn.Module, large: nn.Module, draw: Draw) -> list[Layer]:
     """
     matching = _Matching(small, Graph(large))
     copies = matching.copies(draw)
-    nothing = torch.empty(0, dtype=torch.int64)
-    layers = []
-    for found in matching.found:
-        sides = [spread(copies[matching.graph.sets[node]], many) for node, many, _ in found.sides() if found.matters]
-        inside, outside = sides or (nothing, nothing)
-        few = (int(inside.max()) + 1, int(outside.max()) + 1) if sides else (0, 0)
-        layers.append(Layer(found.name, found.module, found.counterpart, found.role, inside, outside, few))
-    return layers
+    for layer in matching.found:
+        if layer.matters:
+            sides = layer.sides()
+            layer.inside, layer.outside = (spread(copies[matching.graph.sets[node]], many) for node, many, _ in sides)
+    return matching.found
 
 
 def spread(copies: Tensor, size: int) -> Tensor:
@@ -100,7 +91,7 @@ class _Matching:
         self.graph = graph
         self._small = dict(small.named_modules())
         self._padded: dict[int, tuple[fx.Node, PaddedIdentity, PaddedIdentity]] = {}
-        self.found: list[_Found] = []
+        self.found: list[Layer] = []
         zero = set(self._ends())
         free = self._inside(zero)
         for node in graph.nodes:
@@ -161,7 +152,7 @@ class _Matching:
         module, name = self.graph.module(node), str(node.target)
         if isinstance(module, LAYERS):
             counterpart = self._counterpart(name, module)
-            self.found.append(_Found(node, module, counterpart, role if counterpart is None else Role.COPIED))
+            self.found.append(Layer(node, module, counterpart, role if counterpart is None else Role.COPIED))
         elif isinstance(module, PaddedIdentity):
             other = self._small.get(name)
             if not isinstance(other, PaddedIdentity) or not module.extra >= other.extra >= min(module.extra, 1):

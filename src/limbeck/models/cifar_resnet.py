@@ -4,46 +4,17 @@ RepDistiller and mdistiller differ from the paper in the shortcuts that change t
 with BatchNorm instead of zero padding. Their published accuracies are for this form, which is ``resnet8`` to
 ``resnet32x4`` here. ``fsp_resnet8`` to ``fsp_resnet32`` are the networks of FSP (Yim et al., CVPR 2017, section 4):
 they have the paper's shortcuts and normalise their input, and the option ``width`` multiplies their channels.
-
-Parameters for 3 channels:
-
-=========== ========== ===========
-network     10 classes 100 classes
-=========== ========== ===========
-resnet8         78,042      83,892
-resnet14       175,258     181,108
-resnet20       272,474     278,324
-resnet26       369,690     375,540
-resnet32       466,906     472,756
-resnet44       661,338     667,188
-resnet56       855,770     861,620
-resnet110    1,730,714   1,736,564
-resnet8x4    1,210,410   1,233,540
-resnet32x4   7,410,730   7,433,860
-=========== ========== ===========
-
-Parameters of the FSP networks without the normalisation of the input, which has 6 parameters:
-
-======================= ========== ===========
-network                 10 classes 100 classes
-======================= ========== ===========
-fsp_resnet8                 75,290      81,140
-fsp_resnet14               172,506     178,356
-fsp_resnet26               366,938     372,788
-fsp_resnet32               464,154     470,004
-fsp_resnet14, width: 4   2,735,946   2,759,076
-fsp_resnet32, width: 4   7,386,186   7,409,316
-======================= ========== ===========
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 
 from limbeck.models.parts import (
+    activated,
     check_count,
-    check_one_of,
     conv1x1,
     conv3x3,
     global_pool,
@@ -127,20 +98,12 @@ def cifar_resnet(
         shortcut: the shortcut of blocks that change the shape: a 1x1 convolution with BatchNorm (``projection``), or
             every second position with channels of zeros appended (``identity``, option A of the paper).
         input_norm: whether BatchNorm precedes the stem.
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W), or ``shortcut`` is unknown.
     """
-    check_one_of("shortcut", shortcut, SHORTCUTS)
     channels, _, _ = image(shape)
-
-    def block(inside: int, outside: int, stride: int) -> nn.Module:
-        return BasicBlock(inside, outside, stride, SHORTCUTS[shortcut])
-
     stem, *rest = widths
     children: dict[str, nn.Module] = {"input_norm": nn.BatchNorm2d(channels)} if input_norm else {}
-    children["stem"] = named(conv=conv3x3(channels, stem), norm=nn.BatchNorm2d(stem), relu=nn.ReLU())
-    children |= stages(block, [(depth - 2) // 6] * 3, rest, inside=stem)
+    children["stem"] = activated(conv3x3(channels, stem))
+    children |= stages(partial(BasicBlock, shortcut=SHORTCUTS[shortcut]), [(depth - 2) // 6] * 3, rest, inside=stem)
     network = named(**children, pool=global_pool(), head=nn.Linear(rest[-1], classes))
     kaiming(network)
     return network
@@ -172,14 +135,9 @@ def _fsp(depth: int) -> Callable[..., nn.Module]:
     factory.__doc__ = f"""FSP's CIFAR ResNet of depth {depth}; (N, C, H, W) to logits (N, classes).
 
     Args:
-        classes: the number of logits.
-        shape: (C, H, W); the pooling is global, so H and W are free.
         width: factor on the 16, 16, 32 and 64 channels; the paper uses 4 for CIFAR-100.
         shortcut: see `cifar_resnet`; the paper uses zero padding.
         input_norm: whether BatchNorm precedes the stem, as in the paper's figure 2.
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W), the width is not positive, or ``shortcut`` is unknown.
     """
     return factory
 
@@ -188,18 +146,8 @@ _NARROW = (16, 16, 32, 64)
 _WIDE = (32, 64, 128, 256)
 
 CIFAR_RESNETS: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": _sized(8, _NARROW),
-    "resnet14": _sized(14, _NARROW),
-    "resnet20": _sized(20, _NARROW),
-    "resnet26": _sized(26, _NARROW),
-    "resnet32": _sized(32, _NARROW),
-    "resnet44": _sized(44, _NARROW),
-    "resnet56": _sized(56, _NARROW),
-    "resnet110": _sized(110, _NARROW),
+    **{f"resnet{depth}": _sized(depth, _NARROW) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
     "resnet8x4": _sized(8, _WIDE),
     "resnet32x4": _sized(32, _WIDE),
-    "fsp_resnet8": _fsp(8),
-    "fsp_resnet14": _fsp(14),
-    "fsp_resnet26": _fsp(26),
-    "fsp_resnet32": _fsp(32),
+    **{f"fsp_resnet{depth}": _fsp(depth) for depth in (8, 14, 26, 32)},
 }

@@ -14,35 +14,21 @@ _SLOPE = 0.1
 
 
 def convnet_small(*, classes: int, shape: tuple[int, ...], dropout: float = 0.3) -> nn.Module:
-    """The student of the demonstration; (N, C, H, W) to logits (N, classes).
+    """The student of the demonstration, for at least 8x8 pixels; (N, C, H, W) to logits (N, classes).
 
     Stages of one 32-channel, one 64-channel and two 128-channel 3x3 convolutions, then 256 units. For (3, 32, 32) and
     10 classes it has 769,162 parameters. Keras prints 770,378, as it includes the running means and variances.
-
-    Args:
-        classes: the number of logits.
-        shape: (C, H, W), at least 8x8 pixels.
-        dropout: dropout probability after each pooling.
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, or the dropout is not in [0, 1).
+    ``dropout`` in [0, 1) is the probability after each pooling.
     """
     return _convnet(((32,), (64,), (128, 128)), hidden=256, classes=classes, shape=shape, dropout=dropout)
 
 
 def convnet_big(*, classes: int, shape: tuple[int, ...], dropout: float = 0.3) -> nn.Module:
-    """The teacher of the demonstration; (N, C, H, W) to logits (N, classes).
+    """The teacher of the demonstration, for at least 8x8 pixels; (N, C, H, W) to logits (N, classes).
 
     Stages of two 64-channel, two 128-channel and three 256-channel 3x3 convolutions, then 512 units. For (3, 32, 32)
     and 10 classes it has 3,841,610 parameters. Keras prints 3,844,938, as it includes the running means and variances.
-
-    Args:
-        classes: the number of logits.
-        shape: (C, H, W), at least 8x8 pixels.
-        dropout: dropout probability after each pooling.
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, or the dropout is not in [0, 1).
+    ``dropout`` in [0, 1) is the probability after each pooling.
     """
     widths = ((64, 64), (128, 128), (256, 256, 256))
     return _convnet(widths, hidden=512, classes=classes, shape=shape, dropout=dropout)

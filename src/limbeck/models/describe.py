@@ -22,10 +22,6 @@ def layers(network: nn.Module, shape: tuple[int, ...]) -> list[Layer]:
     """Return every named module with the shape of its output in one forward of two samples of zeros.
 
     The modes and hooks of the network are restored. A module that runs several times has the shape of its last run.
-
-    Args:
-        network: any network that takes (N, *shape).
-        shape: the shape of one sample.
     """
     modules = {name: module for name, module in network.named_modules() if name}
     shapes: dict[str, tuple[int, ...]] = {}

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError
+from limbeck.errors import nearest
 from limbeck.files.atomic import replacing
 from limbeck.files.paths import expanded, file_size
 from limbeck.files.pickled import ALONE, damaged, read_pickled
@@ -94,6 +95,24 @@ def load_weights(network: nn.Module, path: Path | str) -> str:
     return found.note
 
 
+def load_all_but_classifier(network: nn.Module, path: Path, classifier: str) -> str:
+    """Load the parameters and buffers of a file into a network, except its classifier; otherwise as `load_weights`.
+
+    The file may be of a network with any number of classes, or without a classifier.
+
+    Raises:
+        LimbeckError: the network has no layer of this name with weights; the file does not exist, is damaged or has no
+            weights; or another layer does not fit. The network is then unchanged.
+    """
+    state = network.state_dict()
+    if not any(name.startswith(f"{classifier}.") for name in state):
+        layers = dict.fromkeys(name.rpartition(".")[0] for name in state)
+        raise LimbeckError(f"the network has no layer {classifier!r} with weights: {nearest(classifier, layers)}")
+    found = read_state(path, state, classifier=classifier)
+    network.load_state_dict(found.state)
+    return found.note
+
+
 @overload
 def load_network(
     path: Path | str, *, network: None = None, model: str | None = None, trust_code: bool = False
@@ -145,11 +164,7 @@ def load_network(
         )
     if spec is None:
         raise LimbeckError(f"{path} does not say which network it holds: build the network and pass it as network=")
-
-    def fits(built: nn.Module) -> None:
-        check_fit(path, shapes, built.state_dict())
-
-    built = rebuild(path, spec, shapes, model=model, trust_code=trust_code, fits=fits)
+    built = rebuild(path, spec, shapes, model=model, trust_code=trust_code)
     load_weights(built, path)
     return built.eval(), spec
 
@@ -157,10 +172,7 @@ def load_network(
 def read_state(path: Path, expected: Mapping[str, Tensor], *, classifier: str = "") -> Found:
     """Read the weights of a network from a file, as `load_weights` does.
 
-    Args:
-        path: the file.
-        expected: the network's state dict.
-        classifier: the name of a layer that keeps the network's weights; the file's are ignored.
+    The layer ``classifier`` keeps its weights in ``expected``, the network's state dict; the file's are ignored.
 
     Raises:
         LimbeckError: the file does not exist, is damaged, or has no weights that fit.
@@ -245,7 +257,7 @@ def _header(path: Path, size: int) -> tuple[NetworkSpec | None, dict[str, Tensor
             metadata = opened.metadata() or {}
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
             shapes = {
-                name: torch.empty(part.get_shape(), dtype=_dtype(part.get_dtype()), device="meta")
+                name: torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
                 for name, part in slices.items()
             }
     except _SAFETENSORS as error:
@@ -256,10 +268,6 @@ def _header(path: Path, size: int) -> tuple[NetworkSpec | None, dict[str, Tensor
         return parse(metadata[_KEY]), shapes
     except ValueError as error:
         raise LimbeckError(f"{path} has a description of its network that limbeck cannot read: {error}") from error
-
-
-def _dtype(name: str) -> torch.dtype:
-    return _DTYPES.get(name, torch.uint8)
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}

@@ -28,8 +28,8 @@ from typing import Literal
 
 from torch import nn
 
-from limbeck.models.maxout import FIRST_NORM, HEAD_NORM, INITIAL, Convolution, Full, Init, maxout_network
-from limbeck.models.parts import check_count, check_one_of
+from limbeck.models.maxout import FIRST_NORM, HEAD_NORM, INITIAL, Convolution, Init, maxout_network
+from limbeck.models.parts import check_count
 
 Groups = tuple[tuple[int, ...], ...]
 Depth = Literal[5, 7, 9, 11]
@@ -76,13 +76,7 @@ def fitnet_depth(
         fc_pieces: maxout pieces of the fully connected layer.
         init: ``paper`` is U(-0.005, 0.005) for all parameters, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9, 1.9 (``fc``) and 1.9365 (``head``).
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W), the pieces are not positive, or ``layers``, ``budget`` or ``init`` is
-            unknown.
     """
-    check_one_of("layers", layers, (5, 7, 9, 11))
-    check_one_of("budget", budget, ("30M", "107M"))
     groups = _DEPTHS[budget, layers]
     return _thin(groups, classes=classes, shape=shape, fc_pieces=fc_pieces, init=init, max_norm=max_norm)
 
@@ -105,9 +99,6 @@ def fitnet_mnist(
         last_pieces: maxout pieces of the last two convolutions; 2 in the paper, 4 in the authors' file.
         init: ``paper`` is U(-0.005, 0.005) for all parameters, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9 in the first two layers, then 1.9365.
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, the pieces are not positive, or ``init`` is unknown.
     """
     check_count("last_pieces", last_pieces)
     convolutions = (
@@ -134,7 +125,7 @@ def _thin(
     convolutions[-1] = convolutions[-1]._replace(pool=None)  # global max pooling follows instead
     return maxout_network(
         convolutions,
-        Full(500, fc_pieces),
+        (500, fc_pieces),
         classes=classes,
         shape=shape,
         init=init,
@@ -155,14 +146,9 @@ def _fitnet(number: int, groups: Groups, guided: int) -> Callable[..., nn.Module
     The guided layer is ``layer{guided}``, the hint is ``layer2`` of `maxout_cifar` or `maxout_svhn`.
 
     Args:
-        classes: the number of logits.
-        shape: (C, H, W); the last pooling is global, so H and W are free.
         fc_pieces: maxout pieces of the fully connected layer. The paper counts parameters with 2; the file has 5.
         init: ``paper`` is U(-0.005, 0.005) for all parameters, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9, 1.9 (``fc``) and 1.9365 (``head``).
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W), the pieces are not positive, or ``init`` is unknown.
     """
     return factory
 

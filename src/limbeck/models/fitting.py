@@ -25,12 +25,8 @@ def check_fit(
 ) -> None:
     """Raise LimbeckError with the differences unless the names and shapes of the file's tensors match the network's.
 
-    Args:
-        path: the file.
-        state: its tensors.
-        expected: the state dict of the network.
-        content: a description of the file, which the message includes if names differ.
-        beside: the names of tensors in the file that were not taken because they have another prefix.
+    The message includes ``content``, a description of the file, if names differ, and ``beside``, the names of the
+    tensors that are not part of ``state`` because they have another prefix.
     """
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]

@@ -107,7 +107,10 @@ def from_file(
     """
     label, code = f"{file}:{name}", contents(file)
     factory = function(file, name, code)
-    parameters = _parameters(label, factory)
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (ValueError, TypeError) as error:  # some callables written in C have no signature
+        raise LimbeckError(f"{label} has no readable signature: wrap it in a Python function") from error
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         unknown = [key for key in options if key not in parameters]
         if unknown:
@@ -145,17 +148,9 @@ def _module(label: str, network: Any) -> nn.Module:
     return network
 
 
-def _parameters(label: str, factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(factory).parameters
-    except (ValueError, TypeError) as error:  # some callables written in C have no signature
-        raise LimbeckError(f"{label} has no readable signature: wrap it in a Python function") from error
-
-
 def _is_connection_error(error: BaseException) -> bool:
     """Whether an error or one of its causes comes from the system or from the download library."""
-    chain: Iterator[BaseException] = _causes(error)
-    return any(isinstance(cause, OSError) or type(cause).__module__.startswith("httpx") for cause in chain)
+    return any(isinstance(one, OSError) or type(one).__module__.startswith("httpx") for one in _causes(error))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

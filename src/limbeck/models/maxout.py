@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.connectors import Maxout
-from limbeck.models.mlp import MaxNormLinear
-from limbeck.models.parts import check_one_of, check_share, image, named
+from limbeck.models.mlp import linear
+from limbeck.models.parts import check_share, image, named
 
 Init = Literal["paper", "modern"]
 
@@ -26,15 +26,7 @@ INITIAL = 0.005
 
 
 class MaxNormConv2d(nn.Conv2d):
-    """A convolution with a bound on the norm of each kernel, applied as in `MaxNormLinear`.
-
-    Args:
-        in_channels: C.
-        out_channels: the number of kernels.
-        kernel_size: side of a kernel.
-        padding: width of the zero padding.
-        max_norm: the largest L2 norm of a (C, size, size) kernel. The bias is not bounded.
-    """
+    """A convolution with a bound on the L2 norm of each (C, size, size) kernel, applied as in `MaxNormLinear`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, padding: int, max_norm: float) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=padding)
@@ -71,21 +63,14 @@ class Convolution(NamedTuple):
         return -((size - after) // stride) + 1
 
 
-class Full(NamedTuple):
-    """The fully connected layer before the head."""
-
-    units: int
-    pieces: int
-
-
 def maxout_network(
     convolutions: Sequence[Convolution],
-    full: Full | None,
+    full: tuple[int, int] | None,
     *,
     classes: int,
     shape: tuple[int, ...],
     init: Init,
-    biases: float,
+    biases: float = 0.0,
     max_norm: bool,
     dropout: float = 0.0,
     input_dropout: float = 0.0,
@@ -93,23 +78,16 @@ def maxout_network(
 ) -> nn.Sequential:
     """Build a maxout network of ``layer1`` and so on, ``fc`` and ``head``; (N, C, H, W) to logits (N, classes).
 
-    Args:
-        convolutions: the convolutional layers.
-        full: the fully connected layer after them, or None.
-        classes: the number of logits.
-        shape: (C, H, W).
-        init: ``paper`` draws weights from U(-0.005, 0.005). ``modern`` draws them from He et al.'s normal distribution
-            and sets biases to zero. Its gain is 1, at which maxout with two pieces keeps the second moment.
-        biases: with ``paper``, biases are drawn from U(-biases, biases).
-        max_norm: whether the norms of weights are bounded, see `MaxNormConv2d`.
-        dropout: dropout probability after each layer.
-        input_dropout: dropout probability of the inputs.
-        pools_all: whether global max pooling follows the last convolutional layer.
+    ``full`` has the units and pieces of ``fc``. With ``pools_all``, global max pooling follows the last convolution.
+    With ``max_norm``, the norms of weights are bounded, see `MaxNormConv2d`. Dropout follows each layer.
+
+    With ``init: paper``, weights are drawn from U(-0.005, 0.005) and biases from U(-biases, biases). ``modern`` draws
+    weights from He et al.'s normal distribution and sets biases to zero. Its gain is 1, at which maxout with two pieces
+    keeps the second moment.
 
     Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, a dropout is not in [0, 1), or ``init`` is unknown.
+        LimbeckError: the shape is not (C, H, W) or too small, or a dropout is not in [0, 1).
     """
-    check_one_of("init", init, ("paper", "modern"))
     check_share("dropout", dropout)
     check_share("input_dropout", input_dropout)
     inside, *sides = image(shape, least=_least(convolutions))
@@ -124,10 +102,11 @@ def maxout_network(
         children["flatten"] = nn.Flatten()
         inside *= math.prod(sides)
     if full is not None:
-        linear = _linear(inside, full.units * full.pieces, FULL_NORM if max_norm else None)
-        children["fc"] = _dropping(dropout, linear=linear, maxout=Maxout(full.pieces))
-        inside = full.units
-    network = named(**children, head=_linear(inside, classes, HEAD_NORM if max_norm else None))
+        units, pieces = full
+        layer = linear(inside, units * pieces, FULL_NORM if max_norm else None)
+        children["fc"] = _dropping(dropout, linear=layer, maxout=Maxout(pieces))
+        inside = units
+    network = named(**children, head=linear(inside, classes, HEAD_NORM if max_norm else None))
     _start(network, init, biases)
     return network
 
@@ -175,7 +154,3 @@ def _layer(inside: int, convolution: Convolution, *, bounded: bool, dropout: flo
 
 def _dropping(dropout: float, **children: nn.Module) -> nn.Sequential:
     return named(**children, dropout=nn.Dropout(dropout)) if dropout else named(**children)
-
-
-def _linear(inside: int, outside: int, max_norm: float | None) -> nn.Linear:
-    return nn.Linear(inside, outside) if max_norm is None else MaxNormLinear(inside, outside, max_norm=max_norm)

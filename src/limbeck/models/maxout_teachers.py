@@ -18,102 +18,74 @@ maxout_mnist     ~361K          361,066            418,714
 Multiplications of ``maxout_cifar``: 725.1M (the paper ~725M).
 """
 
+from collections.abc import Callable, Sequence
+
 from torch import nn
 
-from limbeck.models.maxout import FIRST_NORM, HEAD_NORM, Convolution, Full, Init, maxout_network
+from limbeck.models.maxout import FIRST_NORM, HEAD_NORM, Convolution, Init, maxout_network
 from limbeck.models.parts import check_count
 
 
-def maxout_cifar(
-    *,
-    classes: int,
-    shape: tuple[int, ...],
-    fc_pieces: int = 2,
-    dropout: float = 0.5,
-    input_dropout: float = 0.2,
-    init: Init = "paper",
-    max_norm: bool = True,
-) -> nn.Module:
-    """The teacher of FitNet 1 to 4 on CIFAR-10 and CIFAR-100; (N, C, H, W) to logits (N, classes).
+def _teacher(convolutions: Sequence[Convolution], units: int, doc: str) -> Callable[..., nn.Module]:
+    def factory(
+        *,
+        classes: int,
+        shape: tuple[int, ...],
+        fc_pieces: int = 2,
+        dropout: float = 0.5,
+        input_dropout: float = 0.2,
+        init: Init = "paper",
+        max_norm: bool = True,
+    ) -> nn.Module:
+        check_count("fc_pieces", fc_pieces)
+        return maxout_network(
+            convolutions,
+            (units, fc_pieces),
+            classes=classes,
+            shape=shape,
+            init=init,
+            max_norm=max_norm,
+            dropout=dropout,
+            input_dropout=input_dropout,
+        )
 
-    The hint is ``layer2``, (192, 7, 7) for 32x32 images. The sides of the feature maps before and after each pooling
-    are 33 and 16, 15 and 7, 9 and 5.
+    factory.__doc__ = f"""{doc}
 
     Args:
-        classes: the number of logits.
-        shape: (C, H, W), at least 8x8 pixels.
         fc_pieces: maxout pieces of the fully connected layer. FitNets counts parameters with 2; the file has 5.
         dropout: dropout probability after each layer.
         input_dropout: dropout probability of the inputs. The other inputs are scaled up; in the file they are not.
         init: ``paper`` is U(-0.005, 0.005) with biases of zero, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9, 1.9365, 1.9365, 1.9 (``fc``) and 1.9365 (``head``).
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, an option is out of range, or ``init`` is unknown.
     """
-    check_count("fc_pieces", fc_pieces)
-    convolutions = (
+    return factory
+
+
+maxout_cifar = _teacher(
+    (
         Convolution(96, 8, 4, FIRST_NORM, pool=(4, 2)),
         Convolution(192, 8, 3, HEAD_NORM, pool=(4, 2)),
         Convolution(192, 5, 3, HEAD_NORM, pool=(2, 2)),
-    )
-    return maxout_network(
-        convolutions,
-        Full(500, fc_pieces),
-        classes=classes,
-        shape=shape,
-        init=init,
-        biases=0.0,
-        max_norm=max_norm,
-        dropout=dropout,
-        input_dropout=input_dropout,
-    )
+    ),
+    500,
+    """The teacher of FitNet 1 to 4 on CIFAR-10 and CIFAR-100, for at least 8x8 pixels; (N, C, H, W) to (N, classes).
 
+    The hint is ``layer2``, (192, 7, 7) for 32x32 images. The sides of the feature maps before and after each pooling
+    are 33 and 16, 15 and 7, 9 and 5.""",
+)
 
-def maxout_svhn(
-    *,
-    classes: int,
-    shape: tuple[int, ...],
-    fc_pieces: int = 2,
-    dropout: float = 0.5,
-    input_dropout: float = 0.2,
-    init: Init = "paper",
-    max_norm: bool = True,
-) -> nn.Module:
-    """The teacher of FitNet 3 and 4 on SVHN; (N, C, H, W) to logits (N, classes).
-
-    The hint is ``layer2``, (128, 10, 10) for 32x32 images. The sides of the feature maps before and after each pooling
-    are 36 and 18, 20 and 10, 12 and 6.
-
-    Args:
-        classes: the number of logits.
-        shape: (C, H, W).
-        fc_pieces: maxout pieces of the fully connected layer. FitNets counts parameters with 2; the file has 5.
-        dropout: dropout probability after each layer.
-        input_dropout: dropout probability of the inputs. The other inputs are scaled up; in the file they are not.
-        init: ``paper`` is U(-0.005, 0.005) with biases of zero, ``modern`` is He et al.'s, see `maxout_network`.
-        max_norm: whether the norms of kernels are bounded: 0.9, 1.9365, 1.9365, 1.9 (``fc``) and 1.9365 (``head``).
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, an option is out of range, or ``init`` is unknown.
-    """
-    check_count("fc_pieces", fc_pieces)
-    convolutions = (
+maxout_svhn = _teacher(
+    (
         Convolution(64, 5, 4, FIRST_NORM, pool=(3, 2)),
         Convolution(128, 5, 3, HEAD_NORM, pool=(3, 2)),
         Convolution(128, 5, 3, HEAD_NORM, pool=(3, 2)),
-    )
-    return maxout_network(
-        convolutions,
-        Full(400, fc_pieces),
-        classes=classes,
-        shape=shape,
-        init=init,
-        biases=0.0,
-        max_norm=max_norm,
-        dropout=dropout,
-        input_dropout=input_dropout,
-    )
+    ),
+    400,
+    """The teacher of FitNet 3 and 4 on SVHN; (N, C, H, W) to logits (N, classes).
+
+    The hint is ``layer2``, (128, 10, 10) for 32x32 images. The sides of the feature maps before and after each pooling
+    are 36 and 18, 20 and 10, 12 and 6.""",
+)
 
 
 def maxout_mnist(
@@ -139,9 +111,6 @@ def maxout_mnist(
         input_dropout: dropout probability of the inputs. The other inputs are scaled up; in the file they are not.
         init: ``paper`` is U(-0.005, 0.005) with biases of zero, ``modern`` is He et al.'s, see `maxout_network`.
         max_norm: whether the norms of kernels are bounded: 0.9, 1.9365, 1.9365 and 1.9365 (``head``).
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W) or too small, an option is out of range, or ``init`` is unknown.
     """
     check_count("last_pieces", last_pieces)
     convolutions = (
@@ -155,7 +124,6 @@ def maxout_mnist(
         classes=classes,
         shape=shape,
         init=init,
-        biases=0.0,
         max_norm=max_norm,
         dropout=dropout,
         input_dropout=input_dropout,

@@ -10,17 +10,13 @@ from limbeck.models.parts import check_share, named
 
 
 class MaxNormLinear(nn.Linear):
-    """A linear layer with a bound on the norm of each unit's incoming weights.
+    """A linear layer with a bound on the L2 norm of each unit's incoming weights, a row of the (units, D) weight.
 
     The weights are projected in place at the start of each forward in training mode, like ``max_norm`` of
     nn.Embedding, so the layer works with any optimizer. After the last optimizer step, a norm may exceed the bound by
-    the length of that step. Autograd raises an error for two forwards before one backward.
+    the length of that step. Autograd raises an error for two forwards before one backward. The bias is not bounded.
 
-    Args:
-        in_features: D.
-        out_features: the number of units.
-        max_norm: the largest L2 norm of a row of the (units, D) weight. Hinton et al. 2012 (arXiv 1207.0580, appendix
-            A.1) bound the *squared* norm by 15, which is a norm of 3.873. The bias is not bounded.
+    Hinton et al. 2012 (arXiv 1207.0580, appendix A.1) bound the *squared* norm by 15, which is a norm of 3.873.
     """
 
     def __init__(self, in_features: int, out_features: int, *, max_norm: float) -> None:
@@ -37,6 +33,11 @@ class MaxNormLinear(nn.Linear):
     def extra_repr(self) -> str:
         """Return the sizes and the bound."""
         return f"{super().extra_repr()}, max_norm={self.max_norm}"
+
+
+def linear(inside: int, outside: int, max_norm: float | None) -> nn.Linear:
+    """Return a linear layer, with a bound on the norms of its weights unless it is None."""
+    return nn.Linear(inside, outside) if max_norm is None else MaxNormLinear(inside, outside, max_norm=max_norm)
 
 
 def mlp(
@@ -59,11 +60,8 @@ def mlp(
         shape: the shape of one sample, with any number of dimensions. Samples are flattened.
         hidden: the width of each hidden layer, ``stage1``, ``stage2`` and so on.
         dropout: dropout probability after each hidden layer; 0.5 for the paper's teacher.
-        input_dropout: dropout probability of the inputs; 0.2 for the paper's teacher.
-        max_norm: bound on the L2 norm of each hidden unit's incoming weights, see `MaxNormLinear`.
-
-    Raises:
-        LimbeckError: a width or ``max_norm`` is not positive, or a dropout is not in [0, 1).
+        input_dropout: dropout probability of the inputs, in [0, 1); 0.2 for the paper's teacher.
+        max_norm: bound on the L2 norm of each hidden unit's incoming weights, above 0, see `MaxNormLinear`.
     """
     if any(width < 1 for width in hidden):
         raise LimbeckError(f"got hidden {tuple(hidden)}, allowed are widths of 1 and more")
@@ -76,7 +74,7 @@ def mlp(
         children["input_dropout"] = nn.Dropout(input_dropout)
     width = math.prod(shape)
     for number, units in enumerate(hidden, start=1):
-        linear = nn.Linear(width, units) if max_norm is None else MaxNormLinear(width, units, max_norm=max_norm)
-        children[f"stage{number}"] = named(linear=linear, relu=nn.ReLU(), dropout=nn.Dropout(dropout))
+        layer = linear(width, units, max_norm)
+        children[f"stage{number}"] = named(linear=layer, relu=nn.ReLU(), dropout=nn.Dropout(dropout))
         width = units
     return named(**children, head=nn.Linear(width, classes))

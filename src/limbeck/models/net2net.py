@@ -50,8 +50,6 @@ def net2net(small: nn.Module, large: nn.Module, inputs: Tensor, *, noise: float 
         LimbeckError: a layer has fewer channels than in the small network or is of another kind; a layer cannot be
             inserted; an operation is not supported; or the outputs differ. The large network is then unchanged.
     """
-    if not 0 <= noise < math.inf:
-        raise LimbeckError(f"got noise {noise}, allowed are 0 and more")
     generator = torch.Generator().manual_seed(seed)
     with _restored_on_error(large), evaluation_mode((small, large)), torch.no_grad():
         layers = matched(small, large, lambda few, many: replicated(few, many, generator))
@@ -140,7 +138,7 @@ def _identity(layer: Layer) -> Tensor:
             )
     if depthwise(module):
         return deepened(1, kernel).expand_as(module.weight)
-    inputs, outputs = layer.few
+    inputs, outputs = int(layer.inside.max()) + 1, int(layer.outside.max()) + 1  # of an identity in its place
     if outputs % inputs:
         raise LimbeckError(f"{layer.name} is not in the small network: no identity maps {inputs} features to {outputs}")
     weight = widened(deepened(inputs, kernel, pieces=outputs // inputs), layer.inside, layer.outside)
@@ -197,7 +195,7 @@ def _training(norm: Any) -> Iterator[None]:
 
 def _perturb(layer: Layer, noise: float, generator: torch.Generator) -> None:
     """Add noise to the weights of all copies of a channel except the first."""
-    if isinstance(layer.module, NORMS) or layer.role not in (Role.COPIED, Role.IDENTITY):
+    if isinstance(layer.module, NORMS) or not layer.matters:
         return
     place = torch.arange(len(layer.outside))
     first = torch.full_like(place, len(place)).scatter_reduce_(0, layer.outside, place, "amin")

@@ -67,15 +67,8 @@ def install(
     """Make a network return its logits, if its output is something else.
 
     The hooks do not change the names of the layers or the state dict. For an ensemble, each member gets hooks. The
-    network runs once in eval mode and once in training mode, and its buffers are restored.
-
-    Args:
-        name: the name of the network in errors and notes.
-        network: the network, on any device.
-        batch: a batch of a few samples.
-        classes: the number of classes.
-        output: the part of the output that contains the logits; see above.
-        layer: the layer to read the logits from if the output has none.
+    network runs once in eval mode and once in training mode on the batch of a few samples; its buffers are restored.
+    ``output`` is the part of the output with the logits, see above. If it has none, they are read from ``layer``.
 
     Returns:
         The hooks, which the caller removes, and notes; both are empty if the network returns a tensor.
@@ -106,7 +99,11 @@ def install(
         raise LimbeckError(f"the {name} is TorchScript, which does not support the hooks that select logits: {_WRAP}")
     for one in outputs[:1] if hook.probabilities else ():
         _check_probabilities(name, one if isinstance(one, Tensor) else at(one, find(name, one, classes), name))
-    return _hook(hook, network), _notes(hook, outputs)
+    handles = [network.register_forward_hook(hook)]
+    if hook.layer:
+        handles.append(network.register_forward_pre_hook(hook.begin))
+        handles.append(layer_of(network, hook.layer).register_forward_hook(hook.keep))
+    return handles, _notes(hook, outputs)
 
 
 def installed(network: nn.Module) -> bool:
@@ -204,14 +201,6 @@ def _check_probabilities(name: str, values: Tensor) -> None:
             f"output is {PROBABILITIES!r}, but the {name} returns values from {values.min():.3g} to "
             f"{values.max():.3g}: remove output if they are logits"
         )
-
-
-def _hook(hook: Logits, network: nn.Module) -> list[RemovableHandle]:
-    handles = [network.register_forward_hook(hook)]
-    if hook.layer:
-        handles.append(network.register_forward_pre_hook(hook.begin))
-        handles.append(layer_of(network, hook.layer).register_forward_hook(hook.keep))
-    return handles
 
 
 def _notes(hook: Logits, outputs: list[Any]) -> list[str]:

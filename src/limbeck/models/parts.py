@@ -1,7 +1,7 @@
 """Building blocks and checks that the networks of the zoo share."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -39,12 +39,6 @@ def check_count(name: str, value: int) -> None:
         raise LimbeckError(f"got {name} {value}, allowed are 1 and more")
 
 
-def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
-    """Raise LimbeckError unless the value is one of the allowed values."""
-    if value not in allowed:
-        raise LimbeckError(f"got {name} {value!r}, allowed are {', '.join(map(repr, allowed))}")
-
-
 def conv3x3(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
     """Return a 3x3 convolution without bias that keeps the size at stride 1."""
     return nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False)
@@ -55,20 +49,26 @@ def conv1x1(inside: int, outside: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(inside, outside, 1, stride=stride, bias=False)
 
 
+def activated(conv: nn.Conv2d, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return a convolution, BatchNorm and an activation."""
+    return named(conv=conv, norm=nn.BatchNorm2d(conv.out_channels), relu=activation())
+
+
 def stages(
-    block: Callable[[int, int, int], nn.Module], counts: Sequence[int], widths: Sequence[int], *, inside: int
+    block: Callable[[int, int, int], nn.Module],
+    counts: Sequence[int],
+    widths: Sequence[int],
+    *,
+    inside: int,
+    first_stride: int = 1,
 ) -> dict[str, nn.Module]:
     """Return ``stage1``, ``stage2`` and so on. Each is a sequence of blocks; all but the first halve the feature map.
 
-    Args:
-        block: builds a block from the input channels, the output channels and the stride.
-        counts: the number of blocks of each stage.
-        widths: the output channels of each stage.
-        inside: the input channels of the first stage.
+    ``block`` builds a block from the input channels, the output channels and the stride.
     """
     children: dict[str, nn.Module] = {}
     for number, (count, outside) in enumerate(zip(counts, widths, strict=True), start=1):
-        blocks = [block(inside, outside, 1 if number == 1 else 2)]
+        blocks = [block(inside, outside, first_stride if number == 1 else 2)]
         blocks += [block(outside, outside, 1) for _ in range(count - 1)]
         children[f"stage{number}"] = nn.Sequential(*blocks)
         inside = outside

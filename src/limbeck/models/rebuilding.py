@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from limbeck.core import LimbeckError
+from limbeck.files.pickled import first_line
 from limbeck.models.building import MODELS, build
+from limbeck.models.fitting import check_fit
 from limbeck.models.reuse import Reuse, apply_reuse, projector
 from limbeck.models.spec import NetworkSpec
 from limbeck.user_code import named
@@ -48,17 +50,10 @@ def rebuild(
     *,
     model: str | None,
     trust_code: bool,
-    fits: Callable[[nn.Module], None],
 ) -> nn.Module:
-    """Build the network that a file describes, with random weights.
+    """Build the network that a file describes, or the ``model``, with random weights.
 
-    Args:
-        path: the weights file.
-        spec: the spec in the file.
-        shapes: the tensors of the file. Only their names, shapes and dtypes are used.
-        model: the model to build instead of the one in the file.
-        trust_code: whether to run a Python file that the weights file names.
-        fits: raises LimbeckError if a network does not fit the tensors of the file.
+    Of ``shapes``, the tensors of the file, only the names, shapes and dtypes are used.
 
     Raises:
         LimbeckError: the file names code, an option is not plain or would load a file, or the network cannot be built
@@ -91,7 +86,7 @@ def rebuild(
             f"{path} has {size:,} bytes of weights, allowed are at most {LARGEST:,} if the network is built from the "
             "file alone: pass network= or model= (in a recipe model: next to weights:)"
         )
-    _look(path, made, len(shapes), size, fits, plain=not options and name not in MODELS)
+    _look(path, made, shapes, size, plain=not options and name not in MODELS)
     return made()
 
 
@@ -154,9 +149,7 @@ class _Bounded(TorchFunctionMode):
             raise LimbeckError("it needs more memory or operations than its file justifies")
 
 
-def _look(
-    path: Path, made: Callable[[], nn.Module], tensors: int, size: int, fits: Callable[[nn.Module], None], plain: bool
-) -> None:
+def _look(path: Path, made: Callable[[], nn.Module], shapes: Mapping[str, Tensor], size: int, *, plain: bool) -> None:
     """Build the network on the meta device and compare it with the file.
 
     Some networks of the libraries do not support the meta device. Without options, these have their published size and
@@ -164,20 +157,16 @@ def _look(
     """
     try:
         try:
-            with torch.device("meta"), _Bounded(tensors, size):
+            with torch.device("meta"), _Bounded(len(shapes), size):
                 network = made()
         except LimbeckError as error:
             if not (plain and isinstance(error.__cause__, NotImplementedError)):
                 raise
-            with _Bounded(tensors, size):
+            with _Bounded(len(shapes), size):
                 network = made()
     except Exception as error:  # the values come from an untrusted file and may cause any exception
-        raise LimbeckError(f"{path} describes a network that cannot be built: {_first_line(error)}") from error
-    fits(network)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+        raise LimbeckError(f"{path} describes a network that cannot be built: {first_line(error)}") from error
+    check_fit(path, shapes, network.state_dict())
 
 
 def _checked(path: Path, name: str, options: Mapping[str, Any], shapes: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -26,13 +26,14 @@ torchvision's resnet34, whose weights fit after renaming. For CUB's 200 classes 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
 from limbeck.models.cifar_resnet import SHORTCUTS, BasicBlock, Shortcut, projection
 from limbeck.models.parts import (
+    activated,
     check_count,
-    check_one_of,
     conv1x1,
     conv3x3,
     global_pool,
@@ -97,19 +98,14 @@ def _cifar(
     def factory(*, classes: int, shape: tuple[int, ...], width: int = 64) -> nn.Module:
         check_count("width", width)
         channels, _, _ = image(shape)
-        stem = named(conv=conv3x3(channels, width), norm=nn.BatchNorm2d(width), relu=nn.ReLU())
+        stem = activated(conv3x3(channels, width))
         return _assembled({"stem": stem}, block, counts, width=width, expansion=expansion, classes=classes)
 
     factory.__doc__ = f"""ResNet-{depth} with a stem for CIFAR; (N, C, H, W) to logits (N, classes).
 
     Args:
-        classes: the number of logits.
-        shape: (C, H, W); the pooling is global, so H and W are free.
         width: channels of the stem; the stages have {expansion}, {2 * expansion}, {4 * expansion} and {8 * expansion} \
 times as many. 16 is the thin network of SRRL.
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W), or the width is not positive.
     """
     return factory
 
@@ -124,32 +120,21 @@ def _imagenet(depth: int, counts: tuple[int, ...]) -> Callable[..., nn.Module]:
         input_norm: bool = False,
     ) -> nn.Module:
         check_count("width", width)
-        check_one_of("shortcut", shortcut, SHORTCUTS)
         channels, _, _ = image(shape)
-
-        def block(inside: int, outside: int, stride: int) -> nn.Module:
-            return BasicBlock(inside, outside, stride, SHORTCUTS[shortcut])
-
+        block = partial(BasicBlock, shortcut=SHORTCUTS[shortcut])
         first: dict[str, nn.Module] = {"input_norm": nn.BatchNorm2d(channels)} if input_norm else {}
-        first["stem"] = named(
-            conv=nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False),
-            norm=nn.BatchNorm2d(width),
-            relu=nn.ReLU(),
-        )
+        first["stem"] = activated(nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False))
         first["stem_pool"] = nn.MaxPool2d(3, stride=2, padding=1)
         return _assembled(first, block, counts, width=width, classes=classes)
 
     factory.__doc__ = f"""ResNet-{depth} with a stem for ImageNet; (N, C, H, W) to logits (N, classes).
 
+    The papers use 224x224 pixels.
+
     Args:
-        classes: the number of logits.
-        shape: (C, H, W), in the papers 224x224 pixels; the pooling is global, so H and W are free.
         width: channels of the stem and the first stage; the others have 2, 4 and 8 times as many.
         shortcut: see `cifar_resnet`; networks trained on ImageNet have projections.
         input_norm: whether BatchNorm precedes the stem, as in FSP's CIFAR networks.
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W), the width is not positive, or ``shortcut`` is unknown.
     """
     return factory
 

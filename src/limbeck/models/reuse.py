@@ -73,14 +73,9 @@ def projector(reuse: Reuse) -> nn.Sequential:
 
 
 def apply_reuse(student: nn.Module, reuse: Reuse) -> Projected:
-    """Insert a projector and replace the classifier of a student in place. Both are freshly initialised.
+    """Insert a projector and replace the classifier of a student in place, and return the layer with the projector.
 
-    Args:
-        student: the student, freshly built or trained. New layers get its device, dtype and mode; the others stay.
-        reuse: the description of the change.
-
-    Returns:
-        The layer that contains the projector.
+    Both are freshly initialised, with the device, dtype and mode of the student.
 
     Raises:
         LimbeckError: the student was changed before, or has no layer of this name.

@@ -1,42 +1,17 @@
 """The ShuffleNets for CIFAR of RepDistiller (models/ShuffleNetv1.py and ShuffleNetv2.py at eedab9d).
 
 They follow Zhang et al. 2018 (arXiv 1707.01083) and Ma et al. 2018 (arXiv 1807.11164), but the stem is a 1x1
-convolution without pooling. Parameters for 3 channels:
-
-============= ========== ===========
-network       10 classes 100 classes
-============= ========== ===========
-shufflenet_v1    862,768     949,258
-shufflenet_v2  1,263,278   1,355,528
-============= ========== ===========
+convolution without pooling.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.models.parts import conv1x1, global_pool, image, named
+from limbeck.models.parts import activated, conv1x1, global_pool, image, named, stages
 
 _STEM = 24
-
-
-class Shuffle(nn.Module):
-    """A channel shuffle: channel i of group g becomes channel g of group i. The shape stays the same.
-
-    Args:
-        groups: the number of groups of the input channels.
-    """
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
-        return torch.unflatten(inputs, 1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
-
-    def extra_repr(self) -> str:
-        """Return the number of groups."""
-        return f"groups={self.groups}"
 
 
 def _depthwise(channels: int, stride: int) -> nn.Conv2d:
@@ -47,16 +22,11 @@ class GroupedBlock(nn.Module):
     """The unit of ShuffleNet-v1; (N, inside, H, W) to (N, outside, H / stride, W / stride).
 
     At stride 2, the average-pooled input is concatenated to the new channels; at stride 1, the input is added. The
-    tensor before the last activation is the *input* of ``relu3``.
-
-    Args:
-        inside: the number of input channels.
-        outside: the number of output channels; at stride 2 more than ``inside``.
-        stride: 1 or 2.
-        groups: groups of the 1x1 convolutions; the first convolution after the stem has one group.
+    tensor before the last activation is the *input* of ``relu3``. The 1x1 convolutions have ``groups`` groups, but the
+    first one after the stem has one.
     """
 
-    def __init__(self, inside: int, outside: int, *, stride: int, groups: int) -> None:
+    def __init__(self, inside: int, outside: int, stride: int, *, groups: int) -> None:
         super().__init__()
         appends = stride == 2
         new = outside - inside if appends else outside
@@ -65,7 +35,7 @@ class GroupedBlock(nn.Module):
         self.conv1 = nn.Conv2d(inside, middle, 1, groups=first, bias=False)
         self.norm1 = nn.BatchNorm2d(middle)
         self.relu1 = nn.ReLU()
-        self.shuffle = Shuffle(first)
+        self.shuffle = nn.ChannelShuffle(first)
         self.conv2 = _depthwise(middle, stride)
         self.norm2 = nn.BatchNorm2d(middle)
         self.relu2 = nn.ReLU()
@@ -92,7 +62,7 @@ class SplitBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.branch = _convolved(channels // 2, channels // 2, 1)
-        self.shuffle = Shuffle(2)
+        self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
@@ -114,7 +84,7 @@ class DownBlock(nn.Module):
             relu=nn.ReLU(),
         )
         self.branch2 = _convolved(inside, half, 2)
-        self.shuffle = Shuffle(2)
+        self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(N, inside, H, W) to (N, outside, H / 2, W / 2)."""
@@ -135,47 +105,22 @@ def _convolved(inside: int, outside: int, stride: int) -> nn.Sequential:
     )
 
 
-def _stem(shape: tuple[int, ...]) -> nn.Sequential:
-    channels, _, _ = image(shape)
-    return named(conv=conv1x1(channels, _STEM, 1), norm=nn.BatchNorm2d(_STEM), relu=nn.ReLU())
-
-
 def shufflenet_v1(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
-    """RepDistiller's ``ShuffleV1``: stages of 240, 480 and 960 channels, 3 groups; (N, C, H, W) to (N, classes).
-
-    Args:
-        classes: the number of logits.
-        shape: (C, H, W); the pooling is global, so H and W are free.
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W).
-    """
-    children: dict[str, nn.Module] = {"stem": _stem(shape)}
-    inside = _STEM
-    for number, (outside, count) in enumerate(((240, 4), (480, 8), (960, 4)), start=1):
-        blocks = [GroupedBlock(inside, outside, stride=2, groups=3)]
-        blocks += [GroupedBlock(outside, outside, stride=1, groups=3) for _ in range(count - 1)]
-        children[f"stage{number}"] = nn.Sequential(*blocks)
-        inside = outside
-    return named(**children, pool=global_pool(), head=nn.Linear(inside, classes))
+    """RepDistiller's ``ShuffleV1``: stages of 240, 480 and 960 channels, 3 groups; (N, C, H, W) to (N, classes)."""
+    channels, _, _ = image(shape)
+    children: dict[str, nn.Module] = {"stem": activated(conv1x1(channels, _STEM, 1))}
+    children |= stages(partial(GroupedBlock, groups=3), (4, 8, 4), (240, 480, 960), inside=_STEM, first_stride=2)
+    return named(**children, pool=global_pool(), head=nn.Linear(960, classes))
 
 
 def shufflenet_v2(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
-    """RepDistiller's ``ShuffleV2``: stages of 116, 232 and 464 channels, then 1024; (N, C, H, W) to (N, classes).
+    """RepDistiller's ``ShuffleV2``: stages of 116, 232 and 464 channels, then 1024; (N, C, H, W) to (N, classes)."""
+    channels, _, _ = image(shape)
 
-    Args:
-        classes: the number of logits.
-        shape: (C, H, W); the pooling is global, so H and W are free.
+    def block(inside: int, outside: int, stride: int) -> nn.Module:
+        return DownBlock(inside, outside) if stride == 2 else SplitBlock(outside)
 
-    Raises:
-        LimbeckError: the shape is not (C, H, W).
-    """
-    children: dict[str, nn.Module] = {"stem": _stem(shape)}
-    inside, last = _STEM, 1024
-    for number, (outside, count) in enumerate(((116, 3), (232, 7), (464, 3)), start=1):
-        children[f"stage{number}"] = nn.Sequential(
-            DownBlock(inside, outside), *[SplitBlock(outside) for _ in range(count)]
-        )
-        inside = outside
-    children["last"] = named(conv=conv1x1(inside, last, 1), norm=nn.BatchNorm2d(last), relu=nn.ReLU())
-    return named(**children, pool=global_pool(), head=nn.Linear(last, classes))
+    children: dict[str, nn.Module] = {"stem": activated(conv1x1(channels, _STEM, 1))}
+    children |= stages(block, (4, 8, 4), (116, 232, 464), inside=_STEM, first_stride=2)
+    children["last"] = activated(conv1x1(464, 1024, 1))
+    return named(**children, pool=global_pool(), head=nn.Linear(1024, classes))

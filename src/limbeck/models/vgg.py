@@ -1,13 +1,7 @@
 """The VGG networks for CIFAR of RepDistiller (models/vgg.py at eedab9d), with BatchNorm.
 
-They follow Simonyan & Zisserman 2015 (arXiv 1409.1556), but have one linear layer. Parameters for 3 channels:
-
-======= ========== ===========
-network 10 classes 100 classes
-======= ========== ===========
-vgg8     3,918,858   3,965,028
-vgg13    9,416,010   9,462,180
-======= ========== ===========
+They follow Simonyan & Zisserman 2015 (arXiv 1409.1556), but have one linear layer. The authors' code pools once more if
+H is 64; these networks do not.
 """
 
 from torch import nn
@@ -19,28 +13,12 @@ _POOLED = (2, 3, 4)  # the stages that begin with pooling; the fifth does not, a
 
 
 def vgg8(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
-    """Five stages of one 3x3 convolution each; (N, C, H, W) to logits (N, classes).
-
-    Args:
-        classes: the number of logits.
-        shape: (C, H, W), at least 8x8 pixels. The authors' code pools once more if H is 64; this network does not.
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W) or too small.
-    """
+    """Five stages of one 3x3 convolution each, for at least 8x8 pixels; (N, C, H, W) to logits (N, classes)."""
     return _vgg(1, classes, shape)
 
 
 def vgg13(*, classes: int, shape: tuple[int, ...]) -> nn.Module:
-    """Five stages of two 3x3 convolutions each; (N, C, H, W) to logits (N, classes).
-
-    Args:
-        classes: the number of logits.
-        shape: (C, H, W), at least 8x8 pixels. The authors' code pools once more if H is 64; this network does not.
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W) or too small.
-    """
+    """Five stages of two 3x3 convolutions each, for at least 8x8 pixels; (N, C, H, W) to logits (N, classes)."""
     return _vgg(2, classes, shape)
 
 

@@ -1,24 +1,10 @@
 """The wide ResNets of Zagoruyko & Komodakis 2016 (arXiv 1605.07146), for CIFAR.
 
-``wrn_D_K`` has depth D = 6n + 4 and width factor K. Parameters for 3 channels:
-
-========= ========== ===========
-network   10 classes 100 classes
-========= ========== ===========
-wrn_10_10  7,435,354   7,493,044
-wrn_16_1     175,066     180,916
-wrn_16_2     691,674     703,284
-wrn_16_4   2,748,890   2,772,020
-wrn_16_10 17,116,634  17,174,324
-wrn_28_4   5,849,050   5,872,180
-wrn_28_10 36,479,194  36,536,884
-wrn_40_1     563,930     569,780
-wrn_40_2   2,243,546   2,255,156
-wrn_40_4   8,949,210   8,972,340
-========= ========== ===========
+``wrn_D_K`` has depth D = 6n + 4 and width factor K.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -32,7 +18,7 @@ class PreactivationBlock(nn.Module):
     it is the input.
     """
 
-    def __init__(self, inside: int, outside: int, *, stride: int, dropout: float) -> None:
+    def __init__(self, inside: int, outside: int, stride: int, *, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(inside)
         self.relu1 = nn.ReLU()
@@ -60,20 +46,13 @@ def wide_resnet(*, depth: int, factor: int, classes: int, shape: tuple[int, ...]
         factor: k; the stages have 16k, 32k and 64k channels.
         classes: the number of logits.
         shape: (C, H, W); the pooling is global, so H and W are free.
-        dropout: dropout probability between the convolutions of a block; the paper uses 0 or 0.3 (section 3.3).
-
-    Raises:
-        LimbeckError: the shape is not (C, H, W), or the dropout is not in [0, 1).
+        dropout: probability between the convolutions of a block, in [0, 1); the paper uses 0 or 0.3 (section 3.3).
     """
     check_share("dropout", dropout)
     channels, _, _ = image(shape)
-
-    def block(inside: int, outside: int, stride: int) -> nn.Module:
-        return PreactivationBlock(inside, outside, stride=stride, dropout=dropout)
-
     widths = (16 * factor, 32 * factor, 64 * factor)
     children: dict[str, nn.Module] = {"stem": conv3x3(channels, 16)}
-    children |= stages(block, [(depth - 4) // 6] * 3, widths, inside=16)
+    children |= stages(partial(PreactivationBlock, dropout=dropout), [(depth - 4) // 6] * 3, widths, inside=16)
     children |= {"norm": nn.BatchNorm2d(widths[-1]), "relu": nn.ReLU(), "pool": global_pool()}
     head = nn.Linear(widths[-1], classes)
     nn.init.zeros_(head.bias)
@@ -90,15 +69,8 @@ def _sized(depth: int, factor: int) -> Callable[..., nn.Module]:
     return factory
 
 
+_SIZES = ((10, 10), (16, 1), (16, 2), (16, 4), (16, 10), (28, 4), (28, 10), (40, 1), (40, 2), (40, 4))
+
 WIDE_RESNETS: dict[str, Callable[..., nn.Module]] = {
-    "wrn_10_10": _sized(10, 10),
-    "wrn_16_1": _sized(16, 1),
-    "wrn_16_2": _sized(16, 2),
-    "wrn_16_4": _sized(16, 4),
-    "wrn_16_10": _sized(16, 10),
-    "wrn_28_4": _sized(28, 4),
-    "wrn_28_10": _sized(28, 10),
-    "wrn_40_1": _sized(40, 1),
-    "wrn_40_2": _sized(40, 2),
-    "wrn_40_4": _sized(40, 4),
+    f"wrn_{depth}_{factor}": _sized(depth, factor) for depth, factor in _SIZES
 }

@@ -24,16 +24,10 @@ def _square(value: Any) -> Any:
     return tuple(value)
 
 
-def _kept(value: Any) -> Any:
+def _cache(value: Any) -> Any:
     if not isinstance(value, bool | str | Mapping | CacheBlock):
         raise needed("true, false, auto or a block of options")
     return as_cache(value)
-
-
-def _methods(value: Any) -> Any:
-    if not isinstance(value, str | Mapping | list):
-        raise needed("a name, a block with a name, or a list of these")
-    return as_methods(value)
 
 
 def _name(value: str) -> str:
@@ -67,6 +61,8 @@ Files = Annotated[tuple[PathText, ...], Field(min_length=1, max_length=100), Bef
 
 def as_methods(value: Any) -> Any:
     """Turn a list of methods into one block ``{"name": "kd+srrl", "parts": [...]}``; see `as_block` for the rest."""
+    if not isinstance(value, str | Mapping | list):
+        raise needed("a name, a block with a name, or a list of these")
     if not isinstance(value, list):
         return as_block(value)
     parts = [as_block(part) for part in value]
@@ -74,7 +70,7 @@ def as_methods(value: Any) -> Any:
     return {"name": "+".join(names), "parts": parts}
 
 
-Methods = Annotated[dict[str, Any], BeforeValidator(_methods)]
+Methods = Annotated[dict[str, Any], BeforeValidator(as_methods)]
 
 
 def as_cache(value: Any) -> Any:
@@ -267,5 +263,5 @@ class Recipe(Checked):
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda v: str(v) if v == 32 else v)] = "auto"
     compile: bool = False
     allow: tuple[Refusal, ...] = ()
-    cache: Annotated[CacheBlock, BeforeValidator(_kept)] = CacheBlock()
+    cache: Annotated[CacheBlock, BeforeValidator(_cache)] = CacheBlock()
     evaluate: EvaluateBlock = EvaluateBlock()

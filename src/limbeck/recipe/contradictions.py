@@ -19,12 +19,7 @@ WORKERS = 256
 
 
 def contradictions(recipe: Recipe, teacherless: Container[str]) -> Iterator[Problem]:
-    """Yield all contradictions.
-
-    Args:
-        recipe: a recipe whose keys are valid.
-        teacherless: the methods that need no teacher.
-    """
+    """Yield all contradictions of a recipe whose keys are valid. The methods ``teacherless`` need no teacher."""
     method = recipe.method.get("name")
     if recipe.teacher is None and method not in teacherless:
         yield Problem((), f"the method {method} needs a teacher: block; {_KINDS}")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from limbeck.errors import LimbeckError
 from limbeck.files.paths import expanded, near
-from limbeck.options import Block
-from limbeck.recipe.blocks import MemberBlock, Recipe
+from limbeck.recipe.blocks import MemberBlock, Recipe, StudentBlock
 from limbeck.user_code import is_code
 from limbeck.wording import Problem, shortened
 
@@ -16,44 +15,28 @@ Place = tuple[str | int, ...]
 
 def missing(recipe: Recipe) -> list[Problem]:
     """Return a problem for each input path that does not exist or is neither a file nor a folder."""
-    problems = [_weights(place, text) for place, text in _all_weights(recipe)]
-    problems += [_code(place, text) for place, text in _all_code(recipe)]
-    if recipe.teacher is not None and recipe.teacher.table is not None:
-        problems.append(_file(("teacher", "table"), recipe.teacher.table, "table"))
-    problems += [_file((*place, "onnx"), one.onnx, "file") for place, one in _teachers(recipe) if one.onnx is not None]
-    if recipe.data.source == "folder":
-        problems.append(_images(recipe.data.options["path"], recipe.data.root))
-    return [problem for problem in problems if problem is not None]
+    return [problem for problem in _looked_for(recipe) if problem is not None]
 
 
-def _teachers(recipe: Recipe) -> list[tuple[Place, MemberBlock]]:
-    """The teacher's block, and those of its members."""
-    if recipe.teacher is None:
-        return []
-    members = [(("teacher", "members", number), one) for number, one in enumerate(recipe.teacher.listed)]
-    return [(("teacher",), recipe.teacher), *members]
-
-
-def _all_weights(recipe: Recipe) -> Iterator[tuple[Place, str]]:
-    for place, one in _teachers(recipe):
-        yield from (((*place, "weights", number), text) for number, text in enumerate(one.weights or ()))
-    if recipe.student.weights is not None:
-        yield ("student", "weights"), recipe.student.weights
-    for name, other in recipe.networks.items():
-        if other.weights is not None:
-            yield ("networks", name, "weights"), other.weights
-
-
-def _all_code(recipe: Recipe) -> Iterator[tuple[Place, str]]:
-    models: list[tuple[Place, Block | None]] = [
-        *(((*place, "model"), one.model) for place, one in _teachers(recipe)),
-        (("student", "model"), recipe.student.model),
-        *((("networks", name, "model"), other.model) for name, other in recipe.networks.items()),
-    ]
-    yield from (((*place, "name"), block["name"]) for place, block in models if block is not None)
-    yield ("data", "source"), recipe.data.source
-    if recipe.data.options.get("transform") is not None:
-        yield ("data", "transform"), str(recipe.data.options["transform"])
+def _looked_for(recipe: Recipe) -> Iterator[Problem | None]:
+    """Yield for each path its problem, or None."""
+    data, teacher = recipe.data, recipe.teacher
+    networks: dict[Place, StudentBlock] = {("networks", name): block for name, block in recipe.networks.items()}
+    for place, block in {("student",): recipe.student, **networks}.items():
+        yield _weights((*place, "weights"), block.weights) if block.weights is not None else None
+        yield _code((*place, "model", "name"), block.model["name"])
+    if teacher is not None:
+        members = [(("teacher", "members", number), member) for number, member in enumerate(teacher.listed)]
+        trained: list[tuple[Place, MemberBlock]] = [(("teacher",), teacher), *members]
+        for place, one in trained:
+            yield from (_weights((*place, "weights", number), text) for number, text in enumerate(one.weights or ()))
+            yield _code((*place, "model", "name"), one.model["name"]) if one.model is not None else None
+            yield _file((*place, "onnx"), one.onnx, "file") if one.onnx is not None else None
+        yield _file(("teacher", "table"), teacher.table, "table") if teacher.table is not None else None
+    yield _code(("data", "source"), data.source)
+    yield _code(("data", "transform"), str(data.options.get("transform") or ""))
+    if data.source == "folder":
+        yield _images(data.options["path"], data.root)
 
 
 def _code(place: Place, text: str) -> Problem | None:
@@ -67,7 +50,7 @@ def _file(place: Place, text: str, kind: str) -> Problem | None:
         return None
     if _is(path.exists):
         return Problem(place, f"{_short(path)} is not a regular file")
-    return Problem(place, _with(f"there is no {kind} {_short(path)}", near(path)))
+    return Problem(place, f"there is no {kind} {_short(path)}{near(path)}")
 
 
 def _weights(place: Place, text: str) -> Problem | None:
@@ -89,7 +72,7 @@ def _images(text: str, root: str | None) -> Problem | None:
         return Problem(("data", "root"), f"the data root {_short(Path(folder))}{origin} is not a folder")
     if _is(inside.exists):
         return _folder_or_file(inside)
-    return Problem(("data", "path"), _with(f"{_short(path)} does not exist", near(path.absolute())))
+    return Problem(("data", "path"), f"{_short(path)} does not exist{near(path)}")
 
 
 def _folder_or_file(path: Path) -> Problem | None:
@@ -108,7 +91,3 @@ def _is(asks: Callable[[], bool]) -> bool:
 def _short(path: Path) -> str:
     text = str(path)
     return text if len(text) <= 200 else shortened(text)
-
-
-def _with(message: str, meant: str) -> str:
-    return f"{message}: {meant}" if meant else message

@@ -9,13 +9,14 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from limbeck.errors import nearest
+from limbeck.files.atomic import read as read_bytes
 from limbeck.files.paths import expanded, near
 from limbeck.options import as_block, complete, keyword_model, validate, with_takers
-from limbeck.recipe.blocks import DataKeys, MemberBlock, Recipe, TrainBlock, as_methods
+from limbeck.recipe.blocks import DataKeys, MemberBlock, Recipe, StudentBlock, TrainBlock, as_methods
 from limbeck.recipe.contradictions import contradictions, folder_contradictions
 from limbeck.recipe.paths import missing
 from limbeck.recipe.signatures import known
-from limbeck.recipe.text import DEPTH, line_of, plain, read_text
+from limbeck.recipe.text import DEPTH, WHOLE_BYTES, line_of, plain, read_text
 from limbeck.recipe.text import RecipeError as RecipeError
 from limbeck.user_code import is_code
 from limbeck.wording import Problem, shortened, shown
@@ -56,8 +57,7 @@ def read(
         RecipeError: the recipe is invalid. The message lists all problems.
     """
     if not path.exists():
-        meant = near(path.absolute())
-        raise RecipeError(f"there is no recipe {path}{': ' if meant else ''}{meant}")
+        raise RecipeError(f"there is no recipe {path}{near(path)}")
     raw = _parse(read_text(path), str(path))
     labels: dict[Place, str] = {}
     for override in overrides:
@@ -73,8 +73,7 @@ def read(
     if recipe is not None and check_paths:
         problems = missing(recipe)
     if recipe is None or problems:
-        lines = sorted((_line(problem, raw, labels), _located(problem, raw, str(path), labels)) for problem in problems)
-        raise RecipeError(_screen([line for _, line in lines]))
+        raise RecipeError(_listed(problems, raw, str(path), labels))
     return recipe
 
 
@@ -93,11 +92,12 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     more: list[Place] = [("networks", name, "model") for name in (others if isinstance(others, dict) else ())]
     more += [("teacher", "members", at, "model") for at in range(len(members) if isinstance(members, list) else 0)]
     for path, kind in (*_NAMED, *((path, "model") for path in more)):
-        parent, block = _at(values, path[:-1]), _at(values, path)
+        parent, block = _at(values, path[:-1]), as_block(_at(values, path))
         if block is None or path in wrong:
             continue
-        if kind == "model" and _foreign(as_block(block)):
-            filled, found = as_block(block), []
+        name = block.get("name") if isinstance(block, dict) else None
+        if kind == "model" and isinstance(name, str) and ":" in name:  # not of the zoo: building it checks its options
+            filled, found = block, []
         else:
             filled, found = complete(block, tables[kind], kind=kind)
         problems += [Problem((*path, *problem.path), problem.message) for problem in found]
@@ -136,9 +136,8 @@ def _data(block: Any) -> tuple[Any, list[Problem]]:
 
 def _methods(block: Any) -> tuple[dict[str, Any], list[Problem]]:
     """Return the block of the method, or of several combined methods, with every option."""
-    names = known()
-    block = as_methods(block)
-    if not isinstance(block, dict) or "parts" not in block:
+    names, block = known(), as_methods(block)
+    if "parts" not in block:
         filled, found = complete(block, names.methods, kind="method", presets=names.presets)
         return filled, [Problem(("method", *problem.path), problem.message) for problem in found]
     parts, problems = [], []
@@ -202,23 +201,22 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         weights = None if block.weights is None else tuple(map(whole, block.weights))
         return {"weights": weights, "onnx": whole(block.onnx), "model": model(block.model)}
 
+    def network(block: StudentBlock) -> StudentBlock:
+        return block.model_copy(update={"weights": whole(block.weights), "model": model(block.model)})
+
     def found(text: str) -> str | None:
         return whole(text) if Path(text).exists() else text
 
-    data, student, teacher = recipe.data, recipe.student, recipe.teacher
+    data, teacher = recipe.data, recipe.teacher
     texts: dict[str, Callable[[str], str | None]] = {"path": found, "transform": named}
     options = {key: texts[key](text) for key, text in data.options.items() if key in texts and isinstance(text, str)}
     root = whole(data.root or os.environ.get("LIMBECK_DATA"))
     data = data.model_copy(update={"root": root, "source": named(data.source), **options})
-    student = student.model_copy(update={"weights": whole(student.weights), "model": model(student.model)})
     if teacher is not None:
         members = tuple(one.model_copy(update=trained(one)) for one in teacher.listed) or teacher.members
         update = {**trained(teacher), "table": whole(teacher.table), "members": members}
         teacher = teacher.model_copy(update=update)
-    others = {
-        name: other.model_copy(update={"weights": whole(other.weights), "model": model(other.model)})
-        for name, other in recipe.networks.items()
-    }
+    student, others = network(recipe.student), {name: network(other) for name, other in recipe.networks.items()}
     cache = recipe.cache.model_copy(update={"folder": whole(recipe.cache.folder)})
     update = {"data": data, "student": student, "teacher": teacher, "networks": others, "cache": cache}
     return recipe.model_copy(update=update)
@@ -237,10 +235,11 @@ def reread(path: Path) -> Recipe:
     """Read the recipe of a run folder. It contains every option, and its names are not checked.
 
     Raises:
-        RecipeError: the file is damaged.
+        LimbeckError: the file is damaged, or has more than `WHOLE_BYTES`.
     """
     try:
-        recipe, problems = validate(Recipe, _parse(path.read_text(encoding="utf-8"), str(path)))
+        content = read_bytes(path, WHOLE_BYTES) or b""
+        recipe, problems = validate(Recipe, _parse(content.decode(), str(path)))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is damaged: it is not UTF-8 text ({error})") from error
     if recipe is None:
@@ -283,12 +282,6 @@ def _at(values: Any, path: Place) -> Any:
     return values
 
 
-def _foreign(block: Any) -> bool:
-    """Whether a model is not from the zoo, so that its options can only be checked by building it."""
-    name = block.get("name") if isinstance(block, dict) else None
-    return isinstance(name, str) and ":" in name
-
-
 def _label(problem: Problem, labels: Mapping[Place, str]) -> str | None:
     """Return the command-line option that causes a problem, if any."""
     for path, label in labels.items():
@@ -298,18 +291,13 @@ def _label(problem: Problem, labels: Mapping[Place, str]) -> str | None:
     return None
 
 
-def _line(problem: Problem, raw: Any, labels: Mapping[Place, str]) -> int:
-    """Return the line in the recipe; 0 if the command line causes the problem."""
-    return 0 if _label(problem, labels) else line_of(raw, problem.path)
-
-
-def _located(problem: Problem, raw: Any, name: str, labels: Mapping[Place, str]) -> str:
-    place = _label(problem, labels) or f"{name}:{line_of(raw, problem.path)}"
-    dotted = shortened(".".join(map(str, problem.path)))
-    return f"{place}: {dotted}: {problem.message}" if dotted else f"{place}: {problem.message}"
-
-
-def _screen(lines: list[str]) -> str:
-    """Return the first `SHOWN` messages and the number of the others."""
-    rest = len(lines) - SHOWN
-    return "\n".join([*lines[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])])
+def _listed(problems: Sequence[Problem], raw: Any, name: str, labels: Mapping[Place, str]) -> str:
+    """Return the first `SHOWN` messages, those on the command line before those on the file's lines."""
+    found = []
+    for problem in problems:
+        label, line = _label(problem, labels), line_of(raw, problem.path)
+        parts = (label or f"{name}:{line}", shortened(".".join(map(str, problem.path))), problem.message)
+        found.append((0 if label else line, ": ".join(filter(None, parts))))
+    lines = [message for _, message in sorted(found)]
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n".join([*lines[:SHOWN], *more])

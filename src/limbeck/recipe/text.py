@@ -27,9 +27,13 @@ from ruamel.yaml.events import (
 )
 
 from limbeck.errors import LimbeckError
+from limbeck.wording import shortened
 
 BYTES = 65_536
 """The largest recipe file: 30 times the longest bundled recipe, and parsed in about a second."""
+
+WHOLE_BYTES = 4 * 2**20
+"""The largest recipe of a run folder, which has every default written out."""
 
 DEPTH = 20
 """The deepest nesting of blocks and lists. The keys of a recipe need 6; options of models may need more."""
@@ -92,11 +96,9 @@ def read_text(path: Path) -> str:
 
 
 def plain(text: str, name: str) -> Any:
-    """Parse text into one value: a block (`Block`), a list (`Items`), text, a number, true, false or None.
+    """Parse YAML 1.2 into one value: a block (`Block`), a list (`Items`), text, a number, true, false or None.
 
-    Args:
-        text: YAML 1.2.
-        name: the origin of the text, for messages.
+    Messages show ``name``, the origin of the text.
 
     Raises:
         RecipeError: the text is not YAML, or uses features that a recipe may not use; the message names the line.
@@ -127,10 +129,8 @@ class _Reader:
         self._nodes = 0
 
     def value(self) -> Any:
-        value = None
-        event = next(self._events)
-        if not isinstance(event, DocumentStartEvent):
-            return value  # an empty text
+        if not isinstance(next(self._events), DocumentStartEvent):
+            return None  # an empty text
         value = self._value(next(self._events), 0)
         next(self._events)  # the end of the document
         for event in self._events:
@@ -151,9 +151,9 @@ class _Reader:
         except MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
             problem = (error.problem or "this is not YAML").splitlines()[0]
-            raise RecipeError(f"{self._name}{line}: {_whole(problem)}") from error
+            raise RecipeError(f"{self._name}{line}: {shortened(problem)}") from error
         except YAMLError as error:
-            raise RecipeError(f"{self._name}: this is not YAML: {_whole(str(error).splitlines()[0])}") from error
+            raise RecipeError(f"{self._name}: this is not YAML: {shortened(str(error).splitlines()[0])}") from error
         except (ValueError, IndexError, KeyError, AttributeError, TypeError, NotImplementedError) as error:
             raise RecipeError(f"{self._name}: this is not YAML") from error  # the parser fails on some texts
 
@@ -163,7 +163,7 @@ class _Reader:
         if isinstance(event, AliasEvent):
             return self._alias(event, depth)
         if event.tag is not None:
-            tag = _whole(event.tag.replace("tag:yaml.org,2002:", "!!"))
+            tag = shortened(event.tag.replace("tag:yaml.org,2002:", "!!"))
             self._refuse(event, f"the tag {tag} is not allowed in a recipe: quote it if it is text")
         if event.anchor is not None:
             self._anchors[event.anchor] = None
@@ -196,7 +196,7 @@ class _Reader:
                 merged += self._merged(inner, value)
                 continue
             if key in block:
-                self._refuse(event, f"duplicate key {_whole(key)!r}: it is also in line {block.lines[key]}")
+                self._refuse(event, f"duplicate key {shortened(key)!r}: it is also in line {block.lines[key]}")
             block[key], block.lines[key] = value, _line(event)
         for other in merged:
             for key in other:
@@ -216,7 +216,7 @@ class _Reader:
         return list(blocks)
 
     def _alias(self, event: AliasEvent, depth: int) -> Any:
-        name = _whole(event.anchor)
+        name = shortened(event.anchor)
         if event.anchor not in self._anchors:
             self._refuse(event, f"undefined alias *{name}: there is no &{name} above")
         known = self._anchors[event.anchor]
@@ -254,7 +254,7 @@ class _Reader:
             self._refuse(event, f"a text of {len(text):,} characters: at most {LETTERS:,} are allowed")
         odd = _ODD.search(text)
         if odd:
-            self._refuse(event, f"the character U+{ord(odd[0]):04X} in {_whole(ascii(text))} is not allowed")
+            self._refuse(event, f"the character U+{ord(odd[0]):04X} in {shortened(ascii(text))} is not allowed")
         return text
 
     def _refuse(self, event: Event, message: str) -> NoReturn:
@@ -270,8 +270,3 @@ def _height(value: Any) -> int:
 def _line(event: Event) -> int:
     line: int = event.start_mark.line
     return line + 1
-
-
-def _whole(text: str, length: int = 60) -> str:
-    """Return the text, shortened to fit into a message."""
-    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -18,7 +18,7 @@ from limbeck.train.loop import BatchSource, Diverged, run
 STEPS = 4
 """Steps that are timed in each precision and round, after a first one that is not; there are two rounds."""
 
-PATIENCE = 10.0
+PATIENCE = 2.0
 """Seconds of timed steps after which a round ends; at least one step is timed."""
 
 FASTER = 1.15
@@ -71,7 +71,7 @@ def resolve_precision(
     if not ready or precision != "auto" or not has_bf16_units(engine.device):
         return engine
     longest = max(ready, key=lambda stage: stage.epochs)
-    zeros = _zeros(networks, stored, batches.example_inputs(), batches.samples + 1)
+    zeros = zeros_for(networks, stored, batches.example_inputs(), batches.samples + 1)
     both = [make_engine(device=device, precision="32"), make_engine(device=device, precision="bf16")]
     try:
         rounds = [[time_steps(longest, networks, batches, one, zeros) for one in both] for _ in range(2)]
@@ -135,7 +135,8 @@ class _Timed:
         self.times.append(time.perf_counter())
 
 
-def _zeros(networks: Networks, stored: frozenset[Tap], inputs: Tensor, samples: int) -> Outputs | None:
+def zeros_for(networks: Networks, stored: frozenset[Tap], inputs: Tensor, samples: int) -> Outputs | None:
+    """Zeros in the place of the taps ``stored`` for so many samples, shaped after a few inputs; None without taps."""
     if not stored:
         return None
     probe = Batch(inputs, torch.zeros(len(inputs), dtype=torch.int64), torch.arange(len(inputs)), 0)

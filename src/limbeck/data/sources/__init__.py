@@ -7,7 +7,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy
 import torch
 from PIL import Image
 from pydantic.errors import PydanticUserError
@@ -18,7 +17,7 @@ from limbeck.data.building import build
 from limbeck.data.checking import check_samples
 from limbeck.data.decoding import fitted
 from limbeck.data.dividing import in_words, part_of_train, split_off
-from limbeck.data.images import Images
+from limbeck.data.images import Images, as_tensor
 from limbeck.data.sources.base import GIVEN, Parts, Progress, Source
 from limbeck.data.sources.bundled import digits
 from limbeck.data.sources.cifar import cifar10, cifar100
@@ -87,22 +86,20 @@ def load(
     given = {"root": None if root is None else Path(root), "size": pair, "progress": progress}
     code = named(source)
     if code is None:
-        listed = _listed(source)
-        parts = listed(**_arguments(source, listed, given, options))
+        if source not in SOURCES:
+            raise LimbeckError(
+                f"there is no source {source!r}: {nearest(source, SOURCES)}, and path/to/file.py:function"
+            )
+        parts = SOURCES[source](**_arguments(source, SOURCES[source], given, options))
     else:
         parts = _of_user(source, function(*code, contents(code[0])), given, options)
     splits, origins = _divide(parts, validation, seed)
     for name, split in splits.items():
-        splits[name] = _resized(_limited(split, limit, seed), pair)
+        kept = split if limit is None else split_off(min(limit, len(split)), split, seed)[1]
+        splits[name] = _resized(kept, pair)
         if len(splits[name]) < len(split):
             origins[name] += f"; {len(splits[name]):,} of {len(split):,} kept by limit"
     return build(**splits, classes=parts.classes, normalise=normalise, origins=origins, notes=parts.notes)
-
-
-def _listed(name: str) -> Source:
-    if name not in SOURCES:
-        raise LimbeckError(f"there is no source {name!r}: {nearest(name, SOURCES)}, and path/to/file.py:function")
-    return SOURCES[name]
 
 
 def source_signature(source: Source) -> Signature:
@@ -175,19 +172,17 @@ def _divide(parts: Parts, validation: float, seed: int) -> tuple[dict[str, Split
     given = []
     if test is None:
         train, test = split_off(TEST_SHARE, train, TEST_SEED)
-        origins["test"] = f"{in_words(TEST_SHARE)} split off train, evenly over the classes, the same in every run"
+        origins["test"] = (
+            f"{in_words(TEST_SHARE)} of the training samples, evenly over the classes, the same in every run"
+        )
         given.append("test")
     if own is None:
         train, own = split_off(validation, train, seed)
         origins["validation"] = part_of_train(validation, seed)
         given += ["validation"] if len(own) else []
     if given:
-        origins["train"] += f", without what is split off for {' and '.join(given)}"
+        origins["train"] += f", without the samples of {' and '.join(given)}"
     return {"train": train, "validation": own, "test": test}, origins
-
-
-def _limited(split: Split, limit: int | None, seed: int) -> Split:
-    return split if limit is None else split_off(min(limit, len(split)), split, seed)[1]
 
 
 def _resized(split: Split, size: tuple[int, int] | None) -> Split:
@@ -203,5 +198,5 @@ def _resized(split: Split, size: tuple[int, int] | None) -> Split:
     resized = split.inputs.new_empty(count, channels, *size)
     for place, pixels in enumerate(split.inputs.permute(0, 2, 3, 1).numpy()):
         image = Image.fromarray(pixels if channels > 1 else pixels[..., 0])
-        resized[place] = torch.from_numpy(numpy.array(fitted(image, size)).reshape(*size, channels)).permute(2, 0, 1)
+        resized[place] = as_tensor(fitted(image, size))
     return replace(split, inputs=resized)

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from limbeck.core import LimbeckError
 from limbeck.data.split import Split
-from limbeck.data.trees import exists, near_path
-from limbeck.files.paths import expanded
+from limbeck.data.trees import exists
+from limbeck.files.paths import expanded, near
 
 VARIABLE = "LIMBECK_DATA"
 """The environment variable that names the data root."""
@@ -53,5 +53,5 @@ def data_root(given: Path | None) -> Path:
     root = expanded(given if given is not None else Path(str(variable)))
     if not exists(root) or not root.is_dir():
         origin = "" if given is not None else f" (from {VARIABLE})"
-        raise LimbeckError(f"the data root {root}{origin} is not a folder{near_path(root)}")
+        raise LimbeckError(f"the data root {root}{origin} is not a folder{near(root)}")
     return root

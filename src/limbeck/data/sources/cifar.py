@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100, in torchvision's layout or as a folder or zip file of images."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -9,16 +9,6 @@ from limbeck.core import LimbeckError
 from limbeck.data.sources.base import HOW_TO_GIVE, Parts, Progress, data_root
 from limbeck.data.sources.folders import folder
 from limbeck.data.split import Split
-
-
-class _Set(NamedTuple):
-    name: str  # of a folder or zip file of images
-    batches: str  # the folder of torchvision
-    dataset: str  # the class of torchvision
-
-
-_CIFAR10 = _Set("cifar10", "cifar-10-batches-py", "CIFAR10")
-_CIFAR100 = _Set("cifar100", "cifar-100-python", "CIFAR100")
 
 
 def cifar10(
@@ -41,7 +31,7 @@ def cifar10(
     Raises:
         LimbeckError: the data is not there and cannot be downloaded; a file is damaged.
     """
-    return _cifar(_CIFAR10, root, size, progress, download=download)
+    return _cifar("CIFAR10", "cifar-10-batches-py", root, size, progress, download=download)
 
 
 def cifar100(
@@ -52,22 +42,29 @@ def cifar100(
     download: bool = True,
 ) -> Parts:
     """As `cifar10`, of 100 classes: ``cifar-100-python``, else ``cifar100`` or ``cifar100.zip``."""
-    return _cifar(_CIFAR100, root, size, progress, download=download)
+    return _cifar("CIFAR100", "cifar-100-python", root, size, progress, download=download)
 
 
 def _cifar(
-    which: _Set, given: Path | None, size: tuple[int, int] | None, progress: Progress | None, *, download: bool
+    dataset: str,
+    batches: str,
+    given: Path | None,
+    size: tuple[int, int] | None,
+    progress: Progress | None,
+    *,
+    download: bool,
 ) -> Parts:
     root = data_root(given)
-    if (root / which.batches).is_dir():
-        return _read(root, which.dataset, download=False)
-    for place in (root / which.name, root / f"{which.name}.zip"):
+    if (root / batches).is_dir():
+        return _read(root, dataset, download=False)
+    name = dataset.lower()
+    for place in (root / name, root / f"{name}.zip"):
         if place.exists():
             return folder(path=place, size=size, progress=progress)
     if not download:
-        looked = ", ".join(str(root / place) for place in (which.batches, which.name, f"{which.name}.zip"))
-        raise LimbeckError(f"{which.dataset} not found: looked for {looked}; {HOW_TO_GIVE}")
-    return _read(root, which.dataset, download=True)
+        looked = ", ".join(str(root / place) for place in (batches, name, f"{name}.zip"))
+        raise LimbeckError(f"{dataset} not found: looked for {looked}; {HOW_TO_GIVE}")
+    return _read(root, dataset, download=True)
 
 
 def _read(root: Path, dataset: str, *, download: bool) -> Parts:

@@ -96,7 +96,7 @@ def folder(
     """
     for name, value in (("workers", workers), ("transform", transform)):
         if value is not None and not streaming:
-            raise LimbeckError(f"{name} is {value!r}, but only streamed data has {name}; allowed with streaming=True")
+            raise LimbeckError(f"{name} is {value!r}, but {name} needs streaming=True")
     if workers is not None and workers < 0:
         raise LimbeckError(f"workers is {workers}; allowed are 0 and greater")
     reader = Reader(_place(path, root))
@@ -147,7 +147,10 @@ def _streamed_size(
         size, notes = common_size(one.size for one in looked)
     turned = sum(one.turned for one in looked)
     if turned:
-        notes.append(f"{were(turned, 'image')} turned as EXIF data says, of the {len(looked):,} that were checked")
+        notes.append(
+            f"{were(turned, 'image')} rotated or flipped according to their EXIF orientation, of the {len(looked):,} "
+            "that were checked"
+        )
     return size, notes
 
 

@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -73,12 +74,8 @@ def _download(root: Path) -> None:
         raise LimbeckError(f"{_missing(root)}, and the download failed ({error}); {HOW_TO_GIVE}") from error
 
 
-def read_idx(path: Path, dimensions: int | None = None) -> Tensor:
+def read_idx(path: Path, dimensions: int) -> Tensor:
     """An IDX file of bytes, plain or gzipped, as a uint8 tensor of its shape; no more is read than it declares.
-
-    Args:
-        path: the file.
-        dimensions: how many dimensions the shape must have; None: 1 to 3.
 
     Raises:
         LimbeckError: the file is not an IDX file of bytes, is damaged, has more or fewer values than its header says,
@@ -92,7 +89,7 @@ def read_idx(path: Path, dimensions: int | None = None) -> Tensor:
             if zeros != 0 or kind != 8 or not 1 <= found <= 3 or len(sizes) < 4 * found:
                 raise LimbeckError(f"{path} is not an IDX file of bytes: it begins with {start.hex(' ') or 'nothing'}")
             shape = struct.unpack(f">{found}I", sizes)
-            if dimensions not in (None, found):
+            if dimensions != found:
                 raise LimbeckError(f"{path} has values of shape {shape}; allowed are {dimensions} dimensions")
             expected = math.prod(shape)
             if expected > bounds.IDX_BYTES:
@@ -103,8 +100,4 @@ def read_idx(path: Path, dimensions: int | None = None) -> Tensor:
     if len(content) != expected:
         there = f"{len(content)} values" if len(content) < expected else "more values"
         raise LimbeckError(f"{path} has {there}, but its header says {expected}: it is truncated or damaged")
-    return (
-        torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
-        if content
-        else torch.empty(shape, dtype=torch.uint8)
-    )
+    return torch.from_numpy(numpy.frombuffer(bytearray(content), dtype=numpy.uint8).reshape(shape))

@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy
 import torch
@@ -30,18 +30,6 @@ _SMALL = 10_000  # bytes of a file below which threads are slower: CIFAR took 30
 _HEAD = 2**16  # bytes that hold most headers
 
 
-class Held(NamedTuple):
-    """Decoded images, and notes for the user."""
-
-    pixels: Tensor  # (N, C, H, W) uint8
-    notes: tuple[str, ...]
-
-
-class _Made(NamedTuple):
-    pixels: Tensor
-    turned: int  # number of images that were turned as their EXIF data says
-
-
 def read_images(
     reader: Reader,
     names: Sequence[str],
@@ -49,11 +37,10 @@ def read_images(
     *,
     exif_orientation: bool = True,
     progress: Progress | None = None,
-) -> Held:
-    """Decode images to (N, C, H, W) uint8: C is 1 if all are grey, else 3 (RGB); transparency is dropped.
+) -> tuple[Tensor, list[str]]:
+    """Decode images to (N, C, H, W) uint8, and notes: C is 1 if all are grey, else 3 (RGB); transparency is dropped.
 
-    An image with three equal channels is grey too: webp and gif cannot store one in another way. Each image is resized
-    when it is decoded, so that memory holds the result and a few images.
+    Each image is resized when it is decoded, so that memory holds the result and a few images.
 
     Args:
         reader: reads the files.
@@ -81,9 +68,10 @@ def read_images(
             made = _made(reader, names, size, exif_orientation, progress, exact=False)
     if made is None:
         raise LimbeckError(f"the images in {reader.place} changed while they were read")
-    if made.turned:
-        notes.append(f"{were(made.turned, 'image')} turned as their EXIF data says")
-    return Held(made.pixels, tuple(notes))
+    pixels, turned = made
+    if turned:
+        notes.append(f"{were(turned, 'image')} rotated or flipped according to their EXIF orientation")
+    return pixels, notes
 
 
 def were(count: int, what: str) -> str:
@@ -144,8 +132,8 @@ def _made(
     progress: Progress | None,
     *,
     exact: bool,
-) -> _Made | None:
-    """The images at this size; with ``exact`` None as soon as an image has another size."""
+) -> tuple[Tensor, int] | None:
+    """The images at this size, and how many EXIF data turned; with ``exact`` None where an image has another size."""
 
     def decoded(chunk: Sequence[File]) -> list[tuple[Pixels | None, bool]]:
         return [_decoded(reader, file, size, exif_orientation, exact) for file in chunk]
@@ -164,7 +152,7 @@ def _made(
             pixels[:place] = grey[:place]
         pixels[place] = one if one.ndim == 2 else one.transpose(2, 0, 1)[: pixels.shape[1]]
         turned += was_turned
-    return _Made(torch.from_numpy(pixels), turned)
+    return torch.from_numpy(pixels), turned
 
 
 def _decoded(reader: Reader, file: File, size: Size, exif_orientation: bool, exact: bool) -> tuple[Pixels | None, bool]:

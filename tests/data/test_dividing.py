@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.data import Batches, Split
-from limbeck.data.cut import batch_sizes, cut
+from limbeck.data.dividing import batch_sizes
 
 
 @given(count=st.integers(0, 5000), most=st.integers(1, 600))
@@ -36,9 +36,6 @@ def test_no_batch_is_of_one_sample_where_more_can_be_had(count, most):
 )
 def test_the_last_two_batches_share_evenly_where_one_sample_would_be_left(count, most, sizes):
     assert batch_sizes(count, most) == sizes
-    parts = list(cut(torch.arange(count), most))
-    assert [len(part) for part in parts] == sizes
-    assert [value for part in parts for value in part.tolist()] == list(range(count))
 
 
 def made(count, **options):
