@@ -51,6 +51,7 @@ from limbeck.models import (
     save_network,
 )
 from limbeck.models import spec as spec_of
+from limbeck.recipe.blocks import MemberBlock
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -141,8 +142,8 @@ def test_a_teacher_whose_file_names_code_is_refused_unless_its_model_is_named(co
     data = arrays(torch.randn(30, 4), torch.arange(30) % 3, classes=("a", "b", "c"))
     file = described(spec(name=f"{code}:make"))
     with pytest.raises(LimbeckError, match="loading weights does not run code"):
-        restored(file, None, data)
-    assert restored(file, {"name": "mlp", "hidden": [5]}, data)
+        restored(file, MemberBlock(), data)
+    assert restored(file, MemberBlock(model={"name": "mlp", "hidden": [5]}), data)
 
 
 def test_code_that_is_trusted_is_run(tmp_path):
