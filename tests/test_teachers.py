@@ -1,5 +1,6 @@
 """Any network as the teacher: functions, ONNX, TorchScript, torch.export, and ensembles of these."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,7 @@ def test_a_method_that_trains_its_teacher_refuses_a_function(data, teacher, meth
 def test_a_function_that_runs_at_every_step_is_told_and_a_store_calls_it_once(data, teacher):
     function = as_function(teacher)
     options = {"teacher_input": PIXELS, "teacher_classes": ORDER}
-    told = "the teacher is a function, which runs for every batch of every epoch: cache: true calls it once per sample"
+    told = "the teacher is called in every epoch, which may be slow: cache: true stores its outputs"
     live, stored = (distill(function, data, cache=cache, **options)[1] for cache in (False, True))
     assert told in live.notes
     assert told not in stored.notes
@@ -183,7 +184,12 @@ def test_each_member_of_a_list_has_its_own_inputs_and_classes(data, weight, teac
 )
 def test_a_list_that_does_not_fit_is_refused(data, teacher, teachers, options, message):
     with pytest.raises(LimbeckError, match=message):
-        distill([teacher] * teachers, data, **options)
+        distill([copy.deepcopy(teacher) for _ in range(teachers)], data, **options)
+
+
+def test_a_list_that_has_a_module_twice_is_refused(data, teacher):
+    with pytest.raises(LimbeckError, match="teacher lists the same module twice: pass a copy"):
+        distill([teacher, teacher], data, teacher_input=[PIXELS, None])
 
 
 # --- recipes

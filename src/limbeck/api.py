@@ -87,10 +87,10 @@ def distill(
     Args:
         teacher: maps inputs to logits (N, K). It is frozen, and unchanged afterwards (buffers included), on the device.
             A method that trains its teacher (``class_distance``, ``mutual``) trains a copy. Or a function from inputs
-            (N, ...) to logits (N, K), a tensor or a NumPy array, which is called without gradients; it is identified by
-            its name where ``out`` or a store is resumed. Or a list of two or more modules and functions: an ensemble
-            whose probabilities are averaged. None for a method without a teacher, such as ``alone``, which trains the
-            student on the labels: one way to get a teacher.
+            (N, ...) to logits (N, K), a tensor or a NumPy array, which is called without gradients; ``out`` and a store
+            identify it by its name. Or a list of two or more modules and functions: an ensemble whose probabilities are
+            averaged. None for a method without a teacher, such as ``alone``, which trains the student on the labels:
+            one way to get a teacher.
         student: maps the same inputs to logits (N, K). The method trains it in place with the first seed; all other
             trainings start from copies of it. Or a function without arguments that builds a student: it is called for
             every training, so that each seed has its own initial weights.
@@ -224,7 +224,10 @@ def _teachers(teacher: Teacher | Sequence[Teacher] | None) -> list[nn.Module]:
     for one in every:
         if not callable(one) or isinstance(one, type):
             raise LimbeckError(f"teacher is a {type(one).__name__}: it must be a torch.nn.Module or a function")
-    return [as_network(one) for one in every]
+    networks = [as_network(one) for one in every]
+    if len(set(networks)) < len(networks):
+        raise LimbeckError("teacher lists the same module twice: pass a copy, for example with copy.deepcopy")
+    return networks
 
 
 def _check(

@@ -41,7 +41,7 @@ def test_the_function_of_a_recipe_is_called_once_for_every_view(run_recipe, serv
     result = run_recipe(RECIPE, "cache.views=2", allow=())
     assert result.teacher.test.accuracy == 1
     assert "values from 0 to 255 normalised with mean 0, 0, 0" in " ".join(result.notes)
-    assert "runs for every batch" not in " ".join(result.notes)
+    assert "is called in every epoch" not in " ".join(result.notes)
 
 
 def test_the_call_runs(birds, service):

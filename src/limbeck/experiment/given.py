@@ -33,7 +33,7 @@ class OwnNetworks:
     Args:
         student: a module, or a function that builds one. ``first`` trains the module in place; every other arm and seed
             trains a copy of it as it was passed. A function is called once for every arm and seed.
-        teachers: a trained module, or the members of an ensemble; empty for a method without one.
+        teachers: the trained teacher, or the members of an ensemble; empty for a method without a teacher.
         others: further networks by name, trained in place by ``first``, otherwise as copies.
         block: says what the student reads.
         first: the seed and the arm that train in place.
@@ -101,7 +101,7 @@ class OwnNetworks:
     def restored(self, block: TeacherBlock) -> list[Trained]:
         """Each teacher, or a copy of it if its classes are in another order than those of the data."""
         found = list[Trained]()
-        for teacher, one in zip(self._teachers, block.listed or (block,), strict=False):
+        for teacher, one in zip(self._teachers, block.listed or (block,), strict=True):
             labels = labels_of(one, self._data) or self._data.classes
             same = labels == self._data.classes
             found.append((teacher if same else deep_copy(teacher, {"teacher": teacher}), labels, one))

@@ -7,7 +7,6 @@ from limbeck.evaluate import Figures, file_bytes, macs, parameters, predict
 from limbeck.experiment.events import Job
 from limbeck.experiment.results import NetworkResult
 from limbeck.experiment.workspace import Workspace
-from limbeck.models.functions import calls_function
 from limbeck.tasks import task_of
 from limbeck.train.engine import Engine
 
@@ -51,7 +50,7 @@ def measure(
         test=test,
         validation=figures("validation", data.validation, None)[0] if len(data.validation) else None,
         parameters=parameters(network),
-        macs=None if calls_function(network) else macs(network, data.shape),
+        macs=macs(network, data.shape),
         file_bytes=file_bytes(network),
     )
     return result, outputs

@@ -31,8 +31,6 @@ from limbeck.train.freeze import frozen_parts
 from limbeck.train.readers import network_reader
 from limbeck.train.timing import resolve_precision
 
-FUNCTION = "the teacher is a function, which runs for every batch of every epoch: cache: true calls it once per sample"
-
 
 @dataclass(frozen=True)
 class Preflight:
@@ -85,7 +83,8 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
             else:
                 notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
             if not cache.use and calls_function(networks["teacher"]):
-                notes.append(FUNCTION)
+                notes.append("the teacher is called in every epoch, which may be slow: cache: true stores its outputs")
+
         rest = [f"student.{part}" if part else "student" for part in frozen_parts(student)]
         if rest:
             notes.append(f"not trained, because requires_grad is False: {', '.join(rest)}")

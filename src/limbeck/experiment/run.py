@@ -33,7 +33,6 @@ from limbeck.experiment.runfiles import clear
 from limbeck.experiment.workspace import Workspace, example_batch
 from limbeck.methods import METHODS
 from limbeck.models import load_weights
-from limbeck.models.functions import calls_function
 from limbeck.models.inputs import as_deployed, bridge_of
 from limbeck.recipe.blocks import Recipe, TeacherBlock
 from limbeck.recipe.read import dump, with_absolute_paths
@@ -285,8 +284,7 @@ class Experiment:
         bridges = {arm: bridge_of(network) for arm, network in self.networks.items()}
         shapes = {arm: bridge.own if bridge else self.data.shape for arm, bridge in bridges.items()}
         with as_deployed(self.networks.values()):
-            timed = {arm: network for arm, network in self.networks.items() if not calls_function(network)}
-            times = dict.fromkeys(self.networks) | latency(timed, shapes, runs=self.recipe.evaluate.latency_runs)
+            times = latency(self.networks, shapes, runs=self.recipe.evaluate.latency_runs)
         first = {job.arm: found for job, found in reversed(list(self._results.items())) if job.arm in times}
         shown = {arm: replace(found, latency=times[arm]) for arm, found in first.items()}
         return RunResult(

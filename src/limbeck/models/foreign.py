@@ -29,8 +29,7 @@ def from_timm(name: str, *, classes: int, shape: tuple[int, ...], options: Optio
     if not timm.is_model(name):
         raise LimbeckError(f"timm has no model {name!r}{_close(name, timm.list_models())}")
     fixed = {"num_classes": classes, "in_chans": shape[0]}
-    label, options = f"timm:{name}", {"pretrained": False, **options}
-    return _module(label, _call(label, timm.create_model, name, fixed=fixed, options=options))
+    return _call(f"timm:{name}", timm.create_model, name, fixed=fixed, options={"pretrained": False, **options})
 
 
 def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:
@@ -52,8 +51,7 @@ def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options
         )
     fixed = {"num_classes": classes}
     try:
-        label, options = f"torchvision:{name}", {"weights": None, **options}
-        return _module(label, _call(label, models.get_model, name, fixed=fixed, options=options))
+        return _call(f"torchvision:{name}", models.get_model, name, fixed=fixed, options={"weights": None, **options})
     except LimbeckError as error:
         if options.get("weights") is None or "'num_classes'" not in str(error):
             raise
@@ -99,11 +97,11 @@ def from_file(
         classes: the number of logits.
         shape: the shape of one sample.
         options: the options of the network.
-        trained: the function may also return a function from inputs to logits.
+        trained: the function may also return a trained teacher that is not a module, see `as_network`.
 
     Raises:
         LimbeckError: the file or function does not exist, does not accept these options, raises, or does not return
-            a module.
+            a network.
     """
     label, code = f"{file}:{name}", contents(file)
     factory = function(file, name, code)
@@ -119,13 +117,19 @@ def from_file(
                 f"{label} has no option {unknown[0]!r}{_close(unknown[0], parameters)}; it takes {allowed}"
             )
     fixed = {key: value for key, value in (("classes", classes), ("shape", shape)) if key in parameters}
-    network = _call(label, factory, fixed=fixed, options=options)
-    if trained and callable(network) and not isinstance(network, type):
-        return as_network(network, identity=f"{name} {xxh3_128_hexdigest(code)}")
-    return _module(label, network)
+    identity = f"{name} {xxh3_128_hexdigest(code)}" if trained else ""
+    return _call(label, factory, fixed=fixed, options=options, identity=identity)
 
 
-def _call(label: str, factory: Callable[..., Any], *arguments: str, fixed: Options, options: Options) -> Any:
+def _call(
+    label: str,
+    factory: Callable[..., Any],
+    *arguments: str,
+    fixed: Options,
+    options: Options,
+    identity: str = "",
+) -> nn.Module:
+    """Call a factory. With an ``identity``, it may also return a function, which becomes a network of this identity."""
     repeated = [key for key in options if key in fixed]
     if repeated:
         raise LimbeckError(f"{label}: {repeated[0]} is set from the data, remove it from the options")
@@ -139,10 +143,8 @@ def _call(label: str, factory: Callable[..., Any], *arguments: str, fixed: Optio
                 "machine and name it under weights:, without pretrained: true"
             ) from error
         raise LimbeckError(f"{label} could not be built: {type(error).__name__}: {error}") from error
-    return network
-
-
-def _module(label: str, network: Any) -> nn.Module:
+    if identity and callable(network) and not isinstance(network, type):
+        network = as_network(network, identity=identity)
     if not isinstance(network, nn.Module):
         raise LimbeckError(f"{label} returned a {type(network).__name__}, a model must be a torch.nn.Module")
     return network

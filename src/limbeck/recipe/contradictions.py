@@ -52,7 +52,8 @@ def folder_contradictions(options: Block) -> Iterator[Problem]:
 
 def _teacher(teacher: TeacherBlock) -> Iterator[Problem]:
     if teacher.table is not None:
-        if teacher.model or teacher.is_trained or teacher.train or teacher.untrained or teacher.new_members != 1:
+        networks = (teacher.model, teacher.weights, teacher.onnx, teacher.trained, teacher.train, teacher.untrained)
+        if any(networks) or teacher.new_members != 1:
             yield Problem(("teacher",), "a teacher with a table: has no network: keep only table: and values:")
         if teacher.output is not None:
             yield Problem(("teacher", "output"), "a table: has no network output: write values: for what it contains")
@@ -82,9 +83,12 @@ def _teacher(teacher: TeacherBlock) -> Iterator[Problem]:
 
 def _listed(teacher: TeacherBlock) -> Iterator[Problem]:
     """Yield the contradictions of an ensemble whose members have blocks of their own."""
-    for key in (*MemberBlock.model_fields, "train", "untrained"):
+    for key in MemberBlock.model_fields:
         if getattr(teacher, key):
             yield Problem(("teacher", key), "with a list of members:, this key belongs to each member: move it there")
+    if teacher.train or teacher.untrained or teacher.init != "as_is":
+        known = "the members: of a list are already trained: remove train:, untrained: and init:"
+        yield Problem(("teacher",), known)
     for number, member in enumerate(teacher.listed):
         path = ("teacher", "members", number)
         yield from _member(path, member)
