@@ -378,9 +378,9 @@ def test_a_pretrained_teacher_is_trained_here(tmp_path):
         ("model: mlp\n  members: [{onnx: a}, {onnx: b}]", "teacher.model: with a list of members:, this key belongs"),
         (
             "train: {epochs: 1}\n  members: [{onnx: a}, {onnx: b}]",
-            "members: of a list are already trained: remove train:",
+            "members: of a list are already trained",
         ),
-        ("init: fine_tune\n  members: [{onnx: a}, {onnx: b}]", "members: of a list are already trained: remove train:"),
+        ("init: fine_tune\n  members: [{onnx: a}, {onnx: b}]", "members: of a list are already trained"),
         ("members: [{onnx: a}, {model: mlp}]", "teacher.members.1: a member is a trained network: write weights: FILE"),
         ("members: [{onnx: a}, {weights: [b, c]}]", "teacher.members.1.weights: a member has one file"),
         ("members: [{onnx: a}, {model: mlpp, weights: b}]", "there is no model 'mlpp': did you mean 'mlp'"),
