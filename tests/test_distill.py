@@ -321,6 +321,33 @@ def test_what_a_resumed_call_finds_wrong_is_told(data, teacher, tmp_path, capsys
     assert capsys.readouterr().err.count(note) == 1
 
 
+def test_further_keys_of_the_training_are_those_of_a_recipe(data, teacher):
+    plain, _ = limbeck.distill(teacher, network(), data, **QUICK)
+    mixed, _ = limbeck.distill(teacher, network(), data, training={"mixup": 0.2, "balanced": True}, **QUICK)
+    again, _ = limbeck.distill(teacher, network(), data, training={"balanced": True, "mixup": 0.2}, **QUICK)
+    assert same(mixed, again)
+    assert not same(plain, mixed)
+    for wrong, message in (
+        ({"mixpu": 0.2}, "training: mixpu: unknown key 'mixpu': did you mean 'mixup'"),
+        ({"epochs": 3}, "training: epochs is an argument of distill: write epochs="),
+        ({"cutmix": 1.0}, r"cutmix is 1.0, but the inputs have shape \(86, 6\)"),
+        ({"label_smoothing": 1}, "training: label_smoothing: got 1: it must be below 1"),
+    ):
+        with pytest.raises(LimbeckError, match=message):
+            limbeck.distill(teacher, network(), data, training=wrong, **QUICK)
+
+
+def test_weights_of_samples_count_in_the_training(data, teacher):
+    inputs, targets = torch.randn(60, 6), torch.arange(60) % 3
+    weighted = limbeck.arrays(inputs, targets, weights=torch.where(targets == 0, 0.0, 1.0))
+    plain = limbeck.arrays(inputs, targets)
+    one, other = (
+        limbeck.distill(None, network(), made, method="alone", **QUICK | {"epochs": 20})[0]
+        for made in (weighted, plain)
+    )
+    assert (one(inputs).argmax(1) == 0).sum() < (other(inputs).argmax(1) == 0).sum()
+
+
 def test_a_function_that_gives_the_same_weights_again_is_refused(data, teacher):
     one, body = network(), nn.Linear(6, 8)
     for make in (lambda: one, lambda: nn.Sequential(body, nn.ReLU(), nn.Linear(8, 3))):

@@ -28,7 +28,7 @@ from limbeck.models import GIVEN
 from limbeck.models.functions import Function, as_network
 from limbeck.models.inputs import Input
 from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Block, call, fill, validate
+from limbeck.options import Block, Model, call, fill, validate
 from limbeck.recipe.blocks import (
     AugmentBlock,
     CacheBlock,
@@ -63,6 +63,7 @@ def distill(
     optimizer: str | Block = "adam",
     schedule: str | Block = "cosine",
     augment: Augment | None = None,
+    training: Mapping[str, Any] | None = None,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     baseline: bool = True,
@@ -94,9 +95,9 @@ def distill(
         student: maps the same inputs to logits (N, K). The method trains it in place with the first seed; all other
             trainings start from copies of it. Or a function without arguments that builds a student: it is called for
             every training, so that each seed has its own initial weights.
-        data: from `limbeck.arrays` or `limbeck.load`. Both networks get the same inputs, normalised by the training
-            set's mean and deviation unless the data was made with ``normalise=False``. Give ``teacher_input`` if the
-            teacher was trained on other inputs.
+        data: from `limbeck.arrays`, `limbeck.dataset` or `limbeck.load`. Both networks get the same inputs, normalised
+            by the training set's mean and deviation unless the data was made with ``normalise=False``. Give
+            ``teacher_input`` if the teacher was trained on other inputs.
         method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
             a list of these to combine, or your own function ``setup -> stages``.
         networks: other networks that the method uses, such as assistants or peers; trained in place with the first
@@ -106,6 +107,8 @@ def distill(
         optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
         schedule: of the learning rate, likewise.
         augment: random changes of the training images; none by default.
+        training: other keys of a recipe's ``train`` block, such as ``{"clip": 1.0, "keep": "best", "mixup": 0.2}``; see
+            docs/recipes.md.
         seed: of the data's order, the augmentation and dropout. The same seed gives the same student, bit-identical on
             a CPU if ``precision``, which ``auto`` decides by timing, and ``compile`` are the same.
         seeds: several seeds instead of ``seed``: the result then has means and deviations over them.
@@ -148,17 +151,15 @@ def distill(
         name="distill",
         data=_data_block(data, out),
         teacher=_teacher_block(teachers, teacher_input, teacher_classes, teacher_output, out) if teachers else None,
-        student=StudentBlock.model_construct(
-            model=_model_block(student, out), input=_input_block(student_input), output=student_output
-        ),
+        student=_student_block(student, student_input, student_output, out),
         method=block,
-        train=_train_block(epochs, batch_size, optimizer, schedule, augment),
+        train=_train_block(epochs, batch_size, optimizer, schedule, augment, training or {}),
         baseline=baseline,
         seeds=every,
         device=device,
         precision=precision,
         compile=compile,
-        cache=_cache(cache),
+        cache=_checked("cache", CacheBlock, as_cache(cache)),
         allow=tuple(allow),
     )
     with _undisturbed(out) as folder:
@@ -168,10 +169,9 @@ def distill(
         )
         with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, on_epoch, progress)
-    trained = experiment.networks[name]
-    trained.zero_grad(set_to_none=True)
+    experiment.networks[name].zero_grad(set_to_none=True)
     result = replace(experiment.result, notes=experiment.notes)  # with what a resumed folder was found to lack
-    return (student if isinstance(student, nn.Module) else trained).eval(), result
+    return (student if isinstance(student, nn.Module) else experiment.networks[name]).eval(), result
 
 
 @contextmanager
@@ -237,7 +237,7 @@ def _check(
         if not isinstance(network, nn.Module):
             raise LimbeckError(f"{role} is a {type(network).__name__}: it must be a torch.nn.Module")
     if not isinstance(data, Data):
-        raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
+        raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays, .dataset or .load")
     for name in networks:
         if not name.isidentifier():
             raise LimbeckError(f"networks: got the name {name!r}: allowed are letters, digits and _")
@@ -305,27 +305,45 @@ def _each(name: str, value: Any, count: int) -> Sequence[Any]:
     return value
 
 
+def _student_block(
+    student: nn.Module | MakeStudent, expected: Input | None, output: str | None, out: str | Path | None
+) -> StudentBlock:
+    return StudentBlock.model_construct(model=_model_block(student, out), input=_input_block(expected), output=output)
+
+
 def _input_block(expected: Input | None) -> InputBlock | None:
     return None if expected is None else InputBlock.model_construct(**asdict(expected) | {"size": expected.sides})
 
 
-def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:
-    block, problems = validate(CacheBlock, as_cache(asked))
+def _checked(name: str, model: type[Model], values: Any) -> Model:
+    block, problems = validate(model, values)
     if block is None:
-        raise LimbeckError("; ".join(f"cache: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
+        raise LimbeckError("; ".join(f"{name}: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
     return block
 
 
 def _train_block(
-    epochs: int, batch_size: int, optimizer: str | Block, schedule: str | Block, augment: Augment | None
+    epochs: int,
+    batch_size: int,
+    optimizer: str | Block,
+    schedule: str | Block,
+    augment: Augment | None,
+    more: Mapping[str, Any],
 ) -> TrainBlock:
-    """The training as a block of a recipe; it is validated when the training is made from the block."""
+    """The training as a block of a recipe; the arguments are validated when the training is made from the block."""
+    own = [key for key in ("epochs", "batch_size", "optimizer", "schedule", "augment") if key in more]
+    if own:
+        raise LimbeckError(f"training: {own[0]} is an argument of distill: write {own[0]}=...")
+    rest, problems = validate(TrainBlock, {"epochs": 1, **more})
+    if rest is None:
+        raise LimbeckError("; ".join(f"training: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
     return TrainBlock.model_construct(
         epochs=epochs,
         batch_size=batch_size,
         optimizer=fill(OPTIMIZERS, optimizer, kind="optimizer"),
         schedule=fill(SCHEDULES, schedule, kind="schedule"),
         augment=AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
+        **{key: getattr(rest, key) for key in more},
     )
 
 

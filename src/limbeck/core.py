@@ -32,7 +32,7 @@ class Batch:
     """What one training step sees; N is the batch size."""
 
     inputs: Tensor  # (N, C, H, W) or (N, D) float, normalised
-    targets: Tensor  # (N,) int64 class indices, or (N, ...) float for regression
+    targets: Tensor  # (N,) int64 class indices, (N, K) of `limbeck.data.soft_targets`, or (N, ...) float for regression
     index: Tensor  # (N,) int64, the sample's place in its split
     view: int  # which augmented view of each sample this is
 
@@ -185,6 +185,7 @@ class Setup:
     classes: int
     targets: Tensor  # (n,) int64: the training set's labels, by `Batch.index`
     batch_size: int
+    soft_targets: tuple[str, ...] = ()  # why the batch's targets are (N, K), such as "mixup"; empty: class indices
     teacher_logits: tuple[Tap, ...] = (from_teacher(),)  # one tap per member if the teacher is an ensemble
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.core import LimbeckError
-from limbeck.data import Data, Split, arrays, normalise, split_off
+from limbeck.data import Batches, Data, Split, arrays, normalise, split_off
 from limbeck.data.scaling import measure
 
 
@@ -34,6 +34,21 @@ def features(values, targets=None):
 
 
 # Split
+
+
+def test_samples_without_a_label_stay_in_the_rest_when_a_split_is_divided():
+    split = labelled(6, 6)
+    some = replace(split, targets=split.targets.where(torch.arange(12) > 3, -1))
+    rest, part = split_off(0.5, some, 0)
+    assert len(part) == 4
+    assert int((rest.targets < 0).sum()) == 4
+    assert (part.targets >= 0).all()
+
+
+def test_weights_go_with_their_samples():
+    split = replace(labelled(3, 2), weights=torch.arange(5.0))
+    assert split.select(torch.tensor([4, 1])).weights.tolist() == [4, 1]
+    assert split.digest() != replace(split, weights=torch.ones(5)).digest() != labelled(3, 2).digest()
 
 
 def test_select_takes_the_places_in_the_order_given():
@@ -109,7 +124,7 @@ def test_data_refuses_an_empty_train_or_test_split(name):
 @pytest.mark.parametrize(
     ("inputs", "targets", "message"),
     [
-        (torch.zeros(2, 2, 2), torch.zeros(2, dtype=torch.int64), r"test: inputs have shape \(2, 2, 2\)"),
+        (torch.zeros(2, 2, 2, 2, 2), torch.zeros(2, dtype=torch.int64), r"test: inputs have shape \(2, 2, 2, 2, 2\)"),
         (
             torch.zeros(2, 1, 2, 3),
             torch.zeros(2, dtype=torch.int64),
@@ -357,6 +372,20 @@ def test_arrays_refuses_more_classes_than_training_samples_unless_they_are_named
         assert len(arrays(numpy.zeros((20, 2)), list(labels), classes=[str(label) for label in labels]).classes) == 20
 
 
+def test_arrays_uses_samples_without_a_label_for_training_only_and_counts_them():
+    data = arrays(torch.arange(40.0)[:, None], torch.tensor([0, 1, -1, -1] * 10), validation=2)
+    assert (len(data.train), len(data.validation), len(data.test)) == (34, 2, 4)
+    assert data.classes == ("0", "1")
+    assert int((data.train.targets < 0).sum()) == 20
+    assert data.notes == ("20 of 34 training samples are unlabelled",)
+
+
+def test_arrays_keeps_the_weight_of_each_sample():
+    data = arrays(torch.arange(20.0)[:, None], torch.arange(20) % 2, weights=numpy.arange(20))
+    assert torch.equal(data.train.weights, data.train.inputs[:, 0])
+    assert arrays(torch.zeros(20, 2), torch.arange(20) % 2).train.weights is None
+
+
 def test_arrays_says_which_classes_have_no_training_sample():
     made = arrays(numpy.zeros((40, 2)), [1, 2, 5, 5] * 10)
     assert made.notes == ("3 of 6 classes have no training sample: 0, 3, 4",)
@@ -387,10 +416,32 @@ def test_arrays_differs_by_seed_and_repeats_with_it():
     assert not torch.equal(first, other)
 
 
+def test_signals_have_a_mean_for_each_channel():
+    values = numpy.stack([numpy.zeros((20, 9)), numpy.random.default_rng(0).normal(3, 2, (20, 9))], axis=1)
+    made = arrays(values, numpy.arange(20) % 2, signals=True)
+    assert made.shape == (2, 9)
+    assert made.mean == pytest.approx((0, made.train.inputs[:, 1].double().mean().item()))
+    first = next(iter(Batches(made.train, batch_size=4, seed=0, mean=made.mean, std=made.std).sweep())).inputs
+    expected = (made.train.inputs[:4, 1] - made.mean[1]) / made.std[1]
+    torch.testing.assert_close(first[:, 1], expected)
+    with pytest.raises(LimbeckError, match=r"inputs have shape \(20, 9\); allowed are \(N, C, L\), N samples first"):
+        arrays(values[:, 0], numpy.arange(20) % 2, signals=True)
+
+
+@pytest.mark.parametrize(("kind", "white"), [("uint16", 65_535), ("bool", 1), ("float64", 7)])
+def test_arrays_of_other_types_become_float32_and_those_of_16_bits_are_divided_by_white(kind, white):
+    images = numpy.full((10, 5, 3, 2), white, dtype=kind)
+    made = arrays(images, numpy.arange(10) % 2, normalise=False)
+    assert made.train.inputs.dtype == torch.float32
+    assert made.train.inputs.unique().tolist() == [7 if kind == "float64" else 1]
+    assert made.shape == (5, 3, 2)
+
+
 @pytest.mark.parametrize(
     ("inputs", "targets", "options", "message"),
     [
         (numpy.zeros((4, 2), dtype=numpy.int64), [0] * 4, {}, "inputs are torch.int64; allowed are uint8"),
+        (numpy.zeros((4, 2), dtype=numpy.uint16), [0] * 4, {}, "inputs are torch.uint16; allowed are uint8"),
         (numpy.zeros((4, 8, 8, 3)), [0] * 4, {}, r"looks like \(N, H, W, C\).*transpose\(0, 3, 1, 2\)"),
         (numpy.zeros(4), [0] * 4, {}, r"inputs have shape \(4,\); allowed are"),
         (numpy.float32(1), [0], {}, r"inputs have shape \(\); allowed are"),
@@ -405,7 +456,21 @@ def test_arrays_differs_by_seed_and_repeats_with_it():
             {"classes": "ab"},
             "target nan of sample 1 is not a class index",
         ),
-        (numpy.zeros((4, 2)), [0, -1, 0, 1], {}, "the given arrays: target -1 of sample 1 is not a class"),
+        (
+            numpy.zeros((4, 2)),
+            [0, -2, 0, 1],
+            {},
+            "target -2 of sample 1 is not a class; .* 0 to 1, and -1 for no label",
+        ),
+        (numpy.zeros((4, 2)), [1, -1, 1, -1], {}, "targets are -1 and 1, but -1 means no label; allowed are 0 and 1"),
+        (numpy.zeros((4, 2)), [0, 1] * 2, {"weights": [1, 1]}, r"float32 of shape \(2,\); allowed .* of shape \(4,\)"),
+        (
+            numpy.zeros((4, 2)),
+            [0, 1] * 2,
+            {"weights": [1, 1, -1, 1]},
+            "the given arrays: weight -1.0 of sample 2; allowed are",
+        ),
+        (numpy.zeros((4, 2)), [0, 1] * 2, {"test_set": (numpy.zeros((1, 2)), [-1])}, "target -1 of sample 0 is not a"),
         (numpy.zeros((4, 2)), [0j, 1j, 0j, 1j], {"classes": "ab"}, "targets are torch.complex128, the first"),
         (numpy.zeros((4, 2)), [[0, 1]] * 4, {}, r"one class index a sample; targets.argmax\(1\) converts rows"),
         (numpy.zeros((4, 2)), [0, 2**40, 0, 1], {"classes": "ab"}, "target 1099511627776 of sample 1 is not a class"),

@@ -12,6 +12,7 @@ from limbeck.cache.building import LEFT_FREE
 from limbeck.cache.fingerprint import refuse_difference
 from limbeck.core import TARGETS, LimbeckError, Stage, Tap, Term, from_student, from_teacher
 from limbeck.data import Augment, arrays, load
+from limbeck.data.soft_targets import SoftTargets
 from limbeck.experiment.caching import (
     MOST,
     cached,
@@ -54,6 +55,20 @@ def test_what_is_wanted_is_what_is_read_of_a_teacher_that_rests():
     assert teacher_taps(stages(from_teacher(), from_teacher("2"), TARGETS)) == {from_teacher(), from_teacher("2")}
     assert teacher_taps(stages(TARGETS)) == frozenset()
     assert teacher_taps(stages(from_teacher(), learns=("student", "teacher.head"))) == frozenset()
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0}])
+def test_mixed_inputs_cannot_be_stored(options, tmp_path):
+    soft = SoftTargets(10, **options)
+    assert decided({}, soft=soft).use is False
+    with pytest.raises(LimbeckError, match="mixes the samples of a batch anew in each step, but a store of"):
+        decided({"use": True}, soft=soft)
+    with pytest.raises(LimbeckError, match=r"anew in each step, but teacher.table has one row for each single sample"):
+        soft_label_table(TeacherBlock(table="t.csv"), arrays(torch.rand(9, 2), [0, 1, 2] * 3), training(soft=soft))
+
+
+def test_label_smoothing_does_not_prevent_a_store():
+    assert decided({}, soft=SoftTargets(10, label_smoothing=0.1)).use is True
 
 
 def test_auto_keeps_what_changes_nothing():

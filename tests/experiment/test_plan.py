@@ -13,6 +13,7 @@ from limbeck.api import distill
 from limbeck.connectors import Through, linear
 from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Tap, Term, from_student, from_teacher
 from limbeck.data import Augment, arrays
+from limbeck.data.soft_targets import soft_targets
 from limbeck.evaluate import file_bytes, metrics
 from limbeck.experiment.arms import label_indices
 from limbeck.experiment.events import Job
@@ -59,6 +60,17 @@ def state(module):
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_few_samples_are_taken_from_the_labelled_ones():
+    """Otherwise a term on the labels would seem to have no gradient."""
+    inputs, targets = samples()
+    some = arrays(inputs, targets.where(torch.arange(90) % 9 == 8, -1), classes=("none", "one", "two"))
+    training = replace(TRAINING, soft=soft_targets(some.train, 3))
+    batch = Workspace(some, training, ENGINE).spread(16)
+    assert batch.targets.shape == (16, 3)
+    assert (batch.targets.sum(1) == 1).all()
+    assert torch.equal(batch.targets.argmax(1), some.train.targets[batch.index])
 
 
 def task(setup):
@@ -650,7 +662,7 @@ def test_data_of_one_class_is_refused_before_training():
 
 
 def test_data_that_limbeck_did_not_make_is_refused():
-    with pytest.raises(LimbeckError, match=r"data is a tuple: make it with limbeck\.arrays or limbeck\.load"):
+    with pytest.raises(LimbeckError, match=r"data is a tuple: make it with limbeck\.arrays, \.dataset or \.load"):
         distill(None, nn.Linear(6, 3), samples(), method="alone")
 
 

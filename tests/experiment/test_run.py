@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from limbeck.core import LimbeckError, Stage
@@ -113,7 +114,7 @@ def has_figures(network, *, timed):
 def test_the_result_has_what_applies_to_each_network():
     finish(experiment("seeds=[3,5]"))
     result = result_of("run")
-    assert (result.schema, result.name, result.method, result.seeds) == (2, "tiny", "kd", (3, 5))
+    assert (result.schema, result.name, result.method, result.seeds) == (3, "tiny", "kd", (3, 5))
     shown = (result.teacher, result.student, result.alone)
     assert [one.name for one in shown] == ["teacher/seed3", "kd/seed3", "alone/seed3"]
     assert [(run.arm, run.seed) for run in result.runs] == [
@@ -268,7 +269,7 @@ class Watch:
         self.starts, self.orders, self.states = [], [], []
         really_run = fit_module.run
 
-        def run(stages, networks, batches, engine, *, store=None, state=None):
+        def run(stages, networks, batches, engine, **more):
             self.starts.append({name: value.clone() for name, value in networks["student"].state_dict().items()})
             self.states.append(torch.get_rng_state())
             order = []
@@ -288,7 +289,7 @@ class Watch:
                 def example_inputs(self):
                     return batches.example_inputs()
 
-            yield from really_run(stages, networks, Seen(), engine, store=store, state=state)
+            yield from really_run(stages, networks, Seen(), engine, **more)
 
         monkeypatch.setattr(fit_module, "run", run)
 
@@ -504,6 +505,47 @@ def test_an_interrupted_run_is_resumed_to_the_same_bits(monkeypatch, whole, epoc
     assert (str(started[0].job), started[0].done > 0) == (job, True)
     assert [event.done for event in started[1:]] == [0] * (len(started) - 1)
     assert sum(isinstance(event, Trained) and str(event.job) == job for event in resumed) == left
+
+
+MIXED = ("train.mixup=0.2", "train.label_smoothing=0.1", "train.balanced=true", "teacher.train.mixup=1.0")
+
+
+@pytest.mark.parametrize("epochs", [2, 5, 8])
+def test_a_run_with_mixed_inputs_is_resumed_to_the_same_bits(monkeypatch, epochs):
+    monkeypatch.setattr("limbeck.experiment.folder.CHECKPOINT_SHARE", 1e9)  # a checkpoint after every epoch
+    finish(experiment(*MIXED, folder="whole"))
+    stop_after(experiment(*MIXED), epochs)
+    finish(experiment(*MIXED, resume=True))
+    assert same_runs("run", "whole")
+
+
+def test_mixing_changes_the_students_and_the_teacher_is_not_stored():
+    finish(experiment(folder="plain"))
+    mixed = experiment("train.mixup=0.2")
+    finish(mixed)
+    assert (experiment(folder="other").recipe.cache.use, mixed.recipe.cache.use) == (True, False)
+    assert result_of("run").teacher.test == result_of("plain").teacher.test
+    for name in ("alone", "kd"):
+        weights = [load_file(Path(folder, name, "seed0", "student.safetensors")) for folder in ("plain", "run")]
+        assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_run_with_unlabelled_images_counts_them_and_measures_labelled_ones():
+    for name, shade in (("dark", 40), ("light", 200), ("more", 120)):
+        Path("photos", name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("L", (4, 4), shade + number).save(f"photos/{name}/{number}.png")
+    source = "{source: folder, path: photos, unlabelled: more, validation: 4}"
+    trial = experiment(f"data={source}", "train.batch_size=4")
+    finish(trial)
+    result = result_of("run")
+    assert "20 of 48 training samples are unlabelled" in result.notes
+    assert (result.student.test.samples, result.student.validation.samples) == (8, 4)
+    assert all(math.isfinite(line["loss"]) for line in lines_of("run"))
+    with pytest.raises(LimbeckError, match="dkd needs the class index of each training sample"):
+        experiment(f"data={source}", "method=dkd", folder="other")
+    with pytest.raises(LimbeckError, match="balanced draws samples by their class, but 20 samples are unlabelled"):
+        experiment(f"data={source}", "train.balanced=true", folder="other")
 
 
 @pytest.mark.parametrize("epochs", [2, 5, 11])

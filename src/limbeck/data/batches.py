@@ -1,6 +1,7 @@
 """The batches of one split, from memory or from disk."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from limbeck.data.dividing import batch_sizes
 from limbeck.data.images import Images
 from limbeck.data.keys import Purpose, key
 from limbeck.data.scaling import coefficients, scaled
+from limbeck.data.soft_targets import SoftTargets
 from limbeck.data.split import Split
 from limbeck.data.streaming import Stream
 from limbeck.data.views import NONE, Augment, change, check, draws
@@ -28,6 +30,8 @@ class Batches:
     With ``shuffle``, the order is a pure function of (seed, epoch), every image is augmented as view number ``epoch``
     (with ``views``, ``epoch % views``), and a last batch of a single sample is left out, because BatchNorm cannot train
     on it; which one changes from epoch to epoch. Without ``shuffle``, all samples come in order, unchanged, as view 0.
+    With ``balanced``, an epoch has the same number of samples, each class the same number up to one, so that samples
+    are left out or repeated; a sample that is repeated in an epoch has the same view.
     In every pass in order, the last two batches share evenly if one sample would be left
     (`limbeck.data.dividing.batch_sizes`).
 
@@ -49,10 +53,13 @@ class Batches:
         device: the device of the batches.
         views: number of views, at least 1; None: one view an epoch.
         view_seed: of the views; None: ``seed``.
+        soft: makes the targets (N, K), and with ``shuffle`` mixes each batch; a pure function of (seed, epoch, place of
+            the batch in the order). None: targets are class indices.
+        balanced: draw each class equally often, see above.
 
     Raises:
-        LimbeckError: mean or std do not fit; shuffling leaves no batch; the inputs cannot be augmented so. In a pass:
-            an image on disk cannot be read.
+        LimbeckError: mean or std do not fit; shuffling leaves no batch; the inputs cannot be augmented or mixed so;
+            ``balanced``, but a sample is unlabelled. In a pass: an image on disk cannot be read.
     """
 
     def __init__(
@@ -68,6 +75,8 @@ class Batches:
         device: torch.device | str = "cpu",
         views: int | None = None,
         view_seed: int | None = None,
+        soft: SoftTargets | None = None,
+        balanced: bool = False,
     ) -> None:
         if shuffle and len(split) == 1 < batch_size:
             raise LimbeckError(
@@ -75,10 +84,17 @@ class Batches:
             )
         if shuffle and augment != NONE:  # an error here comes before the first epoch
             check(split.inputs.shape, augment)
+        if soft is not None:
+            soft.check(split)
+        unlabelled = int((split.targets < 0).sum()) if balanced else 0
+        if unlabelled:
+            raise LimbeckError(f"balanced draws samples by their class, but {unlabelled:,} samples are unlabelled")
         self.samples = len(split) - (shuffle and len(split) % batch_size == 1)
         self._batch_size, self._shuffle, self._augment = batch_size, shuffle, augment
         self._seed, self._view_seed, self._views = seed, seed if view_seed is None else view_seed, views
         self._device, self._targets = torch.device(device), split.targets.to(device)
+        self._soft, self._balanced = soft, balanced
+        self._weights = None if split.weights is None else split.weights.to(device)
         self._scaling = coefficients(split.inputs, mean, std, device=self._device)
         self._inputs = split.inputs
         self._read: Callable[[Tensor, int | None], Iterator[Tensor]]  # an order and a view to raw batches
@@ -95,7 +111,10 @@ class Batches:
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, counted from 0."""
         view = epoch if self._views is None else epoch % self._views
-        return self._pass(self._order(epoch)[: self.samples], view if self._shuffle else None)
+        batches = self._pass(self._order(epoch)[: self.samples], view if self._shuffle else None)
+        if self._shuffle and self._soft is not None and self._soft.mixing:
+            return map(functools.partial(self._soft.mixed, self._seed, epoch), itertools.count(), batches)
+        return batches
 
     def sweep(self) -> Iterator[Batch]:
         """Every sample once, in order, unchanged and as view 0."""
@@ -133,7 +152,10 @@ class Batches:
             if numbers is not None:
                 inputs = change(inputs, numbers[:, start:stop], options=self._augment)
             index = there[start:stop]
-            several = Batch(scaled(inputs, self._scaling), self._targets.index_select(0, index), index, view or 0)
+            targets = self._targets.index_select(0, index)
+            if self._soft is not None:
+                targets = self._soft.rows(targets, None if self._weights is None else self._weights[index])
+            several = Batch(scaled(inputs, self._scaling), targets, index, view or 0)
             yield from _parts(several, sizes)
             start = stop
 
@@ -141,7 +163,19 @@ class Batches:
         if not self._shuffle:
             return torch.arange(len(self._targets))
         generator = torch.Generator().manual_seed(key(Purpose.ORDER, self._seed, epoch))
-        return torch.randperm(len(self._targets), generator=generator)
+        order = torch.randperm(len(self._targets), generator=generator)
+        return _balanced(order, self._targets.cpu(), generator) if self._balanced else order
+
+
+def _balanced(order: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    """As many samples as the order has, (N,), each class equally often up to one, each sample of a class too."""
+    by_class = order[torch.argsort(targets[order], stable=True)]
+    _, sizes = torch.unique(targets, return_counts=True)
+    starts = sizes.cumsum(0) - sizes
+    places = torch.arange(len(order))
+    label = torch.randperm(len(sizes), generator=generator)[places % len(sizes)]
+    chosen = by_class[starts[label] + places // len(sizes) % sizes[label]]
+    return chosen[torch.randperm(len(order), generator=generator)]
 
 
 def _parts(batch: Batch, sizes: Iterator[int]) -> Iterator[Batch]:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from limbeck.core import LimbeckError
-from limbeck.data.dividing import split_off
+from limbeck.data.dividing import limited
 from limbeck.data.images import Images
-from limbeck.data.scaling import channels, counts, measure, moments
+from limbeck.data.scaling import channels, counts, measure, moments, moments_of_sums, sums
 from limbeck.data.split import Data, Split
 from limbeck.data.streaming import Decoder, Wanted
 from limbeck.data.transforms import make_transform
@@ -39,7 +39,7 @@ def build(
     """
     count = channels(train.inputs)
     data = Data(train, validation, test, classes, (0.0,) * count, (1.0,) * count, {**origins})
-    data = replace(data, notes=(*notes, *_empty_classes(data)))
+    data = replace(data, notes=(*notes, *_unlabelled(data), *_empty_classes(data)))
     if isinstance(train.inputs, Images):
         return _looked_at(data, train.inputs, normalise)
     if not normalise:
@@ -48,9 +48,15 @@ def build(
     return replace(data, mean=mean, std=std)
 
 
+def _unlabelled(data: Data) -> list[str]:
+    """A note that counts the training samples without a label."""
+    count = int((data.train.targets < 0).sum())
+    return [f"{count:,} of {len(data.train):,} training samples are unlabelled"] if count else []
+
+
 def _empty_classes(data: Data) -> list[str]:
     """A note that names the classes without a training sample."""
-    counted = torch.bincount(data.train.targets, minlength=len(data.classes))
+    counted = torch.bincount(data.train.targets[data.train.targets >= 0], minlength=len(data.classes))
     empty = [data.classes[place] for place in torch.nonzero(counted == 0).flatten().tolist()]
     if not empty:
         return []
@@ -64,8 +70,9 @@ def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
         make_transform(images.transform, images.size, images.code)  # an error here comes before the images are decoded
     parts = (data.train, data.validation, data.test)
     seen = [_look(part) for part in parts]
-    kept = 1 if all(grey for grey, _ in seen) else images.channels
-    mean, std = moments(seen[0][1][:kept]) if normalise else ((0.0,) * kept, (1.0,) * kept)
+    kept = 1 if images.channels == 3 and all(grey for grey, _ in seen) else images.channels
+    summary = moments_of_sums if images.deep else moments
+    mean, std = summary(seen[0][1][:kept]) if normalise else ((0.0,) * kept, (1.0,) * kept)
     train, validation, test = (_with_channels(part, kept) for part in parts)
     if images.transform is not None:
         _, problem = Decoder(replace(images, channels=kept), seed=0)[Wanted(images.names[:1], [0], 0)]
@@ -75,13 +82,14 @@ def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
 
 
 def _look(split: Split) -> tuple[bool, Tensor]:
-    """Whether the decoded images of a split are all grey, and the count of each value in each channel, (C, 256)."""
-    few = split_off(min(_LOOKED_AT, len(split)), split, 0)[1]
-    grey, counted = True, torch.zeros(channels(split.inputs), 256, dtype=torch.int64)
+    """Whether the decoded images of a split are all grey, and their `counts`; of floats, their `sums`."""
+    few = limited(split, _LOOKED_AT, 0)
+    count = counts if split.inputs.dtype == torch.uint8 else sums
+    grey, counted = True, count(torch.empty(0, *split.inputs.shape[1:], dtype=split.inputs.dtype))
     for index in torch.split(torch.arange(len(few)), _AT_ONCE):
         pixels = few.inputs[index]
         grey = grey and torch.equal(pixels, pixels[:, :1].expand_as(pixels))
-        counted += counts(pixels)
+        counted += count(pixels)
     return grey, counted
 
 

@@ -7,14 +7,19 @@ from limbeck.core import LimbeckError
 from limbeck.data.images import Inputs
 
 
-def check_samples(name: str, inputs: Inputs, targets: Tensor, *, shape: tuple[int, ...], classes: int) -> None:
-    """Check the samples of the split ``name``: inputs (N, C, H, W) or (N, D) and targets (N,), class indices.
+def check_samples(
+    name: str, inputs: Inputs, targets: Tensor, *, shape: tuple[int, ...], classes: int, unlabelled: bool
+) -> None:
+    """Check a split: inputs (N, C, H, W), (N, C, L) or (N, D), and targets (N,), which are class indices.
+
+    With ``unlabelled``, a target may also be -1, which means no label.
 
     Raises:
         LimbeckError: a shape, a type, a length or a value does not fit.
     """
-    if inputs.dim() not in (2, 4):
-        raise LimbeckError(f"{name}: inputs have shape {tuple(inputs.shape)}; allowed are (N, C, H, W) and (N, D)")
+    if inputs.dim() not in (2, 3, 4):
+        allowed = "(N, C, H, W), (N, C, L) and (N, D)"
+        raise LimbeckError(f"{name}: inputs have shape {tuple(inputs.shape)}; allowed are {allowed}")
     if tuple(inputs.shape[1:]) != shape:
         raise LimbeckError(f"{name}: a sample has shape {tuple(inputs.shape[1:])}; allowed is that of train, {shape}")
     if inputs.dtype != torch.uint8 and not inputs.dtype.is_floating_point:
@@ -25,14 +30,28 @@ def check_samples(name: str, inputs: Inputs, targets: Tensor, *, shape: tuple[in
         )
     if len(inputs) != len(targets):
         raise LimbeckError(f"{name}: {len(inputs)} inputs, but {len(targets)} targets; allowed is the same number")
-    wrong = torch.nonzero((targets < 0) | (targets >= classes)).flatten()
+    wrong = torch.nonzero((targets < -unlabelled) | (targets >= classes)).flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        allowed = f"allowed are 0 to {classes - 1}" + ", and -1 for no label" * unlabelled
+        raise LimbeckError(f"{name}: target {int(targets[first])} of sample {first} is not a class; {allowed}")
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        _check_finite(name, inputs)
+
+
+def check_weights(name: str, weights: Tensor | None, samples: int) -> None:
+    """Raise LimbeckError unless there is one finite weight of at least 0 for each sample, or None."""
+    if weights is None:
+        return
+    if weights.shape != (samples,) or weights.dtype != torch.float32:
+        got = f"{weights.dtype} of shape {tuple(weights.shape)}"
+        raise LimbeckError(f"{name}: weights are {got}; allowed is torch.float32 of shape ({samples},)")
+    wrong = torch.nonzero(~((weights >= 0) & weights.isfinite())).flatten()
     if len(wrong):
         first = int(wrong[0])
         raise LimbeckError(
-            f"{name}: target {int(targets[first])} of sample {first} is not a class; allowed are 0 to {classes - 1}"
+            f"{name}: weight {weights[first].item()} of sample {first}; allowed are finite numbers from 0"
         )
-    if isinstance(inputs, Tensor) and inputs.is_floating_point():
-        _check_finite(name, inputs)
 
 
 def _check_finite(name: str, inputs: Tensor) -> None:

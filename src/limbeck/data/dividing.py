@@ -1,6 +1,7 @@
 """Divide a split at random, evenly over the classes, and samples into batches."""
 
 import torch
+from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.keys import Purpose, key
@@ -10,8 +11,11 @@ from limbeck.data.split import Split
 def split_off(count_or_fraction: float, split: Split, seed: int) -> tuple[Split, Split]:
     """Divide a split at random, each class as evenly as possible; both parts keep the order of the samples.
 
+    Samples without a label stay in the rest.
+
     Args:
-        count_or_fraction: the size of the part: a count if int, a share in [0, 1) if float (rounded).
+        count_or_fraction: the size of the part: a count if int, a share in [0, 1) of the labelled samples if float
+            (rounded).
         split: what to divide.
         seed: the same seed gives the same division; torch's global generator is not used.
 
@@ -21,21 +25,36 @@ def split_off(count_or_fraction: float, split: Split, seed: int) -> tuple[Split,
     Raises:
         LimbeckError: the count or the share is out of range.
     """
-    total = len(split)
-    count = _count(count_or_fraction, total)
-    sizes = torch.bincount(split.targets)
+    labelled = torch.nonzero(split.targets >= 0).flatten()
+    chosen = torch.zeros(len(split), dtype=torch.bool)
+    count = _count(count_or_fraction, len(labelled))
+    chosen[labelled] = _evenly(split.targets[labelled], count, seed)
+    return split.select(torch.nonzero(~chosen).flatten()), split.select(torch.nonzero(chosen).flatten())
+
+
+def limited(split: Split, count: int, seed: int) -> Split:
+    """At most so many samples of a split, chosen as by `split_off`; those without a label count as a class."""
+    if count >= len(split):
+        return split
+    return split.select(torch.nonzero(_evenly(split.targets + 1, count, seed)).flatten())
+
+
+def _evenly(targets: Tensor, count: int, seed: int) -> Tensor:
+    """Whether each sample is chosen, (N,) bool, for a number of samples, each class as evenly as possible."""
+    total = len(targets)
+    sizes = torch.bincount(targets)
     quotas, remainders = sizes * count // max(total, 1), sizes * count % max(total, 1)
     missing = count - int(quotas.sum())
     quotas[torch.argsort(remainders, descending=True, stable=True)[:missing]] += 1
 
     generator = torch.Generator().manual_seed(key(Purpose.SPLIT, seed))
     shuffled = torch.randperm(total, generator=generator)
-    by_class = shuffled[torch.argsort(split.targets[shuffled], stable=True)]
-    labels = split.targets[by_class]
+    by_class = shuffled[torch.argsort(targets[shuffled], stable=True)]
+    labels = targets[by_class]
     rank = torch.arange(total) - (sizes.cumsum(0) - sizes)[labels]
     chosen = torch.zeros(total, dtype=torch.bool)
     chosen[by_class] = rank < quotas[labels]
-    return split.select(torch.nonzero(~chosen).flatten()), split.select(torch.nonzero(chosen).flatten())
+    return chosen
 
 
 def _count(count_or_fraction: float, total: int) -> int:

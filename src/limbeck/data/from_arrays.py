@@ -1,6 +1,7 @@
 """Data from arrays of the user."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.building import build
-from limbeck.data.checking import check_samples
+from limbeck.data.checking import check_samples, check_weights
 from limbeck.data.dividing import in_words, part_of_train, split_off
 from limbeck.data.split import Data, Split
 
@@ -27,49 +28,66 @@ def arrays(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     normalise: bool = True,
+    weights: "Values | None" = None,
+    signals: bool = False,
 ) -> Data:
     """Make a data set from numpy arrays or tensors: copy, check and split them at random, evenly over the classes.
 
     Args:
-        inputs: images (N, C, H, W), or (N, H, W) which get one channel, or features (N, D). uint8 (pixels 0..255)
-            stays uint8, any floating type becomes float32.
+        inputs: images (N, C, H, W), or (N, H, W) which get one channel, features (N, D), or signals (N, C, L). uint8
+            (pixels 0..255) stays uint8, uint16 (pixels 0..65,535) becomes float32 in [0, 1], any floating type and bool
+            become float32.
         targets: (N,) class indices from 0, integers or bool. Floats are class indices only if ``classes`` is given and
-            all of them are whole numbers.
+            all of them are whole numbers. -1 is a sample without a label: it is used for training only.
         test: size of the test split: a share in [0, 1) if float, a count if int. Not used with ``test_set``.
         validation: likewise of the validation split, of the samples that are left after the test split; may be 0.
         test_set: inputs and targets of the test split, if it is given separately.
         classes: the classes' names in the order of their indices; by default "0", "1", ...
         seed: of the splits.
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
+        weights: (N,) numbers from 0, the weight of each training sample in the hard loss, which is then a weighted
+            mean; the metrics are not weighted.
+        signals: the inputs are signals (N, C, L) and not images (N, H, W).
 
     Raises:
         LimbeckError: a type, shape, length or value does not fit, or a split cannot be that large; or there are more
             classes than training samples and ``classes`` is not given.
     """
-    samples = _samples(inputs, targets, classes)
+    samples = _samples(inputs, targets, classes, signals, unlabelled=True)
+    if weights is not None:
+        samples = replace(samples, weights=_tensor(weights, "weights").float())
+        check_weights("the given arrays", samples.weights, len(samples))
     origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed)}
     if test_set is None:
         highest = _highest(samples)
-        _check_number(highest, len(samples), classes)
+        check_number(highest, len(samples), classes)
         samples, held_out = split_off(test, samples, seed)
         origins["test"] = f"{in_words(test)} of the given samples, evenly over the classes, seed {seed}"
     else:
-        held_out = _samples(*test_set, classes)
+        held_out = _samples(*test_set, classes, signals, unlabelled=False)
         highest = max(_highest(samples), _highest(held_out))
-        _check_number(highest, len(samples), classes)
+        check_number(highest, len(samples), classes)
     rest, part = split_off(validation, samples, seed)
-    _check_number(highest, len(rest), classes)
+    check_number(highest, len(rest), classes)
     if test_set is None or len(part):
         origins["train"] = "the remaining given samples"
     names = tuple(classes) if classes is not None else tuple(str(number) for number in range(highest + 1))
     return build(train=rest, validation=part, test=held_out, classes=names, normalise=normalise, origins=origins)
 
 
-def _samples(inputs: Values, targets: Values, classes: Sequence[str] | None) -> Split:
-    samples = Split(_inputs(inputs), _targets(targets, classes))
+def _samples(
+    inputs: Values, targets: Values, classes: Sequence[str] | None, signals: bool, *, unlabelled: bool
+) -> Split:
+    samples = Split(checked_inputs(_tensor(inputs, "inputs"), signals), _targets(targets, classes))
     count = _highest(samples) + 1 if classes is None else len(classes)
-    shape = tuple(samples.inputs.shape[1:])
-    check_samples("the given arrays", samples.inputs, samples.targets, shape=shape, classes=count)
+    check_samples(
+        "the given arrays",
+        samples.inputs,
+        samples.targets,
+        shape=tuple(samples.inputs.shape[1:]),
+        classes=count,
+        unlabelled=unlabelled,
+    )
     return samples
 
 
@@ -77,8 +95,12 @@ def _highest(samples: Split) -> int:
     return int(samples.targets.max()) if len(samples) else -1
 
 
-def _check_number(highest: int, samples: int, classes: Sequence[str] | None) -> None:
-    """Refuse values that cannot be class indices, such as years, before each gets a class name."""
+def check_number(highest: int, samples: int, classes: Sequence[str] | None) -> None:
+    """Refuse values that cannot be class indices, such as years, before each gets a class name.
+
+    Raises:
+        LimbeckError: there are more classes than training samples, and their names are not given.
+    """
     if classes is None and highest >= samples > 0:
         raise LimbeckError(
             f"targets up to {highest} are {highest + 1:,} classes, but there are {samples:,} training samples: class "
@@ -98,16 +120,25 @@ def _tensor(values: Values, what: str) -> Tensor:
         ) from error
 
 
-def _inputs(values: Values) -> Tensor:
-    inputs = _tensor(values, "inputs")
-    if inputs.dtype != torch.uint8:
-        if not inputs.is_floating_point():
+def checked_inputs(inputs: Tensor, signals: bool) -> Tensor:
+    """The inputs with the type and the dimensions that `limbeck.data.Split` has.
+
+    Raises:
+        LimbeckError: the type or the shape does not fit.
+    """
+    if inputs.dtype == torch.uint16 and inputs.dim() > 2:
+        inputs = inputs.float() / 65_535
+    elif inputs.dtype != torch.uint8:
+        if not inputs.is_floating_point() and inputs.dtype != torch.bool:
             raise LimbeckError(
-                f"inputs are {inputs.dtype}; allowed are uint8 (pixels 0..255) and floating types: "
-                "convert with inputs.astype('uint8') or inputs.astype('float32')"
+                f"inputs are {inputs.dtype}; allowed are uint8 (pixels 0..255), uint16 images (0..65535), bool and "
+                "floating types: convert with inputs.astype('uint8') or inputs.astype('float32')"
             )
         inputs = inputs.float()
-    if inputs.dim() == 3:
+    if inputs.dim() not in ((3,) if signals else (2, 3, 4)):
+        allowed = "(N, C, L)" if signals else "(N, C, H, W), (N, H, W) and (N, D), or (N, C, L) with signals=True"
+        raise LimbeckError(f"inputs have shape {tuple(inputs.shape)}; allowed are {allowed}, N samples first")
+    if inputs.dim() == 3 and not signals:
         inputs = inputs[:, None]
     if inputs.dim() == 4 and inputs.shape[3] in (1, 3, 4) and inputs.shape[1] == inputs.shape[2] > 4:
         raise LimbeckError(
@@ -118,7 +149,15 @@ def _inputs(values: Values) -> Tensor:
 
 
 def _targets(values: Values, classes: Sequence[str] | None) -> Tensor:
-    targets = _tensor(values, "targets")
+    return checked_targets(_tensor(values, "targets"), classes)
+
+
+def checked_targets(targets: Tensor, classes: Sequence[str] | None) -> Tensor:
+    """The targets as class indices (N,) int64.
+
+    Raises:
+        LimbeckError: a target is not a class index.
+    """
     if targets.dim() != 1:
         one_hot = "; targets.argmax(1) converts rows with one value a class" if targets.dim() == 2 else ""
         raise LimbeckError(
@@ -138,4 +177,6 @@ def _targets(values: Values, classes: Sequence[str] | None) -> Tensor:
         raise LimbeckError(
             f"target {targets[first].item()} of sample {first} is not a class index; allowed are whole numbers"
         )
+    if set(whole.tolist()) == {-1, 1}:
+        raise LimbeckError("targets are -1 and 1, but -1 means no label; allowed are 0 and 1: (targets + 1) // 2")
     return whole

@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     FLIP = 5
     CUTOUT = 6
     TRANSFORM = 7
+    MIX = 8
 
 
 def mix(word: Word) -> Word:

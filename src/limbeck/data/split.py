@@ -8,7 +8,7 @@ import xxhash
 from torch import Tensor
 
 from limbeck.core import LimbeckError
-from limbeck.data.checking import check_samples
+from limbeck.data.checking import check_samples, check_weights
 from limbeck.data.images import Images, Inputs
 from limbeck.data.scaling import check_scaling
 
@@ -19,9 +19,10 @@ _CHUNK = 1024  # samples whose bytes are hashed at a time
 class Split:
     """A set of labelled samples, in memory, or on disk if the inputs are `Images`."""
 
-    inputs: Inputs  # (N, C, H, W) uint8, or floating (N, C, H, W) or (N, D)
-    targets: Tensor  # (N,) int64 class indices
+    inputs: Inputs  # (N, C, H, W), (N, C, L) or (N, D), uint8 or floating
+    targets: Tensor  # (N,) int64 class indices; -1 for a training sample without a label
     names: tuple[str, ...] | None = None  # of the files, such as train/cat/1.jpg; None if there are no files
+    weights: Tensor | None = None  # (N,) float32, of the samples in the hard loss; None: all are equal
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -30,7 +31,8 @@ class Split:
         """A copy of the samples at these places, (M,) int64, in this order; of images on disk, of their names."""
         inputs = self.inputs.select(index) if isinstance(self.inputs, Images) else self.inputs[index]
         names = None if self.names is None else tuple(self.names[place] for place in index.tolist())
-        return Split(inputs, self.targets[index], names)
+        weights = None if self.weights is None else self.weights[index]
+        return Split(inputs, self.targets[index], names, weights)
 
     def without(self, classes: Iterable[int]) -> "Split":
         """All samples except those of these classes; the other class indices do not change."""
@@ -47,16 +49,17 @@ class Split:
     def digest(self) -> str:
         """A hash of the samples (xxh3_128, 32 hexadecimal digits), the same on every machine.
 
-        In memory, it covers the type, shape and bytes of inputs and targets, and not ``names``. On disk, it covers the
-        targets, the names and sizes of the files, the first 4 KiB of each file, the channels, height and width of the
-        decoded images, and the transform: its name, and the bytes of its file when it was loaded. It does not cover the
-        rest of a file, what a transform's file imports, or the versions of Pillow and torchvision.
+        It covers the targets and weights. In memory, it covers the type, shape and bytes of the inputs, and not
+        ``names``. On disk, it covers the names and sizes of the files, the first 4 KiB of each file, the channels,
+        height and width of the decoded images, and the transform: its name, and the bytes of its file when it was
+        loaded. It does not cover the rest of a file, what a transform's file imports, or the versions of Pillow and
+        torchvision.
 
         Raises:
             LimbeckError: a file cannot be read.
         """
         found = xxhash.xxh3_128()
-        for part in (self.targets, self.inputs):
+        for part in (self.targets, self.inputs, *(() if self.weights is None else (self.weights,))):
             for piece in part.fingerprint() if isinstance(part, Images) else _bytes(part):
                 found.update(piece)
         return found.hexdigest()
@@ -91,7 +94,15 @@ class Data:
 
     def __post_init__(self) -> None:
         for name, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):
-            check_samples(name, split.inputs, split.targets, shape=self.shape, classes=len(self.classes))
+            check_samples(
+                name,
+                split.inputs,
+                split.targets,
+                shape=self.shape,
+                classes=len(self.classes),
+                unlabelled=name == "train",
+            )
+            check_weights(name, split.weights, len(split))
             if name != "validation" and not len(split):
                 raise LimbeckError(f"the {name} split is empty; allowed are one sample and more")
         check_scaling(self.train.inputs, self.mean, self.std)

@@ -69,8 +69,8 @@ def decide(
         transformed: whether the data has a transform that gives different views.
 
     Raises:
-        LimbeckError: a store is required, but the method does not read the teacher, or trains it; there are several
-            views, but the training does not augment; a format does not fit a tap.
+        LimbeckError: a store is required, but the method does not read the teacher, or trains it, or the training mixes
+            inputs; there are several views, but the training does not augment; a format does not fit a tap.
     """
     if block.use is False:
         return block
@@ -78,10 +78,12 @@ def decide(
     same = training.augment == NO_AUGMENTATION and not transformed
     size = samples * sum(math.prod(shape(tap)) for tap in taps) * 4
     if block.use == "auto":
-        pays = bool(taps) and same and epochs > 1 and size <= min(MOST, free - LEFT_FREE)
+        mixes = training.soft is not None and training.soft.mixing
+        pays = bool(taps) and same and not mixes and epochs > 1 and size <= min(MOST, free - LEFT_FREE)
         return block.model_copy(update={"use": True, "views": 1, "dtype": "float32"} if pays else {"use": False})
     if not taps:
         raise LimbeckError("cache: the method does not read the teacher, or trains it, so nothing can be stored")
+    refuse_mixing(training, "a store of the teacher's outputs")
     if same and (block.views or 1) > 1:
         raise LimbeckError(f"cache.views is {block.views}, but nothing is augmented, so all views are the same: use 1")
     views = block.views or (1 if same else min(VIEWS, max(stage.epochs for stage in stages)))
@@ -90,6 +92,15 @@ def decide(
     for tap, form in formats(decided, taps).items():
         parts_of(form, shape(tap))
     return decided
+
+
+def refuse_mixing(training: Training, what: str) -> None:
+    """Raise LimbeckError if the inputs of the student are mixed, because what is stored has one row a sample."""
+    if training.soft is not None and training.soft.mixing:
+        raise LimbeckError(
+            f"{training.soft.mixing} mixes the samples of a batch anew in each step, but {what} has one row for each "
+            f"single sample: leave out {training.soft.mixing}, or compute the teacher's outputs during training"
+        )
 
 
 def formats(block: CacheBlock, taps: frozenset[Tap]) -> dict[Tap, Format]:
@@ -163,10 +174,12 @@ def soft_label_table(block: TeacherBlock, data: Data, training: Training) -> Tab
     """The rows of a teacher that is a table of soft labels; None if the teacher is a network.
 
     Raises:
-        LimbeckError: the data has no files; the table cannot be read, or has no row for a file.
+        LimbeckError: the data has no files; the table cannot be read, or has no row for a file; the training mixes
+            inputs.
     """
     if block.table is None:
         return None
+    refuse_mixing(training, "teacher.table")
     names = data.train.without(training.exclude).names
     if names is None:
         raise LimbeckError("teacher.table has a row for each file, but the data has no files: use the source folder")

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from limbeck.core import Batch, LimbeckError, MakeOptimizer, Schedule
 from limbeck.data import Augment, Batches, Data, Split, normalise
+from limbeck.data.soft_targets import SoftTargets
 from limbeck.train.engine import Engine
+from limbeck.train.regime import PLAIN, Regime
 
 NO_AUGMENTATION = Augment()
 
@@ -29,6 +32,9 @@ class Training:
     exclude: tuple[int, ...] = ()
     views: int | None = None
     view_seed: int | None = None
+    soft: SoftTargets | None = None  # None: the targets are class indices
+    balanced: bool = False
+    regime: Regime = PLAIN
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
@@ -47,6 +53,8 @@ def training_batches(data: Data, training: Training, *, seed: int, engine: Engin
         augment=training.augment,
         views=training.views,
         view_seed=training.view_seed,
+        soft=training.soft,
+        balanced=training.balanced,
         device=engine.device,
     )
 
@@ -69,14 +77,24 @@ class Workspace:
         return training_batches(self.data, self.training, seed=seed, engine=self.engine)
 
     def spread(self, count: int) -> Batch:
-        """So many training samples, spread evenly over the training set, not augmented, on the device."""
+        """So many training samples, spread evenly over the labelled ones (over all if none is), on the device.
+
+        They are neither augmented nor mixed.
+        """
         split, device = self.samples, self.engine.device
-        index = torch.arange(count) * len(split) // count
-        inputs = normalise(split.inputs[index], self.data.mean, self.data.std).to(device)
-        return Batch(inputs, split.targets[index].to(device), index.to(device), 0)
+        labelled = torch.nonzero(split.targets >= 0).flatten()
+        places = labelled if len(labelled) else torch.arange(len(split))
+        batch = _batch(self.data, split, places[torch.arange(count) * len(places) // count], self.training.soft)
+        return Batch(batch.inputs.to(device), batch.targets.to(device), batch.index.to(device), 0)
 
 
-def example_batch(data: Data, most: int = 2) -> Batch:
-    """The first training samples, not augmented, to try networks on."""
-    index = torch.arange(min(most, len(data.train)))
-    return Batch(normalise(data.train.inputs[index], data.mean, data.std), data.train.targets[index], index, 0)
+def example_batch(data: Data, most: int = 2, soft: SoftTargets | None = None) -> Batch:
+    """The first training samples, neither augmented nor mixed, to try networks on."""
+    return _batch(data, data.train, torch.arange(min(most, len(data.train))), soft)
+
+
+def _batch(data: Data, split: Split, index: Tensor, soft: SoftTargets | None) -> Batch:
+    targets = split.targets[index]
+    if soft is not None:
+        targets = soft.rows(targets, None if split.weights is None else split.weights[index])
+    return Batch(normalise(split.inputs[index], data.mean, data.std), targets, index, 0)

@@ -1,5 +1,6 @@
 """Training the student without a teacher: the baseline of every comparison."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,11 +11,17 @@ from limbeck.methods.about import About
 def hard_loss(student: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy with the labels at T = 1, averaged over the batch.
 
+    With targets (N, K) it is the mean weighted by the sum of each row, and 0 if all rows are 0, as of a batch without
+    labels; see `limbeck.data.soft_targets.SoftTargets`.
+
     Args:
         student: logits (N, K).
-        targets: class indices (N,), int64.
+        targets: class indices (N,), int64; or probabilities times the weight of the sample, (N, K) floating.
     """
-    return F.cross_entropy(student, targets)
+    if targets.dim() == 1:
+        return F.cross_entropy(student, targets)
+    whole = F.cross_entropy(student, targets.to(student.dtype), reduction="sum")
+    return whole / targets.sum().clamp(min=torch.finfo(targets.dtype).tiny)
 
 
 def alone(setup: Setup, *, student_layer: str = "") -> tuple[Stage, ...]:

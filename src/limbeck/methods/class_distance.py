@@ -10,7 +10,7 @@ from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Sweep, Tap, Term, 
 from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.mimic import mimic
-from limbeck.methods.shared import check_above_zero, check_at_least, stage_epochs
+from limbeck.methods.shared import check_above_zero, check_at_least, class_indices, stage_epochs
 
 PAPER = Paper(
     "Kim, Kim", "Transferring Knowledge to Smaller Network with Class-Distance Loss", 2017, venue="ICLR workshop"
@@ -165,8 +165,10 @@ def class_distance(
         adapter: see `mimic`.
 
     Raises:
-        LimbeckError: the training set has fewer than two classes; an option is out of range; any error of `mimic`.
+        LimbeckError: the training set has fewer than two classes; the targets are not class indices; an option is out
+            of range; any error of `mimic`.
     """
+    class_indices(setup, "class_distance")
     if len(torch.unique(setup.targets)) < 2:
         raise LimbeckError("the training set has only one class: class_distance needs at least two")
     check_above_zero("phi", phi)

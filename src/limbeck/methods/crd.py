@@ -11,7 +11,7 @@ from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, weight
 from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
 from limbeck.methods.kd import label_terms
-from limbeck.methods.shared import check_above_zero, check_at_least
+from limbeck.methods.shared import check_above_zero, check_at_least, class_indices
 
 PAPER = Paper("Tian, Krishnan, Isola", "Contrastive Representation Distillation", 2020, "1910.10699")
 
@@ -197,8 +197,9 @@ def crd(
 
     Raises:
         LimbeckError: a temperature is not above 0, ``negatives`` or ``embedding`` is below 1, the momentum is not in
-            [0, 1), the training set has only one class, or all weights are 0.
+            [0, 1), the training set has only one class, the targets are not class indices, or all weights are 0.
     """
+    class_indices(setup, "crd")
     check_at_least(1, "negatives", negatives)
     if not 0 <= momentum < 1:
         raise LimbeckError(f"momentum is {momentum}: it must be at least 0 and below 1")

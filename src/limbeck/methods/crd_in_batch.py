@@ -10,7 +10,7 @@ from limbeck.methods import reading
 from limbeck.methods.about import About
 from limbeck.methods.crd import PAPER, Embedding
 from limbeck.methods.kd import label_terms
-from limbeck.methods.shared import check_above_zero, check_at_least
+from limbeck.methods.shared import check_above_zero, check_at_least, class_indices
 
 
 class BatchContrast(nn.Module):
@@ -69,8 +69,10 @@ def crd_in_batch(
         teacher_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: a temperature is not above 0, ``embedding`` is below 1, or all weights are 0.
+        LimbeckError: a temperature is not above 0, ``embedding`` is below 1, the targets are not class indices, or all
+            weights are 0.
     """
+    class_indices(setup, "crd_in_batch")
     check_at_least(1, "embedding", embedding)
     check_above_zero("contrast_temperature", contrast_temperature)
     student, teacher = reading.features(setup, student_layer, teacher_layer)

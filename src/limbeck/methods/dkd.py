@@ -11,7 +11,7 @@ from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import divergence, like, wide
-from limbeck.methods.shared import as_schedule, check_above_zero
+from limbeck.methods.shared import as_schedule, check_above_zero, class_indices
 
 PAPER = Paper("Zhao, Cui, Song et al.", "Decoupled Knowledge Distillation", 2022, "2203.08679")
 
@@ -73,9 +73,10 @@ def dkd(
         teacher_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: the temperature is not above 0, the warm-up is not in [0, 1], all weights are 0, or the teacher is
-            an ensemble averaged as distributions.
+        LimbeckError: the temperature is not above 0, the warm-up is not in [0, 1], all weights are 0, the targets are
+            not class indices, or the teacher is an ensemble averaged as distributions.
     """
+    class_indices(setup, "dkd")
     check_above_zero("temperature", temperature)
     if not 0 <= warmup <= 1:
         raise LimbeckError(f"warmup is {warmup}: it is a fraction of the training, at least 0 and at most 1")

@@ -106,6 +106,15 @@ def several_samples(setup: Setup, method: str) -> None:
         )
 
 
+def class_indices(setup: Setup, method: str) -> None:
+    """Raise LimbeckError unless the target of every training sample is one class index."""
+    if setup.soft_targets:
+        raise LimbeckError(
+            f"{method} needs the class index of each training sample, which does not work with "
+            f"{' and '.join(setup.soft_targets)}: choose a method that reads labels only in its hard term, such as kd"
+        )
+
+
 def check_norm(setup: Setup, shape: Sequence[int], *, method: str) -> None:
     """Raise LimbeckError if a BatchNorm on tensors of this shape (without N) would see one value per channel."""
     if setup.batch_size == 1 and all(side == 1 for side in shape[1:]):

@@ -11,7 +11,7 @@ from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.distributions import like, wide
-from limbeck.methods.shared import check_above_zero
+from limbeck.methods.shared import check_above_zero, class_indices
 
 PAPER = Paper(
     "Zhou, Song, Chen et al.",
@@ -72,9 +72,10 @@ def wsld(
         teacher_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: the temperature is not above 0, both weights are 0, or the teacher is an ensemble
-            averaged as distributions.
+        LimbeckError: the temperature is not above 0, both weights are 0, the targets are not class indices, or the
+            teacher is an ensemble averaged as distributions.
     """
+    class_indices(setup, "wsld")
     check_above_zero("temperature", temperature)
     student, teacher = reading.logits(setup, student_layer, teacher_layer)
     terms = {
