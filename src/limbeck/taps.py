@@ -17,10 +17,10 @@ BATCH_FIELDS = ("inputs", "targets", "index")
 
 
 class OutputOnly(nn.Module):
-    """A network of which only the output can be read, such as a function. It supports hooks; what it holds does not.
+    """A network of which only the output can be read, such as a function. It supports hooks, but its layers may not.
 
     Attributes:
-        kind: what errors call it, such as "a function".
+        kind: the name of the network in errors, such as "a function".
     """
 
     kind: str

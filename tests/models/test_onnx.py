@@ -32,7 +32,7 @@ def write(path, *, batch="N", weight=None, nodes=(), inputs=(), outputs=(), kind
     """A file whose output y is x @ w."""
     weight = weight or onnx.numpy_helper.from_array(WEIGHT, "w")
     graph = onnx.helper.make_graph(
-        [node("MatMul", ["x", "w"], ["y"]), *nodes],
+        [node("Cast", ["x"], ["c"], to=FLOAT), node("MatMul", ["c", "w"], ["y"]), *nodes],
         "network",
         [value("x", batch, 4, kind=kind), *inputs],
         [value("y", batch, 3), *outputs],

@@ -21,9 +21,9 @@ class FunctionNetwork(OutputOnly):
     Its outputs get the dtype and the device of the inputs.
 
     Args:
-        function: called as it is, also by copies of the network.
-        kind: what errors call it.
-        identity: tells functions apart in run folders and stores; by default the function's name.
+        function: the function. Copies of the network call the same function.
+        kind: the name of the network in errors.
+        identity: identifies the function in run folders and stores; the default is its name.
     """
 
     def __init__(self, function: Function, *, kind: str = "a function", identity: str = "") -> None:
@@ -43,8 +43,8 @@ class GraphNetwork(OutputOnly):
     """A module that runs a graph instead of its layers. A module around it supports hooks, which TorchScript does not.
 
     Args:
-        network: of `torch.jit` or `torch.export`.
-        kind: what errors call it.
+        network: a module of `torch.jit` or `torch.export`.
+        kind: the name of the network in errors.
     """
 
     def __init__(self, network: nn.Module, kind: str) -> None:
@@ -57,7 +57,7 @@ class GraphNetwork(OutputOnly):
 
 
 def as_network(teacher: nn.Module | Function, *, identity: str = "") -> nn.Module:
-    """A teacher as a module that supports hooks; most modules are returned as they are.
+    """Return a teacher as a module that supports hooks. Most modules are returned unchanged.
 
     Args:
         teacher: a module or a function.

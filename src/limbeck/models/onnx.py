@@ -61,7 +61,7 @@ def onnx_network(path: Path | str) -> FunctionNetwork:
 
 
 def _digest(path: Path) -> str:
-    """32 hex digits of the file and of those whose names start with its name, as those of its weights do."""
+    """32 hex digits of the file and of all files whose names begin with its name, such as those of its weights."""
     found = xxh3_128()
     for file in sorted(path.parent.glob(f"{escape(path.name)}*")):
         with file.open("rb") if file.is_file() else BytesIO() as opened:
