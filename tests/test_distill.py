@@ -368,5 +368,5 @@ def test_networks_that_cannot_be_used_are_refused(data, teacher, other, message)
 
 
 def test_a_teacher_that_is_no_module_is_refused(data):
-    with pytest.raises(LimbeckError, match=r"teacher is a function: it must be a torch.nn.Module"):
-        limbeck.distill(network, network(), data, **QUICK)
+    with pytest.raises(LimbeckError, match=r"teacher is a str: it must be a torch.nn.Module or a function"):
+        limbeck.distill("teacher.pth", network(), data, **QUICK)
