@@ -237,7 +237,7 @@ def _check(
         if not isinstance(network, nn.Module):
             raise LimbeckError(f"{role} is a {type(network).__name__}: it must be a torch.nn.Module")
     if not isinstance(data, Data):
-        raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays, .dataset or .load")
+        raise LimbeckError(f"data is a {type(data).__name__}: use limbeck.arrays, limbeck.dataset or limbeck.load")
     for name in networks:
         if not name.isidentifier():
             raise LimbeckError(f"networks: got the name {name!r}: allowed are letters, digits and _")

@@ -195,3 +195,25 @@ def test_signals_keep_their_channels():
 def test_a_limit_of_nothing_is_refused():
     with pytest.raises(LimbeckError, match="limit is 0; allowed are 1 and greater"):
         dataset(Made(images), limit=0)
+
+
+def test_samples_without_a_label_are_for_training():
+    labels = torch.where(torch.arange(40) < 12, -1, LABELS)
+    data = dataset(TensorDataset(torch.rand(40, 2), labels))
+    assert (data.train.targets == -1).sum() == 12
+    assert data.classes == ("0", "1", "2", "3")
+    with pytest.raises(LimbeckError, match=r"test: target -1 of sample 0 is not a class; allowed are 0 to 3"):
+        dataset(TensorDataset(torch.rand(40, 2), LABELS), test=TensorDataset(torch.rand(40, 2), labels))
+
+
+def test_a_loader_is_read_twice_to_compare_and_once_for_its_samples():
+    class Counted(DataLoader):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    loader = Counted(TensorDataset(torch.rand(40, 2), LABELS), batch_size=8)
+    dataset(loader)
+    assert loader.passes == 3

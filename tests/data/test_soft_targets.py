@@ -189,6 +189,9 @@ def test_features_can_be_mixed_and_not_cut():
     assert one.inputs.shape == (4, 6)
     with pytest.raises(LimbeckError, match=r"cutmix is 1.0, but the inputs have shape \(8, 6\); allowed are \(N, C"):
         Batches(split, **settings, soft=SoftTargets(CLASSES, cutmix=1.0))
+    signals = Split(split.inputs.view(8, 1, 6), split.targets)
+    (other, *_) = Batches(signals, **settings, soft=SoftTargets(CLASSES, mixup=0.4))(0)
+    assert torch.equal(other.inputs[:, 0], one.inputs)
 
 
 @pytest.mark.parametrize(

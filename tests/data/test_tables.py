@@ -70,6 +70,11 @@ def test_a_column_names_the_splits_and_columns_may_have_other_names(tmp_path, ph
     assert other.train.names == data.train.names
 
 
+def test_a_column_split_that_holds_the_labels_does_not_divide_the_rows(tmp_path, photos):
+    path = written(tmp_path / "labels.csv", ["path", "split"], [(path, f"{label}s") for path, label in ROWS])
+    assert load("table", path=path, images=photos, label_column="split").classes == ("ants", "cats")
+
+
 def test_each_split_may_have_its_own_table(tmp_path, photos):
     paths = [
         written(tmp_path / f"{part}.csv", ["path", "label", "split"], [(*row, "elsewhere") for row in ROWS[start::3]])
@@ -136,13 +141,13 @@ HEADS = ("path", "label")
         (HEADS, [*ROWS, ("", "cat")], "row 21: the column 'path' is empty"),
         (HEADS, [*ROWS, ("a.png", "")], "row 21: the column 'label' is empty"),
         (HEADS, [*ROWS, ("a.png",)], "line 22: 1 values under 2 columns"),
-        (HEADS, [*ROWS, ("cat/../../a.png", "cat")], "row 21: 'cat/../../a.png' leads out of the folder of images"),
-        (HEADS, [*ROWS, ("/etc/passwd", "cat")], "row 21: '/etc/passwd' leads out"),
-        (HEADS, [*ROWS, (r"..\a.png", "cat")], "row 21: .* leads out"),
-        (HEADS, [*ROWS, ("C:a.png", "cat")], "row 21: 'C:a.png' leads out"),
+        (HEADS, [*ROWS, ("cat/../../a.png", "cat")], "row 21: 'cat/../../a.png' is outside the folder of images"),
+        (HEADS, [*ROWS, ("/etc/passwd", "cat")], "row 21: '/etc/passwd' is outside"),
+        (HEADS, [*ROWS, (r"..\a.png", "cat")], "row 21: .* is outside"),
+        (HEADS, [*ROWS, ("C:a.png", "cat")], "row 21: 'C:a.png' is outside"),
         (HEADS, [*ROWS, ("./cat//0.png", "ant")], r"labels.csv: more than one row for 1 \(cat/0.png\)"),
         (HEADS, [*ROWS, ("cat/0", "cat")], r"1 \(cat/0\) of 21 files are not in .*photos: did you mean 'cat/0.png'\?"),
-        (HEADS, [(path, path) for path, _ in ROWS], "labels.csv has another value of 'label' in each row; allowed"),
+        (HEADS, [(path, path) for path, _ in ROWS], "labels.csv has a different value of 'label' in each row; allowed"),
         ((*HEADS, "split"), [(*row, "trian") for row in ROWS], "row 1: 'trian' is not a split; allowed are train, "),
         ((*HEADS, "split"), [(*row, "test") for row in ROWS], "has no row of train; allowed in the column 'split' are"),
     ],
@@ -155,9 +160,10 @@ def test_a_table_that_is_not_right_is_refused_and_says_where(tmp_path, photos, h
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": True, "streaming": True}, "streaming is for images; a table of features has none"),
+        ({"features": True, "streaming": True}, "streaming is for images, but features is True"),
         ({"features": True, "images": "."}, "images is for images"),
         ({"features": ("x", "label")}, r"features are 2 \(x, label\); allowed are columns beside 'label'"),
+        ({"features": ("x", "y", "x")}, r"features are 3 \(x, y, x\); allowed are .* each once"),
         ({"features": ("x", "w")}, "has no column 'w': allowed are label, x, y"),
         ({"features": ()}, "has no column 'path'"),
         ({"features": True, "split_column": "y", "test_path": "points.csv"}, "split_column is 'y', and"),

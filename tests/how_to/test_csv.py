@@ -55,7 +55,7 @@ def test_the_teacher_of_the_recipe_is_one_of_timm(birds):
 def test_the_call_runs(birds):
     networks = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 96 * 96, 3)) for _ in range(2))
     space = {"limbeck": limbeck, **dict(zip(("teacher", "student"), networks, strict=True))}
-    exec(CALL.replace("\n)", "").replace("flip=True))", 'flip=True), epochs=1, allow=["chance", "permuted"])'), space)
+    exec(CALL.replace("flip=True))", 'flip=True), epochs=1, allow=["chance", "permuted"])'), space)
     assert space["result"].student.test.samples == 9
 
 

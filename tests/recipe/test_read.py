@@ -464,7 +464,7 @@ def test_allow_on_the_command_line_adds_to_the_recipes(tmp_path):
             "{source: folder, path: phots}",
             "data.path: phots does not exist: did you mean 'photos'?",
         ),
-        ("{source: digits}", "{source: folder, path: fifo}", "data.path: fifo is neither a folder nor a zip file"),
+        ("{source: digits}", "{source: folder, path: fifo}", "data.path: fifo is neither a folder nor a file"),
         ("{source: digits}", "{source: table, path: photo}", "data.path: photo does not exist: did you mean 'photos'?"),
         ("{source: digits}", "{source: table, path: photos, images: x}", "data.images: x does not exist"),
         ("{source: digits}", "{source: table, path: photos, test_path: x.csv}", "data.test_path: x.csv does not exist"),

@@ -39,8 +39,8 @@ def dataset(
     Each split is a map-style `torch.utils.data.Dataset` of samples ``(input, target)``, or an iterable of batches
     ``(inputs, targets)``, such as a DataLoader. An input is a tensor or a numpy array (C, H, W), (H, W) or (D,), see
     `limbeck.arrays` for its types, or a PIL image, which becomes uint8 with 1 or 3 channels, or float32 if it has more
-    than 8 bits. A target is a class index. 32 samples are read twice and must be equal, except for an iterator, which
-    gives its samples only once.
+    than 8 bits. A target is a class index, or -1 for a training sample without a label. 32 samples are read twice and
+    must be equal, except for those of an iterator, which gives its samples only once.
 
     Args:
         train: the training samples.
@@ -138,8 +138,8 @@ class _Batches:
         Raises:
             LimbeckError: one is not.
         """
-        if not self._one_by_one and iter(self.samples) is self.samples:
-            return  # it can be iterated over only once
+        if isinstance(self.samples, Iterator):
+            return  # it gives its samples only once
         some = replace(self, limit=min(self.limit or _READ_TWICE, _READ_TWICE))
         for pair, again in zip(list(some), some, strict=False):
             if not all(torch.equal(one.nan_to_num(), two.nan_to_num()) for one, two in zip(pair, again, strict=True)):

@@ -105,7 +105,8 @@ def _array(label: str, data: bytes) -> Pixels:
     if dtype == numpy.uint16:
         values = values / numpy.float32(65_535)
     elif dtype != numpy.uint8:
-        values = values.astype(numpy.float32)
+        with numpy.errstate(over="ignore"):  # it is an error below
+            values = values.astype(numpy.float32)
     if not numpy.isfinite(values).all():
         raise LimbeckError(f"{label} has values that are NaN, infinite or too large for float32")
     grid: Pixels = values.reshape(values.shape[-2:]) if channels == 1 else values.transpose(1, 2, 0)

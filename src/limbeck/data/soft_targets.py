@@ -71,7 +71,7 @@ class SoftTargets:
         """The batch with this number in an epoch after mixing; a pure function of these arguments."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(key(Purpose.MIX, seed, epoch, number))
-            whole = batch.inputs if batch.inputs.dim() == 4 else batch.inputs[..., None, None]
+            whole = batch.inputs if batch.inputs.dim() == 4 else batch.inputs.flatten(1)[..., None, None]
             inputs, targets = self._mix(whole, batch.targets)
         return replace(batch, inputs=inputs.view(batch.inputs.shape), targets=targets)
 

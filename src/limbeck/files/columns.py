@@ -1,6 +1,7 @@
 """Read columns of a CSV or parquet file in bounded memory. Nothing in the file is run. This module needs no torch."""
 
 import csv
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -122,16 +123,16 @@ def _from_csv(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> Colum
     heads = {name: place for place, name in enumerate(next(rows)[1])}
     places = [heads[name] for name in numbers]
     kept: dict[str, list[str]] = {name: [] for name in texts}
-    values = []
-    for number, row in rows:
+    values, count = array("d"), 0
+    for count, (number, row) in enumerate(rows, 1):
         for name, column in kept.items():
             column.append(row[heads[name]])
         try:
-            values.append(numpy.array([float(row[place]) for place in places]))
+            values.extend([float(row[place]) for place in places])
         except ValueError as error:
             raise LimbeckError(f"{path}, line {number}: {error}") from error
-        check_count(path, len(values), len(places))
-    return Columns(kept, numpy.array(values).reshape(len(values), len(places)))
+        check_count(path, count, len(places))
+    return Columns(kept, numpy.asarray(values).reshape(count, len(places)))
 
 
 @contextmanager

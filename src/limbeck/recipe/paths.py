@@ -78,7 +78,7 @@ def _found(key: str, text: str, root: str | None) -> Problem | None:
 
 def _folder_or_file(key: str, path: Path) -> Problem | None:
     sound = path.is_dir() or path.is_file()
-    return None if sound else Problem(("data", key), f"{_short(path)} is neither a folder nor a zip file")
+    return None if sound else Problem(("data", key), f"{_short(path)} is neither a folder nor a file")
 
 
 def _is(asks: Callable[[], bool]) -> bool:

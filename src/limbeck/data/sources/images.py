@@ -79,9 +79,9 @@ def read_images(
 
 
 def deep_note(count: int, total: int) -> str:
-    """What is said of images with more than 8 bits a channel."""
+    """The note on images with more than 8 bits a channel."""
     more = f"{count:,} of {total:,} images have more than 8 bits a channel"
-    return f"{more}: all are float32, with integers divided by the value of white"
+    return f"{more}: all images become float32, integers are divided by the value of white"
 
 
 def were(count: int, what: str) -> str:

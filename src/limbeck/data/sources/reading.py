@@ -1,4 +1,4 @@
-"""The images of a source: decoded to memory, or left on disk, and what is said of the files beside them."""
+"""Read the images of a source into memory or leave them on disk; notes on the files that are skipped."""
 
 import os
 import sys
@@ -44,12 +44,12 @@ class Reading:
             raise LimbeckError(f"workers is {self.workers}; allowed are 0 and greater")
 
     def inputs(self, reader: Reader, parts: Sequence[tuple[str, ...]]) -> tuple[Sequence[Inputs], Sequence[str]]:
-        """The images of these files, at least one, in the parts that they are given in, and notes for the user.
+        """Return the images of each part, which is a tuple of file names, and notes for the user.
 
         Raises:
             LimbeckError: an image cannot be read, or does not fit the others; the images do not fit in memory.
         """
-        names = [name for part in parts for name in part]
+        names = [name for part in parts for name in part]  # at least one
         if not self.streaming:
             exif = self.exif_orientation
             pixels, notes = read_images(reader, names, self.size, exif_orientation=exif, progress=self.progress)
@@ -62,11 +62,11 @@ class Reading:
             notes.append(deep_note(deep, len(looked)))
         if self.transform is not None and (deep or channels != 3):
             raise LimbeckError(
-                f"transform is {self.transform!r}, which takes images of 8 bits, and there are arrays or images with "
-                "more bits; allowed is none"
+                f"transform is {self.transform!r}, but some files are arrays or have more than 8 bits a channel; "
+                "allowed with a transform are image files of 8 bits"
             )
         workers = _processors() if self.workers is None else self.workers
-        images = Images(*(reader, (), size, channels, workers, self.transform, self.exif_orientation), deep=deep > 0)
+        images = Images(reader, (), size, channels, workers, self.transform, self.exif_orientation, deep=deep > 0)
         return [replace(images, names=part) for part in parts], notes
 
     def _streamed_size(self, first: str, looked: Sequence[Header]) -> tuple[Size, list[str]]:
@@ -91,12 +91,12 @@ def _processors() -> int:
 
 
 def skipped(listing: Listing, used: Iterable[str], unused: str) -> list[str]:
-    """Notes of the files that are not used, by their endings.
+    """Count the files that are not used by their endings, in notes for the user.
 
     Args:
-        listing: what is there.
+        listing: all files.
         used: the names of the files that are used.
-        unused: where the images are that are not used, such as "in no class folder".
+        unused: why an image is not used, such as "in no class folder".
     """
     rest = [name for name in set(listing.names).difference(used) if not name.endswith("/")]
     endings = Counter(PurePosixPath(name).suffix.lower()[:12] or "without ending" for name in rest)

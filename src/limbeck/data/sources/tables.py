@@ -88,18 +88,17 @@ def table(
 
     Raises:
         LimbeckError: a table cannot be read, is larger than `limbeck.files.columns` allows, or lacks a column; a row
-            has no path, label or split, or not a finite number; a path leads out of the folder, occurs twice or does
+            has no path, label or split, or not a finite number; a path is outside the folder, occurs twice or does
             not exist; an image cannot be read; an option is out of range, or does not go with another.
     """
     how = Reading(size, exif_orientation, streaming, workers, transform, progress)
     if features and (images is not None or streaming):
-        raise LimbeckError(f"{'streaming' if streaming else 'images'} is for images; a table of features has none")
+        raise LimbeckError(f"{'streaming' if streaming else 'images'} is for images, but features is {features!r}")
     given = {"train": path, "validation": validation_path, "test": test_path}
     places = {split: located(place, root) for split, place in given.items() if place is not None}
     if split_column is not None and len(places) > 1:
         raise LimbeckError(
-            f"split_column is {split_column!r}, and validation_path or test_path names another table; allowed is one "
-            "of these ways to give the splits"
+            f"split_column is {split_column!r}, and validation_path or test_path is given too; allowed is one of them"
         )
     wanted = _wanted(places["train"], label_column, path_column, split_column, features, alone=len(places) == 1)
     rows: dict[str, _Rows] = {}
@@ -110,8 +109,8 @@ def table(
     classes = _classes(chain(*(part.labels for part in rows.values())))
     if len(classes) == sum(len(part.labels) for part in rows.values()):
         raise LimbeckError(
-            f"{path} has another value of {label_column!r} in each row; allowed are labels of classes, not names or "
-            "measurements: label_column names another column"
+            f"{path} has a different value of {label_column!r} in each row; allowed are labels of classes, not names "
+            "or measurements: select the column with label_column"
         )
     numbers = {name: number for number, name in enumerate(classes)}
     targets = {split: torch.tensor([numbers[label] for label in part.labels]) for split, part in rows.items()}
@@ -148,13 +147,13 @@ def _wanted(
 ) -> _Wanted:
     """The columns to read, as the table of train has them."""
     heads = _heads(path)
-    if split is None and alone and "split" in heads:
+    if split is None and alone and "split" in heads and label != "split":
         split = "split"
     if not features:
         return _Wanted(label, image, split, ())
     numbers = features if isinstance(features, tuple) else tuple(head for head in heads if head not in (label, split))
-    if not numbers or label in numbers or split in numbers:
-        raise LimbeckError(f"{path}: features are {few(numbers)}; allowed are columns beside {label!r}, one and more")
+    if not numbers or {label, split} & set(numbers) or len(set(numbers)) < len(numbers):
+        raise LimbeckError(f"{path}: features are {few(numbers)}; allowed are columns beside {label!r}, each once")
     return _Wanted(label, None, split, numbers)
 
 
@@ -208,7 +207,7 @@ def _inside(path: Path, row: int, text: str) -> str:
     inside = PurePosixPath(text.replace("\\", "/"))
     if inside.is_absolute() or ".." in inside.parts or PureWindowsPath(text).drive:
         raise LimbeckError(
-            f"{path}, row {1 + row}: {text!r} leads out of the folder of images; allowed are paths in it"
+            f"{path}, row {1 + row}: {text!r} is outside the folder of images; allowed are paths inside it"
         )
     return inside.as_posix()
 
@@ -220,7 +219,7 @@ def _classes(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def _check_files(reader: Reader, names: Mapping[str, Sequence[str]], places: Mapping[str, Path]) -> list[str]:
-    """Check that each file is there and is named once; return notes of the files that are passed over."""
+    """Check that each file exists and is named once; return notes on the files that are skipped."""
     tables = " and ".join(place.name for place in places.values())
     every = [name for part in names.values() for name in part]
     refuse_doubled(every, f"{tables}: more than one row for")
