@@ -292,7 +292,7 @@ def test_a_size_is_one_number_or_height_and_width(tmp_path, said, size):
         (
             "method: kd",
             "method: kd\nallow: [chanc]",
-            "allow.0: got 'chanc': did you mean 'chance'? allowed are chance, input, not",
+            "allow.0: got 'chanc': did you mean 'chance'? allowed are chance, input",
         ),
         ("method: kd", "method: kd\nallow: chance", "allow: got 'chance': it must be a list"),
         ("method: kd", "method: kd\ncompile: 3", "compile: got 3: it must be true or false"),
