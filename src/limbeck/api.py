@@ -27,7 +27,7 @@ from limbeck.methods.combined import combined
 from limbeck.models import GIVEN
 from limbeck.models.inputs import Input
 from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Block, call, fill, validate
+from limbeck.options import Block, Checked, call, fill, validate
 from limbeck.recipe.blocks import (
     AugmentBlock,
     CacheBlock,
@@ -152,7 +152,7 @@ def distill(
         device=device,
         precision=precision,
         compile=compile,
-        cache=_cache(cache),
+        cache=_validated("cache", CacheBlock, as_cache(cache)),
         allow=tuple(allow),
     )
     with _undisturbed(out) as folder:
@@ -274,10 +274,11 @@ def _input_block(expected: Input | None) -> InputBlock | None:
     return None if expected is None else InputBlock.model_construct(**asdict(expected) | {"size": expected.sides})
 
 
-def _cache(asked: bool | str | Mapping[str, Any]) -> CacheBlock:
-    block, problems = validate(CacheBlock, as_cache(asked))
+def _validated(argument: str, model: type[Checked], values: Any) -> Any:
+    """The values of an argument of `distill` as a block of this model."""
+    block, problems = validate(model, values)
     if block is None:
-        raise LimbeckError("; ".join(f"cache: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
+        raise LimbeckError("; ".join(f"{argument}: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
     return block
 
 
@@ -293,16 +294,15 @@ def _train_block(
     own = [key for key in ("epochs", "batch_size", "optimizer", "schedule", "augment") if key in more]
     if own:
         raise LimbeckError(f"training: {own[0]} is an argument of distill: write {own[0]}=...")
-    rest, problems = validate(TrainBlock, {"epochs": 1, **more})
-    if rest is None:
-        raise LimbeckError("; ".join(f"training: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
-    return TrainBlock.model_construct(
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=fill(OPTIMIZERS, optimizer, kind="optimizer"),
-        schedule=fill(SCHEDULES, schedule, kind="schedule"),
-        augment=AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
-        **{key: getattr(rest, key) for key in more},
+    block: TrainBlock = _validated("training", TrainBlock, {"epochs": 1, **more})
+    return block.model_copy(
+        update={
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimizer": fill(OPTIMIZERS, optimizer, kind="optimizer"),
+            "schedule": fill(SCHEDULES, schedule, kind="schedule"),
+            "augment": AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
+        }
     )
 
 
