@@ -28,11 +28,7 @@ from limbeck.models import GIVEN
 from limbeck.models.functions import Function, as_network
 from limbeck.models.inputs import Input
 from limbeck.optimizers import OPTIMIZERS
-<<<<<<< HEAD
 from limbeck.options import Block, Model, call, fill, validate
-=======
-from limbeck.options import Block, Checked, call, fill, validate
->>>>>>> i5
 from limbeck.recipe.blocks import (
     AugmentBlock,
     CacheBlock,
@@ -163,11 +159,7 @@ def distill(
         device=device,
         precision=precision,
         compile=compile,
-<<<<<<< HEAD
         cache=_checked("cache", CacheBlock, as_cache(cache)),
-=======
-        cache=_validated("cache", CacheBlock, as_cache(cache)),
->>>>>>> i5
         allow=tuple(allow),
     )
     with _undisturbed(out) as folder:
@@ -323,18 +315,10 @@ def _input_block(expected: Input | None) -> InputBlock | None:
     return None if expected is None else InputBlock.model_construct(**asdict(expected) | {"size": expected.sides})
 
 
-<<<<<<< HEAD
 def _checked(name: str, model: type[Model], values: Any) -> Model:
     block, problems = validate(model, values)
     if block is None:
         raise LimbeckError("; ".join(f"{name}: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
-=======
-def _validated(argument: str, model: type[Checked], values: Any) -> Any:
-    """The values of an argument of `distill` as a block of this model."""
-    block, problems = validate(model, values)
-    if block is None:
-        raise LimbeckError("; ".join(f"{argument}: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
->>>>>>> i5
     return block
 
 
@@ -350,7 +334,7 @@ def _train_block(
     own = [key for key in ("epochs", "batch_size", "optimizer", "schedule", "augment") if key in more]
     if own:
         raise LimbeckError(f"training: {own[0]} is an argument of distill: write {own[0]}=...")
-    block: TrainBlock = _validated("training", TrainBlock, {"epochs": 1, **more})
+    block = _checked("training", TrainBlock, {"epochs": 1, **more})
     return block.model_copy(
         update={
             "epochs": epochs,

@@ -17,11 +17,7 @@ def check_samples(
     classes: int,
     unlabelled: bool,
 ) -> None:
-<<<<<<< HEAD
-    """Check a split: inputs (N, C, H, W), (N, C, L) or (N, D), and targets (N,), which are class indices.
-=======
-    """Check the samples of the split ``name``: inputs (N, C, H, W) or (N, D), class indices (N,) and weights (N,).
->>>>>>> i5
+    """Check a split: inputs (N, C, H, W), (N, C, L) or (N, D), class indices (N,), and weights (N,) if there are any.
 
     With ``unlabelled``, a target may also be -1, which means no label.
 

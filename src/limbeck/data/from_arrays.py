@@ -44,27 +44,15 @@ def arrays(
         classes: the classes' names in the order of their indices; by default "0", "1", ...
         seed: of the splits.
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
-<<<<<<< HEAD
-        weights: (N,) numbers from 0, the weight of each training sample in the hard loss, which is then a weighted
-            mean; the metrics are not weighted.
-        signals: the inputs are signals (N, C, L) and not images (N, H, W).
-=======
         weights: (N,) weights of the training samples, at least 0. The hard loss is then the weighted mean. The metrics
             are not weighted.
->>>>>>> i5
+        signals: the inputs are signals (N, C, L) and not images (N, H, W).
 
     Raises:
         LimbeckError: a type, shape, length or value does not fit, or a split cannot be that large; or there are more
             classes than training samples and ``classes`` is not given.
     """
-<<<<<<< HEAD
-    samples = _samples(inputs, targets, classes, signals, unlabelled=True)
-    if weights is not None:
-        samples = replace(samples, weights=_tensor(weights, "weights").float())
-        check_weights("the given arrays", samples.weights, len(samples))
-=======
-    samples = _samples(inputs, targets, weights, classes, unlabelled=True)
->>>>>>> i5
+    samples = _samples(inputs, targets, weights, classes, signals, unlabelled=True)
     origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed)}
     if test_set is None:
         highest = _highest(samples)
@@ -72,11 +60,7 @@ def arrays(
         samples, held_out = split_off(test, samples, seed)
         origins["test"] = f"{in_words(test)} of the given samples, evenly over the classes, seed {seed}"
     else:
-<<<<<<< HEAD
-        held_out = _samples(*test_set, classes, signals, unlabelled=False)
-=======
-        held_out = _samples(*test_set, None, classes, unlabelled=False)
->>>>>>> i5
+        held_out = _samples(*test_set, None, classes, signals, unlabelled=False)
         highest = max(_highest(samples), _highest(held_out))
         check_number(highest, len(samples), classes)
     rest, part = split_off(validation, samples, seed)
@@ -88,16 +72,16 @@ def arrays(
 
 
 def _samples(
-<<<<<<< HEAD
-    inputs: Values, targets: Values, classes: Sequence[str] | None, signals: bool, *, unlabelled: bool
-) -> Split:
-    samples = Split(checked_inputs(_tensor(inputs, "inputs"), signals), _targets(targets, classes))
-=======
-    inputs: Values, targets: Values, weights: "Values | None", classes: Sequence[str] | None, *, unlabelled: bool
+    inputs: Values,
+    targets: Values,
+    weights: "Values | None",
+    classes: Sequence[str] | None,
+    signals: bool,
+    *,
+    unlabelled: bool,
 ) -> Split:
     weight = None if weights is None else _tensor(weights, "weights").float()
-    samples = Split(_inputs(inputs), _targets(targets, classes), weights=weight)
->>>>>>> i5
+    samples = Split(checked_inputs(_tensor(inputs, "inputs"), signals), _targets(targets, classes), weights=weight)
     count = _highest(samples) + 1 if classes is None else len(classes)
     check_samples(
         "the given arrays",
