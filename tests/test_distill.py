@@ -337,6 +337,14 @@ def test_further_keys_of_the_training_are_those_of_a_recipe(data, teacher):
             limbeck.distill(teacher, network(), data, training=wrong, **QUICK)
 
 
+def test_repeated_samples_are_read_from_a_store_to_the_same_bits(data, teacher):
+    stored, computed = (
+        limbeck.distill(teacher, network(), data, training={"balanced": True}, **QUICK | {"cache": cache})[0]
+        for cache in (True, False)
+    )
+    assert same(stored, computed)
+
+
 def test_weights_of_samples_count_in_the_training(data, teacher):
     inputs, targets = torch.randn(60, 6), torch.arange(60) % 3
     weighted = limbeck.arrays(inputs, targets, weights=torch.where(targets == 0, 0.0, 1.0))
@@ -368,5 +376,5 @@ def test_networks_that_cannot_be_used_are_refused(data, teacher, other, message)
 
 
 def test_a_teacher_that_is_no_module_is_refused(data):
-    with pytest.raises(LimbeckError, match=r"teacher is a function: it must be a torch.nn.Module"):
-        limbeck.distill(network, network(), data, **QUICK)
+    with pytest.raises(LimbeckError, match=r"teacher is a str: it must be a torch.nn.Module or a function"):
+        limbeck.distill("teacher.pth", network(), data, **QUICK)

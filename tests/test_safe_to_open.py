@@ -45,11 +45,13 @@ from limbeck.models import (
     files,
     load_network,
     load_weights,
+    onnx,
     read_spec,
     rebuilding,
     save_network,
 )
 from limbeck.models import spec as spec_of
+from limbeck.recipe.blocks import MemberBlock
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -140,8 +142,8 @@ def test_a_teacher_whose_file_names_code_is_refused_unless_its_model_is_named(co
     data = arrays(torch.randn(30, 4), torch.arange(30) % 3, classes=("a", "b", "c"))
     file = described(spec(name=f"{code}:make"))
     with pytest.raises(LimbeckError, match="loading weights does not run code"):
-        restored(file, None, data)
-    assert restored(file, {"name": "mlp", "hidden": [5]}, data)
+        restored(file, MemberBlock(), data)
+    assert restored(file, MemberBlock(model={"name": "mlp", "hidden": [5]}), data)
 
 
 def test_code_that_is_trusted_is_run(tmp_path):
@@ -263,6 +265,7 @@ def test_every_bound_stands_in_the_documentation():
         *(user_code.LARGEST, files.LEAST, files.TIMES, files.HEADER, rebuilding.LARGEST, rebuilding.NUMBER),
         *(rebuilding.VALUES, spec_of.LONGEST, pickled.PICKLE, pickled.NESTED, pickled.HANDLED, opening.DIRECTORY),
         *(pickled.STEPS, pickled.HASHED, pickled.LARGE),
+        *(onnx.LARGEST, onnx.MEMORY),
         *(columns.LARGEST, columns.NUMBERS, columns.ROWS, columns.LINE),
         *(store.HEADER, manifest.MOST_BYTES, manifest.MOST_FILES),
     ]
@@ -448,6 +451,14 @@ def test_a_torchscript_archive_says_how_to_load_it(make):
         LimbeckError, match=r"TorchScript archive.*torch\.jit\.load, and pass the module to limbeck\.distill"
     ):
         load_weights(small(), "a.pt")
+
+
+@pytest.mark.parametrize("name", ["a.pt2", "a.pt"])
+def test_an_archive_of_torch_export_says_how_to_load_it(name):
+    torch.export.save(torch.export.export(small(), (torch.zeros(2, 4),)), "a.pt2")
+    pathlib.Path("a.pt2").rename(name)
+    with pytest.raises(LimbeckError, match=r"archive of torch\.export.*torch\.export\.load, and pass its \.module\(\)"):
+        load_weights(small(), name)
 
 
 def rewritten(change, compression=zipfile.ZIP_STORED):

@@ -25,6 +25,7 @@ from limbeck.experiment.workspace import NO_AUGMENTATION
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.combined import combined
 from limbeck.models import GIVEN
+from limbeck.models.functions import Function, as_network
 from limbeck.models.inputs import Input
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import Block, Model, call, fill, validate
@@ -33,6 +34,7 @@ from limbeck.recipe.blocks import (
     CacheBlock,
     DataBlock,
     InputBlock,
+    MemberBlock,
     Recipe,
     Refusal,
     StudentBlock,
@@ -46,10 +48,11 @@ from limbeck.train.loop import Epoch
 from limbeck.train.threads import threads_for
 
 OnEpoch = Callable[[str, Epoch], object]
+Teacher = nn.Module | Function
 
 
 def distill(
-    teacher: nn.Module | None,
+    teacher: Teacher | Sequence[Teacher] | None,
     student: nn.Module | MakeStudent,
     data: Data,
     *,
@@ -68,9 +71,9 @@ def distill(
     precision: Precision = "auto",
     compile: bool = False,  # noqa: A002 (what torch calls it)
     cache: bool | Literal["auto"] | Mapping[str, Any] = "auto",
-    teacher_input: Input | None = None,
-    teacher_classes: Sequence[str | int] | None = None,
-    teacher_output: str | None = None,
+    teacher_input: Input | Sequence[Input | None] | None = None,
+    teacher_classes: Sequence[str | int] | Sequence[Sequence[str | int] | None] | None = None,
+    teacher_output: str | Sequence[str | None] | None = None,
     student_input: Input | None = None,
     student_output: str | None = None,
     allow: Sequence[Refusal] = (),
@@ -84,8 +87,11 @@ def distill(
 
     Args:
         teacher: maps inputs to logits (N, K). It is frozen, and unchanged afterwards (buffers included), on the device.
-            A method that trains its teacher (``class_distance``, ``mutual``) trains a copy. None for a method without
-            a teacher, such as ``alone``, which trains the student on the labels: one way to get a teacher.
+            A method that trains its teacher (``class_distance``, ``mutual``) trains a copy. Or a function from inputs
+            (N, ...) to logits (N, K), a tensor or a NumPy array, which is called without gradients; ``out`` and a store
+            identify it by its name. Or a list of two or more modules and functions: an ensemble whose probabilities are
+            averaged. None for a method without a teacher, such as ``alone``, which trains the student on the labels:
+            one way to get a teacher.
         student: maps the same inputs to logits (N, K). The method trains it in place with the first seed; all other
             trainings start from copies of it. Or a function without arguments that builds a student: it is called for
             every training, so that each seed has its own initial weights.
@@ -115,7 +121,8 @@ def distill(
             stored in ``out``, or in a temporary folder.
         teacher_input: what the teacher reads, if it was trained on another normalisation, size, range or order of
             channels than the data has: `limbeck.Input(mean="imagenet", std="imagenet", size=224)`. Every augmented view
-            is converted for it.
+            is converted for it. For an ensemble, this and the next two arguments are a list with one value per member,
+            or one value for all.
         teacher_classes: the teacher's classes in the order of its outputs, by name or by their number in the data, if
             that is another order than ``data.classes``. It may have classes that the data does not have.
         teacher_output: which part of the teacher's output holds the logits, see `limbeck.models.outputs`; detected by
@@ -138,15 +145,15 @@ def distill(
             found before any training; or ``out`` holds another run.
     """
     name, function, block = _method(method)
-    _check(data, name, teacher, networks or {}, allow)
-    every = _seeds(seed, seeds)
+    teachers, every = _teachers(teacher), _seeds(seed, seeds)
+    _check(data, name, teachers, networks or {}, allow)
     recipe = Recipe.model_construct(
         name="distill",
         data=_data_block(data, out),
-        teacher=_teacher_block(teacher, teacher_input, teacher_classes, teacher_output, out) if teacher else None,
+        teacher=_teacher_block(teachers, teacher_input, teacher_classes, teacher_output, out) if teachers else None,
         student=_student_block(student, student_input, student_output, out),
         method=block,
-        train=_train_block(epochs, batch_size, optimizer, schedule, augment, training or {}),
+        train=_train_block(epochs, batch_size, optimizer, schedule, augment, {} if training is None else training),
         baseline=baseline,
         seeds=every,
         device=device,
@@ -156,7 +163,7 @@ def distill(
         allow=tuple(allow),
     )
     with _undisturbed(out) as folder:
-        own = OwnNetworks(student, teacher, networks or {}, recipe.student, first=(every[0], name), data=data)
+        own = OwnNetworks(student, teachers, networks or {}, recipe.student, first=(every[0], name), data=data)
         experiment = Experiment(
             recipe, Path(folder), resume=out is not None, given=Given(data, own, function), in_memory=out is None
         )
@@ -209,11 +216,25 @@ def _seeds(seed: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
     return every
 
 
+def _teachers(teacher: Teacher | Sequence[Teacher] | None) -> list[nn.Module]:
+    """The teacher, or the members of an ensemble, as modules."""
+    if isinstance(teacher, list | tuple) and len(teacher) < 2:
+        raise LimbeckError(f"teacher is a list of {len(teacher)}: pass two or more networks, or one without a list")
+    every = teacher if isinstance(teacher, list | tuple) else () if teacher is None else (teacher,)
+    for one in every:
+        if not callable(one) or isinstance(one, type):
+            raise LimbeckError(f"teacher is a {type(one).__name__}: it must be a torch.nn.Module or a function")
+    networks = [as_network(one) for one in every]
+    if len(set(networks)) < len(networks):
+        raise LimbeckError("teacher lists the same module twice: pass a copy, for example with copy.deepcopy")
+    return networks
+
+
 def _check(
-    data: Data, method: str, teacher: nn.Module | None, networks: Mapping[str, nn.Module], allow: Sequence[str]
+    data: Data, method: str, teachers: Sequence[nn.Module], networks: Mapping[str, nn.Module], allow: Sequence[str]
 ) -> None:
-    for role, network in {"teacher": teacher, **networks}.items():
-        if network is not None and not isinstance(network, nn.Module):
+    for role, network in networks.items():
+        if not isinstance(network, nn.Module):
             raise LimbeckError(f"{role} is a {type(network).__name__}: it must be a torch.nn.Module")
     if not isinstance(data, Data):
         raise LimbeckError(f"data is a {type(data).__name__}: use limbeck.arrays, limbeck.dataset or limbeck.load")
@@ -228,7 +249,7 @@ def _check(
     if wrong or isinstance(allow, str):
         hint = nearest(wrong[0], known) if wrong else "it takes a list of names"
         raise LimbeckError(f"allow is {allow!r}: {hint}")
-    if teacher is None and method in set(METHODS) - set(TEACHERLESS):
+    if not teachers and method in set(METHODS) - set(TEACHERLESS):
         raise LimbeckError(f"the method {method} needs a teacher, got None")
     if method in ("teacher", "member"):
         raise LimbeckError(f"a method cannot be called {method!r}: rename the function")
@@ -248,19 +269,40 @@ def _data_block(data: Data, out: str | Path | None) -> DataBlock:
 
 
 def _teacher_block(
-    teacher: nn.Module,
-    expected: Input | None,
-    classes: Sequence[str | int] | None,
-    output: str | None,
+    teachers: Sequence[nn.Module],
+    expected: Input | Sequence[Input | None] | None,
+    classes: Sequence[Any] | None,
+    output: str | Sequence[str | None] | None,
     out: str | Path | None,
 ) -> TeacherBlock:
-    return TeacherBlock.model_construct(
-        model=_model_block(teacher, out),
-        weights=(GIVEN,),
-        input=_input_block(expected),
-        classes=None if classes is None else tuple(classes),
-        output=output,
-    )
+    """The block of one teacher, or of an ensemble with one block per member."""
+    if classes is not None and all(isinstance(one, str | int) for one in classes):
+        classes = [classes] * len(teachers)
+    inputs = _each("teacher_input", expected, len(teachers))
+    orders = _each("teacher_classes", classes, len(teachers))
+    outputs = _each("teacher_output", output, len(teachers))
+    blocks: list[dict[str, Any]] = [
+        {
+            "model": _model_block(teacher, out),
+            "weights": (GIVEN,),
+            "input": _input_block(its_input),
+            "classes": None if order is None else tuple(order),
+            "output": its_output,
+        }
+        for teacher, its_input, order, its_output in zip(teachers, inputs, orders, outputs, strict=True)
+    ]
+    if len(blocks) == 1:
+        return TeacherBlock.model_construct(**blocks[0])
+    return TeacherBlock.model_construct(members=tuple(MemberBlock.model_construct(**block) for block in blocks))
+
+
+def _each(name: str, value: Any, count: int) -> Sequence[Any]:
+    """Return a value for each of ``count`` teachers, from a list of these values or one value for all."""
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise LimbeckError(f"{name} has {len(value)} values, but the number of teachers is {count}")
+    return value
 
 
 def _student_block(
@@ -292,16 +334,15 @@ def _train_block(
     own = [key for key in ("epochs", "batch_size", "optimizer", "schedule", "augment") if key in more]
     if own:
         raise LimbeckError(f"training: {own[0]} is an argument of distill: write {own[0]}=...")
-    rest, problems = validate(TrainBlock, {"epochs": 1, **more})
-    if rest is None:
-        raise LimbeckError("; ".join(f"training: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
-    return TrainBlock.model_construct(
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=fill(OPTIMIZERS, optimizer, kind="optimizer"),
-        schedule=fill(SCHEDULES, schedule, kind="schedule"),
-        augment=AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
-        **{key: getattr(rest, key) for key in more},
+    block = _checked("training", TrainBlock, {"epochs": 1, **more})
+    return block.model_copy(
+        update={
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimizer": fill(OPTIMIZERS, optimizer, kind="optimizer"),
+            "schedule": fill(SCHEDULES, schedule, kind="schedule"),
+            "augment": AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
+        }
     )
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.connectors import Maxout
-from limbeck.core import Batch, NoClassifier, Outline, Section, Tap
-from limbeck.taps import check, evaluation_mode, layer_of, out_of_place, scripted, version
+from limbeck.core import Batch, LimbeckError, NoClassifier, Outline, Section, Tap
+from limbeck.taps import closed_kind, evaluation_mode, layer_of, out_of_place, scripted, version
 
 _ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -54,9 +54,14 @@ def outline(name: str, network: nn.Module, batch: Batch) -> Outline:
 
     Raises:
         NoClassifier: the logits are not the output of a linear layer.
-        LimbeckError: the network is TorchScript.
+        LimbeckError: only the output of the network can be read.
     """
-    check({name: network}, Tap(name, "", "input"))
+    kind = closed_kind(network)
+    if kind:
+        raise LimbeckError(
+            f"the method reads layers of the {name}, which is {kind}, so only its output can be read: use the original "
+            "module, or a method that reads only outputs, such as kd"
+        )
     events, logits = _watched(network, batch)
     linear = [event for event in events if isinstance(event.module, nn.Linear) and event.given.shape == logits.shape]
     classifier = next((event for event in reversed(linear) if torch.equal(event.given, logits)), None)

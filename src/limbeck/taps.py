@@ -16,6 +16,16 @@ from limbeck.errors import close_names
 BATCH_FIELDS = ("inputs", "targets", "index")
 
 
+class OutputOnly(nn.Module):
+    """A network of which only the output can be read, such as a function. It supports hooks, but its layers may not.
+
+    Attributes:
+        kind: the name of the network in errors, such as "a function".
+    """
+
+    kind: str
+
+
 class _Enough(BaseException):
     """Ends a forward once all taps are read. It is not an Exception, so the network's own handlers do not catch it."""
 
@@ -155,17 +165,25 @@ def check(networks: Networks, tap: Tap) -> None:
         return
     if tap.source not in networks:
         raise LimbeckError(f"there is no network {tap.source!r}: allowed are {', '.join([*networks, 'batch'])}")
+    _check_closed(networks[tap.source], tap)
     names = [name for name, _ in networks[tap.source].named_modules()]
     if tap.layer not in names:
         near = close_names(tap.layer, names)
         top = [name for name, _ in networks[tap.source].named_children()]
         hint = f"did you mean {' or '.join(near)}?" if near else f"its top layers are {', '.join(top)}"
         raise LimbeckError(f"the {tap.source} has no layer {tap.layer!r}: {hint} (`limbeck taps` lists all)")
-    closed = _closed(networks[tap.source], tap.layer)
-    if closed is not None and tap != Tap(tap.source):
+
+
+def _check_closed(network: nn.Module, tap: Tap) -> None:
+    """Raise LimbeckError if the tap's layer is inside a module of which only the output can be read."""
+    closed = _closed(network, tap.layer)
+    if closed is None or tap == Tap(tap.source):
+        return
+    module = layer_of(network, closed)
+    if scripted(module) or tap != Tap(tap.source, closed):
         raise LimbeckError(
-            f"{tap} cannot be read because {closed or 'the network'} is TorchScript, which only exposes its output: "
-            "use the original module, or a method that reads only outputs, such as kd"
+            f"{tap} cannot be read because {closed or 'the network'} is {closed_kind(module)}, which only exposes its "
+            "output: use the original module, or a method that reads only outputs, such as kd"
         )
 
 
@@ -179,16 +197,22 @@ def scripted(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule)
 
 
+def closed_kind(module: nn.Module) -> str:
+    """What a module is whose layers cannot be read, such as TorchScript or a function; "" if they can be read."""
+    return "TorchScript" if scripted(module) else module.kind if isinstance(module, OutputOnly) else ""
+
+
 def version(tensor: Tensor) -> int:
     """Return the version counter of a tensor; 0 for a tensor of `torch.inference_mode`, which has no counter."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _closed(network: nn.Module, layer: str) -> str | None:
-    """Return the name of the outermost TorchScript module that contains a layer, or None."""
+    """Return the name of the outermost module with a `closed_kind` that contains a layer, or None."""
     parts = layer.split(".") if layer else []
     ways = [".".join(parts[:count]) for count in range(len(parts) + 1)]
-    return next((way for way in ways if scripted(dict(network.named_modules())[way])), None)
+    modules = dict(network.named_modules())
+    return next((way for way in ways if way in modules and closed_kind(modules[way])), None)
 
 
 def dry_run(networks: Networks, taps: Iterable[Tap], batch: Batch) -> dict[Tap, Tensor]:

@@ -1,7 +1,7 @@
 """Turn the errors of pydantic into messages in the terms of a recipe: a list, text, a number, true or false."""
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -132,16 +132,25 @@ def _written(value: object) -> str:
 
 def _is_type_name(part: str) -> bool:
     """Whether a part of an error's location names a member of a union instead of a key."""
-    return part in ("int", "float", "str", "bool") or "[" in part
+    return part in ("int", "constrained-int", "float", "str", "bool") or "[" in part
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """Return the keys of the block at a path."""
     parts = iter(path)
     for part in parts:
+        if isinstance(part, int):
+            continue  # an item of a list, whose blocks the key of the list has given
         annotation = model.model_fields[str(part)].annotation
         if get_origin(annotation) is dict:
             next(parts, None)  # skip the name that the user chose for the block
-        kinds = (annotation, *get_args(annotation))
-        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+        model = next(_models_in(annotation))
     return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the blocks in an annotation, such as that of a list or a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

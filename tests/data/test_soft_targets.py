@@ -194,6 +194,12 @@ def test_features_can_be_mixed_and_not_cut():
     assert torch.equal(other.inputs[:, 0], one.inputs)
 
 
+def test_a_batch_of_one_sample_cannot_be_mixed():
+    with pytest.raises(LimbeckError, match=r"mixup and cutmix mixes .* batch_size is 1, it must be 2 or more"):
+        batches(batch_size=1, soft=SoftTargets(CLASSES, mixup=1.0, cutmix=1.0))
+    assert len(batches(batch_size=1, soft=SoftTargets(CLASSES, label_smoothing=0.1))) == 12
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -95,6 +95,11 @@ def test_the_error_of_a_users_source_is_left_as_it_is(user_file):
     [
         ("Split(torch.zeros(4, 2), torch.arange(4) - 2)", {}, "train: target -2 of sample 0 is not a class"),
         ("Split(torch.zeros(4, 2), torch.zeros(4))", {}, "train: targets are torch.float32 of shape"),
+        (
+            "Split(torch.zeros(4, 2), torch.arange(4) % 2, weights=torch.ones(3))",
+            {},
+            r"train: weights are torch.float32 of shape \(3,\); allowed is torch.float32 of shape \(4,\)",
+        ),
         ("torch.zeros(4, 2)", {}, "mine.py:load failed: AttributeError"),
         (
             "Split(torch.zeros(4, 2), torch.arange(4) % 2, names=('one',))",

@@ -61,9 +61,9 @@ def test_what_is_wanted_is_what_is_read_of_a_teacher_that_rests():
 def test_mixed_inputs_cannot_be_stored(options, tmp_path):
     soft = SoftTargets(10, **options)
     assert decided({}, soft=soft).use is False
-    with pytest.raises(LimbeckError, match="mixes the samples of a batch anew in each step, but a store of"):
+    with pytest.raises(LimbeckError, match="mixes the samples of each batch, but a store of"):
         decided({"use": True}, soft=soft)
-    with pytest.raises(LimbeckError, match=r"anew in each step, but teacher.table has one row for each single sample"):
+    with pytest.raises(LimbeckError, match=r"of each batch, but teacher.table has one row for each sample"):
         soft_label_table(TeacherBlock(table="t.csv"), arrays(torch.rand(9, 2), [0, 1, 2] * 3), training(soft=soft))
 
 

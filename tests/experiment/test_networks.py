@@ -297,7 +297,8 @@ def test_the_weights_of_a_student_that_were_taken_are_noted(theirs):
     _, cast = theirs[1]("student.weights=student.pt")
     cast.student(0, "kd")
     cast.student(1, "kd")
-    assert cast.notes == ("student: of student.pt takes the weights under 'net', one of 2 state dicts that fit",)
+    (note,) = cast.notes
+    assert note == "student: of student.pt takes the weights under 'net', one of 2 state dicts that fit (also ema)"
 
 
 def test_a_teacher_of_code_needs_its_model_named_or_trust(theirs):

@@ -172,11 +172,12 @@ def test_the_weights_of_every_training_script_load(tmp_path, form, legacy):
         ("fastai", "takes the weights under 'model'"),
         ("compile of DDP", ""),
         ("older PyTorch", ""),
-        ("torchvision's references", "takes the weights under 'model', one of 2 state dicts that fit"),
+        ("torchvision's references", "takes the weights under 'model', one of 2 state dicts that fit (also model_ema)"),
         ("Lightning, net", "takes the weights under 'state_dict', without the prefix 'net.'"),
         (
             "Lightning",
-            "takes the weights under 'state_dict', without the prefix 'model.', 1 other tensors ignored",
+            "takes the weights under 'state_dict', without the prefix 'model.', "
+            "1 other tensors ignored (criterion.weight)",
         ),
         ("nested", "takes the weights under 'checkpoint.model.state_dict'"),
     ],
@@ -251,6 +252,14 @@ def test_what_does_not_fit_is_listed_with_what_the_file_holds(tmp_path):
     message = str(caught.value)
     assert "1 missing (conv.bias); 1 unexpected (extra.weight)" in message
     assert "its keys are epoch, state_dict, opt; it contains tensors such as state_dict.module.conv.weight" in message
+
+
+def test_tensors_under_another_prefix_are_listed(tmp_path):
+    content = {(f"classifier.{name}" if "head" in name else f"backbone.{name}"): STATE[name] for name in STATE}
+    torch.save(content, tmp_path / "a.pt")
+    listed = r"2 missing \(head\.weight, head\.bias\); 2 under other prefixes \(classifier\.head\.weight, "
+    with pytest.raises(LimbeckError, match=listed):
+        load_weights(Net(), tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def test_a_size_is_one_number_or_height_and_width(tmp_path, said, size):
         (
             "method: kd",
             "method: kd\nallow: [chanc]",
-            "allow.0: got 'chanc': did you mean 'chance'? allowed are chance, not",
+            "allow.0: got 'chanc': did you mean 'chance'? allowed are chance, input",
         ),
         ("method: kd", "method: kd\nallow: chance", "allow: got 'chance': it must be a list"),
         ("method: kd", "method: kd\ncompile: 3", "compile: got 3: it must be true or false"),
@@ -388,11 +388,45 @@ def test_a_pretrained_teacher_is_trained_here(tmp_path):
         ("model: resnet8\n  weights: t.pt\n  untrained: true", "remove untrained:"),
         ("table: t.csv\n  output: logits", "write values: for what it contains"),
         ("model: resnet8\n  train: {epochs: 1}\n  values: logits", "which is missing: write table: FILE"),
+        ("table: t.csv\n  onnx: t.onnx", "a teacher with a table: has no network"),
+        ("table: t.csv\n  weights: a\n  init: fine_tune", "a teacher with a table: has no network"),
+        ("model: resnet8\n  onnx: t.onnx", "teacher.model: a file of ONNX contains its network: remove model:"),
+        ("onnx: t.onnx\n  train: {epochs: 1}", "a teacher with onnx: is already trained: remove train:"),
+        ("model: a.py:f\n  trained: true\n  members: 2", "a teacher with trained: true is already trained"),
+        ("model: resnet8\n  trained: true", "teacher.trained: the model: must be path/to/file.py:function, which"),
+        ("model: a.py:f\n  trained: true\n  weights: t.pt", "got weights: and trained:, allowed is one of them"),
+        ("model: mlp\n  members: [{onnx: a}, {onnx: b}]", "teacher.model: with a list of members:, this key belongs"),
+        (
+            "train: {epochs: 1}\n  members: [{onnx: a}, {onnx: b}]",
+            "members: of a list are already trained",
+        ),
+        ("init: fine_tune\n  members: [{onnx: a}, {onnx: b}]", "members: of a list are already trained"),
+        ("members: [{onnx: a}, {model: mlp}]", "teacher.members.1: a member is a trained network: write weights: FILE"),
+        ("members: [{onnx: a}, {weights: [b, c]}]", "teacher.members.1.weights: a member has one file"),
+        ("members: [{onnx: a}, {model: mlpp, weights: b}]", "there is no model 'mlpp': did you mean 'mlp'"),
+        ("members: [{onnx: a}, {weight: b}]", "unknown key 'weight': did you mean 'weights'?"),
+        ("members: [{onnx: a}]", "teacher.members: got [{onnx: 'a'}]: it must be"),
     ],
 )
 def test_a_contradiction_says_the_line_that_would_be_right(tmp_path, teacher, message):
     text = GOOD.replace("model: {name: mlp, hidden: [32]}\n  train: {epochs: 3}", teacher, 1)
     assert message in fail(tmp_path, text)
+
+
+def test_members_have_blocks_of_their_own_whose_paths_become_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    teacher = (
+        "members: [{onnx: a.onnx}, {model: {name: mlp, hidden: [8]}, weights: b.pt}, {model: c.py:f, trained: true}]"
+    )
+    text = GOOD.replace("model: {name: mlp, hidden: [32]}\n  train: {epochs: 3}", teacher, 1)
+    recipe = with_absolute_paths(read(write(tmp_path, text)))
+    first, second, third = recipe.teacher.members
+    assert first.onnx == str(tmp_path / "a.onnx")
+    assert second.weights == (str(tmp_path / "b.pt"),)
+    assert second.model["dropout"] == 0.0
+    assert third.model["name"] == f"{tmp_path}/c.py:f"
+    assert read(write(tmp_path, dump(recipe))) == recipe
+    assert "teacher.members.0.onnx: there is no file" in fail(tmp_path, text, check_paths=True)
 
 
 def test_set_changes_one_of_two_blocks_that_an_alias_makes_alike(tmp_path):

@@ -78,7 +78,8 @@ def _gain(arm: str, gain: Gain) -> str:
 def _worse_teacher(result: RunResult, recipe: Recipe) -> Iterator[str]:
     """A trained teacher that is less often right than the student alone most likely got inputs of another kind."""
     block = recipe.teacher
-    if block is None or block.weights is None or recipe.allow or not {"teacher", "alone"} <= result.summary.keys():
+    loaded = block is not None and (block.weights or block.is_trained)
+    if not loaded or recipe.allow or not {"teacher", "alone"} <= result.summary.keys():
         return
     teacher, alone = (result.summary[arm].accuracy.mean for arm in ("teacher", "alone"))
     if teacher < alone:

@@ -30,8 +30,8 @@ class Batches:
     With ``shuffle``, the order is a pure function of (seed, epoch), every image is augmented as view number ``epoch``
     (with ``views``, ``epoch % views``), and a last batch of a single sample is left out, because BatchNorm cannot train
     on it; which one changes from epoch to epoch. Without ``shuffle``, all samples come in order, unchanged, as view 0.
-    With ``balanced``, an epoch has the same number of samples, each class the same number up to one, so that samples
-    are left out or repeated; a sample that is repeated in an epoch has the same view.
+    With ``balanced``, the numbers of samples of the classes in an epoch differ by at most one. The length of the epoch
+    does not change: some samples are left out or repeated. A repeated sample has the same view each time.
     In every pass in order, the last two batches share evenly if one sample would be left
     (`limbeck.data.dividing.batch_sizes`).
 
@@ -53,8 +53,8 @@ class Batches:
         device: the device of the batches.
         views: number of views, at least 1; None: one view an epoch.
         view_seed: of the views; None: ``seed``.
-        soft: makes the targets (N, K), and with ``shuffle`` mixes each batch; a pure function of (seed, epoch, place of
-            the batch in the order). None: targets are class indices.
+        soft: makes the targets (N, K) and, with ``shuffle``, mixes each batch as a pure function of (seed, epoch,
+            number of the batch). None: targets are class indices.
         balanced: draw each class equally often, see above.
 
     Raises:
@@ -85,7 +85,7 @@ class Batches:
         if shuffle and augment != NONE:  # an error here comes before the first epoch
             check(split.inputs.shape, augment)
         if soft is not None:
-            soft.check(split)
+            soft.check(split, batch_size)
         unlabelled = int((split.targets < 0).sum()) if balanced else 0
         if unlabelled:
             raise LimbeckError(f"balanced draws samples by their class, but {unlabelled:,} samples are unlabelled")
@@ -168,7 +168,7 @@ class Batches:
 
 
 def _balanced(order: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-    """As many samples as the order has, (N,), each class equally often up to one, each sample of a class too."""
+    """N places, from a random order (N,). The counts of the classes differ by at most 1, as do those in a class."""
     by_class = order[torch.argsort(targets[order], stable=True)]
     _, sizes = torch.unique(targets, return_counts=True)
     starts = sizes.cumsum(0) - sizes

@@ -8,9 +8,16 @@ from limbeck.data.images import Inputs
 
 
 def check_samples(
-    name: str, inputs: Inputs, targets: Tensor, *, shape: tuple[int, ...], classes: int, unlabelled: bool
+    name: str,
+    inputs: Inputs,
+    targets: Tensor,
+    weights: Tensor | None,
+    *,
+    shape: tuple[int, ...],
+    classes: int,
+    unlabelled: bool,
 ) -> None:
-    """Check a split: inputs (N, C, H, W), (N, C, L) or (N, D), and targets (N,), which are class indices.
+    """Check a split: inputs (N, C, H, W), (N, C, L) or (N, D), class indices (N,), and weights (N,) if there are any.
 
     With ``unlabelled``, a target may also be -1, which means no label.
 
@@ -35,14 +42,13 @@ def check_samples(
         first = int(wrong[0])
         allowed = f"allowed are 0 to {classes - 1}" + ", and -1 for no label" * unlabelled
         raise LimbeckError(f"{name}: target {int(targets[first])} of sample {first} is not a class; {allowed}")
+    if weights is not None:
+        _check_weights(name, weights, len(targets))
     if isinstance(inputs, Tensor) and inputs.is_floating_point():
         _check_finite(name, inputs)
 
 
-def check_weights(name: str, weights: Tensor | None, samples: int) -> None:
-    """Raise LimbeckError unless there is one finite weight of at least 0 for each sample, or None."""
-    if weights is None:
-        return
+def _check_weights(name: str, weights: Tensor, samples: int) -> None:
     if weights.shape != (samples,) or weights.dtype != torch.float32:
         got = f"{weights.dtype} of shape {tuple(weights.shape)}"
         raise LimbeckError(f"{name}: weights are {got}; allowed is torch.float32 of shape ({samples},)")

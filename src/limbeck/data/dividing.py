@@ -11,7 +11,7 @@ from limbeck.data.split import Split
 def split_off(count_or_fraction: float, split: Split, seed: int) -> tuple[Split, Split]:
     """Divide a split at random, each class as evenly as possible; both parts keep the order of the samples.
 
-    Samples without a label stay in the rest.
+    Unlabelled samples stay in the rest.
 
     Args:
         count_or_fraction: the size of the part: a count if int, a share in [0, 1) of the labelled samples if float
@@ -33,14 +33,14 @@ def split_off(count_or_fraction: float, split: Split, seed: int) -> tuple[Split,
 
 
 def limited(split: Split, count: int, seed: int) -> Split:
-    """At most so many samples of a split, chosen as by `split_off`; those without a label count as a class."""
+    """At most ``count`` samples of a split, chosen as `split_off` does; unlabelled samples count as one class."""
     if count >= len(split):
         return split
     return split.select(torch.nonzero(_evenly(split.targets + 1, count, seed)).flatten())
 
 
 def _evenly(targets: Tensor, count: int, seed: int) -> Tensor:
-    """Whether each sample is chosen, (N,) bool, for a number of samples, each class as evenly as possible."""
+    """Choose ``count`` samples at random, each class as evenly as possible: (N,) bool."""
     total = len(targets)
     sizes = torch.bincount(targets)
     quotas, remainders = sizes * count // max(total, 1), sizes * count % max(total, 1)

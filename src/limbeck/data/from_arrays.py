@@ -1,7 +1,6 @@
 """Data from arrays of the user."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 import numpy
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.building import build
-from limbeck.data.checking import check_samples, check_weights
+from limbeck.data.checking import check_samples
 from limbeck.data.dividing import in_words, part_of_train, split_off
 from limbeck.data.split import Data, Split
 
@@ -38,25 +37,22 @@ def arrays(
             (pixels 0..255) stays uint8, uint16 (pixels 0..65,535) becomes float32 in [0, 1], any floating type and bool
             become float32.
         targets: (N,) class indices from 0, integers or bool. Floats are class indices only if ``classes`` is given and
-            all of them are whole numbers. -1 is a sample without a label: it is used for training only.
+            all of them are whole numbers. -1 means no label; such a sample is used for training only.
         test: size of the test split: a share in [0, 1) if float, a count if int. Not used with ``test_set``.
         validation: likewise of the validation split, of the samples that are left after the test split; may be 0.
         test_set: inputs and targets of the test split, if it is given separately.
         classes: the classes' names in the order of their indices; by default "0", "1", ...
         seed: of the splits.
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
-        weights: (N,) numbers from 0, the weight of each training sample in the hard loss, which is then a weighted
-            mean; the metrics are not weighted.
+        weights: (N,) weights of the training samples, at least 0. The hard loss is then the weighted mean. The metrics
+            are not weighted.
         signals: the inputs are signals (N, C, L) and not images (N, H, W).
 
     Raises:
         LimbeckError: a type, shape, length or value does not fit, or a split cannot be that large; or there are more
             classes than training samples and ``classes`` is not given.
     """
-    samples = _samples(inputs, targets, classes, signals, unlabelled=True)
-    if weights is not None:
-        samples = replace(samples, weights=_tensor(weights, "weights").float())
-        check_weights("the given arrays", samples.weights, len(samples))
+    samples = _samples(inputs, targets, weights, classes, signals, unlabelled=True)
     origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed)}
     if test_set is None:
         highest = _highest(samples)
@@ -64,7 +60,7 @@ def arrays(
         samples, held_out = split_off(test, samples, seed)
         origins["test"] = f"{in_words(test)} of the given samples, evenly over the classes, seed {seed}"
     else:
-        held_out = _samples(*test_set, classes, signals, unlabelled=False)
+        held_out = _samples(*test_set, None, classes, signals, unlabelled=False)
         highest = max(_highest(samples), _highest(held_out))
         check_number(highest, len(samples), classes)
     rest, part = split_off(validation, samples, seed)
@@ -76,14 +72,22 @@ def arrays(
 
 
 def _samples(
-    inputs: Values, targets: Values, classes: Sequence[str] | None, signals: bool, *, unlabelled: bool
+    inputs: Values,
+    targets: Values,
+    weights: "Values | None",
+    classes: Sequence[str] | None,
+    signals: bool,
+    *,
+    unlabelled: bool,
 ) -> Split:
-    samples = Split(checked_inputs(_tensor(inputs, "inputs"), signals), _targets(targets, classes))
+    weight = None if weights is None else _tensor(weights, "weights").float()
+    samples = Split(checked_inputs(_tensor(inputs, "inputs"), signals), _targets(targets, classes), weights=weight)
     count = _highest(samples) + 1 if classes is None else len(classes)
     check_samples(
         "the given arrays",
         samples.inputs,
         samples.targets,
+        samples.weights,
         shape=tuple(samples.inputs.shape[1:]),
         classes=count,
         unlabelled=unlabelled,

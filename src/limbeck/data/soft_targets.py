@@ -1,4 +1,4 @@
-"""Targets that are not one class index a sample: label smoothing, mixup, CutMix, unlabelled samples, sample weights."""
+"""Targets other than one class index a sample: label smoothing, mixup, CutMix, unlabelled samples, sample weights."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,17 +18,17 @@ from limbeck.data.split import Split
 class SoftTargets:
     """Makes targets (N, K) float32: the probabilities of the classes, times the weight of the sample.
 
-    The row of an unlabelled sample is 0. mixup is that of Zhang et al. (2018), CutMix that of Yun et al. (2019), label
-    smoothing that of Szegedy et al. (2016). Mixing is done by torchvision, whose CutMix has the box of the authors'
-    code: each batch is mixed with itself, rolled by one sample, and has one weight, drawn from Beta(alpha, alpha). With
-    both alphas, each batch uses one of the two, at random.
+    The row of an unlabelled sample is 0. The sources are Zhang et al. (2018) for mixup, Yun et al. (2019) for CutMix
+    and Szegedy et al. (2016) for label smoothing. torchvision mixes each batch with the same batch rolled by one
+    sample. A batch has one weight, drawn from Beta(alpha, alpha). With both alphas, each batch uses one of the two at
+    random.
 
     Raises:
         LimbeckError: a value is out of range.
     """
 
     classes: int  # K
-    label_smoothing: float = 0.0  # the share of the probability that is spread evenly over all classes
+    label_smoothing: float = 0.0  # the share of the probability that all classes get in equal parts
     mixup: float = 0.0  # alpha; 0: off
     cutmix: float = 0.0  # alpha; 0: off
     unlabelled: bool = False  # whether the training set has unlabelled samples
@@ -51,24 +51,29 @@ class SoftTargets:
 
     @property
     def mixing(self) -> str:
-        """The options that mix inputs, in words; empty if none does."""
+        """The names of the options that mix inputs, joined by "and"; empty if there are none."""
         return " and ".join(name for name in ("mixup", "cutmix") if getattr(self, name))
 
     def rows(self, targets: Tensor, weights: Tensor | None) -> Tensor:
-        """The targets (N, K) of class indices (N,), -1 for no label, and sample weights (N,); not mixed."""
+        """Targets (N, K) without mixing, from class indices (N,), -1 for no label, and sample weights (N,)."""
         rows = F.one_hot(targets.clamp(min=0), self.classes).float() * (targets >= 0)[:, None]
         if weights is not None:
             rows *= weights[:, None]
         return rows * (1 - self.label_smoothing) + rows.sum(1, keepdim=True) * (self.label_smoothing / self.classes)
 
-    def check(self, split: Split) -> None:
-        """Raise LimbeckError if samples cannot be mixed so."""
+    def check(self, split: Split, batch_size: int) -> None:
+        """Raise LimbeckError if batches of this size cannot be mixed so."""
+        if self.mixing and batch_size < 2:
+            raise LimbeckError(
+                f"{self.mixing} mixes the samples of a batch with each other: batch_size is {batch_size}, "
+                "it must be 2 or more"
+            )
         if self.cutmix and split.inputs.dim() != 4:
             shape = tuple(split.inputs.shape)
             raise LimbeckError(f"cutmix is {self.cutmix}, but the inputs have shape {shape}; allowed are (N, C, H, W)")
 
     def mixed(self, seed: int, epoch: int, number: int, batch: Batch) -> Batch:
-        """The batch with this number in an epoch after mixing; a pure function of these arguments."""
+        """Mix the batch with this number in an epoch; a pure function of the arguments."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(key(Purpose.MIX, seed, epoch, number))
             whole = batch.inputs if batch.inputs.dim() == 4 else batch.inputs.flatten(1)[..., None, None]
@@ -84,7 +89,7 @@ class SoftTargets:
 
 
 def soft_targets(split: Split, classes: int, **options: float) -> SoftTargets | None:
-    """How to make the targets of a training set; None if they are class indices. The options are `SoftTargets`'.
+    """The soft targets of a training set with these options of `SoftTargets`; None if targets are class indices.
 
     Raises:
         LimbeckError: an option is out of range.

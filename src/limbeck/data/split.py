@@ -8,7 +8,7 @@ import xxhash
 from torch import Tensor
 
 from limbeck.core import LimbeckError
-from limbeck.data.checking import check_samples, check_weights
+from limbeck.data.checking import check_samples
 from limbeck.data.images import Images, Inputs
 from limbeck.data.scaling import check_scaling
 
@@ -22,7 +22,7 @@ class Split:
     inputs: Inputs  # (N, C, H, W), (N, C, L) or (N, D), uint8 or floating
     targets: Tensor  # (N,) int64 class indices; -1 for a training sample without a label
     names: tuple[str, ...] | None = None  # of the files, such as train/cat/1.jpg; None if there are no files
-    weights: Tensor | None = None  # (N,) float32, of the samples in the hard loss; None: all are equal
+    weights: Tensor | None = None  # (N,) float32, the weights of the samples in the hard loss; None: all are 1
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -98,11 +98,11 @@ class Data:
                 name,
                 split.inputs,
                 split.targets,
+                split.weights,
                 shape=self.shape,
                 classes=len(self.classes),
                 unlabelled=name == "train",
             )
-            check_weights(name, split.weights, len(split))
             if name != "validation" and not len(split):
                 raise LimbeckError(f"the {name} split is empty; allowed are one sample and more")
         check_scaling(self.train.inputs, self.mean, self.std)

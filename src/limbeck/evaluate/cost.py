@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.evaluate import machine
+from limbeck.models.functions import calls_function
 from limbeck.taps import evaluation_mode
 
 LEAST_ROUNDS = 10
@@ -44,12 +45,13 @@ def parameters(network: nn.Module) -> int:
 def macs(network: nn.Module, shape: Sequence[int]) -> int | None:
     """Return the multiply-accumulates of one forward with batch size 1 in eval mode, or None if the forward fails.
 
+    A network that calls a function also has None, because the operations of the function cannot be counted.
     Matrix products, convolutions and attention are counted. Element-wise operations (activations, normalisation,
     pooling, biases) are not, and neither are recurrent layers, whose fused kernels hide their operations. If batch
     size 1 fails, batch size 2 is tried and its count is halved. The network is not changed; ``shape`` is that of one
     sample, without N.
     """
-    for samples in (1, 2):
+    for samples in () if calls_function(network) else (1, 2):
         counter = FlopCounterMode(display=False)
         with evaluation_mode([network]), torch.no_grad(), _attention_in_parts(), counter:
             ran = _runs(network, _sample(network, shape, samples))
@@ -81,7 +83,7 @@ def latency(
     The networks run in turns, so that a slow phase of the machine affects all of them. Each forward is timed
     separately, including the synchronisation of a GPU. If other processes use more than `QUIET` cores meanwhile, the
     measurement is repeated, and of `ATTEMPTS` the one with the lowest load counts. A network that fails for batch size
-    1 has None. The networks are not changed.
+    1 or calls a function has None. The networks are not changed.
 
     Args:
         networks: the networks by name, on any devices.
@@ -94,7 +96,8 @@ def latency(
     with evaluation_mode(networks.values()), torch.no_grad():
         shapes = shape if isinstance(shape, Mapping) else dict.fromkeys(networks, shape)
         samples = {name: _sample(network, shapes[name], 1) for name, network in networks.items()}
-        able = {name: network for name, network in networks.items() if _runs(network, samples[name])}
+        timed = {name: network for name, network in networks.items() if not calls_function(network)}
+        able = {name: network for name, network in timed.items() if _runs(network, samples[name])}
         quietest: dict[str, list[float]] = {}
         least: float | None = None
         for _ in range(ATTEMPTS):

@@ -91,7 +91,8 @@ def teacher_of(recipe: Recipe, seed: int) -> Job:
 def members_of(recipe: Recipe, block: TeacherBlock, seed: int) -> list[Job]:
     """What is trained as the teacher of a student's seed: one network, or the members of an ensemble."""
     teacher = teacher_of(recipe, seed)
-    return [teacher] if block.members == 1 else [Job("member", teacher.seed, number) for number in range(block.members)]
+    count = block.new_members
+    return [teacher] if count == 1 else [Job("member", teacher.seed, number) for number in range(count)]
 
 
 def label_indices(labels: Sequence[int | str], classes: Sequence[str]) -> tuple[int, ...]:

@@ -95,11 +95,11 @@ def decide(
 
 
 def refuse_mixing(training: Training, what: str) -> None:
-    """Raise LimbeckError if the inputs of the student are mixed, because what is stored has one row a sample."""
+    """Raise LimbeckError if the training mixes inputs, because a store or table has one row for each sample."""
     if training.soft is not None and training.soft.mixing:
         raise LimbeckError(
-            f"{training.soft.mixing} mixes the samples of a batch anew in each step, but {what} has one row for each "
-            f"single sample: leave out {training.soft.mixing}, or compute the teacher's outputs during training"
+            f"{training.soft.mixing} mixes the samples of each batch, but {what} has one row for each sample: remove "
+            f"{training.soft.mixing}, or compute the teacher's outputs during training"
         )
 
 

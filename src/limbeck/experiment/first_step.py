@@ -14,7 +14,7 @@ from limbeck.data.dividing import batch_sizes
 from limbeck.evaluate import file_bytes, macs, predict
 from limbeck.experiment.measuring import EVALUATION_BATCH
 from limbeck.experiment.workspace import Workspace
-from limbeck.taps import evaluation_mode, scripted
+from limbeck.taps import closed_kind, evaluation_mode
 from limbeck.train.copies import deep_copy
 from limbeck.train.engine import Engine
 from limbeck.train.freeze import check_learns
@@ -211,7 +211,8 @@ def _check_graphs(stage: Stage, networks: Networks, batch: Batch, engine: Engine
         except LimbeckError:
             raise
         except Exception as error:  # the network may be the user's, and the compiler raises many kinds
-            why = "it is TorchScript" if scripted(networks[name]) else reason(error)
+            kind = closed_kind(networks[name])
+            why = f"it is {kind}" if kind else reason(error)
             raise CannotCompile(
                 f"compile is true, but the {name} cannot be compiled: {why}; set compile to false"
             ) from error

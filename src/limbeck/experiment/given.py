@@ -1,7 +1,7 @@
 """The networks and data of a call of `limbeck.distill`, in the form in which those of a recipe are used."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -33,7 +33,7 @@ class OwnNetworks:
     Args:
         student: a module, or a function that builds one. ``first`` trains the module in place; every other arm and seed
             trains a copy of it as it was passed. A function is called once for every arm and seed.
-        teacher: a trained module; None for a method without one.
+        teachers: the trained teacher, or the members of an ensemble; empty for a method without a teacher.
         others: further networks by name, trained in place by ``first``, otherwise as copies.
         block: says what the student reads.
         first: the seed and the arm that train in place.
@@ -43,7 +43,7 @@ class OwnNetworks:
     def __init__(
         self,
         student: nn.Module | MakeStudent,
-        teacher: nn.Module | None,
+        teachers: Sequence[nn.Module],
         others: Mapping[str, nn.Module],
         block: StudentBlock,
         *,
@@ -52,7 +52,7 @@ class OwnNetworks:
     ) -> None:
         self._make = None if isinstance(student, nn.Module) else student
         self._own = {"student": student, **others} if isinstance(student, nn.Module) else dict(others)
-        self._teacher, self._block, self._first, self._data = teacher, block, first, data
+        self._teachers, self._block, self._first, self._data = teachers, block, first, data
         self._kept: dict[str, nn.Module] = {}
         self._built: list[weakref.ref[nn.Parameter]] = []
 
@@ -99,12 +99,13 @@ class OwnNetworks:
         raise LimbeckError("a teacher that is passed as a module is not trained")
 
     def restored(self, block: TeacherBlock) -> list[Trained]:
-        """The teacher, or a copy of it if its classes are in another order than those of the data."""
-        if self._teacher is None:
-            return []
-        labels = labels_of(block, self._data) or self._data.classes
-        same = labels == self._data.classes
-        return [(self._teacher if same else deep_copy(self._teacher, {"teacher": self._teacher}), labels)]
+        """Each teacher, or a copy of it if its classes are in another order than those of the data."""
+        found = list[Trained]()
+        for teacher, one in zip(self._teachers, block.listed or (block,), strict=True):
+            labels = labels_of(one, self._data) or self._data.classes
+            same = labels == self._data.classes
+            found.append((teacher if same else deep_copy(teacher, {"teacher": teacher}), labels, one))
+        return found
 
     def _copied(self, name: str, network: nn.Module) -> nn.Module:
         way = "; pass a function that builds it" if name == "student" else ""

@@ -1,6 +1,6 @@
 """A recipe's networks: built fresh, or restored from files and run folders."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -14,12 +14,15 @@ from limbeck.files.paths import expanded
 from limbeck.models import Ensemble, NetworkSpec, build, load_network, load_weights, read_spec
 from limbeck.models.files import SHARDS, load_all_but_classifier
 from limbeck.models.fitting import FINE_TUNE
-from limbeck.models.foreign import pretrained_input
+from limbeck.models.foreign import from_file, pretrained_input
 from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
 from limbeck.models.net2net import net2net
+from limbeck.models.onnx import onnx_network
 from limbeck.options import Block
 from limbeck.outline import outline
-from limbeck.recipe.blocks import Recipe, StudentBlock, TeacherBlock
+from limbeck.recipe.blocks import MemberBlock, Recipe, StudentBlock, TeacherBlock
+from limbeck.recipe.contradictions import NEEDS_CODE
+from limbeck.user_code import named
 
 PROBE = 64
 """The number of training samples on which a new network is run before it is trained."""
@@ -32,8 +35,8 @@ IN_FOLDERS = (
 """The names of weights files in a folder, in the order in which they are looked for."""
 
 
-Trained = tuple[nn.Module, tuple[str, ...]]
-"""A trained network, and its classes in the order of its outputs."""
+Trained = tuple[nn.Module, tuple[str, ...], MemberBlock]
+"""A trained network, its classes in the order of its outputs, and the block that describes it."""
 
 
 class NetworkFactory:
@@ -82,15 +85,18 @@ class NetworkFactory:
         (``init: fine_tune``) is not restored.
         """
         if block.table is not None:
-            return [(BlackBox(len(self._data.classes)), self._data.classes)]
-        if block.init == "fine_tune":
+            return [(BlackBox(len(self._data.classes)), self._data.classes, block)]
+        if not block.is_trained:
             return []
-        return [self._restored(path, block) for path in block.weights or ()]
+        return [trained for one in block.listed or (block,) for trained in self._restored(one)]
 
-    def _restored(self, path: str, block: TeacherBlock) -> Trained:
-        network, labels, said = restored(path, block, self._data, trust_code=self._trust_code)
-        self._note("teacher", path, said)
-        return network, labels
+    def _restored(self, block: MemberBlock) -> Iterator[Trained]:
+        if not block.weights:
+            yield *without_weights(block, self._data), block
+        for path in block.weights or ():
+            network, labels, said = restored(path, block, self._data, trust_code=self._trust_code)
+            self._note("teacher", path, said)
+            yield network, labels, block
 
     def _started(self, name: str, block: StudentBlock, seed: int) -> tuple[nn.Module, NetworkSpec]:
         network, spec = fresh(block.model, self._data, expected_input(block))
@@ -146,7 +152,7 @@ def ensemble(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
     return members[0] if len(members) == 1 else Ensemble(members, block.mean)
 
 
-def expected_input(block: TeacherBlock | StudentBlock) -> Input:
+def expected_input(block: MemberBlock | StudentBlock) -> Input:
     """What the network of a block reads: what the block says, else what is known of its pretrained weights."""
     if block.input is not None:
         return Input(**block.input.model_dump())
@@ -185,8 +191,32 @@ def fresh(
     return network, spec
 
 
+def without_weights(block: MemberBlock, data: Data) -> tuple[nn.Module, tuple[str, ...]]:
+    """A trained network without a weights file: of ONNX, or of the user's code. It reads the data as the block says.
+
+    Returns:
+        The network, and its classes in the order of its outputs.
+
+    Raises:
+        LimbeckError: the file is missing or damaged; the code does not return a network or a function.
+    """
+    labels = labels_of(block, data) or data.classes
+    bridge = Bridge(expected_input(block), data.shape, data.mean, data.std)
+    if block.onnx is not None:
+        network: nn.Module = onnx_network(block.onnx)
+    else:
+        options = dict(block.model or {})
+        code = named(options.pop("name", ""))
+        if code is None:
+            raise LimbeckError(f"teacher.trained: {NEEDS_CODE}")
+        network = from_file(*code, classes=len(labels), shape=bridge.own, options=options, trained=True)
+    if bridge.changes:
+        bridge.install(network)
+    return network, labels
+
+
 def restored(
-    path: str, block: TeacherBlock, data: Data, *, trust_code: bool = False
+    path: str, block: MemberBlock, data: Data, *, trust_code: bool = False
 ) -> tuple[nn.Module, tuple[str, ...], str]:
     """Load a trained teacher from a file or a run folder. It reads the data in the form that it was trained on.
 
@@ -226,7 +256,7 @@ def restored(
     return network, labels, ""
 
 
-def labels_of(block: TeacherBlock, data: Data) -> tuple[str, ...]:
+def labels_of(block: MemberBlock, data: Data) -> tuple[str, ...]:
     """The names of a teacher's classes in the order of its outputs, as its block gives them; empty if it does not.
 
     Raises:

@@ -12,6 +12,7 @@ from limbeck.data import Data
 from limbeck.experiment.workspace import Training, example_batch
 from limbeck.methods.shared import rated
 from limbeck.models import Ensemble
+from limbeck.models.functions import GraphNetwork
 from limbeck.outline import outline
 from limbeck.schedules import after_warmup
 from limbeck.taps import Taps, check, dry_run, evaluation_mode, layer_of, shapes
@@ -39,10 +40,12 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         except LimbeckError:
             raise
         except Exception as error:  # the network may be the user's, and raise anything
+            graph = isinstance(network, GraphNetwork)
             raise LimbeckError(
                 f"the {name} does not run on samples of shape {data.shape}: {type(error).__name__}: {error}. If it was "
                 f"trained on another size or number of channels, describe them: in a recipe {name}: {{input: {{size: "
                 f'224, channels: rgb}}}}, in Python {name}_input=limbeck.Input(size=224, channels="rgb")'
+                + (". If its batch size is fixed, export it with a dynamic one" if graph else "")
             ) from error
         task.check_output(name, shape, data)
     teacher = networks.get("teacher")

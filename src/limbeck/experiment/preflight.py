@@ -1,6 +1,6 @@
 """What happens before a run: every network is built, every layer read once, and every `auto` decided."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from limbeck.experiment.terms import SAMPLES, meaningless
 from limbeck.experiment.verdicts import OF_TEACHER, Note, skipped
 from limbeck.experiment.workspace import Training, Workspace, example_batch, training_batches
 from limbeck.methods import METHODS
+from limbeck.models.functions import calls_function
 from limbeck.recipe.blocks import CacheBlock, Recipe
 from limbeck.recipe.read import reread
 from limbeck.taps import shapes
@@ -55,6 +56,7 @@ class Built:
     """The networks of the first seed, and every training that they take part in."""
 
     networks: Mapping[str, nn.Module]
+    members: Sequence[nn.Module]  # of the teacher; one if it is not an ensemble
     trainings: Mapping[str, Planned]  # by arm: the teacher or one member of an ensemble, then the student's arms
     notes: tuple[Note, ...]  # of `refuse_shared`
 
@@ -76,9 +78,15 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         table = soft_label_table(block, data, training) if block is not None else None
         check_use(recipe, stages, networks.keys() - {"student", "teacher"})
         cache, engine = resolve_auto(recipe, stages, networks, data, training, folder, table=table is not None)
-        if block is not None and block.weights and block.init == "as_is":
+        if block is not None and block.is_trained:
             learns = teaches(stages)
-            notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
+            if block.listed:
+                notes += _check_members(made.members, data, engine, allow=recipe.allow, learns=learns)
+            else:
+                notes += check_teacher(networks["teacher"], data, engine, allow=recipe.allow, learns=learns)
+            if not cache.use and calls_function(networks["teacher"]):
+                slow = "the teacher is called in every epoch, which may be slow: cache: true stores its outputs"
+                notes.append(Note(slow))
         else:
             notes += skipped("no trained teacher is given", *OF_TEACHER)
         stored = teacher_taps(stages) if cache.use or table else frozenset[Tap]()
@@ -106,6 +114,20 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
     )
 
 
+def _check_members(
+    members: Sequence[nn.Module], data: Data, engine: Engine, *, allow: Collection[str], learns: bool
+) -> list[Note]:
+    """Check each member as `check_teacher` checks a single teacher. The errors and notes name the member."""
+    notes = list[Note]()
+    for number, member in enumerate(members):
+        try:
+            found = check_teacher(member, data, engine, allow=allow, learns=learns)
+        except LimbeckError as error:
+            raise LimbeckError(f"member {number} of the teacher: {error}") from error
+        notes += [note._replace(said=f"member {number} of the teacher: {note.said}") for note in found]
+    return notes
+
+
 def built(recipe: Recipe, data: Data, factory: Prepared, own: Method | None) -> Built:
     """Build every network of the first seed and plan every training.
 
@@ -115,7 +137,7 @@ def built(recipe: Recipe, data: Data, factory: Prepared, own: Method | None) -> 
     student, _, others = factory.student(recipe.seeds[0], recipe.method["name"])
     networks, members, block = {"student": student, **others}, list[nn.Module](), recipe.teacher
     if block is not None:
-        members = factory.restored(block) or [factory.teacher(block)[0] for _ in range(block.members)]
+        members = factory.restored(block) or [factory.teacher(block)[0] for _ in range(block.new_members)]
         networks["teacher"] = ensemble(members, block)
     notes = refuse_shared(networks, allow=recipe.allow)
     found: dict[str, Planned] = {}
@@ -126,12 +148,12 @@ def built(recipe: Recipe, data: Data, factory: Prepared, own: Method | None) -> 
             stages = plan(METHODS["alone"], taking_part, data, training)
         except LimbeckError as error:
             raise LimbeckError(f"teacher.train: {error}") from error
-        found["teacher" if block.members == 1 else "member"] = (stages, taking_part, training)
+        found["teacher" if block.new_members == 1 else "member"] = (stages, taking_part, training)
     training = training_of(recipe.train, data)
     for arm in arms_of(recipe):
         taking_part = needed(arm, networks)
         found[arm] = (plan(method_of(recipe, arm, own), taking_part, data, training), taking_part, training)
-    return Built(networks, found, tuple(notes))
+    return Built(networks, members, found, tuple(notes))
 
 
 def _try_arm(planned: Planned, data: Data, engine: Engine, stored: frozenset[Tap], *, runs: bool) -> list[Note]:

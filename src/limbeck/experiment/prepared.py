@@ -16,7 +16,7 @@ from limbeck.models import NetworkSpec
 from limbeck.models.class_order import order_of, select_classes
 from limbeck.models.inputs import Bridge, bridge_of
 from limbeck.models.outputs import install, installed
-from limbeck.recipe.blocks import Recipe, StudentBlock, TeacherBlock
+from limbeck.recipe.blocks import MemberBlock, Recipe, StudentBlock, TeacherBlock
 
 
 class Prepared(AbstractContextManager["Prepared"]):
@@ -56,18 +56,19 @@ class Prepared(AbstractContextManager["Prepared"]):
     def restored(self, block: TeacherBlock) -> list[nn.Module]:
         """The trained teacher, or the members of an ensemble; none where it is to be trained."""
         found = []
-        for trained, labels in self._source.restored(block):
-            network = self._prepare("teacher", trained, block, len(labels))
+        for number, (trained, labels, one) in enumerate(self._source.restored(block)):
+            name = f"teacher's member {number}" if block.listed else "teacher"
+            network = self._prepare(name, trained, one, len(labels))
             if labels != self._data.classes:
-                order = order_of("teacher", labels, self._data.classes)
-                select_classes("teacher", network, order, self._probe)
+                order = order_of(name, labels, self._data.classes)
+                select_classes(name, network, order, self._probe)
                 which = "in another order" if len(order) == len(labels) else f"and {len(labels) - len(order)} others"
-                self._notes[f"the teacher has the classes of the data {which}: its outputs are selected by name"] = None
+                self._notes[f"the {name} has the classes of the data {which}: its outputs are selected by name"] = None
             found.append(network)
         return found
 
     def _prepare(
-        self, name: str, network: nn.Module, block: TeacherBlock | StudentBlock | None, classes: int | None = None
+        self, name: str, network: nn.Module, block: MemberBlock | StudentBlock | None, classes: int | None = None
     ) -> nn.Module:
         network, notes = unwrapped(name, network)
         bridge = bridge_of(network)

@@ -15,7 +15,7 @@ def teacher_seed(recipe: Recipe, seed: int) -> int:
     block = recipe.teacher
     if block is not None and block.seed is not None:
         return block.seed
-    shared = block is not None and block.weights and block.init == "as_is"
+    shared = block is not None and block.is_trained
     return recipe.seeds[0] if shared else seed
 
 

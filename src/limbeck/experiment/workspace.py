@@ -77,9 +77,9 @@ class Workspace:
         return training_batches(self.data, self.training, seed=seed, engine=self.engine)
 
     def spread(self, count: int) -> Batch:
-        """So many training samples, spread evenly over the labelled ones (over all if none is), on the device.
+        """``count`` samples on the device, neither augmented nor mixed, spread evenly over the labelled ones.
 
-        They are neither augmented nor mixed.
+        If no sample has a label, they are spread over all.
         """
         split, device = self.samples, self.engine.device
         labelled = torch.nonzero(split.targets >= 0).flatten()

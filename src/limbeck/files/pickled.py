@@ -142,6 +142,11 @@ def _names_of_zip(path: Path, size: int) -> Names:
                 f"{path} is a TorchScript archive, which contains code as well as weights: load it yourself with "
                 "torch.jit.load, and pass the module to limbeck.distill"
             )
+        if any(entry.filename.rpartition("/")[2] == "archive_format" for entry in entries):
+            raise LimbeckError(
+                f"{path} is an archive of torch.export, which contains code as well as weights: load it yourself with "
+                "torch.export.load, and pass its .module() to limbeck.distill"
+            )
         if any(entry.compress_type != ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
             raise BadZipFile("its entries are compressed or overlap, which torch.save never does")
         wrong = file.testzip()  # torch.load does not verify the checksums

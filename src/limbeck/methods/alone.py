@@ -11,8 +11,8 @@ from limbeck.methods.about import About
 def hard_loss(student: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy with the labels at T = 1, averaged over the batch.
 
-    With targets (N, K) it is the mean weighted by the sum of each row, and 0 if all rows are 0, as of a batch without
-    labels; see `limbeck.data.soft_targets.SoftTargets`.
+    With targets (N, K), it is the mean weighted by the sum of each row. It is 0 if all rows are 0, as in a batch
+    without labels. See `limbeck.data.soft_targets.SoftTargets`.
 
     Args:
         student: logits (N, K).

@@ -110,7 +110,7 @@ def class_indices(setup: Setup, method: str) -> None:
     """Raise LimbeckError unless the target of every training sample is one class index."""
     if setup.soft_targets:
         raise LimbeckError(
-            f"{method} needs the class index of each training sample, which does not work with "
+            f"{method} needs the class index of each training sample, so it does not work with "
             f"{' and '.join(setup.soft_targets)}: choose a method that reads labels only in its hard term, such as kd"
         )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from limbeck.files.pickled import StandIn
+from limbeck.models.fitting import listed
 
 Keys = tuple[str, ...]
 
@@ -38,6 +39,7 @@ class Found:
     state: dict[str, Tensor]  # under the network's names
     note: str = ""  # which weights these are; empty if the file is a plain state dict
     fits: bool = True  # whether all names and shapes match
+    beside: tuple[str, ...] = ()  # the names of the tensors under other prefixes
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,12 @@ class _Candidate:
     added: str  # the prefix that only the network's names have
     wrong: int  # the number of tensors that are missing, unexpected or of another shape
     matched: int  # the number of tensors that match
-    beside: int  # the number of tensors under other prefixes
+    beside: tuple[str, ...]  # the names of the tensors under other prefixes
+
+    @property
+    def place(self) -> str:
+        """The keys and the prefix, as ``state_dict.model``."""
+        return ".".join((*self.keys, *filter(None, self.prefix.split("."))))
 
     def rank(self) -> tuple[int, ...]:
         """Return a sort key, lowest for the best: candidates that fit, by their keys; then the closest ones."""
@@ -85,8 +92,8 @@ def find_state(content: Any, expected: Mapping[str, Tensor], *, classifier: str 
     if not candidates:
         return None
     best = min(candidates, key=_Candidate.rank)
-    fitting = sum(not candidate.wrong for candidate in candidates)
-    return Found({**best.state, **own}, _note(best, fitting), not best.wrong)
+    others = [one.place for one in candidates if not one.wrong and one is not best]
+    return Found({**best.state, **own}, _note(best, others), not best.wrong, best.beside)
 
 
 def described(content: Any) -> str:
@@ -152,7 +159,7 @@ def _candidate(
 ) -> _Candidate:
     """Return the tensors under a prefix as a state dict of the network."""
     need = _bare(expected)
-    renamed, beside = {}, 0
+    renamed, beside = {}, list[str]()
     for bare, name in _bare(state).items():
         inside = added + bare.removeprefix(prefix)
         own = need.get(inside, inside)
@@ -162,23 +169,23 @@ def _candidate(
         if bare.startswith(prefix):
             renamed[own] = state[name]
         else:
-            beside += 1
+            beside.append(name)
     known = all(part in _FIRST or any(word in part.lower() for word in _LAST) for part in prefix.split(".")[:-1])
     for name, tensor in expected.items():
         if name.rpartition(".")[2] in _NO_WEIGHTS:
             renamed.setdefault(name, tensor)
     matched = sum(name in renamed and renamed[name].shape == tensor.shape for name, tensor in expected.items())
     unexpected = sum(name not in expected for name in renamed)
-    wrong = len(expected) - matched + unexpected + (0 if known else beside)
-    return _Candidate(renamed, keys, prefix, added, wrong, matched, beside)
+    wrong = len(expected) - matched + unexpected + (0 if known else len(beside))
+    return _Candidate(renamed, keys, prefix, added, wrong, matched, tuple(beside))
 
 
-def _note(best: _Candidate, fitting: int) -> str:
+def _note(best: _Candidate, others: list[str]) -> str:
     parts = [
         f"under {'.'.join(best.keys)!r}" if best.keys else "",
-        f"one of {fitting} state dicts that fit" if fitting > 1 else "",
+        f"one of {len(others) + 1} state dicts that fit (also {listed(others)})" if others else "",
         f"without the prefix {best.prefix!r}" if best.prefix else "",
         f"with the prefix {best.added!r} added" if best.added else "",
-        f"{best.beside} other tensors ignored" if best.beside else "",
+        f"{len(best.beside)} other tensors ignored ({listed(best.beside)})" if best.beside else "",
     ]
     return f"takes the weights {', '.join(filter(None, parts))}" if any(parts) else ""

@@ -184,7 +184,7 @@ def read_state(path: Path, expected: Mapping[str, Tensor], *, classifier: str = 
     if found is None:
         raise LimbeckError(f"{path} contains no weights, {described(content)}: {ALONE}")
     if not found.fits:
-        check_fit(path, found.state, expected, described(content))
+        check_fit(path, found.state, expected, described(content), found.beside)
         raise LimbeckError(f"{path} does not fit the network: {described(content)}")
     for name, tensor in found.state.items():
         _check_type(path, name, tensor, expected[name])

@@ -1,22 +1,32 @@
 """Check that the tensors of a file fit a network, and report the differences."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from limbeck.core import LimbeckError
 
-FINE_TUNE = "in a recipe, init: fine_tune loads all layers except the classifier; a teacher also needs train:"
+FINE_TUNE = (
+    "in a recipe, init: fine_tune loads all layers except the classifier; a teacher also needs train:. If a teacher "
+    "has further classes, list all its classes under classes:"
+)
 """The advice for a file with other classes."""
 
 _SHOWN = 3
 
 
-def check_fit(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], content: str = "") -> None:
+def check_fit(
+    path: Path,
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    content: str = "",
+    beside: Sequence[str] = (),
+) -> None:
     """Raise LimbeckError with the differences unless the names and shapes of the file's tensors match the network's.
 
-    The message includes ``content``, a description of the file, if names differ.
+    The message includes ``content``, a description of the file, if names differ, and ``beside``, the names of the
+    tensors that are not part of ``state`` because they have another prefix.
     """
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
@@ -31,12 +41,8 @@ def check_fit(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Te
                 f"all other layers fit: {FINE_TUNE}"
             )
     shapes = [f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}" for name in reshaped]
-    listed = [
-        _listed(missing, "missing"),
-        _listed(unexpected, "unexpected"),
-        _listed(shapes, "of another shape"),
-    ]
-    differences = "; ".join(text for text in listed if text)
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "under other prefixes": beside}
+    differences = "; ".join(f"{len(names)} {kind} ({listed(names)})" for kind, names in kinds.items() if names)
     described = f" ({content})" if content and (missing or unexpected) else ""
     raise LimbeckError(f"{path} does not fit the network: {differences}{described}")
 
@@ -52,6 +58,6 @@ def _other_classes(
     return counts.pop() if len(counts) == 1 else None
 
 
-def _listed(entries: list[str], what: str) -> str:
-    more = ", ..." if len(entries) > _SHOWN else ""
-    return f"{len(entries)} {what} ({', '.join(entries[:_SHOWN])}{more})" if entries else ""
+def listed(names: Sequence[str]) -> str:
+    """The first names, as text."""
+    return ", ".join([*names[:_SHOWN], *["..."] * (len(names) > _SHOWN)])

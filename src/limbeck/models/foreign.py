@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from xxhash import xxh3_128_hexdigest
 
 from limbeck.core import LimbeckError
 from limbeck.errors import close_names
+from limbeck.models.functions import as_network
 from limbeck.models.inputs import Input
 from limbeck.user_code import contents, function
 
@@ -84,15 +86,25 @@ def pretrained_input(name: str, options: Options) -> Input | None:
     return None
 
 
-def from_file(file: Path, name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:
+def from_file(
+    file: Path, name: str, *, classes: int, shape: tuple[int, ...], options: Options, trained: bool = False
+) -> nn.Module:
     """Build a network with a function (or class) in a Python file, called as `build` describes.
+
+    Args:
+        file: the path of the file.
+        name: the function.
+        classes: the number of logits.
+        shape: the shape of one sample.
+        options: the options of the network.
+        trained: the function may also return a trained teacher that is not a module, see `as_network`.
 
     Raises:
         LimbeckError: the file or function does not exist, does not accept these options, raises, or does not return
-            a module.
+            a network.
     """
-    label = f"{file}:{name}"
-    factory = function(file, name, contents(file))
+    label, code = f"{file}:{name}", contents(file)
+    factory = function(file, name, code)
     try:
         parameters = inspect.signature(factory).parameters
     except (ValueError, TypeError) as error:  # some callables written in C have no signature
@@ -105,10 +117,19 @@ def from_file(file: Path, name: str, *, classes: int, shape: tuple[int, ...], op
                 f"{label} has no option {unknown[0]!r}{_close(unknown[0], parameters)}; it takes {allowed}"
             )
     fixed = {key: value for key, value in (("classes", classes), ("shape", shape)) if key in parameters}
-    return _call(label, factory, fixed=fixed, options=options)
+    identity = f"{name} {xxh3_128_hexdigest(code)}" if trained else ""
+    return _call(label, factory, fixed=fixed, options=options, identity=identity)
 
 
-def _call(label: str, factory: Callable[..., Any], *arguments: str, fixed: Options, options: Options) -> nn.Module:
+def _call(
+    label: str,
+    factory: Callable[..., Any],
+    *arguments: str,
+    fixed: Options,
+    options: Options,
+    identity: str = "",
+) -> nn.Module:
+    """Call a factory. With an ``identity``, it may also return a function, which becomes a network of this identity."""
     repeated = [key for key in options if key in fixed]
     if repeated:
         raise LimbeckError(f"{label}: {repeated[0]} is set from the data, remove it from the options")
@@ -122,6 +143,8 @@ def _call(label: str, factory: Callable[..., Any], *arguments: str, fixed: Optio
                 "machine and name it under weights:, without pretrained: true"
             ) from error
         raise LimbeckError(f"{label} could not be built: {type(error).__name__}: {error}") from error
+    if identity and callable(network) and not isinstance(network, type):
+        network = as_network(network, identity=identity)
     if not isinstance(network, nn.Module):
         raise LimbeckError(f"{label} returned a {type(network).__name__}, a model must be a torch.nn.Module")
     return network

@@ -143,9 +143,10 @@ def find(name: str, output: Any, classes: int) -> tuple[str, ...]:
     candidates = [*(path for path, _ in named if path in fitting), *fitting, *(path for path, _ in named)]
     if not candidates:
         listed = ", ".join(f"{'.'.join(path)} {tuple(tensor.shape)}" for path, tensor in tensors) or "no tensor"
+        role = name.partition("'")[0]
         raise LimbeckError(
             f"the {name} returns a {_kind(output)} of {listed}: none is logits of {classes} classes. Name the logits "
-            f"with output (in Python {name}_output=, in a recipe {name}: {{output: ...}}), by a key, an index or the "
+            f"with output (in Python {role}_output=, in a recipe {role}: {{output: ...}}), by a key, an index or the "
             f"name of a layer; or {_WRAP}"
         )
     return candidates[0]
@@ -184,6 +185,7 @@ def _named(hook: Logits, network: nn.Module, output: str, others: list[Any]) -> 
             at(one, path, hook.name)
         hook.path = path
     elif output in dict(network.named_modules()):
+        check({hook.name: network}, Tap(hook.name, output))
         hook.layer = output
     else:
         names = ", ".join(key for one in others for key in _parts(one))

@@ -185,29 +185,63 @@ class InputBlock(Checked):
     range: Annotated[float, Field(gt=0, le=65535)] = 1.0
 
 
-class TeacherBlock(Checked):
-    """The teacher: loaded from files or run folders (``weights``), or trained in this run (``train``).
+class MemberBlock(Checked):
+    """A trained network: of files or run folders (``weights``), of ONNX (``onnx``), or of your own code (``trained``).
 
-    ``untrained`` is for a method that trains its teacher, such as ``class_distance``. ``table`` is a file of soft
-    labels by image name and replaces the network; ``values`` states what the table contains if limbeck cannot tell.
-    ``init: fine_tune`` trains the teacher in this run from all ``weights`` except the classifier's. ``output`` selects
-    the logits in the network's output, see `limbeck.models.outputs`. ``classes`` lists the teacher's classes
+    With ``trained``, the function that ``model`` names returns a trained network or a function from inputs to logits.
+    ``output`` selects the logits in the network's output, see `limbeck.models.outputs`. ``classes`` lists the classes
     in the order of its logits, if that is not the order of the data; it may have classes that the data has not.
     """
 
     model: Named | None = None
     weights: Files | None = None
-    init: Literal["as_is", "fine_tune"] = "as_is"
+    trained: bool = False
+    onnx: PathText | None = None
     input: InputBlock | None = None
     classes: Labels | None = None
     output: Output | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the block names a trained network."""
+        return bool(self.weights or self.trained or self.onnx)
+
+
+Members = Annotated[int, Field(ge=1, le=100)] | Annotated[tuple[MemberBlock, ...], Field(min_length=2, max_length=100)]
+
+
+class TeacherBlock(MemberBlock):
+    """The teacher: a trained network, an ensemble of those (``members``), or trained in this run (``train``).
+
+    ``untrained`` is for a method that trains its teacher, such as ``class_distance``. ``table`` is a file of soft
+    labels by image name and replaces the network; ``values`` states what the table contains if limbeck cannot tell.
+    ``init: fine_tune`` trains the teacher in this run from all ``weights`` except the classifier's. ``members`` is a
+    list of trained networks, or the number of networks that this run trains.
+    """
+
+    init: Literal["as_is", "fine_tune"] = "as_is"
     table: PathText | None = None
     values: Literal["probabilities", "log-probabilities", "logits"] | None = None
     train: TrainBlock | None = None
     untrained: bool = False
-    members: Annotated[int, Field(ge=1, le=100)] = 1
+    members: Members = 1
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
     seed: Seed | None = None
+
+    @property
+    def listed(self) -> tuple[MemberBlock, ...]:
+        """The members of an ensemble of trained networks that have blocks of their own."""
+        return () if isinstance(self.members, int) else self.members
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the block names a trained teacher, which this run does not train."""
+        return self.init == "as_is" and bool(self.listed or super().is_trained)
+
+    @property
+    def new_members(self) -> int:
+        """The number of networks that are trained in this run, if the teacher is not trained."""
+        return self.members if isinstance(self.members, int) else 0
 
 
 class StudentBlock(Checked):

@@ -3,14 +3,16 @@
 from collections.abc import Container, Iterator
 
 from limbeck.options import Block
-from limbeck.recipe.blocks import Recipe, StudentBlock, TeacherBlock
+from limbeck.recipe.blocks import MemberBlock, Recipe, StudentBlock, TeacherBlock
+from limbeck.user_code import is_code
 from limbeck.wording import Problem
 
 _KINDS = (
-    "write weights: FILE for a trained teacher, or a model: and train: {epochs: N} to train it in this run, or a "
-    "model: and untrained: true for a method that trains it, or a table: of its soft labels"
+    "write weights: FILE or onnx: FILE for a trained teacher, or a model: and train: {epochs: N} to train it in this "
+    "run, or a model: and untrained: true for a method that trains it, or a table: of its soft labels"
 )
 
+NEEDS_CODE = "the model: must be path/to/file.py:function, which returns a trained network or a function"
 
 WORKERS = 256
 """The most processes that decode images."""
@@ -50,10 +52,19 @@ def streaming_contradictions(options: Block) -> Iterator[Problem]:
 
 def _teacher(teacher: TeacherBlock) -> Iterator[Problem]:
     if teacher.table is not None:
-        if teacher.model or teacher.weights or teacher.train or teacher.untrained or teacher.members > 1:
+        networks = (teacher.model, teacher.weights, teacher.onnx, teacher.trained, teacher.train, teacher.untrained)
+        if any(networks) or teacher.new_members != 1:
             yield Problem(("teacher",), "a teacher with a table: has no network: keep only table: and values:")
         if teacher.output is not None:
             yield Problem(("teacher", "output"), "a table: has no network output: write values: for what it contains")
+    elif teacher.listed:
+        yield from _listed(teacher)
+    elif teacher.onnx or teacher.trained:
+        yield from _member(("teacher",), teacher)
+        if teacher.train or teacher.untrained or teacher.new_members > 1 or teacher.init != "as_is":
+            kind = "onnx:" if teacher.onnx else "trained: true"
+            known = f"a teacher with {kind} is already trained: remove train:, untrained:, members: and init:"
+            yield Problem(("teacher",), known)
     elif teacher.weights is not None:
         yield from _restored(teacher)
     elif teacher.init == "fine_tune":
@@ -70,6 +81,34 @@ def _teacher(teacher: TeacherBlock) -> Iterator[Problem]:
         yield Problem(("teacher", "values"), "describes a table:, which is missing: write table: FILE")
 
 
+def _listed(teacher: TeacherBlock) -> Iterator[Problem]:
+    """Yield the contradictions of an ensemble whose members have blocks of their own."""
+    for key in MemberBlock.model_fields:
+        if getattr(teacher, key):
+            yield Problem(("teacher", key), "with a list of members:, this key belongs to each member: move it there")
+    if teacher.train or teacher.untrained or teacher.init != "as_is":
+        known = "the members: of a list are already trained: remove train:, untrained: and init:"
+        yield Problem(("teacher",), known)
+    for number, member in enumerate(teacher.listed):
+        path = ("teacher", "members", number)
+        yield from _member(path, member)
+        if not member.is_trained:
+            yield Problem(path, "a member is a trained network: write weights: FILE, onnx: FILE or trained: true")
+        if len(member.weights or ()) > 1:
+            yield Problem((*path, "weights"), "a member has one file: write weights: FILE")
+
+
+def _member(path: tuple[str | int, ...], member: MemberBlock) -> Iterator[Problem]:
+    """Yield the contradictions of a trained network."""
+    ways = [key for key in ("weights", "onnx", "trained") if getattr(member, key)]
+    if len(ways) > 1:
+        yield Problem(path, f"got {' and '.join(f'{key}:' for key in ways)}, allowed is one of them")
+    if member.onnx and member.model:
+        yield Problem((*path, "model"), "a file of ONNX contains its network: remove model:")
+    if member.trained and not is_code(str((member.model or {}).get("name"))):
+        yield Problem((*path, "trained"), NEEDS_CODE)
+
+
 def _restored(teacher: TeacherBlock) -> Iterator[Problem]:
     """Yield the contradictions of a teacher with weights."""
     if teacher.untrained:
@@ -81,7 +120,7 @@ def _restored(teacher: TeacherBlock) -> Iterator[Problem]:
                 "a teacher with weights: is not trained in this run: remove train:, or write init: fine_tune to train "
                 "it from these weights",
             )
-        if teacher.members > 1:
+        if teacher.new_members > 1:
             yield Problem(("teacher", "members"), "list the members' files, weights: [FILE, FILE], and remove members:")
         return
     if teacher.train is None or teacher.model is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from limbeck.errors import LimbeckError
 from limbeck.files.paths import expanded, near
-from limbeck.recipe.blocks import Recipe, StudentBlock
+from limbeck.recipe.blocks import MemberBlock, Recipe, StudentBlock
 from limbeck.user_code import is_code
 from limbeck.wording import Problem, shortened
 
@@ -26,8 +26,12 @@ def _looked_for(recipe: Recipe) -> Iterator[Problem | None]:
         yield _weights((*place, "weights"), block.weights) if block.weights is not None else None
         yield _code((*place, "model", "name"), block.model["name"])
     if teacher is not None:
-        yield from (_weights(("teacher", "weights", place), text) for place, text in enumerate(teacher.weights or ()))
-        yield _code(("teacher", "model", "name"), teacher.model["name"]) if teacher.model is not None else None
+        members = [(("teacher", "members", number), member) for number, member in enumerate(teacher.listed)]
+        trained: list[tuple[Place, MemberBlock]] = [(("teacher",), teacher), *members]
+        for place, one in trained:
+            yield from (_weights((*place, "weights", number), text) for number, text in enumerate(one.weights or ()))
+            yield _code((*place, "model", "name"), one.model["name"]) if one.model is not None else None
+            yield _file((*place, "onnx"), one.onnx, "file") if one.onnx is not None else None
         yield _file(("teacher", "table"), teacher.table, "table") if teacher.table is not None else None
     yield _code(("data", "source"), data.source)
     yield _code(("data", "transform"), str(data.options.get("transform") or ""))

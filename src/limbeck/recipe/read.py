@@ -12,7 +12,7 @@ from limbeck.errors import nearest
 from limbeck.files.atomic import read as read_bytes
 from limbeck.files.paths import expanded, near
 from limbeck.options import as_block, complete, keyword_model, validate, with_takers
-from limbeck.recipe.blocks import DataKeys, Recipe, StudentBlock, TrainBlock, as_methods
+from limbeck.recipe.blocks import DataKeys, MemberBlock, Recipe, StudentBlock, TrainBlock, as_methods
 from limbeck.recipe.contradictions import contradictions, streaming_contradictions
 from limbeck.recipe.paths import missing
 from limbeck.recipe.signatures import known
@@ -88,8 +88,10 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
         problems += found
     tables = {"model": names.models, "optimizer": names.optimizers, "schedule": names.schedules}
     others = values.get("networks")
-    more = [(("networks", name, "model"), "model") for name in (others if isinstance(others, dict) else ())]
-    for path, kind in (*_NAMED, *more):
+    members = _at(values, ("teacher", "members"))
+    more: list[Place] = [("networks", name, "model") for name in (others if isinstance(others, dict) else ())]
+    more += [("teacher", "members", at, "model") for at in range(len(members) if isinstance(members, list) else 0)]
+    for path, kind in (*_NAMED, *((path, "model") for path in more)):
         parent, block = _at(values, path[:-1]), as_block(_at(values, path))
         if block is None or path in wrong:
             continue
@@ -196,6 +198,10 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     def model(block: dict[str, Any] | None) -> dict[str, Any] | None:
         return {**block, "name": named(block["name"])} if block else block
 
+    def trained(block: MemberBlock) -> dict[str, Any]:
+        weights = None if block.weights is None else tuple(map(whole, block.weights))
+        return {"weights": weights, "onnx": whole(block.onnx), "model": model(block.model)}
+
     def network(block: StudentBlock) -> StudentBlock:
         return block.model_copy(update={"weights": whole(block.weights), "model": model(block.model)})
 
@@ -209,9 +215,9 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     root = whole(data.root or os.environ.get("LIMBECK_DATA"))
     data = data.model_copy(update={"root": root, "source": named(data.source), **options})
     if teacher is not None:
-        weights = None if teacher.weights is None else tuple(map(whole, teacher.weights))
-        table = whole(teacher.table)
-        teacher = teacher.model_copy(update={"weights": weights, "table": table, "model": model(teacher.model)})
+        members = tuple(one.model_copy(update=trained(one)) for one in teacher.listed) or teacher.members
+        update = {**trained(teacher), "table": whole(teacher.table), "members": members}
+        teacher = teacher.model_copy(update=update)
     student, others = network(recipe.student), {name: network(other) for name, other in recipe.networks.items()}
     cache = recipe.cache.model_copy(update={"folder": whole(recipe.cache.folder)})
     update = {"data": data, "student": student, "teacher": teacher, "networks": others, "cache": cache}
@@ -273,7 +279,8 @@ def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
 
 def _at(values: Any, path: Place) -> Any:
     for part in path:
-        values = values.get(part) if isinstance(values, dict) else None
+        listed = isinstance(values, list) and isinstance(part, int)
+        values = values[part] if listed else values.get(part) if isinstance(values, dict) else None
     return values
 
 

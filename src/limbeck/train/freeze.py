@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from limbeck.core import LimbeckError, Networks, Stage, Tap
-from limbeck.taps import check, layer_of, version
+from limbeck.taps import check, closed_kind, layer_of, version
 
 
 def learners(stage: Stage, networks: Networks) -> list[nn.Module]:
@@ -31,7 +31,10 @@ def learners(stage: Stage, networks: Networks) -> list[nn.Module]:
 
 
 def check_learns(name: str, network: nn.Module) -> None:
-    """Raise LimbeckError where a network's weights were made under `torch.inference_mode`: they get no gradients."""
+    """Raise LimbeckError for a function, and for weights made under `torch.inference_mode`: they get no gradients."""
+    kind = closed_kind(network)
+    if kind and next(network.parameters(), None) is None:
+        raise LimbeckError(f"the {name} is {kind}, which cannot learn: use a method that does not train the {name}")
     if any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers())):
         raise LimbeckError(
             f"the {name}'s weights were made under torch.inference_mode, so they cannot learn: make it outside of "

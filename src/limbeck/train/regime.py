@@ -178,7 +178,7 @@ def check_regime(regime: Regime, stages: Sequence[Stage], networks: Networks) ->
         learning = {one for part in parts for one in part.parameters() if one.requires_grad}
         if learning and learning <= held:
             raise LimbeckError(f"freeze: nothing else learns in stage {stage.name!r}: remove a layer")
-    if regime.selects and stages and "student" not in stages[-1].networks:
+    if regime.selects and "student" not in stages[-1].networks:
         raise LimbeckError(
             f"keep: best and stop_after select an epoch of the last stage, but stage {stages[-1].name!r} does not "
             "train the student: remove these keys"

@@ -168,6 +168,7 @@ def _of_user(name: str, source: Source, given: Mapping[str, Any], options: Mappi
                     part,
                     split.inputs,
                     split.targets,
+                    split.weights,
                     shape=shape,
                     classes=len(parts.classes),
                     unlabelled=part == "train",

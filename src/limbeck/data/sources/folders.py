@@ -86,7 +86,7 @@ def folder(
         transform: with streaming, what makes a training view of an image instead of the resizing, before the
             augmentation: ``random_resized_crop`` or ``path/to/file.py:function``, see `limbeck.data.transforms`.
             Evaluation never uses it.
-        unlabelled: a folder in ``path`` whose images have no labels, at any depth; they are used for training only.
+        unlabelled: a folder in ``path``. Its images, at any depth, have no labels and are used for training only.
 
     Raises:
         LimbeckError: the path does not exist; there is no class folder, an empty one, or not the same ones in all
@@ -119,11 +119,7 @@ def folder(
 
 
 def _without(tree: Tree, folder: str | None) -> tuple[Tree, tuple[str, ...]]:
-    """The tree without a folder, and the names of the images in that folder.
-
-    Raises:
-        LimbeckError: there is no image in the folder.
-    """
+    """The tree without a folder, and the names of the images in the folder, of which there is at least one."""
     if folder is None:
         return tree, ()
     inside = _below(tree, f"{folder.strip('/')}/")
