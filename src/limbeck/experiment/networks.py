@@ -21,8 +21,6 @@ from limbeck.models.onnx import onnx_network
 from limbeck.options import Block
 from limbeck.outline import outline
 from limbeck.recipe.blocks import MemberBlock, Recipe, StudentBlock, TeacherBlock
-from limbeck.recipe.contradictions import NEEDS_CODE
-from limbeck.user_code import named
 
 PROBE = 64
 """The number of training samples on which a new network is run before it is trained."""
@@ -192,7 +190,7 @@ def fresh(
 
 
 def without_weights(block: MemberBlock, data: Data) -> tuple[nn.Module, tuple[str, ...]]:
-    """A trained network without a weights file: of ONNX, or of the user's code. It reads the data as the block says.
+    """Load a trained network from a file of ONNX or from the user's code. It reads the data as the block describes.
 
     Returns:
         The network, and its classes in the order of its outputs.
@@ -206,10 +204,9 @@ def without_weights(block: MemberBlock, data: Data) -> tuple[nn.Module, tuple[st
         network: nn.Module = onnx_network(block.onnx)
     else:
         options = dict(block.model or {})
-        code = named(options.pop("name", ""))
-        if code is None:
-            raise LimbeckError(f"teacher.trained: {NEEDS_CODE}")
-        network = from_file(*code, classes=len(labels), shape=bridge.own, options=options, trained=True)
+        file, _, function = options.pop("name").rpartition(":")
+        shape = bridge.own
+        network = from_file(expanded(file), function, classes=len(labels), shape=shape, options=options, trained=True)
     if bridge.changes:
         bridge.install(network)
     return network, labels

@@ -12,8 +12,6 @@ _KINDS = (
     "run, or a model: and untrained: true for a method that trains it, or a table: of its soft labels"
 )
 
-NEEDS_CODE = "the model: must be path/to/file.py:function, which returns a trained network or a function"
-
 WORKERS = 256
 """The most processes that decode images."""
 
@@ -106,7 +104,8 @@ def _member(path: tuple[str | int, ...], member: MemberBlock) -> Iterator[Proble
     if member.onnx and member.model:
         yield Problem((*path, "model"), "a file of ONNX contains its network: remove model:")
     if member.trained and not is_code(str((member.model or {}).get("name"))):
-        yield Problem((*path, "trained"), NEEDS_CODE)
+        known = "the model: must be path/to/file.py:function, which returns a trained network or a function"
+        yield Problem((*path, "trained"), known)
 
 
 def _restored(teacher: TeacherBlock) -> Iterator[Problem]:
