@@ -32,12 +32,12 @@ from torch import nn
 import limbeck
 from limbeck import user_code
 from limbeck.cache import folder as store
-from limbeck.cache import manifest, table
+from limbeck.cache import manifest
 from limbeck.cache.table import read_table
 from limbeck.core import LimbeckError
 from limbeck.data import arrays
 from limbeck.experiment.networks import restored
-from limbeck.files import checkpoint, pickled
+from limbeck.files import checkpoint, columns, pickled
 from limbeck.files import paths as opening
 from limbeck.models import (
     NetworkSpec,
@@ -263,7 +263,15 @@ def test_every_bound_stands_in_the_documentation():
         *(user_code.LARGEST, files.LEAST, files.TIMES, files.HEADER, rebuilding.LARGEST, rebuilding.NUMBER),
         *(rebuilding.VALUES, spec_of.LONGEST, pickled.PICKLE, pickled.NESTED, pickled.HANDLED, opening.DIRECTORY),
         *(pickled.STEPS, pickled.HASHED, pickled.LARGE),
-        *(table.LARGEST, table.NUMBERS, table.LINE, store.HEADER, manifest.MOST_BYTES, manifest.MOST_FILES),
+        *(
+            columns.LARGEST,
+            columns.NUMBERS,
+            columns.ROWS,
+            columns.LINE,
+            store.HEADER,
+            manifest.MOST_BYTES,
+            manifest.MOST_FILES,
+        ),
     ]
     assert [bound for bound in bounds if f"{bound:,}" not in text] == []
 
@@ -773,7 +781,7 @@ def test_a_small_parquet_file_of_long_names_is_refused():
     names = arrow.DictionaryArray.from_arrays(arrow.array([0] * 3_000), arrow.array(["x" * 500_000]))
     file = parquet({"file": names, "cat": [0.5] * 3_000})
     assert file.stat().st_size < 2**22
-    with pytest.raises(LimbeckError, match="bytes of names"):
+    with pytest.raises(LimbeckError, match="bytes in the column 'file'"):
         read_table(file)
 
 

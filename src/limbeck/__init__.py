@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limbeck.api import distill
     from limbeck.core import Batch, LimbeckError, Setup, Stage, Tap, Term, from_student, from_teacher
-    from limbeck.data import Augment, Data, arrays, load
+    from limbeck.data import Augment, Data, arrays, dataset, load
     from limbeck.experiment.results import RunResult
     from limbeck.models import load_network
     from limbeck.models.inputs import Input
@@ -16,7 +16,7 @@ __version__ = version("limbeck")
 
 _HOMES = {
     "core": ("Batch", "LimbeckError", "Setup", "Stage", "Tap", "Term", "from_student", "from_teacher"),
-    "data": ("Augment", "Data", "arrays", "load"),
+    "data": ("Augment", "Data", "arrays", "dataset", "load"),
     "models": ("load_network",),
     "models.inputs": ("Input",),
     "experiment.results": ("RunResult",),
@@ -35,6 +35,7 @@ __all__ = [
     "Tap",
     "Term",
     "arrays",
+    "dataset",
     "distill",
     "from_student",
     "from_teacher",

@@ -27,7 +27,7 @@ from limbeck.methods.combined import combined
 from limbeck.models import GIVEN
 from limbeck.models.inputs import Input
 from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Block, Checked, call, fill, validate
+from limbeck.options import Block, Model, call, fill, validate
 from limbeck.recipe.blocks import (
     AugmentBlock,
     CacheBlock,
@@ -89,9 +89,9 @@ def distill(
         student: maps the same inputs to logits (N, K). The method trains it in place with the first seed; all other
             trainings start from copies of it. Or a function without arguments that builds a student: it is called for
             every training, so that each seed has its own initial weights.
-        data: from `limbeck.arrays` or `limbeck.load`. Both networks get the same inputs, normalised by the training
-            set's mean and deviation unless the data was made with ``normalise=False``. Give ``teacher_input`` if the
-            teacher was trained on other inputs.
+        data: from `limbeck.arrays`, `limbeck.dataset` or `limbeck.load`. Both networks get the same inputs, normalised
+            by the training set's mean and deviation unless the data was made with ``normalise=False``. Give
+            ``teacher_input`` if the teacher was trained on other inputs.
         method: a method's name (`limbeck methods` lists them), a block such as ``{"name": "kd", "temperature": 2}``,
             a list of these to combine, or your own function ``setup -> stages``.
         networks: other networks that the method uses, such as assistants or peers; trained in place with the first
@@ -101,7 +101,7 @@ def distill(
         optimizer: its name, or a block such as ``{"name": "sgd", "lr": 0.05}``.
         schedule: of the learning rate, likewise.
         augment: random changes of the training images; none by default.
-        training: further keys of a recipe's ``train`` block, such as ``{"mixup": 0.2, "label_smoothing": 0.1}``; see
+        training: other keys of a recipe's ``train`` block, such as ``{"clip": 1.0, "keep": "best", "mixup": 0.2}``; see
             docs/recipes.md.
         seed: of the data's order, the augmentation and dropout. The same seed gives the same student, bit-identical on
             a CPU if ``precision``, which ``auto`` decides by timing, and ``compile`` are the same.
@@ -152,7 +152,7 @@ def distill(
         device=device,
         precision=precision,
         compile=compile,
-        cache=_validated("cache", CacheBlock, as_cache(cache)),
+        cache=_checked("cache", CacheBlock, as_cache(cache)),
         allow=tuple(allow),
     )
     with _undisturbed(out) as folder:
@@ -162,10 +162,9 @@ def distill(
         )
         with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, on_epoch, progress)
-    trained = experiment.networks[name]
-    trained.zero_grad(set_to_none=True)
+    experiment.networks[name].zero_grad(set_to_none=True)
     result = replace(experiment.result, notes=experiment.notes)  # with what a resumed folder was found to lack
-    return (student if isinstance(student, nn.Module) else trained).eval(), result
+    return (student if isinstance(student, nn.Module) else experiment.networks[name]).eval(), result
 
 
 @contextmanager
@@ -217,7 +216,7 @@ def _check(
         if network is not None and not isinstance(network, nn.Module):
             raise LimbeckError(f"{role} is a {type(network).__name__}: it must be a torch.nn.Module")
     if not isinstance(data, Data):
-        raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays or limbeck.load")
+        raise LimbeckError(f"data is a {type(data).__name__}: make it with limbeck.arrays, .dataset or .load")
     for name in networks:
         if not name.isidentifier():
             raise LimbeckError(f"networks: got the name {name!r}: allowed are letters, digits and _")
@@ -274,11 +273,10 @@ def _input_block(expected: Input | None) -> InputBlock | None:
     return None if expected is None else InputBlock.model_construct(**asdict(expected) | {"size": expected.sides})
 
 
-def _validated(argument: str, model: type[Checked], values: Any) -> Any:
-    """The values of an argument of `distill` as a block of this model."""
+def _checked(name: str, model: type[Model], values: Any) -> Model:
     block, problems = validate(model, values)
     if block is None:
-        raise LimbeckError("; ".join(f"{argument}: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
+        raise LimbeckError("; ".join(f"{name}: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
     return block
 
 
@@ -294,7 +292,7 @@ def _train_block(
     own = [key for key in ("epochs", "batch_size", "optimizer", "schedule", "augment") if key in more]
     if own:
         raise LimbeckError(f"training: {own[0]} is an argument of distill: write {own[0]}=...")
-    block: TrainBlock = _validated("training", TrainBlock, {"epochs": 1, **more})
+    block = _checked("training", TrainBlock, {"epochs": 1, **more})
     return block.model_copy(
         update={
             "epochs": epochs,

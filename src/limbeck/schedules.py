@@ -41,6 +41,17 @@ def steps(*, at: Sequence[float], factor: float = 0.1) -> "Schedule":
     return lambda progress: factor ** sum(progress >= share for share in at)
 
 
+def after_warmup(schedule: "Schedule", warmup: float) -> "Schedule":
+    """Return a linear rise from 0 over a fraction ``warmup`` of the stage; the schedule covers the rest."""
+
+    def factor(progress: float) -> float:
+        if progress < warmup:
+            return schedule(0.0) * progress / warmup
+        return schedule((progress - warmup) / (1 - warmup))
+
+    return factor
+
+
 SCHEDULES: Mapping[str, Callable[..., "Schedule"]] = {
     "constant": constant,
     "linear": linear,

@@ -144,7 +144,7 @@ def test_classes_of_an_npz_may_be_numbers(tmp_path):
         ("file,cat,dog\na,0.5\n", "line 2: 2 values under 3 columns"),
         ("file,cat,dog\na,0.5,0.5\nb,0.5,much\n", "line 3: could not convert string to float: 'much'"),
         ("file,cat,dog\na,0.5,\n", "line 2: could not convert string to float: ''"),
-        ("file,cat,dog\n", r"values of shape \(0,\) for 0 files and 2 classes: needed are one row a file"),
+        ("file,cat,dog\n", r"values of shape \(0, 2\) for 0 files and 2 classes: needed are one row a file"),
         ("file\na\n", r"values of shape \(1, 0\) for 1 files: needed are"),
         ("file,cat,dog\na,1,0\n./a,0,1\n", r"more than one row for 1 \(a\)"),
         ("file,cat,cat\na,1,0\n", r"more than one column for 1 \(cat\)"),

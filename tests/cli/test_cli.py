@@ -79,7 +79,7 @@ def same_weights(one, other):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ("demo", "run", "methods", "models", "taps", "doctor", "--version")),
+        ([], ("demo", "run", "runs", "methods", "models", "taps", "doctor", "--version")),
         (["demo"], ("--out", "runs/demo")),
         (
             ["run"],
@@ -94,8 +94,10 @@ def same_weights(one, other):
                 "--data-root",
                 "--allow",
                 "--trust-code",
+                "--log",
             ),
         ),
+        (["runs"], ("FOLDER", "--json")),
         (["methods"], ("NAME",)),
         (["models"], ("PATTERN",)),
         (["taps"], ("MODEL", "--shape", "--classes", "--set")),
@@ -325,10 +327,17 @@ def test_a_full_disk_is_one_message_and_code_3_with_how_to_go_on(monkeypatch, nu
         raise OSError(number, "No space left on device", "runs/tiny/metrics.jsonl")
 
     monkeypatch.setattr(run, "_run", full)
-    shown = limbeck_does("run", "recipe.yaml", "--allow", "chance", "--trust-code", code=3)
+    shown = limbeck_does("run", "recipe.yaml", "--allow", "chance", "--trust-code", "--log", "csv", code=3)
     assert shown.startswith("error: the disk is full: ")
     assert "runs/tiny/metrics.jsonl" in shown
-    assert "To resume: limbeck run recipe.yaml --allow chance --trust-code --resume" in shown
+    assert "To resume: limbeck run recipe.yaml --allow chance --trust-code --log csv --resume" in shown
+
+
+def test_a_run_also_logs_where_it_is_asked_to():
+    runs("--log", "csv", "--set", "train.keep=best", "--set", "data.validation=0.5")
+    jobs = [line.partition(",")[0] for line in Path("runs/tiny/metrics.csv").read_text().splitlines()]
+    assert jobs == ["job", "teacher/seed0", "alone/seed0", "kd/seed0"]
+    assert "did you mean 'csv'?" in runs("--log", "cvs", code=2)
 
 
 def test_an_error_ends_the_command_with_its_own_code(monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from torch import nn
 
 from limbeck.cli import progress as watching
 from limbeck.cli.doctor import doctor
@@ -48,7 +49,7 @@ def experiment(*settings, **options):
 def shown(trial, *, terminal=False, width=200):
     """What a run writes to a console, with a terminal's codes where it is one."""
     console = Console(file=StringIO(), force_terminal=terminal, width=width, markup=False, legacy_windows=False)
-    show(trial, console, Path("run"))
+    show(trial, console, Path("run"), lambda event: None)
     return console.file.getvalue()
 
 
@@ -205,7 +206,7 @@ def test_elsewhere_than_on_a_terminal_a_long_training_is_told_of(monkeypatch):
 
 
 def test_an_epoch_is_told_without_validation_where_there_is_none():
-    epoch = Epoch("kd", 0, 3, 9, {"hard": 0.5, "soft": 1.25}, 1.0, 3000, 2.0, dict)
+    epoch = Epoch("kd", 0, 3, 9, {"hard": 0.5, "soft": 1.25}, 1.0, 3000, 2.0, dict, nn.Module())
     line = watching._trained(Trained(Job("kd", 4), epoch, None), "kd/seed4")
     assert line == "kd/seed4: epoch 3/9, hard 0.5000, soft 1.2500, 1,500 images/s"
 
@@ -276,7 +277,7 @@ def test_the_doctor_says_what_is_wrong_with_the_data_root(monkeypatch, capsys):
 
 
 def test_a_stage_is_named_where_it_is_not_the_methods_own():
-    epoch = Epoch("hint", 0, 3, 9, {"hint": 0.5}, 0.5, 1500, 1.0, dict)
+    epoch = Epoch("hint", 0, 3, 9, {"hint": 0.5}, 0.5, 1500, 1.0, dict, nn.Module())
     assert watching._trained(Trained(Job("fitnets", 4), epoch, None), "[2/2] fitnets/seed4").startswith(
         "[2/2] fitnets/seed4: epoch 3/9 of hint, hint"
     )

@@ -41,8 +41,8 @@ def test_an_image_is_turned_as_its_exif_data_says_unless_this_is_not_wanted(kind
     image, turned = picture("x", data)
     assert numpy.array_equal(numpy.asarray(image), expected)
     assert numpy.array_equal(numpy.asarray(picture("x", data, exif_orientation=False).image), as_it_lies)
-    assert header("x", data) == (expected.shape[:2], turned)
-    assert header("x", data, exif_orientation=False) == (as_it_lies.shape[:2], False)
+    assert header("x", data)[:2] == (expected.shape[:2], turned)
+    assert header("x", data, exif_orientation=False)[:2] == (as_it_lies.shape[:2], False)
     assert turned == (orientation > 1)
     assert numpy.array_equal(numpy.asarray(ImageOps.exif_transpose(image.copy())), expected)  # it is not turned twice
 

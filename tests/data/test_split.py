@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.core import LimbeckError
-from limbeck.data import Data, Split, arrays, normalise, split_off
+from limbeck.data import Batches, Data, Split, arrays, normalise, split_off
 from limbeck.data.scaling import measure
 
 
@@ -124,7 +124,7 @@ def test_data_refuses_an_empty_train_or_test_split(name):
 @pytest.mark.parametrize(
     ("inputs", "targets", "message"),
     [
-        (torch.zeros(2, 2, 2), torch.zeros(2, dtype=torch.int64), r"test: inputs have shape \(2, 2, 2\)"),
+        (torch.zeros(2, 2, 2, 2, 2), torch.zeros(2, dtype=torch.int64), r"test: inputs have shape \(2, 2, 2, 2, 2\)"),
         (
             torch.zeros(2, 1, 2, 3),
             torch.zeros(2, dtype=torch.int64),
@@ -416,10 +416,32 @@ def test_arrays_differs_by_seed_and_repeats_with_it():
     assert not torch.equal(first, other)
 
 
+def test_signals_have_a_mean_for_each_channel():
+    values = numpy.stack([numpy.zeros((20, 9)), numpy.random.default_rng(0).normal(3, 2, (20, 9))], axis=1)
+    made = arrays(values, numpy.arange(20) % 2, signals=True)
+    assert made.shape == (2, 9)
+    assert made.mean == pytest.approx((0, made.train.inputs[:, 1].double().mean().item()))
+    first = next(iter(Batches(made.train, batch_size=4, seed=0, mean=made.mean, std=made.std).sweep())).inputs
+    expected = (made.train.inputs[:4, 1] - made.mean[1]) / made.std[1]
+    torch.testing.assert_close(first[:, 1], expected)
+    with pytest.raises(LimbeckError, match=r"inputs have shape \(20, 9\); allowed are \(N, C, L\), N samples first"):
+        arrays(values[:, 0], numpy.arange(20) % 2, signals=True)
+
+
+@pytest.mark.parametrize(("kind", "white"), [("uint16", 65_535), ("bool", 1), ("float64", 7)])
+def test_arrays_of_other_types_become_float32_and_those_of_16_bits_are_divided_by_white(kind, white):
+    images = numpy.full((10, 5, 3, 2), white, dtype=kind)
+    made = arrays(images, numpy.arange(10) % 2, normalise=False)
+    assert made.train.inputs.dtype == torch.float32
+    assert made.train.inputs.unique().tolist() == [7 if kind == "float64" else 1]
+    assert made.shape == (5, 3, 2)
+
+
 @pytest.mark.parametrize(
     ("inputs", "targets", "options", "message"),
     [
         (numpy.zeros((4, 2), dtype=numpy.int64), [0] * 4, {}, "inputs are torch.int64; allowed are uint8"),
+        (numpy.zeros((4, 2), dtype=numpy.uint16), [0] * 4, {}, "inputs are torch.uint16; allowed are uint8"),
         (numpy.zeros((4, 8, 8, 3)), [0] * 4, {}, r"looks like \(N, H, W, C\).*transpose\(0, 3, 1, 2\)"),
         (numpy.zeros(4), [0] * 4, {}, r"inputs have shape \(4,\); allowed are"),
         (numpy.float32(1), [0], {}, r"inputs have shape \(\); allowed are"),

@@ -272,13 +272,13 @@ def test_a_jpeg_that_is_made_smaller_is_decoded_smaller(monkeypatch, tmp_path):
     seen = []
 
     def watched(*given, **options):
-        seen.append(picture(*given, **options).image)
-        return picture(*given, **options)
+        seen.append(picture(*given, **options))
+        return seen[-1]
 
-    monkeypatch.setattr("limbeck.data.images.picture", watched)
+    monkeypatch.setattr("limbeck.data.pixels.picture", watched)
     data = encoded(numpy.zeros((256, 320, 3), numpy.uint8), "jpeg")
     assert Images(Reader(tmp_path), (), (64, 80)).plain(("x", data)).shape == (3, 64, 80)
-    assert [image.size for image in seen] == [(160, 128)]
+    assert [found.image.size for found in seen] == [(160, 128)]
 
 
 def test_a_large_jpeg_looks_the_same_though_it_is_decoded_smaller(tmp_path):

@@ -114,7 +114,7 @@ def test_the_error_of_a_users_source_is_left_as_it_is(user_file):
         (
             "Split(torch.zeros(4, 2), torch.arange(4) % 2)",
             {"size": 4},
-            r"inputs are torch.float32 .*; allowed are uint8",
+            r"inputs are torch.float32 .*; allowed are images of uint8 or float32",
         ),
     ],
 )

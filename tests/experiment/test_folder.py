@@ -635,7 +635,7 @@ def test_a_network_that_another_run_trained_in_the_same_way_is_found_with_its_ep
     folder = opened(tmp_path / "run", "name: other\n")
     assert folder.take("alone/seed0", "a third way") is None
     assert folder.take("alone/seed1", "one way") is None
-    assert folder.take("alone/seed0", "one way") == tmp_path / "a"
+    assert folder.take("alone/seed0", "one way")[0] == tmp_path / "a"
     ours, theirs = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("run", "a"))
     assert ours == [one for one in theirs if json.loads(one)["job"] == "alone/seed0"] != []
 

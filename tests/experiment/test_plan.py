@@ -662,7 +662,7 @@ def test_data_of_one_class_is_refused_before_training():
 
 
 def test_data_that_limbeck_did_not_make_is_refused():
-    with pytest.raises(LimbeckError, match=r"data is a tuple: make it with limbeck\.arrays or limbeck\.load"):
+    with pytest.raises(LimbeckError, match=r"data is a tuple: make it with limbeck\.arrays, \.dataset or \.load"):
         distill(None, nn.Linear(6, 3), samples(), method="alone")
 
 

@@ -39,6 +39,7 @@ def full():
         validation=replace(test, agreement=None, kl_to_teacher=None),
         latency=Latency(0.5, 0.75, 10, others_cores=0.25),
         weights_sha256="0" * 64,
+        best_epoch=4,
         trained_as="1" * 64,
         teacher_after=result("teacher", 3, 20),
         bias_shift={"classes": [3], "before": {"errors": 4, "share_right": 0.5}},
@@ -71,6 +72,7 @@ def run(student=None):
 
 NETWORK_KEYS = [
     "arm",
+    "best_epoch",
     "bias_shift",
     "file_bytes",
     "latency",
@@ -102,10 +104,10 @@ FIGURES_KEYS = ["accuracy", "agreement", "cross_entropy", "ece", "errors", "kl_t
 LATENCY_KEYS = ["median_ms", "others_cores", "p95_ms", "runs"]
 
 
-def test_the_schema_is_2_with_these_keys():
+def test_the_schema_is_3_with_these_keys():
     """Who changes a key changes `SCHEMA`, the documentation of result.json and this test."""
     values = plain(run())
-    assert SCHEMA == values["schema"] == 2
+    assert SCHEMA == values["schema"] == 3
     assert sorted(values) == RUN_KEYS
     for network in (values["teacher"], values["student"], values["alone"], *values["runs"]):
         assert sorted(network) == NETWORK_KEYS
@@ -123,8 +125,8 @@ def test_the_schema_is_2_with_these_keys():
 
 def test_what_does_not_apply_is_null():
     values = plain(run(student=result("kd", 3, 25)))
-    absent = ("bias_shift", "latency", "member", "teacher_after", "trained_as", "validation", "weights_sha256")
-    assert {key for key, value in values["student"].items() if value is None} == set(absent)
+    absent = {"best_epoch", "bias_shift", "latency", "member", "teacher_after", "trained_as", "validation"}
+    assert {key for key, value in values["student"].items() if value is None} == absent | {"weights_sha256"}
     assert {key for key, value in values["student"]["test"].items() if value is None} == {"agreement", "kl_to_teacher"}
     assert values["summary"]["alone"]["fewer_errors_than_alone"] is None
     assert plain(replace(run(), alone=None, teacher=None))["alone"] is None
@@ -185,9 +187,9 @@ def changed(values, place, value):
         (("student", "test", "f1"), 0.5, r"^student\.test\.f1: Unexpected"),
         (("student", "latency", "mean_ms"), 0.5, r"^student\.latency\.mean_ms: Unexpected"),
         (("summary", "kd", "errors", "median"), 1.0, r"^summary\.kd\.errors\.median: Unexpected"),
-        (("schema",), 1, r"^schema: .*2"),
-        (("schema",), 3, r"^schema: .*2"),
-        (("schema",), 2.0, r"^schema: .*integer"),
+        (("schema",), 2, r"^schema: .*3"),
+        (("schema",), 4, r"^schema: .*3"),
+        (("schema",), 3.0, r"^schema: .*integer"),
         (("schema",), ..., r"^schema: .*required"),
     ],
 )
@@ -241,12 +243,12 @@ def test_a_file_that_holds_another_result_is_refused_with_its_name_and_place(tmp
         read(tmp_path)
 
 
-@pytest.mark.parametrize("other", [1, 3, None])
+@pytest.mark.parametrize("other", [2, 4, None])
 def test_a_result_of_another_schema_is_refused_with_both(tmp_path, other):
     write_sealed(tmp_path / "result.json", plain(run()) | {"schema": other})
     with pytest.raises(
         LimbeckError,
-        match=r"result\.json has schema (1|3|None), .* reads schema 2: use the version",
+        match=r"result\.json has schema (2|4|None), .* reads schema 3: use the version",
     ):
         read(tmp_path)
 

@@ -22,7 +22,15 @@ teacher:
 student:
   model: {name: mlp, hidden: [16], dropout: 0.1}
 method: kd
-train: {epochs: 40, batch_size: 16}  # so long that no kill comes after the end
+train:
+  epochs: 40  # so long that no kill comes after the end
+  batch_size: 16
+  clip: 1.0
+  accumulate: 2
+  ema: 0.9
+  freeze: {layers: [stage1], epochs: 2}
+  keep: best
+  stop_after: 35
 evaluate: {latency_runs: 1}
 precision: 32
 compile: false

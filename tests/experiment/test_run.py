@@ -114,7 +114,7 @@ def has_figures(network, *, timed):
 def test_the_result_has_what_applies_to_each_network():
     finish(experiment("seeds=[3,5]"))
     result = result_of("run")
-    assert (result.schema, result.name, result.method, result.seeds) == (2, "tiny", "kd", (3, 5))
+    assert (result.schema, result.name, result.method, result.seeds) == (3, "tiny", "kd", (3, 5))
     shown = (result.teacher, result.student, result.alone)
     assert [one.name for one in shown] == ["teacher/seed3", "kd/seed3", "alone/seed3"]
     assert [(run.arm, run.seed) for run in result.runs] == [
@@ -269,7 +269,7 @@ class Watch:
         self.starts, self.orders, self.states = [], [], []
         really_run = fit_module.run
 
-        def run(stages, networks, batches, engine, *, store=None, state=None):
+        def run(stages, networks, batches, engine, **more):
             self.starts.append({name: value.clone() for name, value in networks["student"].state_dict().items()})
             self.states.append(torch.get_rng_state())
             order = []
@@ -289,7 +289,7 @@ class Watch:
                 def example_inputs(self):
                     return batches.example_inputs()
 
-            yield from really_run(stages, networks, Seen(), engine, store=store, state=state)
+            yield from really_run(stages, networks, Seen(), engine, **more)
 
         monkeypatch.setattr(fit_module, "run", run)
 

@@ -236,6 +236,24 @@ def test_placing_a_recipe_makes_its_paths_whole(tmp_path, monkeypatch):
     assert with_absolute_paths(recipe) == recipe
 
 
+def test_the_paths_of_a_table_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "b.csv"):
+        Path(name).touch()
+    source = "{source: table, path: a.csv, test_path: b.csv, images: ., features: [x, y]}"
+    recipe = with_absolute_paths(read(write(tmp_path, GOOD.replace("{source: digits}", source))))
+    found = recipe.data.options
+    assert (found["path"], found["test_path"]) == (f"{tmp_path}/a.csv", f"{tmp_path}/b.csv")
+    assert (found["images"], list(found["features"])) == (str(tmp_path), ["x", "y"])
+    assert read(write(tmp_path, dump(recipe))) == recipe
+
+
+@pytest.mark.parametrize("source", ["folder", "table"])
+def test_only_streamed_images_have_workers(tmp_path, source):
+    text = GOOD.replace("{source: digits}", f"{{source: {source}, path: x, workers: 2}}")
+    assert "data.workers: only streamed data has workers: write streaming: true" in fail(tmp_path, text)
+
+
 def test_a_path_inside_the_data_root_is_left_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = with_absolute_paths(
@@ -413,6 +431,9 @@ def test_allow_on_the_command_line_adds_to_the_recipes(tmp_path):
             "data.path: phots does not exist: did you mean 'photos'?",
         ),
         ("{source: digits}", "{source: folder, path: fifo}", "data.path: fifo is neither a folder nor a zip file"),
+        ("{source: digits}", "{source: table, path: photo}", "data.path: photo does not exist: did you mean 'photos'?"),
+        ("{source: digits}", "{source: table, path: photos, images: x}", "data.images: x does not exist"),
+        ("{source: digits}", "{source: table, path: photos, test_path: x.csv}", "data.test_path: x.csv does not exist"),
         (
             "{source: digits}",
             "{source: folder, path: x, root: nowhere}",

@@ -7,8 +7,9 @@ from pathlib import PurePosixPath
 import torch
 from torch import Tensor, nn
 
-from limbeck.cache.table import Table, few
+from limbeck.cache.table import Table
 from limbeck.core import LimbeckError, Tap, from_teacher
+from limbeck.files.columns import few
 
 
 def rows_for(table: Table, names: Sequence[str], classes: Sequence[str]) -> Tensor:

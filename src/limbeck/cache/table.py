@@ -1,11 +1,9 @@
 """Soft labels from elsewhere, for example from an API: a table with one row a file."""
 
-import csv
 import math
 import tokenize
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.core import LimbeckError
+from limbeck.files.columns import LARGEST, NUMBERS, check_count, few, read_columns, read_heads, refuse_doubled
+from limbeck.files.npy import array_header
 from limbeck.files.paths import check_zip, file_size
 
 Kind = Literal["probabilities", "log-probabilities", "logits"]
@@ -28,15 +28,6 @@ FLOOR = 1e-8
 _SUM = 1e-3  # how far the sum of a row of probabilities may be from 1, because they are rounded to few digits
 
 _MOST = float(numpy.finfo(numpy.float32).max)
-
-LARGEST = 2**30
-"""The most bytes of a table's file, and of its strings when unpacked: 1 GiB."""
-
-NUMBERS = 2**27
-"""The most numbers of a table, rows times classes: 1 GiB in 64 bits. A store may hold more."""
-
-LINE = 2**22
-"""The most characters of a line of a CSV file: 4 MiB, enough for 200,000 classes."""
 
 _NO_NPZ = (
     *(ValueError, TypeError, EOFError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile),
@@ -85,8 +76,8 @@ def read_table(path: Path, kind: Kind | None = None) -> Table:
     if not all(written):
         raise LimbeckError(f"{path} has a row without the name of a file")
     names = [PurePosixPath(name.replace("\\", "/")).as_posix() for name in written]
-    _refuse_doubled(names, f"{path} has more than one row for")
-    _refuse_doubled(classes or (), f"{path} has more than one column for")
+    refuse_doubled(names, f"{path} has more than one row for")
+    refuse_doubled(classes or (), f"{path} has more than one column for")
     if values.ndim != 2 or len(values) != len(names) or values.shape[1] != len(classes or values.T) or not values.size:
         raise LimbeckError(
             f"{path} has values of shape {values.shape} for {len(names)} files"
@@ -140,53 +131,17 @@ def _sums_to_one(values: NDArray[numpy.float64]) -> NDArray[numpy.bool_]:
     return near
 
 
-def few(names: Sequence[str]) -> str:
-    """How many names there are, and the first of them."""
-    shown = [*names[:3], *(["..."] if len(names) > 3 else [])]
-    return f"{len(names)} ({', '.join(shown)})" if names else "none"
-
-
 def _where(names: Sequence[str], chosen: NDArray[numpy.bool_]) -> list[str]:
     return [name for name, taken in zip(names, chosen, strict=True) if taken]
 
 
-def _refuse_doubled(names: Sequence[str], sentence: str) -> None:
-    doubled = [name for name, count in Counter(names).items() if count > 1]
-    if doubled:
-        raise LimbeckError(f"{sentence} {few(doubled)}: allowed is one each")
-
-
-def _csv(path: Path) -> Read:
-    names, values, number, place = [], [], 1, 0
-    heads: list[str] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LINE), ""), 1):  # noqa: B007 (read in the except)
-                row = _fields(line)
-                if not heads:
-                    heads = row
-                    place = _heads(path, heads)[0] if heads else 0
-                elif row:
-                    if len(row) != len(heads):
-                        raise ValueError(f"{len(row)} values under {len(heads)} columns")
-                    names.append(row.pop(place))
-                    values.append(numpy.array([float(text) for text in row]))
-                    _check_count(path, len(names), len(row))
-    except (ValueError, csv.Error, OSError) as error:  # bytes that are not UTF-8 raise a ValueError too
-        raise LimbeckError(f"{path}, line {number}: {error}") from error
-    return names, _heads(path, heads)[1], numpy.array(values)
-
-
-def _fields(line: str) -> list[str]:
-    """The fields of a line; an empty line has none.
-
-    Raises:
-        ValueError: the line is longer than `LINE`.
-        csv.Error: the line ends within a field.
-    """
-    if len(line) == LINE and not line.endswith("\n"):
-        raise ValueError(f"it is longer than {LINE:,} characters")
-    return next(csv.reader([line], strict=True), [])
+def _columns(path: Path) -> Read:
+    heads = read_heads(path)
+    if "file" not in heads:
+        raise LimbeckError(f"{path} has the columns {few(heads)}: needed are one that is named file, and one a class")
+    classes = [head for head in heads if head != "file"]
+    texts, values = read_columns(path, texts=("file",), numbers=classes)
+    return texts["file"], classes, values
 
 
 def _npz(path: Path) -> Read:
@@ -220,88 +175,11 @@ def _check_array(path: Path, name: str, stream: IO[bytes], size: int) -> None:
             would be unpickled.
         LimbeckError: the array is larger than a table may be.
     """
-    version = npy.read_magic(stream)
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"the array {name} has the version {version}, allowed are {', '.join(map(str, readers))}")
-    shape, _, dtype = readers[version](stream)
-    if dtype.hasobject:
-        raise ValueError(f"the array {name} holds Python objects, which would be unpickled: allowed are strings")
-    count = math.prod(shape)
-    if min(shape, default=0) < 0 or count * dtype.itemsize != size - stream.tell():
-        raise ValueError(f"the array {name} says its shape is {shape}, but its entry does not have this size")
+    count = math.prod(array_header(stream, size, name)[0])
     if name == "values":
-        _check_count(path, count, 1)
+        check_count(path, 1, count)
     elif size > LARGEST or count > NUMBERS:
         raise LimbeckError(f"{path} has {size:,} bytes of {name}, allowed are at most {LARGEST:,}")
 
 
-def _check_count(path: Path, rows: int, columns: int) -> None:
-    if rows * columns > NUMBERS:
-        raise LimbeckError(
-            f"{path} has {rows * columns:,} numbers or more, allowed are at most {NUMBERS:,} in a table. A store that "
-            "limbeck builds from a teacher may hold more"
-        )
-
-
-def _parquet(path: Path) -> Read:
-    try:
-        import pyarrow  # type: ignore[import-untyped]
-        from pyarrow import parquet
-    except ImportError as error:
-        raise LimbeckError(f"{path} needs pyarrow to be read: pip install 'limbeck[parquet]'") from error
-    try:
-        # A dictionary holds each name once, until the length of all names together is checked.
-        with parquet.ParquetFile(path, read_dictionary=["file"]) as file:
-            place, classes = _heads(path, file.schema_arrow.names)
-            _check_count(path, file.metadata.num_rows, len(classes))
-            _check_types(file.schema_arrow, place)
-            table = file.read()
-            names = _parquet_names(path, table.columns[place])
-            columns = [column for number, column in enumerate(table.columns) if number != place]
-            values = [column.to_numpy().astype(numpy.float64) for column in columns]
-    except (ValueError, TypeError, OSError, OverflowError, MemoryError, pyarrow.ArrowException) as error:
-        raise LimbeckError(f"{path} cannot be read: {error}") from error
-    return names, classes, numpy.array(values).T
-
-
-def _check_types(schema: Any, place: int) -> None:
-    """Check the columns of a parquet file.
-
-    Raises:
-        ValueError: the column of the names does not hold strings, or another column does not hold numbers.
-    """
-    from pyarrow import types
-
-    numbers = (types.is_floating, types.is_integer, types.is_decimal, types.is_boolean, types.is_null)
-    texts = (types.is_string, types.is_large_string, types.is_integer, types.is_dictionary)
-    for number, field in enumerate(schema):
-        allowed = texts if number == place else numbers
-        if not any(test(field.type) for test in allowed):
-            raise ValueError(
-                f"the column {field.name[:60]!r} is of {field.type}, needed are texts of file, else numbers"
-            )
-
-
-def _parquet_names(path: Path, column: Any) -> list[str]:
-    from pyarrow import compute, types
-
-    names: list[str] = []
-    for chunk in column.chunks:
-        if types.is_dictionary(chunk.type):
-            lengths = compute.binary_length(chunk.dictionary).take(chunk.indices)
-            if (compute.sum(lengths).as_py() or 0) > LARGEST:
-                raise LimbeckError(f"{path} has more than {LARGEST:,} bytes of names")
-        names += ["" if name is None else str(name) for name in chunk.to_pylist()]
-    return names
-
-
-def _heads(path: Path, heads: Sequence[str]) -> tuple[int, list[str]]:
-    """The place of the column of the files' names, and the names of the other columns."""
-    if heads.count("file") != 1:
-        raise LimbeckError(f"{path} has the columns {few(heads)}: needed are one that is named file, and one a class")
-    place = heads.index("file")
-    return place, [head for number, head in enumerate(heads) if number != place]
-
-
-_READERS: Mapping[str, Callable[[Path], Read]] = {".csv": _csv, ".npz": _npz, ".parquet": _parquet}
+_READERS: Mapping[str, Callable[[Path], Read]] = {".csv": _columns, ".npz": _npz, ".parquet": _columns}

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli import cache, doctor, methods, models, run
+from limbeck.cli import cache, doctor, methods, models, run, runs
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": run.demo,
     "run": run.run,
+    "runs": runs.runs,
     "methods": methods.methods,
     "models": models.models,
     "taps": models.taps,

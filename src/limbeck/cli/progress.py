@@ -88,9 +88,18 @@ def reading(console: Console) -> Iterator[Callable[[int, int], None]]:
             bar.stop()
 
 
-def show(experiment: Experiment, console: Console, out: Path) -> None:
-    """Run an experiment with a progress bar on a terminal and plain lines elsewhere, and print its table."""
-    _follow(experiment, experiment.run, console)
+def show(experiment: Experiment, console: Console, out: Path, consume: Callable[[Event], None]) -> None:
+    """Run an experiment with a progress bar on a terminal and plain lines elsewhere, and print its table.
+
+    ``consume`` is called with each event.
+    """
+
+    def start(track: Track) -> Iterator[Event]:
+        for event in experiment.run(track):
+            consume(event)
+            yield event
+
+    _follow(experiment, start, console)
     console.print(result_table(experiment.result))
     for line in verdicts(experiment.result, experiment.recipe):
         _print(console, line)
@@ -253,7 +262,8 @@ def _finished(event: Finished) -> str:
     test = event.result.test
     how = " (not trained in this run)" if event.reused else ""
     share = f"test accuracy {100 * test.accuracy:.2f} %"
-    return f"{event.job}{how}: {share}, {test.errors} errors of {test.samples:,}"
+    kept = "" if event.result.best_epoch is None else f", best epoch {event.result.best_epoch}"
+    return f"{event.job}{how}: {share}, {test.errors} errors of {test.samples:,}{kept}"
 
 
 def _trained(event: Trained, place: str) -> str:

@@ -35,6 +35,7 @@ class Asked:
     allow: list[str] | None = None
     trust_code: bool = False
     smoke: bool = False
+    log: list[str] | None = None
 
     def checked(self, *more: str) -> "Recipe":
         """Read the recipe with the options applied; ``more`` are further `--set` texts. Torch is not imported."""
@@ -57,6 +58,7 @@ class Asked:
         line += ["--data-root", str(self.data_root)] if self.data_root else []
         line += [part for name in self.allow or () for part in ("--allow", name)]
         line += ["--trust-code"] if self.trust_code else []
+        line += [part for name in self.log or () for part in ("--log", name)]
         return shlex.join([*line, *(["--resume"] if command == "run" else [])])
 
 

@@ -1,6 +1,7 @@
 """`limbeck run` and `limbeck demo`."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,12 +46,13 @@ def run(
     data_root: DataRoot = None,
     allow: Allow = None,
     trust_code: TrustCode = False,
+    log: Annotated[list[str] | None, typer.Option(help="Also log to csv, tensorboard, wandb or mlflow.")] = None,
 ) -> None:
     """Run a recipe.
 
     Trains the teacher if the recipe says so, then for each seed the student without and with the teacher.
     """
-    asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke)
+    asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke, log)
     with reporting(asked.again("run")):
         from limbeck.errors import LimbeckError
 
@@ -58,21 +60,31 @@ def run(
             raise LimbeckError("--resume needs the run that --overwrite deletes: use only one of them")
         checked = asked.checked()
         folder = out or Path("runs") / checked.name
-        _run(checked, folder, resume=resume, overwrite=overwrite, trust_code=trust_code)
+        _run(checked, folder, resume=resume, overwrite=overwrite, trust_code=trust_code, log=log or ())
 
 
-def _run(recipe: "Recipe", out: Path, *, resume: bool, overwrite: bool = False, trust_code: bool = False) -> None:
+def _run(
+    recipe: "Recipe",
+    out: Path,
+    *,
+    resume: bool,
+    overwrite: bool = False,
+    trust_code: bool = False,
+    log: Sequence[str] = (),
+) -> None:
     from limbeck.cli.progress import reading, show
     from limbeck.cli.terminal import console
+    from limbeck.experiment.loggers import check_loggers, logged
     from limbeck.experiment.run import Experiment
     from limbeck.train.allocator import keep_memory
     from limbeck.train.threads import threads_for
 
+    check_loggers(log)
     keep_memory()
     say_code(recipe.model_dump())
     with reading(console()) as progress:
         experiment = Experiment(
             recipe, out, resume=resume, overwrite=overwrite, trust_code=trust_code, progress=progress
         )
-    with threads_for(experiment.macs):
-        show(experiment, console(), out)
+    with threads_for(experiment.macs), logged(log, out, experiment.recipe) as consume:
+        show(experiment, console(), out, consume)

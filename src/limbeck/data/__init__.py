@@ -3,6 +3,7 @@
 from limbeck.data.batches import Batches
 from limbeck.data.dividing import split_off
 from limbeck.data.from_arrays import arrays
+from limbeck.data.from_dataset import dataset
 from limbeck.data.scaling import normalise
 from limbeck.data.sources import SOURCES, load
 from limbeck.data.sources.base import Parts, Progress, data_root
@@ -19,6 +20,7 @@ __all__ = [
     "Split",
     "arrays",
     "data_root",
+    "dataset",
     "load",
     "normalise",
     "split_off",

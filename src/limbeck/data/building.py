@@ -9,7 +9,7 @@ from torch import Tensor
 from limbeck.core import LimbeckError
 from limbeck.data.dividing import limited
 from limbeck.data.images import Images
-from limbeck.data.scaling import channels, counts, measure, moments
+from limbeck.data.scaling import channels, counts, measure, moments, moments_of_sums, sums
 from limbeck.data.split import Data, Split
 from limbeck.data.streaming import Decoder, Wanted
 from limbeck.data.transforms import make_transform
@@ -70,8 +70,9 @@ def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
         make_transform(images.transform, images.size, images.code)  # an error here comes before the images are decoded
     parts = (data.train, data.validation, data.test)
     seen = [_look(part) for part in parts]
-    kept = 1 if all(grey for grey, _ in seen) else images.channels
-    mean, std = moments(seen[0][1][:kept]) if normalise else ((0.0,) * kept, (1.0,) * kept)
+    kept = 1 if images.channels == 3 and all(grey for grey, _ in seen) else images.channels
+    summary = moments_of_sums if images.deep else moments
+    mean, std = summary(seen[0][1][:kept]) if normalise else ((0.0,) * kept, (1.0,) * kept)
     train, validation, test = (_with_channels(part, kept) for part in parts)
     if images.transform is not None:
         _, problem = Decoder(replace(images, channels=kept), seed=0)[Wanted(images.names[:1], [0], 0)]
@@ -81,13 +82,14 @@ def _looked_at(data: Data, images: Images, normalise: bool) -> Data:
 
 
 def _look(split: Split) -> tuple[bool, Tensor]:
-    """Whether the decoded images of a split are all grey, and the count of each value in each channel, (C, 256)."""
+    """Whether the decoded images of a split are all grey, and their `counts`; of floats, their `sums`."""
     few = limited(split, _LOOKED_AT, 0)
-    grey, counted = True, torch.zeros(channels(split.inputs), 256, dtype=torch.int64)
+    count = counts if split.inputs.dtype == torch.uint8 else sums
+    grey, counted = True, count(torch.empty(0, *split.inputs.shape[1:], dtype=split.inputs.dtype))
     for index in torch.split(torch.arange(len(few)), _AT_ONCE):
         pixels = few.inputs[index]
         grey = grey and torch.equal(pixels, pixels[:, :1].expand_as(pixels))
-        counted += counts(pixels)
+        counted += count(pixels)
     return grey, counted
 
 

@@ -17,15 +17,16 @@ def check_samples(
     classes: int,
     unlabelled: bool,
 ) -> None:
-    """Check the samples of the split ``name``: inputs (N, C, H, W) or (N, D), class indices (N,) and weights (N,).
+    """Check a split: inputs (N, C, H, W), (N, C, L) or (N, D), class indices (N,), and weights (N,) if there are any.
 
     With ``unlabelled``, a target may also be -1, which means no label.
 
     Raises:
         LimbeckError: a shape, a type, a length or a value does not fit.
     """
-    if inputs.dim() not in (2, 4):
-        raise LimbeckError(f"{name}: inputs have shape {tuple(inputs.shape)}; allowed are (N, C, H, W) and (N, D)")
+    if inputs.dim() not in (2, 3, 4):
+        allowed = "(N, C, H, W), (N, C, L) and (N, D)"
+        raise LimbeckError(f"{name}: inputs have shape {tuple(inputs.shape)}; allowed are {allowed}")
     if tuple(inputs.shape[1:]) != shape:
         raise LimbeckError(f"{name}: a sample has shape {tuple(inputs.shape[1:])}; allowed is that of train, {shape}")
     if inputs.dtype != torch.uint8 and not inputs.dtype.is_floating_point:

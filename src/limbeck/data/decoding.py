@@ -14,10 +14,10 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, TILELENGTH, TILEWIDTH, TiffImageF
 from limbeck.core import LimbeckError
 from limbeck.data import bounds
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
 """The endings of the names of image files, in lower or upper case."""
 
-Pixels: TypeAlias = NDArray[numpy.uint8]  # (H, W), or (H, W, 3) of a colour image
+Pixels: TypeAlias = NDArray[numpy.uint8 | numpy.float32]  # (H, W) of one channel, or (H, W, C) of several
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # others may start programs, such as EPS
 _TURNS = {
@@ -35,7 +35,7 @@ _TURNED_BY = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.x
 
 
 class Picture(NamedTuple):
-    """A decoded image of mode L or RGB."""
+    """A decoded image of mode L or RGB; of mode F, with values from 0 to 1, if it has more than 8 bits."""
 
     image: Image.Image
     turned: bool  # because its EXIF data says so
@@ -46,12 +46,15 @@ class Header(NamedTuple):
 
     size: tuple[int, int]  # height and width after it is turned
     turned: bool
+    channels: int = 3  # of an array; the most that an image file may have
+    deep: bool = False  # whether it has more than 8 bits a channel
 
 
 def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, exif_orientation: bool = True) -> Picture:
     """Decode a file to an image of mode L, if it is grey, or RGB; of several, the first. Transparency is dropped.
 
-    EXIF data that cannot be read is ignored.
+    A grey image of more than 8 bits gets mode F: whole numbers are divided by that of white, so that values are from 0
+    to 1, and floats must be. EXIF data that cannot be read is ignored.
 
     Args:
         label: the name of the file in messages.
@@ -61,8 +64,8 @@ def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, ex
         exif_orientation: turn and mirror the image as its EXIF data says.
 
     Raises:
-        LimbeckError: Pillow cannot read the file, or the image has more than 8 bits a channel or is larger than
-            `limbeck.data.bounds` allows.
+        LimbeckError: Pillow cannot read the file; the image has more than 8 bits in each of several channels, of which
+            Pillow reads 8; a value is not between black and white; it is larger than `limbeck.data.bounds` allows.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -71,16 +74,12 @@ def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, ex
             if least is not None:
                 height, width = least if orientation < 5 or not exif_orientation else least[::-1]
                 image.draft(None, (2 * width, 2 * height))
-            mode, pixels = image.mode, _eight_bits(image)
+            pixels = loaded(image)
             if image.format == "PNG":  # the EXIF data may come after the pixels
                 orientation = _orientation(image)
             method = _to_turn(image, orientation, exif_orientation)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise _unreadable(label, error) from error
-    if pixels is None:
-        raise LimbeckError(
-            f"{label} has more than 8 bits a channel (and Pillow's mode {mode}); allowed are images of at most 8"
-        )
     if method is not None:
         pixels = pixels.transpose(method)
         pixels.info = {name: value for name, value in pixels.info.items() if name not in _TURNED_BY}  # else: twice
@@ -96,7 +95,7 @@ def header(label: str, data: bytes, *, exif_orientation: bool = True) -> Header:
             orientation = 1 if unknown else _orientation(image)
             sideways = orientation >= 5 and exif_orientation != (image.format == "TIFF")
             width, height = image.size if not sideways else image.size[::-1]
-            return Header((height, width), exif_orientation and orientation != 1)
+            return Header((height, width), exif_orientation and orientation != 1, deep=_white(image) is not None)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise _unreadable(label, error) from error
 
@@ -119,8 +118,8 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def is_grey(pixels: Pixels) -> bool:
-    """Whether there is one channel, or all are equal: webp and gif cannot store a grey image in another way."""
-    return pixels.ndim == 2 or bool((pixels == pixels[..., :1]).all())
+    """Whether there is one channel, or all three are equal: webp and gif cannot store a grey image in another way."""
+    return pixels.ndim == 2 or (pixels.shape[2] == 3 and bool((pixels == pixels[..., :1]).all()))
 
 
 def _unreadable(label: str, error: Exception) -> LimbeckError:
@@ -155,21 +154,44 @@ def _to_turn(image: ImageFile.ImageFile, orientation: int, wanted: bool) -> Imag
     return _TURNS.get(orientation) if wanted else None
 
 
-def _deeper(image: ImageFile.ImageFile) -> bool:
-    """Whether there are more than 8 bits a channel. In colour only the header says so: Pillow gives the upper 8."""
-    if image.mode.startswith(("I", "F")):
-        return True
-    if isinstance(image, TiffImageFile):
-        return bool(max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8)
+def _white(image: Image.Image) -> float | None:
+    """The value of white in an image of more than 8 bits a channel, which its header says; None if it has at most 8.
+
+    Raises:
+        LimbeckError: it has several channels, of which Pillow reads 8 bits.
+    """
+    if image.mode == "F":
+        return 1.0
+    if image.mode.startswith("I"):
+        return 2.0 ** (image.tag_v2.get(BITSPERSAMPLE, (16,))[0] if isinstance(image, TiffImageFile) else 16) - 1
+    if not isinstance(image, ImageFile.ImageFile):
+        return None  # it is decoded
     # The arguments of Pillow's decoders: the layout of a PNG, such as RGB;16B; the layout and maximum of a PPM.
     told: list[tuple[str, Any]] = [(name, how) for name, _, _, how in image.tile]
-    return any(str(how).endswith(";16B") or (name.startswith("ppm") and how[1] > 255) for name, how in told)
+    deep = any(str(how).endswith(";16B") or (name.startswith("ppm") and how[1] > 255) for name, how in told)
+    if deep or (isinstance(image, TiffImageFile) and max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8):
+        raise LimbeckError(
+            f"it has more than 8 bits in each of several channels, of which Pillow reads 8 (mode {image.mode}); "
+            "allowed are 8 bits, or the pixels as a .npy file of shape (C, H, W)"
+        )
+    return None
 
 
-def _eight_bits(image: ImageFile.ImageFile) -> Image.Image | None:
-    if _deeper(image):
-        return None
+def loaded(image: Image.Image) -> Image.Image:
+    """Load an image and convert it as `picture` does.
+
+    Raises:
+        LimbeckError: it has more than 8 bits in each of several channels, or a value that is not between black and
+            white.
+    """
+    white = _white(image)
     image.load()
+    if white is not None:
+        values = numpy.asarray(image, dtype=numpy.float32) / numpy.float32(white)
+        if not (values.min() >= 0 and values.max() <= 1):  # NaN is refused too
+            least, most = (white * float(value) for value in (values.min(), values.max()))
+            raise LimbeckError(f"it has values from {least:.6g} to {most:.6g}; allowed are 0 to {white:.10g}")
+        return Image.fromarray(values)
     if image.mode in ("L", "RGB"):
         return image  # a copy would take the same memory again
     if image.mode in ("1", "LA"):

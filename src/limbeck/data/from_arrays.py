@@ -28,12 +28,14 @@ def arrays(
     seed: int = 0,
     normalise: bool = True,
     weights: "Values | None" = None,
+    signals: bool = False,
 ) -> Data:
     """Make a data set from numpy arrays or tensors: copy, check and split them at random, evenly over the classes.
 
     Args:
-        inputs: images (N, C, H, W), or (N, H, W) which get one channel, or features (N, D). uint8 (pixels 0..255)
-            stays uint8, any floating type becomes float32.
+        inputs: images (N, C, H, W), or (N, H, W) which get one channel, features (N, D), or signals (N, C, L). uint8
+            (pixels 0..255) stays uint8, uint16 (pixels 0..65,535) becomes float32 in [0, 1], any floating type and bool
+            become float32.
         targets: (N,) class indices from 0, integers or bool. Floats are class indices only if ``classes`` is given and
             all of them are whole numbers. -1 means no label; such a sample is used for training only.
         test: size of the test split: a share in [0, 1) if float, a count if int. Not used with ``test_set``.
@@ -44,24 +46,25 @@ def arrays(
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
         weights: (N,) weights of the training samples, at least 0. The hard loss is then the weighted mean. The metrics
             are not weighted.
+        signals: the inputs are signals (N, C, L) and not images (N, H, W).
 
     Raises:
         LimbeckError: a type, shape, length or value does not fit, or a split cannot be that large; or there are more
             classes than training samples and ``classes`` is not given.
     """
-    samples = _samples(inputs, targets, weights, classes, unlabelled=True)
+    samples = _samples(inputs, targets, weights, classes, signals, unlabelled=True)
     origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed)}
     if test_set is None:
         highest = _highest(samples)
-        _check_number(highest, len(samples), classes)
+        check_number(highest, len(samples), classes)
         samples, held_out = split_off(test, samples, seed)
         origins["test"] = f"{in_words(test)} of the given samples, evenly over the classes, seed {seed}"
     else:
-        held_out = _samples(*test_set, None, classes, unlabelled=False)
+        held_out = _samples(*test_set, None, classes, signals, unlabelled=False)
         highest = max(_highest(samples), _highest(held_out))
-        _check_number(highest, len(samples), classes)
+        check_number(highest, len(samples), classes)
     rest, part = split_off(validation, samples, seed)
-    _check_number(highest, len(rest), classes)
+    check_number(highest, len(rest), classes)
     if test_set is None or len(part):
         origins["train"] = "the remaining given samples"
     names = tuple(classes) if classes is not None else tuple(str(number) for number in range(highest + 1))
@@ -69,10 +72,16 @@ def arrays(
 
 
 def _samples(
-    inputs: Values, targets: Values, weights: "Values | None", classes: Sequence[str] | None, *, unlabelled: bool
+    inputs: Values,
+    targets: Values,
+    weights: "Values | None",
+    classes: Sequence[str] | None,
+    signals: bool,
+    *,
+    unlabelled: bool,
 ) -> Split:
     weight = None if weights is None else _tensor(weights, "weights").float()
-    samples = Split(_inputs(inputs), _targets(targets, classes), weights=weight)
+    samples = Split(checked_inputs(_tensor(inputs, "inputs"), signals), _targets(targets, classes), weights=weight)
     count = _highest(samples) + 1 if classes is None else len(classes)
     check_samples(
         "the given arrays",
@@ -90,8 +99,12 @@ def _highest(samples: Split) -> int:
     return int(samples.targets.max()) if len(samples) else -1
 
 
-def _check_number(highest: int, samples: int, classes: Sequence[str] | None) -> None:
-    """Refuse values that cannot be class indices, such as years, before each gets a class name."""
+def check_number(highest: int, samples: int, classes: Sequence[str] | None) -> None:
+    """Refuse values that cannot be class indices, such as years, before each gets a class name.
+
+    Raises:
+        LimbeckError: there are more classes than training samples, and their names are not given.
+    """
     if classes is None and highest >= samples > 0:
         raise LimbeckError(
             f"targets up to {highest} are {highest + 1:,} classes, but there are {samples:,} training samples: class "
@@ -111,16 +124,25 @@ def _tensor(values: Values, what: str) -> Tensor:
         ) from error
 
 
-def _inputs(values: Values) -> Tensor:
-    inputs = _tensor(values, "inputs")
-    if inputs.dtype != torch.uint8:
-        if not inputs.is_floating_point():
+def checked_inputs(inputs: Tensor, signals: bool) -> Tensor:
+    """The inputs with the type and the dimensions that `limbeck.data.Split` has.
+
+    Raises:
+        LimbeckError: the type or the shape does not fit.
+    """
+    if inputs.dtype == torch.uint16 and inputs.dim() > 2:
+        inputs = inputs.float() / 65_535
+    elif inputs.dtype != torch.uint8:
+        if not inputs.is_floating_point() and inputs.dtype != torch.bool:
             raise LimbeckError(
-                f"inputs are {inputs.dtype}; allowed are uint8 (pixels 0..255) and floating types: "
-                "convert with inputs.astype('uint8') or inputs.astype('float32')"
+                f"inputs are {inputs.dtype}; allowed are uint8 (pixels 0..255), uint16 images (0..65535), bool and "
+                "floating types: convert with inputs.astype('uint8') or inputs.astype('float32')"
             )
         inputs = inputs.float()
-    if inputs.dim() == 3:
+    if inputs.dim() not in ((3,) if signals else (2, 3, 4)):
+        allowed = "(N, C, L)" if signals else "(N, C, H, W), (N, H, W) and (N, D), or (N, C, L) with signals=True"
+        raise LimbeckError(f"inputs have shape {tuple(inputs.shape)}; allowed are {allowed}, N samples first")
+    if inputs.dim() == 3 and not signals:
         inputs = inputs[:, None]
     if inputs.dim() == 4 and inputs.shape[3] in (1, 3, 4) and inputs.shape[1] == inputs.shape[2] > 4:
         raise LimbeckError(
@@ -131,7 +153,15 @@ def _inputs(values: Values) -> Tensor:
 
 
 def _targets(values: Values, classes: Sequence[str] | None) -> Tensor:
-    targets = _tensor(values, "targets")
+    return checked_targets(_tensor(values, "targets"), classes)
+
+
+def checked_targets(targets: Tensor, classes: Sequence[str] | None) -> Tensor:
+    """The targets as class indices (N,) int64.
+
+    Raises:
+        LimbeckError: a target is not a class index.
+    """
     if targets.dim() != 1:
         one_hot = "; targets.argmax(1) converts rows with one value a class" if targets.dim() == 2 else ""
         raise LimbeckError(

@@ -12,8 +12,8 @@ _CHUNK = 1024  # samples turned to float64 at a time
 
 
 def channels(inputs: Inputs) -> int:
-    """The number of means of a set of inputs: C for (N, C, H, W), one for (N, D)."""
-    return inputs.shape[1] if inputs.dim() == 4 else 1
+    """The number of means of a set of inputs: C for (N, C, H, W) and (N, C, L), one for (N, D)."""
+    return inputs.shape[1] if inputs.dim() > 2 else 1
 
 
 def check_scaling(inputs: Inputs, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -98,7 +98,7 @@ def measure(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def counts(inputs: Tensor) -> Tensor:
     """The count of each value in each channel of uint8 inputs, (C, 256) int64; the counts of parts can be added."""
-    by_channel = inputs.transpose(0, 1) if inputs.dim() == 4 else inputs[None]
+    by_channel = inputs.transpose(0, 1) if inputs.dim() > 2 else inputs[None]
     return torch.stack([torch.bincount(values.reshape(-1), minlength=256) for values in by_channel])
 
 
@@ -109,6 +109,20 @@ def moments(counted: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean = (times * levels).sum(1) / samples
     variance = (times * (levels - mean[:, None]) ** 2).sum(1) / samples
     return _as_scaling(mean / 255, variance / 255**2)
+
+
+def sums(inputs: Tensor) -> Tensor:
+    """The number, sum and sum of squares of each channel of images, (C, 3) float64; those of parts can be added."""
+    values = inputs.transpose(0, 1).flatten(1).double()
+    number = values.new_full((len(values),), values.shape[1])
+    return torch.stack([number, values.sum(1), values.square().sum(1)], dim=1)
+
+
+def moments_of_sums(summed: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """As `measure`, from the sum of `sums`."""
+    number, total, squares = summed.unbind(1)
+    mean = total / number
+    return _as_scaling(mean, (squares / number - mean**2).clamp(min=0))
 
 
 def _as_scaling(mean: Tensor, variance: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

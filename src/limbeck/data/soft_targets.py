@@ -76,7 +76,7 @@ class SoftTargets:
         """Mix the batch with this number in an epoch; a pure function of the arguments."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(key(Purpose.MIX, seed, epoch, number))
-            whole = batch.inputs if batch.inputs.dim() == 4 else batch.inputs[..., None, None]
+            whole = batch.inputs if batch.inputs.dim() == 4 else batch.inputs.flatten(1)[..., None, None]
             inputs, targets = self._mix(whole, batch.targets)
         return replace(batch, inputs=inputs.view(batch.inputs.shape), targets=targets)
 
@@ -84,7 +84,9 @@ class SoftTargets:
     def _mix(self) -> Any:
         from torchvision.transforms import v2  # type: ignore[import-untyped]  # takes a second to import
 
-        found = [make(alpha=alpha) for make, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)) if alpha]
+        found = [
+            make(alpha=float(alpha)) for make, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)) if alpha
+        ]
         return v2.RandomChoice(found)
 
 

@@ -19,7 +19,7 @@ _CHUNK = 1024  # samples whose bytes are hashed at a time
 class Split:
     """A set of labelled samples, in memory, or on disk if the inputs are `Images`."""
 
-    inputs: Inputs  # (N, C, H, W) uint8, or floating (N, C, H, W) or (N, D)
+    inputs: Inputs  # (N, C, H, W), (N, C, L) or (N, D), uint8 or floating
     targets: Tensor  # (N,) int64 class indices; -1 for a training sample without a label
     names: tuple[str, ...] | None = None  # of the files, such as train/cat/1.jpg; None if there are no files
     weights: Tensor | None = None  # (N,) float32, the weights of the samples in the hard loss; None: all are 1

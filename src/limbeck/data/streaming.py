@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,7 +32,7 @@ class Wanted(NamedTuple):
 
 
 class Decoder(Dataset[tuple[Tensor, str]]):
-    """Decodes batches to uint8 (N, C, H, W), in the process that it is in; the seed is of the transform.
+    """Decodes batches to (N, C, H, W), in the process that it is in; the seed is of the transform.
 
     Raises:
         LimbeckError: the transform does not exist.
@@ -47,7 +48,7 @@ class Decoder(Dataset[tuple[Tensor, str]]):
 
     def __getitem__(self, wanted: Wanted) -> tuple[Tensor, str]:
         """The images, or the message of an error: a worker passes on an exception with its whole traceback as text."""
-        result = torch.empty(len(wanted.names), *self._images.shape[1:], dtype=torch.uint8)
+        result = torch.empty(len(wanted.names), *self._images.shape[1:], dtype=self._images.dtype)
         try:
             with generators_kept(), quiet():
                 for place, (name, index) in enumerate(zip(wanted.names, wanted.places, strict=True)):
@@ -62,7 +63,8 @@ class Decoder(Dataset[tuple[Tensor, str]]):
         return result, ""
 
     def _transformed(self, transform: Transform, name: str, data: bytes) -> Tensor:
-        image = self._images.decoded(name, data).copy()  # of the plain Image type, which users' code expects
+        pixels = self._images.decoded(name, data)
+        image = Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
         which, label = self._images.transform, f"{name} in {self._images.reader.place}"
         try:
             made = transform(image)
@@ -94,7 +96,7 @@ class Stream:
         self._decoder = Decoder(images, seed=seed)
 
     def __call__(self, order: Tensor, view: int | None) -> Iterator[Tensor]:
-        """The images at these places, (M,) int64, in batches, uint8 on the device; transformed if a view is given."""
+        """The images at these places, (M,) int64, in batches, on the device; transformed if a view is given."""
         workers = self._images.workers if len(order) > self._batch_size else 0
         loader: DataLoader[Any] = DataLoader(
             self._decoder,

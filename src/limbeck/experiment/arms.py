@@ -15,8 +15,9 @@ from limbeck.methods import METHODS
 from limbeck.methods.combined import combined
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import call
-from limbeck.recipe.blocks import Recipe, TeacherBlock, TrainBlock
+from limbeck.recipe.blocks import Recipe, RegimeBlock, TeacherBlock, TrainBlock
 from limbeck.schedules import SCHEDULES
+from limbeck.train.regime import Regime
 
 
 def arms_of(recipe: Recipe) -> tuple[str, ...]:
@@ -46,9 +47,15 @@ def training_of(block: TrainBlock, data: Data) -> Training:
     """The training that a block of a recipe describes.
 
     Raises:
-        LimbeckError: a class does not exist, or no class is left; an option is out of range.
+        LimbeckError: a class does not exist, no class is left, an option is out of range or needs a validation split.
     """
     exclude = label_indices(block.exclude, data.classes)
+    regime = _regime_of(block)
+    if regime.selects and len(data.validation) == 0:
+        raise LimbeckError(
+            "keep: best and stop_after need a validation split, but the data has none: set data.validation to a share "
+            "such as 0.1 (in Python, limbeck.arrays(..., validation=0.1)), or remove these keys"
+        )
     if len(data.train.without(exclude)) == 0:
         raise LimbeckError(f"exclude removes all classes of the data: {', '.join(data.classes)}")
     return Training(
@@ -66,7 +73,14 @@ def training_of(block: TrainBlock, data: Data) -> Training:
             cutmix=block.cutmix,
         ),
         balanced=block.balanced,
+        regime=regime,
     )
+
+
+def _regime_of(block: RegimeBlock) -> Regime:
+    values = {name: getattr(block, name) for name in RegimeBlock.model_fields if name != "freeze"}
+    freeze = block.freeze
+    return Regime(**values, freeze=freeze.layers if freeze else (), freeze_epochs=freeze.epochs if freeze else 0)
 
 
 def teacher_of(recipe: Recipe, seed: int) -> Job:

@@ -35,6 +35,15 @@ class EpochLog:
         """A network's lines."""
         return [json.loads(line) for line in self._of(job)]
 
+    def all(self) -> list[dict[str, Any]]:
+        """The lines of all networks, in order."""
+        return [json.loads(line) for line in self._lines]
+
+    @property
+    def last(self) -> dict[str, Any] | None:
+        """The last line; None if there is none."""
+        return json.loads(self._lines[-1]) if self._lines else None
+
     def summary(self, job: str) -> dict[str, Any]:
         """The number of a network's lines, and the sha256 of them all."""
         return _summary(self._of(job))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -21,6 +21,7 @@ from limbeck.experiment.results import NetworkResult
 from limbeck.experiment.resuming import check_state
 from limbeck.experiment.workspace import Workspace
 from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structure
+from limbeck.train.best import Best
 from limbeck.train.loop import run
 
 
@@ -57,33 +58,42 @@ def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, tuple[
     known = None if one.identity is None else _trained_as(one, one.identity)
     other = None if known is None else folder.take(name, known)
     if other is not None:
-        load_weights(network, other / name / one.job.file)
-        yield Found(one.job, other)
+        place, epoch = other[0], other[1].best_epoch
+        load_weights(network, place / name / one.job.file)
+        yield Found(one.job, place)
     else:
-        yield from _train(one, folder, track)
-    result, outputs = _measured(one, folder, known)
+        epoch = yield from _train(one, folder, track)
+    result, outputs = _measured(one, folder, known, epoch)
     yield Finished(one.job, result, reused=False)
     return result, outputs
 
 
-def _train(one: Fit, folder: Folder, track: Track) -> Iterator[Event]:
+def _train(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, int | None]:
+    """Train the network. Return the number of the best epoch if its weights are kept, else None."""
     name, network, workspace = str(one.job), one.networks["student"], one.workspace
     stages = plan(one.method, one.networks, workspace.data, workspace.training)
     if one.first_stage_of is not None:
         load_weights(network, folder.weights(str(one.first_stage_of), _after(stages[0])))
         stages = stages[1:]
-    state = folder.state(name, lambda state: check_state(state, stages, one.networks, workspace.engine))
+    regime = workspace.training.regime
+    best = Best(keep=regime.keep == "best", stop_after=regime.stop_after) if regime.selects else None
+    state = folder.state(name, lambda state: check_state(state, stages, one.networks, workspace.engine, regime))
     lengths = [stage.epochs for stage in stages]
     watched = track(one.job, sum(lengths), workspace.batches(one.job.generator_seed))
     yield Started(one.job, sum(lengths[: state["stage"]]) + state["epoch"] if state else 0, sum(lengths))
-    for epoch in run(stages, one.networks, watched, workspace.engine, store=one.store, state=state):
+    for epoch in run(
+        stages, one.networks, watched, workspace.engine, store=one.store, state=state, regime=regime, best=best
+    ):
         stage = stages[epoch.position]
         validation = score(network, workspace) if "student" in stage.networks else None
+        if best is not None and validation is not None and epoch.position + 1 == len(stages):
+            best.add(epoch.number, validation, epoch.learned)
         folder.log(log_line(name, epoch, validation))
         if "student" in stage.networks and epoch.number == epoch.epochs and epoch.position + 1 < len(stages):
             folder.write(name, _after(stage), network, one.spec)
         folder.save(name, epoch.state)
         yield Trained(one.job, epoch, validation)
+    return best.epoch if best is not None and regime.keep == "best" else None
 
 
 def _after(stage: Stage) -> str:
@@ -91,7 +101,7 @@ def _after(stage: Stage) -> str:
     return f"after_{stage.name}.safetensors"
 
 
-def _measured(one: Fit, folder: Folder, known: str | None) -> tuple[NetworkResult, Tensor]:
+def _measured(one: Fit, folder: Folder, known: str | None, best_epoch: int | None) -> tuple[NetworkResult, Tensor]:
     """Measure a network whose training is over, and write it with its figures."""
     network, data = one.networks["student"], one.workspace.data
     guide, taught, study = one.teacher_outputs, None, None
@@ -102,7 +112,7 @@ def _measured(one: Fit, folder: Folder, known: str | None) -> tuple[NetworkResul
     if one.shift:
         validation = outputs_of(network, data.validation, data, one.workspace.engine)
         study = bias_study((validation, data.validation.targets), (outputs, data.test.targets), one.shift)
-    result = replace(result, trained_as=known, teacher_after=taught, bias_shift=study)
+    result = replace(result, best_epoch=best_epoch, trained_as=known, teacher_after=taught, bias_shift=study)
     folder.write(str(one.job), one.job.file, network, one.spec)
     return folder.finish(str(one.job), result, one.job.file), outputs
 
@@ -120,6 +130,7 @@ def _trained_as(one: Fit, identity: str) -> str:
         "student": [weights_digest(student), structure_digest(student), given],
         "views": [training.views, training.view_seed],
         "data": [one.workspace.samples.digest(), data.mean, data.std],
+        "validation": data.validation.digest() if training.regime.selects else None,
         "engine": [str(engine.device), engine.precision, engine.compile, torch.get_num_threads()],
         "versions": {name: version(name) for name in ("limbeck", "torch")},
     }

@@ -253,10 +253,10 @@ class RunFolder:
             return None
         return found
 
-    def take(self, name: str, trained_as: str) -> Path | None:
+    def take(self, name: str, trained_as: str) -> tuple[Path, NetworkResult] | None:
         """A run folder beside this one with an intact network of this name and this ``trained_as``.
 
-        The network's lines are copied from that run's log, if they are intact.
+        Its result is returned too. Its lines are copied from that run's log, if they are intact.
         """
         if not self.path.parent.is_dir():
             return None
@@ -269,7 +269,7 @@ class RunFolder:
                     continue
                 if network is not None:
                     self._take_log(name, other)
-                    return other
+                    return other, network.result
         return None
 
     def _take_log(self, name: str, other: Path) -> None:

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from limbeck.core import Batch, LimbeckError, Method, Networks, Setup, Stage, Tap, from_teacher
 from limbeck.data import Data
 from limbeck.experiment.workspace import Training, example_batch
+from limbeck.methods.shared import rated
 from limbeck.models import Ensemble
 from limbeck.outline import outline
+from limbeck.schedules import after_warmup
 from limbeck.taps import Taps, check, dry_run, evaluation_mode, layer_of, shapes
 from limbeck.tasks import task_of
 from limbeck.train.copies import deep_copy
 from limbeck.train.freeze import check_learns
+from limbeck.train.regime import PLAIN, Regime, check_regime
 
 
 def plan(method: Method, networks: Networks, data: Data, training: Training) -> tuple[Stage, ...]:
@@ -65,12 +68,34 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     if not stages:
         raise LimbeckError("the method returns no stages, so nothing would be trained")
     _evaluate_once(stages, networks, few)
+    if training.regime != PLAIN:
+        stages = _with_regime(stages, networks, training.regime)
     for stage in stages:
         try:
             stage.optimizer([nn.Parameter(torch.zeros(1))])
         except ValueError as error:
             raise LimbeckError(f"the optimizer of stage {stage.name!r} cannot be built: {error}") from error
     return stages
+
+
+def _with_regime(stages: Sequence[Stage], networks: Networks, regime: Regime) -> tuple[Stage, ...]:
+    """Return the stages with the regime's warm-up and its factors on the learning rates of layers.
+
+    Raises:
+        LimbeckError: the regime does not fit the stages.
+    """
+    check_regime(regime, stages, networks)
+    factors: dict[nn.Parameter, float] = {}
+    for layer in sorted(regime.rates, key=len):  # an inner layer comes after the layers around it
+        factors |= dict.fromkeys(layer_of(networks["student"], layer).parameters(), regime.rates[layer])
+    return tuple(
+        replace(
+            stage,
+            optimizer=rated(stage.optimizer, factors),
+            schedule=after_warmup(stage.schedule, regime.warmup / stage.epochs) if regime.warmup else stage.schedule,
+        )
+        for stage in stages
+    )
 
 
 def _module(networks: Networks, source: str, layer: str) -> nn.Module:

@@ -108,8 +108,12 @@ def _trainings(
     found: dict[str, Planned] = {}
     block = recipe.teacher
     if block is not None and block.train is not None:
-        training, taking_part = training_of(block.train, data), {"student": members[0]}
-        stages = plan(METHODS["alone"], taking_part, data, training)
+        taking_part = {"student": members[0]}
+        try:
+            training = training_of(block.train, data)
+            stages = plan(METHODS["alone"], taking_part, data, training)
+        except LimbeckError as error:
+            raise LimbeckError(f"teacher.train: {error}") from error
         found["teacher" if block.members == 1 else "member"] = (stages, taking_part, training)
     training = training_of(recipe.train, data)
     for arm in arms_of(recipe):

@@ -13,7 +13,7 @@ from limbeck.errors import LimbeckError
 from limbeck.evaluate import Figures, Latency
 from limbeck.files.atomic import read_sealed
 
-SCHEMA = 2
+SCHEMA = 3
 """Of result.json: every key is always there, and null where it does not apply."""
 
 RESULT = "result.json"
@@ -42,6 +42,7 @@ class NetworkResult:
     macs: int | None  # multiply-accumulates of one sample; None where they cannot be counted
     file_bytes: int  # as safetensors, in 32 bits
     latency: Latency | None = None  # of one sample; None where it is not measured
+    best_epoch: int | None = None  # the epoch of the last stage that gave the weights; None without `keep: best`
     weights_sha256: str | None = None  # of the weights' file; None where none is written
     trained_as: str | None = None  # of a student alone: SHA-256 of all that decides its weights
     teacher_after: "NetworkResult | None" = None  # the teacher as the method left it, where the method trains one

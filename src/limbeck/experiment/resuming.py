@@ -10,9 +10,14 @@ from limbeck.core import LimbeckError, Networks, Stage
 from limbeck.train.engine import Engine
 from limbeck.train.freeze import frozen, frozen_modules
 from limbeck.train.loop import Step
+from limbeck.train.regime import PLAIN, Regime
+
+_KEYS = {"stage", "epoch", "modules", "optimizer", "generators"}
 
 
-def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Networks, engine: Engine) -> None:
+def check_state(
+    state: Mapping[str, Any], stages: Sequence[Stage], networks: Networks, engine: Engine, regime: Regime = PLAIN
+) -> None:
     """Refuse a state from which `limbeck.train.loop.run` cannot resume exactly.
 
     The state's modules must be named, shaped and typed as these are, their parameters finite, its optimizer that of
@@ -22,12 +27,14 @@ def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Net
     Raises:
         LimbeckError: the state does not fit; the message says what differs.
     """
-    if not isinstance(state, Mapping) or state.keys() != {"stage", "epoch", "modules", "optimizer", "generators"}:
+    if not isinstance(state, Mapping) or not state.keys() >= _KEYS:
         raise LimbeckError("it does not contain the state of a training")
     position, epoch = state["stage"], state["epoch"]
     if type(position) is not int or not 0 <= position < len(stages):
         raise LimbeckError(f"its stage is {position!r}: allowed are 0 to {len(stages) - 1}")
-    stage = stages[position]
+    stage, selects = stages[position], regime.selects and position + 1 == len(stages)
+    if state.keys() != _KEYS | ({"average"} if regime.averages(stage) else set()) | ({"best"} if selects else set()):
+        raise LimbeckError("it does not contain the state of a training")
     if type(epoch) is not int or not 1 <= epoch <= stage.epochs:
         raise LimbeckError(f"its epoch is {epoch!r}: allowed are 1 to {stage.epochs} in stage {stage.name!r}")
     steps = nn.ModuleList(Step(one, networks) for one in stages)
@@ -42,6 +49,28 @@ def check_state(state: Mapping[str, Any], stages: Sequence[Stage], networks: Net
     with frozen(frozen_modules(stage, networks)):
         learning = [parameter for parameter in steps[position].parameters() if parameter.requires_grad]
     _check_optimizer(state["optimizer"], stage, learning)
+    if regime.averages(stage):
+        _check_average(state["average"], learning)
+    if selects:
+        _check_best(state["best"], steps[position] if regime.keep == "best" else nn.Module(), epoch)
+
+
+def _check_average(found: Any, learning: Sequence[nn.Parameter]) -> None:
+    _compare("its average", found, {"updates": 0, "weights": {}})
+    if found["updates"] < 0:
+        raise LimbeckError(f"its average has {found['updates']} updates: it must be at least 0")
+    _compare("its average", found["weights"], {str(place): one for place, one in enumerate(learning)})
+    for name, value in found["weights"].items():
+        _check_finite(f"its average {name}", value)
+
+
+def _check_best(found: Any, kept: nn.Module, epochs: int) -> None:
+    _compare("its best epoch", found, {"epoch": 0, "score": 0.0, "weights": {}})
+    if not 1 <= found["epoch"] <= epochs:
+        raise LimbeckError(f"its best epoch is {found['epoch']}: allowed are 1 to {epochs}")
+    _compare("its best epoch", found["weights"], kept.state_dict())
+    for name, _ in kept.named_parameters():
+        _check_finite(f"its best epoch's {name}", found["weights"][name])
 
 
 def _check_optimizer(found: Any, stage: Stage, learning: Sequence[nn.Parameter]) -> None:
@@ -64,9 +93,11 @@ def _check_optimizer(found: Any, stage: Stage, learning: Sequence[nn.Parameter])
 
 def _stepped(stage: Stage, learning: Sequence[nn.Parameter]) -> dict[str, Any]:
     """The state of the stage's optimizer after a step on parameters like these; before a step it is empty."""
-    like = [nn.Parameter(torch.zeros_like(parameter)) for parameter in learning]
-    optimizer = stage.optimizer(like)
-    for parameter in like:
+    like = {parameter: nn.Parameter(torch.zeros_like(parameter)) for parameter in learning}
+    optimizer = stage.optimizer(learning)  # the learning rates may depend on the layer
+    for group in optimizer.param_groups:
+        group["params"] = [like[parameter] for parameter in group["params"]]
+    for parameter in like.values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     state: dict[str, Any] = optimizer.state_dict()

@@ -12,12 +12,13 @@ from limbeck.experiment.results import RESULT, NetworkResult, from_json
 from limbeck.files.atomic import digest, read_sealed, replacing
 
 STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
+TABLE = "metrics.csv"
 CHECKPOINT = Path("checkpoint") / "last.pt"
 
 _SEED = re.compile(r"seed\d+(-\d+)?")
 _OF_NETWORK = re.compile(r"(result\.json|(student|teacher|after_[^/]*)\.safetensors)(\.tmp)?")
 _OF_STORE = re.compile(r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)(\..*)?")
-_OF_RUN = (RESULT, STUDENT, LOG, RECIPE, "environment.json", str(CHECKPOINT))
+_OF_RUN = (RESULT, STUDENT, LOG, TABLE, RECIPE, "environment.json", str(CHECKPOINT))
 
 
 @dataclass(frozen=True)

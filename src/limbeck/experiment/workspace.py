@@ -9,6 +9,7 @@ from limbeck.core import Batch, LimbeckError, MakeOptimizer, Schedule
 from limbeck.data import Augment, Batches, Data, Split, normalise
 from limbeck.data.soft_targets import SoftTargets
 from limbeck.train.engine import Engine
+from limbeck.train.regime import PLAIN, Regime
 
 NO_AUGMENTATION = Augment()
 
@@ -33,6 +34,7 @@ class Training:
     view_seed: int | None = None
     soft: SoftTargets | None = None  # None: the targets are class indices
     balanced: bool = False
+    regime: Regime = PLAIN
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):

@@ -131,7 +131,7 @@ class Bridge:
 
     def __init__(self, expected: Input, shape: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
         self.expected, self.own, self.active = expected, expected.shape(shape), True
-        given, count = (one[0] if len(one) == 3 else 1 for one in (shape, self.own))
+        given, count = (one[0] if len(one) > 1 else 1 for one in (shape, self.own))
         self._given, self._count = given, count
         mix = _mix(expected.channels, given)
         data_mean, data_std = (torch.tensor(one, dtype=torch.float64) for one in (mean, std))

@@ -53,6 +53,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Refusal = Literal["chance", "permuted", "input", "probabilities", "random", "not_finite", "shared"]
 ClassName = NonNegativeInt | str
 Output = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+Layer = Output  # the layers of a Sequential are numbers
 Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
 PathText = Annotated[str, AfterValidator(with_known_home)]
 Statistics = str | float | Annotated[tuple[float, ...], Field(min_length=1, max_length=10_000)]
@@ -136,7 +137,27 @@ class CacheBlock(Checked):
         return self
 
 
-class TrainBlock(Checked):
+class FreezeBlock(Checked):
+    """Layers that do not change in the first epochs of each stage."""
+
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=10_000)]
+    epochs: Count
+
+
+class RegimeBlock(Checked):
+    """See `limbeck.train.regime.Regime`."""
+
+    clip: Annotated[float, Field(gt=0)] | None = None
+    accumulate: Count = 1
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    warmup: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    freeze: FreezeBlock | None = None
+    rates: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(max_length=10_000)] = Field(default_factory=dict)
+    keep: Literal["last", "best"] = "last"
+    stop_after: Count | None = None
+
+
+class TrainBlock(RegimeBlock):
     """The training of a network. ``exclude`` lists classes that are removed from its training set.
 
     See `limbeck.data.soft_targets.SoftTargets` for ``label_smoothing``, ``mixup`` and ``cutmix``.

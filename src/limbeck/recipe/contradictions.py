@@ -38,8 +38,8 @@ def contradictions(recipe: Recipe, teacherless: Container[str]) -> Iterator[Prob
         yield Problem(("seeds",), f"got {list(recipe.seeds)[:20]}: write each seed only once")
 
 
-def folder_contradictions(options: Block) -> Iterator[Problem]:
-    """Those of the keys of the source ``folder``, at their places in the ``data`` block."""
+def streaming_contradictions(options: Block) -> Iterator[Problem]:
+    """Those of the keys of the sources ``folder`` and ``table``, at their places in the ``data`` block."""
     workers = options["workers"]
     if workers is not None and not 0 <= workers <= WORKERS:
         yield Problem(("workers",), f"got {workers}: it must be from 0 to {WORKERS}")

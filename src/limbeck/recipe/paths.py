@@ -31,8 +31,9 @@ def _looked_for(recipe: Recipe) -> Iterator[Problem | None]:
         yield _file(("teacher", "table"), teacher.table, "table") if teacher.table is not None else None
     yield _code(("data", "source"), data.source)
     yield _code(("data", "transform"), str(data.options.get("transform") or ""))
-    if data.source == "folder":
-        yield _images(data.options["path"], data.root)
+    keys = {"folder": ("path",), "table": ("path", "validation_path", "test_path", "images")}.get(data.source, ())
+    named = {key: data.options[key] for key in keys}
+    yield from (_found(key, text, data.root) for key, text in named.items() if text is not None)
 
 
 def _code(place: Place, text: str) -> Problem | None:
@@ -53,11 +54,11 @@ def _weights(place: Place, text: str) -> Problem | None:
     return None if _is(expanded(text).is_dir) else _file(place, text, "file")
 
 
-def _images(text: str, root: str | None) -> Problem | None:
-    """Check a folder or zip file of images, relative to the current folder or the data root."""
+def _found(key: str, text: str, root: str | None) -> Problem | None:
+    """Check a folder or file that a key of ``data`` names, relative to the current folder or the data root."""
     path = expanded(text)
     if _is(path.exists) and not path.is_absolute():
-        return _folder_or_file(path)
+        return _folder_or_file(key, path)
     folder = root or os.environ.get("LIMBECK_DATA")
     try:
         inside = path if path.is_absolute() else expanded(folder or "~/.cache/limbeck") / path
@@ -67,13 +68,13 @@ def _images(text: str, root: str | None) -> Problem | None:
         origin = "" if root else " (from LIMBECK_DATA)"
         return Problem(("data", "root"), f"the data root {_short(Path(folder))}{origin} is not a folder")
     if _is(inside.exists):
-        return _folder_or_file(inside)
-    return Problem(("data", "path"), f"{_short(path)} does not exist{near(path)}")
+        return _folder_or_file(key, inside)
+    return Problem(("data", key), f"{_short(path)} does not exist{near(path)}")
 
 
-def _folder_or_file(path: Path) -> Problem | None:
+def _folder_or_file(key: str, path: Path) -> Problem | None:
     sound = path.is_dir() or path.is_file()
-    return None if sound else Problem(("data", "path"), f"{_short(path)} is neither a folder nor a zip file")
+    return None if sound else Problem(("data", key), f"{_short(path)} is neither a folder nor a zip file")
 
 
 def _is(asks: Callable[[], bool]) -> bool:

@@ -13,7 +13,7 @@ from limbeck.files.atomic import read as read_bytes
 from limbeck.files.paths import expanded, near
 from limbeck.options import as_block, complete, keyword_model, validate, with_takers
 from limbeck.recipe.blocks import DataKeys, Recipe, StudentBlock, TrainBlock, as_methods
-from limbeck.recipe.contradictions import contradictions, folder_contradictions
+from limbeck.recipe.contradictions import contradictions, streaming_contradictions
 from limbeck.recipe.paths import missing
 from limbeck.recipe.signatures import known
 from limbeck.recipe.text import DEPTH, WHOLE_BYTES, line_of, plain, read_text
@@ -127,8 +127,8 @@ def _data(block: Any) -> tuple[Any, list[Problem]]:
     values, problems = validate(keyword_model(sources[source], DataKeys), block)
     common = {(key,) for key in DataKeys.model_fields}  # whose problems the check of the whole recipe has found
     own = [with_takers(problem, sources) for problem in problems if problem.path[:1] not in common]
-    if source == "folder" and values is not None:
-        own += folder_contradictions(values.model_dump())
+    if source in ("folder", "table") and values is not None:
+        own += streaming_contradictions(values.model_dump())
     return values and values.model_dump(mode="json"), [Problem(("data", *one.path), one.message) for one in own]
 
 
@@ -152,7 +152,8 @@ def smoke(recipe: Recipe) -> Recipe:
     """Return a short version of the recipe: at most two epochs and 256 samples, and one seed."""
 
     def short(train: TrainBlock) -> TrainBlock:
-        return train.model_copy(update={"epochs": min(train.epochs, 2), "batch_size": min(train.batch_size, 64)})
+        few = {"epochs": 2, "batch_size": 64, "warmup": 1}
+        return train.model_copy(update={key: min(getattr(train, key), most) for key, most in few.items()})
 
     limit = min(recipe.data.limit or 256, 256)
     teacher = recipe.teacher
@@ -202,7 +203,8 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         return whole(text) if Path(text).exists() else text
 
     data, teacher = recipe.data, recipe.teacher
-    texts: dict[str, Callable[[str], str | None]] = {"path": found, "transform": named}
+    places = dict.fromkeys(("path", "validation_path", "test_path", "images"), found)
+    texts: dict[str, Callable[[str], str | None]] = {**places, "transform": named}
     options = {key: texts[key](text) for key, text in data.options.items() if key in texts and isinstance(text, str)}
     root = whole(data.root or os.environ.get("LIMBECK_DATA"))
     data = data.model_copy(update={"root": root, "source": named(data.source), **options})

@@ -5,6 +5,7 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -15,12 +16,14 @@ from torch.optim import Optimizer
 
 from limbeck.core import Batch, LimbeckError, Loss, Networks, Outputs, Reader, Stage, Tap
 from limbeck.taps import Taps, evaluation_mode
+from limbeck.train.best import Best
 from limbeck.train.divergence import Diverged as Diverged
 from limbeck.train.divergence import NotFinite, cause
 from limbeck.train.engine import Engine
 from limbeck.train.freeze import Versions, frozen, frozen_modules, learners
 from limbeck.train.memory_format import channels_last, match_parameters
 from limbeck.train.readers import frozen_readers
+from limbeck.train.regime import PLAIN, Regime, Updater
 
 
 class BatchSource(Protocol):
@@ -56,6 +59,7 @@ class Epoch:
     images: int
     seconds: float
     state: Callable[[], dict[str, Any]]  # all that exact resume needs; take it before asking for the next epoch
+    learned: nn.Module  # the networks and losses that learn in the stage
     notes: tuple[str, ...] = ()  # on the readers of frozen networks, see `limbeck.train.readers.network_reader`
 
 
@@ -117,6 +121,8 @@ def run(
     *,
     store: Outputs | None = None,
     state: dict[str, Any] | None = None,
+    regime: Regime = PLAIN,
+    best: Best | None = None,
 ) -> Iterator[Epoch]:
     """Train the stages in order and yield after every epoch. Logging, evaluation and checkpoints are the caller's.
 
@@ -136,6 +142,8 @@ def run(
         engine: device, precision, and whether to compile.
         store: the teacher's tensors, computed beforehand; a stage that reads only these does not run the teacher.
         state: from `Epoch.state`, to resume where it was taken.
+        regime: options of the training. `limbeck.experiment.plan` has applied its warm-up and rates to the stages.
+        best: decides when the last stage ends, and restores its best weights then. The caller adds the scores.
 
     Raises:
         LimbeckError: a tap does not exist or has no one value; nothing in a stage can learn.
@@ -150,8 +158,13 @@ def run(
         if state is not None:
             nn.ModuleList(steps).load_state_dict(state["modules"])
         for position in range(state["stage"] if state else 0, len(stages)):
-            resumed = state if state and state["stage"] == position else None
-            yield from _stage(stages[position], position, steps, networks, batches, engine, store, resumed)
+            known = state if state and state["stage"] == position else None
+            last = best if position + 1 == len(stages) else None
+            yield from _stage(stages[position], position, steps, networks, batches, engine, store, known, regime, last)
+            if last is not None:
+                last.restore(steps[position])
+            if (finish := stages[position].finish) is not None:
+                finish()
 
 
 def _stage(
@@ -163,6 +176,8 @@ def _stage(
     engine: Engine,
     store: Outputs | None,
     state: dict[str, Any] | None,
+    regime: Regime,
+    best: Best | None,
 ) -> Iterator[Epoch]:
     step = steps[position]
     with frozen(frozen_modules(stage, networks)) as rest:
@@ -172,31 +187,31 @@ def _stage(
         optimizer = stage.optimizer(learning)
         rates = [group["lr"] for group in optimizer.param_groups]
         engine.place(step)
-        if state is not None:
-            optimizer.load_state_dict(state["optimizer"])
-            match_parameters(optimizer)
+        updater = None if regime.every_batch else Updater(regime, stage, networks, optimizer, learning)
+        stateful = [part for part in (updater, best) if part is not None]
         if engine.compile:
             from limbeck.train.compile import compiled_on_maps  # the compiler takes a second to import
 
             step.compile(compiled_on_maps)
-        read: Versions | None = None
         if state is not None:
+            optimizer.load_state_dict(state["optimizer"])
+            match_parameters(optimizer)
+            for part in stateful:
+                part.load(state)
             engine.restore_generators(state["generators"])
+        read: Versions | None = None
         for number in range(state["epoch"] if state else 0, stage.epochs):
+            if best is not None and best.ends(number):
+                break
             start = time.perf_counter()
             if stage.prepare is not None:
                 stage.prepare(TrainingSweep(number, networks, batches, engine))
             versions = Versions(network for name, network in networks.items() if name not in stage.networks)
-            # in the first epoch, and where a frozen network was changed since the last one
-            if read is None or versions.numbers != read.numbers:
+            if read is None or versions.numbers != read.numbers:  # first epoch, or a frozen network was changed
                 readers, notes = frozen_readers(stage, networks, batches.example_inputs(), engine, store)
                 taps, read = Taps(networks, stage.reads, learns=stage.networks, readers=readers), versions
             try:
-                with taps, engine.without_autocast():
-                    step.train()
-                    for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
-                        part.training = False
-                    means, images = _epoch(stage, number, step, taps, optimizer, rates, batches, engine)
+                means, images = _epoch(stage, number, step, rest, taps, optimizer, rates, batches, engine, updater)
             except NotFinite as first:
                 raise Diverged(_explained(stage, number, first, networks, readers, batches, engine)) from None
             yield Epoch(
@@ -208,45 +223,54 @@ def _stage(
                 loss=means[-1],
                 images=images,
                 seconds=time.perf_counter() - start,
-                state=functools.partial(_snapshot, position, number + 1, steps, optimizer, engine),
+                state=functools.partial(_snapshot, position, number + 1, steps, optimizer, engine, stateful),
+                learned=step,
                 notes=notes,
             )
-    if stage.finish is not None:
-        stage.finish()
 
 
 def _epoch(
     stage: Stage,
     number: int,
     step: Step,
+    rest: Sequence[nn.Module],
     taps: Taps,
     optimizer: Optimizer,
     rates: Sequence[float],
     batches: BatchSource,
     engine: Engine,
+    updater: Updater | None,
 ) -> tuple[list[float], int]:
     images, means = 0, _Means()
     optimizer.zero_grad(set_to_none=True)  # gradients from before
-    for position, batch in enumerate(batches(number)):
-        progress = (number + position / len(batches)) / stage.epochs
-        factor = stage.schedule(progress)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        means.add(_update(step, taps, optimizer, batch, progress, engine))
-        images += len(batch.targets)
+    with taps, engine.without_autocast():
+        step.train()
+        for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
+            part.training = False
+        with nullcontext() if updater is None else updater.epoch(number):
+            for position, batch in enumerate(batches(number)):
+                progress = (number + position / len(batches)) / stage.epochs
+                factor = stage.schedule(progress)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                means.add(_update(step, taps, optimizer, batch, progress, engine, updater))
+                images += len(batch.targets)
     return means.read(), images
 
 
 def _update(
-    step: Step, taps: Taps, optimizer: Optimizer, batch: Batch, progress: float, engine: Engine
+    step: Step, taps: Taps, optimizer: Optimizer, batch: Batch, progress: float, engine: Engine, updater: Updater | None
 ) -> list[Tensor]:
     """One step, in a function so that its tensors are freed before the next one."""
     with engine.autocast():
         read = taps.read(batch)
     values = step(read, progress)
-    values[-1].backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    if updater is None:
+        values[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    else:
+        updater.add(values[-1], len(batch.targets))
     torch.clear_autocast_cache()  # inside a caller's autocast it would keep the old weights
     return [value.detach() for value in values]
 
@@ -289,13 +313,16 @@ class _Means:
             raise NotFinite(self._steps - len(steps) + first, places)
 
 
-def _snapshot(position: int, epoch: int, steps: Sequence[Step], optimizer: Any, engine: Engine) -> dict[str, Any]:
+def _snapshot(
+    position: int, epoch: int, steps: Sequence[Step], optimizer: Any, engine: Engine, more: Sequence[Updater | Best]
+) -> dict[str, Any]:
     return {
         "stage": position,
         "epoch": epoch,
         "modules": nn.ModuleList(steps).state_dict(),
         "optimizer": optimizer.state_dict(),
         "generators": engine.generators(),
+        **{name: value for part in more for name, value in part.state().items()},
     }
 
 

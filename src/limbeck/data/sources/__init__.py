@@ -8,28 +8,35 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from PIL import Image
 from pydantic.errors import PydanticUserError
 
 from limbeck.core import LimbeckError
 from limbeck.data.bounds import PIXELS, check_memory
 from limbeck.data.building import build
 from limbeck.data.checking import check_samples
-from limbeck.data.decoding import fitted
 from limbeck.data.dividing import in_words, limited, part_of_train, split_off
-from limbeck.data.images import Images, as_tensor
+from limbeck.data.images import Images
+from limbeck.data.pixels import as_tensor, fitted_channels
 from limbeck.data.sources.base import GIVEN, Parts, Progress, Source
 from limbeck.data.sources.bundled import digits
 from limbeck.data.sources.cifar import cifar10, cifar100
 from limbeck.data.sources.folders import folder
 from limbeck.data.sources.idx import mnist
+from limbeck.data.sources.tables import table
 from limbeck.data.split import Data, Split
 from limbeck.errors import nearest
 from limbeck.options import Signature, keyword_model, signature, validate, with_takers
 from limbeck.user_code import contents, function, named
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
-    {"digits": digits, "mnist": mnist, "cifar10": cifar10, "cifar100": cifar100, "folder": folder}
+    {
+        "digits": digits,
+        "mnist": mnist,
+        "cifar10": cifar10,
+        "cifar100": cifar100,
+        "folder": folder,
+        "table": table,
+    }
 )
 """What `load` can load by name."""
 
@@ -93,9 +100,26 @@ def load(
         parts = SOURCES[source](**_arguments(source, SOURCES[source], given, options))
     else:
         parts = _of_user(source, function(*code, contents(code[0])), given, options)
+    return as_data(parts, validation=validation, seed=seed, limit=limit, size=pair, normalise=normalise)
+
+
+def as_data(
+    parts: Parts,
+    *,
+    validation: float = 0.1,
+    seed: int = 0,
+    limit: int | None = None,
+    size: tuple[int, int] | None = None,
+    normalise: bool = True,
+) -> Data:
+    """Make a data set of what a source returns; `load` describes the options.
+
+    Raises:
+        LimbeckError: the splits do not fit together; a value is out of range.
+    """
     splits, origins = _divide(parts, validation, seed)
     for name, split in splits.items():
-        splits[name] = _resized(split if limit is None else limited(split, limit, seed), pair)
+        splits[name] = _resized(split if limit is None else limited(split, limit, seed), size)
         if len(splits[name]) < len(split):
             origins[name] += f"; {len(splits[name]):,} of {len(split):,} kept by limit"
     return build(**splits, classes=parts.classes, normalise=normalise, origins=origins, notes=parts.notes)
@@ -195,15 +219,13 @@ def _divide(parts: Parts, validation: float, seed: int) -> tuple[dict[str, Split
 def _resized(split: Split, size: tuple[int, int] | None) -> Split:
     if size is None or isinstance(split.inputs, Images) or split.inputs.shape[2:] == size:
         return split
-    if split.inputs.dim() != 4 or split.inputs.dtype != torch.uint8 or split.inputs.shape[1] not in (1, 3):
+    if split.inputs.dim() != 4 or split.inputs.dtype not in (torch.uint8, torch.float32):
         got = f"{split.inputs.dtype} of shape {tuple(split.inputs.shape)}"
-        raise LimbeckError(f"size is {size}, but the inputs are {got}; allowed are uint8 images with 1 or 3 channels")
+        raise LimbeckError(f"size is {size}, but the inputs are {got}; allowed are images of uint8 or float32")
     count, channels = split.inputs.shape[:2]
-    check_memory(
-        count * channels * size[0] * size[1], f"{count:,} images of {size[0]} x {size[1]}", "give another size"
-    )
+    needed = count * channels * size[0] * size[1] * split.inputs.element_size()
+    check_memory(needed, f"{count:,} images of {size[0]} x {size[1]}", "give another size")
     resized = split.inputs.new_empty(count, channels, *size)
     for place, pixels in enumerate(split.inputs.permute(0, 2, 3, 1).numpy()):
-        image = Image.fromarray(pixels if channels > 1 else pixels[..., 0])
-        resized[place] = as_tensor(fitted(image, size))
+        resized[place] = as_tensor(fitted_channels(pixels, size))
     return replace(split, inputs=resized)

@@ -55,3 +55,12 @@ def data_root(given: Path | None) -> Path:
         origin = "" if given is not None else f" (from {VARIABLE})"
         raise LimbeckError(f"the data root {root}{origin} is not a folder{near(root)}")
     return root
+
+
+def located(path: Path, root: Path | None) -> Path:
+    """The path, relative to the working folder or, if it is not there, to the data root; see `data_root`."""
+    path = expanded(path)
+    if exists(path) or path.is_absolute():
+        return path
+    inside = data_root(root) / path
+    return inside if exists(inside) else path

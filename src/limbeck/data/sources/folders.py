@@ -1,11 +1,9 @@
 """A folder or zip file in which each class is a folder of images."""
 
-import os
 import sys
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
@@ -15,13 +13,11 @@ from torch.nn import functional
 
 from limbeck.core import LimbeckError
 from limbeck.data.decoding import SUFFIXES
-from limbeck.data.images import Images, Inputs
-from limbeck.data.sources.base import Parts, Progress, data_root
-from limbeck.data.sources.images import Size, common_size, look_at, read_images, were
+from limbeck.data.sources.base import Parts, Progress, located
+from limbeck.data.sources.reading import Reading, skipped
 from limbeck.data.split import Split
-from limbeck.data.trees import Listing, Reader, exists
+from limbeck.data.trees import Reader
 from limbeck.errors import close_names
-from limbeck.files.paths import expanded
 
 NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -33,9 +29,6 @@ NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The names that the folder of each split may have, in lower or upper case."""
 
 _ADVICE = "allowed are train/, test/ and, if there is one, validation/, each with class folders"
-_LOOKED_AT = 2000  # streamed images of which the header is read
-_NOT_READ = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef"})
-_ENDINGS = 5  # endings of skipped files that are listed
 
 
 class Tree(NamedTuple):
@@ -67,15 +60,17 @@ def folder(
     transform: str | None = None,
     unlabelled: str | None = None,
 ) -> Parts:
-    """Images of class folders, (N, 1 or 3, H, W) uint8; the classes are the sorted folder names.
+    """Images of class folders, (N, C, H, W); the classes are the sorted folder names.
 
     The top folder may hold folders of the splits, with a name of `NAMES`, each with the same class folders; all of this
     may be inside one more folder. Folders inside a class folder belong to the class. Hidden files and files whose names
     are not of images are skipped, and a note counts them. Links to folders are followed, except for a link to a folder
     that holds the link.
 
-    With ``streaming`` the images stay where they are, see `limbeck.data.images`, and count as colour images until
-    `load` has looked at some of them.
+    Images are uint8 with 1 or 3 channels. Those of more than 8 bits a channel become float32, see
+    `limbeck.data.sources.images.read_images`. A .npy file holds an image of any number of channels, see
+    `limbeck.data.pixels.decoded`. With ``streaming`` the images stay where they are, see `limbeck.data.images`, and
+    count as colour images until `load` has looked at some of them.
 
     Args:
         path: the folder or zip file, absolute, or relative to the working folder or to the data root.
@@ -98,12 +93,8 @@ def folder(
             splits; two folders for one split, or a folder beside train that is not a split; ``unlabelled`` holds no
             image; an image cannot be read; an option is out of range, or needs streaming.
     """
-    for name, value in (("workers", workers), ("transform", transform)):
-        if value is not None and not streaming:
-            raise LimbeckError(f"{name} is {value!r}, but {name} needs streaming=True")
-    if workers is not None and workers < 0:
-        raise LimbeckError(f"workers is {workers}; allowed are 0 and greater")
-    reader = Reader(_place(path, root))
+    how = Reading(size, exif_orientation, streaming, workers, transform, progress)
+    reader = Reader(located(path, root))
     listing = reader.listing()
     tree, extra = _without(Tree(reader.place, listing.names), unlabelled)
     layout = find_layout(tree)
@@ -111,16 +102,7 @@ def folder(
     classes = _same_classes(tree, layout, found)
     names = {part: tuple(name for images in of.values() for name in images) for part, of in found.items()}
     names["train"] += extra
-    every = [name for part in names.values() for name in part]
-    inputs: Iterable[Inputs]
-    if streaming:
-        size, notes = _streamed_size(reader, every, size, exif_orientation=exif_orientation)
-        workers = _processors() if workers is None else workers
-        images = Images(reader, (), size, workers=workers, transform=transform, exif_orientation=exif_orientation)
-        inputs = [replace(images, names=part) for part in names.values()]
-    else:
-        pixels, notes = read_images(reader, every, size, exif_orientation=exif_orientation, progress=progress)
-        inputs = torch.split(pixels, [len(part) for part in names.values()])
+    inputs, notes = how.inputs(reader, tuple(names.values()))
     splits = {}
     for (part, files), samples in zip(names.items(), inputs, strict=True):
         counts = torch.tensor([len(found[part][name]) for name in classes])
@@ -132,7 +114,7 @@ def folder(
         validation=splits.get("validation"),
         test=splits.get("test"),
         origins=_origins(tree, layout, unlabelled),
-        notes=(*_skipped(listing, every), *notes),
+        notes=(*skipped(listing, chain(*names.values()), "in no class folder"), *notes),
     )
 
 
@@ -148,38 +130,6 @@ def _without(tree: Tree, folder: str | None) -> tuple[Tree, tuple[str, ...]]:
         raise LimbeckError(f"{tree.place} has no folder {folder!r} with images for unlabelled{hint}")
     rest = set(inside)
     return Tree(tree.place, [name for name in tree.names if name not in rest]), images
-
-
-def _processors() -> int:
-    """The processors that this process may use, at most 4."""
-    return min(4, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-
-
-def _streamed_size(
-    reader: Reader, names: Sequence[str], size: Size | None, *, exif_orientation: bool
-) -> tuple[Size, Sequence[str]]:
-    """The size of streamed images, of which at most a few thousand headers are read, and notes."""
-    looked = look_at(reader, names[:: -(-len(names) // _LOOKED_AT)], exif_orientation=exif_orientation)
-    notes = list[str]()
-    if size is None:
-        if not looked:
-            raise LimbeckError(f"{names[0]} in {reader.place} cannot be read as an image, nor can others")
-        size, notes = common_size(one.size for one in looked)
-    turned = sum(one.turned for one in looked)
-    if turned:
-        notes.append(
-            f"{were(turned, 'image')} rotated or flipped according to their EXIF orientation, of the {len(looked):,} "
-            "that were checked"
-        )
-    return size, notes
-
-
-def _place(path: Path, root: Path | None) -> Path:
-    path = expanded(path)
-    if exists(path) or path.is_absolute():
-        return path
-    inside = data_root(root) / path
-    return inside if exists(inside) else path
 
 
 def split_of(name: str) -> str | None:
@@ -309,23 +259,3 @@ def _origins(tree: Tree, layout: Layout, unlabelled: str | None) -> Mapping[str,
     found = {split: f"folder {name}/ of {whole}" for split, name in layout.folders.items()}
     found = found or {"train": f"the class folders of {whole}"}
     return found if unlabelled is None else found | {"train": f"{found['train']}, with the images of {unlabelled}"}
-
-
-def _skipped(listing: Listing, used: Iterable[str]) -> list[str]:
-    """Notes of the files that are not used, by their endings."""
-    rest = [name for name in set(listing.names).difference(used) if not name.endswith("/")]
-    endings = Counter(PurePosixPath(name).suffix.lower()[:12] or "without ending" for name in rest)
-    few = sorted(endings.items(), key=lambda one: (-one[1], one[0]))[:_ENDINGS]
-    told = [f"{count:,} {ending}{_why(ending)}" for ending, count in few]
-    others = len(rest) - sum(count for _, count in few)
-    told += [f"{others:,} others"] * (others > 0) + [f"{listing.hidden:,} hidden"] * (listing.hidden > 0)
-    files = len(rest) + listing.hidden
-    notes = [f"{were(files, 'file')} skipped: {', '.join(told)}"] if files else []
-    folders = {"hidden folder": listing.hidden_folders, "circular link": listing.circular}
-    return notes + [f"{were(count, what)} skipped" for what, count in folders.items() if count]
-
-
-def _why(ending: str) -> str:
-    if ending in SUFFIXES:
-        return " (in no class folder)"
-    return " (not an image format that is read)" if ending in _NOT_READ else ""

@@ -7,13 +7,13 @@ from typing import TypeAlias, TypeVar
 
 import numpy
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.ahead import in_threads
 from limbeck.data.bounds import check_memory, fits_in_memory
-from limbeck.data.decoding import Header, Pixels, fitted, header, is_grey, picture, quiet
+from limbeck.data.decoding import Header, Pixels, is_grey, quiet
+from limbeck.data.pixels import Decoded, converted, decoded, looked_at
 from limbeck.data.sources.base import Progress
 from limbeck.data.trees import Reader
 
@@ -38,9 +38,11 @@ def read_images(
     exif_orientation: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Tensor, list[str]]:
-    """Decode images to (N, C, H, W) uint8, and notes: C is 1 if all are grey, else 3 (RGB); transparency is dropped.
+    """Decode images to (N, C, H, W), and notes: C is 1 if all are grey, else 3 (RGB); transparency is dropped.
 
-    Each image is resized when it is decoded, so that memory holds the result and a few images.
+    Each image is resized when it is decoded, so that memory holds the result and a few images. If an image has more
+    than 8 bits a channel, all become float32, see `limbeck.data.pixels.decoded`, and those of 8 bits are divided by
+    255. Arrays of another number of channels keep it; it must be the same for all.
 
     Args:
         reader: reads the files.
@@ -51,7 +53,7 @@ def read_images(
         progress: is called for each file. Where sizes differ and none is given, a file is read more than once.
 
     Raises:
-        LimbeckError: a file cannot be read or has more than 8 bits a channel (the message names it); the images do not
+        LimbeckError: a file cannot be read or has another number of channels (the message names it); the images do not
             fit in memory.
     """
     notes: list[str] = []
@@ -68,10 +70,18 @@ def read_images(
             made = _made(reader, names, size, exif_orientation, progress, exact=False)
     if made is None:
         raise LimbeckError(f"the images in {reader.place} changed while they were read")
-    pixels, turned = made
+    pixels, turned, deep = made
     if turned:
         notes.append(f"{were(turned, 'image')} rotated or flipped according to their EXIF orientation")
+    if deep:
+        notes.append(deep_note(deep, len(names)))
     return pixels, notes
+
+
+def deep_note(count: int, total: int) -> str:
+    """What is said of images with more than 8 bits a channel."""
+    more = f"{count:,} of {total:,} images have more than 8 bits a channel"
+    return f"{more}: all are float32, with integers divided by the value of white"
 
 
 def were(count: int, what: str) -> str:
@@ -110,10 +120,11 @@ def common_size(sizes: Iterable[Size]) -> tuple[Size, list[str]]:
 
 def _look(reader: Reader, name: str, exif_orientation: bool) -> Header:
     label = f"{name} in {reader.place}"
+    size, head = reader.head(name, _HEAD)
     try:
-        return header(label, reader.head(name, _HEAD)[1], exif_orientation=exif_orientation)
+        return looked_at(label, head, size, exif_orientation=exif_orientation)
     except LimbeckError:  # the header may be longer
-        return header(label, reader(name), exif_orientation=exif_orientation)
+        return looked_at(label, reader(name), size, exif_orientation=exif_orientation)
 
 
 def _counted(items: Iterable[_Item], total: int, progress: Progress | None) -> Iterator[_Item]:
@@ -132,41 +143,50 @@ def _made(
     progress: Progress | None,
     *,
     exact: bool,
-) -> tuple[Tensor, int] | None:
-    """The images at this size, and how many EXIF data turned; with ``exact`` None where an image has another size."""
+) -> tuple[Tensor, int, int] | None:
+    """The images at this size, and how many EXIF data turned and how many have more than 8 bits a channel.
 
-    def decoded(chunk: Sequence[File]) -> list[tuple[Pixels | None, bool]]:
-        return [_decoded(reader, file, size, exif_orientation, exact) for file in chunk]
+    With ``exact``, None if an image has another size.
+    """
+
+    def made(chunk: Sequence[File]) -> list[Decoded | None]:
+        labelled = ((f"{name} in {reader.place}", data) for name, data in chunk)
+        fit = None if exact else size
+        found = (decoded(*file, fit, exif_orientation=exif_orientation) for file in labelled)
+        return [one if one.pixels.shape[:2] == size else None for one in found]
 
     files = ((name, reader(name)) for name in names)
     first = next(files)
     chunks = _chunks(itertools.chain([first], files))  # read in this thread, because a zip file has a lock
-    run = map(decoded, chunks) if len(first[1]) < _SMALL else in_threads(decoded, chunks)
-    pixels, turned = _empty(reader, len(names), 1, size), 0
+    run = map(made, chunks) if len(first[1]) < _SMALL else in_threads(made, chunks)
+    pixels, turned, deep = _empty(reader, len(names), 1, size), 0, 0
     results = _counted(itertools.chain.from_iterable(run), len(names), progress)
-    for place, (one, was_turned) in enumerate(results):
-        if one is None:
+    for place, found in enumerate(results):
+        if found is None:
             return None
-        if pixels.shape[1] == 1 and not is_grey(one):
-            grey, pixels = pixels, _empty(reader, len(names), 3, size)
-            pixels[:place] = grey[:place]
-        pixels[place] = one if one.ndim == 2 else one.transpose(2, 0, 1)[: pixels.shape[1]]
+        one, was_turned = found
+        channels, floating = 1 if is_grey(one) else one.shape[2], one.dtype != numpy.uint8
+        wider = pixels.shape[1] == 1 and channels > 1 and (place == 0 or channels == 3)
+        if wider or (floating and not deep):
+            before = pixels[:place]
+            pixels = _empty(reader, len(names), channels if wider else pixels.shape[1], size, deep=floating or deep > 0)
+            if floating and not deep:
+                numpy.divide(before, numpy.float32(255), out=pixels[:place])
+            else:
+                pixels[:place] = before
+        deep += floating
+        grid = converted(f"{names[place]} in {reader.place}", one, pixels.shape[1], deep=deep > 0)
+        pixels[place] = grid.transpose(2, 0, 1)
         turned += was_turned
-    return torch.from_numpy(pixels), turned
+    return torch.from_numpy(pixels), turned, deep
 
 
-def _decoded(reader: Reader, file: File, size: Size, exif_orientation: bool, exact: bool) -> tuple[Pixels | None, bool]:
-    image, turned = picture(f"{file[0]} in {reader.place}", file[1], least=size, exif_orientation=exif_orientation)
-    if exact and image.size != size[::-1]:
-        return None, turned
-    return numpy.asarray(fitted(image, size)), turned
-
-
-def _empty(reader: Reader, count: int, channels: int, size: Size) -> NDArray[numpy.uint8]:
-    needed = count * channels * size[0] * size[1]
+def _empty(reader: Reader, count: int, channels: int, size: Size, *, deep: bool = False) -> Pixels:
+    kind = numpy.dtype(numpy.float32 if deep else numpy.uint8)
+    needed = count * channels * size[0] * size[1] * kind.itemsize
     text = f"{count:,} images of {size[0]} x {size[1]} from {reader.place}"
     check_memory(needed, text, "give a smaller size, or leave them on disk with streaming")
-    return numpy.empty((count, channels, *size), dtype=numpy.uint8)
+    return numpy.empty((count, channels, *size), dtype=kind)
 
 
 def _chunks(files: Iterable[File]) -> Iterator[list[File]]:

@@ -1,0 +1,56 @@
+"""`limbeck runs`: the runs on disk."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from limbeck.cli.reporting import reporting
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from limbeck.experiment.listing import ListedRun
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="A run folder, or a folder of them.")] = Path(
+        "runs"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the runs in a folder, the best student first.
+
+    Prints the command that makes or resumes each run.
+    """
+    with reporting():
+        import json
+        from dataclasses import asdict
+
+        from limbeck.cli.terminal import console
+        from limbeck.experiment.listing import list_runs
+
+        found = list_runs(folder)
+        if as_json:
+            print(json.dumps([asdict(run) for run in found], indent=2))
+            return
+        console().print(runs_table(found))
+        for run in found:
+            if run.command is not None:
+                console().print(run.command, soft_wrap=True)
+
+
+def runs_table(found: "list[ListedRun]") -> "Table":
+    """Return a table with one row for each run. Accuracies are in per cent."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for heading in ("run", "method", "teacher", "alone", "student", "seeds", "state", "date"):
+        table.add_column(heading, overflow="fold")
+    for run in found:
+        shares = [f"{100 * share:.2f}" if share is not None else "" for share in (run.teacher, run.alone, run.student)]
+        date = run.date[:16].replace("T", " ")
+        seeds = ", ".join(map(str, run.seeds))
+        table.add_row(Path(run.folder).name, run.method or "", *shares, seeds, run.state, date)
+    return table

@@ -1,0 +1,116 @@
+"""The runs in a folder, with their accuracies and the command that makes or resumes each."""
+
+import shlex
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+
+from limbeck.errors import LimbeckError
+from limbeck.experiment.epochlog import EpochLog
+from limbeck.experiment.results import RESULT, RunResult, read
+from limbeck.experiment.runfiles import LOG, RECIPE
+from limbeck.models import GIVEN
+from limbeck.recipe.blocks import Recipe
+from limbeck.recipe.read import reread
+
+MOST = 10_000
+"""The most entries of a folder that is listed."""
+
+LATEST = 2**37
+"""The latest date in seconds, in the year 6325. A file from an archive may have a time that is not a date."""
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """A run folder; accuracies are fractions of the test split, the mean over the seeds."""
+
+    folder: str
+    state: str  # "finished", "interrupted at epoch 3 of kd/seed0", or "damaged: " and the reason
+    date: str  # of the last change of its result, else of its log or recipe; ISO 8601
+    name: str | None = None
+    method: str | None = None
+    seeds: tuple[int, ...] = ()
+    teacher: float | None = None
+    alone: float | None = None
+    student: float | None = None
+    command: str | None = None  # makes the run again or resumes it; None if damaged, or a call of `limbeck.distill`
+
+
+def list_runs(folder: Path) -> list[ListedRun]:
+    """Return the run in a folder, or the runs in its subfolders: the best student first, those without one last.
+
+    Links are not followed. A damaged run is listed with the reason.
+
+    Raises:
+        LimbeckError: the folder does not exist, or has more than `MOST` entries.
+    """
+    if not folder.is_dir():
+        raise LimbeckError(f"there is no folder {folder}")
+    entries = list(islice(folder.iterdir(), MOST + 1))
+    if len(entries) > MOST:
+        raise LimbeckError(f"{folder} has more than {MOST:,} entries, which is the limit")
+    inside = [path for path in entries if path.is_dir() and not path.is_symlink() and _is_run(path)]
+    runs = [_listed(path) for path in ([folder] if _is_run(folder) else inside)]
+    return sorted(runs, key=lambda run: (run.student is None, -(run.student or 0), run.folder))
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in (RECIPE, RESULT, LOG))
+
+
+def _listed(path: Path) -> ListedRun:
+    last = next(path / name for name in (RESULT, LOG, RECIPE) if (path / name).is_file())
+    seconds = min(max(last.stat().st_mtime, 0), LATEST)
+    date = datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+    try:
+        recipe = _recipe(path)
+        if (path / RESULT).is_file():
+            return _finished(path, date, recipe, read(path))
+        return _interrupted(path, date, recipe)
+    except (LimbeckError, OSError) as error:
+        return ListedRun(str(path), f"damaged: {error}", date)
+
+
+def _recipe(path: Path) -> Recipe:
+    if not (path / RECIPE).is_file():
+        raise LimbeckError(f"{path / RECIPE} is missing")
+    return reread(path / RECIPE)
+
+
+def _finished(path: Path, date: str, recipe: Recipe, result: RunResult) -> ListedRun:
+    accuracies = {arm: found.accuracy.mean for arm, found in result.summary.items()}
+    return ListedRun(
+        str(path),
+        "finished",
+        date,
+        name=result.name,
+        method=result.method,
+        seeds=result.seeds,
+        teacher=accuracies.get("teacher"),
+        alone=accuracies.get("alone"),
+        student=accuracies.get(result.method),
+        command=_command(path, recipe, "--out", f"{path}-again"),
+    )
+
+
+def _interrupted(path: Path, date: str, recipe: Recipe) -> ListedRun:
+    line = EpochLog(path / LOG, kept=True).last
+    if line is not None and type(line.get("epoch")) is not int:
+        raise LimbeckError(f"the last line of {path / LOG} does not describe an epoch")
+    place = "the beginning" if line is None else f"epoch {line['epoch']} of {line['job']}"
+    return ListedRun(
+        str(path),
+        f"interrupted at {place}",
+        date,
+        name=recipe.name,
+        method=str(recipe.method.get("name")),
+        seeds=recipe.seeds,
+        command=_command(path, recipe, "--out", str(path), "--resume"),
+    )
+
+
+def _command(path: Path, recipe: Recipe, *options: str) -> str | None:
+    if recipe.data.source.startswith(GIVEN):
+        return None
+    return shlex.join(["limbeck", "run", str(path / RECIPE), *options])

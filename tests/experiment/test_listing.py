@@ -1,0 +1,168 @@
+"""The runs of a folder: the best first, with what makes or resumes them; damaged ones with the reason."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import limbeck
+from limbeck.cli import app
+from limbeck.core import LimbeckError
+from limbeck.experiment import listing
+from limbeck.experiment.events import Trained
+from limbeck.experiment.listing import list_runs
+from limbeck.experiment.results import plain, read
+from limbeck.experiment.run import Experiment
+from limbeck.files.atomic import write_sealed
+from limbeck.recipe.read import read as read_recipe
+
+RECIPE = """\
+name: tiny
+data: {source: digits, limit: 64}
+teacher: {model: {name: mlp, hidden: [8]}, train: {epochs: 1, batch_size: 32}}
+student: {model: {name: mlp, hidden: [8]}}
+method: kd
+train: {epochs: 2, batch_size: 32}
+seeds: [0, 3]
+evaluate: {latency_runs: 1}
+precision: 32
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run and an interrupted one."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    recipe = read_recipe(folder / "recipe.yaml")
+    list(Experiment(recipe, folder / "runs" / "whole").run())
+    events = Experiment(recipe, folder / "runs" / "part").run()
+    for event in events:
+        if isinstance(event, Trained) and event.job.arm == "kd":
+            break
+    events.close()
+    return folder / "runs"
+
+
+@pytest.fixture
+def runs(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    shutil.copytree(made, "runs")
+    return Path("runs")
+
+
+def better(source, folder, accuracy):
+    """A copy of a run with another accuracy of the student."""
+    shutil.copytree(source, folder)
+    values = plain(read(source))
+    values["summary"]["kd"]["accuracy"]["mean"] = accuracy
+    write_sealed(folder / "result.json", values)
+
+
+def test_the_best_student_is_first_and_runs_without_one_are_last(runs):
+    better(runs / "whole", runs / "best", 0.99)
+    better(runs / "whole", runs / "worst", 0.0)
+    assert [Path(run.folder).name for run in list_runs(runs)] == ["best", "whole", "worst", "part"]
+
+
+def test_a_finished_run_has_the_means_over_its_seeds(runs):
+    (run,) = [run for run in list_runs(runs) if run.state == "finished"]
+    result = read(runs / "whole")
+    assert (run.name, run.method, run.seeds) == ("tiny", "kd", (0, 3))
+    assert (run.teacher, run.alone, run.student) == tuple(
+        result.summary[arm].accuracy.mean for arm in ("teacher", "alone", "kd")
+    )
+
+
+def test_an_interrupted_run_says_where_and_its_command_resumes_it(runs):
+    (run,) = [run for run in list_runs(runs) if Path(run.folder).name == "part"]
+    assert (run.state, run.student, run.seeds) == ("interrupted at epoch 1 of kd/seed0", None, (0, 3))
+    assert run.command == "limbeck run runs/part/recipe.yaml --out runs/part --resume"
+    done = CliRunner().invoke(app, shlex.split(run.command)[1:])
+    assert done.exit_code == 0, done.output
+    assert read(runs / "part").summary == read(runs / "whole").summary
+
+
+def test_the_command_of_a_finished_run_makes_it_again(runs):
+    (run,) = [run for run in list_runs(runs) if run.state == "finished"]
+    assert CliRunner().invoke(app, shlex.split(run.command)[1:]).exit_code == 0
+    assert read(runs / "whole-again").summary == read(runs / "whole").summary
+
+
+def test_a_run_folder_itself_is_listed(runs):
+    assert [run.folder for run in list_runs(runs / "whole")] == ["runs/whole"]
+
+
+def test_a_run_that_has_no_epoch_yet_is_interrupted_at_the_beginning(runs):
+    Path("runs/new").mkdir()
+    shutil.copy(runs / "whole" / "recipe.yaml", "runs/new")
+    assert "interrupted at the beginning" in [run.state for run in list_runs(runs)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda run: (run / "result.json").write_text("{}"), "result.json is damaged, or was changed"),
+        (lambda run: (run / "recipe.yaml").unlink(), "recipe.yaml is missing"),
+        (lambda run: (run / "recipe.yaml").write_text("a: *b"), "undefined alias"),
+        (lambda run: (run / "recipe.yaml").write_bytes(b"#" * (4 * 2**20 + 1)), "has more than 4,194,304 bytes"),
+        (
+            lambda run: (run / "result.json").unlink() or (run / "metrics.jsonl").write_text("{}\n"),
+            "line 1 does not describe",
+        ),
+        (
+            lambda run: (run / "result.json").unlink() or (run / "metrics.jsonl").write_text('{"job": "kd/seed0"}\n'),
+            "the last line of .*metrics.jsonl does not describe an epoch",
+        ),
+    ],
+)
+def test_a_damaged_run_is_listed_with_the_reason_and_does_not_stop_the_list(runs, damage, reason):
+    shutil.copytree(runs / "whole", runs / "bad")
+    damage(runs / "bad")
+    found = {Path(run.folder).name: run for run in list_runs(runs)}
+    assert set(found) == {"whole", "part", "bad"}
+    with pytest.raises(LimbeckError, match=f"damaged: .*{reason}"):
+        raise LimbeckError(found["bad"].state)
+    assert (found["bad"].command, found["bad"].student) == (None, None)
+
+
+def test_a_time_that_is_no_date_does_not_stop_the_list(runs, monkeypatch):
+    monkeypatch.setattr(listing, "LATEST", 86_400)  # most file systems do not have times beyond the real limit
+    assert [run.date[:4] for run in list_runs(runs / "whole")] == ["1970"]
+
+
+def test_other_folders_and_links_are_left_out(runs):
+    Path("runs/notes").mkdir()
+    Path("runs/link").symlink_to(Path("runs/whole").absolute())
+    assert {Path(run.folder).name for run in list_runs(runs)} == {"whole", "part"}
+
+
+def test_a_folder_with_too_many_entries_is_refused(runs, monkeypatch):
+    monkeypatch.setattr(listing, "MOST", 1)
+    with pytest.raises(LimbeckError, match="more than 1 entries"):
+        list_runs(runs)
+    with pytest.raises(LimbeckError, match="there is no folder none"):
+        list_runs(Path("none"))
+
+
+def test_a_run_of_distill_has_no_command(runs):
+    data = limbeck.arrays(torch.randn(60, 4), torch.arange(60) % 3)
+    limbeck.distill(None, nn.Linear(4, 3), data, method="alone", epochs=1, precision="32", out="runs/own")
+    (run,) = list_runs(runs / "own")
+    assert (run.state, run.name, run.command) == ("finished", "distill", None)
+
+
+def test_the_command_prints_a_table_or_json(runs):
+    shown = CliRunner().invoke(app, ["runs"]).output
+    assert "whole" in shown
+    assert "interrupted at epoch 1 of kd/seed0" in shown
+    assert "limbeck run runs/part/recipe.yaml --out runs/part --resume" in shown
+    found = json.loads(CliRunner().invoke(app, ["runs", "runs", "--json"]).output)
+    assert [(run["folder"], run["seeds"]) for run in found] == [("runs/whole", [0, 3]), ("runs/part", [0, 3])]
+    assert CliRunner().invoke(app, ["runs", "none"]).exit_code == 2
