@@ -182,12 +182,15 @@ def test_a_pass_in_order_is_not_mixed():
         assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(one, other, strict=True))
 
 
-def test_features_can_be_mixed_and_not_cut():
-    split = Split(torch.rand(8, 6), torch.arange(8) % CLASSES)
-    settings = {"batch_size": 4, "seed": 0, "mean": (0.0,), "std": (1.0,)}
-    (one, *_) = Batches(split, **settings, soft=SoftTargets(CLASSES, mixup=0.4))(0)
-    assert one.inputs.shape == (4, 6)
-    with pytest.raises(LimbeckError, match=r"cutmix is 1.0, but the inputs have shape \(8, 6\); allowed are \(N, C"):
+@pytest.mark.parametrize("shape", [(6,), (2, 5)])
+def test_features_and_signals_can_be_mixed_and_not_cut(shape):
+    split, channels = Split(torch.rand(8, *shape), torch.arange(8) % CLASSES), 1 if len(shape) == 1 else shape[0]
+    settings = {"batch_size": 4, "seed": 0, "mean": (0.0,) * channels, "std": (1.0,) * channels}
+    (plain, *_) = Batches(split, **settings)(0)
+    (mixed, *_) = Batches(split, **settings, soft=SoftTargets(CLASSES, mixup=4))(0)
+    share = mixed.targets[0, plain.targets[0]]
+    torch.testing.assert_close(mixed.inputs, share * plain.inputs + (1 - share) * plain.inputs.roll(1, 0))
+    with pytest.raises(LimbeckError, match=r"cutmix is 1.0, but the inputs have shape \(8, .*\); allowed are \(N, C"):
         Batches(split, **settings, soft=SoftTargets(CLASSES, cutmix=1.0))
     signals = Split(split.inputs.view(8, 1, 6), split.targets)
     (other, *_) = Batches(signals, **settings, soft=SoftTargets(CLASSES, mixup=0.4))(0)

@@ -84,8 +84,8 @@ class SoftTargets:
     def _mix(self) -> Any:
         from torchvision.transforms import v2  # type: ignore[import-untyped]  # takes a second to import
 
-        found = [make(alpha=alpha) for make, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)) if alpha]
-        return v2.RandomChoice(found)
+        kinds = ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
+        return v2.RandomChoice([kind(alpha=float(alpha)) for kind, alpha in kinds if alpha])
 
 
 def soft_targets(split: Split, classes: int, **options: float) -> SoftTargets | None:
