@@ -34,11 +34,11 @@ def test_images_may_have_another_size(draw):
 def test_points_are_inside_and_heads_turn_by_up_to_25_degrees():
     points = faces(200)[1]
     assert (points.dtype, len(POINTS)) == (torch.float32, 13)
-    assert points.min() >= 0.039
-    assert points.max() <= 0.961
+    assert points.min() > 0.04
+    assert points.max() < 0.96
     across = points[:, EYES[1]] - points[:, EYES[0]]
     angles = torch.rad2deg(torch.atan2(across[:, 1], across[:, 0]))
-    assert 15 < angles.abs().max() < 35  # a turn to the side adds a little
+    assert 22 < angles.abs().max() < 25.01
     chin = points[:, POINTS.index("lower lip")] - points[:, list(EYES)].mean(dim=1)
     assert (chin[:, 1] > 0).all()
 
@@ -52,13 +52,13 @@ def test_what_is_drawn_is_where_the_points_are(monkeypatch):
         return images[torch.arange(60), 0, y, x].double()
 
     above = points[:, 5] - points[:, 1]  # from the eye to the brow
-    for outer, inner in ((4, 5), (7, 6)):  # brows are dark
-        brow = (points[:, outer] + points[:, inner]) / 2
-        assert (tone(brow) < tone(brow + 0.6 * above)).double().mean() > 0.8
-        assert (tone(brow) < tone(brow - 0.4 * above)).double().mean() > 0.8
+    for outer, inner in ((0, 1), (3, 2), (4, 5), (7, 6)):  # eyes and brows are dark, unless a bar hides them
+        middle = (points[:, outer] + points[:, inner]) / 2
+        assert (tone(middle) < tone(middle + 0.5 * above)).double().mean() > 0.7
+        assert (tone(middle) < tone(middle - 0.5 * above)).double().mean() > 0.7
     mouth = points[:, 9:13].mean(dim=1)
     below = points[:, 12] + 0.5 * (points[:, 12] - points[:, 11])
-    assert (tone(mouth) < tone(below)).double().mean() > 0.8
+    assert (tone(mouth) < tone(below)).double().mean() > 0.7
 
 
 def test_labels_are_balanced_and_no_image_has_more_than_4():
@@ -68,12 +68,15 @@ def test_labels_are_balanced_and_no_image_has_more_than_4():
     assert ((targets.mean(dim=0) > 0.12) & (targets.mean(dim=0) < 0.35)).all()
 
 
-def test_as_many_shapes_are_drawn_as_the_labels_allow(monkeypatch):
+def test_the_shapes_are_apart_and_there_is_none_without_a_label(monkeypatch):
     clean(monkeypatch, 128.0)
-    for image, target in zip(*shapes(60, size=96), strict=True):
+    monkeypatch.setattr(drawn, "SCALE", 1)  # each shape has one colour
+    for image, target in zip(*shapes(60, size=128), strict=True):
+        colours = len(image.flatten(1).unique(dim=1).T) - 1
         pieces = ndimage.label((image.numpy() != 128).any(axis=0), np.ones((3, 3)))[1]
-        assert bool(pieces) == bool(target.any())
-        assert pieces <= 4
+        assert pieces == colours
+        assert target.sum() <= colours <= 4
+        assert bool(colours) == bool(target.any())
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -106,6 +109,7 @@ def test_the_border_is_one_pixel_wide():
 
 def test_the_image_changes_where_the_mask_does(monkeypatch):
     clean(monkeypatch, 128.0)
+    monkeypatch.setattr(drawn, "_textures", lambda rng, size: np.zeros((len(CLASSES), size, size, 1)))
     images, masks = scenes(20)
     steps = (images[:, :, :, 1:].double() - images[:, :, :, :-1].double()).abs().sum(dim=1)
     border = masks[:, :, :-1] == 255
