@@ -185,6 +185,8 @@ class Setup:
     classes: int
     targets: Tensor  # (n,) int64: the training set's labels, by `Batch.index`
     batch_size: int
+    hard_loss: Loss | None = None  # of outputs and targets; None: the cross-entropy of classes
+    soft_loss: Loss | None = None  # of outputs and the teachers' outputs, with `temperature`; None: that of `kd`
     soft_targets: tuple[str, ...] = ()  # why the batch's targets are (N, K), such as "mixup"; empty: class indices
     teacher_logits: tuple[Tap, ...] = (from_teacher(),)  # one tap per member if the teacher is an ensemble
 

@@ -1,50 +1,182 @@
-"""The kinds of problem: what a network's output must be, and how good it is."""
+"""The kinds of problem: what a network returns, its losses, and how good it is."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
-from limbeck.core import LimbeckError
+from limbeck.core import LimbeckError, Loss
 from limbeck.data import Data
+from limbeck.data.targets import IGNORED, TaskName
 from limbeck.evaluate import Figures, metrics
+from limbeck.evaluate.landmarks import landmark_metrics
+from limbeck.evaluate.multi_label import multi_label_metrics
+from limbeck.evaluate.regression import regression_metrics
+from limbeck.evaluate.segmentation import segmentation_metrics
+from limbeck.methods import task_losses
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How one of a task's figures is shown."""
+
+    key: str  # the field of the task's figures
+    label: str  # in tables and sentences
+    percent: bool = False  # whether it is shown as a percentage
+    falls: bool = False  # whether lower is better
+    digits: int = 4  # after the point
+
+    def score(self, value: float) -> float:
+        """The value, or its negative, so that greater is better."""
+        return -value if self.falls else value
+
+    def number(self, value: float) -> str:
+        """The value as a number, without ``%``."""
+        return f"{100 * value:.2f}" if self.percent else f"{value:.{self.digits}f}"
+
+    def text(self, value: float) -> str:
+        """The value with ``%`` if it is shown as a percentage."""
+        return self.number(value) + " %" * self.percent
 
 
 @dataclass(frozen=True)
 class Task:
     """All that depends on the kind of problem."""
 
-    check_data: Callable[[Data], None]
-    """Raise LimbeckError where the data has nothing to learn."""
-
-    check_output: Callable[[str, tuple[int, ...], Data], None]
-    """(network's name for errors, its output's shape for one sample, the data); raise LimbeckError if it is wrong."""
-
     figures: Callable[..., Figures]
     """As `limbeck.evaluate.metrics`: (outputs, targets, *, teacher_logits, name, split, files) to figures."""
 
-    score: Callable[[Tensor, Tensor], float]
-    """(outputs, targets) to the number that is logged after each epoch; greater is better."""
+    headline: Shown
+    """The figure by which networks are compared."""
+
+    others: tuple[Shown, ...]
+    """The other figures in the table of results."""
+
+    chance: Callable[[Tensor], Tensor]
+    """The targets (N, ...) to the outputs of one sample that fit them best if they do not depend on the input."""
+
+    places: bool = False
+    """Whether a network returns its outputs for every pixel, (outputs, H, W)."""
+
+    hard_loss: Loss | None = None
+    """As `limbeck.core.Setup.hard_loss`."""
+
+    soft_loss: Loss | None = None
+    """As `limbeck.core.Setup.soft_loss`."""
+
+    def check_data(self, data: Data) -> None:
+        """Raise LimbeckError if the data has nothing to learn."""
+        least = 1 if data.task in ("multi_label", "regression", "landmarks") else 2
+        if len(data.classes) < least:
+            raise LimbeckError(
+                f"the data has {len(data.classes)} class, so there is nothing to learn: it takes {least} or more"
+            )
+
+    def check_output(self, name: str, shape: tuple[int, ...], data: Data) -> None:
+        """Raise LimbeckError unless this is the shape of a network's output for one sample."""
+        expected = (len(data.outputs), *(data.shape[1:] if self.places else ()))
+        if shape != expected:
+            raise LimbeckError(
+                f"the {name} gives {shape} a sample, but the data has {len(data.classes)} classes"
+                if data.task == "classification"
+                else f"the {name} gives {shape} a sample; allowed for {data.task} of this data is {expected}"
+            )
+
+    def score(self, outputs: Tensor, targets: Tensor) -> float:
+        """The headline's value."""
+        return float(getattr(self.figures(outputs, targets), self.headline.key))
+
+    def chance_score(self, targets: Tensor) -> float:
+        """The headline's value of the best outputs that do not depend on the input."""
+        best = self.chance(targets)
+        return self.score(best.expand(len(targets), *best.shape), targets)
 
 
-def _check_classes(data: Data) -> None:
-    if len(data.classes) < 2:
-        raise LimbeckError(f"the data has {len(data.classes)} class, so there is nothing to learn: it takes 2 or more")
+def _frequent(targets: Tensor) -> Tensor:
+    """Logits (K,) of the classes' frequencies."""
+    return torch.bincount(targets).double().log().float()
 
 
-def _check_logits(name: str, shape: tuple[int, ...], data: Data) -> None:
-    if shape != (len(data.classes),):
-        raise LimbeckError(f"the {name} gives {shape} a sample, but the data has {len(data.classes)} classes")
+def _frequent_labels(targets: Tensor) -> Tensor:
+    return targets.mean(dim=0).logit(eps=1e-6)
 
 
-def _accuracy(logits: Tensor, targets: Tensor) -> float:
-    return (logits.argmax(dim=1) == targets).double().mean().item()
+def _mean(targets: Tensor) -> Tensor:
+    return targets.mean(dim=0).flatten()
 
 
-TASKS: Mapping[str, Task] = {"classification": Task(_check_classes, _check_logits, metrics, _accuracy)}
+def _frequent_pixels(targets: Tensor) -> Tensor:
+    counted = torch.bincount(targets[targets != IGNORED].long())
+    return (counted + 0.5).log()[:, None, None].expand(-1, *targets.shape[1:])
+
+
+def _distance(student: Tensor, *teachers: Tensor, temperature: float) -> Tensor:
+    """`task_losses.output_distance`, which has no temperature."""
+    return task_losses.output_distance(student, *teachers)
+
+
+class Classification(Task):
+    """Its score of an epoch is computed without the other figures."""
+
+    def score(self, outputs: Tensor, targets: Tensor) -> float:
+        """The accuracy."""
+        return (outputs.argmax(dim=1) == targets).double().mean().item()
+
+
+HARD_LOSSES: Mapping[str, Loss] = {"l2": task_losses.l2, "smooth_l1": task_losses.smooth_l1, "wing": task_losses.wing}
+"""The losses of numbers and points that a recipe names as ``task: {hard_loss: ...}``."""
+
+TASKS: Mapping[TaskName, Task] = {
+    "classification": Classification(
+        metrics,
+        Shown("accuracy", "accuracy", percent=True),
+        (Shown("errors", "errors of", falls=True, digits=1),),
+        _frequent,
+    ),
+    "multi_label": Task(
+        multi_label_metrics,
+        Shown("mean_average_precision", "mAP", percent=True),
+        (Shown("f1_macro", "F1 macro", percent=True), Shown("exact_match", "exact match", percent=True)),
+        _frequent_labels,
+        hard_loss=task_losses.binary_cross_entropy,
+        soft_loss=task_losses.binary_soft_loss,
+    ),
+    "regression": Task(
+        regression_metrics,
+        Shown("rmse", "RMSE", falls=True),
+        (Shown("mean_absolute_error", "MAE", falls=True), Shown("r2", "R²")),
+        _mean,
+        hard_loss=task_losses.l2,
+        soft_loss=_distance,
+    ),
+    "landmarks": Task(
+        landmark_metrics,
+        Shown("nme", "NME", percent=True, falls=True),
+        (Shown("failure_rate", "failures", percent=True, falls=True), Shown("auc", "AUC", percent=True)),
+        _mean,
+        hard_loss=task_losses.l2,
+        soft_loss=_distance,
+    ),
+    "segmentation": Task(
+        segmentation_metrics,
+        Shown("miou", "mIoU", percent=True),
+        (Shown("accuracy", "accuracy", percent=True),),
+        _frequent_pixels,
+        places=True,
+        hard_loss=task_losses.places_cross_entropy,
+        soft_loss=task_losses.places_soft_loss,
+    ),
+}
 """By name."""
 
 
 def task_of(data: Data) -> Task:
-    """The kind of problem that data is of."""
-    return TASKS["classification"]
+    """The kind of problem that data is of, with the options that the user gave for it."""
+    task, options = TASKS[data.task], data.task_options
+    if "hard_loss" in options:
+        task = replace(task, hard_loss=options["hard_loss"])
+    if "eyes" in options:
+        task = replace(task, figures=partial(task.figures, eyes=options["eyes"]))
+    return task

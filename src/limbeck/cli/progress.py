@@ -15,6 +15,8 @@ from torch import Tensor
 from limbeck.cli import terminal
 from limbeck.cli.tables import result_table, verdicts
 from limbeck.core import Batch
+from limbeck.data.targets import UNITS
+from limbeck.evaluate import ClassFigures
 from limbeck.experiment.events import (
     Event,
     Finished,
@@ -28,6 +30,7 @@ from limbeck.experiment.events import (
     Trained,
 )
 from limbeck.experiment.run import Experiment
+from limbeck.tasks import TASKS
 from limbeck.train.loop import BatchSource
 
 LINE_EVERY = 10.0
@@ -116,7 +119,8 @@ def _follow(experiment: Experiment, start: Callable[[Track], Iterator[Event]], c
     engine, data, notes = experiment.engine, experiment.data, experiment.notes
     lines = [
         f"{experiment.recipe.name}: {len(data.train):,} training, {len(data.validation):,} validation and "
-        f"{len(data.test):,} test samples of {len(data.classes)} classes; on {engine.device.type} in "
+        f"{len(data.test):,} test samples of {len(data.classes)} {UNITS.get(data.task, 'classes')}; "
+        f"on {engine.device.type} in "
         f"{'bfloat16' if engine.precision == 'bf16' else '32 bits'} ({engine.reason})"
         f"{', frozen networks compiled' if engine.compile else ''}",
         *(f"{split}: {origin}" for split, origin in data.origins.items()),
@@ -261,9 +265,12 @@ class _Screen:
 def _finished(event: Finished) -> str:
     test = event.result.test
     how = " (not trained in this run)" if event.reused else ""
-    share = f"test accuracy {100 * test.accuracy:.2f} %"
+    figure = TASKS[event.task].headline
+    share = f"test {figure.label} {figure.text(getattr(test, figure.key))}"
+    if isinstance(test, ClassFigures):
+        share += f", {test.errors} errors of {test.samples:,}"
     kept = "" if event.result.best_epoch is None else f", best epoch {event.result.best_epoch}"
-    return f"{event.job}{how}: {share}, {test.errors} errors of {test.samples:,}{kept}"
+    return f"{event.job}{how}: {share}{kept}"
 
 
 def _trained(event: Trained, place: str) -> str:
@@ -273,7 +280,7 @@ def _trained(event: Trained, place: str) -> str:
 
 def _epoch(event: Trained, losses: str) -> str:
     epoch = event.epoch
-    validation = "" if event.validation is None else f", validation {100 * event.validation:.2f} %"
+    validation = "" if event.validation is None else f", validation {TASKS[event.task].headline.text(event.validation)}"
     stage = "" if epoch.stage in ("alone", event.job.arm) else f" of {epoch.stage}"
     speed = epoch.images / epoch.seconds
     return f"epoch {epoch.number}/{epoch.epochs}{stage}, {losses}{validation}, {speed:,.0f} images/s"

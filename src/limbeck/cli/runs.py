@@ -41,15 +41,18 @@ def runs(
 
 
 def runs_table(found: "list[ListedRun]") -> "Table":
-    """Return a table with one row for each run. Accuracies are in per cent."""
+    """Return a table with one row for each run."""
     from rich import box
     from rich.table import Table
+
+    from limbeck.tasks import TASKS
 
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for heading in ("run", "method", "teacher", "alone", "student", "seeds", "state", "date"):
         table.add_column(heading, overflow="fold")
     for run in found:
-        shares = [f"{100 * share:.2f}" if share is not None else "" for share in (run.teacher, run.alone, run.student)]
+        figure = TASKS[run.task or "classification"].headline
+        shares = [figure.number(one) if one is not None else "" for one in (run.teacher, run.alone, run.student)]
         date = run.date[:16].replace("T", " ")
         seeds = ", ".join(map(str, run.seeds))
         table.add_row(Path(run.folder).name, run.method or "", *shares, seeds, run.state, date)

@@ -1,12 +1,13 @@
 """The tables of results, and what the results come to in sentences."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.table import Table
 
-from limbeck.experiment.results import Gain, NetworkResult, RunResult, Spread
+from limbeck.experiment.results import Gain, NetworkResult, RunResult, Spread, spread
 from limbeck.recipe.blocks import Recipe
+from limbeck.tasks import TASKS, Shown
 
 
 def result_table(result: RunResult) -> Table:
@@ -19,21 +20,31 @@ def result_table(result: RunResult) -> Table:
         show_edge=False,
     )
     table.add_column("", overflow="fold")
-    for heading in ("accuracy %", f"errors of\n{result.student.test.samples:,}"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("agrees with\nteacher %", "parameters", "MACs", "latency\nms", "p95\nms"):
+    task = TASKS[result.task]
+    for figure in (task.headline, *task.others):
+        count = f"\n{result.student.test.samples:,}" if figure.key == "errors" else ""
+        table.add_column(f"{figure.label}{' %' * figure.percent}{count}", justify="right", no_wrap=True)
+    agreeing = hasattr(result.student.test, "agreement")
+    for heading in ("agrees with\nteacher %",) * agreeing + ("parameters", "MACs", "latency\nms", "p95\nms"):
         table.add_column(heading, justify="right", overflow="fold")
     first = {one.arm: one for one in (result.teacher, result.alone, result.student) if one is not None}
     for arm, row in result.summary.items():
-        same = [one.test.agreement for one in result.of(arm) if one.test.agreement is not None]
+        tests = [one.test for one in result.of(arm)]
+        agreements = [getattr(test, "agreement", None) for test in tests]
+        same = [one for one in agreements if one is not None]
         table.add_row(
             arm,
-            spread_text(row.accuracy, 100, 2),
-            spread_text(row.errors, 1, 1),
-            f"{100 * sum(same) / len(same):.2f}" if same else "",
+            spread_text(row.headline, task.headline),
+            *(_several([getattr(test, figure.key) for test in tests], figure) for figure in task.others),
+            *(f"{100 * sum(same) / len(same):.2f}" if same else "",) * agreeing,
             *_costs(first.get(arm)),
         )
     return table
+
+
+def _several(values: Sequence[float | None], figure: Shown) -> str:
+    known = [value for value in values if value is not None]
+    return spread_text(spread(known), figure) if known else ""
 
 
 def _costs(result: NetworkResult | None) -> tuple[str, ...]:
@@ -48,12 +59,19 @@ def verdicts(result: RunResult, recipe: Recipe) -> Iterator[str]:
     """What the method gained over the student alone, and the omitted-class study where there is one."""
     for arm, row in result.summary.items():
         if row.fewer_errors_than_alone is not None:
-            yield _gain(arm, row.fewer_errors_than_alone)
+            more = "fewer" if row.fewer_errors_than_alone.mean >= 0 else "more"
+            yield _gain(arm, row.fewer_errors_than_alone, f"{more} errors than alone", 1, 1)
+        elif row.better_than_alone is not None:
+            figure = TASKS[result.task].headline
+            better = "better" if row.better_than_alone.mean >= 0 else "worse"
+            what = f"{'points ' * figure.percent}{better} {figure.label} than alone"
+            yield _gain(arm, row.better_than_alone, what, 100 if figure.percent else 1, 2 if figure.percent else 4)
     yield from _worse_teacher(result, recipe)
     for one in result.runs:
         if one.teacher_after is not None:
-            accuracy = one.teacher_after.test.accuracy
-            trained = f"its trained teacher has a test accuracy of {100 * accuracy:.2f} %"
+            figure = TASKS[result.task].headline
+            value = figure.text(getattr(one.teacher_after.test, figure.key))
+            trained = f"its trained teacher has a test {figure.label} of {value}"
             yield f"{one.arm} seed {one.seed}: {trained}"
         study = one.bias_shift
         if study is not None:
@@ -68,11 +86,11 @@ def verdicts(result: RunResult, recipe: Recipe) -> Iterator[str]:
             )
 
 
-def _gain(arm: str, gain: Gain) -> str:
-    error = gain.standard_error
-    doubt = "one pair, so no standard error" if error is None else f"standard error {error:.1f}, {gain.n} pairs"
-    more = "fewer" if gain.mean >= 0 else "more"
-    return f"{arm}: {abs(gain.mean):.1f} {more} errors than alone ({doubt})"
+def _gain(arm: str, gain: Gain, what: str, factor: float, digits: int) -> str:
+    doubt = "one pair, so no standard error"
+    if gain.standard_error is not None:
+        doubt = f"standard error {factor * gain.standard_error:.{digits}f}, {gain.n} pairs"
+    return f"{arm}: {abs(factor * gain.mean):.{digits}f} {what} ({doubt})"
 
 
 def _worse_teacher(result: RunResult, recipe: Recipe) -> Iterator[str]:
@@ -81,16 +99,17 @@ def _worse_teacher(result: RunResult, recipe: Recipe) -> Iterator[str]:
     loaded = block is not None and (block.weights or block.is_trained)
     if not loaded or recipe.allow or not {"teacher", "alone"} <= result.summary.keys():
         return
-    teacher, alone = (result.summary[arm].accuracy.mean for arm in ("teacher", "alone"))
-    if teacher < alone:
+    figure = TASKS[result.task].headline
+    teacher, alone = (result.summary[arm].headline.mean for arm in ("teacher", "alone"))
+    if figure.score(teacher) < figure.score(alone):
         yield (
-            f"the test accuracy of the teacher, {100 * teacher:.2f} %, is below that of the student alone, "
-            f"{100 * alone:.2f} %: check that the teacher was trained with this normalisation "
-            "(data.normalise), value range and size"
+            f"the test {figure.label} of the teacher, {figure.text(teacher)}, is "
+            f"{'above' if figure.falls else 'below'} that of the student alone, {figure.text(alone)}: check that the "
+            "teacher was trained with this normalisation (data.normalise), value range and size"
         )
 
 
-def spread_text(spread: Spread, factor: float, digits: int) -> str:
-    """``mean ± deviation``; the mean alone where there is one value."""
-    mean = f"{factor * spread.mean:.{digits}f}"
-    return mean if spread.deviation is None else f"{mean} ± {factor * spread.deviation:.{digits}f}"
+def spread_text(spread: Spread, figure: Shown) -> str:
+    """``mean ± deviation``; the mean alone if there is one value."""
+    mean = figure.number(spread.mean)
+    return mean if spread.deviation is None else f"{mean} ± {figure.number(spread.deviation)}"

@@ -12,6 +12,7 @@ from limbeck.data.images import Images
 from limbeck.data.scaling import channels, counts, measure, moments, moments_of_sums, sums
 from limbeck.data.split import Data, Split
 from limbeck.data.streaming import Decoder, Wanted
+from limbeck.data.targets import TaskName
 from limbeck.data.transforms import make_transform
 
 _LOOKED_AT, _AT_ONCE = 2000, 64  # images on disk that are decoded of each split, and at a time
@@ -24,6 +25,7 @@ def build(
     validation: Split,
     test: Split,
     classes: tuple[str, ...],
+    task: TaskName = "classification",
     normalise: bool,
     origins: Mapping[str, str],
     notes: Sequence[str] = (),
@@ -38,8 +40,10 @@ def build(
             on the first image of train or gives two different views of it.
     """
     count = channels(train.inputs)
-    data = Data(train, validation, test, classes, (0.0,) * count, (1.0,) * count, {**origins})
-    data = replace(data, notes=(*notes, *_unlabelled(data), *empty_classes("training", train, classes)))
+    data = Data(train, validation, test, classes, (0.0,) * count, (1.0,) * count, {**origins}, task=task)
+    if task == "classification":
+        notes = (*notes, *_unlabelled(data), *empty_classes("training", train, classes))
+    data = replace(data, notes=(*notes,))
     if isinstance(train.inputs, Images):
         return _looked_at(data, train.inputs, normalise)
     if not normalise:
@@ -50,13 +54,13 @@ def build(
 
 def _unlabelled(data: Data) -> list[str]:
     """A note that counts the training samples without a label."""
-    count = int((data.train.targets < 0).sum())
+    count = int((data.train.labels < 0).sum())
     return [f"{count:,} of {len(data.train):,} training samples are unlabelled"] if count else []
 
 
 def empty_classes(name: str, split: Split, classes: Sequence[str]) -> list[str]:
     """A note that names the classes without a sample in a split; ``name`` is what the note calls its samples."""
-    counted = torch.bincount(split.targets[split.targets >= 0], minlength=len(classes))
+    counted = torch.bincount(split.labels[split.labels >= 0], minlength=len(classes))
     empty = [classes[place] for place in torch.nonzero(counted == 0).flatten().tolist()]
     if not empty:
         return []

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data.images import Inputs
+from limbeck.data.targets import TaskName, check_targets
 
 
 def check_samples(
@@ -16,10 +17,12 @@ def check_samples(
     shape: tuple[int, ...],
     classes: int,
     unlabelled: bool,
+    task: TaskName = "classification",
 ) -> None:
-    """Check a split: inputs (N, C, H, W), (N, C, L) or (N, D), class indices (N,), and weights (N,) if there are any.
+    """Check a split: inputs (N, C, H, W), (N, C, L) or (N, D), targets, and weights (N,) if there are any.
 
-    With ``unlabelled``, a target may also be -1, which means no label.
+    The targets are class indices (N,), with ``unlabelled`` also -1, which means no label; or those of another task, see
+    `limbeck.data.targets.check_targets`.
 
     Raises:
         LimbeckError: a shape, a type, a length or a value does not fit.
@@ -31,21 +34,28 @@ def check_samples(
         raise LimbeckError(f"{name}: a sample has shape {tuple(inputs.shape[1:])}; allowed is that of train, {shape}")
     if inputs.dtype != torch.uint8 and not inputs.dtype.is_floating_point:
         raise LimbeckError(f"{name}: inputs are {inputs.dtype}; allowed are torch.uint8 and floating types")
+    if len(inputs) != len(targets):
+        raise LimbeckError(f"{name}: {len(inputs)} inputs, but {len(targets)} targets; allowed is the same number")
+    if task == "classification":
+        _check_classes(name, targets, classes, unlabelled=unlabelled)
+    else:
+        check_targets(name, targets, task=task, outputs=classes, size=shape[1:])
+    if weights is not None:
+        _check_weights(name, weights, len(targets))
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        _check_finite(name, inputs)
+
+
+def _check_classes(name: str, targets: Tensor, classes: int, *, unlabelled: bool) -> None:
     if targets.dtype != torch.int64 or targets.dim() != 1:
         raise LimbeckError(
             f"{name}: targets are {targets.dtype} of shape {tuple(targets.shape)}; allowed is torch.int64 of shape (N,)"
         )
-    if len(inputs) != len(targets):
-        raise LimbeckError(f"{name}: {len(inputs)} inputs, but {len(targets)} targets; allowed is the same number")
     wrong = torch.nonzero((targets < -unlabelled) | (targets >= classes)).flatten()
     if len(wrong):
         first = int(wrong[0])
         allowed = f"allowed are 0 to {classes - 1}" + ", and -1 for no label" * unlabelled
         raise LimbeckError(f"{name}: target {int(targets[first])} of sample {first} is not a class; {allowed}")
-    if weights is not None:
-        _check_weights(name, weights, len(targets))
-    if isinstance(inputs, Tensor) and inputs.is_floating_point():
-        _check_finite(name, inputs)
 
 
 def _check_weights(name: str, weights: Tensor, samples: int) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 from limbeck.core import LimbeckError
 from limbeck.data.keys import Purpose, key
 from limbeck.data.split import Split
+from limbeck.data.targets import TaskName
 
 
 def split_off(count_or_fraction: float, split: Split, seed: int) -> tuple[Split, Split]:
@@ -25,10 +26,10 @@ def split_off(count_or_fraction: float, split: Split, seed: int) -> tuple[Split,
     Raises:
         LimbeckError: the count or the share is out of range.
     """
-    labelled = torch.nonzero(split.targets >= 0).flatten()
+    labelled = torch.nonzero(split.labels >= 0).flatten()
     chosen = torch.zeros(len(split), dtype=torch.bool)
     count = _count(count_or_fraction, len(labelled))
-    chosen[labelled] = _evenly(split.targets[labelled], count, seed)
+    chosen[labelled] = _evenly(split.labels[labelled], count, seed)
     return split.select(torch.nonzero(~chosen).flatten()), split.select(torch.nonzero(chosen).flatten())
 
 
@@ -36,7 +37,7 @@ def limited(split: Split, count: int, seed: int) -> Split:
     """At most ``count`` samples of a split, chosen as `split_off` does; unlabelled samples count as one class."""
     if count >= len(split):
         return split
-    return split.select(torch.nonzero(_evenly(split.targets + 1, count, seed)).flatten())
+    return split.select(torch.nonzero(_evenly(split.labels + 1, count, seed)).flatten())
 
 
 def _evenly(targets: Tensor, count: int, seed: int) -> Tensor:
@@ -76,11 +77,14 @@ def in_words(count_or_fraction: float) -> str:
     )
 
 
-def part_of_train(count_or_fraction: float, seed: int) -> str:
+def how_divided(task: TaskName) -> str:
+    """How `split_off` chooses samples, in words."""
+    return "evenly over the classes" if task == "classification" else "at random"
+
+
+def part_of_train(count_or_fraction: float, seed: int, task: TaskName) -> str:
     """The origin of a validation split that `split_off` gave, as `Data.origins` says it."""
-    return (
-        f"{in_words(count_or_fraction)} of train, evenly over the classes, seed {seed}" if count_or_fraction else "none"
-    )
+    return f"{in_words(count_or_fraction)} of train, {how_divided(task)}, seed {seed}" if count_or_fraction else "none"
 
 
 def batch_sizes(count: int, most: int) -> list[int]:

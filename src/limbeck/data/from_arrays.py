@@ -1,7 +1,7 @@
 """Data from arrays of the user."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import numpy
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 from limbeck.core import LimbeckError
 from limbeck.data.building import build
 from limbeck.data.checking import check_samples
-from limbeck.data.dividing import in_words, part_of_train, split_off
+from limbeck.data.dividing import how_divided, in_words, part_of_train, split_off
 from limbeck.data.split import Data, Split
+from limbeck.data.targets import TaskName, as_targets, outputs_of
+from limbeck.errors import nearest
 
 Values: TypeAlias = "ArrayLike | Tensor"
 
@@ -29,6 +31,7 @@ def arrays(
     normalise: bool = True,
     weights: "Values | None" = None,
     signals: bool = False,
+    task: TaskName = "classification",
 ) -> Data:
     """Make a data set from numpy arrays or tensors: copy, check and split them at random, evenly over the classes.
 
@@ -37,38 +40,47 @@ def arrays(
             (pixels 0..255) stays uint8, uint16 (pixels 0..65,535) becomes float32 in [0, 1], any floating type and bool
             become float32.
         targets: (N,) class indices from 0, integers or bool. Floats are class indices only if ``classes`` is given and
-            all of them are whole numbers. -1 means no label; such a sample is used for training only.
+            all of them are whole numbers. -1 means no label; such a sample is used for training only. For another
+            ``task``: (N, K) numbers in [0, 1], one for each label; (N, D) or (N,) numbers; (N, L, 2) points x, y; or
+            (N, H, W) class indices, where 255 does not count.
         test: size of the test split: a share in [0, 1) if float, a count if int. Not used with ``test_set``.
         validation: likewise of the validation split, of the samples that are left after the test split; may be 0.
         test_set: inputs and targets of the test split, if it is given separately.
-        classes: the classes' names in the order of their indices; by default "0", "1", ...
+        classes: the classes' names in the order of their indices; by default "0", "1", ... Of other tasks, the names of
+            the labels, numbers or points.
         seed: of the splits.
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
         weights: (N,) weights of the training samples, at least 0. The hard loss is then the weighted mean. The metrics
             are not weighted.
         signals: the inputs are signals (N, C, L) and not images (N, H, W).
+        task: "classification", "multi_label", "regression", "landmarks" or "segmentation", which decides the losses and
+            metrics.
 
     Raises:
         LimbeckError: a type, shape, length or value does not fit, or a split cannot be that large; or there are more
             classes than training samples and ``classes`` is not given.
     """
-    samples = _samples(inputs, targets, weights, classes, signals, unlabelled=True)
-    origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed)}
+    if task not in get_args(TaskName):
+        raise LimbeckError(f"there is no task {task!r}: {nearest(task, get_args(TaskName))}")
+    samples = _samples(inputs, targets, weights, classes, signals, task, unlabelled=True)
+    origins = {"train": "given", "test": "given as test_set", "validation": part_of_train(validation, seed, task)}
     if test_set is None:
-        highest = _highest(samples)
-        check_number(highest, len(samples), classes)
+        count = outputs_of(samples.targets, task)
+        check_number(count, samples, classes)
         samples, held_out = split_off(test, samples, seed)
-        origins["test"] = f"{in_words(test)} of the given samples, evenly over the classes, seed {seed}"
+        origins["test"] = f"{in_words(test)} of the given samples, {how_divided(task)}, seed {seed}"
     else:
-        held_out = _samples(*test_set, None, classes, signals, unlabelled=False)
-        highest = max(_highest(samples), _highest(held_out))
-        check_number(highest, len(samples), classes)
+        held_out = _samples(*test_set, None, classes, signals, task, unlabelled=False)
+        count = max(outputs_of(one.targets, task) for one in (samples, held_out))
+        check_number(count, samples, classes)
     rest, part = split_off(validation, samples, seed)
-    check_number(highest, len(rest), classes)
+    check_number(count, rest, classes)
     if test_set is None or len(part):
         origins["train"] = "the remaining given samples"
-    names = tuple(classes) if classes is not None else tuple(str(number) for number in range(highest + 1))
-    return build(train=rest, validation=part, test=held_out, classes=names, normalise=normalise, origins=origins)
+    names = tuple(classes) if classes is not None else tuple(map(str, range(count)))
+    return build(
+        train=rest, validation=part, test=held_out, classes=names, task=task, normalise=normalise, origins=origins
+    )
 
 
 def _samples(
@@ -77,12 +89,14 @@ def _samples(
     weights: "Values | None",
     classes: Sequence[str] | None,
     signals: bool,
+    task: TaskName,
     *,
     unlabelled: bool,
 ) -> Split:
     weight = None if weights is None else _tensor(weights, "weights").float()
-    samples = Split(checked_inputs(_tensor(inputs, "inputs"), signals), _targets(targets, classes), weights=weight)
-    count = _highest(samples) + 1 if classes is None else len(classes)
+    converted = as_targets(_tensor(targets, "targets"), task, classes)
+    samples = Split(checked_inputs(_tensor(inputs, "inputs"), signals), converted, weights=weight)
+    count = outputs_of(converted, task) if classes is None else len(classes)
     check_samples(
         "the given arrays",
         samples.inputs,
@@ -91,23 +105,20 @@ def _samples(
         shape=tuple(samples.inputs.shape[1:]),
         classes=count,
         unlabelled=unlabelled,
+        task=task,
     )
     return samples
 
 
-def _highest(samples: Split) -> int:
-    return int(samples.targets.max()) if len(samples) else -1
-
-
-def check_number(highest: int, samples: int, classes: Sequence[str] | None) -> None:
+def check_number(count: int, samples: Split, classes: Sequence[str] | None) -> None:
     """Refuse values that cannot be class indices, such as years, before each gets a class name.
 
     Raises:
         LimbeckError: there are more classes than training samples, and their names are not given.
     """
-    if classes is None and highest >= samples > 0:
+    if classes is None and samples.targets.dtype == torch.int64 and count > len(samples) > 0:
         raise LimbeckError(
-            f"targets up to {highest} are {highest + 1:,} classes, but there are {samples:,} training samples: class "
+            f"targets up to {count - 1} are {count:,} classes, but there are {len(samples):,} training samples: class "
             "indices start at 0. numpy.unique(targets, return_inverse=True) gives classes and indices; if there are so "
             "many classes, name them with classes="
         )
@@ -150,37 +161,3 @@ def checked_inputs(inputs: Tensor, signals: bool) -> Tensor:
             "convert with inputs.transpose(0, 3, 1, 2), or inputs.permute(0, 3, 1, 2) for a tensor"
         )
     return inputs
-
-
-def _targets(values: Values, classes: Sequence[str] | None) -> Tensor:
-    return checked_targets(_tensor(values, "targets"), classes)
-
-
-def checked_targets(targets: Tensor, classes: Sequence[str] | None) -> Tensor:
-    """The targets as class indices (N,) int64.
-
-    Raises:
-        LimbeckError: a target is not a class index.
-    """
-    if targets.dim() != 1:
-        one_hot = "; targets.argmax(1) converts rows with one value a class" if targets.dim() == 2 else ""
-        raise LimbeckError(
-            f"targets have shape {tuple(targets.shape)}; allowed is (N,), one class index a sample{one_hot}"
-        )
-    if not len(targets):
-        return targets.long()
-    if targets.is_complex() or (targets.is_floating_point() and classes is None):
-        raise LimbeckError(
-            f"targets are {targets.dtype}, the first {targets[0].item()}, which are not class indices; allowed are "
-            "integers and bool: targets.astype(int), or targets.long() of a tensor. Whole floats are class indices "
-            "where classes= is given"
-        )
-    whole = targets.long()
-    if not torch.equal(whole.to(targets.dtype), targets):
-        first = int(torch.nonzero(whole.to(targets.dtype) != targets)[0, 0])
-        raise LimbeckError(
-            f"target {targets[first].item()} of sample {first} is not a class index; allowed are whole numbers"
-        )
-    if set(whole.tolist()) == {-1, 1}:
-        raise LimbeckError("targets are -1 and 1, but -1 means no label; allowed are 0 and 1: (targets + 1) // 2")
-    return whole

@@ -13,10 +13,11 @@ from torch.utils.data import Dataset, IterableDataset
 from limbeck.core import LimbeckError
 from limbeck.data.bounds import check_memory
 from limbeck.data.decoding import loaded
-from limbeck.data.from_arrays import check_number, checked_inputs, checked_targets
+from limbeck.data.from_arrays import check_number, checked_inputs
 from limbeck.data.sources import as_data
 from limbeck.data.sources.base import Parts, Progress
 from limbeck.data.split import Data, Split
+from limbeck.data.targets import TaskName, as_targets, outputs_of
 
 Samples: TypeAlias = Dataset[Any] | Iterable[Any]
 
@@ -33,6 +34,7 @@ def dataset(
     limit: int | None = None,
     progress: Progress | None = None,
     signals: bool = False,
+    task: TaskName = "classification",
 ) -> Data:
     """Read PyTorch datasets into memory: check them, and split off what is not given as `limbeck.load` does.
 
@@ -54,6 +56,7 @@ def dataset(
         progress: is called with the number of samples or batches of a split that are read and of all, if it has a
             length.
         signals: the inputs are signals (C, L) and not images (H, W).
+        task: what the targets are, as in `limbeck.arrays`.
 
     Raises:
         LimbeckError: a sample is no pair, has another shape than the first, or differs when it is read again; a target
@@ -70,18 +73,19 @@ def dataset(
         if classes is None and other and names and other != names:
             raise LimbeckError(f"{name} has the classes {other[:9]}, and train {names[:9]}; allowed are the same")
     splits = {
-        name: _read(_Batches(name, samples, limit, signals), names, progress)
+        name: _read(_Batches(name, samples, limit, signals, task), names, progress)
         for name, samples in given.items()
         if samples is not None
     }
-    highest = max(int(split.targets.max()) for split in splits.values())
-    check_number(highest, len(splits["train"]), names or None)
+    count = max(outputs_of(split.targets, task) for split in splits.values())
+    check_number(count, splits["train"], names or None)
     parts = Parts(
         splits["train"],
-        names or tuple(str(number) for number in range(highest + 1)),
+        names or tuple(map(str, range(count))),
         splits.get("validation"),
         splits.get("test"),
         origins=dict.fromkeys(splits, "given"),
+        task=task,
     )
     return as_data(parts, normalise=normalise)
 
@@ -104,6 +108,7 @@ class _Batches:
     samples: Any
     limit: int | None
     signals: bool
+    task: TaskName
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         found = 0
@@ -113,11 +118,13 @@ class _Batches:
             inputs, targets = self._input(pair[0]), self._target(pair[1])
             if self._one_by_one:
                 inputs, targets = inputs[None], targets[None]
-            if targets.dim() != 1 or inputs.dim() < 2 or len(inputs) != len(targets):
+            flat = self.task == "classification" and targets.dim() != 1
+            if flat or targets.dim() < 1 or inputs.dim() < 2 or len(inputs) != len(targets):
                 raise LimbeckError(
                     f"{self.name} gave inputs of shape {tuple(inputs.shape)} and targets of shape "
                     f"{tuple(targets.shape)}; allowed are samples of a torch.utils.data.Dataset with one class index "
-                    "each, and batches (N, ...) with (N,) class indices, such as those of a DataLoader"
+                    "each, and batches (N, ...) with (N,) class indices, such as those of a DataLoader; for targets of "
+                    "other shapes, give a task="
                 )
             yield checked_inputs(inputs, self.signals), targets
             found += len(targets)
@@ -174,7 +181,7 @@ class _Batches:
         try:
             return torch.as_tensor(values).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise LimbeckError(f"{self.name} gave the target {values!r:.60}; allowed are class indices") from error
+            raise LimbeckError(f"{self.name} gave the target {values!r:.60}; allowed are numbers") from error
 
 
 def _read(batches: _Batches, classes: Sequence[str], progress: Progress | None) -> Split:
@@ -201,7 +208,7 @@ def _read(batches: _Batches, classes: Sequence[str], progress: Progress | None) 
     if not inputs:
         raise LimbeckError(f"{batches.name} has no samples; allowed are one and more")
     kept = slice(batches.limit)
-    return Split(_joined(inputs)[kept], checked_targets(torch.cat(targets)[kept], classes or None))
+    return Split(_joined(inputs)[kept], as_targets(torch.cat(targets)[kept], batches.task, classes or None))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -95,6 +95,6 @@ def soft_targets(split: Split, classes: int, **options: float) -> SoftTargets | 
         LimbeckError: an option is out of range.
     """
     made = SoftTargets(
-        classes, **options, unlabelled=bool((split.targets < 0).any()), weighted=split.weights is not None
+        classes, **options, unlabelled=bool((split.labels < 0).any()), weighted=split.weights is not None
     )
     return made if made.reasons else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import xxhash
@@ -11,6 +12,7 @@ from limbeck.core import LimbeckError
 from limbeck.data.checking import check_samples
 from limbeck.data.images import Images, Inputs
 from limbeck.data.scaling import check_scaling
+from limbeck.data.targets import TaskName
 
 _CHUNK = 1024  # samples whose bytes are hashed at a time
 
@@ -20,12 +22,18 @@ class Split:
     """A set of labelled samples, in memory, or on disk if the inputs are `Images`."""
 
     inputs: Inputs  # (N, C, H, W), (N, C, L) or (N, D), uint8 or floating
-    targets: Tensor  # (N,) int64 class indices; -1 for a training sample without a label
+    # (N,) int64 class indices, -1 for a training sample without a label; or those of `limbeck.data.targets`
+    targets: Tensor
     names: tuple[str, ...] | None = None  # of the files, such as train/cat/1.jpg; None if there are no files
     weights: Tensor | None = None  # (N,) float32, the weights of the samples in the hard loss; None: all are 1
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def labels(self) -> Tensor:
+        """The class indices (N,) int64, -1 for no label; all 0 if the targets are not class indices."""
+        return self.targets if self.targets.dtype == torch.int64 else torch.zeros(len(self), dtype=torch.int64)
 
     def select(self, index: Tensor) -> "Split":
         """A copy of the samples at these places, (M,) int64, in this order; of images on disk, of their names."""
@@ -39,7 +47,7 @@ class Split:
         dropped = torch.tensor(list(classes), dtype=torch.int64)
         if not len(dropped):
             return self
-        return self.select(torch.nonzero(~torch.isin(self.targets, dropped)).flatten())
+        return self.select(torch.nonzero(~torch.isin(self.labels, dropped)).flatten())
 
     @property
     def transform(self) -> str | None:
@@ -75,6 +83,7 @@ def _bytes(values: Tensor) -> Iterator[bytes | memoryview]:
 class Data:
     """A data set of three splits whose samples have the same shape; only ``validation`` may be empty.
 
+    ``classes`` are the names of the classes by index; of other tasks, of the labels, numbers or points.
     ``mean`` and ``std`` have one number for each channel (one number for inputs of shape (N, D)), as `normalise` takes
     them: of uint8 inputs divided by 255. ``origins`` says where "train", "validation" and "test" came from. ``notes``
     are sentences about the loading for the user.
@@ -91,6 +100,8 @@ class Data:
     std: tuple[float, ...]
     origins: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    task: TaskName = "classification"
+    task_options: Mapping[str, Any] = field(default_factory=dict)  # what the user chose, see `limbeck.tasks.task_of`
 
     def __post_init__(self) -> None:
         for name, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):
@@ -102,10 +113,18 @@ class Data:
                 shape=self.shape,
                 classes=len(self.classes),
                 unlabelled=name == "train",
+                task=self.task,
             )
             if name != "validation" and not len(split):
                 raise LimbeckError(f"the {name} split is empty; allowed are one sample and more")
         check_scaling(self.train.inputs, self.mean, self.std)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of a network's outputs: the classes, labels or numbers, or the coordinates of the points."""
+        if self.task != "landmarks":
+            return self.classes
+        return tuple(f"{name}.{axis}" for name in self.classes for axis in "xy")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ _BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1
 
 
 @dataclass(frozen=True)
-class Figures:
+class ClassFigures:
     """The metrics of a network on one split; means are over its samples."""
 
     accuracy: float  # fraction of samples whose largest logit (the first of equal ones) is the target, in [0, 1]
@@ -29,14 +29,15 @@ class Figures:
 
 
 def predict(network: nn.Module, batches: Iterable[Batch], *, name: str = "network") -> Tensor:
-    """Return the network's logits for all batches, in order.
+    """Return the network's outputs for all batches, in order.
 
-    They are (N, K) float32 on the CPU, for the N samples of all batches, of which only ``inputs`` is used. The network
+    They are (N, K), or (N, K, H, W) for segmentation, float32 on the CPU, for the N samples of all batches, of which
+    only ``inputs`` is used. The network
     runs on its device in eval mode without gradients. Afterwards, even after an error, the mode of every submodule is
     restored.
 
     Raises:
-        LimbeckError: there is no batch, or the network does not return one tensor (N, K).
+        LimbeckError: there is no batch, or the network does not return one tensor with a row for each sample.
     """
     parts: list[Tensor] = []
     with evaluation_mode([network]), torch.no_grad():
@@ -57,7 +58,7 @@ def metrics(
     name: str = "network",
     split: str = "",
     files: Sequence[str] | None = None,
-) -> Figures:
+) -> ClassFigures:
     """Compute the metrics of a network on one split in 64 bits.
 
     The expected calibration error is the mean over confidence bins of the absolute difference between confidence and
@@ -88,7 +89,7 @@ def metrics(
         teacher = F.log_softmax(teacher_logits.double(), dim=1)
         agreement = (predicted == teacher_logits.argmax(dim=1)).double().mean().item()
         divergence = F.kl_div(log_probabilities, teacher, reduction="batchmean", log_target=True).item()
-    return Figures(
+    return ClassFigures(
         accuracy=(len(targets) - errors) / len(targets),
         errors=errors,
         samples=len(targets),
@@ -107,16 +108,17 @@ def _calibration_error(probabilities: Tensor, targets: Tensor) -> float:
 
 def _check_output(name: str, output: object, samples: int) -> None:
     if not isinstance(output, Tensor):
-        raise LimbeckError(f"the {name} returns a {type(output).__name__}: it must return one tensor of logits (N, K)")
-    if output.ndim != 2 or len(output) != samples:
+        raise LimbeckError(f"the {name} returns a {type(output).__name__}: it must return one tensor")
+    if output.ndim < 2 or len(output) != samples:
         raise LimbeckError(
-            f"the {name} returns a tensor {tuple(output.shape)} for {samples} samples: it must return logits (N, K)"
+            f"the {name} returns a tensor {tuple(output.shape)} for {samples} samples: it must return (N, K), or "
+            "(N, K, H, W) for segmentation"
         )
 
 
 def check_finite(logits: Tensor, *, name: str = "network", split: str = "", files: Sequence[str] | None = None) -> None:
     """Raise LimbeckError with the network and the first such sample if a logit is NaN or infinite."""
-    bad = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten().tolist()
+    bad = (~torch.isfinite(logits)).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if not bad:
         return
     first = f"{bad[0]} ({files[bad[0]]})" if files is not None else str(bad[0])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core import LimbeckError
+from limbeck.data.targets import IGNORED
 from limbeck.evaluate.outputs import check_outputs, chunk
 
 
@@ -30,7 +31,6 @@ def segmentation_metrics(
     name: str = "network",
     split: str = "",
     files: Sequence[str] | None = None,
-    ignore_index: int = 255,
 ) -> SegmentationFigures:
     """Compute the metrics of a segmentation network on one split, with the cross-entropy in 64 bits.
 
@@ -39,12 +39,11 @@ def segmentation_metrics(
 
     Args:
         outputs: logits (N, K, H, W).
-        targets: (N, H, W) int64 in [0, K), or ``ignore_index``.
+        targets: (N, H, W) integers in [0, K), or 255 for places that do not count.
         teacher_logits: (N, K, H, W), of the same samples in the same order.
         name: the name of the network in errors.
         split: the name of the split in errors, such as ``test``.
         files: the names of the samples, for errors.
-        ignore_index: the target of places that do not count.
 
     Raises:
         LimbeckError: the shapes do not match, a logit is not finite, or no place counts.
@@ -52,16 +51,16 @@ def segmentation_metrics(
     classes = outputs.shape[1] if outputs.dim() == 4 else 1
     expected = (len(targets), classes, *targets.shape[1:])
     check_outputs(outputs, expected, teacher_logits, name=name, split=split, files=files)
-    if (targets == ignore_index).all():
-        raise LimbeckError(f"no place of the {split or 'evaluated'} targets counts: all are {ignore_index}")
+    if (targets == IGNORED).all():
+        raise LimbeckError(f"no place of the {split or 'evaluated'} targets counts: all are {IGNORED}")
     step = chunk(outputs)
     confusion = torch.zeros(classes * classes, dtype=torch.int64)
     entropy, agreeing = 0.0, 0
     for start in range(0, len(targets), step):
-        logits, truth = outputs[start : start + step], targets[start : start + step]
-        predicted, kept = logits.argmax(dim=1), truth != ignore_index
+        logits, truth = outputs[start : start + step], targets[start : start + step].long()
+        predicted, kept = logits.argmax(dim=1), truth != IGNORED
         confusion += torch.bincount(truth[kept] * classes + predicted[kept], minlength=classes * classes)
-        entropy += F.cross_entropy(logits.double(), truth, ignore_index=ignore_index, reduction="sum").item()
+        entropy += F.cross_entropy(logits.double(), truth, ignore_index=IGNORED, reduction="sum").item()
         if teacher_logits is not None:
             agreeing += int((predicted == teacher_logits[start : start + step].argmax(dim=1)).sum())
     table = confusion.reshape(classes, classes).double()  # a row for each true class, a column for each predicted one

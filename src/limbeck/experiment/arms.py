@@ -8,10 +8,11 @@ from torch import nn
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
 from limbeck.data.soft_targets import soft_targets
+from limbeck.data.targets import TaskName
 from limbeck.experiment.events import Job
 from limbeck.experiment.store_folders import teacher_seed
 from limbeck.experiment.workspace import Training
-from limbeck.methods import METHODS
+from limbeck.methods import ABOUT, METHODS
 from limbeck.methods.combined import combined
 from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import call
@@ -36,6 +37,27 @@ def method_of(recipe: Recipe, arm: str, own: Method | None = None) -> Method:
     if "parts" in block:
         return partial(combined, parts=[partial(call, METHODS, part) for part in block["parts"]])
     return partial(call, METHODS, block)
+
+
+def check_task(recipe: Recipe, task: TaskName) -> None:
+    """Raise LimbeckError if a method or an option of the recipe makes no sense for the task of the data."""
+    names = [part["name"] for part in recipe.method.get("parts", [recipe.method])]
+    for name in names:
+        if name in ABOUT and task not in ABOUT[name].tasks:
+            fitting = ", ".join(other for other, about in ABOUT.items() if task in about.tasks)
+            raise LimbeckError(
+                f"method: {name} is for {' and '.join(ABOUT[name].tasks)}, because its loss reads the class of each "
+                f"sample or the distribution over the classes; the task of the data is {task}: allowed are {fitting}"
+            )
+    if task == "classification":
+        return
+    trains = {"train": recipe.train, "teacher.train": recipe.teacher.train if recipe.teacher else None}
+    for key, block in trains.items():
+        for option in ("exclude", "label_smoothing", "mixup", "cutmix", "balanced") if block else ():
+            if getattr(block, option):
+                raise LimbeckError(f"{key}.{option} is for classification; the task of the data is {task}")
+    if recipe.evaluate.shift_bias:
+        raise LimbeckError(f"evaluate.shift_bias is for classification; the task of the data is {task}")
 
 
 def needed(arm: str, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

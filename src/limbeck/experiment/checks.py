@@ -13,11 +13,13 @@ from torch.nn.parameter import is_lazy
 
 from limbeck.core import LimbeckError, Networks
 from limbeck.data import Data, Split
+from limbeck.data.targets import TaskName
 from limbeck.evaluate.metrics import check_finite
 from limbeck.experiment.input_forms import better_input, described
 from limbeck.experiment.measuring import EVALUATION_BATCH, outputs_of
 from limbeck.experiment.significance import UNSURE, at_least
 from limbeck.experiment.verdicts import OF_TEACHER, Note, refuse_unless_allowed, skipped
+from limbeck.tasks import Task, task_of
 from limbeck.train.copies import close
 from limbeck.train.engine import Engine
 
@@ -115,7 +117,7 @@ def check_teacher(
         else:
             notes.append(refuse_unless_allowed(key, what, advice, allow))
 
-    finite = torch.isfinite(logits).all(dim=1)
+    finite = torch.isfinite(logits).flatten(1).all(dim=1)
     try:
         check_finite(logits, name="teacher", split=which, files=split.names)
     except LimbeckError as error:
@@ -123,10 +125,11 @@ def check_teacher(
     logits, targets = logits[finite], split.targets[finite]
     if not len(logits):
         return [*notes, *skipped("no output of the teacher is finite", *OF_TEACHER[1:])]
-    if _are_probabilities(logits):
+    if _are_probabilities(logits, data.task):
+        sums = " and sums to 1" * (data.task == "classification")
         refuse(
             "probabilities",
-            "the teacher returns probabilities (each row is in [0, 1] and sums to 1), but logits are needed",
+            f"the teacher returns probabilities (each row is in [0, 1]{sums}), but logits are needed",
             "Remove the softmax at its end, or declare it: in a recipe teacher: {output: probabilities}, "
             'in Python teacher_output="probabilities"',
         )
@@ -139,6 +142,10 @@ def check_teacher(
     if which == "train":
         told = "there is no validation split, so the accuracy of the teacher was not checked"
         return [*notes, Note(told, "chance"), *skipped("there is no validation split", "input", "permuted")]
+    if data.task != "classification":
+        notes += skipped("the task is not classification", "input", "permuted")
+        _against_constant(task_of(data), logits, targets, refuse)
+        return notes
     better = None if learns else better_input(network, data, engine)
     if better is not None:
         refuse("input", *described(*better))
@@ -180,8 +187,12 @@ def _few(split: Split) -> Split:
     return split.select(torch.arange(count) * len(split) // count)
 
 
-def _are_probabilities(logits: Tensor) -> bool:
+def _are_probabilities(logits: Tensor, task: TaskName) -> bool:
+    if task not in ("classification", "multi_label"):
+        return False
     inside = bool((logits >= 0).all() and (logits <= 1).all())
+    if task == "multi_label":
+        return inside
     return inside and bool(((logits.sum(dim=1) - 1).abs() <= 1e-3).all())
 
 
@@ -242,6 +253,19 @@ def _permuted(order: list[int], logits: Tensor, targets: Tensor, classes: tuple[
         f"on {len(targets)} validation samples is {right:.1%} in this order and {fitting:.1%} in the data's order",
         f"Describe the order: in a recipe teacher: {{classes: {order}}}, in Python teacher_classes={named}",
     )
+
+
+def _against_constant(task: Task, outputs: Tensor, targets: Tensor, refuse: Callable[[str, str, str], None]) -> None:
+    """Refuse a teacher that is no better than the best outputs that do not depend on the input."""
+    figure, found, chance = task.headline, task.score(outputs, targets), task.chance_score(targets)
+    if figure.score(found) <= figure.score(chance):
+        refuse(
+            "chance",
+            f"the {figure.label} of the teacher on {len(targets)} validation samples is {figure.text(found)}, which is "
+            f"no better than {figure.text(chance)} of the best constant outputs",
+            "Most likely it was trained on inputs of another form: describe them, in a recipe teacher: {input: {...}}, "
+            "in Python teacher_input=limbeck.Input(...). Or its outputs have another order or unit",
+        )
 
 
 def _against_chance(

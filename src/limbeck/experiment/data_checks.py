@@ -34,7 +34,7 @@ def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
             f"{_counted(matches, count, 'test')} {kind} to images of other splits: {_listed(matches, 'test', splits)}"
         )
         if matches and len(matches) >= MOST_SHARED * count:
-            advice = "Such images make the test accuracy too high: remove them from one of the splits"
+            advice = "Such images make the test results too good: remove them from one of the splits"
             notes.append(refuse_unless_allowed("overlap", told, advice, allow))
         elif matches:
             notes.append(Note(told, "overlap"))
@@ -42,6 +42,8 @@ def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
     if held:
         told = _counted(held, len(data.validation), "validation")
         notes.append(Note(f"{told} identical to training images: {_listed(held, 'validation', splits)}", "overlap"))
+    if data.task != "classification":
+        return [*notes, *skipped("the task is not classification", "classes")]
     for name, split in (("training", data.train), ("validation", data.validation), ("test", data.test)):
         if name == "training" or len(split) >= len(data.classes):
             notes += [Note(told, "classes") for told in empty_classes(name, split, data.classes)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from limbeck.data.targets import TaskName
 from limbeck.experiment.results import NetworkResult
 from limbeck.train.loop import BatchSource, Epoch
 
@@ -61,7 +62,8 @@ class Trained:
 
     job: Job
     epoch: Epoch
-    validation: float | None  # the score; None without a validation split
+    validation: float | None  # the task's headline; None without a validation split
+    task: TaskName = "classification"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Finished:
     job: Job
     result: NetworkResult
     reused: bool
+    task: TaskName = "classification"
 
 
 @dataclass(frozen=True)

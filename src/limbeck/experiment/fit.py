@@ -21,6 +21,7 @@ from limbeck.experiment.results import NetworkResult
 from limbeck.experiment.resuming import check_state
 from limbeck.experiment.workspace import Workspace
 from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structure
+from limbeck.tasks import TASKS
 from limbeck.train.best import Best
 from limbeck.train.loop import run
 
@@ -53,7 +54,7 @@ def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, tuple[
         file = folder.weights(name, one.job.file)
         restore_structure(network, read_spec(file))
         load_weights(network, file)
-        yield Finished(one.job, done, reused=True)
+        yield Finished(one.job, done, reused=True, task=one.workspace.data.task)
         return done, None
     known = None if one.identity is None else _trained_as(one, one.identity)
     other = None if known is None else folder.take(name, known)
@@ -64,7 +65,7 @@ def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, tuple[
     else:
         epoch = yield from _train(one, folder, track)
     result, outputs = _measured(one, folder, known, epoch)
-    yield Finished(one.job, result, reused=False)
+    yield Finished(one.job, result, reused=False, task=one.workspace.data.task)
     return result, outputs
 
 
@@ -75,7 +76,7 @@ def _train(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, int
     if one.first_stage_of is not None:
         load_weights(network, folder.weights(str(one.first_stage_of), _after(stages[0])))
         stages = stages[1:]
-    regime = workspace.training.regime
+    regime, task = workspace.training.regime, workspace.data.task
     best = Best(keep=regime.keep == "best", stop_after=regime.stop_after) if regime.selects else None
     state = folder.state(name, lambda state: check_state(state, stages, one.networks, workspace.engine, regime))
     lengths = [stage.epochs for stage in stages]
@@ -87,12 +88,12 @@ def _train(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, int
         stage = stages[epoch.position]
         validation = score(network, workspace) if "student" in stage.networks else None
         if best is not None and validation is not None and epoch.position + 1 == len(stages):
-            best.add(epoch.number, validation, epoch.learned)
-        folder.log(log_line(name, epoch, validation))
+            best.add(epoch.number, TASKS[task].headline.score(validation), epoch.learned)
+        folder.log(log_line(name, epoch, validation, TASKS[task].headline.key))
         if "student" in stage.networks and epoch.number == epoch.epochs and epoch.position + 1 < len(stages):
             folder.write(name, _after(stage), network, one.spec)
         folder.save(name, epoch.state)
-        yield Trained(one.job, epoch, validation)
+        yield Trained(one.job, epoch, validation, task)
     return best.epoch if best is not None and regime.keep == "best" else None
 
 

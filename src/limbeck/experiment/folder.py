@@ -313,8 +313,8 @@ def _differences(old: str, new: str) -> str:
     return "\n".join((gone + came)[:12])
 
 
-def log_line(name: str, epoch: Epoch, validation: float | None) -> dict[str, Any]:
-    """One line of metrics.jsonl."""
+def log_line(name: str, epoch: Epoch, validation: float | None, headline: str = "accuracy") -> dict[str, Any]:
+    """One line of metrics.jsonl; ``headline`` names the figure of the validation split."""
     return {
         "job": name,
         "stage": epoch.stage,
@@ -322,7 +322,7 @@ def log_line(name: str, epoch: Epoch, validation: float | None) -> dict[str, Any
         "epoch": epoch.number,
         "terms": dict(epoch.terms),
         "loss": epoch.loss,
-        "validation_accuracy": validation,
+        f"validation_{headline}": validation,
         "images_per_second": epoch.images / epoch.seconds,
         "seconds": epoch.seconds,
     }

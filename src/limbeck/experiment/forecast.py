@@ -145,7 +145,7 @@ def forecast(experiment: Experiment, allow: Collection[str]) -> Forecast:
         device=engine.device.type,
         precision=engine.precision,
         shape=data.shape,
-        classes=len(data.classes),
+        classes=len(data.outputs),
         splits={name: SplitForecast(len(split), data.origins.get(name, "")) for name, split in splits.items()},
         networks={name: _network(network, data.shape) for name, network in made.networks.items()},
         arms=arms,

@@ -82,7 +82,7 @@ class OwnNetworks:
         self._refuse_used(student)
         data = self._data
         bridge = Bridge(expected_input(self._block), data.shape, data.mean, data.std)
-        spec = spec_of({"name": GIVEN}, data, bridge, data.classes)
+        spec = spec_of({"name": GIVEN}, data, bridge, data.outputs)
         return student, spec, networks
 
     def _refuse_used(self, student: nn.Module) -> None:
@@ -102,8 +102,8 @@ class OwnNetworks:
         """Each teacher, or a copy of it if its classes are in another order than those of the data."""
         found = list[Trained]()
         for teacher, one in zip(self._teachers, block.listed or (block,), strict=True):
-            labels = labels_of(one, self._data) or self._data.classes
-            same = labels == self._data.classes
+            labels = labels_of(one, self._data) or self._data.outputs
+            same = labels == self._data.outputs
             found.append((teacher if same else deep_copy(teacher, {"teacher": teacher}), labels, one))
         return found
 

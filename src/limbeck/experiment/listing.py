@@ -1,4 +1,4 @@
-"""The runs in a folder, with their accuracies and the command that makes or resumes each."""
+"""The runs in a folder, with their results and the command that makes or resumes each."""
 
 import shlex
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
+from limbeck.data.targets import TaskName
 from limbeck.errors import LimbeckError
 from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.results import RESULT, RunResult, read
@@ -13,6 +14,7 @@ from limbeck.experiment.runfiles import LOG, RECIPE
 from limbeck.models import GIVEN
 from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import reread
+from limbeck.tasks import TASKS
 
 MOST = 10_000
 """The most entries of a folder that is listed."""
@@ -23,13 +25,14 @@ LATEST = 2**37
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run folder; accuracies are fractions of the test split, the mean over the seeds."""
+    """A run folder, with the headline of the task on the test split, the mean over the seeds."""
 
     folder: str
     state: str  # "finished", "interrupted at epoch 3 of kd/seed0", or "damaged: " and the reason
     date: str  # of the last change of its result, else of its log or recipe; ISO 8601
     name: str | None = None
     method: str | None = None
+    task: TaskName | None = None
     seeds: tuple[int, ...] = ()
     teacher: float | None = None
     alone: float | None = None
@@ -38,7 +41,7 @@ class ListedRun:
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
-    """Return the run in a folder, or the runs in its subfolders: the best student first, those without one last.
+    """Return the run in a folder, or those in its subfolders: by task, the best student first, without one last.
 
     Links are not followed. A damaged run is listed with the reason.
 
@@ -52,7 +55,13 @@ def list_runs(folder: Path) -> list[ListedRun]:
         raise LimbeckError(f"{folder} has more than {MOST:,} entries, which is the limit")
     inside = [path for path in entries if path.is_dir() and not path.is_symlink() and _is_run(path)]
     runs = [_listed(path) for path in ([folder] if _is_run(folder) else inside)]
-    return sorted(runs, key=lambda run: (run.student is None, -(run.student or 0), run.folder))
+    return sorted(runs, key=_rank)
+
+
+def _rank(run: ListedRun) -> tuple[bool, str, float, str]:
+    if run.student is None or run.task is None:
+        return True, "", 0.0, run.folder
+    return False, run.task, -TASKS[run.task].headline.score(run.student), run.folder
 
 
 def _is_run(path: Path) -> bool:
@@ -79,17 +88,18 @@ def _recipe(path: Path) -> Recipe:
 
 
 def _finished(path: Path, date: str, recipe: Recipe, result: RunResult) -> ListedRun:
-    accuracies = {arm: found.accuracy.mean for arm, found in result.summary.items()}
+    figures = {arm: found.headline.mean for arm, found in result.summary.items()}
     return ListedRun(
         str(path),
         "finished",
         date,
         name=result.name,
         method=result.method,
+        task=result.task,
         seeds=result.seeds,
-        teacher=accuracies.get("teacher"),
-        alone=accuracies.get("alone"),
-        student=accuracies.get(result.method),
+        teacher=figures.get("teacher"),
+        alone=figures.get("alone"),
+        student=figures.get(result.method),
         command=_command(path, recipe, "--out", f"{path}-again"),
     )
 

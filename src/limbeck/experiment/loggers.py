@@ -19,6 +19,7 @@ from limbeck.experiment.events import Event, Finished, Job, Started, Trained
 from limbeck.experiment.runfiles import LOG, TABLE
 from limbeck.files.atomic import write
 from limbeck.recipe.blocks import Recipe
+from limbeck.tasks import TASKS
 
 Consumer = Callable[[Event], None]
 
@@ -122,7 +123,7 @@ LOGGERS: Mapping[str, Callable[[Path, Recipe], AbstractContextManager[Consumer]]
 
 
 def _of_events(add: Write) -> Consumer:
-    """Return a consumer that adds the figures of each epoch and the test accuracy of each finished network."""
+    """Return a consumer that adds the figures of each epoch and the headline of each finished network."""
     epochs: dict[Job, int] = {}
 
     def consume(event: Event) -> None:
@@ -132,7 +133,8 @@ def _of_events(add: Write) -> Consumer:
             epochs[event.job] += 1
             add(event.job, epochs[event.job], _values(event))
         elif isinstance(event, Finished) and event.job in epochs:
-            add(event.job, epochs[event.job], {"test_accuracy": event.result.test.accuracy})
+            key = TASKS[event.task].headline.key
+            add(event.job, epochs[event.job], {f"test_{key}": getattr(event.result.test, key)})
 
     return consume
 
@@ -141,7 +143,11 @@ def _values(event: Trained) -> dict[str, float]:
     epoch = event.epoch
     values = {"loss": epoch.loss, "images_per_second": epoch.images / epoch.seconds}
     values |= {f"terms/{name}": value for name, value in epoch.terms.items()}
-    return values if event.validation is None else {**values, "validation_accuracy": event.validation}
+    return (
+        values
+        if event.validation is None
+        else {**values, f"validation_{TASKS[event.task].headline.key}": event.validation}
+    )
 
 
 def _write_table(folder: Path) -> None:

@@ -83,7 +83,7 @@ class NetworkFactory:
         (``init: fine_tune``) is not restored.
         """
         if block.table is not None:
-            return [(BlackBox(len(self._data.classes)), self._data.classes, block)]
+            return [(BlackBox(len(self._data.outputs)), self._data.outputs, block)]
         if not block.is_trained:
             return []
         return [trained for one in block.listed or (block,) for trained in self._restored(one)]
@@ -182,7 +182,7 @@ def fresh(
         LimbeckError: there is no such model or option; the input does not fit the data.
     """
     bridge = Bridge(expected, data.shape, data.mean, data.std)
-    spec = spec_of(model, data, bridge, labels or data.classes)
+    spec = spec_of(model, data, bridge, labels or data.outputs)
     network = build(spec.name, classes=spec.classes, shape=spec.shape, **spec.options)
     if bridge.changes:
         bridge.install(network)
@@ -198,7 +198,7 @@ def without_weights(block: MemberBlock, data: Data) -> tuple[nn.Module, tuple[st
     Raises:
         LimbeckError: the file is missing or damaged; the code does not return a network or a function.
     """
-    labels = labels_of(block, data) or data.classes
+    labels = labels_of(block, data) or data.outputs
     bridge = Bridge(expected_input(block), data.shape, data.mean, data.std)
     if block.onnx is not None:
         network: nn.Module = onnx_network(block.onnx)
@@ -233,9 +233,9 @@ def restored(
     """
     file = find_weights(path)
     spec = read_spec(file)
-    labels = labels_of(block, data) or (spec.labels if spec else ()) or data.classes
+    labels = labels_of(block, data) or (spec.labels if spec else ()) or data.outputs
     if spec is not None and block.classes is None and labels == tuple(map(str, range(len(labels)))):
-        labels = data.classes  # numbers, which say nothing of other data
+        labels = data.outputs  # numbers, which say nothing of other data
     expected = expected_input(block)
     if block.input is None and spec is not None and spec.mean:
         expected = _input_of(spec, data)
@@ -260,8 +260,8 @@ def labels_of(block: MemberBlock, data: Data) -> tuple[str, ...]:
         LimbeckError: a number is not that of a class of the data.
     """
     numbers = [label for label in block.classes or () if not isinstance(label, str)]
-    names = dict(zip(numbers, label_indices(numbers, data.classes), strict=True))
-    return tuple(label if isinstance(label, str) else data.classes[names[label]] for label in block.classes or ())
+    names = dict(zip(numbers, label_indices(numbers, data.outputs), strict=True))
+    return tuple(label if isinstance(label, str) else data.outputs[names[label]] for label in block.classes or ())
 
 
 def _input_of(spec: NetworkSpec, data: Data) -> Input:

@@ -61,9 +61,11 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         below=lambda tap: _below(networks, tap, few),
         outline=functools.cache(lambda source: outline(source, networks[source], few)),
         networks=tuple(networks),
-        classes=len(data.classes),
+        classes=len(data.outputs),
         targets=data.train.without(training.exclude).targets,
         batch_size=training.batch_size,
+        hard_loss=task.hard_loss,
+        soft_loss=task.soft_loss,
         soft_targets=training.soft.reasons if training.soft is not None else (),
         teacher_logits=logits,
     )

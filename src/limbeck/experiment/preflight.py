@@ -11,7 +11,7 @@ from limbeck.cache.building import free_bytes
 from limbeck.core import LimbeckError, Method, Stage, Tap
 from limbeck.data import Data
 from limbeck.evaluate import macs
-from limbeck.experiment.arms import arms_of, method_of, needed, training_of
+from limbeck.experiment.arms import arms_of, check_task, method_of, needed, training_of
 from limbeck.experiment.caching import cached, decide, soft_label_table, teacher_taps
 from limbeck.experiment.checks import check_teacher, refuse_shared
 from limbeck.experiment.data_checks import check_range, check_splits
@@ -70,6 +70,7 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         LimbeckError: a file, a network, a layer or an option is wrong.
     """
     method, block = recipe.method["name"], recipe.teacher
+    check_task(recipe, data.task)
     with torch.random.fork_rng(devices=[]):
         made = built(recipe, data, factory, own)
         networks, trainings = made.networks, made.trainings

@@ -59,8 +59,8 @@ class Prepared(AbstractContextManager["Prepared"]):
         for number, (trained, labels, one) in enumerate(self._source.restored(block)):
             name = f"teacher's member {number}" if block.listed else "teacher"
             network = self._prepare(name, trained, one, len(labels))
-            if labels != self._data.classes:
-                order = order_of(name, labels, self._data.classes)
+            if labels != self._data.outputs:
+                order = order_of(name, labels, self._data.outputs)
                 select_classes(name, network, order, self._probe)
                 which = "in another order" if len(order) == len(labels) else f"and {len(labels) - len(order)} others"
                 self._notes[f"the {name} has the classes of the data {which}: its outputs are selected by name"] = None
@@ -82,7 +82,7 @@ class Prepared(AbstractContextManager["Prepared"]):
         if not installed(network):  # unless it, or the network that it is a copy of, was prepared before
             layer, output = self._layers.get(name, ""), block.output if block else None
             handles, found = install(
-                name, network, self._probe, classes or len(self._data.classes), output=output, layer=layer
+                name, network, self._probe, classes or len(self._data.outputs), output=output, layer=layer
             )
             self._handles += handles
             notes += found

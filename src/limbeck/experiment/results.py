@@ -2,16 +2,18 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from limbeck.data.targets import TaskName
 from limbeck.errors import LimbeckError
 from limbeck.evaluate import Figures, Latency
 from limbeck.files.atomic import read_sealed
+from limbeck.tasks import TASKS
 
 SCHEMA = 3
 """Of result.json: every key is always there, and null where it does not apply."""
@@ -77,9 +79,10 @@ class Gain:
 class ArmSummary:
     """An arm over its seeds, on the test split."""
 
-    accuracy: Spread
-    errors: Spread
-    fewer_errors_than_alone: Gain | None  # None for the teacher, for `alone`, and where no seed has both
+    headline: Spread  # of the accuracy; of other tasks, of the figure that `limbeck.tasks` names
+    better_than_alone: Gain | None  # of the headline, above 0 is better; None for teacher, alone, or no common seed
+    errors: Spread | None = None  # these two only for classification
+    fewer_errors_than_alone: Gain | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class RunResult:
 
     schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)]
     name: str
+    task: TaskName
     method: str
     seeds: tuple[int, ...]
     teacher: NetworkResult | None  # the whole ensemble, where it is one
@@ -143,27 +147,39 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
-def summarise(results: Iterable[NetworkResult]) -> dict[str, ArmSummary]:
+def summarise(results: Iterable[NetworkResult], task: TaskName = "classification") -> dict[str, ArmSummary]:
     """Each arm over its seeds, and what a method gained over the student alone.
 
     The members of an ensemble are left out: the ensemble is the teacher.
     """
-    arms: dict[str, dict[int, Figures]] = {}
+    arms: dict[str, dict[int, Any]] = {}
     for result in results:
         if result.member is None:
             arms.setdefault(result.arm, {})[result.seed] = result.test
-    return {arm: _summary(arm, tests, arms.get("alone", {})) for arm, tests in arms.items()}
+    headline = TASKS[task].headline
+    found = {}
+    for arm, tests in arms.items():
+        alone = arms.get("alone", {}) if arm not in ("alone", "teacher") else {}
+        values = {seed: getattr(test, headline.key) for seed, test in tests.items()}
+        gained = [
+            headline.score(value) - headline.score(getattr(alone[seed], headline.key))
+            for seed, value in values.items()
+            if seed in alone
+        ]
+        found[arm] = ArmSummary(spread(list(values.values())), _gain(gained))
+        if task == "classification":
+            fewer = [alone[seed].errors - test.errors for seed, test in tests.items() if seed in alone]
+            errors = spread([test.errors for test in tests.values()])
+            found[arm] = replace(found[arm], errors=errors, fewer_errors_than_alone=_gain(fewer))
+    return found
 
 
-def _summary(arm: str, tests: Mapping[int, Figures], alone: Mapping[int, Figures]) -> ArmSummary:
-    pairs = [alone[seed].errors - test.errors for seed, test in tests.items() if seed in alone]
-    gain = None
-    if pairs and arm not in ("alone", "teacher"):
-        found = spread(pairs)
-        error = None if found.deviation is None else found.deviation / len(pairs) ** 0.5
-        gain = Gain(found.mean, found.deviation, found.n, error)
-    accuracy = spread([test.accuracy for test in tests.values()])
-    return ArmSummary(accuracy, spread([test.errors for test in tests.values()]), gain)
+def _gain(differences: Sequence[float]) -> Gain | None:
+    if not differences:
+        return None
+    found = spread(differences)
+    error = None if found.deviation is None else found.deviation / len(differences) ** 0.5
+    return Gain(found.mean, found.deviation, found.n, error)
 
 
 def plain(result: NetworkResult | RunResult) -> dict[str, Any]:

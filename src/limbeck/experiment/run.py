@@ -191,7 +191,7 @@ class Experiment:
         """Measure a restored teacher or an ensemble, unless it was measured for another seed."""
         if job not in self._results:
             self._results[job], self._test_outputs[job] = measure(job, network, self.workspace, name="teacher")
-            yield Finished(job, self._results[job], reused=reused)
+            yield Finished(job, self._results[job], reused=reused, task=self.data.task)
 
     def _member(self, block: TeacherBlock, job: Job, track: Track) -> Generator[Event, None, nn.Module]:
         """A teacher that is trained in this run, or one member of an ensemble."""
@@ -296,12 +296,13 @@ class Experiment:
         return RunResult(
             schema=SCHEMA,
             name=self.recipe.name,
+            task=self.data.task,
             method=method,
             seeds=tuple(self.recipe.seeds),
             teacher=shown.get("teacher"),
             student=shown[method],
             alone=shown.get("alone"),
-            summary=summarise(runs),
+            summary=summarise(runs, self.data.task),
             splits=dict(self.data.origins),
             notes=self._lasting,
             decided=self.decided,

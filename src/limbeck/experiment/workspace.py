@@ -82,7 +82,7 @@ class Workspace:
         If no sample has a label, they are spread over all.
         """
         split, device = self.samples, self.engine.device
-        labelled = torch.nonzero(split.targets >= 0).flatten()
+        labelled = torch.nonzero(split.labels >= 0).flatten()
         places = labelled if len(labelled) else torch.arange(len(split))
         batch = _batch(self.data, split, places[torch.arange(count) * len(places) // count], self.training.soft)
         return Batch(batch.inputs.to(device), batch.targets.to(device), batch.index.to(device), 0)

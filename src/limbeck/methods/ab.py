@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.connectors import Through
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import EVERY_TASK, About, Paper
 from limbeck.methods.kd import kd
 from limbeck.methods.reading import in_order, maps
 from limbeck.methods.shared import OverLayers, check_above_zero, check_at_least, connector, matched, stage_epochs
@@ -104,4 +104,4 @@ def ab(
     return (first, replace(task, name="task"))
 
 
-ABOUT = About(ab, PAPER)
+ABOUT = About(ab, PAPER, tasks=EVERY_TASK)

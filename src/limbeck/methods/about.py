@@ -2,9 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from limbeck.core import Method
+from limbeck.data.targets import TaskName
+
+EVERY_TASK: tuple[TaskName, ...] = get_args(TaskName)
+
+OF_OUTPUTS = tuple(name for name in EVERY_TASK if name != "segmentation")
+"""The tasks with one vector of outputs a sample, for a method that reads the classifier or vectors."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class About:
     # Networks of the zoo by role, as the documentation shows them and the conformance suite trains them. A role besides
     # student and teacher is a network that the recipe names under `networks:`.
     networks: Mapping[str, str] = field(default_factory=lambda: {"student": "resnet8", "teacher": "resnet14"})
+    tasks: tuple[TaskName, ...] = ("classification",)  # the kinds of task that the method makes sense for
     is_system: bool = False  # a complete training procedure, which the documentation lists first
 
     @property

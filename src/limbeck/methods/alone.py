@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.core import TARGETS, Setup, Stage, Term, tap
-from limbeck.methods.about import About
+from limbeck.core import TARGETS, Schedule, Setup, Stage, Tap, Term, tap
+from limbeck.methods.about import EVERY_TASK, About
 
 
 def hard_loss(student: Tensor, targets: Tensor) -> Tensor:
@@ -24,6 +24,11 @@ def hard_loss(student: Tensor, targets: Tensor) -> Tensor:
     return whole / targets.sum().clamp(min=torch.finfo(targets.dtype).tiny)
 
 
+def hard_term(setup: Setup, student: Tap, weight: float | Schedule = 1.0) -> Term:
+    """The term of the targets: `hard_loss`, or the loss of another task."""
+    return Term(setup.hard_loss or hard_loss, (student, TARGETS), weight)
+
+
 def alone(setup: Setup, *, student_layer: str = "") -> tuple[Stage, ...]:
     """The student alone: cross-entropy with the labels, without a teacher.
 
@@ -33,8 +38,8 @@ def alone(setup: Setup, *, student_layer: str = "") -> tuple[Stage, ...]:
         setup: epochs, optimizer and schedule.
         student_layer: the layer read as the student's logits; the default is the network's output.
     """
-    terms = {"hard": Term(hard_loss, (tap("student", student_layer), TARGETS))}
+    terms = {"hard": hard_term(setup, tap("student", student_layer))}
     return (Stage("alone", terms, setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(alone, None, networks={"student": "resnet8"})  # a baseline, which nobody published
+ABOUT = About(alone, None, networks={"student": "resnet8"}, tasks=EVERY_TASK)  # a baseline, which nobody published

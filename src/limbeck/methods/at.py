@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import EVERY_TASK, About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.shared import over_layers, pooled_alike, unit
 
@@ -97,4 +97,4 @@ PRESETS = {
 }
 
 
-ABOUT = About(at, PAPER, presets=PRESETS)
+ABOUT = About(at, PAPER, presets=PRESETS, tasks=EVERY_TASK)

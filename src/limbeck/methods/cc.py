@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.core import Loss, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import OF_OUTPUTS, About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.shared import check_above_zero, check_at_least, several_samples, unit
 
@@ -124,4 +124,4 @@ PRESETS = {
 }
 
 
-ABOUT = About(cc, PAPER, presets=PRESETS)
+ABOUT = About(cc, PAPER, presets=PRESETS, tasks=OF_OUTPUTS)

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from limbeck.core import TARGETS, Setup, Stage, Term, from_student
-from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.core import Setup, Stage, from_student
+from limbeck.methods.about import EVERY_TASK, About, Paper
+from limbeck.methods.alone import hard_term
 
 PAPER = Paper("Yosinski et al.", "How transferable are features in deep neural networks?", 2014, "1411.1792")
 
@@ -21,9 +21,9 @@ def fine_tune(setup: Setup, *, backbone: Literal["all", "frozen"] = "all") -> tu
     Raises:
         LimbeckError: the backbone is frozen and the student has no linear classifier.
     """
-    terms = {"hard": Term(hard_loss, (from_student(), TARGETS))}
+    terms = {"hard": hard_term(setup, from_student())}
     learns = "student" if backbone == "all" else f"student.{setup.outline('student').classifier}"
     return (Stage("fine_tune", terms, setup.epochs, setup.optimizer, setup.schedule, learns=(learns,)),)
 
 
-ABOUT = About(fine_tune, PAPER, networks={"student": "resnet8"})
+ABOUT = About(fine_tune, PAPER, networks={"student": "resnet8"}, tasks=EVERY_TASK)

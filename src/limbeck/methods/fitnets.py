@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.connectors import AsMap, Maxout, Through, as_map, map_shape, valid_conv
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Sweep, Tap, Term, tap
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import EVERY_TASK, About, Paper
 from limbeck.methods.kd import kd
 from limbeck.methods.shared import check_at_least, rated, stage_epochs
 from limbeck.schedules import linear
@@ -314,4 +314,4 @@ def _restart(student: nn.Module, sweep: Sweep) -> None:
         _uniform(student, 0.005)
 
 
-ABOUT = About(fitnets, PAPER, is_system=True)
+ABOUT = About(fitnets, PAPER, is_system=True, tasks=EVERY_TASK)

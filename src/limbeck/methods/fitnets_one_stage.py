@@ -6,9 +6,9 @@ from functools import partial
 from torch import nn
 
 from limbeck.connectors import AsMap, Through, map_shape
-from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, from_student, weighted
-from limbeck.methods.about import About
-from limbeck.methods.alone import hard_loss
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, from_student, weighted
+from limbeck.methods.about import EVERY_TASK, About
+from limbeck.methods.alone import hard_term
 from limbeck.methods.fitnets import PAPER, check_weights, guided_and_hint, hint_loss, regressor
 from limbeck.methods.shared import check_norm
 
@@ -77,11 +77,11 @@ def fitnets_one_stage(
         notes.append(f"the hint map {target} is larger than the guided map {source}, which is enlarged bilinearly")
     loss = Through(connector, partial(hint_loss, average="elements"))
     terms = {
-        "hard": Term(hard_loss, (from_student(), TARGETS), hard),
+        "hard": hard_term(setup, from_student(), hard),
         "hint": Term(loss, (student, teacher), hint),
     }
     shown = tuple(f"fitnets_one_stage: {note}" for note in notes)
     return (Stage("fitnets_one_stage", weighted(terms), setup.epochs, setup.optimizer, setup.schedule, notes=shown),)
 
 
-ABOUT = About(fitnets_one_stage, PAPER)
+ABOUT = About(fitnets_one_stage, PAPER, tasks=EVERY_TASK)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Tap, Term, from_student, weighted
-from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.core import LimbeckError, Setup, Stage, Tap, Term, from_student, weighted
+from limbeck.methods.about import EVERY_TASK, About, Paper
+from limbeck.methods.alone import hard_term
 from limbeck.methods.reading import network_maps, sections
 from limbeck.methods.shared import check_at_least, stage_epochs
 
@@ -159,7 +159,7 @@ def fsp(
         )
         terms[f"fsp{number}"] = Term(loss, (*student, *teacher), weight)
     first = Stage("fsp", weighted(terms), epochs, setup.optimizer, lambda progress: fsp_rate * setup.schedule(progress))
-    hard = {"hard": Term(hard_loss, (from_student(), TARGETS))}
+    hard = {"hard": hard_term(setup, from_student())}
     task = Stage("task", hard, setup.epochs, setup.optimizer, setup.schedule)
     return (first, task) if epochs else (task,)
 
@@ -188,4 +188,4 @@ def _bridge(one: Tap, other: Tap, channels: dict[Tap, int], adapter: str) -> nn.
     )
 
 
-ABOUT = About(fsp, PAPER, is_system=True)
+ABOUT = About(fsp, PAPER, is_system=True, tasks=EVERY_TASK)

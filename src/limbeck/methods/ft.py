@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core import TARGETS, Loss, Schedule, Setup, Stage, Term, from_student, weighted
-from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.core import Loss, Schedule, Setup, Stage, Term, from_student, weighted
+from limbeck.methods.about import EVERY_TASK, About, Paper
+from limbeck.methods.alone import hard_term
 from limbeck.methods.reading import network_maps
 from limbeck.methods.shared import check_above_zero, check_at_least, matched, pooled_alike, stage_epochs, unit
 
@@ -160,7 +160,7 @@ def ft(
     }
     transfer = FactorTransfer(encoder(width, factors), paraphraser.encoder, losses[form])
     terms = {
-        "hard": Term(hard_loss, (from_student(), TARGETS), hard),
+        "hard": hard_term(setup, from_student(), hard),
         "factor": Term(transfer, taps, factor),
     }
     epochs = stage_epochs(setup, "paraphraser_epochs", paraphraser_epochs)
@@ -169,4 +169,4 @@ def ft(
     return (first, Stage("ft", weighted(terms), setup.epochs, setup.optimizer, setup.schedule))
 
 
-ABOUT = About(ft, PAPER)
+ABOUT = About(ft, PAPER, tasks=EVERY_TASK)

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, from_student, weighted
-from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, from_student, weighted
+from limbeck.methods.about import EVERY_TASK, About, Paper
+from limbeck.methods.alone import hard_term
 from limbeck.methods.distributions import divergence
 from limbeck.methods.reading import outputs
 from limbeck.methods.shared import check_above_zero
@@ -69,13 +69,17 @@ def kd(
         teacher_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: the temperature is not above 0, or both weights are 0.
+        LimbeckError: the temperature is not above 0, both weights are 0, or an option is only for classification.
     """
     check_above_zero("temperature", temperature)
     student, *teachers = outputs(setup, student_layer, teacher_layer)
     loss = partial(soft_loss, temperature=temperature, temperature_squared=temperature_squared, average=average)
+    if setup.soft_loss is not None:
+        loss = partial(setup.soft_loss, temperature=temperature)
+        if not temperature_squared or average != "batch":
+            raise LimbeckError("temperature_squared: false and average: elements are only for classification")
     terms = {
-        "hard": Term(hard_loss, (student, TARGETS), hard),
+        "hard": hard_term(setup, student, hard),
         "soft": Term(loss, (student, *teachers), soft),
     }
     return (Stage("kd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
@@ -90,9 +94,10 @@ def label_terms(
         LimbeckError: the temperature is not above 0.
     """
     check_above_zero("temperature", temperature)
+    loss = partial(setup.soft_loss or soft_loss, temperature=temperature)
     return {
-        "hard": Term(hard_loss, (from_student(), TARGETS), hard),
-        "soft": Term(partial(soft_loss, temperature=temperature), (from_student(), *setup.teacher_logits), soft),
+        "hard": hard_term(setup, from_student(), hard),
+        "soft": Term(loss, (from_student(), *setup.teacher_logits), soft),
     }
 
 
@@ -118,4 +123,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-ABOUT = About(kd, PAPER, presets=PRESETS, is_system=True)
+ABOUT = About(kd, PAPER, presets=PRESETS, is_system=True, tasks=EVERY_TASK)

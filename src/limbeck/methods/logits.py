@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, weighted
-from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.core import Schedule, Setup, Stage, Term, weighted
+from limbeck.methods.about import OF_OUTPUTS, About, Paper
+from limbeck.methods.alone import hard_term
 from limbeck.methods.reading import outputs
 
 PAPER = Paper("Ba, Caruana", "Do Deep Nets Really Need to be Deep?", 2014, "1312.6184")
@@ -64,10 +64,10 @@ def logits(
     student, *teachers = outputs(setup, student_layer, teacher_layer)
     loss = partial(logits_loss, centre=centre, average=average)
     terms = {
-        "hard": Term(hard_loss, (student, TARGETS), hard),
+        "hard": hard_term(setup, student, hard),
         "matching": Term(loss, (student, *teachers), matching),
     }
     return (Stage("logits", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(logits, PAPER)
+ABOUT = About(logits, PAPER, tasks=OF_OUTPUTS)

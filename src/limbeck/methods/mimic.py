@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.connectors import Through, linear
 from limbeck.core import LimbeckError, Setup, Stage, Tap, Term
-from limbeck.methods.about import About
+from limbeck.methods.about import OF_OUTPUTS, About
 from limbeck.methods.logits import PAPER
 from limbeck.methods.reading import with_classifier
 
@@ -73,4 +73,4 @@ def _take_over(student: nn.Linear, teacher: nn.Linear, adapter: nn.Module) -> No
         student_bias.copy_(torch.zeros_like(student_bias) if bias is None else bias)
 
 
-ABOUT = About(mimic, PAPER)
+ABOUT = About(mimic, PAPER, tasks=OF_OUTPUTS)

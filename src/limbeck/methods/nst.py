@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import EVERY_TASK, About, Paper
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import label_terms
 from limbeck.methods.shared import over_layers, pooled_alike, unit
@@ -106,4 +106,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-ABOUT = About(nst, PAPER, presets=PRESETS)
+ABOUT = About(nst, PAPER, presets=PRESETS, tasks=EVERY_TASK)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Loss, Schedule, Setup, Stage, Term, from_teacher, weighted
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import EVERY_TASK, About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import in_order, maps, sections
 from limbeck.methods.shared import OverLayers, check_above_zero, connector, matched
@@ -163,4 +163,4 @@ def _margin(setup: Setup, name: str, channels: int) -> Tensor:
     return margins(norm)
 
 
-ABOUT = About(ofd, PAPER)
+ABOUT = About(ofd, PAPER, tasks=EVERY_TASK)

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, from_student, weighted
+from limbeck.core import Schedule, Setup, Stage, Term, from_student, weighted
 from limbeck.methods import reading
-from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.methods.about import OF_OUTPUTS, About, Paper
+from limbeck.methods.alone import hard_term
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.shared import several_samples
 
@@ -81,7 +81,7 @@ def pkt(
     several_samples(setup, "pkt")
     pair = reading.features(setup, student_layer, teacher_layer)
     terms = {
-        "hard": Term(hard_loss, (from_student(), TARGETS), hard),
+        "hard": hard_term(setup, from_student(), hard),
         "probabilities": Term(partial(probability_loss, form=form), pair, probabilities),
     }
     return (Stage("pkt", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
@@ -93,4 +93,4 @@ PRESETS = {
 }
 
 
-ABOUT = About(pkt, PAPER, presets=PRESETS)
+ABOUT = About(pkt, PAPER, presets=PRESETS, tasks=OF_OUTPUTS)

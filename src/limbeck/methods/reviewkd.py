@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from limbeck.connectors import as_map
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, tap, weighted
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import EVERY_TASK, About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import check_map_or_vector, in_order, network_maps, paired
 from limbeck.methods.shared import as_schedule, check_at_least, check_norm
@@ -183,4 +183,4 @@ def _rising(weight: float | Schedule, warmup: float) -> float | Schedule:
     return lambda progress: full(progress) * rise(progress)
 
 
-ABOUT = About(reviewkd, PAPER)
+ABOUT = About(reviewkd, PAPER, tasks=EVERY_TASK)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import OF_OUTPUTS, About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.shared import several_samples, unit
 
@@ -118,4 +118,4 @@ PRESETS = {
 }
 
 
-ABOUT = About(rkd, PAPER, presets=PRESETS)
+ABOUT = About(rkd, PAPER, presets=PRESETS, tasks=OF_OUTPUTS)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import OF_OUTPUTS, About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import network_maps
 from limbeck.methods.shared import check_norm, pooled_alike, several_samples
@@ -151,4 +151,4 @@ def semckd(
     return (Stage("semckd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(semckd, PAPER)
+ABOUT = About(semckd, PAPER, tasks=OF_OUTPUTS)

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from limbeck.core import Schedule, Setup, Stage, Term, weighted
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import OF_OUTPUTS, About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import feature_pairs, in_order
 from limbeck.methods.shared import over_layers, several_samples, unit
@@ -62,4 +62,4 @@ def sp(
     return (Stage("sp", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(sp, PAPER)
+ABOUT = About(sp, PAPER, tasks=OF_OUTPUTS)

@@ -8,10 +8,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core import TARGETS, LimbeckError, Schedule, Section, Setup, Stage, Tap, Term, from_student, weighted
+from limbeck.core import LimbeckError, Schedule, Section, Setup, Stage, Tap, Term, from_student, weighted
 from limbeck.methods import reading
-from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.methods.about import OF_OUTPUTS, About, Paper
+from limbeck.methods.alone import hard_term
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.shared import check_above_zero, check_at_least, check_norm
@@ -184,10 +184,12 @@ def srrl(
             networks have too few sections; the batch size is 1 and BatchNorm would see one value per channel.
     """
     _check(alpha, beta, temperature, positions, student_layer)
+    if setup.soft_loss is not None and form != "l2":
+        raise LimbeckError(f"form: {form} compares distributions of classes: use form: l2 for this task")
     outline = reading.with_classifier(setup, "teacher", method="srrl")
     student_logits, teacher_logits = reading.logits(setup)
     make = partial(Representation, alpha=alpha, beta=beta, form=form, average=average)
-    terms = {"hard": Term(hard_loss, (from_student(), TARGETS), hard)}
+    terms = {"hard": hard_term(setup, from_student(), hard)}
     for position in positions:
         place = _PLACES[position]
         if place == 0:
@@ -208,7 +210,9 @@ def srrl(
         check_norm(setup, shape, method=f"srrl at {position}")
         loss = make(connector(shape, setup.shape(teacher)[0], activated=activated), above)
         terms[position] = Term(loss, (student, teacher, teacher_logits, *inputs))
-    terms["soft"] = Term(partial(soft_loss, temperature=temperature), (student_logits, teacher_logits), soft)
+    terms["soft"] = Term(
+        partial(setup.soft_loss or soft_loss, temperature=temperature), (student_logits, teacher_logits), soft
+    )
     return (Stage("srrl", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
@@ -231,4 +235,4 @@ def _section(setup: Setup, network: str, place: int, position: str) -> Section:
     return found[-1 - place]
 
 
-ABOUT = About(srrl, PAPER, is_system=True)
+ABOUT = About(srrl, PAPER, is_system=True, tasks=OF_OUTPUTS)

@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.data.targets import IGNORED
 from limbeck.methods.distributions import divergence
-
-IGNORED = 255
-"""The target of places that do not count in the loss, as in the masks of PASCAL VOC and Cityscapes."""
 
 
 def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -66,16 +64,15 @@ def wing(outputs: Tensor, targets: Tensor, *, w: float = 10.0, eps: float = 2.0)
     return torch.where(error < w, w * torch.log1p(error / eps), error - c).mean()
 
 
-def places_cross_entropy(outputs: Tensor, targets: Tensor, *, ignore_index: int = IGNORED) -> Tensor:
+def places_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy at T = 1, averaged over the places of the batch that count; 0 if there is none.
 
     Args:
         outputs: logits (N, K, H, W).
-        targets: class indices (N, H, W), int64.
-        ignore_index: the target of places that do not count.
+        targets: class indices (N, H, W), integers; 255 does not count.
     """
-    total = F.cross_entropy(outputs, targets, ignore_index=ignore_index, reduction="sum")
-    return total / (targets != ignore_index).sum().clamp_min(1)
+    total = F.cross_entropy(outputs, targets.long(), ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp_min(1)
 
 
 def binary_soft_loss(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.connectors import as_map
 from limbeck.core import LimbeckError, Schedule, Setup, Stage, Term, weighted
-from limbeck.methods.about import About, Paper
+from limbeck.methods.about import EVERY_TASK, About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import check_map_or_vector, feature_pairs, in_order
 from limbeck.methods.shared import OverLayers, check_at_least, pooled_alike
@@ -118,4 +118,4 @@ def vid(
     return (Stage("vid", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
-ABOUT = About(vid, PAPER)
+ABOUT = About(vid, PAPER, tasks=EVERY_TASK)

@@ -1,9 +1,9 @@
 """Networks that do not return a tensor of logits: select the logits from their output.
 
 The search covers tuples, lists, mappings, named tuples, dataclasses and their nested values. It selects the first
-tensor of shape (N, classes) and prefers the names ``logits``, ``out`` and ``output``. The option ``output`` selects
-another part: a key (``logits``), an index (``0``), a path (``0.logits``), or a layer of the network. With
-``output: probabilities``, the network ends with softmax, and the logarithm of its output is used.
+tensor of shape (N, classes) or (N, classes, H, W) and prefers the names ``logits``, ``out`` and ``output``. The option
+``output`` selects another part: a key (``logits``), an index (``0``), a path (``0.logits``), or a layer of the network.
+With ``output: probabilities``, the network ends with softmax, and the logarithm of its output is used.
 """
 
 from collections.abc import Iterator, Mapping
@@ -139,7 +139,7 @@ def find(name: str, output: Any, classes: int) -> tuple[str, ...]:
     tensors = list(_tensors(output))
     named = [(path, tensor) for path, tensor in tensors if path[-1:] and path[-1] in NAMES]
     named.sort(key=lambda one: (NAMES.index(one[0][-1]), len(one[0])))
-    fitting = [path for path, tensor in tensors if tensor.dim() == 2 and tensor.shape[1] == classes]
+    fitting = [path for path, tensor in tensors if tensor.dim() in (2, 4) and tensor.shape[1] == classes]
     candidates = [*(path for path, _ in named if path in fitting), *fitting, *(path for path, _ in named)]
     if not candidates:
         listed = ", ".join(f"{'.'.join(path)} {tuple(tensor.shape)}" for path, tensor in tensors) or "no tensor"

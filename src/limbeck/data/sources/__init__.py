@@ -14,7 +14,7 @@ from limbeck.core import LimbeckError
 from limbeck.data.bounds import PIXELS, check_memory
 from limbeck.data.building import build
 from limbeck.data.checking import check_samples
-from limbeck.data.dividing import in_words, limited, part_of_train, split_off
+from limbeck.data.dividing import how_divided, in_words, limited, part_of_train, split_off
 from limbeck.data.images import Images
 from limbeck.data.pixels import as_tensor, fitted_channels
 from limbeck.data.sources.base import GIVEN, Parts, Progress, Source
@@ -122,7 +122,14 @@ def as_data(
         splits[name] = _resized(split if limit is None else limited(split, limit, seed), size)
         if len(splits[name]) < len(split):
             origins[name] += f"; {len(splits[name]):,} of {len(split):,} kept by limit"
-    return build(**splits, classes=parts.classes, normalise=normalise, origins=origins, notes=parts.notes)
+    return build(
+        **splits,
+        classes=parts.classes,
+        task=parts.task,
+        normalise=normalise,
+        origins=origins,
+        notes=parts.notes,
+    )
 
 
 def source_signature(source: Source) -> Signature:
@@ -172,6 +179,7 @@ def _of_user(name: str, source: Source, given: Mapping[str, Any], options: Mappi
                     shape=shape,
                     classes=len(parts.classes),
                     unlabelled=part == "train",
+                    task=parts.task,
                 )
                 if split.names is not None and len(split.names) != len(split):
                     raise LimbeckError(f"{name} gave {len(split.names)} names for {len(split)} samples of {part}")
@@ -204,12 +212,12 @@ def _divide(parts: Parts, validation: float, seed: int) -> tuple[dict[str, Split
     if test is None:
         train, test = split_off(TEST_SHARE, train, TEST_SEED)
         origins["test"] = (
-            f"{in_words(TEST_SHARE)} of the training samples, evenly over the classes, the same in every run"
+            f"{in_words(TEST_SHARE)} of the training samples, {how_divided(parts.task)}, the same in every run"
         )
         given.append("test")
     if own is None:
         train, own = split_off(validation, train, seed)
-        origins["validation"] = part_of_train(validation, seed)
+        origins["validation"] = part_of_train(validation, seed, parts.task)
         given += ["validation"] if len(own) else []
     if given:
         origins["train"] += f", without the samples of {' and '.join(given)}"

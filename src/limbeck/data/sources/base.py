@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from limbeck.core import LimbeckError
 from limbeck.data.split import Split
+from limbeck.data.targets import TaskName
 from limbeck.data.trees import exists
 from limbeck.files.paths import expanded, near
 
@@ -25,9 +26,10 @@ class Parts:
     """What a source returns. A split is None where the source has none; `load` then splits it off train."""
 
     train: Split
-    classes: tuple[str, ...]  # the classes' names in the order of their indices
+    classes: tuple[str, ...]  # the names of the classes by index; of other tasks, of the labels, numbers or points
     validation: Split | None = None
     test: Split | None = None
+    task: TaskName = "classification"  # what the targets are, see `limbeck.data.targets`
     origins: Mapping[str, str] = field(default_factory=dict)  # of each split that is there, as `Data.origins`
     notes: tuple[str, ...] = ()  # as `Data.notes`
 
