@@ -77,6 +77,7 @@ ORDER = (
     "tasks",
     "recipe",
     "experiment",
+    "compare",
     "cli",
     "api",
     "__main__",

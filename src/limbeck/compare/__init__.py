@@ -1,0 +1,1 @@
+"""Which method is better, and how sure that is: pure functions of results, without torch."""
