@@ -69,9 +69,9 @@ def test_a_verdict_agrees_with_the_interval():
         assert found.verdict == "no evidence" or low > 0 or high < 0
 
 
-def test_the_detectable_difference_counts_the_methods():
+def test_the_detectable_difference_is_that_of_the_deviation():
     found = compare_methods({"kd": GAIN, "fsp": GAIN})["kd"]
-    assert found.detectable == detectable_difference(found.paired.deviation, 6, level=0.025)
+    assert found.detectable == detectable_difference(found.paired.deviation, 6)
     assert compare_methods({"kd": [0.01] * 6})["kd"].detectable is None
 
 

@@ -231,20 +231,19 @@ def probability_of_improvement(scores: ArrayLike, baseline: ArrayLike, *, pairs:
     return float((1 + signs.mean()) / 2)
 
 
-def detectable_difference(deviation: float, n: int, *, level: float = LEVEL) -> float:
-    """Return the smallest true difference that a two-sided t-test finds with probability ``POWER``.
+def detectable_difference(deviation: float, n: int) -> float:
+    """Return the smallest true difference that a two-sided t-test at ``LEVEL`` finds with ``POWER``.
 
     The power is that of the noncentral t distribution. It takes the deviation as the true one.
 
     Args:
         deviation: standard deviation of the differences, in their units.
         n: seeds, at least 2.
-        level: significance level of the test in (0, 1).
     """
     _checked([deviation])
     if deviation < 0 or n < 2:
         raise LimbeckError(f"the deviation is {deviation} and n is {n}: they must be at least 0 and at least 2")
-    critical = special.stdtrit(n - 1, 1 - level / 2)
+    critical = special.stdtrit(n - 1, 1 - LEVEL / 2)
     shift = special.nctdtrinc(n - 1, 1 - POWER, critical)  # the other tail is below 1e-6
     return float(shift * deviation / n**0.5)
 
