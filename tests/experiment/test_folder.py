@@ -8,7 +8,7 @@ import torch
 
 from limbeck.core import LimbeckError
 from limbeck.evaluate import Figures
-from limbeck.experiment.folder import CHECKPOINT_SHARE, RunFolder
+from limbeck.experiment.folder import CHECKPOINT_SHARE, RunFolder, check_folder
 from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, summarise
 from limbeck.experiment.runfiles import clear
 from limbeck.files import checkpoint
@@ -781,3 +781,10 @@ def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
     write(tmp_path / "recipe.yaml", "new")
     assert (tmp_path / "recipe.yaml").read_text() == "new"
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_run_is_not_written_into_its_data(tmp_path):
+    for place in (tmp_path / "photos", tmp_path / "photos" / "runs" / "kd"):
+        with pytest.raises(LimbeckError, match="is in the folder of the data, .*photos: choose another one with --out"):
+            check_folder(place, resume=True, data=tmp_path / "photos")
+    assert not check_folder(tmp_path / "photos-kd", resume=False, data=tmp_path / "photos")

@@ -87,9 +87,12 @@ def check(shape: Sequence[int], options: Augment) -> None:
     """
     if len(shape) != 4:
         raise LimbeckError(f"only images (N, C, H, W) can be augmented; the inputs have shape {tuple(shape)}")
-    side, height, width = max(options.crop, options.shift, options.cutout), *shape[2:]
+    side, name = max((getattr(options, name), name) for name in ("crop", "shift", "cutout"))
+    height, width = shape[2:]
     if side > min(height, width):
-        raise LimbeckError(f"{options} does not fit images of {height} x {width} pixels; allowed is at most their side")
+        raise LimbeckError(
+            f"augmentation {name} is {side}, but the images are {height} x {width} pixels; allowed is at most their side"
+        )
 
 
 def _move(images: Tensor, reach: int, numbers: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from limbeck.experiment.caching import cached, outputs
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Finished, Job, Track
 from limbeck.experiment.fit import Fit, fit
-from limbeck.experiment.folder import RunFolder
+from limbeck.experiment.folder import RunFolder, check_folder
 from limbeck.experiment.given import Given
 from limbeck.experiment.in_memory import Folder, InMemory
 from limbeck.experiment.measuring import measure, outputs_of
@@ -59,7 +59,8 @@ class Experiment:
             networks: by arm, the trained networks of the first seed. found: what the checks found.
 
     Raises:
-        LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
+        LimbeckError: the folder holds another run, or is that of the data; the data, a file, a network, a layer or an
+            option is wrong.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class Experiment:
         progress: Progress | None = None,
     ) -> None:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
+        place = self.recipe.data.model_dump().get("path")
+        check_folder(folder, resume=resume or overwrite, data=Path(place) if place else None)
         self.data = load(**recipe.data.model_dump(), progress=progress) if given is None else given.data
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)
