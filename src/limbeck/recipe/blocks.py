@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, NonNegativeInt, model_validator
 
+from limbeck.errors import nearest
 from limbeck.options import Checked, Named, as_block, with_known_home
-from limbeck.wording import needed
+from limbeck.user_code import is_code
+from limbeck.wording import needed, shown
 
 
 def _several(value: Any) -> Any:
@@ -39,6 +41,24 @@ def _name(value: str) -> str:
 def _network(value: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
         raise needed("a name of lower-case letters, digits and _, beginning with a letter")
+    return value
+
+
+HARD_LOSSES = ("l2", "smooth_l1", "wing")
+"""The names in `limbeck.tasks.HARD_LOSSES`, which needs torch."""
+
+
+def _hard_loss(value: str) -> str:
+    if value not in HARD_LOSSES and not is_code(value):
+        raise ValueError(
+            f"there is no loss {shown(value)}: {nearest(value, HARD_LOSSES)}, and path/to/file.py:function"
+        )
+    return value
+
+
+def _code(value: str) -> str:
+    if not is_code(value):
+        raise needed("path/to/file.py:function")
     return value
 
 
@@ -265,6 +285,18 @@ Networks = Annotated[
 ]
 
 
+class TaskBlock(Checked):
+    """Options of the task of the data, see `limbeck.experiment.task_options`.
+
+    ``hard_loss`` is a name in `HARD_LOSSES` or a function. ``eyes`` are the indices of the points whose distance is the
+    size of a face. ``metric`` is a function that is computed for every network on the test split.
+    """
+
+    hard_loss: Annotated[str, AfterValidator(_hard_loss)] | None = None
+    eyes: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    metric: Annotated[str, AfterValidator(_code)] | None = None
+
+
 class EvaluateBlock(Checked):
     """Options of the evaluation. ``shift_bias`` lists the classes of the omitted-class study."""
 
@@ -283,6 +315,7 @@ class Recipe(Checked):
     student: StudentBlock
     train: TrainBlock
     method: Methods
+    task: TaskBlock = TaskBlock()
     networks: Networks = Field(default_factory=dict)
     share_first_stage: bool = False
     teacher: TeacherBlock | None = None
