@@ -23,7 +23,7 @@ from limbeck.experiment.events import Event, Track, Trained
 from limbeck.experiment.given import Given, MakeStudent, OwnNetworks
 from limbeck.experiment.results import RunResult
 from limbeck.experiment.run import Experiment
-from limbeck.experiment.task_options import Functions, with_options
+from limbeck.experiment.task_options import with_options
 from limbeck.experiment.workspace import NO_AUGMENTATION
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.combined import combined
@@ -46,6 +46,7 @@ from limbeck.recipe.blocks import (
     TrainBlock,
     as_cache,
 )
+from limbeck.recipe.contradictions import task_problems
 from limbeck.schedules import SCHEDULES
 from limbeck.train.engine import Precision
 from limbeck.train.loop import Epoch
@@ -151,11 +152,9 @@ def distill(
         LimbeckError: a name, an option, a layer or a shape is wrong, or the teacher cannot be right, all of which is
             found before any training; or ``out`` holds another run.
     """
-    name, function, block = _method(method)
-    teachers, every = _teachers(teacher), _seeds(seed, seeds)
+    (name, function, block), teachers, every = _method(method), _teachers(teacher), _seeds(seed, seeds)
     _check(data, name, teachers, networks or {}, allow)
-    task_block, functions = _task_block(task or {})
-    data = with_options(data, task_block, functions)
+    task_block, data = _with_task(data, task or {})
     recipe = Recipe.model_construct(
         name="distill",
         task=task_block,
@@ -356,11 +355,14 @@ def _train_block(
     )
 
 
-def _task_block(options: Mapping[str, Any]) -> tuple[TaskBlock, Functions]:
-    """The options of the task as a block of a recipe, and those that are functions."""
+def _with_task(data: Data, options: Mapping[str, Any]) -> tuple[TaskBlock, Data]:
+    """The options of the task as a block of a recipe, and the data with them."""
     own = {key: value for key, value in options.items() if key in ("hard_loss", "metric") and callable(value)}
     block = _checked("task", TaskBlock, {key: value for key, value in options.items() if key not in own})
-    return block.model_copy(update={key: _described(value) for key, value in own.items()}), own
+    for problem in task_problems(block):
+        raise LimbeckError(f"{'.'.join(map(str, problem.path))}: {problem.message}")
+    block = block.model_copy(update={key: _described(value) for key, value in own.items()})
+    return block, with_options(data, block, own)
 
 
 def _described(function: Callable[..., Any]) -> str:

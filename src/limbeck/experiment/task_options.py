@@ -20,10 +20,8 @@ from limbeck.user_code import contents, function, named
 _OF_NUMBERS = ("regression", "landmarks")
 _TRIED = 64  # samples on which the metric is tried
 
-Functions = Mapping[str, Callable[..., Any]]
 
-
-def with_options(data: Data, block: TaskBlock, own: Functions = MappingProxyType({})) -> Data:
+def with_options(data: Data, block: TaskBlock, own: Mapping[str, Callable[..., Any]] = MappingProxyType({})) -> Data:
     """Return the data with the options of a block; ``own`` holds those that are functions of the caller.
 
     Raises:
@@ -63,7 +61,7 @@ def _loss(text: str, task: TaskName) -> Callable[..., Any]:
 def _of_file(text: str) -> Callable[..., Any]:
     code = named(text)
     if code is None:
-        raise LimbeckError(f"{text!r} names no function; allowed is path/to/file.py:function")
+        raise LimbeckError(f"{text!r} is not path/to/file.py:function")
     return function(*code, contents(code[0]))
 
 

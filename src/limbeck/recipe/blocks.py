@@ -6,10 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, NonNegativeInt, model_validator
 
-from limbeck.errors import nearest
 from limbeck.options import Checked, Named, as_block, with_known_home
-from limbeck.user_code import is_code
-from limbeck.wording import needed, shown
+from limbeck.wording import needed
 
 
 def _several(value: Any) -> Any:
@@ -46,20 +44,6 @@ def _network(value: str) -> str:
 
 HARD_LOSSES = ("l2", "smooth_l1", "wing")
 """The names in `limbeck.tasks.HARD_LOSSES`, which needs torch."""
-
-
-def _hard_loss(value: str) -> str:
-    if value not in HARD_LOSSES and not is_code(value):
-        raise ValueError(
-            f"there is no loss {shown(value)}: {nearest(value, HARD_LOSSES)}, and path/to/file.py:function"
-        )
-    return value
-
-
-def _code(value: str) -> str:
-    if not is_code(value):
-        raise needed("path/to/file.py:function")
-    return value
 
 
 # Upper bounds catch typing errors that would ask for more memory or processes than a machine has.
@@ -292,9 +276,9 @@ class TaskBlock(Checked):
     size of a face. ``metric`` is a function that is computed for every network on the test split.
     """
 
-    hard_loss: Annotated[str, AfterValidator(_hard_loss)] | None = None
+    hard_loss: str | None = None
     eyes: tuple[NonNegativeInt, NonNegativeInt] | None = None
-    metric: Annotated[str, AfterValidator(_code)] | None = None
+    metric: str | None = None
 
 
 class EvaluateBlock(Checked):
