@@ -111,6 +111,12 @@ def test_x_and_y_that_are_confused_are_an_error(tmp_path, columns, message):
         load("table", path=faces(tmp_path / "faces"), targets=columns, task="landmarks")
 
 
+def test_a_transform_would_not_move_the_points(tmp_path):
+    options = {"streaming": True, "transform": "random_resized_crop", "task": "landmarks"}
+    with pytest.raises(LimbeckError, match="which would move the images and not the landmarks"):
+        load("table", path=faces(tmp_path / "faces"), targets=("eye_x", "eye_y"), **options)
+
+
 @pytest.mark.parametrize("bad", ["nan", "inf", ""])
 def test_a_target_that_is_no_number_is_an_error(tmp_path, bad):
     path = written(tmp_path / "days.csv", HEADS, [*ROWS[:3], (1, 2, bad, 0)])

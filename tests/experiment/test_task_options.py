@@ -220,6 +220,15 @@ def test_functions_in_distill_and_what_identifies_them(tmp_path):
         trained(hard_loss=another, metric=own)
 
 
+def test_a_metric_of_a_classification_sees_no_sample_without_a_label():
+    labels = torch.arange(60) % 3
+    labels[::2] = -1
+    data = limbeck.arrays(torch.rand(60, 4), labels)
+    task = {"metric": functional.cross_entropy}
+    result = limbeck.distill(None, nn.Linear(4, 3), data, method="alone", epochs=1, task=task, progress=False)[1]
+    assert result.student.own_metric == pytest.approx(result.student.test.cross_entropy)
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [

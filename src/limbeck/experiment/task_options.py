@@ -75,7 +75,8 @@ def _check_faces(data: Data, eyes: tuple[int, int] | None) -> None:
 
 
 def _try_metric(metric: OwnMetric, data: Data) -> None:
-    split = data.train.select(torch.arange(min(_TRIED, len(data.train))))
+    labelled = torch.nonzero(data.train.labels >= 0).flatten()
+    split = data.train.select(labelled[:_TRIED])
     places = data.shape[1:] if TASKS[data.task].places else ()
     generator = torch.Generator().manual_seed(0)
     metric.check(torch.randn(len(split), len(data.outputs), *places, generator=generator), split.targets)

@@ -109,6 +109,8 @@ def table(
     how = Reading(size, exif_orientation, streaming, workers, transform, progress)
     if features and (images is not None or streaming):
         raise LimbeckError(f"{'streaming' if streaming else 'images'} is for images, but features is {features!r}")
+    if task == "landmarks" and transform is not None:
+        raise LimbeckError(f"transform is {transform!r}, which would move the images and not the landmarks")
     given = {"train": path, "validation": validation_path, "test": test_path}
     places = {split: located(place, root) for split, place in given.items() if place is not None}
     if split_column is not None and len(places) > 1:
