@@ -77,7 +77,7 @@ class Experiment:
         progress: Progress | None = None,
     ) -> None:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
-        self.data = _loaded(self.recipe, progress) if given is None else given.data
+        self.data = _loaded(recipe, progress) if given is None else given.data
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)
         self._given, self._in_memory = given, in_memory
