@@ -13,6 +13,7 @@ from limbeck.data.targets import IGNORED, TaskName
 from limbeck.evaluate import Figures, metrics
 from limbeck.evaluate.landmarks import landmark_metrics
 from limbeck.evaluate.multi_label import multi_label_metrics
+from limbeck.evaluate.own_metric import OwnMetric
 from limbeck.evaluate.regression import regression_metrics
 from limbeck.evaluate.segmentation import segmentation_metrics
 from limbeck.methods import task_losses
@@ -65,6 +66,9 @@ class Task:
 
     soft_loss: Loss | None = None
     """As `limbeck.core.Setup.soft_loss`."""
+
+    own_metric: OwnMetric | None = None
+    """A metric of the user, which is computed on the test split."""
 
     def check_data(self, data: Data) -> None:
         """Raise LimbeckError if the data has nothing to learn."""
@@ -179,4 +183,6 @@ def task_of(data: Data) -> Task:
         task = replace(task, hard_loss=options["hard_loss"])
     if "eyes" in options:
         task = replace(task, figures=partial(task.figures, eyes=options["eyes"]))
+    if "metric" in options:
+        task = replace(task, own_metric=options["metric"])
     return task

@@ -24,6 +24,9 @@ def result_table(result: RunResult) -> Table:
     for figure in (task.headline, *task.others):
         count = f"\n{result.student.test.samples:,}" if figure.key == "errors" else ""
         table.add_column(f"{figure.label}{' %' * figure.percent}{count}", justify="right", no_wrap=True)
+    own = (result.metric,) if result.metric is not None else ()
+    for name in own:
+        table.add_column(name, justify="right", overflow="fold")
     agreeing = hasattr(result.student.test, "agreement")
     for heading in ("agrees with\nteacher %",) * agreeing + ("parameters", "MACs", "latency\nms", "p95\nms"):
         table.add_column(heading, justify="right", overflow="fold")
@@ -36,6 +39,7 @@ def result_table(result: RunResult) -> Table:
             arm,
             spread_text(row.headline, task.headline),
             *(_several([getattr(test, figure.key) for test in tests], figure) for figure in task.others),
+            *(_several([one.own_metric for one in result.of(arm)], Shown("own_metric", name)) for name in own),
             *(f"{100 * sum(same) / len(same):.2f}" if same else "",) * agreeing,
             *_costs(first.get(arm)),
         )

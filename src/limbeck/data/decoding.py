@@ -86,6 +86,40 @@ def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, ex
     return Picture(pixels, exif_orientation and orientation != 1)
 
 
+def mask(label: str, data: bytes, *, size: tuple[int, int], of: tuple[int, int]) -> NDArray[numpy.uint8]:
+    """Decode a PNG whose pixels are class indices to (H, W), fitted as `fitted` by choosing the nearest pixels.
+
+    Args:
+        label: the name of the file in messages.
+        data: the bytes of the file.
+        size: height and width of the result.
+        of: height and width that the file must have.
+
+    Raises:
+        LimbeckError: Pillow cannot read the file; it is not grey with 8 bits, nor a palette; it has another size, or is
+            larger than `limbeck.data.bounds` allows.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            _check_size(image)
+            if image.size[::-1] != of:
+                raise LimbeckError(f"it has {image.height} x {image.width} pixels, but its image has {of[0]} x {of[1]}")
+            layout = str(image.tile[0][3]) if image.tile else image.mode
+            if image.mode not in ("L", "P") or layout in ("L;2", "L;4"):  # Pillow would stretch the values of L;4
+                raise LimbeckError(f"its pixels are {layout}; allowed are 8-bit grey (L) and palettes (P)")
+            chosen = ImageOps.fit(image, size[::-1], Image.Resampling.NEAREST)
+            return numpy.array(chosen, dtype=numpy.uint8)
+    except Exception as error:  # Pillow raises anything for a damaged file
+        raise LimbeckError(f"{label} cannot be read as a mask: {error}") from error
+
+
+def moved(points: NDArray[numpy.float32], size: tuple[int, int], of: tuple[int, int]) -> NDArray[numpy.float32]:
+    """Points (L, 2), x and y in pixels from the left and the upper edge, after an image of size ``of`` is `fitted`."""
+    scale = max(size[0] / of[0], size[1] / of[1])
+    left, top = (of[1] - size[1] / scale) / 2, (of[0] - size[0] / scale) / 2
+    return ((points - (left, top)) * scale).astype(numpy.float32)
+
+
 def header(label: str, data: bytes, *, exif_orientation: bool = True) -> Header:
     """Read the header of a file, or of the beginning of a file, without decoding it; otherwise as `picture`."""
     try:

@@ -91,7 +91,7 @@ def check(shape: Sequence[int], options: Augment) -> None:
     height, width = shape[2:]
     if side > min(height, width):
         raise LimbeckError(
-            f"augmentation {name} is {side}, but the images are {height} x {width} pixels; allowed is at most their side"
+            f"augmentation {name} is {side}, but the images are {height} x {width} pixels; allowed is their side"
         )
 
 

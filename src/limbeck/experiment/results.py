@@ -49,6 +49,7 @@ class NetworkResult:
     trained_as: str | None = None  # of a student alone: SHA-256 of all that decides its weights
     teacher_after: "NetworkResult | None" = None  # the teacher as the method left it, where the method trains one
     bias_shift: dict[str, Any] | None = None  # see `limbeck.evaluate.bias_study`
+    own_metric: float | None = None  # `task.metric` on the test split; None without one, or if it is not finite
 
     @property
     def name(self) -> str:
@@ -104,6 +105,7 @@ class RunResult:
     notes: tuple[str, ...]  # what a user should know
     decided: dict[str, Any]  # what `auto` came to: device, precision and why, compile, cache
     runs: tuple[NetworkResult, ...]  # of every seed, without latencies
+    metric: str | None = None  # the name of the user's function, whose values are `own_metric`
 
     def of(self, arm: str) -> tuple[NetworkResult, ...]:
         """An arm's networks, one a seed."""
