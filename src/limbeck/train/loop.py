@@ -23,7 +23,7 @@ from limbeck.train.engine import Engine
 from limbeck.train.freeze import Versions, frozen, frozen_modules, learners
 from limbeck.train.memory_format import channels_last, match_parameters
 from limbeck.train.readers import frozen_readers
-from limbeck.train.regime import PLAIN, Regime, Updater
+from limbeck.train.regime import PLAIN, Average, Regime, Updater
 
 
 class BatchSource(Protocol):
@@ -188,7 +188,8 @@ def _stage(
         rates = [group["lr"] for group in optimizer.param_groups]
         engine.place(step)
         updater = None if regime.every_batch else Updater(regime, stage, networks, optimizer, learning)
-        stateful = [part for part in (updater, best) if part is not None]
+        average = updater.average if updater is not None else None
+        stateful = [part for part in (average, best) if part is not None]
         if engine.compile:
             from limbeck.train.compile import compiled_on_maps  # the compiler takes a second to import
 
@@ -317,7 +318,7 @@ class _Means:
 
 
 def _snapshot(
-    position: int, epoch: int, steps: Sequence[Step], optimizer: Any, engine: Engine, more: Sequence[Updater | Best]
+    position: int, epoch: int, steps: Sequence[Step], optimizer: Any, engine: Engine, more: Sequence[Average | Best]
 ) -> dict[str, Any]:
     return {
         "stage": position,
