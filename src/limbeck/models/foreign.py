@@ -75,8 +75,11 @@ def pretrained_input(name: str, options: Options) -> Input | None:
         from timm.models import get_pretrained_cfg
 
         found = get_pretrained_cfg(rest)
-        size = found.input_size[1:] if found and found.fixed_input_size else None
-        return None if found is None else Input(tuple(found.mean), tuple(found.std), size, _colour(found.mean))
+        if found is None:
+            return None
+        fixed = found.fixed_input_size and not options.get("dynamic_img_size")
+        size = options.get("img_size", found.input_size[1:]) if fixed else None
+        return Input(tuple(found.mean), tuple(found.std), size, _colour(found.mean))
     if source == "torchvision" and options.get("weights"):
         from torchvision.models import get_model_weights  # type: ignore[import-untyped]
 
@@ -116,30 +119,21 @@ def from_file(
         parameters = inspect.signature(factory).parameters
     except (ValueError, TypeError) as error:  # some callables written in C have no signature
         raise LimbeckError(f"{label} has no readable signature: wrap it in a Python function") from error
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        unknown = [key for key in options if key not in parameters]
-        if unknown:
-            allowed = ", ".join(map(str, parameters.values())) or "nothing"
-            raise LimbeckError(
-                f"{label} has no option {unknown[0]!r}{_close(unknown[0], parameters)}; it takes {allowed}"
-            )
+    unknown = next((key for key in options if key not in parameters), None)
+    if unknown is not None and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        allowed = ", ".join(map(str, parameters.values())) or "nothing"
+        raise LimbeckError(f"{label} has no option {unknown!r}{_close(unknown, parameters)}; it takes {allowed}")
     fixed = {key: value for key, value in (("classes", classes), ("shape", shape)) if key in parameters}
     identity = f"{name} {xxh3_128_hexdigest(code)}" if trained else ""
     return _call(label, factory, fixed=fixed, options=options, identity=identity)
 
 
 def _call(
-    label: str,
-    factory: Callable[..., Any],
-    *arguments: str,
-    fixed: Options,
-    options: Options,
-    identity: str = "",
+    label: str, factory: Callable[..., Any], *arguments: str, fixed: Options, options: Options, identity: str = ""
 ) -> nn.Module:
     """Call a factory. With an ``identity``, it may also return a function, which becomes a network of this identity."""
-    repeated = [key for key in options if key in fixed]
-    if repeated:
-        raise LimbeckError(f"{label}: {repeated[0]} is set from the data, remove it from the options")
+    for repeated in sorted(options.keys() & fixed.keys()):
+        raise LimbeckError(f"{label}: {repeated} is set from the data, remove it from the options")
     try:
         network = factory(*arguments, **fixed, **options)
     except (Exception, SystemExit) as error:  # foreign code may raise anything

@@ -45,15 +45,12 @@ def cause(batch: Batch, read: Mapping[Tap, Tensor], sweep: Sweep) -> str:
             for bad, seen in _swept(tap, sweep):
                 found |= bad
                 looked |= seen
-            what = "the inputs are NaN or infinite" if tap == inputs else f"{_place(tap)} gives NaN or infinite values"
+            place = f"the {tap.source}" if tap == Tap(tap.source) else f"the {tap.source}, at {tap},"
+            what = "the inputs are NaN or infinite" if tap == inputs else f"{place} gives NaN or infinite values"
             share = f"{len(found)} of {len(looked)} training samples ({100 * len(found) / len(looked):.2g} %)"
             named = ", ".join(map(str, sorted(found)[:_NAMED])) + (", ..." if len(found) > _NAMED else "")
             return f"{what} for {share}, which are, counted from 0, {named}"
     return ""
-
-
-def _place(tap: Tap) -> str:
-    return f"the {tap.source}" if tap == Tap(tap.source) else f"the {tap.source}, at {tap},"
 
 
 def _swept(tap: Tap, sweep: Sweep) -> Iterable[tuple[set[int], set[int]]]:
