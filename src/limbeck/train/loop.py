@@ -213,9 +213,7 @@ def _stage(
             try:
                 means, images = _epoch(stage, number, step, rest, taps, optimizer, rates, batches, engine, updater)
             except NotFinite as first:
-                raise Diverged(
-                    explained(stage, number, first, len(batches), _why(stage, first, sweep, readers))
-                ) from None
+                raise _diverged(stage, first, sweep, readers) from None
             yield Epoch(
                 stage=stage.name,
                 position=position,
@@ -335,10 +333,11 @@ def _full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _why(stage: Stage, first: NotFinite, sweep: TrainingSweep, readers: Mapping[str, Reader]) -> str:
-    """The `cause`, searched for in the batch of the step."""
-    fixed = Taps(sweep.networks, [tap for tap in stage.reads if tap.source not in stage.networks], readers=readers)
+def _diverged(stage: Stage, first: NotFinite, sweep: TrainingSweep, readers: Mapping[str, Reader]) -> Diverged:
+    """The error, with the `cause` that is found in the batch of the step."""
+    why, frozen_taps = "", [tap for tap in stage.reads if tap.source not in stage.networks]
+    fixed = Taps(sweep.networks, frozen_taps, readers=readers)
     for batch in islice(sweep.batches(sweep.epoch), first.step, first.step + 1):
         with torch.no_grad(), sweep.engine.without_autocast():
-            return cause(batch, fixed.read(batch), sweep)
-    return ""
+            why = cause(batch, fixed.read(batch), sweep)
+    return Diverged(explained(stage, sweep.epoch, first, len(sweep.batches), why))
