@@ -9,6 +9,7 @@ import limbeck
 from limbeck.core import LimbeckError
 from limbeck.data import Data, Split
 from limbeck.experiment.data_checks import check_range, check_splits
+from limbeck.models import Ensemble
 from limbeck.models.inputs import Bridge
 
 
@@ -87,3 +88,11 @@ def test_floating_images_beyond_the_described_range_are_a_note(tmp_path, factor,
     assert len(found) == count
     if found:
         assert found[0].said.startswith("the teacher is described with values from 0 to 1 before its normalisation")
+
+
+def test_the_description_of_a_member_of_an_ensemble_counts():
+    given = limbeck.arrays(torch.rand(20, 3, 4, 4) * 255, torch.arange(20) % 2, normalise=False)
+    members = [nn.Flatten(), nn.Flatten()]
+    Bridge(limbeck.Input("imagenet", "imagenet"), given.shape, given.mean, given.std).install(members[1])
+    (note,) = check_range({"teacher": Ensemble(members, "arithmetic")}, given)
+    assert note.said.startswith("the teacher is described with values from 0 to 1")

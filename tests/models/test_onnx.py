@@ -81,13 +81,13 @@ def test_external_data_in_the_folder_is_read_and_is_part_of_the_identity(tmp_pat
     assert first.identity != onnx_network(file).identity
 
 
-def test_a_name_of_external_data_that_is_not_used_reads_no_file_outside_the_folder(tmp_path):
+@pytest.mark.parametrize("name", ["../secret.bin", "/dev/zero", "x" * 9000, "\0"])
+def test_a_name_of_external_data_that_is_not_used_reads_no_file_outside_the_folder(tmp_path, name):
     inside = tmp_path / "inside"
     inside.mkdir()
-    entry = onnx.StringStringEntryProto(key="location", value="../secret.bin").SerializeToString()
-    file = write(
-        inside / "a.onnx", nodes=[node("Constant", [], ["s"], value_string=b"\n" + bytes([len(entry)]) + entry)]
-    )
+    entry = onnx.StringStringEntryProto(key="location", value=name).SerializeToString()
+    constant = node("Constant", [], ["text"], value_string=entry)
+    file = write(inside / "a.onnx", nodes=[constant])
     (tmp_path / "secret.bin").write_bytes(b"1")
     first = onnx_network(file).identity
     (tmp_path / "secret.bin").write_bytes(b"2")

@@ -62,12 +62,12 @@ def check_range(networks: Networks, data: Data) -> list[Note]:
     All training images in memory are checked, and the first `DECODED` of those on disk; uint8 images are in the range.
     The described mean and deviation are those of values from 0 to 1, see `limbeck.models.inputs.Input`.
     """
-    bridges = ((name, bridge_of(network)) for name, network in networks.items())
-    described = [
+    bridges = ((name, bridge_of(module)) for name, network in networks.items() for module in network.modules())
+    described = dict.fromkeys(  # also those whose members are described
         name
         for name, bridge in bridges
         if bridge is not None and (bridge.expected.statistics is not None or bridge.expected.range != 1)
-    ]
+    )
     if not described or len(data.shape) != 3:
         return skipped("no network is described with a normalisation or a range of images", "range")
     if data.train.inputs.dtype == torch.uint8:

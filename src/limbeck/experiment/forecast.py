@@ -20,6 +20,7 @@ from limbeck.experiment.runfiles import holds_epoch
 from limbeck.experiment.terms import SAMPLES
 from limbeck.experiment.verdicts import CHECKS, Note
 from limbeck.experiment.workspace import Workspace, example_batch
+from limbeck.models import Ensemble
 from limbeck.models.inputs import bridge_of
 from limbeck.outline import outline
 from limbeck.recipe.blocks import Recipe
@@ -164,9 +165,10 @@ def forecast(experiment: Experiment, allow: Collection[str]) -> Forecast:
 
 
 def _network(network: nn.Module, shape: tuple[int, ...]) -> NetworkForecast:
-    bridge = bridge_of(network)
-    size = " x ".join(map(str, bridge.own if bridge else shape))
-    return NetworkForecast(parameters(network), macs(network, shape), str(bridge) if bridge else f"{size}, as the data")
+    size = " x ".join(map(str, shape))
+    members = network.members if isinstance(network, Ensemble) else [network]
+    reads = dict.fromkeys(str(bridge_of(member) or f"{size}, as the data") for member in members)
+    return NetworkForecast(parameters(network), macs(network, shape), "; ".join(reads))
 
 
 def _arm(experiment: Experiment, arm: str, planned: Planned) -> ArmForecast:

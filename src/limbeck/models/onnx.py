@@ -70,7 +70,7 @@ def _digest(path: Path) -> str:
     with path.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
         names = {content[match.end() : match.end() + _length(match[1])] for match in _LOCATION.finditer(content)}
     files = sorted((folder / os.fsdecode(name.replace(b"\0", b""))).resolve() for name in names)
-    for file in (path, *(file for file in files if file.is_relative_to(folder) and file.is_file())):
+    for file in (path, *(file for file in files if file.is_relative_to(folder) and os.path.isfile(file))):
         with file.open("rb") as opened:
             while part := opened.read(2**20):
                 found.update(part)
