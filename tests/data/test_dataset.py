@@ -173,7 +173,7 @@ def test_samples_that_change_when_they_are_read_again_are_refused(samples):
             [(torch.zeros(2), 0)],
             r"gave inputs of shape \(2,\) and targets of shape \(\); allowed are samples",
         ),
-        ([(torch.zeros(2, 2), ["a", "b"])], "train gave the target .*; allowed are class indices"),
+        ([(torch.zeros(2, 2), ["a", "b"])], "train gave the target .*; allowed are numbers"),
         ([], "train has no samples"),
         (7, "train is a int; allowed are a torch Dataset and a DataLoader"),
     ],

@@ -32,9 +32,8 @@ def predict(network: nn.Module, batches: Iterable[Batch], *, name: str = "networ
     """Return the network's outputs for all batches, in order.
 
     They are (N, K), or (N, K, H, W) for segmentation, float32 on the CPU, for the N samples of all batches, of which
-    only ``inputs`` is used. The network
-    runs on its device in eval mode without gradients. Afterwards, even after an error, the mode of every submodule is
-    restored.
+    only ``inputs`` is used. The network runs on its device in eval mode without gradients. Afterwards, even after an
+    error, the mode of every submodule is restored.
 
     Raises:
         LimbeckError: there is no batch, or the network does not return one tensor with a row for each sample.
@@ -109,7 +108,7 @@ def _calibration_error(probabilities: Tensor, targets: Tensor) -> float:
 def _check_output(name: str, output: object, samples: int) -> None:
     if not isinstance(output, Tensor):
         raise LimbeckError(f"the {name} returns a {type(output).__name__}: it must return one tensor")
-    if output.ndim < 2 or len(output) != samples:
+    if output.ndim not in (2, 4) or len(output) != samples:
         raise LimbeckError(
             f"the {name} returns a tensor {tuple(output.shape)} for {samples} samples: it must return (N, K), or "
             "(N, K, H, W) for segmentation"
