@@ -186,7 +186,7 @@ class Setup:
     targets: Tensor  # (n,) int64: the training set's labels, by `Batch.index`; or those of `limbeck.data.targets`
     batch_size: int
     hard_loss: Loss | None = None  # of outputs and targets; None: the cross-entropy of classes
-    soft_loss: Loss | None = None  # of outputs and the teachers' outputs, with `temperature`; None: that of `kd`
+    soft_loss: Loss | None = None  # of outputs and the teachers', with options; None: that of `kd`
     soft_targets: tuple[str, ...] = ()  # why the batch's targets are (N, K), such as "mixup"; empty: class indices
     # of every task, the teacher's outputs: one tap per member of an ensemble whose distributions are averaged
     teacher_logits: tuple[Tap, ...] = (from_teacher(),)

@@ -133,7 +133,7 @@ def _frequent_pixels(data: Data) -> Tensor:
     return (counted + 0.5).log()[:, None, None].expand(-1, *data.shape[1:])
 
 
-def _distance(student: Tensor, *teachers: Tensor, temperature: float) -> Tensor:
+def _distance(student: Tensor, *teachers: Tensor, temperature: float, temperature_squared: bool = True) -> Tensor:
     """`task_losses.output_distance`, which has no temperature."""
     return task_losses.output_distance(student, *teachers)
 

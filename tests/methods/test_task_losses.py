@@ -129,7 +129,10 @@ def test_the_soft_loss_of_places_is_the_mean_over_the_places_of_that_of_classes(
         for y in range(4)
         for x in range(5)
     ]
-    assert places_soft_loss(student, *teachers, temperature=temperature).item() == pytest.approx(sum(values) / 40)
+    found = places_soft_loss(student, *teachers, temperature=temperature)
+    assert found.item() == pytest.approx(sum(values) / 40)
+    plain = places_soft_loss(student, *teachers, temperature=temperature, temperature_squared=False)
+    assert plain.item() == pytest.approx(found.item() / temperature**2)
 
 
 def test_the_output_distance_is_to_the_mean_of_the_teachers():
