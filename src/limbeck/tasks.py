@@ -59,9 +59,9 @@ class Task:
     others: tuple[Shown, ...]
     """The other figures in the table of results."""
 
-    constant: Callable[[Data], Tensor] | None = None
-    """The outputs of one sample that fit the training targets best if they do not depend on the input. None for
-    classification, whose chance is computed from counts."""
+    constant: Callable[[Tensor, int], Tensor] | None = None
+    """Targets (N, ...) and the number of classes to the outputs of one sample that fit the targets best if they do not
+    depend on the input. None for classification, whose chance is computed from counts."""
 
     places: bool = False
     """Whether a network returns its outputs for every pixel, (outputs, H, W)."""
@@ -112,25 +112,24 @@ class Task:
         return float(getattr(self.figures(outputs, targets), self.headline.key))
 
     def by_chance(self, data: Data, targets: Tensor) -> Tensor | None:
-        """The outputs (N, ...) for targets (N, ...) that are the same for every sample; None for classification."""
+        """The best outputs (N, ...) for targets (N, ...) that are the same for all; None for classification."""
         if self.constant is None:
             return None
-        outputs = self.constant(data)
+        outputs = self.constant(targets, len(data.classes))
         return outputs.expand(len(targets), *outputs.shape)
 
 
-def _frequent_labels(data: Data) -> Tensor:
-    return data.train.targets.mean(dim=0).logit(eps=1e-6)
+def _frequent_labels(targets: Tensor, _: int) -> Tensor:
+    return targets.mean(dim=0).logit(eps=1e-6)
 
 
-def _mean(data: Data) -> Tensor:
-    return data.train.targets.mean(dim=0).flatten()
+def _mean(targets: Tensor, _: int) -> Tensor:
+    return targets.mean(dim=0).flatten()
 
 
-def _frequent_pixels(data: Data) -> Tensor:
-    classes = len(data.classes)
-    counted = torch.bincount(data.train.targets.flatten(), minlength=classes)[:classes]
-    return (counted + 0.5).log()[:, None, None].expand(-1, *data.shape[1:])
+def _frequent_pixels(targets: Tensor, classes: int) -> Tensor:
+    counted = torch.bincount(targets.flatten(), minlength=classes)[:classes]
+    return (counted + 0.5).log()[:, None, None].expand(-1, *targets.shape[1:])
 
 
 def _distance(student: Tensor, *teachers: Tensor, temperature: float, temperature_squared: bool = True) -> Tensor:

@@ -70,6 +70,7 @@ CONVERTED = [
     ("landmarks", torch.ones(1, 2, 2, dtype=torch.int16), torch.ones(1, 2, 2)),
     ("segmentation", torch.tensor([[[True, False]]]), torch.tensor([[[1, 0]]], dtype=torch.uint8)),
     ("segmentation", torch.tensor([[[3, 255]]]), torch.tensor([[[3, 255]]], dtype=torch.uint8)),
+    ("segmentation", torch.tensor([[[3, 255]]], dtype=torch.uint16), torch.tensor([[[3, 255]]], dtype=torch.uint8)),
     ("segmentation", torch.zeros(0, 2, 2).long(), torch.zeros(0, 2, 2, dtype=torch.uint8)),
 ]
 

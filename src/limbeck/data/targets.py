@@ -75,13 +75,14 @@ def as_targets(values: Tensor, task: TaskName, classes: Sequence[str] | None) ->
     if task == "segmentation":
         if values.is_floating_point() or values.is_complex():
             raise LimbeckError(f"targets are {values.dtype}; allowed for segmentation are integers from 0 to {IGNORED}")
-        lowest, highest = (int(values.min()), int(values.max())) if values.numel() else (0, 0)
+        whole = values if values.dtype == torch.uint8 else values.long()
+        lowest, highest = (int(whole.min()), int(whole.max())) if whole.numel() else (0, 0)
         if lowest < 0 or highest > IGNORED:
             raise LimbeckError(
                 f"targets are from {lowest} to {highest}; allowed for segmentation are 0 to {IGNORED}, where {IGNORED} "
                 "is for pixels that do not count"
             )
-        return values.to(torch.uint8)
+        return whole.to(torch.uint8)
     if values.is_complex():
         raise LimbeckError(f"targets are {values.dtype}; allowed for {task} are real numbers")
     return (values[:, None] if task == "regression" and values.dim() == 1 else values).float()

@@ -146,7 +146,8 @@ def check_teacher(
     constant = task_of(data).by_chance(data, targets)
     if constant is not None:
         notes += skipped("the task is not classification", "input", "permuted")
-        return [*notes, *_against_constant(task_of(data), logits, constant, targets, refuse)]
+        notes += _against_constant(task_of(data), logits, constant, targets, refuse)
+        return notes
     better = None if learns else better_input(network, data, engine)
     if better is not None:
         refuse("input", *described(*better))
