@@ -188,8 +188,7 @@ class Setup:
     hard_loss: Loss | None = None  # of outputs and targets; None: the cross-entropy of classes
     soft_loss: Loss | None = None  # of outputs and the teachers', with options; None: that of `kd`
     soft_targets: tuple[str, ...] = ()  # why the batch's targets are (N, K), such as "mixup"; empty: class indices
-    # of every task, the teacher's outputs: one tap per member of an ensemble whose distributions are averaged
-    teacher_logits: tuple[Tap, ...] = (from_teacher(),)
+    teacher_logits: tuple[Tap, ...] = (from_teacher(),)  # its outputs: of an ensemble of distributions, each member's
 
 
 def weighted(terms: Mapping[str, Term]) -> Mapping[str, Term]:

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from limbeck.core import LimbeckError, Networks
 from limbeck.data import Data, Split
 from limbeck.data.targets import NUMBERS, TaskName
-from limbeck.evaluate.metrics import check_finite
+from limbeck.evaluate.outputs import check_finite
 from limbeck.experiment.input_forms import better_input, described
 from limbeck.experiment.measuring import EVALUATION_BATCH, outputs_of
 from limbeck.experiment.significance import UNSURE, at_least
@@ -120,7 +120,8 @@ def check_teacher(
 
     finite = torch.isfinite(logits).flatten(1).all(dim=1)
     try:
-        check_finite(logits, name="teacher", split=which, files=split.names)
+        kind = "outputs" if data.task in NUMBERS else "logits"
+        check_finite(logits, name="teacher", split=which, files=split.names, kind=kind)
     except LimbeckError as error:
         refuse("not_finite", str(error), "They would make the loss of the student NaN: fix the network")
     logits, targets = logits[finite], split.targets[finite]

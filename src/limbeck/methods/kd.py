@@ -60,8 +60,7 @@ def kd(
 
     Args:
         setup: epochs, optimizer and schedule. An ensemble teacher gives one distribution for each member.
-        temperature: T of both networks in the soft term; the hard term and every evaluation use T = 1. Numbers and
-            landmarks have no temperature: their soft term is the mean squared distance to the teacher's outputs.
+        temperature: T of both networks in the soft term, unless the outputs are numbers; everything else uses T = 1.
         hard: weight of the cross-entropy with the labels; 0 removes the term.
         soft: weight of the soft term, a number or a schedule.
         temperature_squared: multiply the soft term by T².
@@ -79,10 +78,7 @@ def kd(
         loss = partial(setup.soft_loss, temperature=temperature, temperature_squared=temperature_squared)
         if average != "batch":
             raise LimbeckError(f"average is {average!r}; allowed is 'batch', because the task is not classification")
-    terms = {
-        "hard": hard_term(setup, student, hard),
-        "soft": Term(loss, (student, *teachers), soft),
-    }
+    terms = {"hard": hard_term(setup, student, hard), "soft": Term(loss, (student, *teachers), soft)}
     return (Stage("kd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 
