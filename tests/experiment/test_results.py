@@ -120,7 +120,7 @@ def test_the_schema_is_3_with_these_keys():
     assert sorted(values["summary"]) == ["alone", "kd", "teacher"]
     for arm in values["summary"].values():
         assert sorted(arm) == ["better_than_alone", "errors", "fewer_errors_than_alone", "headline"]
-        assert sorted(arm["accuracy"]) == sorted(arm["errors"]) == ["deviation", "mean", "n"]
+        assert sorted(arm["headline"]) == sorted(arm["errors"]) == ["deviation", "mean", "n"]
     gain = values["summary"]["kd"]["fewer_errors_than_alone"]
     assert sorted(gain) == ["deviation", "mean", "n", "standard_error"]
 
