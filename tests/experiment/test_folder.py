@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from limbeck.core import LimbeckError
-from limbeck.evaluate import Figures
+from limbeck.evaluate import ClassFigures
 from limbeck.experiment.folder import CHECKPOINT_SHARE, RunFolder, check_folder
 from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, summarise
 from limbeck.experiment.runfiles import clear
 from limbeck.files import checkpoint
 from limbeck.files.atomic import NoSpace, append, read_sealed, write, write_sealed
 
-TEST = Figures(accuracy=0.7, errors=3, samples=10, cross_entropy=0.5, ece=0.1)
+TEST = ClassFigures(accuracy=0.7, errors=3, samples=10, cross_entropy=0.5, ece=0.1)
 RECIPE = "name: tiny\nepochs: 3\nseed: 0\n"
 
 
@@ -30,6 +30,7 @@ def run_of(*runs):
     return RunResult(
         schema=SCHEMA,
         name="tiny",
+        task="classification",
         method="kd",
         seeds=(0,),
         teacher=None,

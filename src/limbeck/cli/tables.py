@@ -64,19 +64,17 @@ def verdicts(result: RunResult, recipe: Recipe) -> Iterator[str]:
     for arm, row in result.summary.items():
         if row.fewer_errors_than_alone is not None:
             more = "fewer" if row.fewer_errors_than_alone.mean >= 0 else "more"
-            yield _gain(arm, row.fewer_errors_than_alone, f"{more} errors than alone", 1, 1)
+            yield _gain(arm, row.fewer_errors_than_alone, TASKS[result.task].others[0], f"{more} errors")
         elif row.better_than_alone is not None:
             figure = TASKS[result.task].headline
             better = "better" if row.better_than_alone.mean >= 0 else "worse"
-            what = f"{'points ' * figure.percent}{better} {figure.label} than alone"
-            yield _gain(arm, row.better_than_alone, what, 100 if figure.percent else 1, 2 if figure.percent else 4)
+            yield _gain(arm, row.better_than_alone, figure, f"{'points ' * figure.percent}{better} {figure.label}")
     yield from _worse_teacher(result, recipe)
     for one in result.runs:
         if one.teacher_after is not None:
             figure = TASKS[result.task].headline
             value = figure.text(getattr(one.teacher_after.test, figure.key))
-            trained = f"its trained teacher has a test {figure.label} of {value}"
-            yield f"{one.arm} seed {one.seed}: {trained}"
+            yield f"{one.arm} seed {one.seed}: its trained teacher has a test {figure.label} of {value}"
         study = one.bias_shift
         if study is not None:
             before, after, oracle = study["before"], study["validation_tuned"], study["test_tuned"]
@@ -90,11 +88,11 @@ def verdicts(result: RunResult, recipe: Recipe) -> Iterator[str]:
             )
 
 
-def _gain(arm: str, gain: Gain, what: str, factor: float, digits: int) -> str:
+def _gain(arm: str, gain: Gain, figure: Shown, what: str) -> str:
     doubt = "one pair, so no standard error"
     if gain.standard_error is not None:
-        doubt = f"standard error {factor * gain.standard_error:.{digits}f}, {gain.n} pairs"
-    return f"{arm}: {abs(factor * gain.mean):.{digits}f} {what} ({doubt})"
+        doubt = f"standard error {figure.number(gain.standard_error)}, {gain.n} pairs"
+    return f"{arm}: {figure.number(abs(gain.mean))} {what} than alone ({doubt})"
 
 
 def _worse_teacher(result: RunResult, recipe: Recipe) -> Iterator[str]:

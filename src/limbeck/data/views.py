@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from limbeck.core import LimbeckError
 from limbeck.data.keys import Purpose, below, draw
+from limbeck.data.targets import IGNORED
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,18 @@ def change(images: Tensor, numbers: Tensor, *, options: Augment) -> Tensor:
     if options.cutout:
         images = _cut_out(images, options.cutout, next(rows))
     return images
+
+
+def change_masks(masks: Tensor, numbers: Tensor, *, options: Augment) -> Tensor:
+    """Change masks (N, H, W) uint8 as `change` changes their images; what is filled in is 255, which does not count."""
+    return IGNORED - change(IGNORED - masks[:, None], numbers, options=options)[:, 0]
+
+
+def check_points(targets: Tensor, options: Augment) -> None:
+    """Raise LimbeckError if the options would move the images of points (N, L, 2) and not the points."""
+    moving = [name for name in ("crop", "shift", "flip") if getattr(options, name)]
+    if moving and targets.dim() == 3 and targets.dtype == torch.float32:
+        raise LimbeckError(f"augmentation {moving[0]} moves the images but not the landmarks; allowed is cutout")
 
 
 def check(shape: Sequence[int], options: Augment) -> None:

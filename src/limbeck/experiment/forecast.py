@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.cache.encoding import parts_of
 from limbeck.core import TARGETS, Batch, LimbeckError, Networks, Stage, Tap, tap
+from limbeck.data.targets import TaskName
 from limbeck.evaluate import file_bytes, macs, parameters
 from limbeck.experiment.arms import teacher_of
 from limbeck.experiment.caching import cached, formats, teacher_taps
@@ -121,7 +122,8 @@ class Forecast:
     device: str
     precision: str
     shape: tuple[int, ...]
-    classes: int
+    task: TaskName
+    classes: int  # of other tasks, labels, numbers or points
     splits: Mapping[str, SplitForecast]
     networks: Mapping[str, NetworkForecast]
     arms: Mapping[str, ArmForecast]
@@ -152,7 +154,8 @@ def forecast(experiment: Experiment, allow: Collection[str]) -> Forecast:
         device=engine.device.type,
         precision=engine.precision,
         shape=data.shape,
-        classes=len(data.outputs),
+        task=data.task,
+        classes=len(data.classes),
         splits={name: SplitForecast(len(split), data.origins.get(name, "")) for name, split in splits.items()},
         networks={name: _network(network, data.shape) for name, network in made.networks.items()},
         arms=arms,

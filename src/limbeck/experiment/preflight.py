@@ -139,7 +139,7 @@ def built(recipe: Recipe, data: Data, factory: Prepared, own: Method | None) -> 
     networks, members, block = {"student": student, **others}, list[nn.Module](), recipe.teacher
     if block is not None:
         members = factory.restored(block) or [factory.teacher(block)[0] for _ in range(block.new_members)]
-        networks["teacher"] = ensemble(members, block)
+        networks["teacher"] = ensemble(members, block, data.task)
     notes = refuse_shared(networks, allow=recipe.allow)
     found: dict[str, Planned] = {}
     if block is not None and block.train is not None:

@@ -183,7 +183,7 @@ class Experiment:
         job = teacher_of(self.recipe, seed)
         for one in () if members else members_of(self.recipe, block, seed):
             members.append((yield from self._member(block, one, track)))
-        network = ensemble(members, block)
+        network = ensemble(members, block, self.data.task)
         if block.untrained or block.table:
             return network
         for number, member in enumerate(members if reused and len(members) > 1 else ()):
