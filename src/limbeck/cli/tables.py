@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.table import Table
 
+from limbeck.evaluate.cost import QUIET
 from limbeck.experiment.results import Gain, NetworkResult, RunResult, Spread, spread
 from limbeck.recipe.blocks import Recipe
 from limbeck.tasks import TASKS, Shown
@@ -70,6 +71,10 @@ def verdicts(result: RunResult, recipe: Recipe) -> Iterator[str]:
             better = "better" if row.better_than_alone.mean >= 0 else "worse"
             yield _gain(arm, row.better_than_alone, figure, f"{'points ' * figure.percent}{better} {figure.label}")
     yield from _worse_teacher(result, recipe)
+    timed = [one.latency for one in (result.teacher, result.alone, result.student) if one and one.latency]
+    busy = max((latency.others_cores or 0.0 for latency in timed), default=0.0)
+    if busy > QUIET:
+        yield f"the latencies are unreliable: other processes used {busy:.1f} cores meanwhile"
     for one in result.runs:
         if one.teacher_after is not None:
             figure = TASKS[result.task].headline

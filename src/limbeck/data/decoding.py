@@ -79,7 +79,7 @@ def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, ex
                 orientation = _orientation(image)
             method = _to_turn(image, orientation, exif_orientation)
     except Exception as error:  # Pillow raises anything for a damaged file
-        raise _unreadable(label, error) from error
+        raise _unreadable(label, data, error) from error
     if method is not None:
         pixels = pixels.transpose(method)
         pixels.info = {name: value for name, value in pixels.info.items() if name not in _TURNED_BY}  # else: twice
@@ -131,7 +131,7 @@ def header(label: str, data: bytes, *, exif_orientation: bool = True) -> Header:
             width, height = image.size if not sideways else image.size[::-1]
             return Header((height, width), exif_orientation and orientation != 1, deep=_white(image) is not None)
     except Exception as error:  # Pillow raises anything for a damaged file
-        raise _unreadable(label, error) from error
+        raise _unreadable(label, data, error) from error
 
 
 @contextmanager
@@ -156,9 +156,12 @@ def is_grey(pixels: Pixels) -> bool:
     return pixels.ndim == 2 or (pixels.shape[2] == 3 and bool((pixels == pixels[..., :1]).all()))
 
 
-def _unreadable(label: str, error: Exception) -> LimbeckError:
-    unknown = isinstance(error, UnidentifiedImageError)
-    reason = f"its header is damaged, or it has another format; allowed are {', '.join(_FORMATS)}" if unknown else error
+def _unreadable(label: str, data: bytes, error: Exception) -> LimbeckError:
+    reason = str(error)
+    if not data:
+        reason = "the file is empty"
+    elif isinstance(error, UnidentifiedImageError):
+        reason = f"its header is damaged, or it has another format; allowed are {', '.join(_FORMATS)}"
     return LimbeckError(f"{label} cannot be read as an image: {reason}")
 
 

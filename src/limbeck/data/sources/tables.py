@@ -251,6 +251,8 @@ def _rows(path: Path, wanted: _Wanted, split: str) -> dict[str, _Rows]:
     """The rows of a table by split; all are of the given one if there is no column of splits."""
     texts = [name for name in (wanted.label, wanted.path, wanted.split) if name is not None]
     heads = dict.fromkeys(_heads(path))
+    if not heads:
+        raise LimbeckError(f"{path} is empty; allowed is a first line with the names of the columns")
     every = (*wanted.targets, *wanted.numbers)
     for name in (*texts, *every):
         if name not in heads:
