@@ -29,7 +29,8 @@ def check_loggers(names: Sequence[str]) -> None:
     for name in names:
         if name not in LOGGERS:
             raise LimbeckError(f"--log is {name!r}: {nearest(name, LOGGERS)}")
-        if name != "csv" and find_spec(name) is None:
+        found = None if name == "csv" else find_spec(name)
+        if name != "csv" and (found is None or found.origin is None):  # a folder of that name is not the package
             raise LimbeckError(f"--log {name} needs the package {name}: pip install 'limbeck[{name}]'")
 
 
