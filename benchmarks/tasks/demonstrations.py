@@ -72,10 +72,9 @@ DEMONSTRATIONS: Mapping[str, Demonstration] = {
         teacher=partial(points, 2 * len(POINTS), width=16, deep=True, feature=128),
         student=partial(points, 2 * len(POINTS), width=8, deep=False, feature=64),
         methods={
-            "kd": {},
             "mimic": {"adapter": "linear"},
             "fitnets": {"hint_epochs": 10},
-            "srrl": {},
+            "srrl": {"alpha": 0.01},
         },
         teacher_epochs=10,
         epochs=30,

@@ -10,6 +10,7 @@ from benchmarks.tasks import command, training
 from benchmarks.tasks.demonstrations import DEMONSTRATIONS
 from benchmarks.tasks.picture import picture
 from benchmarks.tasks.report import half_width, table
+from limbeck.evaluate import parameters
 from limbeck.evaluate.landmarks import LandmarkFigures
 from limbeck.experiment.results import NetworkResult
 
@@ -60,7 +61,9 @@ def test_teacher_and_student_have_other_training_images_and_the_same_test_images
     assert not torch.equal(more.train.inputs[:1], data.train.inputs[:1])
     assert torch.equal(more.test.inputs, data.test.inputs)
     assert (more.mean, more.task) == (data.mean, task)
-    sizes = [sum(one.numel() for one in build().parameters()) for build in (demonstration.teacher, demonstration.student)]
+    sizes = [
+        sum(one.numel() for one in build().parameters()) for build in (demonstration.teacher, demonstration.student)
+    ]
     assert sizes[0] > 5 * sizes[1]
 
 
