@@ -15,6 +15,8 @@ from limbeck.evaluate import parameters
 from limbeck.experiment.forecast import _LAYERS
 from limbeck.experiment.run import Experiment
 from limbeck.experiment.verdicts import CHECKS
+from limbeck.files import checkpoint
+from limbeck.files.checkpoint import save
 from limbeck.methods import METHODS
 from limbeck.models import NetworkSpec, build, save_network
 from limbeck.recipe.read import read
@@ -94,6 +96,22 @@ def test_the_json_holds_the_same_figures_that_the_run_has():
     assert [verdict["check"] for verdict in found["verdicts"]] == list(CHECKS)
     assert found["seconds"] > 0
     assert found["memory"] > 0
+
+
+@pytest.mark.parametrize(
+    "training", [(), ("train.ema=0.9", "train.keep=best"), ("train.optimizer={name: sgd, lr: 0.1}",)]
+)
+def test_the_estimated_bytes_are_those_of_the_run(monkeypatch, tmp_path_factory, training):
+    settings = ("method=fitnets", "teacher.model.hidden=[64, 64]", "student.model.hidden=[200, 200]", *training)
+    kept = as_json(*settings)["kept"]
+    sizes = [0]
+    monkeypatch.setattr("limbeck.experiment.folder.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: save(path, state) or sizes.append(path.stat().st_size))
+    folder = tmp_path_factory.mktemp("run")
+    list(Experiment(read(Path("recipe.yaml"), overrides=settings), folder).run())
+    files = [path.stat().st_size for path in folder.rglob("*.safetensors") if "store" not in path.parts]
+    assert kept["weights"] == pytest.approx(sum(files), rel=0.1)
+    assert kept["checkpoint"] == pytest.approx(max(sizes), rel=0.15)
 
 
 def test_a_layer_is_named_in_the_recipe_or_found():

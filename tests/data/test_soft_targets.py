@@ -192,29 +192,12 @@ def test_features_and_signals_can_be_mixed_and_not_cut(shape):
     torch.testing.assert_close(mixed.inputs, share * plain.inputs + (1 - share) * plain.inputs.roll(1, 0))
     with pytest.raises(LimbeckError, match=r"cutmix is 1.0, but the inputs have shape \(8, .*\); allowed are \(N, C"):
         Batches(split, **settings, soft=SoftTargets(CLASSES, cutmix=1.0))
-    signals = Split(split.inputs.view(8, 1, 6), split.targets)
-    (other, *_) = Batches(signals, **settings, soft=SoftTargets(CLASSES, mixup=0.4))(0)
-    assert torch.equal(other.inputs[:, 0], one.inputs)
 
 
 def test_a_batch_of_one_sample_cannot_be_mixed():
     with pytest.raises(LimbeckError, match=r"mixup and cutmix mixes .* batch_size is 1, it must be 2 or more"):
         batches(batch_size=1, soft=SoftTargets(CLASSES, mixup=1.0, cutmix=1.0))
     assert len(batches(batch_size=1, soft=SoftTargets(CLASSES, label_smoothing=0.1))) == 12
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"label_smoothing": 1.0}, r"label_smoothing is 1.0; allowed are numbers in \[0, 1\)"),
-        ({"label_smoothing": math.nan}, "label_smoothing is nan"),
-        ({"mixup": -0.1}, r"mixup is -0.1; allowed are 0 \(off\) and greater numbers"),
-        ({"cutmix": math.inf}, "cutmix is inf"),
-    ],
-)
-def test_values_out_of_range_are_refused(options, message):
-    with pytest.raises(LimbeckError, match=message):
-        SoftTargets(CLASSES, **options)
 
 
 def test_targets_stay_class_indices_unless_something_asks_for_more():

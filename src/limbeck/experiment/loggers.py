@@ -23,9 +23,6 @@ from limbeck.tasks import TASKS
 
 Consumer = Callable[[Event], None]
 
-Write = Callable[[Job, int, Mapping[str, float]], None]
-"""``(job, number of finished epochs in all stages, values by name)``"""
-
 
 def check_loggers(names: Sequence[str]) -> None:
     """Raise LimbeckError if a logger does not exist or its package is not installed."""
@@ -122,32 +119,28 @@ LOGGERS: Mapping[str, Callable[[Path, Recipe], AbstractContextManager[Consumer]]
 """By the value of ``--log``, which is also the name of the package and of the extra."""
 
 
-def _of_events(add: Write) -> Consumer:
-    """Return a consumer that adds the figures of each epoch and the headline of each finished network."""
+def _of_events(add: Callable[[Job, int, Mapping[str, float]], None]) -> Consumer:
+    """Return a consumer that adds the figures of each epoch and the headline of each finished network.
+
+    It calls ``add(job, number of finished epochs in all stages, values by name)``.
+    """
     epochs: dict[Job, int] = {}
 
     def consume(event: Event) -> None:
         if isinstance(event, Started):
             epochs[event.job] = event.done
         elif isinstance(event, Trained):
+            epoch, key = event.epoch, TASKS[event.task].headline.key
+            values = {"loss": epoch.loss, "images_per_second": epoch.images / epoch.seconds}
+            values |= {f"terms/{name}": value for name, value in epoch.terms.items()}
+            values |= {f"validation_{key}": event.validation} if event.validation is not None else {}
             epochs[event.job] += 1
-            add(event.job, epochs[event.job], _values(event))
+            add(event.job, epochs[event.job], values)
         elif isinstance(event, Finished) and event.job in epochs:
             key = TASKS[event.task].headline.key
             add(event.job, epochs[event.job], {f"test_{key}": getattr(event.result.test, key)})
 
     return consume
-
-
-def _values(event: Trained) -> dict[str, float]:
-    epoch = event.epoch
-    values = {"loss": epoch.loss, "images_per_second": epoch.images / epoch.seconds}
-    values |= {f"terms/{name}": value for name, value in epoch.terms.items()}
-    return (
-        values
-        if event.validation is None
-        else {**values, f"validation_{TASKS[event.task].headline.key}": event.validation}
-    )
 
 
 def _write_table(folder: Path) -> None:
