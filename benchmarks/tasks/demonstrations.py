@@ -12,6 +12,7 @@ from benchmarks.tasks.drawn import CLASSES, EYES, POINTS, SHAPES, faces, scenes,
 from benchmarks.tasks.networks import Segmenter, labels, points
 from limbeck.data import Data
 from limbeck.data.targets import TaskName
+from limbeck.recipe.blocks import Refusal
 
 SIZE = 32
 """The sides of an image in pixels."""
@@ -19,7 +20,7 @@ SIZE = 32
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One task on drawn data. Every hyper-parameter was chosen on the validation split with seeds from 100."""
+    """One task on drawn data. The methods have their default options apart from those that are here."""
 
     task: TaskName
     draw: Callable[..., tuple[Tensor, Tensor]]
@@ -30,9 +31,10 @@ class Demonstration:
     teacher_epochs: int
     epochs: int  # of a student, over all stages of its method
     optimizer: Mapping[str, Any]
-    options: Mapping[str, Any] = field(default_factory=dict)  # as `limbeck.data.Data.task_options`
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the task, as `limbeck.distill` takes them
     images: int = 5000  # seven tenths of them for training, one tenth for validation, two tenths for the test
     teacher_images: int = 20_000  # other images, on which the teacher is trained
+    allow: tuple[Refusal, ...] = ()  # as `limbeck.distill` takes it
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -41,8 +43,7 @@ class Demonstration:
 
     def data(self) -> Data:
         """The images of seed 0."""
-        drawn = _drawn(self.task, self.draw, self.classes, self.images)
-        return replace(drawn, task_options=self.options)
+        return _drawn(self.task, self.draw, self.classes, self.images)
 
     def teacher_data(self) -> Data:
         """The same, but the training images are those of seed 1."""

@@ -16,8 +16,7 @@ def half_width(deviation: float, n: int) -> float:
     """
     from scipy.stats import t  # type: ignore[import-untyped]  # takes a second to import
 
-    quantile: float = t.ppf(0.975, n - 1)
-    return quantile * deviation / n**0.5
+    return float(t.ppf(0.975, n - 1) * deviation / n**0.5)
 
 
 def table(results: Sequence[NetworkResult], task: TaskName) -> Iterator[str]:

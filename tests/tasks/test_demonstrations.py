@@ -10,7 +10,6 @@ from benchmarks.tasks import command, training
 from benchmarks.tasks.demonstrations import DEMONSTRATIONS
 from benchmarks.tasks.picture import picture
 from benchmarks.tasks.report import half_width, table
-from limbeck.evaluate import parameters
 from limbeck.evaluate.landmarks import LandmarkFigures
 from limbeck.experiment.results import NetworkResult
 
@@ -18,8 +17,9 @@ from limbeck.experiment.results import NetworkResult
 def tiny(task, *methods):
     """The demonstration with 40 images, one epoch, and these methods."""
     full = DEMONSTRATIONS[task]
-    kept = {name: full.methods[name] for name in methods}
-    return replace(full, methods=kept, images=40, teacher_images=40, teacher_epochs=1, epochs=1)
+    kept = {name: full.methods.get(name, {}) for name in methods}
+    few = {"images": 40, "teacher_images": 40, "teacher_epochs": 1, "epochs": 1}
+    return replace(full, methods=kept, allow=("chance",), **few)
 
 
 @pytest.fixture
@@ -100,7 +100,8 @@ def test_the_command_writes_a_picture(here, monkeypatch, tmp_path):
     monkeypatch.setattr(command, "smaller", lambda demonstration: tiny(demonstration.task, "mimic"))
     target = tmp_path / "faces.png"
     command.main(["landmarks", "--seeds", "1", "--smoke", "--out", str(tmp_path), "--picture", str(target)])
-    assert Image.open(target).size == (56 + 8 * 96, 3 * 96)
+    with Image.open(target) as page:
+        assert page.size == (56 + 8 * 96, 3 * 96)
 
 
 @pytest.mark.parametrize(
