@@ -92,6 +92,7 @@ def finished(*, seeds=(0, 1), errors=(67, 146, 74), arms=("teacher", "alone", "k
         schema=SCHEMA,
         name="hinton_mnist",
         task="classification",
+        metric=None,
         method="kd",
         seeds=seeds,
         teacher=shown.get("teacher"),

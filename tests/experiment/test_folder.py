@@ -31,6 +31,7 @@ def run_of(*runs):
         schema=SCHEMA,
         name="tiny",
         task="classification",
+        metric=None,
         method="kd",
         seeds=(0,),
         teacher=None,

@@ -55,6 +55,7 @@ def run(student=None):
         schema=SCHEMA,
         name="tiny",
         task="classification",
+        metric=None,
         method="kd",
         seeds=(3,),
         teacher=teacher,
@@ -79,6 +80,7 @@ NETWORK_KEYS = [
     "latency",
     "macs",
     "member",
+    "own_metric",
     "parameters",
     "seed",
     "teacher_after",
@@ -91,6 +93,7 @@ RUN_KEYS = [
     "alone",
     "decided",
     "method",
+    "metric",
     "name",
     "notes",
     "runs",
@@ -128,7 +131,10 @@ def test_the_schema_is_3_with_these_keys():
 def test_what_does_not_apply_is_null():
     values = plain(run(student=result("kd", 3, 25)))
     absent = {"best_epoch", "bias_shift", "latency", "member", "teacher_after", "trained_as", "validation"}
-    assert {key for key, value in values["student"].items() if value is None} == absent | {"weights_sha256"}
+    assert {key for key, value in values["student"].items() if value is None} == absent | {
+        "weights_sha256",
+        "own_metric",
+    }
     assert {key for key, value in values["student"]["test"].items() if value is None} == {"agreement", "kl_to_teacher"}
     assert values["summary"]["alone"]["fewer_errors_than_alone"] is None
     assert plain(replace(run(), alone=None, teacher=None))["alone"] is None

@@ -125,12 +125,16 @@ def test_chance_is_the_best_constant():
 def test_splits_on_which_nothing_can_be_measured_are_refused_before_training():
     inputs = torch.rand(40, 3, 16, 16)
     for task, targets, message in (
-        ("multi_label", torch.zeros(40, 2), "on the validation split: no evaluated sample has a label"),
-        ("landmarks", torch.full((40, 3, 2), 0.5), "on the validation split: the smallest size is 0.0"),
-        ("landmarks", torch.rand(40, 1, 2), "the smallest size is 0.0"),
+        (
+            "multi_label",
+            torch.zeros(40, 2),
+            "cannot be measured on the validation split: no evaluated sample has a label",
+        ),
+        ("landmarks", torch.full((40, 3, 2), 0.5), "has size 0"),
+        ("landmarks", torch.rand(40, 1, 2), "has size 0"),
     ):
         given = limbeck.arrays(inputs, targets, task=task, test=10, validation=10)
-        with pytest.raises(LimbeckError, match=f"networks cannot be measured.*{message}"):
+        with pytest.raises(LimbeckError, match=message):
             limbeck.distill(None, network(given, 4), given, method="alone", epochs=1)
 
 

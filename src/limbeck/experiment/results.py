@@ -107,7 +107,7 @@ class RunResult:
     notes: tuple[str, ...]  # what a user should know
     decided: dict[str, Any]  # what `auto` came to: device, precision and why, compile, cache
     runs: tuple[NetworkResult, ...]  # of every seed, without latencies
-    metric: str | None = None  # the name of the user's function, whose values are `own_metric`
+    metric: str | None  # the name of the user's function, whose values are `own_metric`
 
     def of(self, arm: str) -> tuple[NetworkResult, ...]:
         """An arm's networks, one a seed."""
