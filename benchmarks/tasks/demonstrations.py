@@ -100,7 +100,7 @@ DEMONSTRATIONS: Mapping[str, Demonstration] = {
         teacher=partial(Segmenter, len(CLASSES), width=12, deep=True),
         student=partial(Segmenter, len(CLASSES), width=4, deep=False),
         methods={
-            "kd": {},
+            "kd": {"temperature": 1.0, "hard": 1.0, "soft": 1.0},
             "fitnets": {"guided_layer": "coarse", "hint_layer": "coarse", "hint_epochs": 4},
             "at": {"student_layers": ("coarse", "joined", "last"), "teacher_layers": ("coarse", "joined", "last")},
         },
