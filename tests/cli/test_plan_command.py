@@ -175,3 +175,10 @@ def test_what_stops_a_run_stops_the_plan_with_the_same_message():
     result = CliRunner().invoke(app, ["plan", "recipe.yaml", "--set", "train.optimizer={name: sgd, lr: -1}"])
     assert result.exit_code == 2
     assert "Invalid learning rate: -1.0" in result.stderr
+
+
+def test_a_folder_that_holds_a_run_is_told_and_not_refused(monkeypatch):
+    monkeypatch.setattr("limbeck.experiment.forecast.holds_epoch", lambda folder: True)
+    monkeypatch.setattr("limbeck.experiment.folder.holds_epoch", lambda folder: True)
+    told = "already holds a run: choose --resume, --overwrite or another --out for limbeck run"
+    assert told in " ".join(planned().split())

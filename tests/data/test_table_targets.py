@@ -79,7 +79,7 @@ def test_points_of_an_image_that_keeps_its_size_do_not_move(tmp_path):
     ("options", "message"),
     [
         ({"targets": ("wet",)}, r"task is 'classification' with the targets 1 \(wet\): classification has a label_c"),
-        ({"task": "regression"}, "task is 'regression' with the targets none"),
+        ({"task": "regression"}, "task is 'regression', but targets names no column: name at least one"),
         ({"task": "segmentation"}, "got 'segmentation': did you mean|allowed are"),
         (
             {"task": "regression", "targets": ("wet",), "label_column": "cold"},

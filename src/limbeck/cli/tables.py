@@ -5,10 +5,14 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.table import Table
 
+from limbeck.evaluate import ClassFigures, SegmentationFigures
 from limbeck.evaluate.cost import QUIET
 from limbeck.experiment.results import Gain, NetworkResult, RunResult, Spread, spread
 from limbeck.recipe.blocks import Recipe
 from limbeck.tasks import TASKS, Shown
+
+WITH_AGREEMENT = (ClassFigures, SegmentationFigures)
+"""The figures that say how often a network predicts what its teacher predicts."""
 
 
 def result_table(result: RunResult) -> Table:
@@ -28,23 +32,27 @@ def result_table(result: RunResult) -> Table:
     own = (result.metric,) if result.metric is not None else ()
     for name in own:
         table.add_column(name, justify="right", overflow="fold")
-    agreeing = hasattr(result.student.test, "agreement")
+    agreeing = isinstance(result.student.test, WITH_AGREEMENT)
     for heading in ("agrees with\nteacher %",) * agreeing + ("parameters", "MACs", "latency\nms", "p95\nms"):
         table.add_column(heading, justify="right", overflow="fold")
     first = {one.arm: one for one in (result.teacher, result.alone, result.student) if one is not None}
     for arm, row in result.summary.items():
         tests = [one.test for one in result.of(arm)]
-        agreements = [getattr(test, "agreement", None) for test in tests]
-        same = [one for one in agreements if one is not None]
+        agreements = [test.agreement for test in tests if isinstance(test, WITH_AGREEMENT)]
         table.add_row(
             arm,
             spread_text(row.headline, task.headline),
             *(_several([getattr(test, figure.key) for test in tests], figure) for figure in task.others),
             *(_several([one.own_metric for one in result.of(arm)], Shown("own_metric", name)) for name in own),
-            *(f"{100 * sum(same) / len(same):.2f}" if same else "",) * agreeing,
+            *(_mean_percent(agreements),) * agreeing,
             *_costs(first.get(arm)),
         )
     return table
+
+
+def _mean_percent(shares: Sequence[float | None]) -> str:
+    known = [share for share in shares if share is not None]
+    return f"{100 * sum(known) / len(known):.2f}" if known else ""
 
 
 def _several(values: Sequence[float | None], figure: Shown) -> str:

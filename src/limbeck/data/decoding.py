@@ -110,7 +110,8 @@ def mask(label: str, data: bytes, *, size: tuple[int, int], of: tuple[int, int])
             chosen = ImageOps.fit(image, size[::-1], Image.Resampling.NEAREST)
             return numpy.array(chosen, dtype=numpy.uint8)
     except Exception as error:  # Pillow raises anything for a damaged file
-        raise LimbeckError(f"{label} cannot be read as a mask: {error}") from error
+        reason = "it is no PNG, or damaged" if isinstance(error, UnidentifiedImageError) else error
+        raise LimbeckError(f"{label} cannot be read as a mask: {reason}") from error
 
 
 def moved(points: NDArray[numpy.float32], size: tuple[int, int], of: tuple[int, int]) -> NDArray[numpy.float32]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 import numpy
@@ -14,11 +15,11 @@ from limbeck.core import LimbeckError
 from limbeck.data.bounds import check_memory
 from limbeck.data.decoding import loaded
 from limbeck.data.from_arrays import check_number, checked_inputs
-from limbeck.data.sample_columns import INPUTS, TARGETS, column
 from limbeck.data.sources import as_data
 from limbeck.data.sources.base import Parts, Progress
 from limbeck.data.split import Data, Split
 from limbeck.data.targets import TaskName, as_targets, outputs_of
+from limbeck.errors import nearest
 
 
 class Indexed(Protocol):
@@ -29,6 +30,14 @@ class Indexed(Protocol):
 
 
 Samples: TypeAlias = Dataset[Any] | Iterable[Any] | Indexed
+
+INPUTS = ("image", "img", "pixel_values", "inputs", "features")
+"""The columns of inputs that are found by their names."""
+
+TARGETS = ("label", "labels", "target")
+"""Likewise of targets. Names such as fine_label are not: a data set that has one usually has another."""
+
+_LISTED = 100  # columns that an error lists
 
 _READ_TWICE = 32  # samples that are compared when they are read again
 
@@ -70,7 +79,7 @@ def dataset(
         signals: the inputs are signals (C, L) and not images (H, W).
         task: what the targets are, as in `limbeck.arrays`.
         columns: the keys of input and target, if samples are dicts. By default, those that are in
-            `limbeck.data.sample_columns`; other keys are not read.
+            `INPUTS` and `TARGETS`; other keys are not read.
 
     Raises:
         LimbeckError: a sample is no pair, or a dict with other keys, has another shape than the first, or differs when
@@ -112,6 +121,18 @@ def _indexed(samples: object) -> bool:
     """Whether these are `Indexed` samples; lists and tuples are batches."""
     methods = all(hasattr(type(samples), name) for name in ("__len__", "__getitem__"))
     return methods and not isinstance(samples, Sequence | Mapping)
+
+
+def _column(names: Iterable[str], given: str | None, known: tuple[str, ...], option: str) -> str:
+    """The column that is given; otherwise the only one whose name is in ``known``; ``option`` names it in messages."""
+    listed = [str(name) for name in islice(names, _LISTED)]
+    found = [name for name in listed if name == given or (given is None and name in known)]
+    if len(found) == 1:
+        return found[0]
+    if given is not None:
+        raise LimbeckError(f"there is no column {given!r}: {nearest(given, listed)}")
+    got = " and ".join(found) if found else f"none of {', '.join(known)}"
+    raise LimbeckError(f"the columns {', '.join(listed)} contain {got}; allowed is one of them: name it with {option}")
 
 
 def _classes(samples: Any, columns: tuple[str, str] | None) -> tuple[str, ...]:
@@ -199,7 +220,7 @@ class _Batches:
         """The input and the target of a sample or a batch."""
         if isinstance(sample, Mapping):
             own = self.columns or (None, None)
-            return [sample[column(sample, own[at], (INPUTS, TARGETS)[at], "columns=(input, target)")] for at in (0, 1)]
+            return [sample[_column(sample, own[at], (INPUTS, TARGETS)[at], "columns=(input, target)")] for at in (0, 1)]
         if self.columns is not None or not isinstance(sample, tuple | list) or len(sample) != 2:
             allowed = "pairs (input, target) and dicts" if self.columns is None else "dicts, because columns is given"
             raise LimbeckError(f"{self.name} gave {type(sample).__name__}; allowed are {allowed}")

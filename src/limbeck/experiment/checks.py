@@ -132,7 +132,7 @@ def check_teacher(
         refuse(
             "probabilities",
             f"the teacher returns probabilities (each row is in [0, 1]{sums}), but logits are needed",
-            "Remove the softmax at its end, or declare it: in a recipe teacher: {output: probabilities}, "
+            "Remove the softmax or sigmoid at its end, or declare it: in a recipe teacher: {output: probabilities}, "
             'in Python teacher_output="probabilities"',
         )
     if _is_random(network, split, data, engine):
@@ -267,8 +267,9 @@ def _against_constant(
             "chance",
             f"the {figure.label} of the teacher on {len(targets)} validation samples is {figure.text(found)}, which is "
             f"no better than {figure.text(chance)} of the best constant outputs",
-            "Most likely it was trained on inputs of another form: describe them, in a recipe teacher: {input: {...}}, "
-            "in Python teacher_input=limbeck.Input(...). Or its outputs have another order or unit",
+            "It may be undertrained, or the samples too few to tell; its outputs may have another order or unit; or it "
+            "was trained on inputs of another form: describe them, in a recipe teacher: {input: {...}}, in Python "
+            "teacher_input=limbeck.Input(...)",
         )
     return []
 

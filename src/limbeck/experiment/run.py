@@ -78,8 +78,9 @@ class Experiment:
         progress: Progress | None = None,
     ) -> None:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
-        place = self.recipe.data.model_dump().get("path")
-        check_folder(folder, resume=resume or overwrite, data=Path(place) if place else None)
+        if not in_memory:  # before the data is read
+            place = self.recipe.data.model_dump().get("path")
+            check_folder(folder, resume=resume or overwrite, data=Path(place) if place else None)
         self.data = _loaded(recipe, progress) if given is None else given.data
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)

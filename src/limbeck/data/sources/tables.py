@@ -142,9 +142,13 @@ def table(
 
 def _label(task: TaskName, label: str, targets: Sequence[str]) -> str | None:
     """The column of the labels; None if the targets are numbers."""
-    if (task == "classification") is bool(targets):
-        need = "classification has a label_column, and other tasks have targets"
-        raise LimbeckError(f"task is {task!r} with the targets {few(targets)}: {need}")
+    if task != "classification" and not targets:
+        raise LimbeckError(f"task is {task!r}, but targets names no column: name at least one, as targets: [column]")
+    if task == "classification" and targets:
+        raise LimbeckError(
+            f"task is 'classification' with the targets {few(targets)}: classification has a label_column; other "
+            "tasks, such as task: regression, have targets"
+        )
     if targets and label != "label":
         raise LimbeckError(f"label_column is {label!r}, but the targets of {task} are {few(targets)}; allowed is one")
     refuse_doubled(targets, "targets: more than one of")
