@@ -20,6 +20,7 @@ from limbeck.cli.tables import spread_text
 from limbeck.experiment.results import ArmSummary, NetworkResult, RunResult
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.read import read
+from limbeck.tasks import TASKS
 
 SYSTEMS = ("hinton", "fitnets", "fsp", "class_distance", "srrl", "mimic", "longer")
 """After the five: class distance's baseline, a student that regresses the feature of the teacher that the others have;
@@ -54,7 +55,8 @@ def row(name: str, summary: ArmSummary, alone: dict[int, int], runs: Sequence[Ne
         gain = f"{values.mean():+.1f} (SE {values.std() / len(pairs) ** 0.5:.1f})"
     after = [run.teacher_after.test.accuracy for run in runs if run.teacher_after is not None]
     taught = f"{100 * sum(after) / len(after):.2f}" if after else ""
-    return f"| {name} | {spread_text(summary.accuracy, 100, 2)} | {summary.accuracy.n} | {gain} | {taught} |"
+    accuracy = spread_text(summary.headline, TASKS["classification"].headline)
+    return f"| {name} | {accuracy} | {summary.headline.n} | {gain} | {taught} |"
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from limbeck.cli.tables import spread_text
 from limbeck.experiment.results import Spread
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.read import read
+from limbeck.tasks import TASKS
 
 WIDTHS = (300, 30)
 TEMPERATURES = (1, 2, 4, 8, 20)
@@ -50,7 +51,7 @@ def main() -> None:
     rows = []
     for width in WIDTHS:
         cells = [cell(width, temperature, arguments) for temperature in columns]
-        shown = [spread_text(errors, 1, 1) for errors in cells]
+        shown = [spread_text(errors, TASKS["classification"].others[0]) for errors in cells]
         rows.append(f"| {width}-{width} | " + " | ".join(shown) + " |")
     headings = ["alone", *(f"T = {temperature}" for temperature in TEMPERATURES)]
     print("| student | " + " | ".join(headings) + " |")

@@ -60,7 +60,7 @@ def test_several_seeds_give_means_and_the_student_of_the_first(data, teacher):
     trained, result = limbeck.distill(teacher, student, data, seeds=(3, 4), **QUICK)
     assert trained is student
     assert (result.student.seed, result.seeds) == (3, (3, 4))
-    assert result.summary["kd"].accuracy.n == result.summary["alone"].accuracy.n == 2
+    assert result.summary["kd"].headline.n == result.summary["alone"].headline.n == 2
     assert sorted((run.arm, run.seed) for run in result.runs) == [
         *(("alone", seed) for seed in (3, 4)),
         *(("kd", seed) for seed in (3, 4)),
@@ -106,7 +106,7 @@ def test_a_function_builds_the_student_of_every_seed_and_arm_anew(data, teacher)
     assert isinstance(student, nn.Sequential)
     times = Counter(tuple(start.flatten().tolist()) for start in starts)
     assert sorted(times.values())[-2:] == [2, 2]  # alone and kd of a seed start alike, seeds do not
-    assert result.summary["kd"].accuracy.n == 2
+    assert result.summary["kd"].headline.n == 2
 
 
 def test_a_function_that_builds_no_module_is_refused(data, teacher):

@@ -1,11 +1,13 @@
 """Distillation in one call, for your own modules and arrays."""
 
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
@@ -21,6 +23,7 @@ from limbeck.experiment.events import Event, Track, Trained
 from limbeck.experiment.given import Given, MakeStudent, OwnNetworks
 from limbeck.experiment.results import RunResult
 from limbeck.experiment.run import Experiment
+from limbeck.experiment.task_options import with_options
 from limbeck.experiment.workspace import NO_AUGMENTATION
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.methods.combined import combined
@@ -38,10 +41,12 @@ from limbeck.recipe.blocks import (
     Recipe,
     Refusal,
     StudentBlock,
+    TaskBlock,
     TeacherBlock,
     TrainBlock,
     as_cache,
 )
+from limbeck.recipe.contradictions import task_problems
 from limbeck.schedules import SCHEDULES
 from limbeck.train.engine import Precision
 from limbeck.train.loop import Epoch
@@ -64,6 +69,7 @@ def distill(
     schedule: str | Block = "cosine",
     augment: Augment | None = None,
     training: Mapping[str, Any] | None = None,
+    task: Mapping[str, Any] | None = None,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     baseline: bool = True,
@@ -109,6 +115,8 @@ def distill(
         augment: random changes of the training images; none by default.
         training: other keys of a recipe's ``train`` block, such as ``{"clip": 1.0, "keep": "best", "mixup": 0.2}``; see
             docs/recipes.md.
+        task: options of the task of the data, as in a recipe: ``hard_loss``, ``eyes`` and ``metric``. The loss and the
+            metric may be functions ``(outputs, targets)``; ``out`` identifies these by their names and sources.
         seed: of the data's order, the augmentation and dropout. The same seed gives the same student, bit-identical on
             a CPU if ``precision``, which ``auto`` decides by timing, and ``compile`` are the same.
         seeds: several seeds instead of ``seed``: the result then has means and deviations over them.
@@ -144,11 +152,12 @@ def distill(
         LimbeckError: a name, an option, a layer or a shape is wrong, or the teacher cannot be right, all of which is
             found before any training; or ``out`` holds another run.
     """
-    name, function, block = _method(method)
-    teachers, every = _teachers(teacher), _seeds(seed, seeds)
+    (name, function, block), teachers, every = _method(method), _teachers(teacher), _seeds(seed, seeds)
     _check(data, name, teachers, networks or {}, allow)
+    task_block, data = _with_task(data, task or {})
     recipe = Recipe.model_construct(
         name="distill",
+        task=task_block,
         data=_data_block(data, out),
         teacher=_teacher_block(teachers, teacher_input, teacher_classes, teacher_output, out) if teachers else None,
         student=_student_block(student, student_input, student_output, out),
@@ -344,6 +353,26 @@ def _train_block(
             "augment": AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
         }
     )
+
+
+def _with_task(data: Data, options: Mapping[str, Any]) -> tuple[TaskBlock, Data]:
+    """The options of the task as a block of a recipe, and the data with them."""
+    own = {key: value for key, value in options.items() if key in ("hard_loss", "metric") and callable(value)}
+    block = _checked("task", TaskBlock, {key: value for key, value in options.items() if key not in own})
+    for problem in task_problems(block):
+        raise LimbeckError(f"{'.'.join(map(str, problem.path))}: {problem.message}")
+    block = block.model_copy(update={key: _described(value) for key, value in own.items()})
+    return block, with_options(data, block, own)
+
+
+def _described(function: Callable[..., Any]) -> str:
+    """What stands for a function in the recipe: its name and a hash of its source, if Python finds the source."""
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = ""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{GIVEN} {name} {sha256(source.encode()).hexdigest()}"
 
 
 def _method(method: str | Block | Sequence[str | Block] | Method) -> tuple[str, Method, dict[str, Any]]:

@@ -182,13 +182,13 @@ class Setup:
     below: Callable[[Tap], tuple[nn.Parameter, ...]]  # the parameters that a tap's tensor depends on
     outline: Callable[[str], Outline]  # of the network of that name
     networks: tuple[str, ...]  # the names
-    classes: int
-    targets: Tensor  # (n,) int64: the training set's labels, by `Batch.index`
+    classes: int  # outputs of a network: classes; of other tasks, labels, numbers or coordinates
+    targets: Tensor  # (n,) int64: the training set's labels, by `Batch.index`; or those of `limbeck.data.targets`
     batch_size: int
     hard_loss: Loss | None = None  # of outputs and targets; None: the cross-entropy of classes
-    soft_loss: Loss | None = None  # of outputs and the teachers' outputs, with `temperature`; None: that of `kd`
+    soft_loss: Loss | None = None  # of outputs and the teachers', with options; None: that of `kd`
     soft_targets: tuple[str, ...] = ()  # why the batch's targets are (N, K), such as "mixup"; empty: class indices
-    teacher_logits: tuple[Tap, ...] = (from_teacher(),)  # one tap per member if the teacher is an ensemble
+    teacher_logits: tuple[Tap, ...] = (from_teacher(),)  # its outputs: of an ensemble of distributions, each member's
 
 
 def weighted(terms: Mapping[str, Term]) -> Mapping[str, Term]:

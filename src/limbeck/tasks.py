@@ -1,5 +1,6 @@
 """The kinds of problem: what a network returns, its losses, and how good it is."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,13 +10,18 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError, Loss
 from limbeck.data import Data
-from limbeck.data.targets import IGNORED, TaskName
+from limbeck.data.bounds import check_memory
+from limbeck.data.targets import UNITS, TaskName
 from limbeck.evaluate import Figures, metrics
 from limbeck.evaluate.landmarks import landmark_metrics
 from limbeck.evaluate.multi_label import multi_label_metrics
+from limbeck.evaluate.own_metric import OwnMetric
 from limbeck.evaluate.regression import regression_metrics
 from limbeck.evaluate.segmentation import segmentation_metrics
 from limbeck.methods import task_losses
+
+OUTPUTS_HELD = 3
+"""The outputs of a split that are in memory together: the teacher's, and the student's in parts and joined."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,9 @@ class Task:
     others: tuple[Shown, ...]
     """The other figures in the table of results."""
 
-    chance: Callable[[Tensor], Tensor]
-    """The targets (N, ...) to the outputs of one sample that fit them best if they do not depend on the input."""
+    constant: Callable[[Tensor, int], Tensor] | None = None
+    """Targets (N, ...) and the number of classes to the outputs of one sample that fit the targets best if they do not
+    depend on the input. None for classification, whose chance is computed from counts."""
 
     places: bool = False
     """Whether a network returns its outputs for every pixel, (outputs, H, W)."""
@@ -66,13 +73,33 @@ class Task:
     soft_loss: Loss | None = None
     """As `limbeck.core.Setup.soft_loss`."""
 
+    own_metric: OwnMetric | None = None
+    """A metric of the user, which is computed on the test split."""
+
     def check_data(self, data: Data) -> None:
-        """Raise LimbeckError if the data has nothing to learn."""
-        least = 1 if data.task in ("multi_label", "regression", "landmarks") else 2
+        """Raise LimbeckError if the data has nothing to learn, or a split on which networks cannot be measured."""
+        unit = UNITS.get(data.task, "class")
+        least = 1 if data.task in UNITS else 2
         if len(data.classes) < least:
             raise LimbeckError(
-                f"the data has {len(data.classes)} class, so there is nothing to learn: it takes {least} or more"
+                f"the data has {len(data.classes)} {unit}, so there is nothing to learn: it takes {least} or more"
             )
+        splits = {"validation": data.validation, "test": data.test}
+        if self.places:
+            count = max(map(len, splits.values()))
+            check_memory(
+                OUTPUTS_HELD * 4 * count * len(data.outputs) * math.prod(data.shape[1:]),
+                f"the outputs of teacher and student for {count:,} images of one split",
+                "use fewer images (limit) or smaller ones (size)",
+            )
+            return
+        for name, split in splits.items():
+            constant = self.by_chance(data, split.targets)
+            try:
+                if constant is not None and len(split):
+                    self.figures(constant, split.targets)
+            except LimbeckError as error:
+                raise LimbeckError(f"networks cannot be measured on the {name} split: {error}") from error
 
     def check_output(self, name: str, shape: tuple[int, ...], data: Data) -> None:
         """Raise LimbeckError unless this is the shape of a network's output for one sample."""
@@ -88,31 +115,28 @@ class Task:
         """The headline's value."""
         return float(getattr(self.figures(outputs, targets), self.headline.key))
 
-    def chance_score(self, targets: Tensor) -> float:
-        """The headline's value of the best outputs that do not depend on the input."""
-        best = self.chance(targets)
-        return self.score(best.expand(len(targets), *best.shape), targets)
+    def by_chance(self, data: Data, targets: Tensor) -> Tensor | None:
+        """The best outputs (N, ...) for targets (N, ...) that are the same for all; None for classification."""
+        if self.constant is None:
+            return None
+        outputs = self.constant(targets, len(data.classes))
+        return outputs.expand(len(targets), *outputs.shape)
 
 
-def _frequent(targets: Tensor) -> Tensor:
-    """Logits (K,) of the classes' frequencies."""
-    return torch.bincount(targets).double().log().float()
-
-
-def _frequent_labels(targets: Tensor) -> Tensor:
+def _frequent_labels(targets: Tensor, _: int) -> Tensor:
     return targets.mean(dim=0).logit(eps=1e-6)
 
 
-def _mean(targets: Tensor) -> Tensor:
+def _mean(targets: Tensor, _: int) -> Tensor:
     return targets.mean(dim=0).flatten()
 
 
-def _frequent_pixels(targets: Tensor) -> Tensor:
-    counted = torch.bincount(targets[targets != IGNORED].long())
+def _frequent_pixels(targets: Tensor, classes: int) -> Tensor:
+    counted = torch.bincount(targets.flatten(), minlength=classes)[:classes]
     return (counted + 0.5).log()[:, None, None].expand(-1, *targets.shape[1:])
 
 
-def _distance(student: Tensor, *teachers: Tensor, temperature: float) -> Tensor:
+def _distance(student: Tensor, *teachers: Tensor, temperature: float, temperature_squared: bool = True) -> Tensor:
     """`task_losses.output_distance`, which has no temperature."""
     return task_losses.output_distance(student, *teachers)
 
@@ -133,7 +157,6 @@ TASKS: Mapping[TaskName, Task] = {
         metrics,
         Shown("accuracy", "accuracy", percent=True),
         (Shown("errors", "errors of", falls=True, digits=1),),
-        _frequent,
     ),
     "multi_label": Task(
         multi_label_metrics,
@@ -179,4 +202,6 @@ def task_of(data: Data) -> Task:
         task = replace(task, hard_loss=options["hard_loss"])
     if "eyes" in options:
         task = replace(task, figures=partial(task.figures, eyes=options["eyes"]))
+    if "metric" in options:
+        task = replace(task, own_metric=options["metric"])
     return task

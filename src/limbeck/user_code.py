@@ -1,7 +1,7 @@
 """Run a user's Python file. This is the only module that does, and only for a file that a recipe or the caller names.
 
-A model, a data source or a transform ``path/to/file.py:function`` is code. Code that a weights file, a store, a table
-or a run folder names is never run, see docs/security.md. This module needs no torch.
+A model, a data source, a transform, a loss or a metric ``path/to/file.py:function`` is code. Code that a weights file,
+a store, a table or a run folder names is never run, see docs/security.md. This module needs no torch.
 """
 
 import sys
@@ -17,7 +17,7 @@ from limbeck.files.paths import expanded, file_size
 LARGEST = 2**20
 """The largest Python file in bytes."""
 
-_RUN = ("name", "transform", "source")  # the keys of a recipe whose text may name code
+_RUN = ("name", "transform", "source", "hard_loss", "metric")  # the keys of a recipe whose text may name code
 
 
 def named(text: str) -> tuple[Path, str] | None:

@@ -132,7 +132,7 @@ def _written(value: object) -> str:
 
 def _is_type_name(part: str) -> bool:
     """Whether a part of an error's location names a member of a union instead of a key."""
-    return part in ("int", "constrained-int", "float", "str", "bool") or "[" in part
+    return part in ("int", "float", "str", "bool") or part.startswith("constrained-") or "[" in part
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

@@ -15,6 +15,8 @@ from limbeck.evaluate import parameters
 from limbeck.experiment.forecast import _LAYERS
 from limbeck.experiment.run import Experiment
 from limbeck.experiment.verdicts import CHECKS
+from limbeck.files import checkpoint
+from limbeck.files.checkpoint import save
 from limbeck.methods import METHODS
 from limbeck.models import NetworkSpec, build, save_network
 from limbeck.recipe.read import read
@@ -96,6 +98,22 @@ def test_the_json_holds_the_same_figures_that_the_run_has():
     assert found["memory"] > 0
 
 
+@pytest.mark.parametrize(
+    "training", [(), ("train.ema=0.9", "train.keep=best"), ("train.optimizer={name: sgd, lr: 0.1}",)]
+)
+def test_the_estimated_bytes_are_those_of_the_run(monkeypatch, tmp_path_factory, training):
+    settings = ("method=fitnets", "teacher.model.hidden=[64, 64]", "student.model.hidden=[200, 200]", *training)
+    kept = as_json(*settings)["kept"]
+    sizes = [0]
+    monkeypatch.setattr("limbeck.experiment.folder.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: save(path, state) or sizes.append(path.stat().st_size))
+    folder = tmp_path_factory.mktemp("run")
+    list(Experiment(read(Path("recipe.yaml"), overrides=settings), folder).run())
+    files = [path.stat().st_size for path in folder.rglob("*.safetensors") if "store" not in path.parts]
+    assert kept["weights"] == pytest.approx(sum(files), rel=0.1)
+    assert kept["checkpoint"] == pytest.approx(max(sizes), rel=0.15)
+
+
 def test_a_layer_is_named_in_the_recipe_or_found():
     found = as_json("method={name: rkd, teacher_layer: 'head:input'}", "cache=false")
     reads = [read for term in found["arms"]["rkd"]["stages"][0]["terms"].values() for read in term["reads"]]
@@ -157,3 +175,10 @@ def test_what_stops_a_run_stops_the_plan_with_the_same_message():
     result = CliRunner().invoke(app, ["plan", "recipe.yaml", "--set", "train.optimizer={name: sgd, lr: -1}"])
     assert result.exit_code == 2
     assert "Invalid learning rate: -1.0" in result.stderr
+
+
+def test_a_folder_that_holds_a_run_is_told_and_not_refused(monkeypatch):
+    monkeypatch.setattr("limbeck.experiment.forecast.holds_epoch", lambda folder: True)
+    monkeypatch.setattr("limbeck.experiment.folder.holds_epoch", lambda folder: True)
+    told = "already holds a run: choose --resume, --overwrite or another --out for limbeck run"
+    assert told in " ".join(planned().split())

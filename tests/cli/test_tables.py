@@ -13,11 +13,12 @@ from limbeck.cli import progress as watching
 from limbeck.cli.doctor import doctor
 from limbeck.cli.progress import show
 from limbeck.cli.tables import result_table, spread_text, verdicts
-from limbeck.evaluate import Figures, Latency
+from limbeck.evaluate import ClassFigures, Latency
 from limbeck.experiment.events import Finished, Job, Trained
 from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, Spread, summarise
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.read import read
+from limbeck.tasks import TASKS
 from limbeck.train.loop import Epoch
 
 RECIPE = """\
@@ -65,7 +66,7 @@ def measured(arm, seed, errors, *, agreement=None, study=None):
         arm=arm,
         seed=seed,
         member=None,
-        test=Figures(1 - errors / 10_000, errors, 10_000, cross_entropy=0.1, ece=0.01, agreement=agreement),
+        test=ClassFigures(1 - errors / 10_000, errors, 10_000, cross_entropy=0.1, ece=0.01, agreement=agreement),
         validation=None,
         parameters=2_395_210 if arm == "teacher" else 1_276_810,
         macs=2_392_800 if arm == "teacher" else 1_275_200,
@@ -90,6 +91,8 @@ def finished(*, seeds=(0, 1), errors=(67, 146, 74), arms=("teacher", "alone", "k
     return RunResult(
         schema=SCHEMA,
         name="hinton_mnist",
+        task="classification",
+        metric=None,
         method="kd",
         seeds=seeds,
         teacher=shown.get("teacher"),
@@ -169,8 +172,8 @@ def test_a_run_shows_the_omitted_class():
 
 
 def test_a_spread_is_written_in_the_digits_asked_for():
-    assert spread_text(Spread(0.98765, 0.0012, 3), 100, 2) == "98.77 ± 0.12"
-    assert spread_text(Spread(74.04, None, 1), 1, 1) == "74.0"
+    assert spread_text(Spread(0.98765, 0.0012, 3), TASKS["classification"].headline) == "98.77 ± 0.12"
+    assert spread_text(Spread(74.04, None, 1), TASKS["classification"].others[0]) == "74.0"
 
 
 def test_what_is_run_is_told_first_and_where_it_is_written_last():

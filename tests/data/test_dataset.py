@@ -173,7 +173,7 @@ def test_samples_that_change_when_they_are_read_again_are_refused(samples):
             [(torch.zeros(2), 0)],
             r"gave inputs of shape \(2,\) and targets of shape \(\); allowed are samples",
         ),
-        ([(torch.zeros(2, 2), ["a", "b"])], "train gave the target .*; allowed are class indices"),
+        ([(torch.zeros(2, 2), ["a", "b"])], "train gave the target .*; allowed are numbers"),
         ([], "train has no samples"),
         (7, "train is a int; allowed are a torch Dataset and a DataLoader"),
     ],
@@ -181,6 +181,84 @@ def test_samples_that_change_when_they_are_read_again_are_refused(samples):
 def test_what_gives_no_samples_is_refused_and_says_why(samples, message):
     with pytest.raises(LimbeckError, match=message):
         dataset(samples)
+
+
+class ByNumber:
+    """Samples as dicts, of no class of torch, as a `datasets.Dataset` has them."""
+
+    def __init__(self, *keys, features=None):
+        self.keys, self.features = keys, features
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return dict(zip(self.keys, (images(index), index % 4, index), strict=True))
+
+
+@pytest.mark.parametrize("keys", [("image", "label"), ("img", "labels"), ("pixel_values", "target")])
+def test_the_columns_of_dicts_are_found_by_their_names(keys):
+    expected = dataset(Made(images))
+    assert dataset(ByNumber(*keys, "id")).train.digest() == expected.train.digest()
+    assert dataset(ByNumber("a", "b", "image"), columns=("a", "b")).train.digest() == expected.train.digest()
+    batches = DataLoader(ByNumber(*keys, "id"), batch_size=7)
+    assert dataset(batches).train.digest() == expected.train.digest()
+
+
+def test_class_names_are_those_of_the_feature():
+    class Names:
+        names = ("w", "x", "y", "z")
+
+    samples = ByNumber("image", "fine", "label", features={"image": None, "fine": Names(), "label": None})
+    assert dataset(samples, columns=("image", "fine")).classes == ("w", "x", "y", "z")
+    assert dataset(Subset(samples, range(40)), columns=("image", "fine")).classes == ("w", "x", "y", "z")
+    assert dataset(ByNumber("image", "label", "id", features={"label": None})).classes == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("samples", "columns", "message"),
+    [
+        (
+            ByNumber("image", "fine_label", "id"),
+            None,
+            r"columns image, fine_label, id contain none of label, labels, target; .* with columns=\(input, target\)",
+        ),
+        (ByNumber("image", "label", "target"), None, "contain label and target; allowed is one of them"),
+        (ByNumber("image", "label", "id"), ("imag", "label"), "no column 'imag': did you mean 'image'"),
+        (Made(images), ("image", "label"), "train gave tuple; allowed are dicts, because columns is given"),
+        ({"train": ByNumber("image", "label", "id")}, None, r'train is a dict; allowed are .*dataset\(d\["train"\]'),
+    ],
+)
+def test_columns_that_are_not_clear_are_refused(samples, columns, message):
+    with pytest.raises(LimbeckError, match=message):
+        dataset(samples, columns=columns)
+
+
+def test_a_mask_may_be_an_image():
+    def sample(index):
+        pixels = numpy.full((4, 4), index % 2, dtype="uint8")
+        return {"image": Image.fromarray(pixels), "mask": Image.fromarray(pixels)}
+
+    samples = [sample(index) for index in range(20)]
+
+    class Masks(ByNumber):
+        def __len__(self):
+            return len(samples)
+
+        def __getitem__(self, index):
+            return samples[index]
+
+    data = dataset(Masks(), columns=("image", "mask"), task="segmentation")
+    assert data.classes == ("0", "1")
+    assert torch.equal(data.train.inputs[:, 0], data.train.targets)
+
+
+def test_an_iterable_dataset_with_a_length_gives_batches():
+    class Sized(Endless):
+        def __len__(self):
+            return 5
+
+    assert len(whole(dataset(Sized(), limit=10))) == 10
 
 
 def test_signals_keep_their_channels():

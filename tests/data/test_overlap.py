@@ -27,12 +27,14 @@ def test_identical_images_are_found_in_every_other_split(as_float):
     assert found == {"train": [], "validation": [], "test": [Match(1, "validation", 2), Match(4, "train", 7)]}
 
 
-def test_a_brighter_and_noisier_copy_is_nearly_identical_and_another_image_is_not():
+@pytest.mark.parametrize("form", [torch.Tensor.byte, lambda images: images.float() / 255])
+def test_a_brighter_and_noisier_copy_is_nearly_identical_and_another_image_is_not(form):
     test, train = images(40, 0), images(40, 1)
     noise = torch.randint(-4, 5, train[7].shape, generator=torch.Generator().manual_seed(2))
     test[4] = (train[7].float() * 0.8 + 30 + noise).clamp(0, 255).byte()
-    assert identical({"train": split(train), "test": split(test)})["test"] == []
-    assert similar(split(test), {"train": split(train)}) == [Match(4, "train", 7)]
+    train, test = split(form(train)), split(form(test))
+    assert identical({"train": train, "test": test})["test"] == []
+    assert similar(test, {"train": train}) == [Match(4, "train", 7)]
 
 
 def test_images_without_contrast_and_feature_vectors_are_not_compared():

@@ -700,7 +700,7 @@ def test_workers_are_one_a_processor_and_at_most_4(folder, monkeypatch):
 
 
 def test_images_too_small_to_be_augmented_are_refused_at_once(folder):
-    with pytest.raises(LimbeckError, match="does not fit images of 10 x 12 pixels"):
+    with pytest.raises(LimbeckError, match="but the images are 10 x 12 pixels"):
         batches(streamed(folder), augment=Augment(crop=11))
 
 

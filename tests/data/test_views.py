@@ -259,7 +259,7 @@ def test_features_cannot_be_augmented():
 @pytest.mark.parametrize("option", ["crop", "shift", "cutout"])
 def test_a_length_greater_than_the_image_is_refused(option):
     augment(pictures(), torch.arange(40), options=Augment(**{option: 7}), seed=0, view=0)
-    with pytest.raises(LimbeckError, match="does not fit images of 9 x 7 pixels"):
+    with pytest.raises(LimbeckError, match="but the images are 9 x 7 pixels"):
         augment(pictures(), torch.arange(40), options=Augment(**{option: 8}), seed=0, view=0)
 
 

@@ -49,12 +49,6 @@ def test_the_figures_are_those_of_loops_whatever_the_size_of_a_chunk(limit, monk
     assert found.agreement == pytest.approx(same / 210)
 
 
-def test_another_index_may_be_the_ignored_one():
-    outputs, targets = of_classes([[[0, 1]]], 2), torch.tensor([[[0, 0]]])
-    targets[0, 0, 1] = -1
-    assert segmentation_metrics(outputs, targets, ignore_index=-1).accuracy == 1
-
-
 def test_targets_that_are_all_ignored_are_refused():
     with pytest.raises(LimbeckError, match="no place of the test targets counts"):
         segmentation_metrics(torch.zeros(1, 3, 2, 2), torch.full((1, 2, 2), 255), split="test")

@@ -1,5 +1,6 @@
 """Checks of the data: images in two splits, classes without samples, the range of the inputs."""
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ import limbeck
 from limbeck.core import LimbeckError
 from limbeck.data import Data, Split
 from limbeck.experiment.data_checks import check_range, check_splits
+from limbeck.models import Ensemble
 from limbeck.models.inputs import Bridge
 
 
@@ -69,12 +71,28 @@ def test_classes_without_a_sample_are_named_for_every_split_that_could_have_them
     ]
 
 
+@pytest.mark.parametrize("streaming", [None, False, True])
 @pytest.mark.parametrize(("factor", "count"), [(1.0, 0), (255.0, 1)])
-def test_floating_images_beyond_the_described_range_are_a_note(factor, count):
-    given = limbeck.arrays(torch.rand(20, 3, 4, 4) * factor, torch.arange(20) % 2, normalise=False)
+def test_floating_images_beyond_the_described_range_are_a_note(tmp_path, factor, count, streaming):
+    if streaming is None:
+        given = limbeck.arrays(torch.rand(20, 3, 4, 4) * factor, torch.arange(20) % 2, normalise=False)
+    else:
+        for place in range(20):
+            file = tmp_path / "ab"[place % 2] / f"{place}.npy"
+            file.parent.mkdir(exist_ok=True)
+            numpy.save(file, factor * numpy.random.default_rng(place).random((3, 4, 4)))
+        given = limbeck.load("folder", path=tmp_path, streaming=streaming, normalise=False)
     teacher, student = nn.Flatten(), nn.Flatten()
     Bridge(limbeck.Input("imagenet", "imagenet"), given.shape, given.mean, given.std).install(teacher)
     found = check_range({"student": student, "teacher": teacher}, given)
     assert len(found) == count
     if found:
         assert found[0].said.startswith("the teacher is described with values from 0 to 1 before its normalisation")
+
+
+def test_the_description_of_a_member_of_an_ensemble_counts():
+    given = limbeck.arrays(torch.rand(20, 3, 4, 4) * 255, torch.arange(20) % 2, normalise=False)
+    members = [nn.Flatten(), nn.Flatten()]
+    Bridge(limbeck.Input("imagenet", "imagenet"), given.shape, given.mean, given.std).install(members[1])
+    (note,) = check_range({"teacher": Ensemble(members, "arithmetic")}, given)
+    assert note.said.startswith("the teacher is described with values from 0 to 1")

@@ -54,6 +54,17 @@ def test_without_a_term_of_the_labels_the_gradients_are_not_compared():
     assert (note.check, note.skipped) == ("gradients", True)
 
 
+def test_what_cannot_be_compared_is_skipped():
+    nets = {"student": nn.Linear(4, 3), "teacher": nn.Linear(4, 3)}
+    terms = {
+        "hard": Term(lambda student, targets: 0 * student.sum(), (from_student(), TARGETS)),
+        "soft": Term(F.mse_loss, (from_student(), from_teacher())),
+    }
+    one = Batch(BATCH.inputs[:1], BATCH.targets[:1], BATCH.index[:1], 0)
+    notes = first_batch([Stage("own", terms, 2, sgd(lr=0.1), constant())], nets, one)
+    assert [(note.check, note.skipped) for note in notes] == [("gradients", True), ("constant", True)]
+
+
 class Counts(nn.Linear):
     """A network that counts its forwards also in eval mode."""
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from limbeck.core import LimbeckError
-from limbeck.evaluate import Figures
-from limbeck.experiment.folder import CHECKPOINT_SHARE, RunFolder
+from limbeck.evaluate import ClassFigures
+from limbeck.experiment.folder import CHECKPOINT_SHARE, RunFolder, check_folder
 from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, summarise
 from limbeck.experiment.runfiles import clear
 from limbeck.files import checkpoint
 from limbeck.files.atomic import NoSpace, append, read_sealed, write, write_sealed
 
-TEST = Figures(accuracy=0.7, errors=3, samples=10, cross_entropy=0.5, ece=0.1)
+TEST = ClassFigures(accuracy=0.7, errors=3, samples=10, cross_entropy=0.5, ece=0.1)
 RECIPE = "name: tiny\nepochs: 3\nseed: 0\n"
 
 
@@ -30,6 +30,8 @@ def run_of(*runs):
     return RunResult(
         schema=SCHEMA,
         name="tiny",
+        task="classification",
+        metric=None,
         method="kd",
         seeds=(0,),
         teacher=None,
@@ -781,3 +783,10 @@ def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
     write(tmp_path / "recipe.yaml", "new")
     assert (tmp_path / "recipe.yaml").read_text() == "new"
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_run_is_not_written_into_its_data(tmp_path):
+    for place in (tmp_path / "photos", tmp_path / "photos" / "runs" / "kd"):
+        with pytest.raises(LimbeckError, match=r"is in the folder of the data, .*photos: choose"):
+            check_folder(place, resume=True, data=tmp_path / "photos")
+    assert not check_folder(tmp_path / "photos-kd", resume=False, data=tmp_path / "photos")

@@ -61,7 +61,7 @@ def better(source, folder, accuracy):
     """A copy of a run with another accuracy of the student."""
     shutil.copytree(source, folder)
     values = plain(read(source))
-    values["summary"]["kd"]["accuracy"]["mean"] = accuracy
+    values["summary"]["kd"]["headline"]["mean"] = accuracy
     write_sealed(folder / "result.json", values)
 
 
@@ -76,7 +76,7 @@ def test_a_finished_run_has_the_means_over_its_seeds(runs):
     result = read(runs / "whole")
     assert (run.name, run.method, run.seeds) == ("tiny", "kd", (0, 3))
     assert (run.teacher, run.alone, run.student) == tuple(
-        result.summary[arm].accuracy.mean for arm in ("teacher", "alone", "kd")
+        result.summary[arm].headline.mean for arm in ("teacher", "alone", "kd")
     )
 
 

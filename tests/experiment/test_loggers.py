@@ -175,9 +175,10 @@ def test_mlflow_gets_the_recipe_and_names_that_it_allows(monkeypatch):
     assert told[-1] == "finished"
 
 
+@pytest.mark.parametrize("found", [None, ModuleSpec("wandb", None)])  # a folder wandb in the working folder
 @pytest.mark.parametrize("name", [name for name in LOGGERS if name != "csv"])
-def test_a_package_that_is_missing_is_told_with_its_extra(monkeypatch, name):
-    monkeypatch.setattr("limbeck.experiment.loggers.find_spec", lambda package: None)
+def test_a_package_that_is_missing_is_told_with_its_extra(monkeypatch, name, found):
+    monkeypatch.setattr("limbeck.experiment.loggers.find_spec", lambda package: found)
     with pytest.raises(LimbeckError, match=rf"--log {name} needs the package {name}: pip install 'limbeck\[{name}\]'"):
         check_loggers([name])
     check_loggers(["csv"])

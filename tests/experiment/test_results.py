@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from limbeck.core import LimbeckError
-from limbeck.evaluate import Figures, Latency
+from limbeck.evaluate import ClassFigures, Latency
 from limbeck.experiment.results import (
     SCHEMA,
     Gain,
@@ -25,14 +25,14 @@ from limbeck.files.atomic import write_sealed
 
 def result(arm, seed, errors, *, samples=100, **more):
     """A network's result with so many errors."""
-    test = Figures((samples - errors) / samples, errors, samples, cross_entropy=0.5, ece=0.125)
+    test = ClassFigures((samples - errors) / samples, errors, samples, cross_entropy=0.5, ece=0.125)
     values = {"member": None, "validation": None, "parameters": 9, "macs": 8, "file_bytes": 36}
     return NetworkResult(arm=arm, seed=seed, test=test, **values | more)
 
 
 def full():
     """A network's result in which everything applies."""
-    test = Figures(0.75, 25, 100, cross_entropy=0.5, ece=0.125, agreement=0.875, kl_to_teacher=0.25)
+    test = ClassFigures(0.75, 25, 100, cross_entropy=0.5, ece=0.125, agreement=0.875, kl_to_teacher=0.25)
     return replace(
         result("kd", 3, 25),
         test=test,
@@ -54,6 +54,8 @@ def run(student=None):
     return RunResult(
         schema=SCHEMA,
         name="tiny",
+        task="classification",
+        metric=None,
         method="kd",
         seeds=(3,),
         teacher=teacher,
@@ -78,6 +80,7 @@ NETWORK_KEYS = [
     "latency",
     "macs",
     "member",
+    "own_metric",
     "parameters",
     "seed",
     "teacher_after",
@@ -90,6 +93,7 @@ RUN_KEYS = [
     "alone",
     "decided",
     "method",
+    "metric",
     "name",
     "notes",
     "runs",
@@ -98,6 +102,7 @@ RUN_KEYS = [
     "splits",
     "student",
     "summary",
+    "task",
     "teacher",
 ]
 FIGURES_KEYS = ["accuracy", "agreement", "cross_entropy", "ece", "errors", "kl_to_teacher", "samples"]
@@ -117,8 +122,8 @@ def test_the_schema_is_3_with_these_keys():
     assert sorted(values["student"]["teacher_after"]) == NETWORK_KEYS
     assert sorted(values["summary"]) == ["alone", "kd", "teacher"]
     for arm in values["summary"].values():
-        assert sorted(arm) == ["accuracy", "errors", "fewer_errors_than_alone"]
-        assert sorted(arm["accuracy"]) == sorted(arm["errors"]) == ["deviation", "mean", "n"]
+        assert sorted(arm) == ["better_than_alone", "errors", "fewer_errors_than_alone", "headline"]
+        assert sorted(arm["headline"]) == sorted(arm["errors"]) == ["deviation", "mean", "n"]
     gain = values["summary"]["kd"]["fewer_errors_than_alone"]
     assert sorted(gain) == ["deviation", "mean", "n", "standard_error"]
 
@@ -126,7 +131,10 @@ def test_the_schema_is_3_with_these_keys():
 def test_what_does_not_apply_is_null():
     values = plain(run(student=result("kd", 3, 25)))
     absent = {"best_epoch", "bias_shift", "latency", "member", "teacher_after", "trained_as", "validation"}
-    assert {key for key, value in values["student"].items() if value is None} == absent | {"weights_sha256"}
+    assert {key for key, value in values["student"].items() if value is None} == absent | {
+        "weights_sha256",
+        "own_metric",
+    }
     assert {key for key, value in values["student"]["test"].items() if value is None} == {"agreement", "kl_to_teacher"}
     assert values["summary"]["alone"]["fewer_errors_than_alone"] is None
     assert plain(replace(run(), alone=None, teacher=None))["alone"] is None
@@ -280,12 +288,12 @@ def test_the_figures_are_those_by_hand():
         ]
     )
     assert list(summary) == ["teacher", "alone", "kd"]
-    assert summary["teacher"].accuracy == Spread(mean=0.98, deviation=None, n=1)
+    assert summary["teacher"].headline == Spread(mean=0.98, deviation=None, n=1)
     assert summary["teacher"].errors == Spread(mean=2.0, deviation=None, n=1)
     assert summary["teacher"].fewer_errors_than_alone is None
     assert summary["alone"].errors == Spread(mean=12.0, deviation=2.0, n=3)
-    assert summary["alone"].accuracy.mean == pytest.approx(0.88)
-    assert summary["alone"].accuracy.deviation == pytest.approx(0.02)
+    assert summary["alone"].headline.mean == pytest.approx(0.88)
+    assert summary["alone"].headline.deviation == pytest.approx(0.02)
     assert summary["kd"].errors.mean == pytest.approx(28 / 3)
     gained = summary["kd"].fewer_errors_than_alone  # of 3, 1 and 4
     assert gained.mean == pytest.approx(8 / 3)

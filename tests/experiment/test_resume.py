@@ -37,23 +37,34 @@ compile: false
 """  # auto decides by timing, which on a busy machine may come out one way or the other
 
 
-def limbeck(*arguments, folder):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "limbeck", "run", "recipe.yaml", *arguments]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # a shell that runs the tests in the background has them ignore SIGINT, which a child would inherit
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+@pytest.fixture(scope="module")
+def limbeck():
+    """Starts the command; what still runs at the end is killed."""
+    started = []
+
+    def start(*arguments, folder):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "limbeck", "run", "recipe.yaml", *arguments],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # a shell that runs the tests in the background has them ignore SIGINT, which a child would inherit
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def lines(file):
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """The complete lines: the run may be in the middle of writing the last one."""
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
 
 
 def wait_for(condition, process, seconds=120):
@@ -70,7 +81,7 @@ def same(one, other):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, limbeck):
     """An undisturbed run."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "recipe.yaml").write_text(RECIPE)
@@ -81,7 +92,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("job", ["teacher/seed0", "kd/seed0"])
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path, whole, job):
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, whole, limbeck, job):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     run = tmp_path / "runs" / "killed"
     process = limbeck(folder=tmp_path)
@@ -104,7 +115,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, whole, job):
     assert kept == [(line["job"], line["epoch"], line["loss"]) for line in lines(whole / "metrics.jsonl")]
 
 
-def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path, limbeck):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     run = tmp_path / "runs" / "killed"
     process = limbeck(folder=tmp_path)

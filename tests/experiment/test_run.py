@@ -126,7 +126,7 @@ def test_the_result_has_what_applies_to_each_network():
     for one in result.runs:
         has_figures(one, timed=False)
     for arm, summary in result.summary.items():
-        assert (summary.accuracy.n, summary.errors.n) == (2, 2)
+        assert (summary.headline.n, summary.errors.n) == (2, 2)
         assert (summary.fewer_errors_than_alone is not None) == (arm == "kd")
     assert set(result.splits) == {"train", "validation", "test"}
     assert result.decided["precision"] == "32"

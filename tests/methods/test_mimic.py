@@ -157,9 +157,7 @@ def test_classifiers_without_bias(bias, teacher_bias, adapter):
 
 @pytest.mark.parametrize(("teacher_bias", "adapter"), [(True, "none"), (False, "linear")])
 def test_a_student_without_a_bias_to_take_over_is_refused(teacher_bias, adapter):
-    with pytest.raises(
-        LimbeckError, match="the student's classifier 3 has no bias, but the teacher's classifier needs one"
-    ):
+    with pytest.raises(LimbeckError, match="the student's classifier 3 has no bias, but that of the teacher needs one"):
         planned(networks(bias=False, teacher_bias=teacher_bias), adapter=adapter)
 
 

@@ -1,12 +1,16 @@
 import inspect
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+import limbeck
 from limbeck.core import LimbeckError
 from limbeck.models import MODELS, build, options
+from limbeck.models.foreign import pretrained_input
+from limbeck.models.inputs import Bridge
 from limbeck.options import keyword_model
 
 
@@ -159,6 +163,36 @@ def test_torchvision_gets_classes_and_options():
     assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
     with torch.device("meta"):
         assert build("torchvision:vgg11", classes=7, shape=(3, 32, 32), dropout=0.25).classifier[2].p == 0.25
+
+
+IMAGENET = limbeck.Input((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), channels="rgb")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("torchvision:resnet18", {"weights": "DEFAULT"}, IMAGENET),
+        ("torchvision:resnet18", {"weights": "ResNet18_Weights.IMAGENET1K_V1"}, IMAGENET),
+        ("torchvision:resnet18", {"weights": "IMAGENET"}, None),
+        ("torchvision:resnet18", {}, None),
+        ("timm:resnet18", {"pretrained": True}, IMAGENET),
+        ("timm:resnet18", {}, None),
+        ("timm:deit_tiny_patch16_224", {"pretrained": True}, replace(IMAGENET, size=(224, 224))),
+        ("timm:deit_tiny_patch16_224", {"pretrained": True, "img_size": 96}, replace(IMAGENET, size=96)),
+        ("timm:deit_tiny_patch16_224", {"pretrained": True, "dynamic_img_size": True}, IMAGENET),
+    ],
+)
+def test_pretrained_weights_say_what_they_read(name, given, expected):
+    assert pretrained_input(name, given) == expected
+
+
+def test_pretrained_weights_of_colour_images_read_grey_ones_repeated():
+    assert Bridge(IMAGENET, (1, 8, 8), (0.5,), (0.5,)).own == (3, 8, 8)
+
+
+def test_weights_of_torchvision_have_a_name():
+    with pytest.raises(LimbeckError, match="weights is True; allowed are names such as DEFAULT"):
+        build("torchvision:resnet18", classes=1000, shape=(3, 32, 32), weights=True)
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, None), ({"weights": "DEFAULT"}, "DEFAULT")])

@@ -73,7 +73,9 @@ def test_functions_are_told_apart_by_name_and_by_identity():
 
 @pytest.mark.filterwarnings("ignore")  # torch deprecates TorchScript
 @pytest.mark.parametrize(
-    ("make", "kind"), [(torch.jit.script, "TorchScript"), (exported, "a module of torch.export")], ids=["script", "exported"]
+    ("make", "kind"),
+    [(torch.jit.script, "TorchScript"), (exported, "a module of torch.export")],
+    ids=["script", "exported"],
 )
 def test_a_module_that_runs_a_graph_gets_a_module_around_it(make, kind):
     given = network()

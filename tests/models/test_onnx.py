@@ -69,15 +69,29 @@ def test_other_inputs_are_refused_with_what_the_file_has(tmp_path, inputs):
         onnx_network(write(tmp_path / "a.onnx", **inputs))
 
 
-def test_external_data_in_the_folder_is_read_and_is_part_of_the_identity(tmp_path):
-    file = write(tmp_path / "a.onnx", weight=external("a.onnx.data"))
-    data = tmp_path / "a.onnx.data"
+@pytest.mark.parametrize("name", ["a.onnx.data", "MatMul_7", "w" * 200])
+def test_external_data_in_the_folder_is_read_and_is_part_of_the_identity(tmp_path, name):
+    file = write(tmp_path / "a.onnx", weight=external(name))
+    data = tmp_path / name
     data.write_bytes(WEIGHT.tobytes())
     first = onnx_network(file)
     assert torch.allclose(first(INPUTS), LOGITS, atol=1e-5)
     assert first.identity == onnx_network(file).identity
     data.write_bytes((WEIGHT + 1).tobytes())
     assert first.identity != onnx_network(file).identity
+
+
+@pytest.mark.parametrize("name", ["../secret.bin", "/dev/zero", "x" * 9000, "\0"])
+def test_a_name_of_external_data_that_is_not_used_reads_no_file_outside_the_folder(tmp_path, name):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    entry = onnx.StringStringEntryProto(key="location", value=name).SerializeToString()
+    constant = node("Constant", [], ["text"], value_string=entry)
+    file = write(inside / "a.onnx", nodes=[constant])
+    (tmp_path / "secret.bin").write_bytes(b"1")
+    first = onnx_network(file).identity
+    (tmp_path / "secret.bin").write_bytes(b"2")
+    assert first == onnx_network(file).identity
 
 
 @pytest.mark.parametrize("place", ["../secret.bin", "{folder}/secret.bin", "link.bin", "/dev/zero"])

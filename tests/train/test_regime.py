@@ -289,14 +289,14 @@ def test_a_training_with_every_option_resumes_to_the_same_bits(after):
         (lambda state: state["average"].update(updates="3"), "its average: 'updates' is str, expected int"),
         (lambda state: state["average"].update(updates=-11), "its average has -11 updates"),
         (lambda state: state["average"]["weights"].pop("0"), "its average lack '0'"),
-        (lambda state: state["average"]["weights"]["0"].fill_(torch.nan), "its average 0 holds a NaN"),
+        (lambda state: state["average"]["weights"]["0"].fill_(torch.nan), "its average: 0 holds a NaN"),
         (lambda state: state.update(best=None), "its best epoch are missing"),
         (lambda state: state["best"].update(epoch=9), "its best epoch is 9: allowed are 1 to 1"),
         (lambda state: state["best"].update(score="1"), "'score' is str, expected float"),
         (lambda state: state["best"]["weights"].clear(), "its best epoch lack"),
         (
             lambda state: next(iter(state["best"]["weights"].values())).fill_(torch.inf),
-            "its best epoch's .* holds a NaN",
+            "its best epoch: .* holds a NaN",
         ),
     ],
 )

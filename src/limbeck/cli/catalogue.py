@@ -115,7 +115,7 @@ def method_page(name: str) -> str:
     about = ABOUT[name]
     source = f"{about.paper}." if about.paper else "This method is unpublished."
     blocks = [
-        [f"# {name}", "", source, "", *_sections(about.function)[""]],
+        [f"# {name}", "", source, "", *_sections(about.function)[""], "", f"Tasks: {', '.join(about.tasks)}."],
         ["## Stages", "", *_stages(about)],
         ["## Options", "", *(_options(about) or ["This method has no options."])],
     ]

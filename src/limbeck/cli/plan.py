@@ -63,11 +63,13 @@ def plan(
 
 def _show(found: "Forecast") -> None:
     from limbeck.cli.terminal import console
+    from limbeck.data.targets import UNITS
 
     screen = console()
     shape = " x ".join(map(str, found.shape))
     precision = "bfloat16" if found.precision == "bf16" else "32 bits"
-    screen.print(f"{found.name}: samples of {shape}, {found.classes} classes; on {found.device} in {precision}")
+    classes = f"{found.classes} {UNITS.get(found.task, 'classes')}"
+    screen.print(f"{found.name}: samples of {shape}, {classes}; on {found.device} in {precision}")
     data = _table("data", "split", "samples", "origin")
     for name, split in found.splits.items():
         data.add_row(name, f"{split.samples:,}", split.origin)

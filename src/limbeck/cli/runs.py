@@ -1,15 +1,17 @@
 """`limbeck runs`: the runs on disk."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
+from rich.table import Table
 
 from limbeck.cli.reporting import reporting
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from limbeck.experiment.listing import ListedRun
 
 
@@ -24,9 +26,6 @@ def runs(
     Prints the command that makes or resumes each run.
     """
     with reporting():
-        import json
-        from dataclasses import asdict
-
         from limbeck.cli.terminal import console
         from limbeck.experiment.listing import list_runs
 
@@ -34,17 +33,13 @@ def runs(
         if as_json:
             print(json.dumps([asdict(run) for run in found], indent=2))
             return
-        console().print(runs_table(found))
+        console().print(_table(found))
         for run in found:
             if run.command is not None:
                 console().print(run.command, soft_wrap=True)
 
 
-def runs_table(found: "list[ListedRun]") -> "Table":
-    """Return a table with one row for each run."""
-    from rich import box
-    from rich.table import Table
-
+def _table(found: "list[ListedRun]") -> Table:
     from limbeck.tasks import TASKS
 
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)

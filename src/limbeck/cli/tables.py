@@ -5,9 +5,14 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.table import Table
 
+from limbeck.evaluate import ClassFigures, SegmentationFigures
+from limbeck.evaluate.cost import QUIET
 from limbeck.experiment.results import Gain, NetworkResult, RunResult, Spread, spread
 from limbeck.recipe.blocks import Recipe
 from limbeck.tasks import TASKS, Shown
+
+WITH_AGREEMENT = (ClassFigures, SegmentationFigures)
+"""The figures that say how often a network predicts what its teacher predicts."""
 
 
 def result_table(result: RunResult) -> Table:
@@ -24,22 +29,30 @@ def result_table(result: RunResult) -> Table:
     for figure in (task.headline, *task.others):
         count = f"\n{result.student.test.samples:,}" if figure.key == "errors" else ""
         table.add_column(f"{figure.label}{' %' * figure.percent}{count}", justify="right", no_wrap=True)
-    agreeing = hasattr(result.student.test, "agreement")
+    own = (result.metric,) if result.metric is not None else ()
+    for name in own:
+        table.add_column(name, justify="right", overflow="fold")
+    agreeing = isinstance(result.student.test, WITH_AGREEMENT)
     for heading in ("agrees with\nteacher %",) * agreeing + ("parameters", "MACs", "latency\nms", "p95\nms"):
         table.add_column(heading, justify="right", overflow="fold")
     first = {one.arm: one for one in (result.teacher, result.alone, result.student) if one is not None}
     for arm, row in result.summary.items():
         tests = [one.test for one in result.of(arm)]
-        agreements = [getattr(test, "agreement", None) for test in tests]
-        same = [one for one in agreements if one is not None]
+        agreements = [test.agreement for test in tests if isinstance(test, WITH_AGREEMENT)]
         table.add_row(
             arm,
             spread_text(row.headline, task.headline),
             *(_several([getattr(test, figure.key) for test in tests], figure) for figure in task.others),
-            *(f"{100 * sum(same) / len(same):.2f}" if same else "",) * agreeing,
+            *(_several([one.own_metric for one in result.of(arm)], Shown("own_metric", name)) for name in own),
+            *(_mean_percent(agreements),) * agreeing,
             *_costs(first.get(arm)),
         )
     return table
+
+
+def _mean_percent(shares: Sequence[float | None]) -> str:
+    known = [share for share in shares if share is not None]
+    return f"{100 * sum(known) / len(known):.2f}" if known else ""
 
 
 def _several(values: Sequence[float | None], figure: Shown) -> str:
@@ -60,19 +73,21 @@ def verdicts(result: RunResult, recipe: Recipe) -> Iterator[str]:
     for arm, row in result.summary.items():
         if row.fewer_errors_than_alone is not None:
             more = "fewer" if row.fewer_errors_than_alone.mean >= 0 else "more"
-            yield _gain(arm, row.fewer_errors_than_alone, f"{more} errors than alone", 1, 1)
+            yield _gain(arm, row.fewer_errors_than_alone, TASKS[result.task].others[0], f"{more} errors")
         elif row.better_than_alone is not None:
             figure = TASKS[result.task].headline
             better = "better" if row.better_than_alone.mean >= 0 else "worse"
-            what = f"{'points ' * figure.percent}{better} {figure.label} than alone"
-            yield _gain(arm, row.better_than_alone, what, 100 if figure.percent else 1, 2 if figure.percent else 4)
+            yield _gain(arm, row.better_than_alone, figure, f"{'points ' * figure.percent}{better} {figure.label}")
     yield from _worse_teacher(result, recipe)
+    timed = [one.latency for one in (result.teacher, result.alone, result.student) if one and one.latency]
+    busy = max((latency.others_cores or 0.0 for latency in timed), default=0.0)
+    if busy > QUIET:
+        yield f"the latencies are unreliable: other processes used {busy:.1f} cores meanwhile"
     for one in result.runs:
         if one.teacher_after is not None:
             figure = TASKS[result.task].headline
             value = figure.text(getattr(one.teacher_after.test, figure.key))
-            trained = f"its trained teacher has a test {figure.label} of {value}"
-            yield f"{one.arm} seed {one.seed}: {trained}"
+            yield f"{one.arm} seed {one.seed}: its trained teacher has a test {figure.label} of {value}"
         study = one.bias_shift
         if study is not None:
             before, after, oracle = study["before"], study["validation_tuned"], study["test_tuned"]
@@ -86,11 +101,11 @@ def verdicts(result: RunResult, recipe: Recipe) -> Iterator[str]:
             )
 
 
-def _gain(arm: str, gain: Gain, what: str, factor: float, digits: int) -> str:
+def _gain(arm: str, gain: Gain, figure: Shown, what: str) -> str:
     doubt = "one pair, so no standard error"
     if gain.standard_error is not None:
-        doubt = f"standard error {factor * gain.standard_error:.{digits}f}, {gain.n} pairs"
-    return f"{arm}: {abs(factor * gain.mean):.{digits}f} {what} ({doubt})"
+        doubt = f"standard error {figure.number(gain.standard_error)}, {gain.n} pairs"
+    return f"{arm}: {figure.number(abs(gain.mean))} {what} than alone ({doubt})"
 
 
 def _worse_teacher(result: RunResult, recipe: Recipe) -> Iterator[str]:

@@ -15,8 +15,7 @@ from limbeck.data.scaling import coefficients, scaled
 from limbeck.data.soft_targets import SoftTargets
 from limbeck.data.split import Split
 from limbeck.data.streaming import Stream
-from limbeck.data.targets import IGNORED
-from limbeck.data.views import NONE, Augment, change, check, draws
+from limbeck.data.views import NONE, Augment, change, change_masks, check, check_points, draws
 
 TOGETHER = 2**18
 """Bytes of normalised samples up to which batches in memory are made together and then divided.
@@ -85,7 +84,7 @@ class Batches:
             )
         if shuffle and augment != NONE:  # an error here comes before the first epoch
             check(split.inputs.shape, augment)
-            _check_points(split.targets, augment)
+            check_points(split.targets, augment)
         if soft is not None:
             soft.check(split, batch_size)
         if balanced and split.targets.dtype != torch.int64:
@@ -157,8 +156,8 @@ class Batches:
             targets = self._targets.index_select(0, index)
             if numbers is not None:
                 inputs = change(inputs, numbers[:, start:stop], options=self._augment)
-                if targets.dtype == torch.uint8:  # masks, see below
-                    targets = _changed(targets, numbers[:, start:stop], self._augment)
+                if targets.dtype == torch.uint8:
+                    targets = change_masks(targets, numbers[:, start:stop], options=self._augment)
             if self._soft is not None:
                 targets = self._soft.rows(targets, None if self._weights is None else self._weights[index])
             several = Batch(scaled(inputs, self._scaling), targets, index, view or 0)
@@ -171,18 +170,6 @@ class Batches:
         generator = torch.Generator().manual_seed(key(Purpose.ORDER, self._seed, epoch))
         order = torch.randperm(len(self._targets), generator=generator)
         return _balanced(order, self._targets.cpu(), generator) if self._balanced else order
-
-
-def _changed(masks: Tensor, numbers: Tensor, augment: Augment) -> Tensor:
-    """The masks (N, H, W) of images after `change`; what is filled in does not count."""
-    return IGNORED - change(IGNORED - masks[:, None], numbers, options=augment)[:, 0]
-
-
-def _check_points(targets: Tensor, augment: Augment) -> None:
-    """Raise LimbeckError if the augmentation would move the images of points (N, L, 2) and not the points."""
-    moving = [name for name in ("crop", "shift", "flip") if getattr(augment, name)]
-    if moving and targets.dim() == 3 and targets.dtype == torch.float32:
-        raise LimbeckError(f"augmentation {moving[0]} moves the images but not the landmarks; allowed is cutout")
 
 
 def _balanced(order: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:

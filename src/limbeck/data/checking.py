@@ -40,6 +40,8 @@ def check_samples(
         _check_classes(name, targets, classes, unlabelled=unlabelled)
     else:
         check_targets(name, targets, task=task, outputs=classes, size=shape[1:])
+    if weights is not None and task != "classification":
+        raise LimbeckError(f"{name}: weights of samples are for classification; the task of the data is {task}")
     if weights is not None:
         _check_weights(name, weights, len(targets))
     if isinstance(inputs, Tensor) and inputs.is_floating_point():

@@ -79,11 +79,46 @@ def picture(label: str, data: bytes, *, least: tuple[int, int] | None = None, ex
                 orientation = _orientation(image)
             method = _to_turn(image, orientation, exif_orientation)
     except Exception as error:  # Pillow raises anything for a damaged file
-        raise _unreadable(label, error) from error
+        raise _unreadable(label, data, error) from error
     if method is not None:
         pixels = pixels.transpose(method)
         pixels.info = {name: value for name, value in pixels.info.items() if name not in _TURNED_BY}  # else: twice
     return Picture(pixels, exif_orientation and orientation != 1)
+
+
+def mask(label: str, data: bytes, *, size: tuple[int, int], of: tuple[int, int]) -> NDArray[numpy.uint8]:
+    """Decode a PNG whose pixels are class indices to (H, W), fitted as `fitted` by choosing the nearest pixels.
+
+    Args:
+        label: the name of the file in messages.
+        data: the bytes of the file.
+        size: height and width of the result.
+        of: height and width that the file must have.
+
+    Raises:
+        LimbeckError: Pillow cannot read the file; it is not grey with 8 bits, nor a palette; it has another size, or is
+            larger than `limbeck.data.bounds` allows.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            _check_size(image)
+            if image.size[::-1] != of:
+                raise LimbeckError(f"it has {image.height} x {image.width} pixels, but its image has {of[0]} x {of[1]}")
+            layout = str(image.tile[0][3]) if image.tile else image.mode
+            if image.mode not in ("L", "P") or layout in ("L;2", "L;4"):  # Pillow would stretch the values of L;4
+                raise LimbeckError(f"its pixels are {layout}; allowed are 8-bit grey (L) and palettes (P)")
+            chosen = ImageOps.fit(image, size[::-1], Image.Resampling.NEAREST)
+            return numpy.array(chosen, dtype=numpy.uint8)
+    except Exception as error:  # Pillow raises anything for a damaged file
+        reason = "it is no PNG, or damaged" if isinstance(error, UnidentifiedImageError) else error
+        raise LimbeckError(f"{label} cannot be read as a mask: {reason}") from error
+
+
+def moved(points: NDArray[numpy.float32], size: tuple[int, int], of: tuple[int, int]) -> NDArray[numpy.float32]:
+    """Points (L, 2), x and y in pixels from the left and the upper edge, after an image of size ``of`` is `fitted`."""
+    scale = max(size[0] / of[0], size[1] / of[1])
+    left, top = (of[1] - size[1] / scale) / 2, (of[0] - size[0] / scale) / 2
+    return ((points - (left, top)) * scale).astype(numpy.float32)
 
 
 def header(label: str, data: bytes, *, exif_orientation: bool = True) -> Header:
@@ -97,7 +132,7 @@ def header(label: str, data: bytes, *, exif_orientation: bool = True) -> Header:
             width, height = image.size if not sideways else image.size[::-1]
             return Header((height, width), exif_orientation and orientation != 1, deep=_white(image) is not None)
     except Exception as error:  # Pillow raises anything for a damaged file
-        raise _unreadable(label, error) from error
+        raise _unreadable(label, data, error) from error
 
 
 @contextmanager
@@ -122,9 +157,12 @@ def is_grey(pixels: Pixels) -> bool:
     return pixels.ndim == 2 or (pixels.shape[2] == 3 and bool((pixels == pixels[..., :1]).all()))
 
 
-def _unreadable(label: str, error: Exception) -> LimbeckError:
-    unknown = isinstance(error, UnidentifiedImageError)
-    reason = f"its header is damaged, or it has another format; allowed are {', '.join(_FORMATS)}" if unknown else error
+def _unreadable(label: str, data: bytes, error: Exception) -> LimbeckError:
+    reason = str(error)
+    if not data:
+        reason = "the file is empty"
+    elif isinstance(error, UnidentifiedImageError):
+        reason = f"its header is damaged, or it has another format; allowed are {', '.join(_FORMATS)}"
     return LimbeckError(f"{label} cannot be read as an image: {reason}")
 
 

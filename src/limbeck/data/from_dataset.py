@@ -1,8 +1,9 @@
-"""Data from PyTorch datasets and from iterables of batches, read once into memory."""
+"""Data from datasets of PyTorch and Hugging Face and from iterables of batches, read once into memory."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from itertools import islice
+from typing import Any, Protocol, TypeAlias
 
 import numpy
 import torch
@@ -18,8 +19,25 @@ from limbeck.data.sources import as_data
 from limbeck.data.sources.base import Parts, Progress
 from limbeck.data.split import Data, Split
 from limbeck.data.targets import TaskName, as_targets, outputs_of
+from limbeck.errors import nearest
 
-Samples: TypeAlias = Dataset[Any] | Iterable[Any]
+
+class Indexed(Protocol):
+    """Samples by number, such as a `datasets.Dataset`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+Samples: TypeAlias = Dataset[Any] | Iterable[Any] | Indexed
+
+INPUTS = ("image", "img", "pixel_values", "inputs", "features")
+"""The columns of inputs that are found by their names."""
+
+TARGETS = ("label", "labels", "target")
+"""Likewise of targets. Names such as fine_label are not: a data set that has one usually has another."""
+
+_LISTED = 100  # columns that an error lists
 
 _READ_TWICE = 32  # samples that are compared when they are read again
 
@@ -35,21 +53,24 @@ def dataset(
     progress: Progress | None = None,
     signals: bool = False,
     task: TaskName = "classification",
+    columns: tuple[str, str] | None = None,
 ) -> Data:
-    """Read PyTorch datasets into memory: check them, and split off what is not given as `limbeck.load` does.
+    """Read datasets into memory: check them, and split off what is not given as `limbeck.load` does.
 
-    Each split is a map-style `torch.utils.data.Dataset` of samples ``(input, target)``, or an iterable of batches
-    ``(inputs, targets)``, such as a DataLoader. An input is a tensor or a numpy array (C, H, W), (H, W) or (D,), see
-    `limbeck.arrays` for its types, or a PIL image, which becomes uint8 with 1 or 3 channels, or float32 if it has more
-    than 8 bits. A target is a class index, or -1 for a training sample without a label. 32 samples are read twice and
-    must be equal, except for those of an iterator, which gives its samples only once.
+    Each split is a map-style `torch.utils.data.Dataset`, a `datasets.Dataset` of Hugging Face or another object with
+    ``__len__`` and ``__getitem__``, of samples ``(input, target)``, or an iterable of batches ``(inputs, targets)``,
+    such as a DataLoader. Samples and batches may be dicts, see ``columns``. An input is a tensor or a numpy array (C,
+    H, W), (H, W) or (D,), see `limbeck.arrays` for its types, or a PIL image, which becomes uint8 with 1 or 3 channels,
+    or float32 if it has more than 8 bits. A target is a class index, or -1 for a training sample without a label. 32
+    samples are read twice and must be equal, except for those of an iterator, which gives its samples only once.
 
     Args:
         train: the training samples.
         validation: 10 % of the training samples by default.
         test: 20 % of the training samples by default.
         classes: the classes' names in the order of their indices; by default ``train.classes``, as the datasets of
-            torchvision have it, else "0", "1", ...
+            torchvision have it, or ``train.features[target].names``, as those of Hugging Face have it, else "0", "1",
+            ...
         normalise: measure mean and std of each channel on the train split; otherwise they are 0 and 1.
         limit: read at most so many samples of each split: of a dataset a random choice, the same in every run; of an
             iterable the first.
@@ -57,23 +78,29 @@ def dataset(
             length.
         signals: the inputs are signals (C, L) and not images (H, W).
         task: what the targets are, as in `limbeck.arrays`.
+        columns: the keys of input and target, if samples are dicts. By default, those that are in
+            `INPUTS` and `TARGETS`; other keys are not read.
 
     Raises:
-        LimbeckError: a sample is no pair, has another shape than the first, or differs when it is read again; a target
-            is not a class; the samples do not fit in memory; the classes of two datasets differ.
+        LimbeckError: a sample is no pair, or a dict with other keys, has another shape than the first, or differs when
+            it is read again; a target is not a class; the samples do not fit in memory; the classes of two datasets
+            differ.
     """
     if limit is not None and limit < 1:
         raise LimbeckError(f"limit is {limit}; allowed are 1 and greater")
     given = {"train": train, "validation": validation, "test": test}
-    names = tuple(classes) if classes is not None else _classes(train)
+    names = tuple(classes) if classes is not None else _classes(train, columns)
     for name, samples in given.items():
-        if not isinstance(samples, Dataset | Iterable | None):
-            raise LimbeckError(f"{name} is a {type(samples).__name__}; allowed are a torch Dataset and a DataLoader")
-        other = _classes(samples)
+        if isinstance(samples, Mapping) or not (isinstance(samples, Dataset | Iterable | None) or _indexed(samples)):
+            raise LimbeckError(
+                f"{name} is a {type(samples).__name__}; allowed are a torch Dataset and a DataLoader, a "
+                'datasets.Dataset, and the splits of a DatasetDict: limbeck.dataset(d["train"], test=d["test"])'
+            )
+        other = _classes(samples, columns)
         if classes is None and other and names and other != names:
             raise LimbeckError(f"{name} has the classes {other[:9]}, and train {names[:9]}; allowed are the same")
     splits = {
-        name: _read(_Batches(name, samples, limit, signals, task), names, progress)
+        name: _read(_Batches(name, samples, limit, signals, task, columns), names, progress)
         for name, samples in given.items()
         if samples is not None
     }
@@ -90,10 +117,31 @@ def dataset(
     return as_data(parts, normalise=normalise)
 
 
-def _classes(samples: Any) -> tuple[str, ...]:
+def _indexed(samples: object) -> bool:
+    """Whether these are `Indexed` samples; lists and tuples are batches."""
+    methods = all(hasattr(type(samples), name) for name in ("__len__", "__getitem__"))
+    return methods and not isinstance(samples, Sequence | Mapping)
+
+
+def _column(names: Iterable[str], given: str | None, known: tuple[str, ...], option: str) -> str:
+    """The column that is given; otherwise the only one whose name is in ``known``; ``option`` names it in messages."""
+    listed = [str(name) for name in islice(names, _LISTED)]
+    found = [name for name in listed if name == given or (given is None and name in known)]
+    if len(found) == 1:
+        return found[0]
+    if given is not None:
+        raise LimbeckError(f"there is no column {given!r}: {nearest(given, listed)}")
+    got = " and ".join(found) if found else f"none of {', '.join(known)}"
+    raise LimbeckError(f"the columns {', '.join(listed)} contain {got}; allowed is one of them: name it with {option}")
+
+
+def _classes(samples: Any, columns: tuple[str, str] | None) -> tuple[str, ...]:
     """The names of the classes that a dataset has, or the dataset that it is a part of; none if it has none."""
     while samples is not None:
-        found = getattr(samples, "classes", None)
+        found, features = getattr(samples, "classes", None), getattr(samples, "features", None)
+        if isinstance(features, Mapping):
+            key = columns[1] if columns else next((name for name in TARGETS if name in features), None)
+            found = getattr(features.get(key), "names", found)
         if isinstance(found, list | tuple):
             return tuple(map(str, found))
         samples = getattr(samples, "dataset", None)
@@ -109,12 +157,12 @@ class _Batches:
     limit: int | None
     signals: bool
     task: TaskName
+    columns: tuple[str, str] | None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         found = 0
-        for pair in self._items() if self._one_by_one else self.samples:
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise LimbeckError(f"{self.name} gave {type(pair).__name__}; allowed are pairs (input, target)")
+        for sample in self._items() if self._one_by_one else self.samples:
+            pair = self._pair(sample)
             inputs, targets = self._input(pair[0]), self._target(pair[1])
             if self._one_by_one:
                 inputs, targets = inputs[None], targets[None]
@@ -158,13 +206,25 @@ class _Batches:
 
     @property
     def _one_by_one(self) -> bool:
-        return isinstance(self.samples, Dataset) and not isinstance(self.samples, IterableDataset)
+        if isinstance(self.samples, Dataset):
+            return not isinstance(self.samples, IterableDataset)
+        return _indexed(self.samples)
 
     def _items(self) -> Iterator[Any]:
         """The samples of a dataset; with a limit a random choice, in order."""
         generator = torch.Generator().manual_seed(0)
         chosen = torch.randperm(len(self.samples), generator=generator)[: self.limit].sort().values
         return (self.samples[place] for place in chosen.tolist())
+
+    def _pair(self, sample: Any) -> Sequence[Any]:
+        """The input and the target of a sample or a batch."""
+        if isinstance(sample, Mapping):
+            own = self.columns or (None, None)
+            return [sample[_column(sample, own[at], (INPUTS, TARGETS)[at], "columns=(input, target)")] for at in (0, 1)]
+        if self.columns is not None or not isinstance(sample, tuple | list) or len(sample) != 2:
+            allowed = "pairs (input, target) and dicts" if self.columns is None else "dicts, because columns is given"
+            raise LimbeckError(f"{self.name} gave {type(sample).__name__}; allowed are {allowed}")
+        return sample
 
     def _input(self, values: Any) -> Tensor:
         if isinstance(values, Image.Image):
@@ -178,6 +238,7 @@ class _Batches:
         raise LimbeckError(f"{self.name} gave inputs of type {kind}; allowed are tensors, arrays and PIL images")
 
     def _target(self, values: Any) -> Tensor:
+        values = numpy.array(values) if isinstance(values, Image.Image) else values  # the mask of a segmentation
         try:
             return torch.as_tensor(values).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:

@@ -47,7 +47,10 @@ def identical(splits: Mapping[str, Split]) -> dict[str, list[Match]]:
     known: dict[bytes, tuple[str, int]] = {}
     found = {}
     for name, split in splits.items():
-        full = [key + _file(split, place) if held[key] > 1 else key for place, key in enumerate(keys[name])]
+        images, full = split.inputs, keys[name]
+        if isinstance(images, Images):
+            pairs = zip(full, images.names, strict=True)
+            full = [key + xxhash.xxh3_128_digest(images.reader(file)) if held[key] > 1 else key for key, file in pairs]
         found[name] = [Match(place, *known[key]) for place, key in enumerate(full) if key in known]
         for place, key in enumerate(full):
             known.setdefault(key, (name, place))
@@ -55,28 +58,26 @@ def identical(splits: Mapping[str, Split]) -> dict[str, list[Match]]:
 
 
 def similar(split: Split, others: Mapping[str, Split]) -> list[Match]:
-    """The uint8 images in memory of a split that look like an image of another split, each once; also identical ones.
+    """The images in memory of a split that look like an image of another split, each once; also identical ones.
 
     An image is reduced to 8 x 8 grey values, from which their mean is subtracted and which are divided by their norm.
     The image of the other splits with the most similar values is compared at 16 x 16: the two look alike if the values
     differ by at most `ALIKE` (L2). Images without contrast are not compared. At most `COMPARED` images are compared
     with at most `SEARCHED` of each other split, spread evenly over the splits.
     """
-    if isinstance(split.inputs, Images) or split.inputs.dim() != 4 or split.inputs.dtype != torch.uint8:
+    if isinstance(split.inputs, Images) or split.inputs.dim() != 4:
         return []
-    theirs = [(name, place) for name, other in others.items() for place in _spread(len(other), SEARCHED).tolist()]
-    known = torch.cat([_thumbnails(other, _spread(len(other), SEARCHED), 8) for other in others.values()])
+    theirs = [(name, place) for name, other in others.items() for place in _spread(other, SEARCHED).tolist()]
+    known = torch.cat([_thumbnails(other, _spread(other, SEARCHED), 8) for other in others.values()])
     found = []
-    for places in torch.split(_spread(len(split), COMPARED), _CHUNK):
+    for places in torch.split(_spread(split, COMPARED), _CHUNK):
         alike, best = (_thumbnails(split, places, 8) @ known.T).max(dim=1)
         for row in torch.nonzero(alike >= 1 - 2 * ALIKE**2).flatten().tolist():
-            name, other = theirs[int(best[row])]
-            one, two = (
-                _thumbnails(part, torch.tensor([place]), 16)
-                for part, place in ((split, int(places[row])), (others[name], other))
-            )
-            if (one - two).norm() <= ALIKE:
-                found.append(Match(int(places[row]), name, other))
+            match = Match(int(places[row]), *theirs[int(best[row])])
+            one = _thumbnails(split, torch.tensor([match.place]), 16)
+            other = _thumbnails(others[match.split], torch.tensor([match.other]), 16)
+            if (one - other).norm() <= ALIKE:
+                found.append(match)
     return found
 
 
@@ -92,16 +93,10 @@ def _keys(split: Split) -> list[bytes]:
     return [xxhash.xxh3_128_digest(row) for chunk in chunks for row in chunk]
 
 
-def _file(split: Split, place: int) -> bytes:
-    """A hash of the whole file of an image on disk; empty for an image in memory."""
-    images = split.inputs
-    return xxhash.xxh3_128_digest(images.reader(images.names[place])) if isinstance(images, Images) else b""
-
-
-def _spread(count: int, most: int) -> Tensor:
-    """The places of at most so many of ``count`` samples, evenly spread, (M,) int64."""
-    kept = min(count, most)
-    return torch.arange(kept) * count // max(1, kept)
+def _spread(split: Split, most: int) -> Tensor:
+    """The places of at most so many samples, evenly spread, (M,) int64."""
+    kept = min(len(split), most)
+    return torch.arange(kept) * len(split) // max(1, kept)
 
 
 def _thumbnails(split: Split, places: Tensor, side: int) -> Tensor:
@@ -111,6 +106,6 @@ def _thumbnails(split: Split, places: Tensor, side: int) -> Tensor:
     for few in torch.split(places, _CHUNK):
         grey = F.adaptive_avg_pool2d(images[few].float().mean(dim=1, keepdim=True), side).flatten(1)
         centred = grey - grey.mean(dim=1, keepdim=True)
-        shown = centred.norm(dim=1, keepdim=True) > _FLAT * side
+        shown = centred.norm(dim=1, keepdim=True) > side * (_FLAT if images.dtype == torch.uint8 else _FLAT / 255)
         found.append(F.normalize(centred, dim=1) * shown)
     return torch.cat(found)

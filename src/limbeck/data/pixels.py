@@ -57,8 +57,8 @@ def looked_at(label: str, data: bytes, size: int, *, exif_orientation: bool = Tr
     """
     if not data.startswith(npy.MAGIC_PREFIX):
         return header(label, data, exif_orientation=exif_orientation)
-    (channels, *sides), dtype = _array_header(label, data, size)
-    return Header((sides[0], sides[1]), False, channels, dtype != numpy.uint8)
+    (channels, height, width), dtype = _array_header(label, data, size)
+    return Header((height, width), False, channels, dtype != numpy.uint8)
 
 
 def converted(label: str, pixels: Pixels, channels: int, *, deep: bool) -> Pixels:
@@ -97,7 +97,7 @@ def as_tensor(pixels: Pixels) -> Tensor:
 
 
 def _array(label: str, data: bytes) -> Pixels:
-    (channels, *_), dtype = _array_header(label, data, len(data))
+    (channels, _, _), dtype = _array_header(label, data, len(data))
     try:
         values = npy.read_array(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # numpy raises anything for a damaged file
@@ -120,10 +120,11 @@ def _array_header(label: str, data: bytes, size: int) -> tuple[tuple[int, int, i
     except Exception as error:  # numpy raises anything for a damaged header
         raise LimbeckError(f"{label} cannot be read as an array: {error}") from error
     whole = (1, *shape) if len(shape) == 2 else shape
-    if len(whole) != 3 or not 1 <= whole[0] <= CHANNELS or min(whole) < 1:
+    if len(whole) != 3 or whole[0] > CHANNELS or min(whole) < 1:
         raise LimbeckError(f"{label} has shape {shape}; allowed are (H, W) and (C, H, W) with 1 to {CHANNELS} channels")
     if whole[1] * whole[2] > bounds.PIXELS:
         raise LimbeckError(f"{label} has {whole[1] * whole[2]:,} pixels; allowed are {bounds.PIXELS:,}")
-    if dtype.newbyteorder("=") not in _TYPES:
+    dtype = dtype.newbyteorder("=")
+    if dtype not in _TYPES:
         raise LimbeckError(f"{label} has values of {dtype}; allowed are {', '.join(_TYPES)}")
-    return (whole[0], whole[1], whole[2]), dtype.newbyteorder("=")
+    return (whole[0], whole[1], whole[2]), dtype

@@ -1,6 +1,5 @@
 """Targets other than one class index a sample: label smoothing, mixup, CutMix, unlabelled samples, sample weights."""
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,26 +20,15 @@ class SoftTargets:
     The row of an unlabelled sample is 0. The sources are Zhang et al. (2018) for mixup, Yun et al. (2019) for CutMix
     and Szegedy et al. (2016) for label smoothing. torchvision mixes each batch with the same batch rolled by one
     sample. A batch has one weight, drawn from Beta(alpha, alpha). With both alphas, each batch uses one of the two at
-    random.
-
-    Raises:
-        LimbeckError: a value is out of range.
+    random. `limbeck.recipe.blocks.TrainBlock` checks the values.
     """
 
     classes: int  # K
-    label_smoothing: float = 0.0  # the share of the probability that all classes get in equal parts
+    label_smoothing: float = 0.0  # the share of the probability that all classes get in equal parts; below 1
     mixup: float = 0.0  # alpha; 0: off
     cutmix: float = 0.0  # alpha; 0: off
     unlabelled: bool = False  # whether the training set has unlabelled samples
     weighted: bool = False  # whether it has sample weights
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise LimbeckError(f"label_smoothing is {self.label_smoothing}; allowed are numbers in [0, 1)")
-        for name in ("mixup", "cutmix"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise LimbeckError(f"{name} is {value}; allowed are 0 (off) and greater numbers")
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -89,12 +77,7 @@ class SoftTargets:
 
 
 def soft_targets(split: Split, classes: int, **options: float) -> SoftTargets | None:
-    """The soft targets of a training set with these options of `SoftTargets`; None if targets are class indices.
-
-    Raises:
-        LimbeckError: an option is out of range.
-    """
-    made = SoftTargets(
-        classes, **options, unlabelled=bool((split.labels < 0).any()), weighted=split.weights is not None
-    )
+    """The soft targets of a training set with these options of `SoftTargets`; None if targets are class indices."""
+    unlabelled, weighted = bool((split.labels < 0).any()), split.weights is not None
+    made = SoftTargets(classes, **options, unlabelled=unlabelled, weighted=weighted)
     return made if made.reasons else None

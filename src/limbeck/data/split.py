@@ -30,6 +30,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def __repr__(self) -> str:
+        return f"Split({len(self)} samples, {self.inputs.dtype}, shape={tuple(self.inputs.shape[1:])})"
+
     @property
     def labels(self) -> Tensor:
         """The class indices (N,) int64, -1 for no label; all 0 if the targets are not class indices."""
@@ -118,6 +121,12 @@ class Data:
             if name != "validation" and not len(split):
                 raise LimbeckError(f"the {name} split is empty; allowed are one sample and more")
         check_scaling(self.train.inputs, self.mean, self.std)
+
+    def __repr__(self) -> str:
+        counts = f"train={len(self.train)}, validation={len(self.validation)}, test={len(self.test)}"
+        names = ", ".join(self.classes[:9]) + ", ..." * (len(self.classes) > 9)
+        scaling = f"mean={self.mean}, std={self.std}"
+        return f"Data({self.task}, {counts}, shape={self.shape}, classes=[{names}], {scaling})"
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ TaskName = Literal["classification", "multi_label", "regression", "landmarks", "
 
 UNITS = {"multi_label": "labels", "regression": "numbers", "landmarks": "points"}
 
+NUMBERS = ("regression", "landmarks")
+"""The tasks whose outputs are numbers; those of the others are logits."""
+
 IGNORED = 255
 """The target of pixels that do not count, as in the masks of PASCAL VOC and Cityscapes."""
 
@@ -31,16 +34,17 @@ def check_targets(name: str, targets: Tensor, *, task: TaskName, outputs: int, s
     Raises:
         LimbeckError: a shape, a type or a value does not fit.
     """
-    dtype, shape = {
-        "multi_label": (torch.float32, (outputs,)),
-        "regression": (torch.float32, (outputs,)),
-        "landmarks": (torch.float32, (outputs, 2)),
-        "segmentation": (torch.uint8, size),
+    dtype, shape, letters = {
+        "multi_label": (torch.float32, (outputs,), "K"),
+        "regression": (torch.float32, (outputs,), "D"),
+        "landmarks": (torch.float32, (outputs, 2), "L, 2"),
+        "segmentation": (torch.uint8, size, "H, W"),
     }[task]
     if targets.dtype != dtype or tuple(targets.shape[1:]) != shape:
         got = f"{targets.dtype} of shape {tuple(targets.shape)}"
-        wanted = f"{dtype} of shape {('N', *shape)}".replace("'", "")
-        raise LimbeckError(f"{name}: targets are {got}; allowed for {task} is {wanted}")
+        known = targets.dim() == 1 + len(shape)
+        wanted = f"(N, {', '.join(map(str, shape)) if known else letters})"
+        raise LimbeckError(f"{name}: targets are {got}; allowed for {task} is {dtype} of shape {wanted}")
     wrong, allowed = ~targets.isfinite(), "finite numbers"
     if task == "multi_label":
         wrong, allowed = ~((targets >= 0) & (targets <= 1)), "numbers in [0, 1]"
@@ -51,6 +55,8 @@ def check_targets(name: str, targets: Tensor, *, task: TaskName, outputs: int, s
     if len(places):
         place = tuple(places[0].tolist())
         raise LimbeckError(f"{name}: target {targets[place].item()} of sample {place[0]}; allowed are {allowed}")
+    if task == "segmentation" and len(targets) and (targets == IGNORED).all():
+        raise LimbeckError(f"{name}: all pixels are {IGNORED}, so none counts; allowed are masks with a class")
 
 
 def as_targets(values: Tensor, task: TaskName, classes: Sequence[str] | None) -> Tensor:
@@ -67,10 +73,16 @@ def as_targets(values: Tensor, task: TaskName, classes: Sequence[str] | None) ->
     if task == "classification":
         return _class_indices(values, classes)
     if task == "segmentation":
-        whole = not values.is_floating_point() and not values.is_complex()
-        if not whole or (values.numel() and not 0 <= int(values.min()) <= int(values.max()) <= IGNORED):
+        if values.is_floating_point() or values.is_complex():
             raise LimbeckError(f"targets are {values.dtype}; allowed for segmentation are integers from 0 to {IGNORED}")
-        return values.to(torch.uint8)
+        whole = values if values.dtype == torch.uint8 else values.long()
+        lowest, highest = (int(whole.min()), int(whole.max())) if whole.numel() else (0, 0)
+        if lowest < 0 or highest > IGNORED:
+            raise LimbeckError(
+                f"targets are from {lowest} to {highest}; allowed for segmentation are 0 to {IGNORED}, where {IGNORED} "
+                "is for pixels that do not count"
+            )
+        return whole.to(torch.uint8)
     if values.is_complex():
         raise LimbeckError(f"targets are {values.dtype}; allowed for {task} are real numbers")
     return (values[:, None] if task == "regression" and values.dim() == 1 else values).float()

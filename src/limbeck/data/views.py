@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from limbeck.core import LimbeckError
 from limbeck.data.keys import Purpose, below, draw
+from limbeck.data.targets import IGNORED
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,18 @@ def change(images: Tensor, numbers: Tensor, *, options: Augment) -> Tensor:
     return images
 
 
+def change_masks(masks: Tensor, numbers: Tensor, *, options: Augment) -> Tensor:
+    """Change masks (N, H, W) uint8 as `change` changes their images; what is filled in is 255, which does not count."""
+    return IGNORED - change(IGNORED - masks[:, None], numbers, options=options)[:, 0]
+
+
+def check_points(targets: Tensor, options: Augment) -> None:
+    """Raise LimbeckError if the options would move the images of points (N, L, 2) and not the points."""
+    moving = [name for name in ("crop", "shift", "flip") if getattr(options, name)]
+    if moving and targets.dim() == 3 and targets.dtype == torch.float32:
+        raise LimbeckError(f"augmentation {moving[0]} moves the images but not the landmarks; allowed is cutout")
+
+
 def check(shape: Sequence[int], options: Augment) -> None:
     """Check that inputs of this shape, N first, can be changed so.
 
@@ -87,9 +100,12 @@ def check(shape: Sequence[int], options: Augment) -> None:
     """
     if len(shape) != 4:
         raise LimbeckError(f"only images (N, C, H, W) can be augmented; the inputs have shape {tuple(shape)}")
-    side, height, width = max(options.crop, options.shift, options.cutout), *shape[2:]
+    side, name = max((getattr(options, name), name) for name in ("crop", "shift", "cutout"))
+    height, width = shape[2:]
     if side > min(height, width):
-        raise LimbeckError(f"{options} does not fit images of {height} x {width} pixels; allowed is at most their side")
+        raise LimbeckError(
+            f"augmentation {name} is {side}, but the images are {height} x {width} pixels; allowed is their side"
+        )
 
 
 def _move(images: Tensor, reach: int, numbers: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ __all__ = [
     "ClassFigures",
     "Figures",
     "Latency",
+    "SegmentationFigures",
     "bias_study",
     "file_bytes",
     "latency",

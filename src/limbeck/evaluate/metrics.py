@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from limbeck.core import Batch, LimbeckError
+from limbeck.evaluate.outputs import check_finite
 from limbeck.taps import evaluation_mode
 
 ECE_BINS = 15
@@ -32,9 +33,8 @@ def predict(network: nn.Module, batches: Iterable[Batch], *, name: str = "networ
     """Return the network's outputs for all batches, in order.
 
     They are (N, K), or (N, K, H, W) for segmentation, float32 on the CPU, for the N samples of all batches, of which
-    only ``inputs`` is used. The network
-    runs on its device in eval mode without gradients. Afterwards, even after an error, the mode of every submodule is
-    restored.
+    only ``inputs`` is used. The network runs on its device in eval mode without gradients. Afterwards, even after an
+    error, the mode of every submodule is restored.
 
     Raises:
         LimbeckError: there is no batch, or the network does not return one tensor with a row for each sample.
@@ -75,7 +75,7 @@ def metrics(
     Raises:
         LimbeckError: the teacher's logits have another shape, or a logit is not finite.
     """
-    check_finite(logits, name=name, split=split, files=files)
+    check_finite(logits, name=name, split=split, files=files, kind="logits")
     predicted = logits.argmax(dim=1)
     errors = int((predicted != targets).sum())
     log_probabilities = F.log_softmax(logits.double(), dim=1)
@@ -85,7 +85,7 @@ def metrics(
             raise LimbeckError(
                 f"the teacher's logits have shape {tuple(teacher_logits.shape)}, the {name}'s {tuple(logits.shape)}"
             )
-        check_finite(teacher_logits, name="teacher", split=split, files=files)
+        check_finite(teacher_logits, name="teacher", split=split, files=files, kind="logits")
         teacher = F.log_softmax(teacher_logits.double(), dim=1)
         agreement = (predicted == teacher_logits.argmax(dim=1)).double().mean().item()
         divergence = F.kl_div(log_probabilities, teacher, reduction="batchmean", log_target=True).item()
@@ -109,22 +109,8 @@ def _calibration_error(probabilities: Tensor, targets: Tensor) -> float:
 def _check_output(name: str, output: object, samples: int) -> None:
     if not isinstance(output, Tensor):
         raise LimbeckError(f"the {name} returns a {type(output).__name__}: it must return one tensor")
-    if output.ndim < 2 or len(output) != samples:
+    if output.ndim not in (2, 4) or len(output) != samples:
         raise LimbeckError(
             f"the {name} returns a tensor {tuple(output.shape)} for {samples} samples: it must return (N, K), or "
             "(N, K, H, W) for segmentation"
         )
-
-
-def check_finite(logits: Tensor, *, name: str = "network", split: str = "", files: Sequence[str] | None = None) -> None:
-    """Raise LimbeckError with the network and the first such sample if a logit is NaN or infinite."""
-    bad = (~torch.isfinite(logits)).flatten(1).any(dim=1).nonzero().flatten().tolist()
-    if not bad:
-        return
-    first = f"{bad[0]} ({files[bad[0]]})" if files is not None else str(bad[0])
-    samples = f"{split} samples" if split else "samples"
-    if len(bad) == len(logits):
-        which = f"all {len(bad)} {samples}: its weights are probably not finite"
-    else:
-        which = f"{len(bad)} of {len(logits)} {samples} ({len(bad) / len(logits):.1%}), the first is number {first}"
-    raise LimbeckError(f"the {name} returns NaN or infinite logits for {which}")

@@ -42,10 +42,22 @@ def check_outputs(
                 f"the {who} returns outputs {tuple(values.shape)}: allowed for these targets are {tuple(expected)}, "
                 "with at least one sample"
             )
-        _check_finite(values, who, f"{split} samples" if split else "samples", files)
+        check_finite(values, name=who, split=split, files=files)
 
 
-def _check_finite(outputs: Tensor, name: str, samples: str, files: Sequence[str] | None) -> None:
+def check_finite(
+    outputs: Tensor,
+    *,
+    name: str = "network",
+    split: str = "",
+    files: Sequence[str] | None = None,
+    kind: str = "outputs",
+) -> None:
+    """Raise LimbeckError with the network and the first such sample if a number is NaN or infinite.
+
+    ``kind`` is what the message calls the numbers; the other arguments are those of `check_outputs`.
+    """
+    samples = f"{split} samples" if split else "samples"
     parts = torch.split(outputs, chunk(outputs))
     finite = [one for part in parts for one in part.isfinite().flatten(1).all(dim=1).tolist()]
     bad = [index for index, one in enumerate(finite) if not one]
@@ -56,4 +68,4 @@ def _check_finite(outputs: Tensor, name: str, samples: str, files: Sequence[str]
         which = f"all {len(bad)} {samples}: its weights are probably not finite"
     else:
         which = f"{len(bad)} of {len(outputs)} {samples} ({len(bad) / len(outputs):.1%}), the first is number {first}"
-    raise LimbeckError(f"the {name} returns NaN or infinite outputs for {which}")
+    raise LimbeckError(f"the {name} returns NaN or infinite {kind} for {which}")

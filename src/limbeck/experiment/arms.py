@@ -45,19 +45,26 @@ def check_task(recipe: Recipe, task: TaskName) -> None:
     for name in names:
         if name in ABOUT and task not in ABOUT[name].tasks:
             fitting = ", ".join(other for other, about in ABOUT.items() if task in about.tasks)
+            classes = "the class of each sample or the distribution over the classes"
+            reads = classes if ABOUT[name].tasks == ("classification",) else "one vector of each sample"
             raise LimbeckError(
-                f"method: {name} is for {' and '.join(ABOUT[name].tasks)}, because its loss reads the class of each "
-                f"sample or the distribution over the classes; the task of the data is {task}: allowed are {fitting}"
+                f"method: {name} is for {', '.join(ABOUT[name].tasks)}, because its loss reads {reads}; "
+                f"the task of the data is {task}: allowed are {fitting}"
             )
     if task == "classification":
         return
+    given = {
+        "teacher.table": recipe.teacher and recipe.teacher.table,
+        "cache.top_k": recipe.cache.top_k,
+        "evaluate.shift_bias": recipe.evaluate.shift_bias,
+    }
     trains = {"train": recipe.train, "teacher.train": recipe.teacher.train if recipe.teacher else None}
     for key, block in trains.items():
         for option in ("exclude", "label_smoothing", "mixup", "cutmix", "balanced") if block else ():
-            if getattr(block, option):
-                raise LimbeckError(f"{key}.{option} is for classification; the task of the data is {task}")
-    if recipe.evaluate.shift_bias:
-        raise LimbeckError(f"evaluate.shift_bias is for classification; the task of the data is {task}")
+            given[f"{key}.{option}"] = getattr(block, option)
+    for option, value in given.items():
+        if value:
+            raise LimbeckError(f"{option} is for classification; the task of the data is {task}")
 
 
 def needed(arm: str, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from limbeck.core import LimbeckError, Networks
 from limbeck.data import Data, Split
-from limbeck.data.targets import TaskName
-from limbeck.evaluate.metrics import check_finite
+from limbeck.data.targets import NUMBERS, TaskName
+from limbeck.evaluate.outputs import check_finite
 from limbeck.experiment.input_forms import better_input, described
 from limbeck.experiment.measuring import EVALUATION_BATCH, outputs_of
 from limbeck.experiment.significance import UNSURE, at_least
@@ -96,7 +96,7 @@ def check_teacher(
     """Refuse a trained teacher that cannot be right, judged by its outputs on the validation split.
 
     Without a validation split, its outputs on a few training samples are checked, but not its accuracy. The test split
-    is never read. The teacher, which returns logits (N, K), is moved to the engine's device and otherwise unchanged.
+    is never read. The teacher is moved to the engine's device and otherwise unchanged.
 
     Returns notes, also for the refusals that ``allow`` leaves out. If the method trains the teacher (``learns``), its
     accuracy does not matter yet.
@@ -104,7 +104,8 @@ def check_teacher(
     Raises:
         LimbeckError: it returns NaN or infinity (``not_finite``), probabilities (``probabilities``) or different
             outputs in each run (``random``); it is far more accurate on inputs of another form (``input``); its outputs
-            are in another order than the classes (``permuted``); its accuracy is no better than chance (``chance``).
+            are in another order than the classes (``permuted``); its accuracy, or the headline of
+            another task, is no better than chance (``chance``).
     """
     which, split = ("validation", data.validation) if len(data.validation) else ("train", _few(data.train))
     with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -119,18 +120,19 @@ def check_teacher(
 
     finite = torch.isfinite(logits).flatten(1).all(dim=1)
     try:
-        check_finite(logits, name="teacher", split=which, files=split.names)
+        kind = "outputs" if data.task in NUMBERS else "logits"
+        check_finite(logits, name="teacher", split=which, files=split.names, kind=kind)
     except LimbeckError as error:
         refuse("not_finite", str(error), "They would make the loss of the student NaN: fix the network")
     logits, targets = logits[finite], split.targets[finite]
     if not len(logits):
         return [*notes, *skipped("no output of the teacher is finite", *OF_TEACHER[1:])]
     if _are_probabilities(logits, data.task):
-        sums = " and sums to 1" * (data.task == "classification")
+        sums = " and sums to 1" * (data.task != "multi_label")
         refuse(
             "probabilities",
             f"the teacher returns probabilities (each row is in [0, 1]{sums}), but logits are needed",
-            "Remove the softmax at its end, or declare it: in a recipe teacher: {output: probabilities}, "
+            "Remove the softmax or sigmoid at its end, or declare it: in a recipe teacher: {output: probabilities}, "
             'in Python teacher_output="probabilities"',
         )
     if _is_random(network, split, data, engine):
@@ -142,9 +144,10 @@ def check_teacher(
     if which == "train":
         told = "there is no validation split, so the accuracy of the teacher was not checked"
         return [*notes, Note(told, "chance"), *skipped("there is no validation split", "input", "permuted")]
-    if data.task != "classification":
+    constant = task_of(data).by_chance(data, targets)
+    if constant is not None:
         notes += skipped("the task is not classification", "input", "permuted")
-        _against_constant(task_of(data), logits, targets, refuse)
+        notes += _against_constant(task_of(data), logits, constant, targets, refuse)
         return notes
     better = None if learns else better_input(network, data, engine)
     if better is not None:
@@ -188,12 +191,9 @@ def _few(split: Split) -> Split:
 
 
 def _are_probabilities(logits: Tensor, task: TaskName) -> bool:
-    if task not in ("classification", "multi_label"):
+    if task in NUMBERS or not bool((logits >= 0).all() and (logits <= 1).all()):
         return False
-    inside = bool((logits >= 0).all() and (logits <= 1).all())
-    if task == "multi_label":
-        return inside
-    return inside and bool(((logits.sum(dim=1) - 1).abs() <= 1e-3).all())
+    return task == "multi_label" or bool(((logits.sum(dim=1) - 1).abs() <= 1e-3).all())
 
 
 def _is_random(network: nn.Module, split: Split, data: Data, engine: Engine) -> bool:
@@ -255,17 +255,23 @@ def _permuted(order: list[int], logits: Tensor, targets: Tensor, classes: tuple[
     )
 
 
-def _against_constant(task: Task, outputs: Tensor, targets: Tensor, refuse: Callable[[str, str, str], None]) -> None:
-    """Refuse a teacher that is no better than the best outputs that do not depend on the input."""
-    figure, found, chance = task.headline, task.score(outputs, targets), task.chance_score(targets)
+def _against_constant(
+    task: Task, outputs: Tensor, constant: Tensor, targets: Tensor, refuse: Callable[[str, str, str], None]
+) -> list[Note]:
+    """Refuse a teacher that is no better than outputs that do not depend on the input; a note if those are perfect."""
+    figure, found, chance = task.headline, task.score(outputs, targets), task.score(constant, targets)
+    if chance == (0.0 if figure.falls else 1.0):
+        return [Note(f"constant outputs are right on all {len(targets)} validation samples", "chance")]
     if figure.score(found) <= figure.score(chance):
         refuse(
             "chance",
             f"the {figure.label} of the teacher on {len(targets)} validation samples is {figure.text(found)}, which is "
             f"no better than {figure.text(chance)} of the best constant outputs",
-            "Most likely it was trained on inputs of another form: describe them, in a recipe teacher: {input: {...}}, "
-            "in Python teacher_input=limbeck.Input(...). Or its outputs have another order or unit",
+            "It may be undertrained, or the samples too few to tell; its outputs may have another order or unit; or it "
+            "was trained on inputs of another form: describe them, in a recipe teacher: {input: {...}}, in Python "
+            "teacher_input=limbeck.Input(...)",
         )
+    return []
 
 
 def _against_chance(

@@ -1,7 +1,8 @@
 """Checks of the data before training: images in two splits, classes without samples, the range of the inputs."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from limbeck.core import Networks
@@ -9,10 +10,15 @@ from limbeck.data import Data, Split
 from limbeck.data.building import empty_classes
 from limbeck.data.overlap import COMPARED, Match, identical, similar
 from limbeck.experiment.verdicts import Note, refuse_unless_allowed, skipped
+from limbeck.models.fitting import listed
 from limbeck.models.inputs import bridge_of
 
 MOST_SHARED = 0.01
 """From this share of the test split, images that are also in another split are refused."""
+
+
+DECODED = 64
+"""Images on disk whose range is checked."""
 
 
 def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
@@ -30,9 +36,7 @@ def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
     few = min(COMPARED, len(data.test))
     notes = skipped("the samples are not images", "overlap") if len(data.shape) != 3 else []
     for kind, matches, count in (("identical", same["test"], len(data.test)), ("nearly identical", near, few)):
-        told = (
-            f"{_counted(matches, count, 'test')} {kind} to images of other splits: {_listed(matches, 'test', splits)}"
-        )
+        told = f"{_counted(matches, count, 'test')} {kind} to images of other splits: {_pairs(matches, 'test', splits)}"
         if matches and len(matches) >= MOST_SHARED * count:
             advice = "Such images make the test results too good: remove them from one of the splits"
             notes.append(refuse_unless_allowed("overlap", told, advice, allow))
@@ -41,7 +45,7 @@ def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
     held = same["validation"]
     if held:
         told = _counted(held, len(data.validation), "validation")
-        notes.append(Note(f"{told} identical to training images: {_listed(held, 'validation', splits)}", "overlap"))
+        notes.append(Note(f"{told} identical to training images: {_pairs(held, 'validation', splits)}", "overlap"))
     if data.task != "classification":
         return [*notes, *skipped("the task is not classification", "classes")]
     for name, split in (("training", data.train), ("validation", data.validation), ("test", data.test)):
@@ -55,21 +59,21 @@ def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
 def check_range(networks: Networks, data: Data) -> list[Note]:
     """Return a note for each network that is described with a normalisation or a range if images are outside [0, 1].
 
-    The described mean and deviation are those of values from 0 to 1, see `limbeck.models.inputs.Input`. uint8 images
-    are divided by 255. `limbeck.data.Data` refuses NaN and infinity.
+    All training images in memory are checked, and the first `DECODED` of those on disk; uint8 images are in the range.
+    The described mean and deviation are those of values from 0 to 1, see `limbeck.models.inputs.Input`.
     """
-    inputs = data.train.inputs
-    bridges = {name: bridge_of(network) for name, network in networks.items()}
-    described = [
+    bridges = ((name, bridge_of(module)) for name, network in networks.items() for module in network.modules())
+    described = dict.fromkeys(  # also those whose members are described
         name
-        for name, bridge in bridges.items()
+        for name, bridge in bridges
         if bridge is not None and (bridge.expected.statistics is not None or bridge.expected.range != 1)
-    ]
+    )
     if not described or len(data.shape) != 3:
         return skipped("no network is described with a normalisation or a range of images", "range")
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+    if data.train.inputs.dtype == torch.uint8:
         return []
-    least, most = inputs.min().item(), inputs.max().item()
+    inputs, few = data.train.inputs, torch.arange(min(DECODED, len(data.train)))
+    least, most = (inputs if isinstance(inputs, Tensor) else inputs[few]).aminmax()
     if least >= -1e-3 and most <= 1 + 1e-3:
         return []
     return [
@@ -87,14 +91,9 @@ def _counted(matches: Sequence[Match], count: int, split: str) -> str:
     return f"{len(matches):,} of {count:,} {split} images ({len(matches) / max(1, count):.2%}) {verb}"
 
 
-def _listed(matches: Sequence[Match], split: str, splits: dict[str, Split]) -> str:
-    pairs = [
-        f"{_name(splits[split], split, one.place)} and {_name(splits[one.split], one.split, one.other)}"
-        for one in matches[:3]
-    ]
-    return ", ".join(pairs) + ", ..." * (len(matches) > len(pairs))
+def _pairs(matches: Sequence[Match], split: str, splits: Mapping[str, Split]) -> str:
+    def name(part: str, place: int) -> str:
+        files = splits[part].names
+        return files[place] if files is not None else f"{part} sample {place}"
 
-
-def _name(split: Split, name: str, place: int) -> str:
-    """The file of a sample, or its place."""
-    return split.names[place] if split.names is not None else f"{name} sample {place}"
+    return listed([f"{name(split, one.place)} and {name(one.split, one.other)}" for one in matches])

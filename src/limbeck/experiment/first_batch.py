@@ -53,8 +53,11 @@ def _of_stage(stage: Stage, networks: Networks, batch: Batch) -> Iterator[Note]:
                 "outputs may change during the training",
                 "buffers",
             )
+    if len(batch.index) == 1:
+        yield from skipped("the batch size is 1", "constant")
+        return
     for tap, value in values.items():
-        if tap.source != "batch" and len(value) > 1 and torch.equal(value, value[:1].expand_as(value)):
+        if tap.source != "batch" and torch.equal(value, value[:1].expand_as(value)):
             yield Note(f"{tap} is the same for all {len(value)} samples of the first batch", "constant")
 
 
@@ -78,11 +81,13 @@ def _steep(stage: Stage, values: Mapping[Tap, Tensor], networks: Networks) -> It
         for name, term in stage.terms.items()
         if TARGETS in term.reads and own.issuperset(tap.source for tap in term.reads)
     }
-    if not of_labels:
-        yield from skipped(f"stage {stage.name!r} has no term of the labels, such as the cross-entropy", "gradients")
     task = sum(sizes[name] for name in of_labels)
+    if not task:
+        why = "a gradient of the labels on the first batch" if of_labels else "a term of the labels"
+        yield from skipped(f"stage {stage.name!r} does not have {why}", "gradients")
+        return
     for name in stage.terms:
-        if name not in of_labels and 0 < STEEP * task < sizes[name]:
+        if name not in of_labels and sizes[name] > STEEP * task:
             yield Note(
                 f"the gradient of the term {name!r} of stage {stage.name!r} has the norm {sizes[name]:.3g} on the "
                 f"first batch, more than {STEEP:g} times that of the labels, {task:.3g}: lower its weight",

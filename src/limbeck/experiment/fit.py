@@ -46,7 +46,7 @@ class Fit:
 def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, tuple[NetworkResult, Tensor | None]]:
     """Train the network, or take it from the folder or from another run beside it; the last event is `Finished`.
 
-    Gives its result, and its outputs on the test split: None where its figures were there already.
+    Return its result, and its outputs on the test split: None if its figures were there already.
     """
     name, network = str(one.job), one.networks["student"]
     done = folder.result(name)

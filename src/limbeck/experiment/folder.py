@@ -56,6 +56,25 @@ SIBLINGS = 500
 """The most folders beside a run that `RunFolder.found` searches."""
 
 
+def check_folder(path: Path, *, resume: bool, data: Path | None = None) -> bool:
+    """Whether a folder holds a finished epoch of a run, which ``resume`` or nothing must be done with.
+
+    Raises:
+        LimbeckError: it is no folder; it is the folder of the data or inside it; without ``resume``, it holds a run.
+    """
+    if path.exists() and not path.is_dir():
+        raise LimbeckError(f"{path} is not a folder: choose another one with --out")
+    if data is not None and path.resolve().is_relative_to(data.resolve()):
+        raise LimbeckError(f"{path} is in the folder of the data, {data}: choose another one with --out")
+    begun = holds_epoch(path)
+    if begun and not resume:
+        raise LimbeckError(
+            f"{path} already holds a run: resume it with --resume, choose another folder with --out, or replace it "
+            "with --overwrite"
+        )
+    return begun
+
+
 class RunFolder:
     """The run folder of one recipe, whose text has every default written out. The folder need not exist.
 
@@ -77,14 +96,7 @@ class RunFolder:
         self._results: dict[str, NetworkResult] = {}  # of the finished networks, by name
         self._files: dict[str, dict[str, Any]] = {}  # by network, what lies in its folder
         self._saved, self._save_after, self._trained = "", 0.0, False
-        if path.exists() and not path.is_dir():
-            raise LimbeckError(f"{path} is not a folder: choose another one with --out")
-        self._begun = holds_epoch(path)
-        if self._begun and not resume:
-            raise LimbeckError(
-                f"{path} already holds a run: resume it with --resume, choose another folder with "
-                "--out, or replace it with --overwrite"
-            )
+        self._begun = check_folder(path, resume=resume)
         if self._begun:
             self._refuse_other_recipe()
         self._log = EpochLog(path / LOG, kept=self._begun)

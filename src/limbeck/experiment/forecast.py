@@ -5,24 +5,32 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.cache.encoding import parts_of
-from limbeck.core import TARGETS, Batch, LimbeckError, Stage, Tap, tap
+from limbeck.core import TARGETS, Batch, LimbeckError, Networks, Stage, Tap, tap
+from limbeck.data.targets import TaskName
 from limbeck.evaluate import file_bytes, macs, parameters
 from limbeck.experiment.arms import teacher_of
 from limbeck.experiment.caching import cached, formats, teacher_taps
-from limbeck.experiment.estimates import saved_bytes, seconds_of_step, tensors_a_weight
+from limbeck.experiment.first_step import unprepared
 from limbeck.experiment.preflight import Planned
 from limbeck.experiment.run import Experiment
 from limbeck.experiment.runfiles import holds_epoch
 from limbeck.experiment.terms import SAMPLES
 from limbeck.experiment.verdicts import CHECKS, Note
 from limbeck.experiment.workspace import Workspace, example_batch
+from limbeck.models import Ensemble
 from limbeck.models.inputs import bridge_of
 from limbeck.outline import outline
 from limbeck.recipe.blocks import Recipe
-from limbeck.taps import shapes
+from limbeck.taps import Taps, shapes
+from limbeck.train.copies import NotCopied
+from limbeck.train.engine import Engine
+from limbeck.train.freeze import frozen, frozen_modules
+from limbeck.train.loop import BatchSource, Step
+from limbeck.train.timing import time_steps, zeros_for
 
 _LAYERS = {
     "student": ("student_layer", "student_layers", "guided_layer"),
@@ -114,7 +122,8 @@ class Forecast:
     device: str
     precision: str
     shape: tuple[int, ...]
-    classes: int
+    task: TaskName
+    classes: int  # of other tasks, labels, numbers or points
     splits: Mapping[str, SplitForecast]
     networks: Mapping[str, NetworkForecast]
     arms: Mapping[str, ArmForecast]
@@ -145,7 +154,8 @@ def forecast(experiment: Experiment, allow: Collection[str]) -> Forecast:
         device=engine.device.type,
         precision=engine.precision,
         shape=data.shape,
-        classes=len(data.outputs),
+        task=data.task,
+        classes=len(data.classes),
         splits={name: SplitForecast(len(split), data.origins.get(name, "")) for name, split in splits.items()},
         networks={name: _network(network, data.shape) for name, network in made.networks.items()},
         arms=arms,
@@ -158,9 +168,10 @@ def forecast(experiment: Experiment, allow: Collection[str]) -> Forecast:
 
 
 def _network(network: nn.Module, shape: tuple[int, ...]) -> NetworkForecast:
-    bridge = bridge_of(network)
-    size = " x ".join(map(str, bridge.own if bridge else shape))
-    return NetworkForecast(parameters(network), macs(network, shape), str(bridge) if bridge else f"{size}, as the data")
+    size = " x ".join(map(str, shape))
+    members = network.members if isinstance(network, Ensemble) else [network]
+    reads = dict.fromkeys(str(bridge_of(member) or f"{size}, as the data") for member in members)
+    return NetworkForecast(parameters(network), macs(network, shape), "; ".join(reads))
 
 
 def _arm(experiment: Experiment, arm: str, planned: Planned) -> ArmForecast:
@@ -190,20 +201,14 @@ def _arm(experiment: Experiment, arm: str, planned: Planned) -> ArmForecast:
             )
             for name, term in stage.terms.items()
         }
-        seconds = seconds_of_step(stage, networks, batches, experiment.engine, stored)
+        seconds = _step_seconds(stage, networks, batches, experiment.engine, stored)
         learns = tuple(name.replace("student", role, 1) for name in stage.learns)
         found.append(StageForecast(stage.name, stage.epochs, len(batches), learns, terms, seconds))
     return ArmForecast(sum(job.arm == arm for job in experiment.work), tuple(found))
 
 
 def _reasons(recipe: Recipe | None, networks: Mapping[str, nn.Module], few: Batch) -> Mapping[Tap, str]:
-    """Why a term reads a tap, for the taps that are not chosen by the method itself.
-
-    Args:
-        recipe: whose method may name layers; None for a training that has no such options.
-        networks: of the training.
-        few: a few samples.
-    """
+    """Why a term reads a tap, for the taps that the method does not choose; only a recipe's method can name layers."""
     found = {TARGETS: "the labels"} | {Tap(name): "the output" for name in networks}
     for name, network in networks.items():
         try:
@@ -227,53 +232,104 @@ def _named(recipe: Recipe) -> Iterator[Tap]:
                     yield tap(network, text)
 
 
-def _seconds(arms: Collection[ArmForecast]) -> float | None:
-    stages = [(arm.trainings, stage) for arm in arms for stage in arm.stages]
-    times = [stage.step_seconds for _, stage in stages]
-    if None in times:
+def _step_seconds(
+    stage: Stage, networks: Networks, batches: BatchSource, engine: Engine, stored: frozenset[Tap]
+) -> float | None:
+    """The median time of a few steps on copies; None if the networks cannot be copied.
+
+    A stage with ``prepare`` is timed without it and without its losses. Nothing is compiled. ``stored`` are the
+    teacher's taps that are read from a store.
+    """
+    zeros = zeros_for(networks, stored, batches.example_inputs(), batches.samples + 1)
+    try:
+        return time_steps(unprepared(stage), networks, batches, engine, zeros)
+    except NotCopied:
         return None
-    return sum(
-        count * stage.epochs * stage.steps * seconds
-        for (count, stage), seconds in zip(stages, times, strict=True)
-        if seconds is not None
-    )
+
+
+def _seconds(arms: Collection[ArmForecast]) -> float | None:
+    total = 0.0
+    for arm in arms:
+        for stage in arm.stages:
+            if stage.step_seconds is None:
+                return None
+            total += arm.trainings * stage.epochs * stage.steps * stage.step_seconds
+    return total
 
 
 def _memory(experiment: Experiment, planned: Planned) -> int:
-    """Bytes of the data, the networks with their gradients and optimizers, and the activations of a step."""
+    """Bytes of the data, the networks with their losses, gradients and optimizers, and the activations of a step."""
     stages, networks, training = planned
-    workspace = Workspace(experiment.data, training, experiment.engine)
-    data = experiment.data
+    workspace, data = Workspace(experiment.data, training, experiment.engine), experiment.data
     for network in networks.values():
         experiment.engine.place(network)
     held = [one.inputs for one in (data.train, data.validation, data.test) if isinstance(one.inputs, Tensor)]
     batch = workspace.spread(min(SAMPLES, training.batch_size, len(workspace.samples)))
     scale = training.batch_size / len(batch.index)
     steps = (
-        4 * tensors_a_weight(stage) * _learning(stage, networks)
-        + scale * saved_bytes(stage, networks, batch, experiment.engine)
+        sum(_learning(stage, planned)) + scale * _saved_bytes(stage, networks, batch, experiment.engine)
         for stage in stages
     )
-    return round(sum(one.nbytes for one in held) + sum(_bytes(network) for network in networks.values()) + max(steps))
+    modules = nn.ModuleList([*networks.values(), *(loss for stage in stages for loss in stage.losses)])
+    return round(sum(one.nbytes for one in held) + _bytes(modules) + max(steps))
 
 
-def _learning(stage: Stage, networks: Mapping[str, nn.Module]) -> int:
-    modules = [*(networks[name] for name in stage.networks), *stage.losses]
-    return sum(one.numel() for module in modules for one in module.parameters() if one.requires_grad)
+def _learning(stage: Stage, planned: Planned) -> tuple[int, int]:
+    """Bytes of the gradients, and what a checkpoint holds of the optimizer, the average and the best epoch."""
+    stages, networks, training = planned
+    step, regime = Step(stage, networks), training.regime
+    gradients = sum(one.nbytes for one in step.parameters() if one.requires_grad)
+    best = _bytes(step) if regime.keep == "best" and stage is stages[-1] else 0
+    return gradients, gradients * (_tensors_a_weight(stage) + regime.averages(stage)) + best
 
 
-def _bytes(network: nn.Module) -> int:
-    return sum(one.nbytes for one in (*network.parameters(), *network.buffers()))
+def _bytes(module: nn.Module) -> int:
+    return sum(one.nbytes for one in (*module.parameters(), *module.buffers()))
+
+
+def _tensors_a_weight(stage: Stage) -> int:
+    """How many numbers the stage's optimizer keeps for each weight."""
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.zeros(2)
+    optimizer = stage.optimizer([weight])
+    optimizer.step()
+    kept = (value for state in optimizer.state.values() for value in state.values())
+    return sum(isinstance(value, Tensor) and value.shape == weight.shape for value in kept)
+
+
+def _saved_bytes(stage: Stage, networks: Networks, batch: Batch, engine: Engine) -> int:
+    """Bytes that the forward of a stage saves for its backward, without weights; the networks are on the device."""
+    known = {one.untyped_storage().data_ptr() for network in networks.values() for one in network.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() not in known:
+            found[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    with (
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        frozen(frozen_modules(stage, networks)),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        Taps(networks, stage.reads, learns=stage.networks) as taps,
+        engine.autocast(),
+    ):
+        taps.read(batch)
+    return sum(found.values())
 
 
 def _kept(experiment: Experiment, trainings: Mapping[str, Planned]) -> Kept:
     recipe, data, folder = experiment.recipe, experiment.data, experiment.folder.path
-    student = trainings[recipe.method["name"]][1]["student"]
-    files = [file_bytes(trainings[job.arm][1]["student"]) for job in experiment.work]
+    student = file_bytes(trainings[recipe.method["name"]][1]["student"])  # that of the first seed has a copy
+    files = {  # the student is also written after each stage before the last that trains it
+        arm: file_bytes(networks["student"]) * (1 + sum("student" in stage.networks for stage in stages[:-1]))
+        for arm, (stages, networks, _) in trainings.items()
+    }
     checkpoints = (
-        _bytes(networks["student"]) + 4 * (tensors_a_weight(stage) - 1) * _learning(stage, networks)
-        for stages, networks, _ in trainings.values()
-        for stage in stages
+        _bytes(nn.ModuleList(Step(one, planned[1]) for one in planned[0])) + _learning(stage, planned)[1]
+        for planned in trainings.values()
+        for stage in planned[0]
     )
     store = 0
     stages, networks, training = trainings[recipe.method["name"]]
@@ -283,20 +339,18 @@ def _kept(experiment: Experiment, trainings: Mapping[str, Planned]) -> Kept:
         row = sum(part.row_bytes for one in taps for part in parts_of(forms[one], sizes[one]))
         teachers = len({teacher_of(recipe, seed) for seed in recipe.seeds})
         store = teachers * row * (recipe.cache.views or 1) * len(data.train.without(training.exclude))
-    weights = sum(files) + file_bytes(student)  # the student of the first seed has a copy
+    weights = student + sum(files[job.arm] for job in experiment.work)
     return Kept(weights, max(checkpoints), store, str(folder), holds_epoch(folder))
 
 
 def _verdicts(found: Collection[Note], allow: Collection[str]) -> Iterator[Verdict]:
     for check, holds in CHECKS.items():
         notes = [note for note in found if note.check == check]
-        refusals = [note.refusal for note in notes if note.refusal and check not in allow]
-        warnings = [note.said for note in notes if not note.skipped]
-        if refusals:
-            yield Verdict(check, "refused", "; ".join(refusals))
-        elif warnings:
-            yield Verdict(check, "warning", "; ".join(warnings))
-        elif notes:
-            yield Verdict(check, "skipped", "; ".join(note.said for note in notes))
-        else:
-            yield Verdict(check, "ok", holds)
+        said: dict[Literal["refused", "warning", "skipped", "ok"], list[str]] = {
+            "refused": [note.refusal for note in notes if note.refusal and check not in allow],
+            "warning": [note.said for note in notes if not note.skipped],
+            "skipped": [note.said for note in notes],
+            "ok": [holds],
+        }
+        state = next(state for state, texts in said.items() if texts)
+        yield Verdict(check, state, "; ".join(dict.fromkeys(said[state])))

@@ -1,7 +1,7 @@
 """The runs in a folder, with their results and the command that makes or resumes each."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,6 @@ from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.results import RESULT, RunResult, read
 from limbeck.experiment.runfiles import LOG, RECIPE
 from limbeck.models import GIVEN
-from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import reread
 from limbeck.tasks import TASKS
 
@@ -73,54 +72,35 @@ def _listed(path: Path) -> ListedRun:
     seconds = min(max(last.stat().st_mtime, 0), LATEST)
     date = datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
     try:
-        recipe = _recipe(path)
-        if (path / RESULT).is_file():
-            return _finished(path, date, recipe, read(path))
-        return _interrupted(path, date, recipe)
+        if not (path / RECIPE).is_file():
+            raise LimbeckError(f"{path / RECIPE} is missing")
+        recipe = reread(path / RECIPE)
+        finished = (path / RESULT).is_file()
+        options = ["--out", f"{path}-again"] if finished else ["--out", str(path), "--resume"]
+        command = ["limbeck", "run", str(path / RECIPE), *options]
+        run = ListedRun(
+            str(path),
+            "finished",
+            date,
+            name=recipe.name,
+            method=str(recipe.method.get("name")),
+            seeds=recipe.seeds,
+            command=None if recipe.data.source.startswith(GIVEN) else shlex.join(command),
+        )
+        return _with_result(run, read(path)) if finished else replace(run, state=_interrupted(path))
     except (LimbeckError, OSError) as error:
         return ListedRun(str(path), f"damaged: {error}", date)
 
 
-def _recipe(path: Path) -> Recipe:
-    if not (path / RECIPE).is_file():
-        raise LimbeckError(f"{path / RECIPE} is missing")
-    return reread(path / RECIPE)
-
-
-def _finished(path: Path, date: str, recipe: Recipe, result: RunResult) -> ListedRun:
+def _with_result(run: ListedRun, result: RunResult) -> ListedRun:
     figures = {arm: found.headline.mean for arm, found in result.summary.items()}
-    return ListedRun(
-        str(path),
-        "finished",
-        date,
-        name=result.name,
-        method=result.method,
-        task=result.task,
-        seeds=result.seeds,
-        teacher=figures.get("teacher"),
-        alone=figures.get("alone"),
-        student=figures.get(result.method),
-        command=_command(path, recipe, "--out", f"{path}-again"),
-    )
+    teacher, alone, student = map(figures.get, ("teacher", "alone", result.method))
+    return replace(run, task=result.task, teacher=teacher, alone=alone, student=student)
 
 
-def _interrupted(path: Path, date: str, recipe: Recipe) -> ListedRun:
+def _interrupted(path: Path) -> str:
     line = EpochLog(path / LOG, kept=True).last
     if line is not None and type(line.get("epoch")) is not int:
         raise LimbeckError(f"the last line of {path / LOG} does not describe an epoch")
     place = "the beginning" if line is None else f"epoch {line['epoch']} of {line['job']}"
-    return ListedRun(
-        str(path),
-        f"interrupted at {place}",
-        date,
-        name=recipe.name,
-        method=str(recipe.method.get("name")),
-        seeds=recipe.seeds,
-        command=_command(path, recipe, "--out", str(path), "--resume"),
-    )
-
-
-def _command(path: Path, recipe: Recipe, *options: str) -> str | None:
-    if recipe.data.source.startswith(GIVEN):
-        return None
-    return shlex.join(["limbeck", "run", str(path / RECIPE), *options])
+    return f"interrupted at {place}"

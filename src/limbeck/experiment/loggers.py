@@ -23,16 +23,14 @@ from limbeck.tasks import TASKS
 
 Consumer = Callable[[Event], None]
 
-Write = Callable[[Job, int, Mapping[str, float]], None]
-"""``(job, number of finished epochs in all stages, values by name)``"""
-
 
 def check_loggers(names: Sequence[str]) -> None:
     """Raise LimbeckError if a logger does not exist or its package is not installed."""
     for name in names:
         if name not in LOGGERS:
             raise LimbeckError(f"--log is {name!r}: {nearest(name, LOGGERS)}")
-        if name != "csv" and find_spec(name) is None:
+        found = None if name == "csv" else find_spec(name)
+        if name != "csv" and (found is None or found.origin is None):  # a folder of that name is not the package
             raise LimbeckError(f"--log {name} needs the package {name}: pip install 'limbeck[{name}]'")
 
 
@@ -122,32 +120,28 @@ LOGGERS: Mapping[str, Callable[[Path, Recipe], AbstractContextManager[Consumer]]
 """By the value of ``--log``, which is also the name of the package and of the extra."""
 
 
-def _of_events(add: Write) -> Consumer:
-    """Return a consumer that adds the figures of each epoch and the headline of each finished network."""
+def _of_events(add: Callable[[Job, int, Mapping[str, float]], None]) -> Consumer:
+    """Return a consumer that adds the figures of each epoch and the headline of each finished network.
+
+    It calls ``add(job, number of finished epochs in all stages, values by name)``.
+    """
     epochs: dict[Job, int] = {}
 
     def consume(event: Event) -> None:
         if isinstance(event, Started):
             epochs[event.job] = event.done
         elif isinstance(event, Trained):
+            epoch, key = event.epoch, TASKS[event.task].headline.key
+            values = {"loss": epoch.loss, "images_per_second": epoch.images / epoch.seconds}
+            values |= {f"terms/{name}": value for name, value in epoch.terms.items()}
+            values |= {f"validation_{key}": event.validation} if event.validation is not None else {}
             epochs[event.job] += 1
-            add(event.job, epochs[event.job], _values(event))
+            add(event.job, epochs[event.job], values)
         elif isinstance(event, Finished) and event.job in epochs:
             key = TASKS[event.task].headline.key
             add(event.job, epochs[event.job], {f"test_{key}": getattr(event.result.test, key)})
 
     return consume
-
-
-def _values(event: Trained) -> dict[str, float]:
-    epoch = event.epoch
-    values = {"loss": epoch.loss, "images_per_second": epoch.images / epoch.seconds}
-    values |= {f"terms/{name}": value for name, value in epoch.terms.items()}
-    return (
-        values
-        if event.validation is None
-        else {**values, f"validation_{TASKS[event.task].headline.key}": event.validation}
-    )
 
 
 def _write_table(folder: Path) -> None:

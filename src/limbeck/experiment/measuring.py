@@ -42,6 +42,7 @@ def measure(
         known = {"teacher_logits": guide, "name": name, "split": which, "files": split.names}
         return task_of(data).figures(outputs, split.targets, **known), outputs
 
+    own = task_of(data).own_metric
     test, outputs = figures("test", data.test, teacher)
     result = NetworkResult(
         arm=job.arm,
@@ -52,6 +53,7 @@ def measure(
         parameters=parameters(network),
         macs=macs(network, data.shape),
         file_bytes=file_bytes(network),
+        own_metric=None if own is None else own(outputs, data.test.targets),
     )
     return result, outputs
 

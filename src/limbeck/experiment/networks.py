@@ -8,6 +8,7 @@ from torch import nn
 from limbeck.cache.blackbox import BlackBox
 from limbeck.core import LimbeckError, Stage
 from limbeck.data import Data
+from limbeck.data.targets import TaskName
 from limbeck.experiment.arms import label_indices
 from limbeck.experiment.workspace import example_batch
 from limbeck.files.paths import expanded
@@ -145,9 +146,9 @@ def check_use(recipe: Recipe, stages: Sequence[Stage], others: Collection[str]) 
         )
 
 
-def ensemble(members: list[nn.Module], block: TeacherBlock) -> nn.Module:
+def ensemble(members: list[nn.Module], block: TeacherBlock, task: TaskName) -> nn.Module:
     """The teacher: one network, or an ensemble of several."""
-    return members[0] if len(members) == 1 else Ensemble(members, block.mean)
+    return members[0] if len(members) == 1 else Ensemble(members, block.mean, task)
 
 
 def expected_input(block: MemberBlock | StudentBlock) -> Input:

@@ -50,7 +50,7 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
         task.check_output(name, shape, data)
     teacher = networks.get("teacher")
     logits: tuple[Tap, ...] = (from_teacher(),)
-    if isinstance(teacher, Ensemble) and teacher.mean == "arithmetic":
+    if isinstance(teacher, Ensemble) and teacher.of_distributions:
         logits = tuple(from_teacher(f"members.{index}") for index in range(len(teacher.members)))
     setup = Setup(
         epochs=training.epochs,

@@ -110,7 +110,7 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         engine=engine,
         macs=sum(costs.values()),
         teaching={arm: teaches(planned) for arm, (planned, _, _) in trainings.items()},
-        work={arm: _work(arm, method, trainings[arm][0], trainings[arm][2], data, costs) for arm in trainings},
+        work={arm: _work(arm, trainings[arm][0], data, costs, reads=arm == method and not stored) for arm in trainings},
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -139,7 +139,7 @@ def built(recipe: Recipe, data: Data, factory: Prepared, own: Method | None) -> 
     networks, members, block = {"student": student, **others}, list[nn.Module](), recipe.teacher
     if block is not None:
         members = factory.restored(block) or [factory.teacher(block)[0] for _ in range(block.new_members)]
-        networks["teacher"] = ensemble(members, block)
+        networks["teacher"] = ensemble(members, block, data.task)
     notes = refuse_shared(networks, allow=recipe.allow)
     found: dict[str, Planned] = {}
     if block is not None and block.train is not None:
@@ -173,12 +173,13 @@ def _try_arm(planned: Planned, data: Data, engine: Engine, stored: frozenset[Tap
     return [*notes, *first_batch(stages, networks, batch)]
 
 
-def _work(
-    arm: str, method: str, stages: Sequence[Stage], training: Training, data: Data, costs: Mapping[str, int]
-) -> float:
-    """The approximate multiply-accumulates of an arm, where a backward pass counts as two forward passes."""
+def _work(arm: str, stages: Sequence[Stage], data: Data, costs: Mapping[str, int], *, reads: bool) -> float:
+    """The approximate multiply-accumulates of an arm, where a backward pass counts as two forward passes.
+
+    With ``reads``, the other networks run at every step, and are not read from a store.
+    """
     learns = costs["teacher"] if arm in ("teacher", "member") else costs["student"]
-    read = sum(costs.values()) - learns if arm == method else 0
+    read = sum(costs.values()) - learns if reads else 0
     return float(sum(stage.epochs for stage in stages) * len(data.train) * (3 * learns + read))
 
 

@@ -80,9 +80,14 @@ class Prepared(AbstractContextManager["Prepared"]):
         if bridge is not None:
             notes.append(f"the {name} reads every view converted to {bridge}")
         if not installed(network):  # unless it, or the network that it is a copy of, was prepared before
-            layer, output = self._layers.get(name, ""), block.output if block else None
             handles, found = install(
-                name, network, self._probe, classes or len(self._data.outputs), output=output, layer=layer
+                name,
+                network,
+                self._probe,
+                classes or len(self._data.outputs),
+                output=block.output if block else None,
+                layer=self._layers.get(name, ""),
+                task=self._data.task,
             )
             self._handles += handles
             notes += found

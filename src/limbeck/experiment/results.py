@@ -2,10 +2,11 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -20,6 +21,7 @@ SCHEMA = 3
 
 RESULT = "result.json"
 
+_KINDS = {kind.__name__ for kind in get_args(Figures)}
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
 Result = TypeVar("Result")
@@ -49,6 +51,7 @@ class NetworkResult:
     trained_as: str | None = None  # of a student alone: SHA-256 of all that decides its weights
     teacher_after: "NetworkResult | None" = None  # the teacher as the method left it, where the method trains one
     bias_shift: dict[str, Any] | None = None  # see `limbeck.evaluate.bias_study`
+    own_metric: float | None = None  # `task.metric` on the test split; None without one, or if it is not finite
 
     @property
     def name(self) -> str:
@@ -104,6 +107,7 @@ class RunResult:
     notes: tuple[str, ...]  # what a user should know
     decided: dict[str, Any]  # what `auto` came to: device, precision and why, compile, cache
     runs: tuple[NetworkResult, ...]  # of every seed, without latencies
+    metric: str | None  # the name of the user's function, whose values are `own_metric`
 
     def of(self, arm: str) -> tuple[NetworkResult, ...]:
         """An arm's networks, one a seed."""
@@ -121,9 +125,13 @@ def read(folder: Path) -> RunResult:
         raise LimbeckError(f"{folder} contains no {RESULT}: it has no finished run")
     values.pop("recipe", None)
     try:
-        return from_json(RunResult, values)
+        result = from_json(RunResult, values)
     except LimbeckError as error:
         raise LimbeckError(f"{folder / RESULT} is not the result of a run: {error}") from error
+    shown = (TASKS[result.task].headline, *TASKS[result.task].others)
+    if not all(hasattr(one.test, figure.key) for one in (*result.runs, result.student) for figure in shown):
+        raise LimbeckError(f"{folder / RESULT} is not the result of a run: its figures are not of {result.task}")
+    return result
 
 
 def read_values(folder: Path) -> dict[str, Any] | None:
@@ -197,5 +205,12 @@ def from_json(kind: type[Result], values: Any) -> Result:
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise LimbeckError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        tried = Counter(_kind(one["loc"]) for one in found)  # the errors of figures are listed for every task
+        first = min(found, key=lambda one: tried[_kind(one["loc"])])
+        place = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
+        raise LimbeckError(f"{place}: {first['msg']}") from error
+
+
+def _kind(place: Sequence[int | str]) -> int | str | None:
+    return next((part for part in place if part in _KINDS), None)

@@ -38,9 +38,7 @@ def check_state(
     if type(epoch) is not int or not 1 <= epoch <= stage.epochs:
         raise LimbeckError(f"its epoch is {epoch!r}: allowed are 1 to {stage.epochs} in stage {stage.name!r}")
     steps = nn.ModuleList(Step(one, networks) for one in stages)
-    _compare("its modules", state["modules"], steps.state_dict())
-    for name, _ in steps.named_parameters():
-        _check_finite(f"its {name}", state["modules"][name])
+    _check_weights("its modules", state["modules"], steps)
     _compare("its generators", state["generators"], engine.generators())
     try:
         torch.Generator().set_state(state["generators"]["cpu"])
@@ -59,18 +57,21 @@ def _check_average(found: Any, learning: Sequence[nn.Parameter]) -> None:
     _compare("its average", found, {"updates": 0, "weights": {}})
     if found["updates"] < 0:
         raise LimbeckError(f"its average has {found['updates']} updates: it must be at least 0")
-    _compare("its average", found["weights"], {str(place): one for place, one in enumerate(learning)})
-    for name, value in found["weights"].items():
-        _check_finite(f"its average {name}", value)
+    _check_weights("its average", found["weights"], nn.ParameterList(learning))
 
 
 def _check_best(found: Any, kept: nn.Module, epochs: int) -> None:
     _compare("its best epoch", found, {"epoch": 0, "score": 0.0, "weights": {}})
     if not 1 <= found["epoch"] <= epochs:
         raise LimbeckError(f"its best epoch is {found['epoch']}: allowed are 1 to {epochs}")
-    _compare("its best epoch", found["weights"], kept.state_dict())
-    for name, _ in kept.named_parameters():
-        _check_finite(f"its best epoch's {name}", found["weights"][name])
+    _check_weights("its best epoch", found["weights"], kept)
+
+
+def _check_weights(what: str, found: Any, module: nn.Module) -> None:
+    """Refuse other tensors than those of the module, and parameters that are not finite."""
+    _compare(what, found, module.state_dict())
+    for name, _ in module.named_parameters():
+        _check_finite(f"{what}: {name}", found[name])
 
 
 def _check_optimizer(found: Any, stage: Stage, learning: Sequence[nn.Parameter]) -> None:
@@ -78,9 +79,7 @@ def _check_optimizer(found: Any, stage: Stage, learning: Sequence[nn.Parameter])
     if not isinstance(found, Mapping) or found.keys() != {"state", "param_groups"}:
         raise LimbeckError("its optimizer does not hold the state of an optimizer")
     groups = found["param_groups"]
-    if not isinstance(groups, list) or [_options(group) for group in groups] != [
-        _options(group) for group in expected["param_groups"]
-    ]:
+    if not isinstance(groups, list) or [*map(_options, groups)] != [*map(_options, expected["param_groups"])]:
         raise LimbeckError(f"its optimizer differs from that of stage {stage.name!r}, or has other options")
     held = found["state"]
     if not isinstance(held, Mapping) or not held.keys() <= expected["state"].keys():

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Outputs, Stage
-from limbeck.data import Progress, load
+from limbeck.data import Data, Progress, load
 from limbeck.evaluate import latency
 from limbeck.experiment.arms import arms_of, label_indices, members_of, method_of, needed, teacher_of, training_of
 from limbeck.experiment.caching import cached, outputs
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Finished, Job, Track
 from limbeck.experiment.fit import Fit, fit
-from limbeck.experiment.folder import RunFolder
+from limbeck.experiment.folder import RunFolder, check_folder
 from limbeck.experiment.given import Given
 from limbeck.experiment.in_memory import Folder, InMemory
 from limbeck.experiment.measuring import measure, outputs_of
@@ -30,12 +30,14 @@ from limbeck.experiment.preflight import Built, built, preflight, resolved
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, summarise
 from limbeck.experiment.runfiles import clear
+from limbeck.experiment.task_options import with_options
 from limbeck.experiment.workspace import Workspace, example_batch
 from limbeck.methods import METHODS
-from limbeck.models import load_weights
+from limbeck.models import GIVEN, load_weights
 from limbeck.models.inputs import as_deployed, bridge_of
 from limbeck.recipe.blocks import Recipe, TeacherBlock
 from limbeck.recipe.read import dump, with_absolute_paths
+from limbeck.tasks import task_of
 from limbeck.train.copies import copy_of
 from limbeck.user_code import code_digests
 
@@ -59,7 +61,8 @@ class Experiment:
             networks: by arm, the trained networks of the first seed. found: what the checks found.
 
     Raises:
-        LimbeckError: the folder holds another run; the data, a file, a network, a layer or an option is wrong.
+        LimbeckError: the folder holds another run, or is that of the data; the data, a file, a network, a layer or an
+            option is wrong.
     """
 
     def __init__(
@@ -75,7 +78,10 @@ class Experiment:
         progress: Progress | None = None,
     ) -> None:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
-        self.data = load(**recipe.data.model_dump(), progress=progress) if given is None else given.data
+        if not in_memory:  # before the data is read
+            place = self.recipe.data.model_dump().get("path")
+            check_folder(folder, resume=resume or overwrite, data=Path(place) if place else None)
+        self.data = _loaded(recipe, progress) if given is None else given.data
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)
         self._given, self._in_memory = given, in_memory
@@ -178,7 +184,7 @@ class Experiment:
         job = teacher_of(self.recipe, seed)
         for one in () if members else members_of(self.recipe, block, seed):
             members.append((yield from self._member(block, one, track)))
-        network = ensemble(members, block)
+        network = ensemble(members, block, self.data.task)
         if block.untrained or block.table:
             return network
         for number, member in enumerate(members if reused and len(members) > 1 else ()):
@@ -233,7 +239,7 @@ class Experiment:
                 store=store,
                 teacher_outputs=teacher_outputs,
                 trains_teacher=trains_teacher,
-                identity=self._identity() if job.arm == "alone" and not self._in_memory else None,
+                identity=self._identity() if job.arm == "alone" else None,
                 first_stage_of=self._first_stage_of(job),
                 shift=self._shift,
             ),
@@ -246,9 +252,15 @@ class Experiment:
         if one.job.arm == "teacher" and outputs is not None:
             self._test_outputs[one.job] = outputs
 
-    def _identity(self) -> str:
-        """What the recipe says of a student alone."""
-        parts = (self.recipe.student.model_dump(mode="json"), self.recipe.train.model_dump(mode="json"))
+    def _identity(self) -> str | None:
+        """What the recipe says of a student alone; None if no other run may use it."""
+        task, loss = self.recipe.task, self.recipe.task.hard_loss or ""
+        if self._in_memory or loss.startswith(GIVEN):  # what a function of the caller uses is not known
+            return None
+        parts = [self.recipe.student.model_dump(mode="json"), self.recipe.train.model_dump(mode="json")]
+        if self.data.task != "classification" or loss:
+            code = [loss.rpartition(":")[2], *code_digests({"hard_loss": loss})]
+            parts.append({"task": self.data.task, "hard_loss": code, "eyes": task.eyes})
         return json.dumps(parts, sort_keys=True)
 
     def _first_stage_of(self, job: Job) -> Job | None:
@@ -292,6 +304,7 @@ class Experiment:
         with as_deployed(self.networks.values()):
             times = latency(self.networks, shapes, runs=self.recipe.evaluate.latency_runs)
         first = {job.arm: found for job, found in reversed(list(self._results.items())) if job.arm in times}
+        own = task_of(self.data).own_metric
         shown = {arm: replace(found, latency=times[arm]) for arm, found in first.items()}
         return RunResult(
             schema=SCHEMA,
@@ -307,4 +320,9 @@ class Experiment:
             notes=self._lasting,
             decided=self.decided,
             runs=runs,
+            metric=None if own is None else own.name,
         )
+
+
+def _loaded(recipe: Recipe, progress: Progress | None) -> Data:
+    return with_options(load(**recipe.data.model_dump(), progress=progress), recipe.task)

@@ -62,11 +62,7 @@ def read_columns(path: Path, *, texts: Sequence[str], numbers: Sequence[str]) ->
 
 
 def check_count(path: Path, rows: int, columns: int) -> None:
-    """Check that a table is not too large.
-
-    Raises:
-        LimbeckError: it has too many rows or numbers.
-    """
+    """Raise LimbeckError if a table has too many rows or numbers."""
     if rows * columns > NUMBERS:
         raise LimbeckError(f"{path} has {rows * columns:,} numbers or more, allowed are at most {NUMBERS:,} in a table")
     if rows > ROWS:
@@ -80,11 +76,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def refuse_doubled(names: Iterable[str], sentence: str) -> None:
-    """Check that each name occurs once.
-
-    Raises:
-        LimbeckError: a name occurs twice; the message begins with the sentence.
-    """
+    """Raise LimbeckError if a name occurs twice; the message begins with the sentence."""
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
         raise LimbeckError(f"{sentence} {few(doubled)}: allowed is one each")
@@ -107,12 +99,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _fields(line: str) -> list[str]:
-    """The fields of a line; an empty line has none.
-
-    Raises:
-        ValueError: the line is longer than `LINE`.
-        csv.Error: the line ends within a field.
-    """
+    """The fields of a line; an empty line has none. Raises csv.Error if the line ends within a field."""
     if len(line) == LINE and not line.endswith("\n"):
         raise ValueError(f"it is longer than {LINE:,} characters")
     return next(csv.reader([line], strict=True), [])
@@ -162,11 +149,7 @@ def _from_parquet(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> C
 
 
 def _check_types(schema: Any, texts: Sequence[str], numbers: Sequence[str]) -> None:
-    """Check the columns of a parquet file.
-
-    Raises:
-        ValueError: a column does not hold texts, or another does not hold numbers.
-    """
+    """Raise ValueError if a column of a parquet file does not hold texts, or another does not hold numbers."""
     from pyarrow import types
 
     number = (types.is_floating, types.is_integer, types.is_decimal, types.is_boolean, types.is_null)

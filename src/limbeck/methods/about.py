@@ -9,8 +9,7 @@ from limbeck.data.targets import TaskName
 
 EVERY_TASK: tuple[TaskName, ...] = get_args(TaskName)
 
-OF_OUTPUTS = tuple(name for name in EVERY_TASK if name != "segmentation")
-"""The tasks with one vector of outputs a sample, for a method that reads the classifier or vectors."""
+OF_OUTPUTS = tuple(name for name in EVERY_TASK if name != "segmentation")  # those with one vector for each sample
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Tap, Term, weighted
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, weighted
 from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.methods.alone import hard_term
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.shared import check_above_zero
 
@@ -22,7 +22,7 @@ def chain(setup: Setup, *, temperature: float, hard: float | Schedule, soft: flo
     stages, sources = [], setup.teacher_logits
     for name in learners:
         terms = {
-            "hard": Term(hard_loss, (Tap(name), TARGETS), hard),
+            "hard": hard_term(setup, Tap(name), hard),
             "soft": Term(partial(soft_loss, temperature=temperature), (Tap(name), *sources), soft),
         }
         stages.append(Stage(name, weighted(terms), setup.epochs, setup.optimizer, setup.schedule, learns=(name,)))

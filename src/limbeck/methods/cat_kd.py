@@ -6,10 +6,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Tap, Term, from_student, weighted
+from limbeck.core import LimbeckError, Loss, Schedule, Setup, Stage, Tap, Term, from_student, weighted
 from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.methods.alone import hard_term
 from limbeck.methods.shared import check_at_least, unit
 
 PAPER = Paper("Guo, Yan, Li, Lin", "Class Attention Transfer Based Knowledge Distillation", 2023, "2304.12777")
@@ -106,7 +106,7 @@ def cat_kd(
         partial(class_attention_loss, resolution=resolution, normalise=normalise, binarise=binarise, average=average),
     )
     terms = {
-        "hard": Term(hard_loss, (from_student(), TARGETS), hard),
+        "hard": hard_term(setup, from_student(), hard),
         "attention": Term(loss, (student, teacher), attention),
     }
     return (Stage("cat_kd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)

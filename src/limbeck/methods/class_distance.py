@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from limbeck.core import TARGETS, LimbeckError, Setup, Stage, Sweep, Tap, Term, from_teacher, weighted
 from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.methods.alone import hard_term
 from limbeck.methods.mimic import mimic
 from limbeck.methods.shared import check_above_zero, check_at_least, class_indices, stage_epochs
 
@@ -195,7 +195,7 @@ def class_distance(
     )
     late = (lambda progress: 0.0 if progress < begins / epochs - 1e-9 else weight) if begins and weight else weight
     terms = {
-        "hard": Term(hard_loss, (from_teacher(), TARGETS)),
+        "hard": hard_term(setup, from_teacher()),
         "distance": Term(loss, (feature, TARGETS), late),
     }
     teaching = Stage("teacher", weighted(terms), epochs, setup.optimizer, setup.schedule, learns=("teacher",))

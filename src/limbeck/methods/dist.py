@@ -5,10 +5,10 @@ from functools import partial
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from limbeck.core import TARGETS, Loss, Schedule, Setup, Stage, Term, weighted
+from limbeck.core import Loss, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.methods.alone import hard_term
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.shared import check_above_zero
 
@@ -99,7 +99,7 @@ def dist(
 
     terms = weighted(
         {
-            "hard": Term(hard_loss, (student, TARGETS), hard),
+            "hard": hard_term(setup, student, hard),
             "inter": Term(of(inter_loss), (student, teacher), inter),
             "intra": Term(of(intra_loss), (student, teacher), intra),
         }

@@ -9,7 +9,7 @@ from torch import Tensor
 from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.methods.alone import hard_term
 from limbeck.methods.distributions import divergence, like, wide
 from limbeck.methods.shared import as_schedule, check_above_zero, class_indices
 
@@ -84,7 +84,7 @@ def dkd(
     reads = (student, teacher, TARGETS)
     rising = partial(_rising, share=warmup, epochs=setup.epochs)
     terms = {
-        "hard": Term(hard_loss, (student, TARGETS), hard),
+        "hard": hard_term(setup, student, hard),
         "target": Term(partial(target_loss, temperature=temperature), reads, rising(target)),
         "nontarget": Term(partial(nontarget_loss, temperature=temperature), reads, rising(nontarget)),
     }

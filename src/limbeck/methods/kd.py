@@ -60,7 +60,7 @@ def kd(
 
     Args:
         setup: epochs, optimizer and schedule. An ensemble teacher gives one distribution for each member.
-        temperature: T of both networks in the soft term; the hard term and every evaluation use T = 1.
+        temperature: T of both networks in the soft term, unless the outputs are numbers; everything else uses T = 1.
         hard: weight of the cross-entropy with the labels; 0 removes the term.
         soft: weight of the soft term, a number or a schedule.
         temperature_squared: multiply the soft term by T².
@@ -69,19 +69,16 @@ def kd(
         teacher_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: the temperature is not above 0, both weights are 0, or an option is only for classification.
+        LimbeckError: the temperature is not above 0, both weights are 0, or ``average`` is only for classification.
     """
     check_above_zero("temperature", temperature)
     student, *teachers = outputs(setup, student_layer, teacher_layer)
     loss = partial(soft_loss, temperature=temperature, temperature_squared=temperature_squared, average=average)
     if setup.soft_loss is not None:
-        loss = partial(setup.soft_loss, temperature=temperature)
-        if not temperature_squared or average != "batch":
-            raise LimbeckError("temperature_squared: false and average: elements are only for classification")
-    terms = {
-        "hard": hard_term(setup, student, hard),
-        "soft": Term(loss, (student, *teachers), soft),
-    }
+        loss = partial(setup.soft_loss, temperature=temperature, temperature_squared=temperature_squared)
+        if average != "batch":
+            raise LimbeckError(f"average is {average!r}; allowed is 'batch', because the task is not classification")
+    terms = {"hard": hard_term(setup, student, hard), "soft": Term(loss, (student, *teachers), soft)}
     return (Stage("kd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
 

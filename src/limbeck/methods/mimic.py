@@ -45,9 +45,7 @@ def mimic(setup: Setup, *, adapter: Literal["none", "linear"] = "none") -> tuple
         )
     heads = _classifier(setup, student), _classifier(setup, teacher)
     if heads[0].bias is None and (heads[1].bias is not None or adapter == "linear"):
-        raise LimbeckError(
-            f"the student's classifier {student.layer} has no bias, but the teacher's classifier needs one"
-        )
+        raise LimbeckError(f"the student's classifier {student.layer} has no bias, but that of the teacher needs one")
     take_over = partial(_take_over, *heads, module)
     loss = Through(module, mimic_loss) if isinstance(module, nn.Linear) else mimic_loss
     stage = Stage("mimic", {"mimic": Term(loss, (student, teacher))}, setup.epochs, setup.optimizer, setup.schedule)

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from limbeck.core import TARGETS, LimbeckError, Loss, Schedule, Setup, Stage, Term, weighted
+from limbeck.core import LimbeckError, Loss, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.methods.alone import hard_term
 from limbeck.methods.distributions import divergence, like, wide
 
 PAPER = Paper("Jin, Wang, Lin", "Multi-Level Logit Distillation", 2023, venue="CVPR, pages 24276-24285")
@@ -109,7 +109,7 @@ def mlkd(
         return partial(level, temperatures=tuple(temperatures), masks=masks)
 
     terms = {
-        "hard": Term(hard_loss, (student, TARGETS), hard),
+        "hard": hard_term(setup, student, hard),
         "instance": Term(of(instance_loss), (student, teacher), instance),
         "batch": Term(of(batch_loss), (student, teacher), batch),
         "category": Term(of(category_loss), (student, teacher), category),

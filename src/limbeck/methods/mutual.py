@@ -5,9 +5,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Tap, Term, weighted
+from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, weighted
 from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.methods.alone import hard_term
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.shared import check_above_zero
 
@@ -53,7 +53,7 @@ def mutual(
     terms = {}
     for name in setup.networks:
         others = tuple(Tap(other) for other in setup.networks if other != name)
-        terms[f"hard_{name}"] = Term(hard_loss, (Tap(name), TARGETS), hard)
+        terms[f"hard_{name}"] = hard_term(setup, Tap(name), hard)
         terms[f"mutual_{name}"] = Term(partial(mutual_loss, temperature=temperature), (Tap(name), *others), mutual)
     return (Stage("mutual", weighted(terms), setup.epochs, setup.optimizer, setup.schedule, learns=setup.networks),)
 

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, weighted
+from limbeck.core import Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.methods.alone import hard_term
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.shared import check_above_zero
@@ -89,7 +89,7 @@ def kd_standardised(
     student, teacher = reading.logits(setup, student_layer, teacher_layer)
     loss = partial(standardised_loss, temperature=temperature, deviation=deviation)
     terms = {
-        "hard": Term(hard_loss, (student, TARGETS), hard),
+        "hard": hard_term(setup, student, hard),
         "soft": Term(loss, (student, teacher), soft),
     }
     return (Stage("kd_standardised", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)

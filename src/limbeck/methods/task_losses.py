@@ -106,7 +106,9 @@ def output_distance(student: Tensor, *teachers: Tensor) -> Tensor:
     return F.mse_loss(student, torch.stack(teachers).mean(dim=0).detach())
 
 
-def places_soft_loss(student: Tensor, *teachers: Tensor, temperature: float) -> Tensor:
+def places_soft_loss(
+    student: Tensor, *teachers: Tensor, temperature: float, temperature_squared: bool = True
+) -> Tensor:
     """T² * KL(p || q) of the classes of each place, averaged over all places of the batch: soft targets for an image.
 
     p and q are as in `kd.soft_loss`. The loss needs no labels: places whose label is ignored count as well, because
@@ -116,6 +118,8 @@ def places_soft_loss(student: Tensor, *teachers: Tensor, temperature: float) -> 
         student: logits (N, K, H, W).
         teachers: logits (N, K, H, W), one tensor for each teacher.
         temperature: T > 0.
+        temperature_squared: as in `binary_soft_loss`.
     """
     places = student.numel() // student.shape[1]
-    return divergence(student, *teachers, temperature=temperature, factor=temperature**2 / places)
+    factor = (temperature**2 if temperature_squared else 1.0) / places
+    return divergence(student, *teachers, temperature=temperature, factor=factor)

@@ -9,7 +9,7 @@ from torch import Tensor
 from limbeck.core import TARGETS, Schedule, Setup, Stage, Term, weighted
 from limbeck.methods import reading
 from limbeck.methods.about import About, Paper
-from limbeck.methods.alone import hard_loss
+from limbeck.methods.alone import hard_term
 from limbeck.methods.distributions import like, wide
 from limbeck.methods.shared import check_above_zero, class_indices
 
@@ -79,7 +79,7 @@ def wsld(
     check_above_zero("temperature", temperature)
     student, teacher = reading.logits(setup, student_layer, teacher_layer)
     terms = {
-        "hard": Term(hard_loss, (student, TARGETS), hard),
+        "hard": hard_term(setup, student, hard),
         "soft": Term(partial(weighted_soft_loss, temperature=temperature), (student, teacher, TARGETS), soft),
     }
     return (Stage("wsld", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)

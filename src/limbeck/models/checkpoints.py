@@ -53,16 +53,15 @@ class _Candidate:
     beside: tuple[str, ...]  # the names of the tensors under other prefixes
 
     @property
-    def place(self) -> str:
-        """The keys and the prefix, as ``state_dict.model``."""
-        return ".".join((*self.keys, *filter(None, self.prefix.split("."))))
+    def place(self) -> Keys:
+        """The keys and the parts of the prefix."""
+        return (*self.keys, *filter(None, self.prefix.split(".")))
 
     def rank(self) -> tuple[int, ...]:
         """Return a sort key, lowest for the best: candidates that fit, by their keys; then the closest ones."""
-        words = [*self.keys, *filter(None, self.prefix.split("."))]
-        copies = any(word in text.lower() for text in words for word in _LAST)
-        places = [_FIRST.index(word) if word in _FIRST else len(_FIRST) for word in words]
-        return (bool(self.wrong), -self.matched, self.wrong, copies, len(words) + sum(places))
+        copies = any(word in text.lower() for text in self.place for word in _LAST)
+        places = [_FIRST.index(word) if word in _FIRST else len(_FIRST) for word in self.place]
+        return (bool(self.wrong), -self.matched, self.wrong, copies, len(places) + sum(places))
 
 
 def find_state(content: Any, expected: Mapping[str, Tensor], *, classifier: str = "") -> Found | None:
@@ -92,7 +91,7 @@ def find_state(content: Any, expected: Mapping[str, Tensor], *, classifier: str 
     if not candidates:
         return None
     best = min(candidates, key=_Candidate.rank)
-    others = [one.place for one in candidates if not one.wrong and one is not best]
+    others = [".".join(one.place) for one in candidates if not one.wrong and one is not best]
     return Found({**best.state, **own}, _note(best, others), not best.wrong, best.beside)
 
 

@@ -41,9 +41,9 @@ def order_of(name: str, labels: Sequence[str], classes: Sequence[str]) -> list[i
     missing = [label for label in classes if label not in places]
     if missing:
         near = close_names(missing[0], labels, most=1)
-        meant = f": did you mean {near[0]!r}?" if near else "."
+        closest = f"; the closest of its classes is {near[0]!r}" if near else ""
         raise LimbeckError(
-            f"the {name} has no class {missing[0]!r}, which the data has{meant} A teacher must "
+            f"the {name} has no class {missing[0]!r}, which the data has{closest}. A teacher must "
             "know all classes of the data; it may know others"
         )
     return [places[label] for label in classes]

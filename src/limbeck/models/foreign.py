@@ -1,7 +1,7 @@
 """Build networks of timm, of torchvision, and of a function in a user's file."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from xxhash import xxh3_128_hexdigest
 from limbeck.core import LimbeckError
 from limbeck.errors import close_names
 from limbeck.models.functions import as_network
-from limbeck.models.inputs import Input
+from limbeck.models.inputs import Channels, Input
 from limbeck.user_code import contents, function
 
 Options = Mapping[str, Any]
@@ -49,6 +49,8 @@ def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options
         raise LimbeckError(
             f"torchvision:{name} needs 3 channels, but the data has {shape[0]}: timm:NAME takes any number"
         )
+    if isinstance(options.get("weights"), bool):
+        raise LimbeckError(f"torchvision:{name}: weights is {options['weights']}; allowed are names such as DEFAULT")
     fixed = {"num_classes": classes}
     try:
         return _call(f"torchvision:{name}", models.get_model, name, fixed=fixed, options={"weights": None, **options})
@@ -65,7 +67,7 @@ def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options
 def pretrained_input(name: str, options: Options) -> Input | None:
     """What the pretrained weights of a network of timm or torchvision were trained on; None if it has none.
 
-    timm's ``pretrained_cfg`` and the meta data of torchvision's weights say so. The size is part of it where the
+    timm's ``pretrained_cfg`` and the meta data of torchvision's weights say so. The size is part of it only if the
     network takes no other.
     """
     source, _, rest = name.partition(":")
@@ -73,17 +75,25 @@ def pretrained_input(name: str, options: Options) -> Input | None:
         from timm.models import get_pretrained_cfg
 
         found = get_pretrained_cfg(rest)
-        size = found.input_size[1:] if found and found.fixed_input_size else None
-        return None if found is None else Input(tuple(found.mean), tuple(found.std), size)
+        if found is None:
+            return None
+        fixed = found.fixed_input_size and not options.get("dynamic_img_size")
+        size = options.get("img_size", found.input_size[1:]) if fixed else None
+        return Input(tuple(found.mean), tuple(found.std), size, _colour(found.mean))
     if source == "torchvision" and options.get("weights"):
         from torchvision.models import get_model_weights  # type: ignore[import-untyped]
 
         try:
-            preset = get_model_weights(rest)[options["weights"]].transforms()
-        except (KeyError, ValueError):  # what is wrong is said when the network is built
+            preset = get_model_weights(rest).verify(options["weights"]).transforms()
+        except (KeyError, ValueError, TypeError):  # the error is raised when the network is built
             return None
-        return Input(tuple(preset.mean), tuple(preset.std))
+        return Input(tuple(preset.mean), tuple(preset.std), None, _colour(preset.mean))
     return None
+
+
+def _colour(mean: Sequence[float]) -> Channels | None:
+    """RGB for weights of three channels, so that grey images are repeated."""
+    return "rgb" if len(mean) == 3 else None
 
 
 def from_file(
@@ -109,30 +119,21 @@ def from_file(
         parameters = inspect.signature(factory).parameters
     except (ValueError, TypeError) as error:  # some callables written in C have no signature
         raise LimbeckError(f"{label} has no readable signature: wrap it in a Python function") from error
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        unknown = [key for key in options if key not in parameters]
-        if unknown:
-            allowed = ", ".join(map(str, parameters.values())) or "nothing"
-            raise LimbeckError(
-                f"{label} has no option {unknown[0]!r}{_close(unknown[0], parameters)}; it takes {allowed}"
-            )
+    unknown = next((key for key in options if key not in parameters), None)
+    if unknown is not None and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        allowed = ", ".join(map(str, parameters.values())) or "nothing"
+        raise LimbeckError(f"{label} has no option {unknown!r}{_close(unknown, parameters)}; it takes {allowed}")
     fixed = {key: value for key, value in (("classes", classes), ("shape", shape)) if key in parameters}
     identity = f"{name} {xxh3_128_hexdigest(code)}" if trained else ""
     return _call(label, factory, fixed=fixed, options=options, identity=identity)
 
 
 def _call(
-    label: str,
-    factory: Callable[..., Any],
-    *arguments: str,
-    fixed: Options,
-    options: Options,
-    identity: str = "",
+    label: str, factory: Callable[..., Any], *arguments: str, fixed: Options, options: Options, identity: str = ""
 ) -> nn.Module:
     """Call a factory. With an ``identity``, it may also return a function, which becomes a network of this identity."""
-    repeated = [key for key in options if key in fixed]
-    if repeated:
-        raise LimbeckError(f"{label}: {repeated[0]} is set from the data, remove it from the options")
+    for repeated in sorted(options.keys() & fixed.keys()):
+        raise LimbeckError(f"{label}: {repeated} is set from the data, remove it from the options")
     try:
         network = factory(*arguments, **fixed, **options)
     except (Exception, SystemExit) as error:  # foreign code may raise anything
@@ -150,15 +151,11 @@ def _call(
     return network
 
 
-def _is_connection_error(error: BaseException) -> bool:
+def _is_connection_error(error: BaseException | None) -> bool:
     """Whether an error or one of its causes comes from the system or from the download library."""
-    return any(isinstance(one, OSError) or type(one).__module__.startswith("httpx") for one in _causes(error))
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    if error is None or isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
+        return error is not None
+    return _is_connection_error(error.__cause__ or error.__context__)
 
 
 def _close(name: str, names: Iterable[str]) -> str:

@@ -36,7 +36,9 @@ class FunctionNetwork(OutputOnly):
         """(N, ...) to what the function returns."""
         with torch.no_grad():
             output = self._call(inputs)
-        return tree_map(lambda leaf: torch.as_tensor(leaf).to(inputs) if _is_array(leaf) else leaf, output)
+        return tree_map(
+            lambda leaf: torch.as_tensor(leaf).to(inputs) if isinstance(leaf, Tensor | np.ndarray) else leaf, output
+        )
 
 
 class GraphNetwork(OutputOnly):
@@ -81,7 +83,3 @@ def _calls_layers(graph: GraphModule) -> bool:
     """Whether a graph calls modules with parameters, as those of torch.fx do and those of torch.export do not."""
     called = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
     return any(True for name in called for _ in graph.get_submodule(name).parameters())
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor | np.ndarray)

@@ -4,9 +4,10 @@ The file is data: onnxruntime loads no operator libraries, and refuses external 
 docs/security.md lists the limits.
 """
 
+import os
+import re
 from functools import cache
-from glob import escape
-from io import BytesIO
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ LARGEST = 2**31
 
 MEMORY = 2**33
 """The most bytes that all ONNX networks of a process use together: 8 GiB."""
+
+_LOCATION = re.compile(rb"\n\x08location\x12([\x80-\xff]?[\x00-\x7f])", re.DOTALL)
+"""An entry of external data in onnx.proto: the key ``location``, and the length of its value, a path."""
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
@@ -61,13 +65,20 @@ def onnx_network(path: Path | str) -> FunctionNetwork:
 
 
 def _digest(path: Path) -> str:
-    """32 hex digits of the file and of all files whose names begin with its name, such as those of its weights."""
-    found = xxh3_128()
-    for file in sorted(path.parent.glob(f"{escape(path.name)}*")):
-        with file.open("rb") if file.is_file() else BytesIO() as opened:
+    """32 hex digits of the file and of the files of external data that it names, if they are in its folder."""
+    found, folder = xxh3_128(), path.parent.resolve()
+    with path.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
+        names = {content[match.end() : match.end() + _length(match[1])] for match in _LOCATION.finditer(content)}
+    files = sorted((folder / os.fsdecode(name.replace(b"\0", b""))).resolve() for name in names)
+    for file in (path, *(file for file in files if file.is_relative_to(folder) and os.path.isfile(file))):
+        with file.open("rb") as opened:
             while part := opened.read(2**20):
                 found.update(part)
     return found.hexdigest()
+
+
+def _length(varint: bytes) -> int:
+    return sum((byte & 127) << 7 * place for place, byte in enumerate(varint))
 
 
 def _session(path: Path) -> Any:

@@ -3,7 +3,8 @@
 The search covers tuples, lists, mappings, named tuples, dataclasses and their nested values. It selects the first
 tensor of shape (N, classes) or (N, classes, H, W) and prefers the names ``logits``, ``out`` and ``output``. The option
 ``output`` selects another part: a key (``logits``), an index (``0``), a path (``0.logits``), or a layer of the network.
-With ``output: probabilities``, the network ends with softmax, and the logarithm of its output is used.
+With ``output: probabilities``, the network ends with softmax, and the logarithm of its output is used; or, for several
+labels, it ends with sigmoid, and the logarithm of the odds is used.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from limbeck.core import Batch, LimbeckError, Tap
+from limbeck.data.targets import NUMBERS, TaskName
 from limbeck.models import Ensemble
 from limbeck.taps import check, evaluation_mode, layer_of, scripted
 
@@ -33,6 +35,7 @@ class Logits:
     classes: int
     path: tuple[str, ...] | None = None  # the path to the logits; None searches each output
     probabilities: bool = False
+    task: TaskName = "classification"
     layer: str = ""  # the layer whose output is the logits
     layer_outputs: list[Tensor] = field(default_factory=list)  # the outputs of the layer in this forward
 
@@ -44,7 +47,9 @@ class Logits:
             logits = output
         else:
             logits = at(output, self.path or find(self.name, output, self.classes), self.name)
-        return _log(logits) if self.probabilities else logits
+        if not self.probabilities:
+            return logits
+        return _log(logits) - _log(1 - logits) if self.task == "multi_label" else _log(logits)
 
     def begin(self, module: nn.Module, args: Any) -> None:
         """Drop the outputs of a forward that was interrupted (the forward pre-hook of the network)."""
@@ -62,7 +67,14 @@ class Logits:
 
 
 def install(
-    name: str, network: nn.Module, batch: Batch, classes: int, *, output: str | None = None, layer: str = ""
+    name: str,
+    network: nn.Module,
+    batch: Batch,
+    classes: int,
+    *,
+    output: str | None = None,
+    layer: str = "",
+    task: TaskName = "classification",
 ) -> tuple[list[RemovableHandle], list[str]]:
     """Make a network return its logits, if its output is something else.
 
@@ -74,15 +86,18 @@ def install(
         The hooks, which the caller removes, and notes; both are empty if the network returns a tensor.
 
     Raises:
-        LimbeckError: the output contains no logits, or ``output`` names a part that does not exist.
+        LimbeckError: the output contains no logits, ``output`` names a part that does not exist, or it is
+            ``probabilities`` and the task has none.
     """
+    if output == PROBABILITIES and task in NUMBERS:
+        raise LimbeckError(f"output is {PROBABILITIES!r}, but the {name} returns numbers: the task is {task}")
     if isinstance(network, Ensemble):
-        return _of_members(name, network, batch, classes, output, layer)
+        return _of_members(name, network, batch, classes, output=output, layer=layer, task=task)
     outputs = _outputs(network, batch)
     others = [one for one in outputs if not isinstance(one, Tensor)]
     if output is None and not others:
         return [], []
-    hook = Logits(name, classes)
+    hook = Logits(name, classes, task=task)
     if output == PROBABILITIES:
         hook.probabilities = True
     elif output is not None:
@@ -113,14 +128,14 @@ def installed(network: nn.Module) -> bool:
 
 
 def _of_members(
-    name: str, network: Ensemble, batch: Batch, classes: int, output: str | None, layer: str
+    name: str, network: Ensemble, batch: Batch, classes: int, **options: Any
 ) -> tuple[list[RemovableHandle], list[str]]:
     hooks: list[RemovableHandle] = []
     notes: list[str] = []
     try:
         for place, member in enumerate(network.members):
             which = f"{name}'s member {place}"
-            member_hooks, member_notes = install(which, member, batch, classes, output=output, layer=layer)
+            member_hooks, member_notes = install(which, member, batch, classes, **options)
             hooks += member_hooks
             notes += member_notes
     except LimbeckError:
@@ -207,7 +222,8 @@ def _notes(hook: Logits, outputs: list[Any]) -> list[str]:
     name = hook.name
     if hook.layer:
         return [f"the {name}'s logits are the output of its layer {hook.layer}"]
-    notes = [f"the {name} returns probabilities: their logarithm is used"] if hook.probabilities else []
+    used = "the logarithm of their odds" if hook.task == "multi_label" else "their logarithm"
+    notes = [f"the {name} returns probabilities: {used} is used"] if hook.probabilities else []
     seen = set[str]()
     modes = ("",) if name.startswith("teacher") else ("", " in training mode")  # a teacher is usually frozen
     for output, mode in zip(outputs, modes, strict=False):

@@ -42,6 +42,10 @@ def _network(value: str) -> str:
     return value
 
 
+HARD_LOSSES = ("l2", "smooth_l1", "wing")
+"""The names in `limbeck.tasks.HARD_LOSSES`, which needs torch."""
+
+
 # Upper bounds catch typing errors that would ask for more memory or processes than a machine has.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Samples = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -265,6 +269,18 @@ Networks = Annotated[
 ]
 
 
+class TaskBlock(Checked):
+    """Options of the task of the data, see `limbeck.experiment.task_options`.
+
+    ``hard_loss`` is a name in `HARD_LOSSES` or a function. ``eyes`` are the indices of the points whose distance is the
+    size of a face. ``metric`` is a function that is computed for every network on the test split.
+    """
+
+    hard_loss: str | None = None
+    eyes: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    metric: str | None = None
+
+
 class EvaluateBlock(Checked):
     """Options of the evaluation. ``shift_bias`` lists the classes of the omitted-class study."""
 
@@ -283,6 +299,7 @@ class Recipe(Checked):
     student: StudentBlock
     train: TrainBlock
     method: Methods
+    task: TaskBlock = TaskBlock()
     networks: Networks = Field(default_factory=dict)
     share_first_stage: bool = False
     teacher: TeacherBlock | None = None

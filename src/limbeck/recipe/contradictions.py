@@ -2,10 +2,11 @@
 
 from collections.abc import Container, Iterator
 
+from limbeck.errors import nearest
 from limbeck.options import Block
-from limbeck.recipe.blocks import MemberBlock, Recipe, StudentBlock, TeacherBlock
+from limbeck.recipe.blocks import HARD_LOSSES, MemberBlock, Recipe, StudentBlock, TaskBlock, TeacherBlock
 from limbeck.user_code import is_code
-from limbeck.wording import Problem
+from limbeck.wording import Problem, shown
 
 _KINDS = (
     "write weights: FILE or onnx: FILE for a trained teacher, or a model: and train: {epochs: N} to train it in this "
@@ -30,6 +31,7 @@ def contradictions(recipe: Recipe, teacherless: Container[str]) -> Iterator[Prob
     yield from _student(("student",), recipe.student)
     for name, other in recipe.networks.items():
         yield from _student(("networks", name), other)
+    yield from task_problems(recipe.task)
     if recipe.share_first_stage and len(recipe.seeds) < 2:
         yield Problem(("share_first_stage",), "only several seeds can share a first stage: write seeds: [0, 1]")
     if not recipe.seeds:
@@ -46,6 +48,17 @@ def streaming_contradictions(options: Block) -> Iterator[Problem]:
     for key in ("workers", "transform"):
         if options[key] is not None and not options["streaming"]:
             yield Problem((key,), f"only streamed data has {key}: write streaming: true, or leave out {key}:")
+
+
+def task_problems(task: TaskBlock) -> Iterator[Problem]:
+    """Yield a problem for each name in the block ``task`` that is neither known nor a function."""
+    loss, metric, code = task.hard_loss, task.metric, "path/to/file.py:function"
+    if loss is not None and loss not in HARD_LOSSES and not is_code(loss):
+        yield Problem(
+            ("task", "hard_loss"), f"there is no loss {shown(loss)}: {nearest(loss, HARD_LOSSES)}, and {code}"
+        )
+    if metric is not None and not is_code(metric):
+        yield Problem(("task", "metric"), f"got {shown(metric)}: it must be {code}")
 
 
 def _teacher(teacher: TeacherBlock) -> Iterator[Problem]:

@@ -35,7 +35,10 @@ def _looked_for(recipe: Recipe) -> Iterator[Problem | None]:
         yield _file(("teacher", "table"), teacher.table, "table") if teacher.table is not None else None
     yield _code(("data", "source"), data.source)
     yield _code(("data", "transform"), str(data.options.get("transform") or ""))
-    keys = {"folder": ("path",), "table": ("path", "validation_path", "test_path", "images")}.get(data.source, ())
+    yield from (_code(("task", key), getattr(recipe.task, key) or "") for key in ("hard_loss", "metric"))
+    keys = {"folder": ("path",), "masks": ("path",), "table": ("path", "validation_path", "test_path", "images")}.get(
+        data.source, ()
+    )
     named = {key: data.options[key] for key in keys}
     yield from (_found(key, text, data.root) for key, text in named.items() if text is not None)
 

@@ -220,7 +220,10 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         teacher = teacher.model_copy(update=update)
     student, others = network(recipe.student), {name: network(other) for name, other in recipe.networks.items()}
     cache = recipe.cache.model_copy(update={"folder": whole(recipe.cache.folder)})
-    update = {"data": data, "student": student, "teacher": teacher, "networks": others, "cache": cache}
+    task = recipe.task.model_copy(
+        update={key: text and named(text) for key in ("hard_loss", "metric") if (text := getattr(recipe.task, key))}
+    )
+    update = {"data": data, "student": student, "teacher": teacher, "networks": others, "cache": cache, "task": task}
     return recipe.model_copy(update=update)
 
 

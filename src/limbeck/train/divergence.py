@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from limbeck.core import Batch, LimbeckError, Sweep, Tap
+from limbeck.core import Batch, LimbeckError, Stage, Sweep, Tap
 
 _MOST_SECONDS = 60.0  # of reading the training set
 _NAMED = 5  # samples in the message
@@ -29,6 +29,27 @@ class NotFinite(Exception):
         self.step, self.places = step, places
 
 
+def explained(stage: Stage, epoch: int, first: NotFinite, steps: int, why: str) -> str:
+    """What became NaN or infinite, and when, in which ``epoch`` (from 0) of so many steps; ``why`` is the `cause`."""
+    names = [*stage.terms, "loss"]
+    learning = " and ".join(stage.networks) or "the losses"
+    what = f"{', '.join(names[place] for place in first.places)} became NaN or infinite at"
+    if not first.places:
+        what = f"weights of {learning} are NaN or infinite after"
+    head = f"stage {stage.name!r}, epoch {epoch + 1}: {what} step {first.step + 1} of {steps}"
+    if why:
+        return f"{head}, because {why}; correct that, or leave these samples out"
+    if epoch == 0 and first.step == 0 and first.places:
+        return (
+            f"{head}, before anything was learnt, from finite inputs: look for NaN in the weights and the forward of "
+            f"{learning}, and in the loss"
+        )
+    return (
+        f"{head}; the inputs and the frozen networks are finite: lower the learning rate or the term's weight, and "
+        f"start again, because the weights of {learning} have no meaning any more"
+    )
+
+
 def cause(batch: Batch, read: Mapping[Tap, Tensor], sweep: Sweep) -> str:
     """Which of the inputs or of the frozen networks' tensors is not finite, and for which samples; "" where all are.
 
@@ -45,15 +66,12 @@ def cause(batch: Batch, read: Mapping[Tap, Tensor], sweep: Sweep) -> str:
             for bad, seen in _swept(tap, sweep):
                 found |= bad
                 looked |= seen
-            what = "the inputs are NaN or infinite" if tap == inputs else f"{_place(tap)} gives NaN or infinite values"
+            place = f"the {tap.source}" if tap == Tap(tap.source) else f"the {tap.source}, at {tap},"
+            what = "the inputs are NaN or infinite" if tap == inputs else f"{place} gives NaN or infinite values"
             share = f"{len(found)} of {len(looked)} training samples ({100 * len(found) / len(looked):.2g} %)"
             named = ", ".join(map(str, sorted(found)[:_NAMED])) + (", ..." if len(found) > _NAMED else "")
             return f"{what} for {share}, which are, counted from 0, {named}"
     return ""
-
-
-def _place(tap: Tap) -> str:
-    return f"the {tap.source}" if tap == Tap(tap.source) else f"the {tap.source}, at {tap},"
 
 
 def _swept(tap: Tap, sweep: Sweep) -> Iterable[tuple[set[int], set[int]]]:

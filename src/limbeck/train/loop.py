@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from limbeck.core import Batch, LimbeckError, Loss, Networks, Outputs, Reader, Stage, Tap
+from limbeck.core import Batch, LimbeckError, Networks, Outputs, Reader, Stage, Tap
 from limbeck.taps import Taps, evaluation_mode
 from limbeck.train.best import Best
 from limbeck.train.divergence import Diverged as Diverged
-from limbeck.train.divergence import NotFinite, cause
+from limbeck.train.divergence import NotFinite, cause, explained
 from limbeck.train.engine import Engine
 from limbeck.train.freeze import Versions, frozen, frozen_modules, learners
 from limbeck.train.memory_format import channels_last, match_parameters
 from limbeck.train.readers import frozen_readers
-from limbeck.train.regime import PLAIN, Regime, Updater
+from limbeck.train.regime import PLAIN, Average, Regime, Updater
 
 
 class BatchSource(Protocol):
@@ -79,9 +79,11 @@ class Step(nn.Module):
                 self.losses[name] = term.loss
         self._terms = [(term.loss, term.reads, term.weight) for term in stage.terms.values()]
 
-    def compile(self, compiled: Callable[[Loss], Loss]) -> None:
+    def compile_losses(self) -> None:
         """Replace each loss by its compiled form; the losses' parameters and state stay in `losses`."""
-        self._terms = [(compiled(loss), reads, weight) for loss, reads, weight in self._terms]
+        from limbeck.train.compile import compiled_on_maps  # the compiler takes a second to import
+
+        self._terms = [(compiled_on_maps(loss), reads, weight) for loss, reads, weight in self._terms]
 
     def forward(self, read: Mapping[Tap, Tensor], progress: float) -> list[Tensor]:
         """Every term's value, and the loss as the last entry."""
@@ -98,16 +100,15 @@ class TrainingSweep:
     """Reads the training set for a stage's ``prepare``; see `limbeck.core.Sweep`."""
 
     def __init__(self, epoch: int, networks: Networks, batches: BatchSource, engine: Engine) -> None:
-        self.epoch = epoch
-        self._networks, self._batches, self._engine = networks, batches, engine
+        self.epoch, self.networks, self.batches, self.engine = epoch, networks, batches, engine
 
     def __call__(self, *taps: Tap) -> Iterator[tuple[Tensor, ...]]:
         """The taps' tensors, batch by batch, in at least 32 bits."""
-        read = [self._networks[name] for name in dict.fromkeys(tap.source for tap in taps) if name in self._networks]
-        with evaluation_mode(read), Taps(self._networks, taps) as tapped:
-            for batch in self._batches.sweep():
+        read = [self.networks[name] for name in dict.fromkeys(tap.source for tap in taps) if name in self.networks]
+        with evaluation_mode(read), Taps(self.networks, taps) as tapped:
+            for batch in self.batches.sweep():
                 # around the networks only, because the caller computes in its own context
-                with torch.no_grad(), self._engine.without_autocast(), self._engine.autocast():
+                with torch.no_grad(), self.engine.without_autocast(), self.engine.autocast():
                     values = tapped.read(batch)
                 yield tuple(_full(values[tap]) for tap in taps)
 
@@ -188,11 +189,9 @@ def _stage(
         rates = [group["lr"] for group in optimizer.param_groups]
         engine.place(step)
         updater = None if regime.every_batch else Updater(regime, stage, networks, optimizer, learning)
-        stateful = [part for part in (updater, best) if part is not None]
+        stateful = [part for part in (getattr(updater, "average", None), best) if part is not None]
         if engine.compile:
-            from limbeck.train.compile import compiled_on_maps  # the compiler takes a second to import
-
-            step.compile(compiled_on_maps)
+            step.compile_losses()
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])
             match_parameters(optimizer)
@@ -204,8 +203,9 @@ def _stage(
             if best is not None and best.ends(number):
                 break
             start = time.perf_counter()
+            sweep = TrainingSweep(number, networks, batches, engine)
             if stage.prepare is not None:
-                stage.prepare(TrainingSweep(number, networks, batches, engine))
+                stage.prepare(sweep)
             versions = Versions(network for name, network in networks.items() if name not in stage.networks)
             if read is None or versions.numbers != read.numbers:  # first epoch, or a frozen network was changed
                 readers, notes = frozen_readers(stage, networks, batches.example_inputs(), engine, store)
@@ -213,7 +213,7 @@ def _stage(
             try:
                 means, images = _epoch(stage, number, step, rest, taps, optimizer, rates, batches, engine, updater)
             except NotFinite as first:
-                raise Diverged(_explained(stage, number, first, networks, readers, batches, engine)) from None
+                raise _diverged(stage, first, sweep, readers) from None
             yield Epoch(
                 stage=stage.name,
                 position=position,
@@ -317,7 +317,7 @@ class _Means:
 
 
 def _snapshot(
-    position: int, epoch: int, steps: Sequence[Step], optimizer: Any, engine: Engine, more: Sequence[Updater | Best]
+    position: int, epoch: int, steps: Sequence[Step], optimizer: Any, engine: Engine, more: Sequence[Average | Best]
 ) -> dict[str, Any]:
     return {
         "stage": position,
@@ -333,35 +333,11 @@ def _full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _explained(
-    stage: Stage,
-    number: int,
-    first: NotFinite,
-    networks: Networks,
-    readers: Mapping[str, Reader],
-    batches: BatchSource,
-    engine: Engine,
-) -> str:
-    """What became NaN or infinite, when, and where that came from."""
-    names = [*stage.terms, "loss"]
-    learning = " and ".join(stage.networks) or "the losses"
-    what = f"{', '.join(names[place] for place in first.places)} became NaN or infinite at"
-    if not first.places:
-        what = f"weights of {learning} are NaN or infinite after"
-    head = f"stage {stage.name!r}, epoch {number + 1}: {what} step {first.step + 1} of {len(batches)}"
-    frozen_taps = Taps(networks, [tap for tap in stage.reads if tap.source not in stage.networks], readers=readers)
-    sweep = TrainingSweep(number, networks, batches, engine)
-    for batch in islice(batches(number), first.step, first.step + 1):  # the batch of that step
-        with torch.no_grad(), engine.without_autocast():
-            why = cause(batch, frozen_taps.read(batch), sweep)
-        if why:
-            return f"{head}, because {why}; correct that, or leave these samples out"
-    if number == 0 and first.step == 0 and first.places:
-        return (
-            f"{head}, before anything was learnt, from finite inputs: look for NaN in the weights and the forward of "
-            f"{learning}, and in the loss"
-        )
-    return (
-        f"{head}; the inputs and the frozen networks are finite: lower the learning rate or the term's weight, and "
-        f"start again, because the weights of {learning} have no meaning any more"
-    )
+def _diverged(stage: Stage, first: NotFinite, sweep: TrainingSweep, readers: Mapping[str, Reader]) -> Diverged:
+    """The error, with the `cause` that is found in the batch of the step."""
+    why, frozen_taps = "", [tap for tap in stage.reads if tap.source not in stage.networks]
+    fixed = Taps(sweep.networks, frozen_taps, readers=readers)
+    for batch in islice(sweep.batches(sweep.epoch), first.step, first.step + 1):
+        with torch.no_grad(), sweep.engine.without_autocast():
+            why = cause(batch, fixed.read(batch), sweep)
+    return Diverged(explained(stage, sweep.epoch, first, len(sweep.batches), why))

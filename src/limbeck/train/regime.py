@@ -76,15 +76,16 @@ class Average:
         average(self._others, list(self._parameters), None)
 
     def state(self) -> dict[str, Any]:
-        """Return the number of updates, and the tensors that this object holds."""
-        return {"updates": self._updates, "weights": {str(place): one for place, one in enumerate(self._others)}}
+        """Return what exact resume needs: the number of updates, and the tensors that this object holds."""
+        weights = {str(place): one for place, one in enumerate(self._others)}
+        return {"average": {"updates": self._updates, "weights": weights}}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state`."""
-        self._updates = state["updates"]
+        self._updates = state["average"]["updates"]
         for place, other in enumerate(self._others):
-            other.copy_(state["weights"][str(place)])
+            other.copy_(state["average"]["weights"][str(place)])
 
 
 class Updater:
@@ -96,33 +97,30 @@ class Updater:
         networks: by name.
         optimizer: the optimizer of the stage.
         learning: the parameters that learn in the stage.
+
+    Attributes:
+        average: of the weights; None if they are not averaged in the stage.
     """
 
     def __init__(
-        self,
-        regime: Regime,
-        stage: Stage,
-        networks: Networks,
-        optimizer: Optimizer,
-        learning: Sequence[nn.Parameter],
+        self, regime: Regime, stage: Stage, networks: Networks, optimizer: Optimizer, learning: Sequence[nn.Parameter]
     ) -> None:
         self._regime, self._networks = regime, networks
         self._optimizer, self._learning = optimizer, learning
-        self._average = Average(learning, regime.ema) if regime.ema and regime.averages(stage) else None
+        self.average = Average(learning, regime.ema) if regime.ema and regime.averages(stage) else None
         self._batches = self._samples = 0  # whose gradients are accumulated
 
     @contextmanager
     def epoch(self, number: int) -> Iterator[None]:
         """Train epoch ``number`` (from 0) inside the block. Outside, the networks hold the averaged weights."""
         layers = self._regime.freeze if number < self._regime.freeze_epochs else ()
+        swap = self.average.swap if self.average is not None else lambda: None
         with frozen(_modules(layers, self._networks)):
-            if self._average is not None:
-                self._average.swap()
+            swap()
             yield
             if self._batches:
                 self._step()
-            if self._average is not None:
-                self._average.swap()
+            swap()
 
     def add(self, loss: Tensor, samples: int) -> None:
         """Accumulate the gradients of a batch's loss; after the last batch of a step, update the weights."""
@@ -134,15 +132,6 @@ class Updater:
         if self._batches == self._regime.accumulate:
             self._step()
 
-    def state(self) -> dict[str, Any]:
-        """Return what exact resume needs after an epoch."""
-        return {} if self._average is None else {"average": self._average.state()}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state`."""
-        if self._average is not None:
-            self._average.load(state["average"])
-
     def _step(self) -> None:
         if self._regime.accumulate > 1:
             for parameter in self._learning:
@@ -153,8 +142,8 @@ class Updater:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._batches = self._samples = 0
-        if self._average is not None:
-            self._average.update()
+        if self.average is not None:
+            self.average.update()
 
 
 def _modules(layers: Iterable[str], networks: Networks) -> list[nn.Module]:

@@ -22,8 +22,10 @@ from limbeck.data.sources.bundled import digits
 from limbeck.data.sources.cifar import cifar10, cifar100
 from limbeck.data.sources.folders import folder
 from limbeck.data.sources.idx import mnist
+from limbeck.data.sources.masks import masks
 from limbeck.data.sources.tables import table
 from limbeck.data.split import Data, Split
+from limbeck.data.targets import TaskName
 from limbeck.errors import nearest
 from limbeck.options import Signature, keyword_model, signature, validate, with_takers
 from limbeck.user_code import contents, function, named
@@ -36,6 +38,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         "cifar100": cifar100,
         "folder": folder,
         "table": table,
+        "masks": masks,
     }
 )
 """What `load` can load by name."""
@@ -119,7 +122,7 @@ def as_data(
     """
     splits, origins = _divide(parts, validation, seed)
     for name, split in splits.items():
-        splits[name] = _resized(split if limit is None else limited(split, limit, seed), size)
+        splits[name] = _resized(split if limit is None else limited(split, limit, seed), size, parts.task)
         if len(splits[name]) < len(split):
             origins[name] += f"; {len(splits[name]):,} of {len(split):,} kept by limit"
     return build(
@@ -224,12 +227,17 @@ def _divide(parts: Parts, validation: float, seed: int) -> tuple[dict[str, Split
     return {"train": train, "validation": own, "test": test}, origins
 
 
-def _resized(split: Split, size: tuple[int, int] | None) -> Split:
+def _resized(split: Split, size: tuple[int, int] | None, task: TaskName) -> Split:
     if size is None or isinstance(split.inputs, Images) or split.inputs.shape[2:] == size:
         return split
     if split.inputs.dim() != 4 or split.inputs.dtype not in (torch.uint8, torch.float32):
         got = f"{split.inputs.dtype} of shape {tuple(split.inputs.shape)}"
         raise LimbeckError(f"size is {size}, but the inputs are {got}; allowed are images of uint8 or float32")
+    if task in ("landmarks", "segmentation"):
+        raise LimbeckError(
+            f"size is {size}, but the images have {tuple(split.inputs.shape[2:])}: for {task} the source must resize "
+            "them together with the targets"
+        )
     count, channels = split.inputs.shape[:2]
     needed = count * channels * size[0] * size[1] * split.inputs.element_size()
     check_memory(needed, f"{count:,} images of {size[0]} x {size[1]}", "give another size")

@@ -98,7 +98,7 @@ def folder(
     listing = reader.listing()
     tree, extra = _without(Tree(reader.place, listing.names), unlabelled)
     layout = find_layout(tree)
-    found = {split: _children(tree, _at(layout, split)) for split in layout.folders or ("train",)}
+    found = {split: _children(tree, beginning(layout, split)) for split in layout.folders or ("train",)}
     classes = _same_classes(tree, layout, found)
     names = {part: tuple(name for images in of.values() for name in images) for part, of in found.items()}
     names["train"] += extra
@@ -122,7 +122,7 @@ def _without(tree: Tree, folder: str | None) -> tuple[Tree, tuple[str, ...]]:
     """The tree without a folder, and the names of the images in the folder, of which there is at least one."""
     if folder is None:
         return tree, ()
-    inside = _below(tree, f"{folder.strip('/')}/")
+    inside = below(tree, f"{folder.strip('/')}/")
     images = tuple(name for name in inside if name.lower().endswith(SUFFIXES))
     if not images:
         near = close_names(folder, {str(PurePosixPath(name).parent) for name in tree.names})
@@ -187,12 +187,12 @@ def _first(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more"
 
 
-def _at(layout: Layout, split: str) -> str:
+def beginning(layout: Layout, split: str) -> str:
     """The beginning of the names of a split's images."""
     return f"{layout.top}{layout.folders[split]}/" if layout.folders else layout.top
 
 
-def _below(tree: Tree, top: str) -> Sequence[str]:
+def below(tree: Tree, top: str) -> Sequence[str]:
     """The names that begin with ``top``, sorted."""
     return tree.names[bisect_left(tree.names, top) : bisect_left(tree.names, top + chr(sys.maxunicode))]
 
@@ -200,7 +200,7 @@ def _below(tree: Tree, top: str) -> Sequence[str]:
 def _children(tree: Tree, top: str) -> Classes:
     """The folders directly in ``top``, each with the images at any depth in it."""
     children: dict[str, list[str]] = {}
-    for name in _below(tree, top):
+    for name in below(tree, top):
         child, slash, rest = name[len(top) :].partition("/")
         if slash:
             images = children.setdefault(child, [])
@@ -211,11 +211,11 @@ def _children(tree: Tree, top: str) -> Classes:
 
 def _loose(tree: Tree, top: str) -> list[str]:
     """The images directly in ``top``."""
-    return [name for name in _below(tree, top) if "/" not in name[len(top) :] and name.lower().endswith(SUFFIXES)]
+    return [name for name in below(tree, top) if "/" not in name[len(top) :] and name.lower().endswith(SUFFIXES)]
 
 
 def _holds_folders_only(tree: Tree, top: str) -> bool:
-    return any("/" in name[len(top) :] for name in _below(tree, top)) and not _loose(tree, top)
+    return any("/" in name[len(top) :] for name in below(tree, top)) and not _loose(tree, top)
 
 
 def _same_classes(tree: Tree, layout: Layout, found: Mapping[str, Classes]) -> tuple[str, ...]:
@@ -244,7 +244,7 @@ def _check_class(tree: Tree, layout: Layout, split: str, name: str, images: Sequ
         except UnicodeEncodeError as error:
             readable = image.encode(errors="backslashreplace").decode()
             raise LimbeckError(f"{tree.place}: the name {readable} is not UTF-8; allowed are UTF-8 names") from error
-    top = f"{_at(layout, split)}{name}/"
+    top = f"{beginning(layout, split)}{name}/"
     inside = {image[len(top) :].rpartition("/")[0] for image in images}
     splits = {split_of(part) for folders in inside for part in folders.split("/")}
     if "train" in splits and splits & {"validation", "test"}:

@@ -60,11 +60,11 @@ def read_images(
     made = None
     with quiet():
         if size is None:
-            size = _look(reader, names[0], exif_orientation).size
+            size = look(reader, names[0], exif_orientation).size
             if fits_in_memory(3 * len(names) * size[0] * size[1]):
                 made = _made(reader, names, size, exif_orientation, progress, exact=True)
             if made is None:
-                looked = (_look(reader, name, exif_orientation).size for name in names)
+                looked = (look(reader, name, exif_orientation).size for name in names)
                 size, notes = common_size(_counted(looked, len(names), progress))
         if made is None:
             made = _made(reader, names, size, exif_orientation, progress, exact=False)
@@ -95,7 +95,7 @@ def look_at(reader: Reader, names: Sequence[str], *, exif_orientation: bool) -> 
     with quiet():
         for name in names:
             try:
-                found.append(_look(reader, name, exif_orientation))
+                found.append(look(reader, name, exif_orientation))
             except LimbeckError:  # is an error when the image is decoded
                 continue
     return found
@@ -118,7 +118,12 @@ def common_size(sizes: Iterable[Size]) -> tuple[Size, list[str]]:
     return (side, side), [note]
 
 
-def _look(reader: Reader, name: str, exif_orientation: bool) -> Header:
+def look(reader: Reader, name: str, exif_orientation: bool) -> Header:
+    """The header of a file.
+
+    Raises:
+        LimbeckError: it cannot be read.
+    """
     label = f"{name} in {reader.place}"
     size, head = reader.head(name, _HEAD)
     try:

@@ -1,0 +1,82 @@
+"""The options of a task: the loss of the targets, the points that give the size of a face, and a metric of the user."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.core import LimbeckError
+from limbeck.data import Data
+from limbeck.data.targets import TaskName
+from limbeck.evaluate.landmarks import face_size
+from limbeck.evaluate.own_metric import OwnMetric
+from limbeck.recipe.blocks import TaskBlock
+from limbeck.tasks import HARD_LOSSES, TASKS
+from limbeck.user_code import contents, function, named
+
+_OF_NUMBERS = ("regression", "landmarks")
+_TRIED = 64  # samples on which the metric is tried
+
+
+def with_options(data: Data, block: TaskBlock, own: Mapping[str, Callable[..., Any]] = MappingProxyType({})) -> Data:
+    """Return the data with the options of a block; ``own`` holds those that are functions of the caller.
+
+    Raises:
+        LimbeckError: an option is not for the task of the data; a Python file or a function in it does not exist; a
+            face has size 0; the loss has parameters; the metric fails on random outputs for a few training samples.
+    """
+    options: dict[str, Any] = {}
+    if block.eyes is not None:
+        if data.task != "landmarks":
+            raise LimbeckError(f"task.eyes is for landmarks; the task of the data is {data.task}")
+        options["eyes"] = block.eyes
+    if data.task == "landmarks":
+        _check_faces(data, block.eyes or data.task_options.get("eyes"))
+    if block.hard_loss is not None:
+        options["hard_loss"] = loss = own.get("hard_loss") or _loss(block.hard_loss, data.task)
+        if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
+            raise LimbeckError(
+                "task.hard_loss has parameters, which every training would change: write a method for it"
+            )
+    if block.metric is not None:
+        options["metric"] = metric = OwnMetric(own.get("metric") or _of_file(block.metric))
+        _try_metric(metric, data)
+    return replace(data, task_options={**data.task_options, **options}) if options else data
+
+
+def _loss(text: str, task: TaskName) -> Callable[..., Any]:
+    if text not in HARD_LOSSES:
+        return _of_file(text)
+    if task not in _OF_NUMBERS:
+        raise LimbeckError(
+            f"task.hard_loss: {text} is for {' and '.join(_OF_NUMBERS)}; the task of the data is {task}, for which "
+            "path/to/file.py:function is allowed"
+        )
+    return HARD_LOSSES[text]
+
+
+def _of_file(text: str) -> Callable[..., Any]:
+    code = named(text)
+    if code is None:
+        raise LimbeckError(f"{text!r} is not path/to/file.py:function")
+    return function(*code, contents(code[0]))
+
+
+def _check_faces(data: Data, eyes: tuple[int, int] | None) -> None:
+    for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        wrong = torch.nonzero(face_size(split.targets, eyes) == 0).flatten().tolist()
+        if wrong:
+            sample = f"{wrong[0]} ({split.names[wrong[0]]})" if split.names else str(wrong[0])
+            what = "all points are the same" if eyes is None else f"points {eyes[0]} and {eyes[1]} are the same"
+            raise LimbeckError(f"{name}: the face of sample {sample} has size 0, because {what}")
+
+
+def _try_metric(metric: OwnMetric, data: Data) -> None:
+    labelled = torch.nonzero(data.train.labels >= 0).flatten()
+    split = data.train.select(labelled[:_TRIED])
+    places = data.shape[1:] if TASKS[data.task].places else ()
+    generator = torch.Generator().manual_seed(0)
+    metric.check(torch.randn(len(split), len(data.outputs), *places, generator=generator), split.targets)
