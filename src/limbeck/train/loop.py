@@ -4,11 +4,11 @@ import functools
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from limbeck.train.divergence import NotFinite, cause, explained
 from limbeck.train.engine import Engine
 from limbeck.train.freeze import Versions, frozen, frozen_modules, learners
 from limbeck.train.memory_format import channels_last, match_parameters
-from limbeck.train.readers import frozen_readers
+from limbeck.train.readers import MakeReader, frozen_readers, network_reader
 from limbeck.train.regime import PLAIN, Average, Regime, Updater
 
 
@@ -61,6 +61,14 @@ class Epoch:
     state: Callable[[], dict[str, Any]]  # all that exact resume needs; take it before asking for the next epoch
     learned: nn.Module  # the networks and losses that learn in the stage
     notes: tuple[str, ...] = ()  # on the readers of frozen networks, see `limbeck.train.readers.network_reader`
+
+
+class Pause(NamedTuple):
+    """Where a training is before a batch; ordered so that the training that is furthest behind is the smallest."""
+
+    stage: int  # minus the number of stages that follow
+    epoch: int  # of the stage, from 0
+    batch: int  # of the epoch, from 0
 
 
 class Step(nn.Module):
@@ -151,6 +159,28 @@ def run(
         Diverged: a term, or a weight at the end of an epoch, became NaN or infinite; the message says where that came
             from. The networks that learn have no meaningful weights any more; those of the last epoch were finite.
     """
+    for event in turns(stages, networks, batches, engine, store=store, state=state, regime=regime, best=best):
+        if isinstance(event, Epoch):
+            yield event
+
+
+def turns(
+    stages: Sequence[Stage],
+    networks: Networks,
+    batches: BatchSource,
+    engine: Engine,
+    *,
+    store: Outputs | None = None,
+    state: dict[str, Any] | None = None,
+    regime: Regime = PLAIN,
+    best: Best | None = None,
+    reader: MakeReader = network_reader,
+) -> Iterator[Epoch | Pause]:
+    """As `run`, but also yield before every batch, so that several trainings can take turns.
+
+    It is continued outside of ``torch.autocast`` and ``torch.inference_mode``, with the generators as it left them:
+    see `limbeck.train.together`. ``reader`` makes the readers of the frozen networks.
+    """
     for network in networks.values():
         engine.place(network)
     steps = [Step(stage, networks) for stage in stages]
@@ -161,7 +191,9 @@ def run(
         for position in range(state["stage"] if state else 0, len(stages)):
             known = state if state and state["stage"] == position else None
             last = best if position + 1 == len(stages) else None
-            yield from _stage(stages[position], position, steps, networks, batches, engine, store, known, regime, last)
+            yield from _stage(
+                stages[position], position, steps, networks, batches, engine, store, known, regime, last, reader
+            )
             if last is not None:
                 last.restore(steps[position])
             if (finish := stages[position].finish) is not None:
@@ -179,8 +211,9 @@ def _stage(
     state: dict[str, Any] | None,
     regime: Regime,
     best: Best | None,
-) -> Iterator[Epoch]:
-    step = steps[position]
+    reader: MakeReader,
+) -> Iterator[Epoch | Pause]:
+    step, following = steps[position], len(steps) - 1 - position
     with frozen(frozen_modules(stage, networks)) as rest:
         learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
         if not learning:
@@ -208,10 +241,12 @@ def _stage(
                 stage.prepare(sweep)
             versions = Versions(network for name, network in networks.items() if name not in stage.networks)
             if read is None or versions.numbers != read.numbers:  # first epoch, or a frozen network was changed
-                readers, notes = frozen_readers(stage, networks, batches.example_inputs(), engine, store)
+                readers, notes = frozen_readers(stage, networks, batches.example_inputs(), engine, store, reader)
                 taps, read = Taps(networks, stage.reads, learns=stage.networks, readers=readers), versions
             try:
-                means, images = _epoch(stage, number, step, rest, taps, optimizer, rates, batches, engine, updater)
+                means, images = yield from _epoch(
+                    stage, following, number, step, rest, taps, optimizer, rates, batches, engine, updater
+                )
             except NotFinite as first:
                 raise _diverged(stage, first, sweep, readers) from None
             yield Epoch(
@@ -231,6 +266,7 @@ def _stage(
 
 def _epoch(
     stage: Stage,
+    following: int,
     number: int,
     step: Step,
     rest: Sequence[nn.Module],
@@ -240,7 +276,7 @@ def _epoch(
     batches: BatchSource,
     engine: Engine,
     updater: Updater | None,
-) -> tuple[list[float], int]:
+) -> Generator[Pause, None, tuple[list[float], int]]:
     images, means = 0, _Means()
     optimizer.zero_grad(set_to_none=True)  # gradients from before
     with taps, engine.without_autocast():
@@ -249,6 +285,7 @@ def _epoch(
             part.training = False
         with nullcontext() if updater is None else updater.epoch(number):
             for position, batch in enumerate(batches(number)):
+                yield Pause(-following, number, position)
                 progress = (number + position / len(batches)) / stage.epochs
                 factor = stage.schedule(progress)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -16,36 +16,8 @@ CHUNK = 4096
 """Rows that are copied to the device at once."""
 
 
-def frozen_readers(
-    stage: Stage, networks: Networks, inputs: Tensor, engine: Engine, store: Outputs | None
-) -> tuple[dict[str, Reader], tuple[str, ...]]:
-    """A reader for each network that a stage reads and that does not learn in it, by the network's name; and notes.
-
-    Args:
-        stage: what is read.
-        networks: by name, on the engine's device; the frozen ones in eval mode while they are read.
-        inputs: (N, ...) a few samples in 32 bits, on which fused copies are checked.
-        engine: precision, and whether to compile.
-        store: the teacher's tensors; used where it has all that the stage reads of it.
-
-    Returns:
-        The readers, and the notes of `network_reader`.
-    """
-    readers, notes = dict[str, Reader](), list[str]()
-    for name, taps in frozen_taps(stage, networks).items():
-        if store is not None and store.taps >= set(taps):
-            readers[name] = _stored(store if engine.device.type == "cpu" else Resident(store, engine.device))
-        else:
-            readers[name], note = network_reader(networks[name], taps, inputs, engine)
-            notes += [note] if note else []
-    return readers, tuple(notes)
-
-
-def frozen_taps(stage: Stage, networks: Networks) -> dict[str, tuple[Tap, ...]]:
-    """What a stage reads of the networks that do not learn in it, by the network's name."""
-    frozen = [name for name in networks if name not in stage.networks]
-    found = {name: tuple(tap for tap in stage.reads if tap.source == name) for name in frozen}
-    return {name: taps for name, taps in found.items() if taps}
+MakeReader = Callable[[nn.Module, Sequence[Tap], Tensor, Engine], tuple[Reader, str]]
+"""Makes the reader of a network and a note, as `network_reader`."""
 
 
 def network_reader(network: nn.Module, taps: Sequence[Tap], inputs: Tensor, engine: Engine) -> tuple[Reader, str]:
@@ -69,20 +41,68 @@ def network_reader(network: nn.Module, taps: Sequence[Tap], inputs: Tensor, engi
         CannotCompile: at the first batch, the network cannot be one graph, or the compiled tensors differ.
     """
     taps = tuple(taps)
+    fused, note = fused_copy(network, taps, inputs, engine)
+    return reader_of(fused, taps, engine, own=fused is not network), note
+
+
+def fused_copy(network: nn.Module, taps: Sequence[Tap], inputs: Tensor, engine: Engine) -> tuple[nn.Module, str]:
+    """The copy that `network_reader` reads, or the network itself if it cannot be copied; and the note."""
     fits = runs_channels_last(network, inputs)
     fused, why = fuse(network, inputs, taps, precision=engine.precision, channels_last=fits)
-    note = f"the {taps[0].source} is not fused in full: {why}" if why else ""
+    return fused, f"the {taps[0].source} is not fused in full: {why}" if why else ""
+
+
+def reader_of(fused: nn.Module, taps: tuple[Tap, ...], engine: Engine, *, own: bool) -> Reader:
+    """What reads a `fused_copy`; ``own``: it is a copy that nothing else reads."""
     if engine.compile:
-        return _compiled(fused, taps, engine), note
+        return _compiled(fused, taps, engine)
     tapped = Taps({tap.source: fused for tap in taps}, taps)
     # The copy belongs to this reader alone, so its hooks stay; the network itself has them only while it is read.
-    hooks = tapped if fused is network else nullcontext(tapped.__enter__())
+    hooks = nullcontext(tapped.__enter__()) if own else tapped
 
     def read(batch: Batch) -> Mapping[Tap, Tensor]:
         with torch.no_grad(), engine.autocast(), hooks:
             return tapped.read(batch)
 
-    return read, note
+    return read
+
+
+def frozen_readers(
+    stage: Stage,
+    networks: Networks,
+    inputs: Tensor,
+    engine: Engine,
+    store: Outputs | None,
+    make: MakeReader = network_reader,
+) -> tuple[dict[str, Reader], tuple[str, ...]]:
+    """A reader for each network that a stage reads and that does not learn in it, by the network's name; and notes.
+
+    Args:
+        stage: what is read.
+        networks: by name, on the engine's device; the frozen ones in eval mode while they are read.
+        inputs: (N, ...) a few samples in 32 bits, on which fused copies are checked.
+        engine: precision, and whether to compile.
+        store: the teacher's tensors; used where it has all that the stage reads of it.
+        make: makes the other readers.
+
+    Returns:
+        The readers, and the notes of `network_reader`.
+    """
+    readers, notes = dict[str, Reader](), list[str]()
+    for name, taps in frozen_taps(stage, networks).items():
+        if store is not None and store.taps >= set(taps):
+            readers[name] = _stored(store if engine.device.type == "cpu" else Resident(store, engine.device))
+        else:
+            readers[name], note = make(networks[name], taps, inputs, engine)
+            notes += [note] if note else []
+    return readers, tuple(notes)
+
+
+def frozen_taps(stage: Stage, networks: Networks) -> dict[str, tuple[Tap, ...]]:
+    """What a stage reads of the networks that do not learn in it, by the network's name."""
+    frozen = [name for name in networks if name not in stage.networks]
+    found = {name: tuple(tap for tap in stage.reads if tap.source == name) for name in frozen}
+    return {name: taps for name, taps in found.items() if taps}
 
 
 class Resident:

@@ -1,0 +1,167 @@
+"""Several students that learn at the same time, from the same batches and from one run of the teacher for each batch.
+
+Every student comes to the same bits as in a training of its own. The trainings take turns batch by batch: each has its
+own state of the random generators, and they share the batches and the teacher's tensors.
+"""
+
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core import Batch, LimbeckError, Reader, Tap
+from limbeck.taps import Taps
+from limbeck.train.engine import Engine
+from limbeck.train.loop import BatchSource, Pause
+from limbeck.train.readers import fused_copy, reader_of
+
+Event = TypeVar("Event")
+
+Training = tuple[Generator[Event | Pause, None, None], dict[str, Tensor]]
+"""What `together` continues: events and pauses, and the state of the generators at its start."""
+
+_UNKNOWN = Pause(-(2**31), 0, 0)  # before all others
+
+
+@torch.inference_mode(mode=False)
+def together(trainings: Sequence[Training[Event]], engine: Engine) -> Iterator[Event]:
+    """Let trainings take turns, and yield their events.
+
+    The one that is furthest behind (`limbeck.train.loop.Pause`) is continued. Thus all reach their last stage before
+    one begins it, and those in the same epoch read the same batch one after the other.
+
+    Args:
+        trainings: each with the state of the generators that it starts from, as `Engine.generators` gives it.
+        engine: its device's generators belong to the training that is continued.
+
+    Raises:
+        LimbeckError: it is used inside ``torch.autocast``, which trainings that take turns would leave and enter.
+    """
+    if torch.is_autocast_enabled(engine.device.type):
+        raise LimbeckError("several students cannot be trained together inside torch.autocast: leave it first")
+    running = {number: events for number, (events, _) in enumerate(trainings)}
+    states = {number: state for number, (_, state) in enumerate(trainings)}
+    places = dict.fromkeys(running, _UNKNOWN)
+    try:
+        while running:
+            number = min(running, key=places.__getitem__)
+            engine.restore_generators(states[number])
+            event = next(running[number], None)
+            states[number] = engine.generators()
+            if isinstance(event, Pause):
+                places[number] = event
+            elif event is None:
+                del running[number]
+            else:
+                yield event
+    finally:
+        for events in running.values():
+            events.close()
+
+
+class SharedBatches:
+    """Batches that trainings which take turns read from one stream an epoch.
+
+    A training may join an epoch before the others have asked for its third batch; otherwise it reads a stream of its
+    own.
+    """
+
+    def __init__(self, batches: BatchSource) -> None:
+        self.samples, self.sweep, self.example_inputs = batches.samples, batches.sweep, batches.example_inputs
+        self._batches = batches
+        self._current: _Pass | None = None
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch, counted from 0."""
+        if self._current is None or self._current.epoch != epoch or self._current.position > 0:
+            self._current = _Pass(epoch, self._batches(epoch))
+        return self._current.read()
+
+
+class _Pass:
+    """One stream of batches, of which the last is kept for those that read it later."""
+
+    def __init__(self, epoch: int, batches: Iterable[Batch]) -> None:
+        self.epoch, self.position = epoch, -1
+        self._batches = iter(batches)
+        self._last: Batch | None = None
+
+    def read(self) -> Iterator[Batch]:
+        position = 0
+        while True:
+            if position > self.position:
+                self._last, self.position = next(self._batches, None), position
+            if position < self.position:
+                raise RuntimeError("a batch was asked for that is gone: the trainings do not take turns")
+            if self._last is None:
+                return
+            yield self._last
+            position += 1
+
+
+class SharedReaders:
+    """Makes the readers of frozen networks for trainings that take turns: one run for each batch serves them all.
+
+    Those that would read differently fused copies (`limbeck.train.fuse`) of a network do not share it, because their
+    tensors would differ in rounding. Nor do those that read a compiled network, or one that cannot be copied.
+    """
+
+    def __init__(self) -> None:
+        self._shared: list[tuple[nn.Module, _Shared]] = []
+
+    def __call__(self, network: nn.Module, taps: Sequence[Tap], inputs: Tensor, engine: Engine) -> tuple[Reader, str]:
+        """As `limbeck.train.readers.network_reader`."""
+        fused, note = fused_copy(network, taps, inputs, engine)
+        if engine.compile or fused is network:
+            return reader_of(fused, tuple(taps), engine, own=fused is not network), note
+        for other, shared in self._shared:
+            if other is network and _equal(shared.fused, fused):
+                return shared.reader(taps), note
+        self._shared.append((network, _Shared(fused, engine)))
+        return self._shared[-1][1].reader(taps), note
+
+
+class _Shared:
+    """A fused copy, and the tensors of its last batch."""
+
+    def __init__(self, fused: nn.Module, engine: Engine) -> None:
+        self.fused, self._engine = fused, engine
+        self._readers = weakref.WeakKeyDictionary[Reader, frozenset[Tap]]()  # those of stages that are over are gone
+        self._batch: Batch | None = None
+        self._values: Mapping[Tap, Tensor] = {}
+        self._tapped, self._taps = Taps({}, ()), frozenset[Tap]()
+
+    def reader(self, taps: Sequence[Tap]) -> Reader:
+        """A reader of these taps."""
+
+        def read(batch: Batch) -> Mapping[Tap, Tensor]:
+            if batch is not self._batch or not self._values.keys() >= set(taps):
+                self._run(batch)
+            return {tap: self._values[tap] for tap in taps}
+
+        self._readers[read] = frozenset(taps)
+        return read
+
+    def _run(self, batch: Batch) -> None:
+        taps = frozenset().union(*self._readers.values())
+        if taps != self._taps:
+            self._tapped.__exit__()
+            self._tapped, self._taps = Taps({tap.source: self.fused for tap in taps}, taps), taps
+            self._tapped.__enter__()
+        with torch.no_grad(), self._engine.autocast():
+            self._batch, self._values = batch, self._tapped.read(batch)
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two copies of a network have the same layers and the same weights, to the bit."""
+    kinds = ([(name, type(module)) for name, module in network.named_modules()] for network in (one, other))
+    first, second = one.state_dict(), other.state_dict()
+    same = first.keys() == second.keys() and next(kinds) == next(kinds)
+    return same and all(
+        value.dtype == second[name].dtype and torch.equal(value, second[name]) for name, value in first.items()
+    )
