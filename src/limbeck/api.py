@@ -174,7 +174,11 @@ def distill(
     with _undisturbed(out) as folder:
         own = OwnNetworks(student, teachers, networks or {}, recipe.student, first=(every[0], name), data=data)
         experiment = Experiment(
-            recipe, Path(folder), resume=out is not None, given=Given(data, own, function), in_memory=out is None
+            recipe,
+            Path(folder),
+            resume=out is not None,
+            given=Given(data, own, function),
+            keep="run" if out is not None else "memory",
         )
         with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, on_epoch, progress)

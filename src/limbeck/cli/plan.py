@@ -49,7 +49,7 @@ def plan(
         lenient = checked.model_copy(update={"allow": get_args(Refusal)})
         with reading(console(stderr=True)) as progress:
             experiment = Experiment(
-                lenient, out or Path("runs") / checked.name, trust_code=trust_code, in_memory=True, progress=progress
+                lenient, out or Path("runs") / checked.name, trust_code=trust_code, keep="memory", progress=progress
             )
         with threads_for(experiment.macs):
             found = forecast(experiment, checked.allow)

@@ -15,34 +15,38 @@ from limbeck.experiment.workspace import Training
 from limbeck.methods import ABOUT, METHODS
 from limbeck.methods.combined import combined
 from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import call
+from limbeck.options import Block, call
 from limbeck.recipe.blocks import Recipe, RegimeBlock, TeacherBlock, TrainBlock
 from limbeck.schedules import SCHEDULES
 from limbeck.train.regime import Regime
 
 
 def arms_of(recipe: Recipe) -> tuple[str, ...]:
-    """The student's arms: alone where the recipe has a baseline, then the method."""
-    name = recipe.method["name"]
-    return ("alone", name) if recipe.baseline and name != "alone" else (name,)
+    """The student's arms: alone where the recipe has a baseline, then the method, or those that are compared."""
+    names = [block["name"] for block in recipe.methods or (recipe.method,)]
+    return tuple(dict.fromkeys(["alone", *names] if recipe.baseline else names))
 
 
 def method_of(recipe: Recipe, arm: str, own: Method | None = None) -> Method:
     """The method of an arm's student; ``own`` is the function that the recipe's name stands for, if given."""
-    block = recipe.method
-    if arm != block["name"]:
-        return METHODS["alone"]
-    if own is not None:
+    if own is not None and arm == recipe.method["name"]:
         return own
+    block = block_of(recipe, arm)
     if "parts" in block:
         return partial(combined, parts=[partial(call, METHODS, part) for part in block["parts"]])
     return partial(call, METHODS, block)
 
 
+def block_of(recipe: Recipe, arm: str) -> Block:
+    """The options of the method of an arm."""
+    named = {block["name"]: block for block in (recipe.method, *recipe.methods)}
+    return named.get(arm, {"name": "alone"})
+
+
 def check_task(recipe: Recipe, task: TaskName) -> None:
     """Raise LimbeckError if a method or an option of the recipe makes no sense for the task of the data."""
-    names = [part["name"] for part in recipe.method.get("parts", [recipe.method])]
-    for name in names:
+    blocks = recipe.methods or (recipe.method,)
+    for name in (part["name"] for block in blocks for part in block.get("parts", [block])):
         if name in ABOUT and task not in ABOUT[name].tasks:
             fitting = ", ".join(other for other, about in ABOUT.items() if task in about.tasks)
             classes = "the class of each sample or the distribution over the classes"
@@ -67,9 +71,20 @@ def check_task(recipe: Recipe, task: TaskName) -> None:
             raise LimbeckError(f"{option} is for classification; the task of the data is {task}")
 
 
-def needed(arm: str, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def longer(recipe: Recipe, epochs: Mapping[str, int]) -> dict[str, int]:
+    """The arms of students alone that are trained for as many epochs as methods that are compared, if those are more.
+
+    ``epochs``: by arm, those in which its student learns. The result has the epochs of ``alone@2x`` and so on.
+    """
+    own = recipe.train.epochs
+    more = sorted({epochs[block["name"]] for block in recipe.methods if epochs[block["name"]] > own})
+    return {f"alone@{count / own:.3g}x": count for count in more if recipe.baseline}
+
+
+def needed(recipe: Recipe, arm: str, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """The networks that an arm uses."""
-    return {"student": networks["student"]} if arm == "alone" else dict(networks)
+    alone = block_of(recipe, arm)["name"] == "alone"
+    return {"student": networks["student"]} if alone else dict(networks)
 
 
 def training_of(block: TrainBlock, data: Data) -> Training:

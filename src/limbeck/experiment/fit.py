@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -23,7 +24,16 @@ from limbeck.experiment.workspace import Workspace
 from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structure
 from limbeck.tasks import TASKS
 from limbeck.train.best import Best
-from limbeck.train.loop import run
+from limbeck.train.loop import Pause, run, turns
+from limbeck.train.together import SharedBatches, SharedReaders
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the students of one seed share that are trained together."""
+
+    batches: SharedBatches
+    readers: SharedReaders
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,15 @@ class Fit:
     identity: str | None = None  # of a student alone: the recipe's part of what decides its weights
     first_stage_of: Job | None = None  # the student whose first stage this one shares
     shift: tuple[int, ...] = ()  # the classes of the omitted-class study
+    shared: Shared | None = None  # None: it is trained by itself, without pauses
+    keeps_outputs: bool = False  # on the validation and test split, as a file
 
 
-def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, tuple[NetworkResult, Tensor | None]]:
+def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event | Pause, None, tuple[NetworkResult, Tensor | None]]:
     """Train the network, or take it from the folder or from another run beside it; the last event is `Finished`.
 
-    Return its result, and its outputs on the test split: None if its figures were there already.
+    Yield pauses if the training is ``shared``. Return its result, and its outputs on the test split: None if its
+    figures were there already.
     """
     name, network = str(one.job), one.networks["student"]
     done = folder.result(name)
@@ -69,7 +82,7 @@ def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, tuple[
     return result, outputs
 
 
-def _train(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, int | None]:
+def _train(one: Fit, folder: Folder, track: Track) -> Generator[Event | Pause, None, int | None]:
     """Train the network. Return the number of the best epoch if its weights are kept, else None."""
     name, network, workspace = str(one.job), one.networks["student"], one.workspace
     stages = plan(one.method, one.networks, workspace.data, workspace.training)
@@ -80,11 +93,19 @@ def _train(one: Fit, folder: Folder, track: Track) -> Generator[Event, None, int
     best = Best(keep=regime.keep == "best", stop_after=regime.stop_after) if regime.selects else None
     state = folder.state(name, lambda state: check_state(state, stages, one.networks, workspace.engine, regime))
     lengths = [stage.epochs for stage in stages]
-    watched = track(one.job, sum(lengths), workspace.batches(one.job.generator_seed))
+    shared = one.shared
+    batches = workspace.batches(one.job.generator_seed) if shared is None else shared.batches
+    watched, train = (
+        track(one.job, sum(lengths), batches),
+        run if shared is None else partial(turns, reader=shared.readers),
+    )
     yield Started(one.job, sum(lengths[: state["stage"]]) + state["epoch"] if state else 0, sum(lengths))
-    for epoch in run(
+    for epoch in train(
         stages, one.networks, watched, workspace.engine, store=one.store, state=state, regime=regime, best=best
     ):
+        if isinstance(epoch, Pause):
+            yield epoch
+            continue
         stage = stages[epoch.position]
         validation = score(network, workspace) if "student" in stage.networks else None
         if best is not None and validation is not None and epoch.position + 1 == len(stages):
@@ -114,6 +135,9 @@ def _measured(one: Fit, folder: Folder, known: str | None, best_epoch: int | Non
         validation = outputs_of(network, data.validation, data, one.workspace.engine)
         study = bias_study((validation, data.validation.targets), (outputs, data.test.targets), one.shift)
     result = replace(result, best_epoch=best_epoch, trained_as=known, teacher_after=taught, bias_shift=study)
+    if one.keeps_outputs:
+        validation = outputs_of(network, data.validation, data, one.workspace.engine)
+        folder.write_outputs(str(one.job), {"validation": validation, "test": outputs})
     folder.write(str(one.job), one.job.file, network, one.spec)
     return folder.finish(str(one.job), result, one.job.file), outputs
 

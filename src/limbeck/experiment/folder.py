@@ -25,7 +25,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from limbeck.core import LimbeckError
 from limbeck.experiment.epochlog import EpochLog
@@ -33,6 +34,7 @@ from limbeck.experiment.results import RESULT, NetworkResult, OtherSchema, RunRe
 from limbeck.experiment.runfiles import (
     CHECKPOINT,
     LOG,
+    OUTPUTS,
     RECIPE,
     STUDENT,
     are_records,
@@ -44,7 +46,7 @@ from limbeck.experiment.runfiles import (
     read_network,
 )
 from limbeck.files import checkpoint
-from limbeck.files.atomic import read, read_sealed, write, write_sealed
+from limbeck.files.atomic import read, read_sealed, replacing, write, write_sealed
 from limbeck.models import NetworkSpec, save_network
 from limbeck.recipe.text import WHOLE_BYTES
 from limbeck.train.loop import Epoch
@@ -98,7 +100,7 @@ class RunFolder:
         self._saved, self._save_after, self._trained = "", 0.0, False
         self._begun = check_folder(path, resume=resume)
         if self._begun:
-            self._refuse_other_recipe()
+            refuse_other_recipe(path, recipe, "run")
         self._log = EpochLog(path / LOG, kept=self._begun)
         self._state = self._read_checkpoint() if self._begun and self._checkpoint.exists() else None
 
@@ -152,6 +154,13 @@ class RunFolder:
         """Write a network's weights into its folder, and remember their hash, which `weights` and `result` check."""
         save_network(network, self.path / name / file, spec=spec)
         self._files.setdefault(name, {})[file] = file_record(self.path / name / file)
+
+    def write_outputs(self, name: str, outputs: Mapping[str, Tensor]) -> None:
+        """Write a network's outputs by split, like its weights."""
+        file = self.path / name / OUTPUTS
+        with replacing(file) as temporary:
+            save_file({split: tensor.contiguous().cpu() for split, tensor in outputs.items()}, temporary)
+        self._files.setdefault(name, {})[OUTPUTS] = file_record(file)
 
     def finish(self, name: str, result: NetworkResult, weights: str) -> NetworkResult:
         """Write a finished network's result.json, and give its result with the hash of its file ``weights``."""
@@ -293,13 +302,6 @@ class RunFolder:
         for line in lines:
             self._log.add(line)
 
-    def _refuse_other_recipe(self) -> None:
-        found = read(self.path / RECIPE, WHOLE_BYTES)
-        text = self._recipe if found is None else found.decode("utf-8", errors="replace").replace("\r\n", "\n")
-        if text != self._recipe:
-            differences = _differences(text, self._recipe)
-            raise LimbeckError(f"{self.path} holds a run of another recipe, so it cannot be resumed:\n{differences}")
-
     def _read_checkpoint(self) -> dict[str, Any]:
         try:
             state = checkpoint.load(self._checkpoint)
@@ -316,6 +318,15 @@ class RunFolder:
                 f"{self._checkpoint} belongs to a run of another recipe: delete it to train {state['job']} again"
             )
         return state
+
+
+def refuse_other_recipe(path: Path, recipe: str, kind: str) -> None:
+    """Raise LimbeckError if a folder has a recipe with another text; ``kind`` is what it holds."""
+    found = read(path / RECIPE, WHOLE_BYTES)
+    text = recipe if found is None else found.decode("utf-8", errors="replace").replace("\r\n", "\n")
+    if text != recipe:
+        differences = _differences(text, recipe)
+        raise LimbeckError(f"{path} holds a {kind} of another recipe, so it cannot be resumed:\n{differences}")
 
 
 def _differences(old: str, new: str) -> str:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.core import LimbeckError
 from limbeck.experiment.folder import RunFolder
 from limbeck.experiment.results import NetworkResult, RunResult
+from limbeck.experiment.trials import Trials
 from limbeck.models import NetworkSpec
 
 
@@ -26,6 +27,9 @@ class InMemory:
         """Nothing is resumed."""
 
     def write(self, name: str, file: str, network: nn.Module, spec: NetworkSpec) -> None:
+        """Nothing is written."""
+
+    def write_outputs(self, name: str, outputs: Mapping[str, Tensor]) -> None:
         """Nothing is written."""
 
     def finish(self, name: str, result: NetworkResult, weights: str) -> NetworkResult:
@@ -53,5 +57,5 @@ class InMemory:
         """Other runs are not looked for."""
 
 
-Folder = RunFolder | InMemory
+Folder = RunFolder | Trials | InMemory
 """Where a run keeps what it has."""

@@ -44,6 +44,7 @@ class Preflight:
     macs: int  # multiply-accumulates of one sample through all networks
     teaching: Mapping[str, bool]  # by arm: whether the method changes its teacher
     work: Mapping[str, float]  # by arm, including the teacher: the approximate multiply-accumulates of its training
+    epochs: Mapping[str, int]  # by arm: those in which its student learns
     notes: tuple[Note, ...]  # what a user should know before anything is trained
 
 
@@ -59,6 +60,7 @@ class Built:
     members: Sequence[nn.Module]  # of the teacher; one if it is not an ensemble
     trainings: Mapping[str, Planned]  # by arm: the teacher or one member of an ensemble, then the student's arms
     notes: tuple[Note, ...]  # of `refuse_shared`
+    unfit: Mapping[str, str]  # the methods to compare that these networks cannot have, with the reason
 
 
 def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: Method | None) -> Preflight:
@@ -69,15 +71,19 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
     Raises:
         LimbeckError: a file, a network, a layer or an option is wrong.
     """
-    method, block = recipe.method["name"], recipe.teacher
+    block = recipe.teacher
     check_task(recipe, data.task)
     with torch.random.fork_rng(devices=[]):
         made = built(recipe, data, factory, own)
+        recipe = _fitting(recipe, made.unfit)
+        method = recipe.method["name"]
         networks, trainings = made.networks, made.trainings
-        notes = [*made.notes, *check_range(networks, data), *check_splits(data, allow=recipe.allow)]
+        notes = [Note(f"{name} is left out: {why}") for name, why in made.unfit.items()]
+        notes += [*made.notes, *check_range(networks, data), *check_splits(data, allow=recipe.allow)]
         stages, training = trainings[method][0], trainings[method][2]
         table = soft_label_table(block, data, training) if block is not None else None
-        check_use(recipe, stages, networks.keys() - {"student", "teacher"})
+        compared = [stage for block in recipe.methods for stage in trainings[block["name"]][0]]
+        check_use(recipe, compared or stages, networks.keys() - {"student", "teacher"})
         cache, engine = resolve_auto(recipe, stages, networks, data, training, folder, table=table is not None)
         if block is not None and block.is_trained:
             learns = teaches(stages)
@@ -111,6 +117,10 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         macs=sum(costs.values()),
         teaching={arm: teaches(planned) for arm, (planned, _, _) in trainings.items()},
         work={arm: _work(arm, trainings[arm][0], data, costs, reads=arm == method and not stored) for arm in trainings},
+        epochs={
+            arm: sum(stage.epochs for stage in planned if "student" in stage.networks)
+            for arm, (planned, _, _) in trainings.items()
+        },
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -150,11 +160,30 @@ def built(recipe: Recipe, data: Data, factory: Prepared, own: Method | None) -> 
         except LimbeckError as error:
             raise LimbeckError(f"teacher.train: {error}") from error
         found["teacher" if block.new_members == 1 else "member"] = (stages, taking_part, training)
-    training = training_of(recipe.train, data)
+    training, unfit = training_of(recipe.train, data), dict[str, str]()
     for arm in arms_of(recipe):
-        taking_part = needed(arm, networks)
-        found[arm] = (plan(method_of(recipe, arm, own), taking_part, data, training), taking_part, training)
-    return Built(networks, members, found, tuple(notes))
+        taking_part = needed(recipe, arm, networks)
+        try:
+            found[arm] = (plan(method_of(recipe, arm, own), taking_part, data, training), taking_part, training)
+        except LimbeckError as error:
+            if not recipe.methods:
+                raise
+            unfit[arm] = str(error)
+    return Built(networks, members, found, tuple(notes), unfit)
+
+
+def _fitting(recipe: Recipe, unfit: Mapping[str, str]) -> Recipe:
+    """The recipe with those of the methods to compare that its networks can have.
+
+    Raises:
+        LimbeckError: there are none, or the student cannot be trained alone.
+    """
+    if "alone" in unfit:
+        raise LimbeckError(unfit["alone"])
+    fitting = tuple(block for block in recipe.methods if block["name"] not in unfit)
+    if unfit and not fitting:
+        raise LimbeckError("; ".join(f"{name}: {why}" for name, why in unfit.items()))
+    return recipe.model_copy(update={"method": fitting[0], "methods": fitting}) if fitting else recipe
 
 
 def _try_arm(planned: Planned, data: Data, engine: Engine, stored: frozenset[Tap], *, runs: bool) -> list[Note]:

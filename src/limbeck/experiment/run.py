@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,20 @@ from torch import Tensor, nn
 from limbeck.core import LimbeckError, Outputs, Stage
 from limbeck.data import Data, Progress, load
 from limbeck.evaluate import latency
-from limbeck.experiment.arms import arms_of, label_indices, members_of, method_of, needed, teacher_of, training_of
+from limbeck.experiment.arms import (
+    arms_of,
+    label_indices,
+    longer,
+    members_of,
+    method_of,
+    needed,
+    teacher_of,
+    training_of,
+)
 from limbeck.experiment.caching import cached, outputs
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Finished, Job, Track
-from limbeck.experiment.fit import Fit, fit
+from limbeck.experiment.fit import Fit, Shared, fit
 from limbeck.experiment.folder import RunFolder, check_folder
 from limbeck.experiment.given import Given
 from limbeck.experiment.in_memory import Folder, InMemory
@@ -31,6 +41,7 @@ from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, summarise
 from limbeck.experiment.runfiles import clear
 from limbeck.experiment.task_options import with_options
+from limbeck.experiment.trials import Trials
 from limbeck.experiment.workspace import Workspace, example_batch
 from limbeck.methods import METHODS
 from limbeck.models import GIVEN, load_weights
@@ -39,7 +50,11 @@ from limbeck.recipe.blocks import Recipe, TeacherBlock
 from limbeck.recipe.read import dump, with_absolute_paths
 from limbeck.tasks import task_of
 from limbeck.train.copies import copy_of
+from limbeck.train.loop import Pause
 from limbeck.user_code import code_digests
+
+MOST_OUTPUTS = 2**24
+"""The most outputs of a network that a comparison keeps: 64 MiB in 32 bits."""
 
 
 class Experiment:
@@ -52,12 +67,13 @@ class Experiment:
         overwrite: a run that the folder holds is deleted when this one begins.
         trust_code: let a file of weights name the Python file that builds its network.
         given: what stands for the recipe's data, networks and method, where they are the caller's own.
-        in_memory: nothing of the run is written; the folder holds the teacher's outputs alone, where they are kept.
+        keep: what the folder holds: a ``run``; the ``trials`` of a comparison; or, for ``memory``, only the teacher's
+            outputs, if they are stored.
         progress: is called while the data is read, see `limbeck.data.load`.
 
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
-            through teacher and student. factory: what gives its networks. arms: the student's, `arms_of` the recipe.
+            through teacher and student. factory: what gives its networks. arms: the student's. longer: `longer` arms.
             networks: by arm, the trained networks of the first seed. found: what the checks found.
 
     Raises:
@@ -74,19 +90,18 @@ class Experiment:
         overwrite: bool = False,
         trust_code: bool = False,
         given: Given | None = None,
-        in_memory: bool = False,
+        keep: Literal["run", "trials", "memory"] = "run",
         progress: Progress | None = None,
     ) -> None:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
-        if not in_memory:  # before the data is read
+        if keep != "memory":  # before the data is read
             place = self.recipe.data.model_dump().get("path")
             check_folder(folder, resume=resume or overwrite, data=Path(place) if place else None)
         self.data = _loaded(recipe, progress) if given is None else given.data
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)
-        self._given, self._in_memory = given, in_memory
+        self._given, self._keep = given, keep
         self._own = given.method if given else None
-        self.arms = arms_of(recipe)
         self._results: dict[Job, NetworkResult] = {}
         self.networks: dict[str, nn.Module] = {}
         self._test_outputs: dict[Job, Tensor] = {}  # of teachers
@@ -98,6 +113,8 @@ class Experiment:
 
     def _look(self, recipe: Recipe, path: Path, *, resume: bool, overwrite: bool) -> None:
         """Find what is wrong, and open the run folder."""
+        if recipe.methods and self._keep == "run":
+            raise LimbeckError("the recipe lists methods to compare: use limbeck compare, or remove methods:")
         self._shift = label_indices(recipe.evaluate.shift_bias, self.data.classes)
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if self._shift and not torch.isin(split.targets, torch.tensor(self._shift)).any():
@@ -108,6 +125,8 @@ class Experiment:
         found = preflight(known, self.data, self.factory, path, self._own)
         self.recipe, self.engine, self.macs = found.recipe, found.engine, found.macs
         self._trains_teacher, self._work, self.found = found.teaching, found.work, found.notes
+        self.longer = longer(self.recipe, found.epochs)
+        self.arms = (*arms_of(self.recipe), *self.longer)
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         self.workspace = Workspace(self.data, training, self.engine)
         for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
@@ -117,8 +136,14 @@ class Experiment:
             self._given.networks.keep()
         if overwrite:
             clear(path)
-        text = dump(self.recipe) + self._digests()
-        self.folder: Folder = InMemory(path) if self._in_memory else RunFolder(path, text, resume=resume)
+        self.folder = self._folder(path, resume=resume)
+
+    def _folder(self, path: Path, *, resume: bool) -> Folder:
+        if self._keep == "memory":
+            return InMemory(path)
+        if self._keep == "trials":
+            return Trials(path, self.recipe, self.longer, self._digests())
+        return RunFolder(path, dump(self.recipe) + self._digests(), resume=resume)
 
     def _digests(self) -> str:
         """What the recipe names and does not hold, as comments below it: a run of other data or code is another run."""
@@ -146,7 +171,8 @@ class Experiment:
             if block is not None and block.train is not None:
                 jobs += members_of(self.recipe, block, seed)
             jobs += [Job(arm, seed) for arm in self.arms]
-        return {job: self._work[job.arm] for job in jobs}
+        extra = {arm: self._work["alone"] * epochs / self.recipe.train.epochs for arm, epochs in self.longer.items()}
+        return {job: {**self._work, **extra}[job.arm] for job in jobs}
 
     @property
     def result(self) -> RunResult:
@@ -168,7 +194,7 @@ class Experiment:
                 teacher = yield from self.teacher(self.recipe.teacher, seed, track)
             store = yield from self._outputs(seed, teacher)
             for arm in self.arms:
-                yield from self._student(Job(arm, seed), teacher, store, track)
+                yield from _events(self.student(Job(arm, seed), teacher, store, track))
         student, runs = str(Job(self.recipe.method["name"], self.recipe.seeds[0])), tuple(self._results.values())
         self._result = self.folder.conclude(runs, student, lambda: self._concluded(runs))
 
@@ -207,7 +233,8 @@ class Experiment:
             load_weights(network, self.folder.weights(str(job), job.file))
         elif block.train is not None:  # otherwise the method trains it
             workspace = replace(self.workspace, training=training_of(block.train, self.data))
-            yield from self._fit(Fit(job, METHODS["alone"], {"student": network}, spec, workspace), track)
+            one = Fit(job, METHODS["alone"], {"student": network}, spec, workspace, keeps_outputs=self._keeps_outputs)
+            yield from _events(self._fit(one, track))
         return network
 
     def _outputs_of(self, seed: int, teacher: nn.Module) -> Tensor | None:
@@ -220,34 +247,52 @@ class Experiment:
         self._test_outputs = {job: self._test_outputs[job]}  # only those of one teacher are kept in memory
         return self._test_outputs[job]
 
-    def _student(self, job: Job, teacher: nn.Module | None, store: Outputs | None, track: Track) -> Iterator[Event]:
+    def student(
+        self,
+        job: Job,
+        teacher: nn.Module | None,
+        store: Outputs | None,
+        track: Track,
+        *,
+        shared: Shared | None = None,
+    ) -> Generator[Event | Pause, None, nn.Module]:
+        """Train and measure a student, or restore it, and return it. It pauses if it is trained with others."""
         self.engine.seed(job.seed)
         network, spec, others = self.factory.student(job.seed, job.arm)
         networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
-        trains_teacher, teacher_outputs = self._trains_teacher[job.arm], None
+        trains_teacher, teacher_outputs = self._trains_teacher.get(job.arm, False), None
         if teacher is not None and trains_teacher:
             networks["teacher"] = copy_of(teacher, example_batch(self.data).inputs, name="teacher")
         elif teacher is not None and self.folder.result(str(job)) is None:
             teacher_outputs = self._outputs_of(job.seed, teacher)
+        epochs = self.longer.get(job.arm, self.recipe.train.epochs)
         yield from self._fit(
             Fit(
                 job,
                 method_of(self.recipe, job.arm, self._own),
-                needed(job.arm, networks),
+                needed(self.recipe, job.arm, networks),
                 spec,
-                self.workspace,
+                replace(self.workspace, training=replace(self.workspace.training, epochs=epochs)),
                 store=store,
                 teacher_outputs=teacher_outputs,
                 trains_teacher=trains_teacher,
                 identity=self._identity() if job.arm == "alone" else None,
                 first_stage_of=self._first_stage_of(job),
                 shift=self._shift,
+                shared=shared,
+                keeps_outputs=self._keeps_outputs,
             ),
             track,
         )
         self.networks.setdefault(job.arm, network)
+        return network
 
-    def _fit(self, one: Fit, track: Track) -> Iterator[Event]:
+    @property
+    def _keeps_outputs(self) -> bool:
+        count = (len(self.data.validation) + len(self.data.test)) * len(self.data.outputs)
+        return self._keep == "trials" and self.data.task == "classification" and count <= MOST_OUTPUTS
+
+    def _fit(self, one: Fit, track: Track) -> Iterator[Event | Pause]:
         self._results[one.job], outputs = yield from fit(one, self.folder, track)
         if one.job.arm == "teacher" and outputs is not None:
             self._test_outputs[one.job] = outputs
@@ -255,7 +300,7 @@ class Experiment:
     def _identity(self) -> str | None:
         """What the recipe says of a student alone; None if no other run may use it."""
         task, loss = self.recipe.task, self.recipe.task.hard_loss or ""
-        if self._in_memory or loss.startswith(GIVEN):  # what a function of the caller uses is not known
+        if self._keep == "memory" or loss.startswith(GIVEN):  # what a function of the caller uses is not known
             return None
         parts = [self.recipe.student.model_dump(mode="json"), self.recipe.train.model_dump(mode="json")]
         if self.data.task != "classification" or loss:
@@ -322,6 +367,10 @@ class Experiment:
             runs=runs,
             metric=None if own is None else own.name,
         )
+
+
+def _events(training: Iterator[Event | Pause]) -> Iterator[Event]:
+    return (event for event in training if not isinstance(event, Pause))
 
 
 def _loaded(recipe: Recipe, progress: Progress | None) -> Data:

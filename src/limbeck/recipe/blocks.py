@@ -291,7 +291,8 @@ class EvaluateBlock(Checked):
 class Recipe(Checked):
     """One experiment. Every named block (model, method, optimizer, schedule) contains all its options.
 
-    ``allow`` lists checks whose failure is ignored, see `limbeck.experiment.verdicts`.
+    ``allow`` lists checks whose failure is ignored, see `limbeck.experiment.verdicts`. ``methods`` lists those that
+    `limbeck compare` compares; ``method`` is then the first of them.
     """
 
     name: Annotated[str, Field(max_length=100), AfterValidator(_name)]
@@ -299,6 +300,7 @@ class Recipe(Checked):
     student: StudentBlock
     train: TrainBlock
     method: Methods
+    methods: Annotated[tuple[Methods, ...], Field(max_length=100)] = ()
     task: TaskBlock = TaskBlock()
     networks: Networks = Field(default_factory=dict)
     share_first_stage: bool = False

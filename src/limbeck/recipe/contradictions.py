@@ -19,9 +19,9 @@ WORKERS = 256
 
 def contradictions(recipe: Recipe, teacherless: Container[str]) -> Iterator[Problem]:
     """Yield all contradictions of a recipe whose keys are valid. The methods ``teacherless`` need no teacher."""
-    method = recipe.method.get("name")
-    if recipe.teacher is None and method not in teacherless:
-        yield Problem((), f"the method {method} needs a teacher: block; {_KINDS}")
+    for method in dict.fromkeys(block.get("name") for block in (recipe.method, *recipe.methods)):
+        if recipe.teacher is None and method not in teacherless:
+            yield Problem((), f"the method {method} needs a teacher: block; {_KINDS}")
     if recipe.teacher is not None:
         yield from _teacher(recipe.teacher)
         if recipe.teacher.table is not None and recipe.cache.use is True:

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from limbeck.errors import nearest
 from limbeck.files.atomic import read as read_bytes
 from limbeck.files.paths import expanded, near
-from limbeck.options import as_block, complete, keyword_model, validate, with_takers
+from limbeck.options import Block, as_block, complete, keyword_model, validate, with_takers
 from limbeck.recipe.blocks import DataKeys, MemberBlock, Recipe, StudentBlock, TrainBlock, as_methods
 from limbeck.recipe.contradictions import contradictions, streaming_contradictions
 from limbeck.recipe.paths import missing
@@ -42,6 +42,7 @@ def read(
     overrides: Sequence[str] = (),
     seed: int | None = None,
     allow: Sequence[str] = (),
+    methods: Sequence[str] = (),
     check_paths: bool = False,
 ) -> Recipe:
     """Read and validate a recipe file without importing torch.
@@ -51,6 +52,8 @@ def read(
         overrides: texts ``a.b=c`` that replace or add keys. The value c is YAML.
         seed: run only this seed.
         allow: checks whose failure is ignored, in addition to those of the recipe.
+        methods: the names of methods to compare, ``a+b`` for two that are combined. Their options are those that the
+            recipe gives, else the defaults.
         check_paths: whether the files that the recipe names must exist.
 
     Raises:
@@ -69,6 +72,9 @@ def read(
         listed = raw.setdefault("allow", [])
         labels[("allow", len(listed))] = f"--allow {shortened(name)}"
         raw["allow"] = [*listed, name]
+    if methods:
+        _compare(raw, methods)
+        labels[("methods",)] = f"--methods {shortened(','.join(methods))}"
     recipe, problems = check(raw)
     if recipe is not None and check_paths:
         problems = missing(recipe)
@@ -110,6 +116,8 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
             values["data"] = filled
     if recipe is None:
         return None, problems
+    values["methods"], found = _compared(recipe.methods)
+    problems += found
     problems += contradictions(recipe, names.teacherless)
     return (Recipe.model_validate(values, strict=False) if not problems else None), problems
 
@@ -150,6 +158,22 @@ def _methods(block: Any) -> tuple[dict[str, Any], list[Problem]]:
     return {**block, "parts": parts}, problems
 
 
+def _compared(blocks: Sequence[Block]) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Return the blocks of the methods that are compared, with every option."""
+    filled, problems = [], []
+    for place, block in enumerate(blocks):
+        whole, found = _methods(block)
+        filled.append(whole)
+        problems += [Problem(("methods", place, *problem.path[1:]), problem.message) for problem in found]
+    names = [block["name"] for block in blocks]
+    problems += [
+        Problem(("methods", place), f"{name} is listed twice: each method can be compared once")
+        for place, name in enumerate(names)
+        if name in names[:place]
+    ]
+    return filled, problems
+
+
 def smoke(recipe: Recipe) -> Recipe:
     """Return a short version of the recipe: at most two epochs and 256 samples, and one seed."""
 
@@ -168,6 +192,7 @@ def smoke(recipe: Recipe) -> Recipe:
             "teacher": teacher,
             "train": short(recipe.train),
             "method": _short_stages(recipe.method),
+            "methods": tuple(map(_short_stages, recipe.methods)),
             "share_first_stage": False,
             "cache": recipe.cache.model_copy(update={"folder": None}),
             "seeds": recipe.seeds[:1],
@@ -257,6 +282,15 @@ def _parse(text: str, name: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise RecipeError(f"{name}: a recipe must be a block of keys, got {shown(raw)}")
     return raw
+
+
+def _compare(raw: dict[str, Any], methods: Sequence[str]) -> None:
+    """Put these methods into a recipe, with the options that it has for them."""
+    listed = raw.get("methods")
+    blocks = [raw.get("method"), *(listed if isinstance(listed, list) else ())]
+    known = {block.get("name"): block for block in map(as_block, blocks) if isinstance(block, dict)}
+    parts = {name: [known.get(part, {"name": part}) for part in name.split("+")] for name in methods}
+    raw["methods"] = [known.get(name, found if len(found) > 1 else found[0]) for name, found in parts.items()]
 
 
 def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:

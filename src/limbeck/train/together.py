@@ -4,9 +4,10 @@ Every student comes to the same bits as in a training of its own. The trainings 
 own state of the random generators, and they share the batches and the teacher's tensors.
 """
 
+import itertools
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +20,18 @@ from limbeck.train.readers import fused_copy, reader_of
 
 Event = TypeVar("Event")
 
-Training = tuple[Generator[Event | Pause, None, None], dict[str, Tensor]]
-"""What `together` continues: events and pauses, and the state of the generators at its start."""
-
 _UNKNOWN = Pause(-(2**31), 0, 0)  # before all others
 
 
 @torch.inference_mode(mode=False)
-def together(trainings: Sequence[Training[Event]], engine: Engine) -> Iterator[Event]:
+def together(trainings: Sequence[Generator[Event | Pause, None, Any]], engine: Engine) -> Iterator[Event]:
     """Let trainings take turns, and yield their events.
 
     The one that is furthest behind (`limbeck.train.loop.Pause`) is continued. Thus all reach their last stage before
     one begins it, and those in the same epoch read the same batch one after the other.
 
     Args:
-        trainings: each with the state of the generators that it starts from, as `Engine.generators` gives it.
+        trainings: what yields events and pauses. Each seeds the generators when it starts.
         engine: its device's generators belong to the training that is continued.
 
     Raises:
@@ -41,8 +39,8 @@ def together(trainings: Sequence[Training[Event]], engine: Engine) -> Iterator[E
     """
     if torch.is_autocast_enabled(engine.device.type):
         raise LimbeckError("several students cannot be trained together inside torch.autocast: leave it first")
-    running = {number: events for number, (events, _) in enumerate(trainings)}
-    states = {number: state for number, (_, state) in enumerate(trainings)}
+    running = dict(enumerate(trainings))
+    states = dict.fromkeys(running, engine.generators())
     places = dict.fromkeys(running, _UNKNOWN)
     try:
         while running:
@@ -62,46 +60,46 @@ def together(trainings: Sequence[Training[Event]], engine: Engine) -> Iterator[E
 
 
 class SharedBatches:
-    """Batches that trainings which take turns read from one stream an epoch.
+    """Batches that trainings which take turns read from one stream for each epoch.
 
-    A training may join an epoch before the others have asked for its third batch; otherwise it reads a stream of its
-    own.
+    A training that the others have left behind reads a new stream, which those that are as far as it then share.
     """
 
     def __init__(self, batches: BatchSource) -> None:
         self.samples, self.sweep, self.example_inputs = batches.samples, batches.sweep, batches.example_inputs
         self._batches = batches
-        self._current: _Pass | None = None
+        self._current = _Stream(-1, ())
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, counted from 0."""
-        if self._current is None or self._current.epoch != epoch or self._current.position > 0:
-            self._current = _Pass(epoch, self._batches(epoch))
-        return self._current.read()
+        stream = self._current
+        for position in itertools.count():
+            if stream.epoch != epoch or stream.position > position:
+                stream = self._current
+            if stream.epoch != epoch or stream.position > position:
+                stream = self._current = _Stream(epoch, self._batches(epoch))
+            batch = stream.at(position)
+            if batch is None:
+                return
+            yield batch
 
 
-class _Pass:
-    """One stream of batches, of which the last is kept for those that read it later."""
+class _Stream:
+    """The batches of an epoch, of which the last one that was asked for is kept."""
 
     def __init__(self, epoch: int, batches: Iterable[Batch]) -> None:
         self.epoch, self.position = epoch, -1
         self._batches = iter(batches)
         self._last: Batch | None = None
 
-    def read(self) -> Iterator[Batch]:
-        position = 0
-        while True:
-            if position > self.position:
-                self._last, self.position = next(self._batches, None), position
-            if position < self.position:
-                raise RuntimeError("a batch was asked for that is gone: the trainings do not take turns")
-            if self._last is None:
-                return
-            yield self._last
-            position += 1
+    def at(self, position: int) -> Batch | None:
+        """The batch at a position that is not before the last one; None after the end."""
+        while self.position < position:
+            self._last, self.position = next(self._batches, None), self.position + 1
+        return self._last
 
 
 class SharedReaders:
