@@ -77,7 +77,7 @@ ORDER = (
     "tasks",
     "recipe",
     "experiment",
-    "compare",
+    "comparison",
     "cli",
     "api",
     "__main__",

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli import cache, doctor, methods, models, plan, run, runs
+from limbeck.cli import cache, compare, doctor, methods, models, plan, run, runs
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": run.demo,
     "plan": plan.plan,
     "run": run.run,
+    "compare": compare.compare,
     "runs": runs.runs,
     "methods": methods.methods,
     "models": models.models,

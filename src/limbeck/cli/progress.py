@@ -14,6 +14,7 @@ from torch import Tensor
 
 from limbeck.cli import terminal
 from limbeck.cli.tables import result_table, verdicts
+from limbeck.comparison.sweep import Sweep
 from limbeck.core import Batch
 from limbeck.data.targets import UNITS
 from limbeck.evaluate import ClassFigures
@@ -107,6 +108,11 @@ def show(experiment: Experiment, console: Console, out: Path, consume: Callable[
     for line in verdicts(experiment.result, experiment.recipe):
         _print(console, line)
     _print(console, f"written: {out}/result.json and {out}/student.safetensors")
+
+
+def show_sweep(sweep: Sweep, console: Console) -> None:
+    """Train what is missing in a comparison, with a progress bar on a terminal and plain lines elsewhere."""
+    _follow(sweep.experiment, sweep.run, console)
 
 
 def watch(experiment: Experiment, start: Callable[[Track], Iterator[Event]]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +36,7 @@ class Asked:
     trust_code: bool = False
     smoke: bool = False
     log: list[str] | None = None
+    methods: Sequence[str] = ()
 
     def checked(self, *more: str) -> "Recipe":
         """Read the recipe with the options applied; ``more`` are further `--set` texts. Torch is not imported."""
@@ -46,7 +47,14 @@ class Asked:
         ours = not self.recipe.exists() and self.recipe.parent in (Path(), Path("recipes"))
         file = bundled(self.recipe.name, self.recipe) if ours else self.recipe
         overrides = [*(self.override or ()), *root, *more]
-        recipe = read(file, overrides=overrides, seed=self.seed, allow=self.allow or (), check_paths=True)
+        recipe = read(
+            file,
+            overrides=overrides,
+            seed=self.seed,
+            allow=self.allow or (),
+            methods=self.methods,
+            check_paths=True,
+        )
         return smoke(recipe) if self.smoke else recipe
 
     def again(self, command: str) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.cache.fingerprint import structure_digest, weights_digest
 from limbeck.core import Method, Networks, Outputs, Stage
@@ -64,9 +65,7 @@ def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event | Pause, None
     name, network = str(one.job), one.networks["student"]
     done = folder.result(name)
     if done is not None:
-        file = folder.weights(name, one.job.file)
-        restore_structure(network, read_spec(file))
-        load_weights(network, file)
+        restore(network, folder.weights(name, one.job.file))
         yield Finished(one.job, done, reused=True, task=one.workspace.data.task)
         return done, None
     known = None if one.identity is None else _trained_as(one, one.identity)
@@ -80,6 +79,12 @@ def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event | Pause, None
     result, outputs = _measured(one, folder, known, epoch)
     yield Finished(one.job, result, reused=False, task=one.workspace.data.task)
     return result, outputs
+
+
+def restore(network: nn.Module, file: Path) -> None:
+    """Load the weights of a trained network, whose structure its method may have changed."""
+    restore_structure(network, read_spec(file))
+    load_weights(network, file)
 
 
 def _train(one: Fit, folder: Folder, track: Track) -> Generator[Event | Pause, None, int | None]:

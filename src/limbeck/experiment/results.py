@@ -190,8 +190,8 @@ def _gain(differences: Sequence[float]) -> Gain | None:
     return Gain(found.mean, found.deviation, found.n, error)
 
 
-def plain(result: NetworkResult | RunResult) -> dict[str, Any]:
-    """A result as plain values, as they are written to JSON."""
+def plain(result: Any) -> dict[str, Any]:
+    """A result (a dataclass) as plain values, as they are written to JSON."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(result)))
     return values
 

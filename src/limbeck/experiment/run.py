@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from limbeck.core import LimbeckError, Outputs, Stage
 from limbeck.data import Data, Progress, load
-from limbeck.evaluate import latency
+from limbeck.evaluate import Latency, latency
 from limbeck.experiment.arms import (
     arms_of,
     label_indices,
@@ -29,7 +29,7 @@ from limbeck.experiment.arms import (
 from limbeck.experiment.caching import cached, outputs
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Finished, Job, Track
-from limbeck.experiment.fit import Fit, Shared, fit
+from limbeck.experiment.fit import Fit, Shared, fit, restore
 from limbeck.experiment.folder import RunFolder, check_folder
 from limbeck.experiment.given import Given
 from limbeck.experiment.in_memory import Folder, InMemory
@@ -53,6 +53,8 @@ from limbeck.train.copies import copy_of
 from limbeck.train.loop import Pause
 from limbeck.user_code import code_digests
 
+UNWATCHED: Track = lambda job, epochs, batches: batches  # noqa: E731
+
 MOST_OUTPUTS = 2**24
 """The most outputs of a network that a comparison keeps: 64 MiB in 32 bits."""
 
@@ -73,7 +75,8 @@ class Experiment:
 
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
-            through teacher and student. factory: what gives its networks. arms: the student's. longer: `longer` arms.
+            through teacher and student. factory: what gives its networks. arms: the student's. longer: those of them
+            that are `longer`. epochs: by arm, those in which its student learns. results: of the networks so far.
             networks: by arm, the trained networks of the first seed. found: what the checks found.
 
     Raises:
@@ -102,7 +105,7 @@ class Experiment:
         self.factory = Prepared(source, self.recipe, self.data)
         self._given, self._keep = given, keep
         self._own = given.method if given else None
-        self._results: dict[Job, NetworkResult] = {}
+        self.results: dict[Job, NetworkResult] = {}
         self.networks: dict[str, nn.Module] = {}
         self._test_outputs: dict[Job, Tensor] = {}  # of teachers
         self._result: RunResult | None = None
@@ -126,6 +129,7 @@ class Experiment:
         self.recipe, self.engine, self.macs = found.recipe, found.engine, found.macs
         self._trains_teacher, self._work, self.found = found.teaching, found.work, found.notes
         self.longer = longer(self.recipe, found.epochs)
+        self.epochs = {**found.epochs, **self.longer}
         self.arms = (*arms_of(self.recipe), *self.longer)
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         self.workspace = Workspace(self.data, training, self.engine)
@@ -185,7 +189,7 @@ class Experiment:
             raise LimbeckError("the run is not finished: iterate over `run` to the end")
         return self._result
 
-    def run(self, track: Track = lambda job, epochs, batches: batches) -> Generator[Event, None, None]:
+    def run(self, track: Track = UNWATCHED) -> Generator[Event, None, None]:
         """Train the networks that are not finished, and yield what happens; at the end there is a `result`."""
         self.folder.open(environment() | self.decided)
         for seed in self.recipe.seeds:
@@ -194,8 +198,8 @@ class Experiment:
                 teacher = yield from self.teacher(self.recipe.teacher, seed, track)
             store = yield from self._outputs(seed, teacher)
             for arm in self.arms:
-                yield from _events(self.student(Job(arm, seed), teacher, store, track))
-        student, runs = str(Job(self.recipe.method["name"], self.recipe.seeds[0])), tuple(self._results.values())
+                yield from _events(self.student(Job(arm, seed), self.teacher_of(arm, teacher), store, track))
+        student, runs = str(Job(self.recipe.method["name"], self.recipe.seeds[0])), tuple(self.results.values())
         self._result = self.folder.conclude(runs, student, lambda: self._concluded(runs))
 
     @property
@@ -203,7 +207,7 @@ class Experiment:
         """What `auto` stands for in this run, by the key of the recipe."""
         return self.engine.decided | {"cache": self.recipe.cache.model_dump(mode="json")}
 
-    def teacher(self, block: TeacherBlock, seed: int, track: Track) -> Generator[Event, None, nn.Module]:
+    def teacher(self, block: TeacherBlock, seed: int, track: Track = UNWATCHED) -> Generator[Event, None, nn.Module]:
         """The teacher of a seed, trained or restored; it is measured before any student is trained."""
         members = self.factory.restored(block)
         reused = bool(members)
@@ -221,19 +225,19 @@ class Experiment:
 
     def _measured(self, job: Job, network: nn.Module, *, reused: bool) -> Iterator[Event]:
         """Measure a restored teacher or an ensemble, unless it was measured for another seed."""
-        if job not in self._results:
-            self._results[job], self._test_outputs[job] = measure(job, network, self.workspace, name="teacher")
-            yield Finished(job, self._results[job], reused=reused, task=self.data.task)
+        if job not in self.results:
+            self.results[job], self._test_outputs[job] = measure(job, network, self.workspace, name="teacher")
+            yield Finished(job, self.results[job], reused=reused, task=self.data.task)
 
     def _member(self, block: TeacherBlock, job: Job, track: Track) -> Generator[Event, None, nn.Module]:
         """A teacher that is trained in this run, or one member of an ensemble."""
         self.engine.seed(job.generator_seed)
         network, spec = self.factory.teacher(block)
-        if job in self._results:
+        if job in self.results:
             load_weights(network, self.folder.weights(str(job), job.file))
         elif block.train is not None:  # otherwise the method trains it
             workspace = replace(self.workspace, training=training_of(block.train, self.data))
-            one = Fit(job, METHODS["alone"], {"student": network}, spec, workspace, keeps_outputs=self._keeps_outputs)
+            one = Fit(job, METHODS["alone"], {"student": network}, spec, workspace, keeps_outputs=self.keeps_outputs)
             yield from _events(self._fit(one, track))
         return network
 
@@ -247,6 +251,12 @@ class Experiment:
         self._test_outputs = {job: self._test_outputs[job]}  # only those of one teacher are kept in memory
         return self._test_outputs[job]
 
+    def teacher_of(self, arm: str, teacher: nn.Module | None) -> nn.Module | None:
+        """The teacher that an arm's student gets: a copy if the method trains it."""
+        if teacher is None or not self._trains_teacher.get(arm, False):
+            return teacher
+        return copy_of(teacher, example_batch(self.data).inputs, name="teacher")
+
     def student(
         self,
         job: Job,
@@ -256,14 +266,15 @@ class Experiment:
         *,
         shared: Shared | None = None,
     ) -> Generator[Event | Pause, None, nn.Module]:
-        """Train and measure a student, or restore it, and return it. It pauses if it is trained with others."""
+        """Train and measure a student, or restore it, and return it. It pauses if it is trained with others.
+
+        ``teacher`` is that of `teacher_of`.
+        """
         self.engine.seed(job.seed)
         network, spec, others = self.factory.student(job.seed, job.arm)
         networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
         trains_teacher, teacher_outputs = self._trains_teacher.get(job.arm, False), None
-        if teacher is not None and trains_teacher:
-            networks["teacher"] = copy_of(teacher, example_batch(self.data).inputs, name="teacher")
-        elif teacher is not None and self.folder.result(str(job)) is None:
+        if teacher is not None and not trains_teacher and self.folder.result(str(job)) is None:
             teacher_outputs = self._outputs_of(job.seed, teacher)
         epochs = self.longer.get(job.arm, self.recipe.train.epochs)
         yield from self._fit(
@@ -280,7 +291,7 @@ class Experiment:
                 first_stage_of=self._first_stage_of(job),
                 shift=self._shift,
                 shared=shared,
-                keeps_outputs=self._keeps_outputs,
+                keeps_outputs=self.keeps_outputs,
             ),
             track,
         )
@@ -288,12 +299,13 @@ class Experiment:
         return network
 
     @property
-    def _keeps_outputs(self) -> bool:
+    def keeps_outputs(self) -> bool:
+        """Whether the outputs of the networks on the validation and test split are kept: for a comparison."""
         count = (len(self.data.validation) + len(self.data.test)) * len(self.data.outputs)
         return self._keep == "trials" and self.data.task == "classification" and count <= MOST_OUTPUTS
 
     def _fit(self, one: Fit, track: Track) -> Iterator[Event | Pause]:
-        self._results[one.job], outputs = yield from fit(one, self.folder, track)
+        self.results[one.job], outputs = yield from fit(one, self.folder, track)
         if one.job.arm == "teacher" and outputs is not None:
             self._test_outputs[one.job] = outputs
 
@@ -341,14 +353,24 @@ class Experiment:
             return None
         return (yield from self.outputs(seed, teacher))
 
+    def latencies(self, networks: Mapping[str, nn.Module]) -> dict[str, Latency | None]:
+        """The latencies of networks of the run, by name."""
+        bridges = {name: bridge_of(network) for name, network in networks.items()}
+        shapes = {name: bridge.own if bridge else self.data.shape for name, bridge in bridges.items()}
+        with as_deployed(networks.values()):
+            return latency(networks, shapes, runs=self.recipe.evaluate.latency_runs)
+
+    def trained(self, job: Job) -> nn.Module:
+        """The network of a finished student."""
+        network = self.factory.student(job.seed, job.arm)[0]
+        restore(network, self.folder.weights(str(job), job.file))
+        return self.engine.place(network)
+
     def _concluded(self, runs: tuple[NetworkResult, ...]) -> RunResult:
         """The networks of the first seed with their latencies, and every seed's figures beside them."""
         method = self.recipe.method["name"]
-        bridges = {arm: bridge_of(network) for arm, network in self.networks.items()}
-        shapes = {arm: bridge.own if bridge else self.data.shape for arm, bridge in bridges.items()}
-        with as_deployed(self.networks.values()):
-            times = latency(self.networks, shapes, runs=self.recipe.evaluate.latency_runs)
-        first = {job.arm: found for job, found in reversed(list(self._results.items())) if job.arm in times}
+        times = self.latencies(self.networks)
+        first = {job.arm: found for job, found in reversed(list(self.results.items())) if job.arm in times}
         own = task_of(self.data).own_metric
         shown = {arm: replace(found, latency=times[arm]) for arm, found in first.items()}
         return RunResult(

@@ -102,7 +102,7 @@ class Trials:
         self._of(name).save(name, state)
 
     def conclude(self, runs: tuple[NetworkResult, ...], student: str, make: Callable[[], RunResult]) -> RunResult:
-        """What the networks come to; see `limbeck.compare` for what is written."""
+        """What the networks come to; see `limbeck.comparison` for what is written."""
         return make()
 
     def take(self, name: str, trained_as: str) -> None:

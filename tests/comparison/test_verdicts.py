@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from limbeck.compare.statistics import benjamini_hochberg, detectable_difference, paired
-from limbeck.compare.verdicts import compare_methods
+from limbeck.comparison.statistics import benjamini_hochberg, detectable_difference, paired
+from limbeck.comparison.verdicts import compare_methods
 from limbeck.errors import LimbeckError
 
 GAIN = (0.011, 0.014, 0.012, 0.016, 0.013, 0.015)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from limbeck.compare.statistics import (
+from limbeck.comparison.statistics import (
     Interval,
     McNemar,
     benjamini_hochberg,
@@ -138,7 +138,7 @@ def test_more_seeds_use_random_flips_with_a_seed():
 
 def test_random_flips_agree_with_all_flips(monkeypatch):
     exact = sign_flip_test(DARWIN)
-    monkeypatch.setattr("limbeck.compare.statistics.EXACT_SEEDS", 5)
+    monkeypatch.setattr("limbeck.comparison.statistics.EXACT_SEEDS", 5)
     assert sign_flip_test(DARWIN) == pytest.approx(exact, abs=3 * 0.0007)
 
 
@@ -190,7 +190,7 @@ def test_the_bootstrap_over_samples_contains_the_variation_of_the_samples():
 def test_the_bootstrap_over_samples_does_not_depend_on_its_memory(monkeypatch, numbers):
     method, baseline = predictions(4, 300, 0.05, 1)
     whole = bootstrap_samples(method, baseline)
-    monkeypatch.setattr("limbeck.compare.statistics._CHUNK", numbers)
+    monkeypatch.setattr("limbeck.comparison.statistics._CHUNK", numbers)
     parts = bootstrap_samples(method, baseline)
     assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.01)
 

@@ -21,13 +21,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from limbeck.compare.statistics import LEVEL, Paired, detectable_difference, holm, paired, smallest_p
+from limbeck.comparison.statistics import LEVEL, Paired, detectable_difference, holm, paired, smallest_p
 
 Verdict = Literal["helps", "no evidence", "hurts"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Judged:
     """A method and its baseline over their common seeds."""
 
     paired: Paired
@@ -41,7 +41,7 @@ def compare_methods(
     differences: Mapping[str, Sequence[float]],
     *,
     adjust: Callable[[Sequence[float]], tuple[float, ...]] = holm,
-) -> dict[str, Comparison]:
+) -> dict[str, Judged]:
     """Compare several methods with one baseline, with the rule above.
 
     ``detectable`` is a bound on what the seeds can show: with this deviation, a smaller true difference has a verdict
@@ -59,7 +59,7 @@ def compare_methods(
     return {name: _judged(one, p) for (name, one), p in zip(found.items(), adjusted, strict=True)}
 
 
-def _judged(one: Paired, p_adjusted: float) -> Comparison:
+def _judged(one: Paired, p_adjusted: float) -> Judged:
     smallest = smallest_p(one.n)
     verdict: Verdict = "no evidence"
     if max(p_adjusted, one.p_sign_flip) <= LEVEL:
@@ -67,4 +67,4 @@ def _judged(one: Paired, p_adjusted: float) -> Comparison:
     detectable = None
     if one.deviation and smallest <= LEVEL:
         detectable = detectable_difference(one.deviation, one.n)
-    return Comparison(one, p_adjusted, smallest, detectable, verdict)
+    return Judged(one, p_adjusted, smallest, detectable, verdict)

@@ -1,0 +1,234 @@
+"""Every method on every seed, in one folder that several processes may fill."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file
+from torch import nn
+
+from limbeck.comparison.results import (
+    COMPARISON,
+    SCHEMA,
+    Adjust,
+    ArmResult,
+    ComparisonResult,
+    Correct,
+    compared,
+    headline_of,
+    scores_of,
+)
+from limbeck.data import Progress
+from limbeck.errors import LimbeckError
+from limbeck.evaluate import Latency
+from limbeck.experiment.arms import block_of, teacher_of
+from limbeck.experiment.environment import environment
+from limbeck.experiment.events import Event, Job, Track
+from limbeck.experiment.fit import Shared
+from limbeck.experiment.results import NetworkResult, plain
+from limbeck.experiment.run import UNWATCHED, Experiment
+from limbeck.experiment.runfiles import OUTPUTS
+from limbeck.experiment.trials import Trials
+from limbeck.files.atomic import write_sealed
+from limbeck.recipe.blocks import Recipe
+from limbeck.train.freeze import frozen
+from limbeck.train.together import SharedBatches, SharedReaders, together
+
+
+class Sweep:
+    """The students of all arms and seeds of a recipe with ``methods``.
+
+    The arms of a seed are trained together: they read the same batches, and one run of the teacher for each batch. A
+    process that trains a seed locks it. Finished networks are kept, so that the sweep can be stopped, and seeds and
+    methods can be added later.
+
+    Args:
+        recipe: with ``methods``.
+        folder: see `limbeck.experiment.trials`.
+        trust_code: as for `Experiment`.
+        progress: as for `Experiment`.
+
+    Raises:
+        LimbeckError: as for `Experiment`; the recipe has options that only a run has.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, *, trust_code: bool = False, progress: Progress | None = None
+    ) -> None:
+        _check(recipe)
+        recipe = recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"use": False})})
+        self.experiment = Experiment(
+            recipe, folder, resume=True, trust_code=trust_code, keep="trials", progress=progress
+        )
+        self._path = folder
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The students, seed by seed."""
+        return [Job(arm, seed) for seed in self.experiment.recipe.seeds for arm in self.experiment.arms]
+
+    @property
+    def missing(self) -> list[Job]:
+        """The students that are not finished."""
+        self._trials.refresh()
+        return [job for job in self.jobs if self._trials.result(str(job)) is None]
+
+    @property
+    def _trials(self) -> Trials:
+        folder = self.experiment.folder
+        assert isinstance(folder, Trials)
+        return folder
+
+    def run(self, track: Track = UNWATCHED) -> Generator[Event, None, None]:
+        """Train the students that no process has trained or trains now."""
+        experiment = self.experiment
+        with self._lock("folder"):
+            self._trials.open(environment() | experiment.decided)
+        for seed in experiment.recipe.seeds:
+            with self._claimed(f"seed{seed}") as mine:
+                if mine:
+                    yield from self._seed(seed, track)
+
+    def conclude(self, adjust: Adjust = "holm") -> ComparisonResult:
+        """Compare the arms, and write comparison.json; latencies are measured unless they are known.
+
+        Raises:
+            LimbeckError: not all students are finished.
+        """
+        missing = self.missing
+        if missing:
+            raise LimbeckError(f"{len(missing)} of {len(self.jobs)} students are not finished: {missing[0]} ...")
+        with self._lock("folder"):
+            found = self._compared(adjust)
+            write_sealed(self._path / COMPARISON, plain(found))
+        return found
+
+    def _compared(self, adjust: Adjust) -> ComparisonResult:
+        experiment, task = self.experiment, self.experiment.data.task
+        seeds = experiment.recipe.seeds
+        runs = {arm: [self._result(f"{arm}/seed{seed}") for seed in sorted(seeds)] for arm in experiment.arms}
+        scores = {arm: scores_of(results, task) for arm, results in runs.items()}
+        correct = {arm: self._correct(arm) for arm in experiment.arms} if experiment.keeps_outputs else {}
+        methods = [arm for arm in experiment.arms if arm != "alone" and arm not in experiment.longer]
+        same_epochs = {epochs: arm for arm, epochs in experiment.longer.items()}
+        alone = {arm: same_epochs.get(experiment.epochs[arm], "alone") for arm in methods}
+        versus_alone = compared(scores, alone, correct, adjust) if "alone" in runs else {}
+        others = {arm: "kd" for arm in methods if arm != "kd" and "kd" in methods}
+        versus_kd = compared(scores, others, correct, adjust)
+        teacher, latencies = self._first()
+        arms = [
+            ArmResult(
+                arm=arm,
+                options=dict(block_of(experiment.recipe, arm)),
+                epochs=experiment.epochs[arm],
+                headline=headline_of(results, task),
+                latency=latencies[arm],
+                alone=versus_alone.get(arm),
+                kd=versus_kd.get(arm),
+            )
+            for arm, results in runs.items()
+        ]
+        return ComparisonResult(
+            schema=SCHEMA,
+            name=experiment.recipe.name,
+            task=task,
+            seeds=tuple(sorted(seeds)),
+            adjusted=adjust,
+            teacher=teacher,
+            arms=tuple(arms),
+            splits=dict(experiment.data.origins),
+            notes=experiment.notes,
+            decided=experiment.decided,
+            runs=tuple(result for results in runs.values() for result in results),
+        )
+
+    def _result(self, name: str) -> NetworkResult:
+        found = self._trials.result(name)
+        assert found is not None  # `conclude` has looked
+        return found
+
+    def _correct(self, arm: str) -> Correct:
+        """Which test samples the students of an arm classify correctly (seeds, samples)."""
+        labels = self.experiment.data.test.targets
+        files = [self._trials.weights(f"{arm}/seed{seed}", OUTPUTS) for seed in sorted(self.experiment.recipe.seeds)]
+        return np.stack([(load_file(file)["test"].argmax(1) == labels).numpy() for file in files])
+
+    def _first(self) -> tuple[NetworkResult | None, dict[str, Latency | None]]:
+        """The teacher of the first seed, and the latencies of the students of that seed, by arm."""
+        experiment, seed = self.experiment, self.experiment.recipe.seeds[0]
+        networks = {arm: experiment.trained(Job(arm, seed)) for arm in experiment.arms}
+        block = experiment.recipe.teacher
+        if block is None:
+            return None, experiment.latencies(networks)
+        yet_to_run = experiment.teacher(block, seed)
+        try:
+            while True:
+                next(yet_to_run)
+        except StopIteration as ended:
+            networks["teacher"] = ended.value
+        latencies = experiment.latencies(networks)
+        return replace(experiment.results[teacher_of(experiment.recipe, seed)], latency=latencies["teacher"]), latencies
+
+    def _seed(self, seed: int, track: Track) -> Generator[Event, None, None]:
+        experiment, trials = self.experiment, self._trials
+        trials.refresh()
+        jobs = [Job(arm, seed) for arm in experiment.arms if trials.result(f"{arm}/seed{seed}") is None]
+        if not jobs:
+            return
+        teacher: nn.Module | None = None
+        if experiment.recipe.teacher is not None:
+            with self._lock(f"teacher-seed{teacher_of(experiment.recipe, seed).seed}"):
+                trials.refresh()  # another process may have trained it meanwhile
+                teacher = yield from experiment.teacher(experiment.recipe.teacher, seed, track)
+        teachers = {job: experiment.teacher_of(job.arm, teacher) for job in jobs}
+        shared = Shared(SharedBatches(experiment.workspace.batches(seed)), SharedReaders())
+        students = [experiment.student(job, teachers[job], None, track, shared=shared) for job in jobs]
+        # for as long as one student reads the teacher: a stage would leave it as it was before
+        with frozen(teacher.modules() if teacher is not None else ()):
+            events: Iterator[Event] = together(students, experiment.engine)
+            yield from events
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        """Wait until no other process holds the lock."""
+        with self._file(name):
+            yield
+
+    @contextmanager
+    def _claimed(self, name: str) -> Iterator[bool]:
+        """Whether no other process holds the lock; if so, it is held in the block."""
+        lock = self._file(name)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _file(self, name: str) -> FileLock:
+        place = self._path / "locks"
+        place.mkdir(parents=True, exist_ok=True)
+        return FileLock(place / name)
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse what several students of one teacher cannot have."""
+    if not recipe.methods:
+        raise LimbeckError(
+            "the recipe lists no methods to compare: write methods: [kd, srrl], or use --methods kd,srrl"
+        )
+    wrong = {
+        "cache: true": recipe.cache.use is True,
+        "share_first_stage": recipe.share_first_stage,
+        "teacher.table": recipe.teacher is not None and recipe.teacher.table is not None,
+        "teacher.untrained": recipe.teacher is not None and recipe.teacher.untrained,
+    }
+    for key, given in wrong.items():
+        if given:
+            raise LimbeckError(f"a comparison does not have {key}: its students share one run of the teacher a batch")
