@@ -78,6 +78,7 @@ ORDER = (
     "recipe",
     "experiment",
     "comparison",
+    "report",
     "cli",
     "api",
     "__main__",

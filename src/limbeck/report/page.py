@@ -1,0 +1,129 @@
+"""Put the page together, and write it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from limbeck.data import Data
+from limbeck.errors import LimbeckError
+from limbeck.files.atomic import write
+from limbeck.recipe.read import dump
+from limbeck.report import learned, outcome
+from limbeck.report.curves import curves
+from limbeck.report.found import Found, read
+from limbeck.report.parts import Section, Table
+from limbeck.report.pictures import Picture, pictures, test_data
+
+REPORT = "report.html"
+
+HERE = Path(__file__).parent
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), 11, 12, *range(14, 32), *range(127, 160))}
+"""Characters that HTML does not allow, as escapes."""
+
+
+def write_report(folder: Path, out: Path | None = None, *, data: Data | None = None) -> Path:
+    """Write the page on a run or comparison, and return its path.
+
+    Args:
+        folder: of the run or comparison.
+        out: the file; by default report.html in the folder.
+        data: that of the networks, if it is in memory; otherwise it is loaded as the recipe says.
+
+    Raises:
+        LimbeckError: the folder has no finished run or comparison, or its result is damaged.
+    """
+    path = out or folder / REPORT
+    write(path, page(read(folder), data))
+    return path
+
+
+def page(found: Found, data: Data | None = None) -> str:
+    """The page as HTML."""
+    result = found.result
+    best = outcome.best_arm(result)
+    shown: list[Picture] = []
+    if not found.is_run and result.task == "classification" and best is not None:
+        get = lambda: pictures(found, best, data or test_data(found))  # noqa: E731
+        shown = found.attempt("pictures", get) or []
+    jinja = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    text = jinja.get_template("page.html").render(
+        name=result.name,
+        kind="Run" if found.is_run else "Comparison",
+        verdict=outcome.verdict(result),
+        facts=_facts(found),
+        sections=list(_sections(found, best)),
+        pictures=shown,
+        student=best,
+        seed=result.seeds[0],
+        settings=_settings(found),
+        notes=result.notes,
+        recipe=None if found.recipe is None else dump(found.recipe),
+        command=found.command,
+        is_run=found.is_run,
+        missing=found.missing,
+    )
+    return text.translate(_CONTROLS)
+
+
+def _sections(found: Found, best: str | None) -> Iterator[Section]:
+    result = found.result
+    epochs = {arm: len(seeds[0].stages) for arm, seeds in found.epochs.items() if seeds}
+    yield outcome.differences(result)
+    yield outcome.costs(result)
+    yield curves(found)
+    yield outcome.arms_table(result, epochs)
+    if found.is_run or result.task != "classification":
+        return
+    about = getattr(result, "learned", None)
+    yield learned.calibration(about, best)
+    yield learned.classes(about)
+    maps = found.attempt("maps", lambda: read_maps(found.folder, about)) if about is not None else None
+    yield learned.features(about, maps, best, found.missing.get("maps", []))
+    yield Section("pictures", "Where teacher and student disagree", missing=found.missing.get("pictures", []))
+    yield learned.deferral(about, best)
+
+
+def _facts(found: Found) -> list[tuple[str, str]]:
+    """The size of the study, in words."""
+    result = found.result
+    arms = [arm.arm for arm in result.arms if not arm.arm.startswith("alone")]
+    networks = [*result.runs, *([result.teacher] if result.teacher else [])]
+    return [
+        ("task", result.task.replace("_", " ")),
+        ("method" if len(arms) == 1 else "methods", ", ".join(arms)),
+        ("seeds", ", ".join(map(str, result.seeds))),
+        ("test samples", f"{networks[0].test.samples:,}"),
+    ]
+
+
+def _settings(found: Found) -> list[tuple[str, Table]]:
+    """Where the data came from, and in which environments the networks were trained."""
+    result = found.result
+    tables = [("Splits", Table(["split", "source"], list(result.splits.items())))]
+    if result.decided:
+        rows = [(key, _said(value)) for key, value in result.decided.items()]
+        tables.append(("Decided", Table(["key", "value"], rows)))
+    for place, environment in enumerate(found.environments[:3]):
+        rows = [
+            (key, _said(value)) for key, value in environment.items() if key not in result.decided and value is not None
+        ]
+        name = "Environment" if len(found.environments) == 1 else f"Environment {place + 1}"
+        tables.append((name, Table(["", ""], rows)))
+    return tables
+
+
+def _said(value: Any) -> str:
+    """A plain value in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_said(one)}" for key, one in value.items() if one is not None)
+    if isinstance(value, list):
+        return ", ".join(map(_said, value)) or "none"
+    return {True: "yes", False: "no", None: "none"}.get(value, str(value)) if not isinstance(value, str) else value
+
+
+def read_maps(folder: Path, about: Any) -> Any:
+    """TODO."""
+    raise LimbeckError("not yet")
