@@ -10,7 +10,9 @@ from io import StringIO
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 NAMES = ("paper", "ink", "muted", "line", "good", "bad", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
 """The colours of the page, which are CSS variables."""
@@ -104,6 +106,23 @@ def drawn(
         draw(figure.add_axes(box))
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return _inline(text.getvalue(), alt, size)
+
+
+def plain_ticks(axis: Axis, most: int = 5) -> None:
+    """At most so many ticks, with numbers such as 0.5, 20 and 75k."""
+
+    def said(value: float, _: int) -> str:
+        for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+            if abs(value) >= size:
+                return f"{value / size:.4g}{unit}"
+        return f"{value:.4g}".replace("-", "−")
+
+    if axis.get_scale() == "log":
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(MaxNLocator(most))
+    axis.set_major_formatter(FuncFormatter(said))
 
 
 def sign(look: Look, *, line: bool = False) -> Markup:

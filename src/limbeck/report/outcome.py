@@ -9,7 +9,7 @@ from limbeck.comparison.results import ArmResult, ComparisonResult, Versus
 from limbeck.comparison.statistics import LEVEL
 from limbeck.evaluate.cost import QUIET
 from limbeck.experiment.results import NetworkResult
-from limbeck.report.drawing import COLOUR, FONT, Look, apart, drawn, looks
+from limbeck.report.drawing import COLOUR, FONT, Look, apart, drawn, looks, plain_ticks
 from limbeck.report.parts import Figure, Section, Table, listed, short
 from limbeck.tasks import TASKS, Shown
 
@@ -93,8 +93,9 @@ def differences(result: ComparisonResult) -> Section:
         low, high = min(values), max(values)
         room = (high - low) * 0.06 or 1.0
         axes.set(xlim=(low - room, high + room), ylim=(-0.55, len(found) - 0.25), yticks=[])
-        axes.set_xlabel(f"← worse      {figure.label}, {unit}      better →")
+        axes.set_xlabel(f"← worse\u2003\u2003{figure.label}, {unit}\u2003\u2003better →")
         axes.spines["left"].set_visible(False)
+        plain_ticks(axes.xaxis, 7)
 
     alt = "; ".join(f"{arm.arm}: {_amount(versus, figure)}, {versus.judged.verdict}" for arm, versus in found)
     seeds = sorted({one.seed for arm, _ in found for one in result.of(arm.arm)})
@@ -124,7 +125,7 @@ def _row(axes: Axes, y: int, name: str, versus: Versus, look: Look, figure: Show
     axes.plot([found.mean * scale], [y - 0.06], "D", color=look.colour, markersize=8, markeredgecolor=COLOUR["paper"])
     across = {"transform": axes.get_yaxis_transform(), "va": "center"}
     axes.text(0, y + 0.4, short(name), weight="bold", **across)
-    axes.text(1, y + 0.4, f"{_signed(found.mean, figure)}   {mark}", ha="right", color=colour, weight="bold", **across)
+    axes.text(1, y + 0.4, f"{_signed(found.mean, figure)}\u2003{mark}", ha="right", color=colour, weight="bold", **across)
 
 
 def _extent(versus: Versus) -> list[float]:
@@ -218,6 +219,8 @@ def _cost(result: ComparisonResult, name: str, costs: dict[str, float], label: s
         ends = (low / math.exp(wide * 0.45), high * math.exp(wide * 0.45)) if logarithmic else (
             max(0.0, low - wide * 0.45), high + wide * 0.45)
         axes.set(xlim=ends, xlabel=label, title=f"{figure.label}{', %' * figure.percent}")
+        plain_ticks(axes.xaxis)
+        plain_ticks(axes.yaxis)
         _names(axes, costs, quality)
 
     alt = "; ".join(f"{arm}: {quality[arm]:.2f} at {costs[arm]:,.4g} {label}" for arm in quality)
