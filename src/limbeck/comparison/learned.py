@@ -1,24 +1,58 @@
-"""What the students of the first seed learned besides the labels, as figures."""
+"""What the networks of the first seed learned, as figures: more than one accuracy says."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from limbeck.evaluate.calibration import Calibration
-from limbeck.evaluate.deferral import Deferral
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from limbeck.comparison.maps import Maps
+from limbeck.core import Batch, LimbeckError, Tap
+from limbeck.data import Batches, Data, Split
+from limbeck.evaluate import ClassFigures
+from limbeck.evaluate.calibration import Calibration, calibration
+from limbeck.evaluate.corruptions import CORRUPTIONS, STRENGTHS, corrupt
+from limbeck.evaluate.deferral import Answers, Deferral, deferral
+from limbeck.evaluate.features import cluster_nmi, linear_cka, projection
+from limbeck.experiment.measuring import outputs_of
+from limbeck.experiment.results import NetworkResult
+from limbeck.experiment.workspace import example_batch
+from limbeck.outline import outline
+from limbeck.taps import dry_run, evaluation_mode
+from limbeck.train.engine import Engine
+from limbeck.train.readers import network_reader
+
+SAMPLES = 2_000
+"""The most test samples whose features are read, and that are corrupted."""
+
+WORK = 10**11
+"""The most multiply-accumulates of teacher and one student for corrupted samples, a few seconds of one core."""
+
+LEAST = 100
+"""The number of samples that are corrupted even if that takes more than `WORK`."""
+
+MEMORY = 2**30
+"""The most bytes of samples in 32 bits that are held."""
+
+_BATCH = 100  # faster than the batches of the evaluation: its maps fit into the cache
 
 
 @dataclass(frozen=True)
 class NetworkLearned:
-    """The figures of one network. Those without a note are of the test split."""
+    """The figures of one network on the test split. "The teacher" is that of the recipe, before a method trains it."""
 
     arm: str  # "teacher", or that of a student
-    agreement: float | None  # fraction of samples with the teacher's prediction; None as in its `NetworkResult`
+    agreement: float | None  # as in its `NetworkResult`: of a method that trains its teacher, with that teacher
     kl_to_teacher: float | None  # in nats; likewise
     class_accuracy: tuple[float | None, ...]  # (C,); None for a class without test samples
     class_change: tuple[float | None, ...] | None  # (C,) minus those of alone; None for alone, or without it
     calibration: Calibration
     nmi: float | None  # of k-means clusters of the features with the classes; None without a feature
     cka: float | None  # linear CKA of the features with the teacher's; None for the teacher, or without both features
-    clean_accuracy: float | None  # of the samples that are corrupted, without corruption
+    clean_accuracy: float | None  # of the samples that are corrupted, without corruption; None if not images
     corrupted_accuracy: dict[str, tuple[float, ...]] | None  # by corruption, for strengths 1 to 5; None if not images
     deferral: Deferral | None  # None for the teacher, or without a teacher
 
@@ -33,3 +67,158 @@ class Learned:
     corruption_samples: int  # likewise for the corruptions; 0 if the inputs are no images
     networks: tuple[NetworkLearned, ...]
     maps_sha256: str  # of maps.safetensors
+
+
+def analyse(
+    networks: Mapping[str, nn.Module],
+    results: Mapping[str, NetworkResult],
+    outputs: Mapping[str, Mapping[str, Tensor]],
+    data: Data,
+    engine: Engine,
+    *,
+    seed: int,
+    macs: int,
+) -> tuple[Learned, Maps]:
+    """Compute the figures and the maps of the networks of one seed. The same networks give the same, to the bit.
+
+    ``maps_sha256`` is empty until the maps are written.
+
+    Args:
+        networks: "teacher", if there is one, and the students by arm.
+        results: of the students.
+        outputs: by arm, those known on "validation" and "test", (N, K) in 32 bits; others are computed.
+        data: of classification.
+        engine: its device is used; networks run in 32 bits.
+        seed: that of the networks.
+        macs: multiply-accumulates of one sample through teacher and one student, 0 if unknown. The more they are, the
+            fewer samples are corrupted.
+    """
+    arms = sorted(networks, key=lambda arm: arm != "teacher")
+    known = {arm: outputs.get(arm) or _outputs(arm, networks[arm], data, engine) for arm in arms}
+    classes = {arm: _class_accuracy(known[arm]["test"], data) for arm in arms}
+    readings = {arm: _Reading(arm, networks[arm], data, engine) for arm in arms}
+    index, corrupted = _places(data, macs)
+    inputs, labels = data.test.inputs[index], data.test.targets[index]
+    robust = _corrupted_accuracy(readings, data, corrupted) if len(corrupted) else {}
+    found, points = list[NetworkLearned](), dict[str, NDArray[np.float32]]()
+    taught, of_teacher = "teacher" in arms, None  # its features
+    for arm, reading in readings.items():
+        features, test = reading(inputs)[1], known[arm]["test"]
+        if features is not None:
+            points[arm] = projection(features)
+        figures = results[arm].test if arm in results else None
+        found.append(
+            NetworkLearned(
+                arm=arm,
+                agreement=figures.agreement if isinstance(figures, ClassFigures) else None,
+                kl_to_teacher=figures.kl_to_teacher if isinstance(figures, ClassFigures) else None,
+                class_accuracy=classes[arm],
+                class_change=_minus(classes[arm], classes["alone"]) if arm != "alone" and "alone" in arms else None,
+                calibration=_calibration(known[arm], data),
+                nmi=None if features is None else cluster_nmi(features, labels, len(data.classes)),
+                cka=None if features is None or of_teacher is None else linear_cka(features, of_teacher),
+                clean_accuracy=_accuracy(test[corrupted], data.test.targets[corrupted]) if robust else None,
+                corrupted_accuracy=robust.get(arm),
+                deferral=_deferral(known[arm], known["teacher"], data) if taught and arm != "teacher" else None,
+            )
+        )
+        if arm == "teacher":
+            of_teacher = features
+    learned = Learned(seed, tuple(data.classes), len(index), len(corrupted), tuple(found), "")
+    return learned, Maps(index.numpy(), labels.numpy(), points)
+
+
+class _Reading:
+    """Reads the logits and the features of a network on samples, in 32 bits."""
+
+    def __init__(self, name: str, network: nn.Module, data: Data, engine: Engine) -> None:
+        self._network, self._data, self._device = engine.place(network), data, engine.device
+        few = example_batch(data)
+        feature = _feature(name, network, few)
+        self._taps = (Tap(name), *((feature,) if feature else ()))
+        plain = replace(engine, precision="32", compile=False)
+        self._read = network_reader(network, self._taps, few.inputs.to(engine.device), plain)[0]
+
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The logits (N, K) and, unless it has none, the features (N, D) of samples that are not normalised."""
+        split = Split(inputs, torch.zeros(len(inputs), dtype=torch.int64))
+        batches = Batches(
+            split,
+            batch_size=_BATCH,
+            seed=0,
+            mean=self._data.mean,
+            std=self._data.std,
+            shuffle=False,
+            device=self._device,
+        )
+        with evaluation_mode([self._network]):
+            read = [self._read(batch) for batch in batches(0)]
+        logits, *features = (torch.cat([tensors[tap].float().cpu() for tensors in read]) for tap in self._taps)
+        return logits, features[0] if features else None
+
+
+def _feature(name: str, network: nn.Module, few: Batch) -> Tap | None:
+    """The input (N, D) of a network's classifier; None if it has no linear classifier, or its input cannot be read."""
+    try:
+        found = outline(name, network, few).feature
+        return found if dry_run({name: network}, [found], few)[found].dim() == 2 else None
+    except LimbeckError:
+        return None
+
+
+def _outputs(name: str, network: nn.Module, data: Data, engine: Engine) -> dict[str, Tensor]:
+    splits = {"validation": data.validation, "test": data.test}
+    return {which: outputs_of(network, split, data, engine, name=name) for which, split in splits.items() if len(split)}
+
+
+def _places(data: Data, macs: int) -> tuple[Tensor, Tensor]:
+    """The test samples whose features are read, and those that are corrupted; spread evenly."""
+    most = min(len(data.test), SAMPLES, max(1, MEMORY // (4 * math.prod(data.shape))))
+    conditions = len(CORRUPTIONS) * len(STRENGTHS)
+    few = min(most, max(LEAST, WORK // (conditions * max(1, macs)))) if len(data.shape) == 3 else 0
+    every, some = (torch.arange(count) * len(data.test) // max(1, count) for count in (most, few))
+    return every, some
+
+
+def _accuracy(logits: Tensor, targets: Tensor) -> float:
+    return (logits.argmax(dim=1) == targets).double().mean().item()
+
+
+def _corrupted_accuracy(
+    readings: Mapping[str, _Reading], data: Data, index: Tensor
+) -> dict[str, dict[str, tuple[float, ...]]]:
+    """By network and corruption, the accuracy for each strength on these test samples."""
+    inputs, targets = data.test.inputs[index], data.test.targets[index]
+    found: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in readings}
+    for kind in CORRUPTIONS:
+        for strength in STRENGTHS:
+            corrupted = corrupt(inputs, kind, strength)
+            for name, read in readings.items():
+                found[name][kind] = (*found[name].get(kind, ()), _accuracy(read(corrupted)[0], targets))
+    return found
+
+
+def _class_accuracy(logits: Tensor, data: Data) -> tuple[float | None, ...]:
+    targets = data.test.targets
+    hits = targets[logits.argmax(dim=1) == targets]
+    right, counts = (torch.bincount(labels, minlength=len(data.classes)).tolist() for labels in (hits, targets))
+    return tuple(hit / count if count else None for hit, count in zip(right, counts, strict=True))
+
+
+def _minus(first: Sequence[float | None], second: Sequence[float | None]) -> tuple[float | None, ...]:
+    return tuple(
+        None if one is None or other is None else one - other for one, other in zip(first, second, strict=True)
+    )
+
+
+def _calibration(outputs: Mapping[str, Tensor], data: Data) -> Calibration:
+    validation = (outputs["validation"], data.validation.targets) if len(data.validation) else None
+    return calibration(outputs["test"], data.test.targets, validation)
+
+
+def _deferral(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], data: Data) -> Deferral:
+    splits = {"test": data.test, "validation": data.validation}
+    answers = {
+        name: Answers(student[name], teacher[name], split.targets) for name, split in splits.items() if len(split)
+    }
+    return deferral(answers["test"], answers.get("validation"))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
+from limbeck.comparison.learned import Learned
 from limbeck.comparison.statistics import (
     Interval,
     McNemar,
@@ -80,6 +81,7 @@ class ComparisonResult:
     notes: tuple[str, ...]
     decided: dict[str, Any]
     runs: tuple[NetworkResult, ...]  # the students of every seed, without latencies
+    learned: Learned | None  # None without the networks' outputs: not classification, or too many outputs
 
     def of(self, arm: str) -> tuple[NetworkResult, ...]:
         """An arm's networks, in the order of the seeds."""

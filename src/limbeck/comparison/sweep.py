@@ -1,6 +1,6 @@
 """Every method on every seed, in one folder that several processes may fill."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,8 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import nn
 
+from limbeck.comparison.learned import Learned, analyse
+from limbeck.comparison.maps import write_maps
 from limbeck.comparison.results import (
     COMPARISON,
     SCHEMA,
@@ -118,7 +120,7 @@ class Sweep:
         versus_alone = compared(scores, alone, correct, adjust) if "alone" in runs else {}
         others = {arm: "kd" for arm in methods if arm != "kd" and "kd" in methods}
         versus_kd = compared(scores, others, correct, adjust)
-        teacher, latencies = self._first()
+        teacher, latencies, learned = self._first()
         arms = [
             ArmResult(
                 arm=arm,
@@ -143,6 +145,7 @@ class Sweep:
             notes=experiment.notes,
             decided=experiment.decided,
             runs=tuple(result for results in runs.values() for result in results),
+            learned=learned,
         )
 
     def _result(self, name: str) -> NetworkResult:
@@ -156,13 +159,13 @@ class Sweep:
         files = [self._trials.weights(f"{arm}/seed{seed}", OUTPUTS) for seed in sorted(self.experiment.recipe.seeds)]
         return np.stack([(load_file(file)["test"].argmax(1) == labels).numpy() for file in files])
 
-    def _first(self) -> tuple[NetworkResult | None, dict[str, Latency | None]]:
-        """The teacher of the first seed, and the latencies of the students of that seed, by arm."""
+    def _first(self) -> tuple[NetworkResult | None, dict[str, Latency | None], Learned | None]:
+        """The teacher of the first seed, the latencies of the students of that seed by arm, and what they learned."""
         experiment, seed = self.experiment, self.experiment.recipe.seeds[0]
         networks = {arm: experiment.trained(Job(arm, seed)) for arm in experiment.arms}
         block = experiment.recipe.teacher
         if block is None:
-            return None, experiment.latencies(networks)
+            return None, experiment.latencies(networks), self._learned(networks)
         yet_to_run = experiment.teacher(block, seed)
         try:
             while True:
@@ -170,7 +173,22 @@ class Sweep:
         except StopIteration as ended:
             networks["teacher"] = ended.value
         latencies = experiment.latencies(networks)
-        return replace(experiment.results[teacher_of(experiment.recipe, seed)], latency=latencies["teacher"]), latencies
+        teacher = replace(experiment.results[teacher_of(experiment.recipe, seed)], latency=latencies["teacher"])
+        return teacher, latencies, self._learned(networks)
+
+    def _learned(self, networks: Mapping[str, nn.Module]) -> Learned | None:
+        """What the networks of the first seed learned; their maps are written."""
+        experiment, seed = self.experiment, self.experiment.recipe.seeds[0]
+        if not experiment.keeps_outputs:
+            return None
+        names = {arm: f"{arm}/seed{seed}" for arm in experiment.arms}
+        names["teacher"] = str(teacher_of(experiment.recipe, seed))  # has outputs if it was trained here
+        results = {arm: one for arm, name in names.items() if (one := self._trials.result(name)) is not None}
+        outputs = {arm: load_file(self._trials.weights(names[arm], OUTPUTS)) for arm in results}
+        found, maps = analyse(
+            networks, results, outputs, experiment.data, experiment.engine, seed=seed, macs=experiment.macs
+        )
+        return replace(found, maps_sha256=write_maps(self._path, maps))
 
     def _seed(self, seed: int, track: Track) -> Generator[Event, None, None]:
         experiment, trials = self.experiment, self._trials

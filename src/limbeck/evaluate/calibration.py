@@ -3,7 +3,18 @@
 C. Guo, G. Pleiss, Y. Sun, K. Weinberger, "On Calibration of Modern Neural Networks" (2017).
 """
 
+import math
 from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+from torch import Tensor
+
+from limbeck.evaluate.metrics import ECE_BINS, calibration_error
+
+TEMPERATURES = (0.05, 20.0)
+"""The range in which a temperature is fitted. If all predictions on the split are correct, the lower end fits best."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +42,59 @@ class Calibration:
     before: Reliability
     temperature: float | None  # fitted on the validation split; None without one
     after: Reliability | None  # with the logits divided by the temperature; None without one
+
+
+def reliability(logits: Tensor, targets: Tensor) -> Reliability:
+    """Compare confidence and accuracy in 64 bits.
+
+    The expected calibration error is that of `limbeck.evaluate.metrics`.
+
+    Args:
+        logits: (N, K), finite, with N of at least 1.
+        targets: (N,) int64 in [0, K).
+    """
+    log_probabilities = F.log_softmax(logits.double(), dim=1)
+    confidence, predicted = log_probabilities.exp().max(dim=1)
+    place = (confidence * ECE_BINS).ceil().long().sub(1).clamp(0, ECE_BINS - 1)  # a border belongs to the lower bin
+    counts, confidences, hits = (
+        torch.bincount(place, weights, minlength=ECE_BINS).tolist()
+        for weights in (None, confidence, (predicted == targets).double())
+    )
+    return Reliability(
+        ece=calibration_error(log_probabilities.exp(), targets),
+        cross_entropy=F.nll_loss(log_probabilities, targets).item(),
+        bins=tuple(
+            Bin(count, total / count, right / count) if count else Bin(0, None, None)
+            for count, total, right in zip(counts, confidences, hits, strict=True)
+        ),
+    )
+
+
+def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """Return the temperature in `TEMPERATURES` with the lowest cross-entropy of ``logits / temperature``.
+
+    The logits (N, K) and targets (N,) are of data on which the result is not reported. The cross-entropy has one
+    minimum, because it is convex in the reciprocal of the temperature.
+    """
+    logits = logits.double()
+
+    def cross_entropy(log_temperature: float) -> float:
+        return F.cross_entropy(logits / math.exp(log_temperature), targets).item()
+
+    found = minimize_scalar(cross_entropy, bounds=[math.log(end) for end in TEMPERATURES], method="bounded")
+    return math.exp(found.x)
+
+
+def calibration(logits: Tensor, targets: Tensor, validation: tuple[Tensor, Tensor] | None = None) -> Calibration:
+    """Compute the reliability on a test split before and after temperature scaling.
+
+    Args:
+        logits: (N, K), finite, with N of at least 1.
+        targets: (N,) int64 in [0, K).
+        validation: logits (M, K) and targets (M,) of other samples, on which the temperature is fitted.
+    """
+    before = reliability(logits, targets)
+    if validation is None:
+        return Calibration(before, None, None)
+    temperature = fit_temperature(*validation)
+    return Calibration(before, temperature, reliability(logits.double() / temperature, targets))

@@ -4,7 +4,16 @@ The student answers an input if its confidence, the largest probability, is abov
 inputs, at 1 none.
 """
 
+import math
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limbeck.core import LimbeckError
+
+POINTS = 100
+"""The most steps of a curve."""
 
 
 @dataclass(frozen=True)
@@ -24,3 +33,70 @@ class Deferral:
     margin: float  # the accuracy that the pair may lose to the teacher, on the validation split
     validation: Joint | None  # the choice: the greatest share within the margin; None without a validation split
     test: Joint | None  # the same threshold on the test split
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The logits (N, K) of student and teacher for the same samples, and their targets (N,)."""
+
+    student: Tensor
+    teacher: Tensor
+    targets: Tensor
+
+    @property
+    def confidences(self) -> Tensor:
+        """Of the student, (N,) in 64 bits."""
+        return self.student.double().softmax(dim=1).amax(dim=1)
+
+    def joint(self, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+        """How many inputs the student answers at thresholds (T,), and how many the pair has right, both (T,) int64."""
+        confidences, order = self.confidences.sort(stable=True)
+        right, teacher = ((logits.argmax(dim=1) == self.targets).long() for logits in (self.student, self.teacher))
+        deferred = torch.searchsorted(confidences, thresholds, right=True)
+        gains = torch.cat([torch.zeros(1, dtype=torch.int64), (teacher - right)[order].cumsum(0)])
+        return len(order) - deferred, right.sum() + gains[deferred]
+
+    def joints(self, thresholds: Tensor) -> tuple[Joint, ...]:
+        """The figures at thresholds (T,)."""
+        count = len(self.targets)
+        found = zip(thresholds.tolist(), *(one.tolist() for one in self.joint(thresholds)), strict=True)
+        return tuple(Joint(threshold, alone / count, right / count) for threshold, alone, right in found)
+
+
+def choose(validation: Answers, margin: float) -> float:
+    """Return the lowest threshold at which the pair's accuracy is at most ``margin`` below the teacher's.
+
+    It is 0, a confidence of the student, or 1, at which the teacher answers alone.
+    """
+    thresholds = torch.cat([torch.zeros(1, dtype=torch.float64), torch.unique(validation.confidences)])
+    alone, right = validation.joint(thresholds)
+    least = int((validation.teacher.argmax(dim=1) == validation.targets).sum())
+    least -= math.floor(margin * len(validation.targets) + 1e-9)
+    fitting = thresholds[(right >= least) & (alone > 0)]
+    return fitting[0].item() if len(fitting) else 1.0
+
+
+def deferral(test: Answers, validation: Answers | None = None, *, margin: float = 0.0) -> Deferral:
+    """Compute the curve on the test split, and the figures of a threshold that is chosen on the validation split.
+
+    The choice is the best of many thresholds on the validation split. On the test split the accuracy may therefore be
+    further below the teacher's than the margin.
+
+    Args:
+        test: on which all figures are reported.
+        validation: of other samples.
+        margin: the accuracy in [0, 1] that the pair may lose to the teacher on the validation split.
+
+    Raises:
+        LimbeckError: the margin is out of range.
+    """
+    if not 0 <= margin <= 1:
+        raise LimbeckError(f"the margin is {margin}: allowed is an accuracy from 0 to 1")
+    confidences = test.confidences.sort().values
+    inner = confidences[torch.arange(1, POINTS) * len(confidences) // POINTS]
+    ends = torch.tensor([0, 1], dtype=torch.float64)
+    curve = test.joints(torch.unique(torch.cat([ends, inner])))
+    if validation is None:
+        return Deferral(curve, margin, None, None)
+    chosen = torch.tensor([choose(validation, margin)], dtype=torch.float64)
+    return Deferral(curve, margin, *validation.joints(chosen), *test.joints(chosen))

@@ -94,13 +94,14 @@ def metrics(
         errors=errors,
         samples=len(targets),
         cross_entropy=F.nll_loss(log_probabilities, targets).item(),
-        ece=_calibration_error(log_probabilities.exp(), targets),
+        ece=calibration_error(log_probabilities.exp(), targets),
         agreement=agreement,
         kl_to_teacher=divergence,
     )
 
 
-def _calibration_error(probabilities: Tensor, targets: Tensor) -> float:
+def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
+    """Return the expected calibration error of probabilities (N, K), as `metrics` does for logits."""
     # torchmetrics puts a confidence of exactly 1 into an additional bin.
     inside = probabilities.clamp(max=_BELOW_ONE)
     return multiclass_calibration_error(inside, targets, inside.shape[1], n_bins=ECE_BINS, norm="l1").item()

@@ -141,8 +141,10 @@ def _measured(one: Fit, folder: Folder, known: str | None, best_epoch: int | Non
         study = bias_study((validation, data.validation.targets), (outputs, data.test.targets), one.shift)
     result = replace(result, best_epoch=best_epoch, trained_as=known, teacher_after=taught, bias_shift=study)
     if one.keeps_outputs:
-        validation = outputs_of(network, data.validation, data, one.workspace.engine)
-        folder.write_outputs(str(one.job), {"validation": validation, "test": outputs})
+        kept = {"test": outputs}
+        if len(data.validation):
+            kept["validation"] = outputs_of(network, data.validation, data, one.workspace.engine)
+        folder.write_outputs(str(one.job), kept)
     folder.write(str(one.job), one.job.file, network, one.spec)
     return folder.finish(str(one.job), result, one.job.file), outputs
 
