@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
+from limbeck.comparison.learned import Learned, NetworkLearned
+from limbeck.comparison.maps import Maps, write_maps
 from limbeck.comparison.results import (
     COMPARISON,
     SCHEMA,
@@ -18,6 +20,10 @@ from limbeck.comparison.results import (
 )
 from limbeck.data import load
 from limbeck.evaluate import Latency, metrics
+from limbeck.evaluate.calibration import calibration
+from limbeck.evaluate.corruptions import CORRUPTIONS, STRENGTHS
+from limbeck.evaluate.deferral import Answers, deferral
+from limbeck.evaluate.features import linear_cka, projection
 from limbeck.experiment import results
 from limbeck.experiment.results import NetworkResult, RunResult, plain, summarise
 from limbeck.experiment.runfiles import file_record
@@ -92,6 +98,42 @@ def recipe_of(data, **update):
     return dump(recipe.model_copy(update={"data": block})) + f"# test: {data.test.digest()}\n"
 
 
+def learned(folder, first, data, classes):
+    """What the networks of the first seed learned, with the outputs as features."""
+    splits = {"test": data.test, "validation": data.validation}
+    logits = {
+        arm: {name: torch.from_numpy(outputs(arm, 0, split)) for name, split in splits.items()} for arm in first
+    }
+    targets, checked = data.test.targets, data.validation.targets
+    right = {arm: (of_arm["test"].argmax(1) == targets).double() for arm, of_arm in logits.items()}
+    accuracy = {arm: [right[arm][targets == label].mean().item() for label in range(10)] for arm in first}
+    guide = {name: logits["teacher"][name] for name in splits}
+    points = {arm: logits[arm]["test"] for arm in first}
+    maps = Maps(np.arange(len(targets)), targets.numpy(), {arm: projection(one) for arm, one in points.items()})
+    networks = tuple(
+        NetworkLearned(
+            arm=arm,
+            agreement=one.test.agreement,
+            kl_to_teacher=one.test.kl_to_teacher,
+            class_accuracy=tuple(accuracy[arm]),
+            class_change=tuple(np.subtract(accuracy[arm], accuracy["alone"]).tolist()) if arm != "alone" else None,
+            calibration=calibration(logits[arm]["test"], targets, (logits[arm]["validation"], checked)),
+            nmi=0.8,
+            cka=linear_cka(points[arm], points["teacher"]) if arm != "teacher" else None,
+            clean_accuracy=one.test.accuracy,
+            corrupted_accuracy={kind: tuple(one.test.accuracy * (1 - 0.1 * at) for at in STRENGTHS) for kind in CORRUPTIONS},
+            deferral=deferral(
+                Answers(logits[arm]["test"], guide["test"], targets),
+                Answers(logits[arm]["validation"], guide["validation"], checked),
+            )
+            if arm != "teacher"
+            else None,
+        )
+        for arm, one in first.items()
+    )
+    return Learned(0, tuple(classes), len(targets), len(targets), networks, write_maps(folder, maps))
+
+
 def write_comparison(folder, methods=("kd", "fitnets", "srrl"), seeds=6, name="example", classes=None):
     """Write the folder of a comparison of methods with the student alone, and return the result."""
     data = load(**DATA)
@@ -110,6 +152,7 @@ def write_comparison(folder, methods=("kd", "fitnets", "srrl"), seeds=6, name="e
     against = {arm: "alone@2x" if arm == "fitnets" else "alone" for arm in methods}
     versus = compared(scores, against, correct, "holm")
     times = {arm: Latency(0.7 + 0.02 * place, 0.9, 100, 0.0) for place, arm in enumerate(arms)}
+    first = {"teacher": teacher, **{arm: runs[arm][0] for arm in arms}}
     result = ComparisonResult(
         schema=SCHEMA,
         name=name,
@@ -125,6 +168,7 @@ def write_comparison(folder, methods=("kd", "fitnets", "srrl"), seeds=6, name="e
         splits=dict(data.origins),
         notes=("a note",),
         decided={"device": "cpu", "precision": "32"},
+        learned=learned(folder, first, data, classes or data.classes),
         runs=tuple(one for of_arm in runs.values() for one in of_arm),
     )
     write_sealed(folder / COMPARISON, plain(result))

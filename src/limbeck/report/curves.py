@@ -44,7 +44,7 @@ def curves(found: Found) -> Section:
     caption = (
         f"{figure.label[0].upper()}{figure.label[1:]}{', %' * figure.percent} on the validation split after each epoch: "
         "the line is the mean over the seeds, the band from the lowest to the highest seed. A dotted line is where the "
-        "next stage of a method begins."
+        "next stage of a method begins. The first epochs may be below the picture."
     )
     legend = [(name, sign(of[name], line=True)) for name in ([base] if base else []) + shown]
     plot = Figure("curves", "Validation", caption, panels, _numbers(known, figure), legend, width=260)

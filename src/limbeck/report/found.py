@@ -1,8 +1,7 @@
 """Read the folder of a comparison or of a run. Whatever is missing or damaged is left out, with the reason."""
 
-import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +12,7 @@ from limbeck.comparison.results import COMPARISON, ArmResult, ComparisonResult, 
 from limbeck.errors import LimbeckError
 from limbeck.experiment import results as runs
 from limbeck.experiment.epochlog import EpochLog
-from limbeck.experiment.results import RESULT, NetworkResult, RunResult
+from limbeck.experiment.results import RESULT, NetworkResult, RunResult, plain
 from limbeck.experiment.runfiles import LOG, RECIPE, Network, read_network
 from limbeck.files.atomic import read as read_bytes
 from limbeck.files.atomic import read_sealed
@@ -24,6 +23,9 @@ from limbeck.recipe.text import WHOLE_BYTES
 from limbeck.tasks import TASKS
 
 Value = TypeVar("Value")
+
+LARGEST = 1e30
+"""No figure of a network is as large."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def read(folder: Path) -> Found:
         raise LimbeckError(f"{folder} has neither {COMPARISON} nor {RESULT}: it has no finished comparison or run")
     run = runs.read(folder) if is_run else None
     found = Found(folder, _as_comparison(run) if run else comparisons.read(folder), is_run)
-    _check_figures(found.result, folder)
+    _check(found.result, folder)
     for arm in found.result.arms:
         epochs = [found.attempt("curves", lambda one=one: _epochs(found, one)) for one in found.result.of(arm.arm)]  # type: ignore[misc]
         found.epochs[arm.arm] = tuple(one for one in epochs if one is not None and one.stages)
@@ -147,15 +149,32 @@ def read(folder: Path) -> Found:
     return found
 
 
-def _check_figures(result: ComparisonResult, folder: Path) -> None:
-    """Raise LimbeckError if a figure is not a finite number, or not of the task."""
+def _check(result: ComparisonResult, folder: Path) -> None:
+    """Raise LimbeckError if a number is not finite or absurd, or if parts of the result do not fit together."""
+    wrong = next(_not_finite(plain(result)), None)
+    if wrong is not None:
+        raise LimbeckError(f"the result in {folder} has a number that cannot be shown: {wrong}")
     headline = TASKS[result.task].headline
     networks = [*result.runs, *([result.teacher] if result.teacher else [])]
-    if not all(math.isfinite(getattr(one.test, headline.key, math.nan)) for one in networks):
-        raise LimbeckError(f"the result in {folder} has a network without a finite {headline.label}")
-    missing = [arm.arm for arm in result.arms if not result.of(arm.arm)]
-    if missing or not result.arms:
-        raise LimbeckError(f"the result in {folder} has no networks of {', '.join(missing) or 'any arm'}")
+    if not all(hasattr(one.test, headline.key) for one in networks):
+        raise LimbeckError(f"the result in {folder} has figures that are not of {result.task}")
+    lonely = [arm.arm for arm in result.arms if not result.of(arm.arm)]
+    if lonely or not result.arms:
+        raise LimbeckError(f"the result in {folder} has no networks of {', '.join(lonely) or 'any arm'}")
+    about = result.learned
+    for one in about.networks if about is not None else ():
+        lengths = {len(values) for values in (one.class_accuracy, one.class_change) if values is not None}
+        if about is None or lengths != {len(about.classes)} or one.arm not in {"teacher", *(arm.arm for arm in result.arms)}:
+            raise LimbeckError(f"the result in {folder} has figures of {one.arm} that do not fit the others")
+
+
+def _not_finite(value: Any, place: str = "result") -> Iterator[str]:
+    """Where plain values have numbers that are not finite, or too large for any figure."""
+    if isinstance(value, float) and not abs(value) < LARGEST:
+        yield f"{place} is {value}"
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield from _not_finite(one, f"{place}.{key}")
 
 
 def _as_comparison(run: RunResult) -> ComparisonResult:
@@ -190,6 +209,7 @@ def _as_comparison(run: RunResult) -> ComparisonResult:
         splits=run.splits,
         notes=run.notes,
         decided=run.decided,
+        learned=None,
         runs=tuple(one for of_arm in arms.values() for one in of_arm),
     )
 
@@ -202,7 +222,7 @@ def _epochs(found: Found, one: NetworkResult) -> Epochs:
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and abs(value) < math.inf)
+    return value is None or (type(value) in (int, float) and abs(value) < LARGEST)
 
 
 def _environment(place: Path) -> dict[str, Any]:

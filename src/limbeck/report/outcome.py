@@ -106,8 +106,8 @@ def differences(result: ComparisonResult) -> Section:
     )
     panel = drawn("differences", alt, (400, ROW * len(found) + 48), draw, margins=(10, 10, 4, 40))
     numbers = Table(["method", "compared with", *(f"seed {seed}" for seed in seeds), "mean", "95 % interval"], rows)
-    text = list(_evidence(found, result, figure))
-    return Section("differences", title, text, [Figure("differences", "Every seed", caption, [panel], numbers)])
+    plot = Figure("differences", "Every seed", caption, [panel], numbers)
+    return Section("differences", title, figures=[plot], after=_evidence(found, result, figure))
 
 
 def _row(axes: Axes, y: int, name: str, versus: Versus, look: Look, figure: Shown) -> None:
@@ -258,7 +258,9 @@ def _names(axes: Axes, costs: dict[str, float], quality: dict[str, float]) -> No
     for side in (True, False):
         arms = [arm for arm in quality if (pixels[arm][0] < middle) == side]
         for arm, y in zip(arms, apart([pixels[arm][1] for arm in arms], FONT + 3), strict=True):
-            x, up = pixels[arm][0] + (12 if side else -12), min(max(y, axes.bbox.y0 + 6), axes.bbox.y0 + height - 6)
+            up = min(max(y, axes.bbox.y0 + 6), axes.bbox.y0 + height - 6)
+            beside = [pixels[other][0] for other in arms if abs(pixels[other][1] - up) < FONT]
+            x = (max(beside, default=pixels[arm][0]) if side else min(beside, default=pixels[arm][0])) + (12 if side else -12)
             axes.annotate(
                 short(arm),
                 pixels[arm],
@@ -300,7 +302,7 @@ def _versus(versus: Versus | None, figure: Shown) -> list[str]:
     found = versus.judged
     against = "" if versus.arm == "alone" else f" (to {versus.arm})"
     mean = f"{_signed(found.paired.mean, figure)}{against}"
-    return [mean, _interval(versus, figure), f"{found.p_adjusted:.3f}", found.verdict]
+    return [mean, _interval(versus, figure), "< 0.001" if found.p_adjusted < 0.001 else f"{found.p_adjusted:.3f}", found.verdict]
 
 
 def _costs(name: str, one: NetworkResult, timed: NetworkResult | ArmResult) -> list[str]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from limbeck.comparison.maps import read_maps
 from limbeck.data import Data
-from limbeck.errors import LimbeckError
 from limbeck.files.atomic import write
 from limbeck.recipe.read import dump
 from limbeck.report import learned, outcome
@@ -77,10 +77,10 @@ def _sections(found: Found, best: str | None) -> Iterator[Section]:
     yield outcome.arms_table(result, epochs)
     if found.is_run or result.task != "classification":
         return
-    about = getattr(result, "learned", None)
+    about = result.learned
     yield learned.calibration(about, best)
     yield learned.classes(about)
-    maps = found.attempt("maps", lambda: read_maps(found.folder, about)) if about is not None else None
+    maps = None if about is None else found.attempt("maps", lambda: read_maps(found.folder, about.maps_sha256))
     yield learned.features(about, maps, best, found.missing.get("maps", []))
     yield Section("pictures", "Where teacher and student disagree", missing=found.missing.get("pictures", []))
     yield learned.deferral(about, best)
@@ -122,8 +122,3 @@ def _said(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_said, value)) or "none"
     return {True: "yes", False: "no", None: "none"}.get(value, str(value)) if not isinstance(value, str) else value
-
-
-def read_maps(folder: Path, about: Any) -> Any:
-    """TODO."""
-    raise LimbeckError("not yet")

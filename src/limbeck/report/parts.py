@@ -39,6 +39,7 @@ class Section:
     text: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
+    after: Sequence[str] = ()  # text below the figures
     missing: Sequence[str] = ()  # sentences on what is not shown, and why
 
 
