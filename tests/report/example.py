@@ -78,7 +78,9 @@ def written(place, one, data, recipe, log):
         file.write(text)
     save_file({"weight": random.normal(size=4)}, folder / "student.safetensors")
     splits = {"test": data.test, "validation": data.validation}
-    save_file({name: outputs(one.arm, one.seed, split) for name, split in splits.items()}, folder / "outputs.safetensors")
+    save_file(
+        {name: outputs(one.arm, one.seed, split) for name, split in splits.items()}, folder / "outputs.safetensors"
+    )
     files = {name: file_record(folder / name) for name in ("student.safetensors", "outputs.safetensors")}
     whole = NetworkResult(**{**vars(one), "weights_sha256": files["student.safetensors"]["sha256"]})
     (place / "recipe.yaml").write_text(recipe)
@@ -101,9 +103,7 @@ def recipe_of(data, **update):
 def learned(folder, first, data, classes):
     """What the networks of the first seed learned, with the outputs as features."""
     splits = {"test": data.test, "validation": data.validation}
-    logits = {
-        arm: {name: torch.from_numpy(outputs(arm, 0, split)) for name, split in splits.items()} for arm in first
-    }
+    logits = {arm: {name: torch.from_numpy(outputs(arm, 0, split)) for name, split in splits.items()} for arm in first}
     targets, checked = data.test.targets, data.validation.targets
     right = {arm: (of_arm["test"].argmax(1) == targets).double() for arm, of_arm in logits.items()}
     accuracy = {arm: [right[arm][targets == label].mean().item() for label in range(10)] for arm in first}
@@ -121,7 +121,9 @@ def learned(folder, first, data, classes):
             nmi=0.8,
             cka=linear_cka(points[arm], points["teacher"]) if arm != "teacher" else None,
             clean_accuracy=one.test.accuracy,
-            corrupted_accuracy={kind: tuple(one.test.accuracy * (1 - 0.1 * at) for at in STRENGTHS) for kind in CORRUPTIONS},
+            corrupted_accuracy={
+                kind: tuple(one.test.accuracy * (1 - 0.1 * at) for at in STRENGTHS) for kind in CORRUPTIONS
+            },
             deferral=deferral(
                 Answers(logits[arm]["test"], guide["test"], targets),
                 Answers(logits[arm]["validation"], guide["validation"], checked),
@@ -141,7 +143,10 @@ def write_comparison(folder, methods=("kd", "fitnets", "srrl"), seeds=6, name="e
     recipe = recipe_of(data, methods=(), baseline=False)
     teacher = written(folder / "teacher-seed0", network("teacher", 0, data), data, recipe, None)
     runs = {
-        arm: [written(folder / f"{arm}-seed{seed}", network(arm, seed, data, 0), data, recipe, None) for seed in range(seeds)]
+        arm: [
+            written(folder / f"{arm}-seed{seed}", network(arm, seed, data, 0), data, recipe, None)
+            for seed in range(seeds)
+        ]
         for arm in arms
     }
     scores = {arm: scores_of(of_arm, "classification") for arm, of_arm in runs.items()}
@@ -161,8 +166,15 @@ def write_comparison(folder, methods=("kd", "fitnets", "srrl"), seeds=6, name="e
         adjusted="holm",
         teacher=NetworkResult(**{**vars(teacher), "latency": Latency(1.4, 1.6, 100, 0.0)}),
         arms=tuple(
-            ArmResult(arm, {"name": arm.partition("@")[0]}, EPOCHS.get(arm, 6), headline_of(of_arm, "classification"),
-                      times[arm], versus.get(arm), None)
+            ArmResult(
+                arm,
+                {"name": arm.partition("@")[0]},
+                EPOCHS.get(arm, 6),
+                headline_of(of_arm, "classification"),
+                times[arm],
+                versus.get(arm),
+                None,
+            )
             for arm, of_arm in runs.items()
         ),
         splits=dict(data.origins),

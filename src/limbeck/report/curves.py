@@ -1,120 +1,119 @@
 """Learning curves: the headline on the validation split after each epoch, over the seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from limbeck.report.drawing import COLOUR, Look, drawn, looks, sign
+from limbeck.report.drawing import COLOUR, Look, drawn, looks, plain_ticks, sign
 from limbeck.report.found import Epochs, Found
-from limbeck.report.parts import Figure, Section, Table, short, some
+from limbeck.report.numbers import axis_of, scaled, short, some
+from limbeck.report.parts import Figure, Section, Table
 from limbeck.tasks import TASKS, Shown
 
 MOST_EPOCHS = 200
 """The most epochs of a curve that are drawn; of more, so many evenly."""
 
 ROWS = 60
-"""The most rows of the table behind a figure."""
+"""The most rows of the table behind the figure."""
 
-Curve = tuple[list[int], list[float], list[float], list[float]]
-"""The numbers of the epochs, with the mean, lowest and highest value over the seeds."""
+FIRST = 1 / 3
+"""The part of a curve that may lie outside the picture: otherwise the first epochs hide the differences later."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The mean, lowest and highest value over the seeds, of the epochs in which the student learned."""
+
+    epochs: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
 
 
 def curves(found: Found) -> Section:
     """One panel for each method, with the student alone for comparison."""
     result, title = found.result, "Learning curves"
     figure = TASKS[result.task].headline
-    known = {arm: curve for arm, seeds in found.epochs.items() if (curve := _curve(seeds, figure))[0]}
+    known = {arm: curve for arm, seeds in found.epochs.items() if (curve := _curve(seeds, figure)).epochs}
     missing = found.missing.get("curves", [])
     if not known:
-        return Section("curves", title, missing=missing or ["the data has no validation split"])
-    of, base = looks(arm.arm for arm in result.arms), _base(known)
-    shown = [arm for arm in known if arm != base] or list(known)
-    limits = _limits(list(known.values()))
-    panels = []
-    for arm in shown:
-        lines = {base: known[base], arm: known[arm]} if base else {arm: known[arm]}
+        return Section("curves", title, missing=missing or ["there are no figures of the validation split"])
+    of, limits, panels = looks(result), _limits(known.values()), []
+    base = {"alone": known["alone"]} if "alone" in known else {}
+    for arm in [arm for arm in known if arm != "alone"] or ["alone"]:
+        lines = base | {arm: known[arm]}
 
         def draw(axes: Axes, lines: Mapping[str, Curve] = lines, arm: str = arm) -> None:
-            _draw(axes, lines, of, limits)
-            _stages(axes, found.epochs[arm][0].stages)
-            axes.set_title(short(arm))
+            for name, curve in lines.items():
+                _draw(axes, curve, of[name])
+            _mark_stages(axes, found.epochs[arm][0].stages)
+            axes.set(title=short(arm), xlabel="epoch", ylim=limits)
+            plain_ticks(axes.xaxis, whole=True)
+            plain_ticks(axes.yaxis, 4)
 
         alt = ". ".join(f"{name}: {_said(curve, figure)}" for name, curve in lines.items())
         panels.append(drawn(f"curve-{arm}", alt, (260, 190), draw, margins=(36, 8, 24, 30)))
     caption = (
-        f"{figure.label[0].upper()}{figure.label[1:]}{', %' * figure.percent} on the validation split after each epoch: "
-        "the line is the mean over the seeds, the band from the lowest to the highest seed. A dotted line is where the "
-        "next stage of a method begins. The first epochs may be below the picture."
+        f"{axis_of(figure).capitalize()}, on the validation split after each epoch. The line is the mean over the "
+        "seeds, the band reaches from the lowest to the highest seed. At a dotted line a method begins its next stage. "
+        "The first epochs may be outside the picture."
     )
-    legend = [(name, sign(of[name], line=True)) for name in ([base] if base else []) + shown]
+    legend = [(name, sign(of[name], line=True)) for name in known]
     plot = Figure("curves", "Validation", caption, panels, _numbers(known, figure), legend, width=260)
     return Section("curves", title, figures=[plot], missing=missing)
 
 
-def _base(known: Mapping[str, Curve]) -> str | None:
-    return "alone" if "alone" in known else None
-
-
 def _curve(seeds: Sequence[Epochs], figure: Shown) -> Curve:
-    """The epochs in which the student of every seed learned."""
-    scale = 100 if figure.percent else 1
-    lengths = [len(one.scores) for one in seeds]
-    numbers, means, lows, highs = [], [], [], []
-    for epoch in range(min(lengths, default=0)):
-        values = [value * scale for one in seeds if (value := one.scores[epoch]) is not None]
+    curve = Curve([], [], [], [])
+    for place in range(min((len(one.scores) for one in seeds), default=0)):
+        values = [scaled(value, figure) for one in seeds if (value := one.scores[place]) is not None]
         if len(values) == len(seeds):
-            numbers.append(epoch + 1)
-            means.append(sum(values) / len(values))
-            lows.append(min(values))
-            highs.append(max(values))
-    return numbers, means, lows, highs
+            curve.epochs.append(place + 1)
+            curve.mean.append(sum(values) / len(values))
+            curve.low.append(min(values))
+            curve.high.append(max(values))
+    return curve
 
 
-def _limits(known: Sequence[Curve]) -> tuple[float, float]:
-    """The range of the last half of the curves: the first epochs may be far below."""
-    low = min(min(lows[len(lows) // 3 :]) for _, _, lows, _ in known)
-    high = max(max(highs[len(highs) // 3 :]) for _, _, _, highs in known)
+def _limits(curves: Iterable[Curve]) -> tuple[float, float]:
+    """The range of all curves after their first part."""
+    later = [(curve, slice(int(len(curve.epochs) * FIRST), None)) for curve in curves]
+    low = min(min(curve.low[part]) for curve, part in later)
+    high = max(max(curve.high[part]) for curve, part in later)
     room = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
     return low - room, high + room
 
 
-def _draw(axes: Axes, lines: Mapping[str, Curve], of: Mapping[str, Look], limits: tuple[float, float]) -> None:
-    for name, (numbers, means, lows, highs) in lines.items():
-        at = list(some(range(len(numbers)), MOST_EPOCHS))
-        epochs, mean, low, high = ([values[place] for place in at] for values in (numbers, means, lows, highs))
-        look = of[name]
-        axes.fill_between(epochs, low, high, color=look.colour, alpha=0.2, linewidth=0)
-        axes.plot(epochs, mean, color=look.colour, linestyle=look.dash, linewidth=1.8)
-        axes.plot(epochs[-1:], mean[-1:], color=look.colour, marker=look.marker, markersize=6)
-    axes.set_ylim(*limits)
-    axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
-    axes.yaxis.get_major_locator().set_params(nbins=4)
+def _draw(axes: Axes, curve: Curve, look: Look) -> None:
+    at = list(some(range(len(curve.epochs)), MOST_EPOCHS))
+    epochs, mean, low, high = (
+        [values[place] for place in at] for values in (curve.epochs, curve.mean, curve.low, curve.high)
+    )
+    axes.fill_between(epochs, low, high, color=look.colour, alpha=0.2, linewidth=0)
+    axes.plot(epochs, mean, color=look.colour, linestyle=look.dash, linewidth=1.8)
+    axes.plot(epochs[-1:], mean[-1:], color=look.colour, marker=look.marker, markersize=6)
 
 
-def _stages(axes: Axes, stages: Sequence[str]) -> None:
+def _mark_stages(axes: Axes, stages: Sequence[str]) -> None:
     for place in range(1, len(stages)):
         if stages[place] != stages[place - 1]:
             axes.axvline(place + 0.5, color=COLOUR["muted"], linewidth=1, linestyle=":")
 
 
 def _said(curve: Curve, figure: Shown) -> str:
-    numbers, means, lows, highs = curve
-    unit = " %" * figure.percent
     return (
-        f"{figure.label} from {means[0]:.4g}{unit} after epoch {numbers[0]} to {means[-1]:.4g}{unit} after epoch "
-        f"{numbers[-1]}, there from {lows[-1]:.4g} to {highs[-1]:.4g} over the seeds"
+        f"{axis_of(figure)} from {curve.mean[0]:.4g} after epoch {curve.epochs[0]} to {curve.mean[-1]:.4g} after epoch "
+        f"{curve.epochs[-1]}, there from {curve.low[-1]:.4g} to {curve.high[-1]:.4g} over the seeds"
     )
 
 
 def _numbers(known: Mapping[str, Curve], figure: Shown) -> Table:
     """The means by epoch."""
-    values = {arm: dict(zip(curve[0], curve[1], strict=True)) for arm, curve in known.items()}
+    values = {arm: dict(zip(curve.epochs, curve.mean, strict=True)) for arm, curve in known.items()}
     epochs = sorted({epoch for of_arm in values.values() for epoch in of_arm})
     rows = [
         [str(epoch), *(f"{of_arm[epoch]:.4g}" if epoch in of_arm else "" for of_arm in values.values())]
         for epoch in some(epochs, ROWS)
     ]
-    return Table(["epoch", *(f"{arm}{', %' * figure.percent}" for arm in known)], rows)
-
-
+    return Table(["epoch", *known], rows)

@@ -2,10 +2,11 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -13,6 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from limbeck.comparison.results import ComparisonResult
+from limbeck.report.numbers import MINUS
 
 NAMES = ("paper", "ink", "muted", "line", "good", "bad", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
 """The colours of the page, which are CSS variables."""
@@ -22,7 +26,7 @@ COLOUR = {name: f"#f0f0{place:02x}" for place, name in enumerate(NAMES)}
 
 SERIES = NAMES[6:]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))  # type: ignore[assignment]
+DASHES = ("-", "--", ":", "-.")
 
 FONT = 11
 """Pixels, at the width that a panel is drawn for."""
@@ -30,7 +34,7 @@ FONT = 11
 POINTS = 72
 """Matplotlib's points an inch; one point is one pixel of the SVG."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
     "text.parse_math": False,  # a name may contain dollar signs
     "font.size": FONT,
@@ -61,21 +65,17 @@ class Look:
 
     colour: str  # a placeholder of `COLOUR`
     marker: str
-    dash: str | tuple[int, tuple[int, ...]] = "-"
+    dash: str = "-"
 
 
-def looks(arms: Iterable[str]) -> dict[str, Look]:
-    """The look of the teacher and of the students' arms."""
-    found = {"teacher": Look(COLOUR["ink"], "*")}
-    place = 0
-    for arm in arms:
-        if arm == "alone" or arm.startswith("alone@"):
-            found[arm] = Look(COLOUR["muted"], "o", DASHES[0 if arm == "alone" else 1])
-            continue
+def looks(result: ComparisonResult) -> dict[str, Look]:
+    """The look of the teacher and of the arms: students alone are grey."""
+    alone = [arm.arm for arm in result.arms if arm.alone is None and arm.arm.partition("@")[0] == "alone"]
+    found = {arm: Look(COLOUR["muted"], "o", DASHES[arm != "alone"]) for arm in alone}
+    for place, arm in enumerate(arm.arm for arm in result.arms if arm.arm not in found):
         turn, at = divmod(place, len(SERIES))
         found[arm] = Look(COLOUR[SERIES[at]], MARKERS[(at + turn) % len(MARKERS)], DASHES[turn % len(DASHES)])
-        place += 1
-    return found
+    return found | {"teacher": Look(COLOUR["ink"], "*")}
 
 
 def drawn(
@@ -108,20 +108,20 @@ def drawn(
     return _inline(text.getvalue(), alt, size)
 
 
-def plain_ticks(axis: Axis, most: int = 5) -> None:
-    """At most so many ticks, with numbers such as 0.5, 20 and 75k."""
+def plain_ticks(axis: Axis, most: int = 5, *, whole: bool = False) -> None:
+    """At most so many ticks, at whole numbers if asked for, with numbers such as 0.5, 20 and 75k."""
 
     def said(value: float, _: int) -> str:
         for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
             if abs(value) >= size:
                 return f"{value / size:.4g}{unit}"
-        return f"{value:.4g}".replace("-", "−")
+        return f"{value:.4g}".replace("-", MINUS)
 
     if axis.get_scale() == "log":
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
     else:
-        axis.set_major_locator(MaxNLocator(most))
+        axis.set_major_locator(MaxNLocator(most, integer=whole))
     axis.set_major_formatter(FuncFormatter(said))
 
 

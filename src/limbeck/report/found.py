@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from limbeck.comparison import results as comparisons
+from limbeck.comparison.learned import NetworkLearned
 from limbeck.comparison.results import COMPARISON, ArmResult, ComparisonResult, compared, headline_of, scores_of
 from limbeck.errors import LimbeckError
 from limbeck.experiment import results as runs
@@ -20,6 +21,7 @@ from limbeck.models import GIVEN
 from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import reread
 from limbeck.recipe.text import WHOLE_BYTES
+from limbeck.report.verdict import best_arm
 from limbeck.tasks import TASKS
 
 Value = TypeVar("Value")
@@ -62,6 +64,17 @@ class Found:
     missing: dict[str, list[str]] = field(default_factory=dict)
     _networks: dict[str, Network] = field(default_factory=dict)
     _logs: dict[Path, EpochLog] = field(default_factory=dict)
+
+    @property
+    def best(self) -> str:
+        """The method of which single networks are shown."""
+        return best_arm(self.result)
+
+    @property
+    def shown(self) -> list[NetworkLearned]:
+        """What the teacher, the student alone and the best method learned; empty if it is not known."""
+        networks = self.result.learned.networks if self.result.learned is not None else ()
+        return [one for one in networks if one.arm in ("teacher", "alone", self.best)]
 
     def place(self, name: str) -> Path:
         """The run folder of a network."""
@@ -164,7 +177,11 @@ def _check(result: ComparisonResult, folder: Path) -> None:
     about = result.learned
     for one in about.networks if about is not None else ():
         lengths = {len(values) for values in (one.class_accuracy, one.class_change) if values is not None}
-        if about is None or lengths != {len(about.classes)} or one.arm not in {"teacher", *(arm.arm for arm in result.arms)}:
+        if (
+            about is None
+            or lengths != {len(about.classes)}
+            or one.arm not in {"teacher", *(arm.arm for arm in result.arms)}
+        ):
             raise LimbeckError(f"the result in {folder} has figures of {one.arm} that do not fit the others")
 
 

@@ -10,11 +10,18 @@ from limbeck.comparison.maps import read_maps
 from limbeck.data import Data
 from limbeck.files.atomic import write
 from limbeck.recipe.read import dump
-from limbeck.report import learned, outcome
+from limbeck.report.arms import arms
+from limbeck.report.calibration import calibration
+from limbeck.report.classes import classes
+from limbeck.report.costs import costs
 from limbeck.report.curves import curves
+from limbeck.report.deferral import deferral
+from limbeck.report.differences import differences
+from limbeck.report.features import features
 from limbeck.report.found import Found, read
 from limbeck.report.parts import Section, Table
 from limbeck.report.pictures import Picture, pictures, test_data
+from limbeck.report.verdict import verdict
 
 REPORT = "report.html"
 
@@ -43,20 +50,18 @@ def write_report(folder: Path, out: Path | None = None, *, data: Data | None = N
 def page(found: Found, data: Data | None = None) -> str:
     """The page as HTML."""
     result = found.result
-    best = outcome.best_arm(result)
     shown: list[Picture] = []
-    if not found.is_run and result.task == "classification" and best is not None:
-        get = lambda: pictures(found, best, data or test_data(found))  # noqa: E731
-        shown = found.attempt("pictures", get) or []
+    if result.task == "classification" and not found.is_run:
+        shown = found.attempt("pictures", lambda: pictures(found, data or test_data(found))) or []
     jinja = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     text = jinja.get_template("page.html").render(
         name=result.name,
         kind="Run" if found.is_run else "Comparison",
-        verdict=outcome.verdict(result),
+        verdict=verdict(result),
         facts=_facts(found),
-        sections=list(_sections(found, best)),
+        sections=list(_sections(found)),
         pictures=shown,
-        student=best,
+        student=found.best,
         seed=result.seeds[0],
         settings=_settings(found),
         notes=result.notes,
@@ -68,32 +73,35 @@ def page(found: Found, data: Data | None = None) -> str:
     return text.translate(_CONTROLS)
 
 
-def _sections(found: Found, best: str | None) -> Iterator[Section]:
+def _sections(found: Found) -> Iterator[Section]:
     result = found.result
-    epochs = {arm: len(seeds[0].stages) for arm, seeds in found.epochs.items() if seeds}
-    yield outcome.differences(result)
-    yield outcome.costs(result)
+    yield differences(result)
+    yield costs(result)
     yield curves(found)
-    yield outcome.arms_table(result, epochs)
-    if found.is_run or result.task != "classification":
+    yield arms(found)
+    if result.task != "classification" or found.is_run:
         return
-    about = result.learned
-    yield learned.calibration(about, best)
-    yield learned.classes(about)
-    maps = None if about is None else found.attempt("maps", lambda: read_maps(found.folder, about.maps_sha256))
-    yield learned.features(about, maps, best, found.missing.get("maps", []))
-    yield Section("pictures", "Where teacher and student disagree", missing=found.missing.get("pictures", []))
-    yield learned.deferral(about, best)
+    learned = result.learned
+    disagreement = Section("pictures", "Where teacher and student disagree", missing=found.missing.get("pictures", []))
+    if learned is None:
+        yield Section("learned", "What the student learned", missing=["its figures, which are not in the folder"])
+        yield disagreement
+        return
+    yield calibration(found, learned)
+    yield classes(learned)
+    yield features(found, learned, found.attempt("maps", lambda: read_maps(found.folder, learned.maps_sha256)))
+    yield disagreement
+    yield deferral(found, learned)
 
 
 def _facts(found: Found) -> list[tuple[str, str]]:
     """The size of the study, in words."""
     result = found.result
-    arms = [arm.arm for arm in result.arms if not arm.arm.startswith("alone")]
+    methods = [arm.arm for arm in result.arms if arm.alone is not None]
     networks = [*result.runs, *([result.teacher] if result.teacher else [])]
     return [
         ("task", result.task.replace("_", " ")),
-        ("method" if len(arms) == 1 else "methods", ", ".join(arms)),
+        ("compared with the student alone", ", ".join(methods) or "none"),
         ("seeds", ", ".join(map(str, result.seeds))),
         ("test samples", f"{networks[0].test.samples:,}"),
     ]

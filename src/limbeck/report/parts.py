@@ -1,12 +1,9 @@
 """What a page consists of. Texts are plain: the template escapes them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
-
-SHORT = 18
-"""The most characters of a name in a figure."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture, of one or more panels that stand beside each other if there is room."""
+    """A picture of one or more panels, which stand beside each other if there is room."""
 
     name: str
     title: str
@@ -38,22 +35,6 @@ class Section:
     title: str
     text: Sequence[str] = ()
     figures: Sequence[Figure] = ()
-    tables: Sequence[Table] = ()
     after: Sequence[str] = ()  # text below the figures
-    missing: Sequence[str] = ()  # sentences on what is not shown, and why
-
-
-def short(name: str) -> str:
-    """A name that fits into a figure."""
-    return name if len(name) <= SHORT else f"{name[: SHORT - 1]}…"
-
-
-def listed(names: Sequence[str]) -> str:
-    """``a, b and c``."""
-    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
-
-
-def some(places: Sequence[int], most: int) -> Iterator[int]:
-    """At most so many of the places, evenly, with the first and the last."""
-    count = len(places)
-    yield from places if count <= most else (places[round(at * (count - 1) / (most - 1))] for at in range(most))
+    tables: Sequence[Table] = ()
+    missing: Sequence[str] = ()  # what is not shown, and why

@@ -24,8 +24,8 @@ MOST = 12
 SIDE = 160
 """The longest side of an image in pixels; a longer one is made smaller."""
 
-SHOWN = 3
-"""The classes of each network that are shown, the most probable ones."""
+SHOWN = 2
+"""The most probable classes of each network that are shown, beside the class of the image."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ def test_data(found: Found) -> Data:
     return load(**block.model_dump())
 
 
-def pictures(found: Found, arm: str, data: Data) -> list[Picture]:
-    """The images, the greatest disagreement (Jensen-Shannon divergence) first, of the first seed.
+def pictures(found: Found, data: Data) -> list[Picture]:
+    """The images, the greatest disagreement (Jensen-Shannon divergence) first.
+
+    The student is that of the best method and the first seed.
 
     Args:
         found: the comparison.
-        arm: of the student.
         data: with the test split.
 
     Raises:
@@ -74,7 +75,7 @@ def pictures(found: Found, arm: str, data: Data) -> list[Picture]:
         raise LimbeckError("there is no teacher")
     shape = (len(data.test), len(data.classes))
     taught = softmax(_outputs(found, teacher.name, shape), axis=1)
-    learned = softmax(_outputs(found, found.result.of(arm)[0].name, shape), axis=1)
+    learned = softmax(_outputs(found, found.result.of(found.best)[0].name, shape), axis=1)
     middle = (taught + learned) / 2
     apart = (rel_entr(taught, middle) + rel_entr(learned, middle)).sum(axis=1)
     order = np.argsort(-apart, kind="stable")[:MOST]
@@ -101,14 +102,15 @@ def _picture(data: Data, place: int, taught: NDArray[np.float64], learned: NDArr
     image.thumbnail((SIDE, SIDE))
     written = BytesIO()
     image.save(written, "PNG", optimize=True)
-    top = dict.fromkeys([*np.argsort(-taught)[:SHOWN].tolist(), *np.argsort(-learned)[:SHOWN].tolist()])
+    label = int(data.test.targets[place])
+    top = dict.fromkeys([label, *np.argsort(-taught)[:SHOWN].tolist(), *np.argsort(-learned)[:SHOWN].tolist()])
     name = "" if data.test.names is None else f", {data.test.names[place]}"
     return Picture(
         source=f"data:image/png;base64,{b64encode(written.getvalue()).decode()}",
         width=image.width,
         height=image.height,
         place=f"{place}{name}",
-        label=data.classes[int(data.test.targets[place])],
+        label=data.classes[label],
         said=tuple((data.classes[at], float(taught[at]), float(learned[at])) for at in top),
     )
 
