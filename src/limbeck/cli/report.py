@@ -1,28 +1,31 @@
 """`limbeck report`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from limbeck.cli.reporting import reporting
+
+if TYPE_CHECKING:
+    from limbeck.data import Data
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run or comparison.")],
     out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in the folder.")] = None,
 ) -> None:
-    """Write one HTML page with the results of a run or comparison.
+    """Write the results of a run or comparison as one HTML page.
 
-    The page needs no other file and no network. Images are taken from the data that the recipe names.
+    The page works without a network and without other files.
     """
     with reporting():
-        say_report(folder, out)
+        write_page(folder, out)
 
 
-def say_report(folder: Path, out: Path | None = None) -> None:
-    """Write the page, and print its path."""
+def write_page(folder: Path, out: Path | None = None, *, data: "Data | None" = None) -> None:
+    """Write the page and print its path; see `limbeck.report.page.write_report`."""
     from limbeck.cli.terminal import console
     from limbeck.report.page import write_report
 
-    console().print(f"written: {write_report(folder, out)}", highlight=False, soft_wrap=True)
+    console().print(f"written: {write_report(folder, out, data=data)}", highlight=False, soft_wrap=True)

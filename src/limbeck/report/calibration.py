@@ -64,7 +64,7 @@ def _panel(one: NetworkLearned, look: Look) -> Markup:
 
     scaled = "" if after is None else f", {percent(after.ece, 2)} % after temperature scaling"
     alt = f"{one.arm}: expected calibration error {percent(before.ece, 2)} %{scaled}"
-    return drawn(f"reliability-{one.arm}", alt, (220, 220), draw, margins=(34, 8, 26, 36))
+    return drawn(f"reliability-{one.arm}", alt, (250, 250), draw, margins=(36, 8, 28, 40))
 
 
 def _circles(axes: Axes, kind: Reliability, look: Look, *, filled: bool) -> None:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from limbeck.comparison.results import ComparisonResult
 from limbeck.evaluate.cost import QUIET
 from limbeck.report.drawing import COLOUR, FONT, apart, drawn, looks, plain_ticks
-from limbeck.report.numbers import axis_of, scaled, short
+from limbeck.report.numbers import axis_of, capital, scaled, short
 from limbeck.report.parts import Figure, Section, Table
 from limbeck.tasks import TASKS
 
@@ -34,7 +34,7 @@ def costs(result: ComparisonResult) -> Section:
     busy = max(loads, default=0.0)
     text = [f"The latencies are unreliable: other processes used {busy:.1f} cores meanwhile."] if busy > QUIET else []
     missing = [] if times else ["the latencies, which were not measured"]
-    return Section("costs", f"{figure.label[0].upper()}{figure.label[1:]} and cost", text, figures, missing=missing)
+    return Section("costs", f"{capital(figure.label)} and cost", text, figures, missing=missing)
 
 
 def _cost(result: ComparisonResult, name: str, costs: Mapping[str, float], label: str) -> Figure:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from limbeck.report.drawing import COLOUR, Look, drawn, looks, plain_ticks, sign
 from limbeck.report.found import Epochs, Found
-from limbeck.report.numbers import axis_of, scaled, short, some
+from limbeck.report.numbers import axis_of, capital, scaled, short, some
 from limbeck.report.parts import Figure, Section, Table
 from limbeck.tasks import TASKS, Shown
 
@@ -53,9 +53,9 @@ def curves(found: Found) -> Section:
             plain_ticks(axes.yaxis, 4)
 
         alt = ". ".join(f"{name}: {_said(curve, figure)}" for name, curve in lines.items())
-        panels.append(drawn(f"curve-{arm}", alt, (260, 190), draw, margins=(36, 8, 24, 30)))
+        panels.append(drawn(f"curve-{arm}", alt, (300, 215), draw, margins=(38, 8, 26, 36)))
     caption = (
-        f"{axis_of(figure).capitalize()}, on the validation split after each epoch. The line is the mean over the "
+        f"{capital(axis_of(figure))}, on the validation split after each epoch. The line is the mean over the "
         "seeds, the band reaches from the lowest to the highest seed. At a dotted line a method begins its next stage. "
         "The first epochs may be outside the picture."
     )

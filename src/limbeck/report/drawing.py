@@ -28,7 +28,7 @@ SERIES = NAMES[6:]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 
-FONT = 11
+FONT = 12
 """Pixels, at the width that a panel is drawn for."""
 
 POINTS = 72
@@ -134,7 +134,7 @@ def sign(look: Look, *, line: bool = False) -> Markup:
         axes.plot([-1, 0, 1], [0, 0, 0], color=look.colour, linestyle=style, linewidth=2)
         axes.plot([0], [0], color=look.colour, marker=look.marker, markersize=8)
 
-    return drawn(f"sign{look}{line}", "", (30, 14), draw, margins=(2, 2, 1, 1))
+    return drawn(f"sign{look}{line}", "", (30, 16), draw, margins=(2, 2, 1, 1))
 
 
 def apart(values: Sequence[float], least: float) -> list[float]:

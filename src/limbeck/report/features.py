@@ -58,7 +58,7 @@ def _map(learned: Learned, maps: Maps, arms: Sequence[str]) -> Figure:
     if len(shown) < len(present):
         caption += f" Shown are {len(shown)} of {len(present)} classes."
     head = ["network", "class", "centre, 1st component", "centre, 2nd component", "mean distance to it"]
-    return Figure("map", "Map of the features", caption, panels, Table(head, rows), width=300)
+    return Figure("map", "Map of the features", caption, panels, Table(head, rows), width=260)
 
 
 def _map_panel(arm: str, of_classes: Mapping[int, NDArray[np.float32]], learned: Learned) -> Markup:
@@ -94,7 +94,7 @@ def _corruptions(found: Found, learned: Learned) -> Figure:
 
         said = (f"{arm} from {values[arm][kind][0]:.1f} % to {values[arm][kind][-1]:.1f} %" for arm in shown)
         alt = f"accuracy with {_name(kind)}: {'; '.join(said)}"
-        panels.append(drawn(f"corruption-{kind}", alt, (260, 190), draw, margins=(36, 8, 24, 34)))
+        panels.append(drawn(f"corruption-{kind}", alt, (300, 215), draw, margins=(38, 8, 26, 38)))
     rows = [
         [arm, _name(kind), *(decimal(value, 1) for value in heights)]
         for arm, kinds in values.items()

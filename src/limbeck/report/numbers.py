@@ -29,6 +29,11 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
+def capital(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
 def axis_of(figure: Shown) -> str:
     """The name of a figure with its unit, such as ``accuracy, %``."""
     return f"{figure.label}{', %' * figure.percent}"

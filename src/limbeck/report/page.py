@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from limbeck.comparison.maps import read_maps
 from limbeck.data import Data
+from limbeck.experiment.runfiles import REPORT
 from limbeck.files.atomic import write
 from limbeck.recipe.read import dump
 from limbeck.report.arms import arms
@@ -22,8 +23,6 @@ from limbeck.report.found import Found, read
 from limbeck.report.parts import Section, Table
 from limbeck.report.pictures import Picture, pictures, test_data
 from limbeck.report.verdict import verdict
-
-REPORT = "report.html"
 
 HERE = Path(__file__).parent
 

@@ -66,7 +66,9 @@ def pictures(found: Found, data: Data) -> list[Picture]:
     Raises:
         LimbeckError: the outputs are missing or damaged, or the data is not that of the networks.
     """
-    if found.test_digest is None or data.test.digest() != found.test_digest:
+    if found.test_digest is None:
+        raise LimbeckError("the recipe is not known, so it cannot be checked that the data is the same")
+    if data.test.digest() != found.test_digest:
         raise LimbeckError("the test split has changed since the networks were trained")
     if len(data.shape) != 3 or data.shape[0] not in (1, 3):
         raise LimbeckError(f"the inputs {tuple(data.shape)} are not grey or RGB images")

@@ -1,0 +1,286 @@
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import example
+import matplotlib
+import pytest
+from typer.testing import CliRunner
+
+from limbeck.cli import app
+from limbeck.comparison import results as comparisons
+from limbeck.errors import LimbeckError
+from limbeck.experiment.results import plain
+from limbeck.files.atomic import read_sealed, write_sealed
+from limbeck.recipe.read import read as read_recipe
+from limbeck.report.found import read
+from limbeck.report.page import page, write_report
+
+SPACE = "{http://www.w3.org/1999/xhtml}"
+ORDER = [
+    "Difference to the student alone",
+    "Accuracy and cost",
+    "Learning curves",
+    "All networks",
+    "Calibration",
+    "Change by class",
+    "What the student learned",
+    "Where teacher and student disagree",
+    "Student first, teacher behind it",
+    "How it was made",
+]
+
+
+def tree(html):
+    return ET.fromstring(html)
+
+
+def text(node):
+    return " ".join("".join(node.itertext()).split())
+
+
+def section(html, name):
+    return next(one for one in tree(html).iter(f"{SPACE}section") if one.get("id") == f"section-{name}")
+
+
+def rows(node):
+    """By the first cell, the other cells of the rows of all tables."""
+    return {text(row[0]): [text(cell) for cell in row[1:]] for row in node.iter(f"{SPACE}tr")}
+
+
+def change(folder, **update):
+    """Write other values into comparison.json, with a hash that fits."""
+    values = read_sealed(folder / "comparison.json")
+    write_sealed(folder / "comparison.json", values | update)
+
+
+def test_the_page_is_well_formed_and_says_everything_in_order(html):
+    root = tree(html)
+    assert [text(one) for one in root.iter(f"{SPACE}h2")] == ORDER
+    assert text(next(root.iter(f"{SPACE}h1"))).startswith("srrl helps: ")
+    assert "Not shown" not in html
+    assert len(html.encode()) < 3e6
+
+
+def test_the_page_asks_for_nothing(html):
+    assert set(re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?([^\"')]*)", html)) <= {
+        one for one in re.findall(r"[=(][\"']?((?:data:|#)[^\"')]*)", html)
+    }
+    assert not {one.tag for one in tree(html).iter()} & {f"{SPACE}{tag}" for tag in ("script", "object", "iframe")}
+    assert "@import" not in html
+
+
+def test_every_figure_has_a_caption_a_text_alternative_and_its_numbers(html):
+    figures = list(tree(html).iter(f"{SPACE}figure"))
+    assert len(figures) == 9
+    for figure in figures:
+        images = [one for one in figure.iter() if one.get("role") == "img"]
+        assert images
+        assert all(len(one.get("aria-label")) > 20 for one in images)
+        assert len(text(figure.find(f"{SPACE}figcaption"))) > 40
+        assert len(list(figure.find(f"{SPACE}details").iter(f"{SPACE}tr"))) > 2
+
+
+def test_the_numbers_of_the_page_are_those_of_the_result(html, whole):
+    result = comparisons.read(whole)
+    shown = rows(section(html, "differences"))
+    table = section(html, "arms")
+    first, costs = list(table.iter(f"{SPACE}table"))
+    for arm in result.arms:
+        mean, deviation = 100 * arm.headline.mean, 100 * arm.headline.deviation
+        epochs, accuracy, difference, interval, _, verdict = rows(first)[arm.arm]
+        assert (epochs, accuracy) == (str(arm.epochs), f"{mean:.2f} ± {deviation:.2f}")
+        assert rows(costs)[arm.arm][0] == "78,000"
+        if arm.alone is not None:
+            found = arm.alone.judged.paired
+            signed = [f"{100 * value:+.2f}".replace("-", "−") for value in arm.alone.differences]
+            assert shown[arm.arm][1:7] == signed
+            assert difference.startswith(f"{100 * found.mean:+.2f}".replace("-", "−"))
+            assert interval == f"{100 * found.interval.low:+.2f} to {100 * found.interval.high:+.2f}".replace("-", "−")
+            assert verdict == arm.alone.judged.verdict
+    known = {one.arm: one for one in result.learned.networks}
+    calibration = rows(list(section(html, "calibration").iter(f"{SPACE}table"))[-1])
+    assert calibration["srrl"][0] == f"{100 * known['srrl'].calibration.before.ece:.2f}"
+    deferral = rows(list(section(html, "deferral").iter(f"{SPACE}table"))[-1])
+    assert deferral["srrl"][2] == f"{100 * known['srrl'].deferral.test.accuracy:.2f}"
+
+
+def test_the_images_are_those_with_the_greatest_difference(html):
+    data = example.load(**example.DATA)
+    taught, learned = (
+        example.torch.from_numpy(example.outputs(arm, 0, data.test)).double().softmax(1) for arm in ("teacher", "srrl")
+    )
+    middle = (taught + learned) / 2
+    apart = sum((one * (one / middle).log()).sum(1) for one in (taught, learned))
+    first = int(apart.argmax())
+    images = list(section(html, "pictures").iter(f"{SPACE}img"))
+    assert len(images) == 12
+    assert images[0].get("alt") == f"test image {first}, of class {int(data.test.targets[first])}"
+    row = rows(next(section(html, "pictures").iter(f"{SPACE}li")))[f"{int(taught[first].argmax())} ✓"]
+    assert row == [f"{100 * one[first, taught[first].argmax()]:.1f}" for one in (taught, learned)]
+
+
+def test_the_same_folder_gives_the_same_page_and_the_settings_of_matplotlib_stay(whole, html):
+    with matplotlib.rc_context({"font.size": 40, "axes.grid": False}):
+        before = dict(matplotlib.rcParams)
+        assert page(read(whole)) == html
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_names_are_text(compared):
+    result = comparisons.read(compared)
+    name = "<script>alert(1)</script> $x^2$ \x07 &amp;"
+    classes = (name, *result.learned.classes[1:])
+    write_sealed(
+        compared / "comparison.json",
+        plain(replace(result, name=name, learned=replace(result.learned, classes=classes))),
+    )
+    html = page(read(compared))
+    root = tree(html)
+    assert not list(root.iter(f"{SPACE}script"))
+    assert "<script" not in html
+    assert "<script>alert(1)</script> $x^2$ \\x07 &amp;" in text(next(root.iter(f"{SPACE}header")))
+    assert any("<script>alert(" in text(one) for one in section(html, "classes").iter(f"{SPACE}text"))
+
+
+def test_the_recipe_of_the_page_makes_the_comparison_again(html, tmp_path):
+    made = section(html, "again")
+    command, recipe = (
+        text for text in ("".join(one.itertext()) for one in made.iter(f"{SPACE}code")) if "\n" in text or " " in text
+    )
+    assert command.startswith("limbeck compare recipe.yaml --out ")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    again = read_recipe(tmp_path / "recipe.yaml")
+    assert [block["name"] for block in again.methods] == ["kd", "fitnets", "srrl"]
+    assert (again.seeds, again.baseline, again.data.source) == (tuple(range(6)), True, "digits")
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "outputs": (lambda folder: flip(folder / "srrl-seed0" / "srrl" / "seed0" / "outputs.safetensors"), "pictures"),
+    "no outputs of the teacher": (
+        lambda folder: (folder / "teacher-seed0" / "teacher" / "seed0" / "result.json").unlink(),
+        "pictures",
+    ),
+    "log": (lambda folder: flip(folder / "kd-seed1" / "metrics.jsonl"), "curves"),
+    "no log": (lambda folder: (folder / "kd-seed1" / "metrics.jsonl").unlink(), "curves"),
+    "maps": (lambda folder: flip(folder / "maps.safetensors"), "features"),
+    "no maps": (lambda folder: (folder / "maps.safetensors").unlink(), "features"),
+    "recipe": (lambda folder: flip(folder / "alone-seed0" / "recipe.yaml"), "again"),
+    "no environment": (lambda folder: (folder / "srrl-seed2" / "environment.json").unlink(), "again"),
+    "other weights": (
+        lambda folder: (folder / "kd-seed1" / "kd" / "seed1" / "student.safetensors").write_bytes(b""),
+        "curves",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_damaged_is_not_shown_and_the_page_says_why(compared, name):
+    damage, part = DAMAGE[name]
+    damage(compared)
+    html = page(read(compared))
+    assert "ot shown: " in text(section(html, part)) or "is not shown" in text(section(html, part))
+    assert str(compared) in text(section(html, part))
+    if part == "pictures":
+        assert not list(section(html, part).iter(f"{SPACE}img"))
+
+
+def test_a_network_that_was_trained_again_is_not_shown_with_the_old_result(compared):
+    other = compared / "srrl-seed0"
+    import shutil
+
+    shutil.rmtree(other)
+    data = example.load(**example.DATA)
+    new = replace(example.network("srrl", 0, data, 0), parameters=77_000)
+    example.SKILL["srrl"], before = 9.0, example.SKILL["srrl"]
+    try:
+        new = example.network("srrl", 0, data, 0)
+        example.written(other, new, data, (compared / "kd-seed0" / "recipe.yaml").read_text(), None)
+    finally:
+        example.SKILL["srrl"] = before
+    html = page(read(compared))
+    assert "trained again" in text(section(html, "pictures"))
+    assert "trained again" in text(section(html, "curves"))
+
+
+def test_other_data_gives_no_images(whole):
+    data = example.load("digits", validation=0.25, limit=100)
+    assert "the test split has changed" in text(section(page(read(whole), data), "pictures"))
+
+
+def test_a_report_runs_no_code_of_a_recipe(compared, tmp_path):
+    ran = tmp_path / "ran"
+    (tmp_path / "mine.py").write_text(f"open({str(ran)!r}, 'w')\ndef data(): ...\n")
+    for recipe in compared.glob("*/recipe.yaml"):
+        recipe.write_text(recipe.read_text().replace("source: digits", f"source: {tmp_path}/mine.py:data"))
+    seal_again(compared)
+    html = page(read(compared))
+    assert "a report runs no code" in text(section(html, "pictures"))
+    assert not ran.exists()
+
+
+def seal_again(folder):
+    """Write hashes of the changed recipes."""
+    from hashlib import sha256
+
+    for file in folder.glob("*/*/*/result.json"):
+        recipe = (file.parents[2] / "recipe.yaml").read_bytes()
+        write_sealed(file, read_sealed(file) | {"recipe": sha256(recipe).hexdigest()})
+
+
+def test_a_damaged_or_absurd_result_gives_an_error_and_no_page(compared, tmp_path):
+    with pytest.raises(LimbeckError, match="neither comparison.json nor result.json"):
+        write_report(tmp_path)
+    with pytest.raises(LimbeckError, match="there is no folder"):
+        write_report(tmp_path / "none")
+    values = json.loads((compared / "comparison.json").read_text())
+    values["arms"][0]["headline"]["mean"] = float("nan")
+    change(compared, arms=values["arms"])
+    with pytest.raises(LimbeckError, match=r"result.arms.0.headline.mean is nan"):
+        write_report(compared)
+    flip(compared / "comparison.json")
+    with pytest.raises(LimbeckError, match=r"comparison.json is damaged"):
+        write_report(compared)
+    assert not (compared / "report.html").exists()
+
+
+def test_figures_of_classes_that_do_not_fit_are_refused(compared):
+    learned = read_sealed(compared / "comparison.json")["learned"]
+    change(compared, learned=learned | {"classes": learned["classes"][:9]})
+    with pytest.raises(LimbeckError, match="do not fit"):
+        write_report(compared)
+
+
+def test_a_comparison_without_what_was_learned_says_so(compared):
+    change(compared, learned=None)
+    html = page(read(compared))
+    assert "Not shown" in text(section(html, "learned"))
+    assert len(list(section(html, "pictures").iter(f"{SPACE}img"))) == 12
+
+
+def test_a_run_has_the_same_page_with_what_it_has(tmp_path):
+    result = example.write_run(tmp_path / "run")
+    html = page(read(tmp_path / "run"))
+    assert [text(one) for one in tree(html).iter(f"{SPACE}h2")] == [*ORDER[:4], ORDER[-1]]
+    assert text(next(tree(html).iter(f"{SPACE}h1"))).startswith("No verdict, because 3 seeds cannot show")
+    gain = result.summary["kd"].better_than_alone
+    assert rows(section(html, "arms"))["kd"][0] == "78,000"
+    first = rows(next(section(html, "arms").iter(f"{SPACE}table")))
+    assert first["kd"][:3] == ["6", first["kd"][1], f"{100 * gain.mean:+.2f}"]
+    assert f"limbeck run {tmp_path / 'run' / 'recipe.yaml'}" in text(section(html, "again"))
+
+
+def test_the_command_writes_the_page_into_the_folder(compared):
+    found = CliRunner().invoke(app, ["report", str(compared)])
+    assert found.exit_code == 0, found.output
+    assert found.output.split() == ["written:", str(compared / "report.html")]
+    assert (compared / "report.html").read_text() == page(read(compared))
+    failed = CliRunner().invoke(app, ["report", str(compared / "kd-seed0")])
+    assert failed.exit_code == 2
