@@ -33,7 +33,7 @@ from limbeck.recipe.read import dump, read
 
 DATA = {"source": "digits", "validation": 0.25}
 EPOCHS = {"alone": 6, "alone@2x": 12, "fitnets": 12}
-SKILL = {"teacher": 9.0, "alone": 4.2, "alone@2x": 4.3, "kd": 5.6, "fitnets": 4.2, "srrl": 6.4}
+SKILL = {"teacher": 9.0, "alone": 4.2, "alone@2x": 4.3, "kd": 5.2, "fitnets": 4.2, "srrl": 6.4}
 ENVIRONMENT = {"python": "3.11", "packages": {"torch": "2.14"}, "cpu": "a CPU", "gpus": [], "commit": "abc"}
 
 
