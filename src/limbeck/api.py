@@ -173,13 +173,9 @@ def distill(
     )
     with _undisturbed(out) as folder:
         own = OwnNetworks(student, teachers, networks or {}, recipe.student, first=(every[0], name), data=data)
-        experiment = Experiment(
-            recipe,
-            Path(folder),
-            resume=out is not None,
-            given=Given(data, own, function),
-            keep="run" if out is not None else "memory",
-        )
+        given = Given(data, own, function)
+        keep: Literal["run", "memory"] = "memory" if out is None else "run"
+        experiment = Experiment(recipe, Path(folder), resume=out is not None, given=given, keep=keep)
         with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, on_epoch, progress)
     experiment.networks[name].zero_grad(set_to_none=True)

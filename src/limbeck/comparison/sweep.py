@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -78,9 +79,7 @@ class Sweep:
 
     @property
     def _trials(self) -> Trials:
-        folder = self.experiment.folder
-        assert isinstance(folder, Trials)
-        return folder
+        return cast("Trials", self.experiment.folder)
 
     def run(self, track: Track = UNWATCHED) -> Generator[Event, None, None]:
         """Train the students that no process has trained or trains now."""
@@ -146,9 +145,7 @@ class Sweep:
         )
 
     def _result(self, name: str) -> NetworkResult:
-        found = self._trials.result(name)
-        assert found is not None  # `conclude` has looked
-        return found
+        return cast("NetworkResult", self._trials.result(name))  # `conclude` has looked
 
     def _correct(self, arm: str) -> Correct:
         """Which test samples the students of an arm classify correctly (seeds, samples)."""
