@@ -29,6 +29,7 @@ from limbeck.experiment.arms import block_of, teacher_of
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Job, Track
 from limbeck.experiment.fit import Shared
+from limbeck.experiment.given import Given
 from limbeck.experiment.results import NetworkResult, plain
 from limbeck.experiment.run import UNWATCHED, Experiment
 from limbeck.experiment.runfiles import OUTPUTS
@@ -50,6 +51,7 @@ class Sweep:
         recipe: with ``methods``.
         folder: see `limbeck.experiment.trials`.
         trust_code: as for `Experiment`.
+        given: as for `Experiment`.
         progress: as for `Experiment`.
 
     Raises:
@@ -57,12 +59,18 @@ class Sweep:
     """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, *, trust_code: bool = False, progress: Progress | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        trust_code: bool = False,
+        given: Given | None = None,
+        progress: Progress | None = None,
     ) -> None:
         _check(recipe)
         recipe = recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"use": False})})
         self.experiment = Experiment(
-            recipe, folder, resume=True, trust_code=trust_code, keep="trials", progress=progress
+            recipe, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
         )
         self._path = folder
 
