@@ -79,6 +79,7 @@ ORDER = (
     "experiment",
     "comparison",
     "cli",
+    "arguments",
     "api",
     "__main__",
     "__init__",
