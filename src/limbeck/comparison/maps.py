@@ -58,7 +58,7 @@ def read_maps(folder: Path, known: str) -> Maps:
         index, labels = arrays.pop("index"), arrays.pop("labels")
     except (SafetensorError, KeyError) as error:
         raise LimbeckError(f"{folder / MAPS} contains no maps: {error}") from error
-    points = {name.removeprefix(_OF_ARM): array for name, array in arrays.items()}
+    points = {name.removeprefix(_OF_ARM): arrays[name] for name in sorted(arrays)}
     flat = all(_is(one, np.int64, (len(index),)) for one in (index, labels) if index.ndim)
     if not (index.ndim and flat and all(_is(one, np.float32, (len(index), 2)) for one in points.values())):
         raise LimbeckError(f"{folder / MAPS} contains no maps: its arrays have other shapes or types")
