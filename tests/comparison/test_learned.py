@@ -245,7 +245,7 @@ def test_so_many_test_samples_are_read_and_they_are_spread_evenly(monkeypatch):
 
 def test_large_networks_are_tried_on_fewer_corrupted_samples(monkeypatch):
     monkeypatch.setattr(learned_module, "LEAST", 4)
-    for macs, samples in ((10**8, 30), (8 * 10**10 // 15 // 6, 6), (10**12, 4)):
+    for macs, samples in ((10**8, 30), (12 * 10**10 // 15 // 6, 6), (10**12, 4)):
         found, _ = analysed(networks("alone"), data(), macs=macs)
         assert (found.feature_samples, found.corruption_samples) == (30, samples)
     one, its_data = of(found)["alone"], data()

@@ -25,11 +25,11 @@ from limbeck.taps import dry_run, evaluation_mode
 from limbeck.train.engine import Engine
 from limbeck.train.readers import network_reader
 
-SAMPLES = 2_000
+SAMPLES = 1_000
 """The most test samples whose features are read, and that are corrupted."""
 
-WORK = 8 * 10**10
-"""The most multiply-accumulates of teacher and one student on corrupted samples: about 3 s of one core."""
+WORK = 12 * 10**10
+"""The most multiply-accumulates of teacher and one student on corrupted samples: about 4 s of one core."""
 
 LEAST = 100
 """The number of samples that are corrupted even if that takes more than `WORK`."""

@@ -18,7 +18,7 @@ from limbeck.files.atomic import read, replacing
 MAPS = "maps.safetensors"
 
 MOST_BYTES = 16 * 2**20
-"""The largest size of the file: those of 2,000 samples and 1,000 arms."""
+"""The largest size of the file: those of 1,000 samples and 2,000 arms."""
 
 _OF_ARM = "points/"
 
