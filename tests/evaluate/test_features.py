@@ -59,11 +59,15 @@ def test_cka_of_uncorrelated_features_is_0():
     assert linear_cka(first, second) == pytest.approx(0, abs=1e-12)
 
 
+def constant(value, samples=7):
+    """Features that differ by rounding only, as those of batches of different sizes."""
+    return value * (1 + 1e-7 * torch.randn(samples, 3))
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
 def test_cka_of_a_constant_feature_does_not_exist(value):
-    constant = torch.full((7, 3), value)
-    assert linear_cka(constant, torch.randn(7, 3)) is None
-    assert linear_cka(torch.randn(7, 3), constant) is None
+    assert linear_cka(constant(value), torch.randn(7, 3)) is None
+    assert linear_cka(torch.randn(7, 3), constant(value)) is None
 
 
 def test_nmi_of_separate_clusters_is_1():
@@ -88,7 +92,13 @@ def test_nmi_is_the_same_each_time_and_leaves_the_generators_alone():
 
 
 def test_nmi_of_constant_features_is_0():
-    assert cluster_nmi(torch.full((8, 2), 0.1), torch.arange(8) % 2, 2) == 0
+    assert cluster_nmi(constant(0.1, 8), torch.arange(8) % 2, 2) == 0
+
+
+def test_nmi_exists_if_there_are_fewer_different_features_than_classes():
+    labels = torch.arange(9) % 3
+    features = torch.tensor([[0.0], [0.0], [5.0]])[labels]
+    assert cluster_nmi(features, labels, 3) == pytest.approx(slow_nmi(labels.tolist(), (labels > 1).tolist()))
 
 
 def test_nmi_exists_if_a_class_is_missing_or_there_are_fewer_samples_than_classes():
@@ -118,5 +128,5 @@ def test_features_with_less_than_two_dimensions_have_a_projection():
     line = torch.tensor([[1.0], [2.0], [4.0]])
     assert np.abs(projection(line)[:, 0]).tolist() == pytest.approx([4 / 3, 1 / 3, 5 / 3])
     assert not projection(line)[:, 1].any()
-    assert not projection(torch.full((4, 3), 0.1)).any()
+    assert not projection(constant(0.1)).any()
     assert projection(torch.randn(1, 3)).tolist() == [[0, 0]]
