@@ -1,11 +1,13 @@
 """What the networks of the first seed learned, on tiny networks and in a comparison."""
 
+import copy
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from limbeck.comparison import learned as learned_module
@@ -13,14 +15,21 @@ from limbeck.comparison import results
 from limbeck.comparison.learned import analyse
 from limbeck.comparison.maps import read_maps
 from limbeck.comparison.sweep import Sweep
+from limbeck.core import Batch
 from limbeck.data import Data, Split
+from limbeck.data.images import Images
+from limbeck.data.trees import Reader
 from limbeck.errors import LimbeckError
 from limbeck.evaluate.calibration import calibration
 from limbeck.evaluate.corruptions import CORRUPTIONS, corrupt
 from limbeck.evaluate.deferral import Answers, deferral
 from limbeck.evaluate.features import cluster_nmi, linear_cka, projection
+from limbeck.experiment.workspace import example_batch
 from limbeck.models import build
+from limbeck.models.functions import FunctionNetwork
+from limbeck.outline import outline
 from limbeck.recipe.read import read
+from limbeck.taps import dry_run
 from limbeck.train.engine import make_engine
 
 CPU = make_engine(device="cpu", precision="32")
@@ -234,6 +243,42 @@ def test_a_network_without_a_classifier_has_no_feature():
     assert of(found)["kd"].nmi is of(found)["kd"].cka is None
     assert list(maps.points) == ["teacher", "alone"]
     assert of(found)["kd"].corrupted_accuracy is not None
+
+
+def test_the_layers_of_a_function_are_not_read_but_its_outputs_are():
+    given, its_data = networks("alone"), data()
+    function = FunctionNetwork(lambda inputs: inputs.flatten(1)[:, :3])
+    found, maps = analysed(given | {"teacher": function}, its_data)
+    assert of(found)["teacher"].nmi is of(found)["alone"].cka is None
+    logits = normalised(its_data.test.inputs, its_data).flatten(1)[:, :3]
+    assert of(found)["alone"].deferral.curve[-1].accuracy == accuracy(logits, its_data.test.targets)
+    assert list(maps.points) == ["alone"]
+
+
+def test_networks_with_convolutions_and_batch_normalisation_are_read_as_they_are():
+    its_data = data(shape=(3, 8, 8))
+    network = build("resnet8", classes=3, shape=(3, 8, 8))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+    found, _ = analysed({"teacher": network, "kd": copy.deepcopy(network).train()}, its_data)
+    teacher, student = of(found).values()
+    assert student.cka == pytest.approx(1)
+    assert (student.nmi, student.corrupted_accuracy) == (teacher.nmi, teacher.corrupted_accuracy)
+    tap = outline("teacher", network, example_batch(its_data)).feature
+    few = Batch(normalised(its_data.test.inputs, its_data), its_data.test.targets, torch.arange(30), 0)
+    read = dry_run({"teacher": network}, [tap], few)[tap]
+    assert teacher.nmi == pytest.approx(cluster_nmi(read, its_data.test.targets, 3))
+
+
+def test_images_on_disk_are_read_as_those_in_memory(tmp_path):
+    its_data = data(shape=(3, 6, 6))
+    names = [f"{number}.png" for number in range(30)]
+    for name, pixels in zip(names, its_data.test.inputs, strict=True):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / name)
+    on_disk = Split(Images(Reader(tmp_path), tuple(names), (6, 6)), its_data.test.targets)
+    given = networks("alone", "teacher", shape=(3, 6, 6))
+    assert analysed(given, replace(its_data, test=on_disk))[0] == analysed(given, its_data)[0]
 
 
 def test_so_many_test_samples_are_read_and_they_are_spread_evenly(monkeypatch):
