@@ -80,6 +80,7 @@ ORDER = (
     "comparison",
     "report",
     "cli",
+    "arguments",
     "api",
     "__main__",
     "__init__",

@@ -5,7 +5,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from limbeck.api import distill
+    from limbeck.api import compare, distill
+    from limbeck.comparison.results import ComparisonResult
     from limbeck.core import Batch, LimbeckError, Setup, Stage, Tap, Term, from_student, from_teacher
     from limbeck.data import Augment, Data, arrays, dataset, load
     from limbeck.experiment.results import RunResult
@@ -20,12 +21,14 @@ _HOMES = {
     "models": ("load_network",),
     "models.inputs": ("Input",),
     "experiment.results": ("RunResult",),
-    "api": ("distill",),
+    "api": ("compare", "distill"),
+    "comparison.results": ("ComparisonResult",),
 }
 
 __all__ = [
     "Augment",
     "Batch",
+    "ComparisonResult",
     "Data",
     "Input",
     "LimbeckError",
@@ -35,6 +38,7 @@ __all__ = [
     "Tap",
     "Term",
     "arrays",
+    "compare",
     "dataset",
     "distill",
     "from_student",

@@ -1,59 +1,35 @@
-"""Distillation in one call, for your own modules and arrays."""
+"""Distillation and comparison in one call, for your own modules and arrays."""
 
 import inspect
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, replace
-from functools import partial
-from hashlib import sha256
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from limbeck.cache.fingerprint import structure_digest, weights_digest
-from limbeck.core import LimbeckError, Method
+from limbeck.arguments import OwnMethod, Teacher, called
+from limbeck.comparison.results import Adjust, ComparisonResult
+from limbeck.comparison.sweep import Sweep
+from limbeck.core import LimbeckError
 from limbeck.data import Augment, Data
 from limbeck.errors import nearest
 from limbeck.experiment.events import Event, Track, Trained
-from limbeck.experiment.given import Given, MakeStudent, OwnNetworks
+from limbeck.experiment.given import MakeStudent
 from limbeck.experiment.results import RunResult
-from limbeck.experiment.run import Experiment
-from limbeck.experiment.task_options import with_options
-from limbeck.experiment.workspace import NO_AUGMENTATION
-from limbeck.methods import METHODS, PRESETS, TEACHERLESS
-from limbeck.methods.combined import combined
-from limbeck.models import GIVEN
-from limbeck.models.functions import Function, as_network
+from limbeck.experiment.run import UNWATCHED, Experiment
 from limbeck.models.inputs import Input
-from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Block, Model, call, fill, validate
-from limbeck.recipe.blocks import (
-    AugmentBlock,
-    CacheBlock,
-    DataBlock,
-    InputBlock,
-    MemberBlock,
-    Recipe,
-    Refusal,
-    StudentBlock,
-    TaskBlock,
-    TeacherBlock,
-    TrainBlock,
-    as_cache,
-)
-from limbeck.recipe.contradictions import task_problems
-from limbeck.schedules import SCHEDULES
+from limbeck.options import Block
+from limbeck.recipe.blocks import Refusal
 from limbeck.train.engine import Precision
 from limbeck.train.loop import Epoch
 from limbeck.train.threads import threads_for
 
 OnEpoch = Callable[[str, Epoch], object]
-Teacher = nn.Module | Function
 
 
 def distill(
@@ -61,7 +37,7 @@ def distill(
     student: nn.Module | MakeStudent,
     data: Data,
     *,
-    method: str | Block | Sequence[str | Block] | Method = "kd",
+    method: OwnMethod = "kd",
     networks: Mapping[str, nn.Module] | None = None,
     epochs: int = 30,
     batch_size: int = 128,
@@ -152,39 +128,94 @@ def distill(
         LimbeckError: a name, an option, a layer or a shape is wrong, or the teacher cannot be right, all of which is
             found before any training; or ``out`` holds another run.
     """
-    (name, function, block), teachers, every = _method(method), _teachers(teacher), _seeds(seed, seeds)
-    _check(data, name, teachers, networks or {}, allow)
-    task_block, data = _with_task(data, task or {})
-    recipe = Recipe.model_construct(
-        name="distill",
-        task=task_block,
-        data=_data_block(data, out),
-        teacher=_teacher_block(teachers, teacher_input, teacher_classes, teacher_output, out) if teachers else None,
-        student=_student_block(student, student_input, student_output, out),
-        method=block,
-        train=_train_block(epochs, batch_size, optimizer, schedule, augment, {} if training is None else training),
+    call = called(
+        teacher,
+        student,
+        data,
+        [method],
+        networks=networks,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        schedule=schedule,
+        augment=augment,
+        training=training,
+        task=task,
+        seeds=_seeds(seed, seeds),
         baseline=baseline,
-        seeds=every,
         device=device,
         precision=precision,
         compile=compile,
-        cache=_checked("cache", CacheBlock, as_cache(cache)),
-        allow=tuple(allow),
+        cache=cache,
+        teacher_input=teacher_input,
+        teacher_classes=teacher_classes,
+        teacher_output=teacher_output,
+        student_input=student_input,
+        student_output=student_output,
+        allow=allow,
+        out=out,
     )
     with _undisturbed(out) as folder:
-        own = OwnNetworks(student, teachers, networks or {}, recipe.student, first=(every[0], name), data=data)
-        experiment = Experiment(
-            recipe,
-            Path(folder),
-            resume=out is not None,
-            given=Given(data, own, function),
-            keep="run" if out is not None else "memory",
-        )
+        given = call.given(student, networks or {}, in_place=True)
+        keep: Literal["run", "memory"] = "memory" if out is None else "run"
+        experiment = Experiment(call.recipe, Path(folder), resume=out is not None, given=given, keep=keep)
         with experiment.factory, threads_for(experiment.macs):
-            _follow(experiment, on_epoch, progress)
-    experiment.networks[name].zero_grad(set_to_none=True)
+            _follow(experiment, experiment.run, on_epoch, progress)
+    trained = experiment.networks[call.recipe.method["name"]]
+    trained.zero_grad(set_to_none=True)
     result = replace(experiment.result, notes=experiment.notes)  # with what a resumed folder was found to lack
-    return (student if isinstance(student, nn.Module) else experiment.networks[name]).eval(), result
+    return (student if isinstance(student, nn.Module) else trained).eval(), result
+
+
+def compare(
+    teacher: Teacher | Sequence[Teacher] | None,
+    student: nn.Module | MakeStudent,
+    data: Data,
+    *,
+    methods: Sequence[OwnMethod],
+    seeds: int | Sequence[int] = 6,
+    adjust: Adjust = "holm",
+    out: str | Path | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> ComparisonResult:
+    """Compare methods over seeds with each other and with the student alone, as `limbeck compare` does.
+
+    Every student has the same initial weights, batches and views as the others of its seed. The students of a seed are
+    trained together: the teacher runs once for each batch.
+
+    Args:
+        teacher: as for `distill`.
+        student: as for `distill`, but no training is in place. Pass a function that builds a student: if it is a
+            module, all seeds start from its weights, and the deviations do not include that of the initial weights.
+        data: as for `distill`.
+        methods: a list of what ``method`` of `distill` may be. Their names must differ.
+        seeds: their number, or a list. Fewer than 6 give no verdict.
+        adjust: how p-values are adjusted over the methods: ``holm`` or ``fdr`` (Benjamini and Hochberg).
+        out: the folder of the comparison. If it holds the same comparison, only what is missing is trained. Without it
+            nothing is kept.
+        progress: as for `distill`.
+        options: other arguments of `distill`, such as ``epochs`` and ``teacher_input``; not ``cache`` or ``on_epoch``.
+
+    Returns:
+        The content of comparison.json, see `limbeck.comparison.results`.
+
+    Raises:
+        LimbeckError: as for `distill`; or a method is listed twice; or the networks can have none of the methods.
+    """
+    known = set(inspect.signature(called).parameters) - {"methods", "compares", "seeds", "cache", "baseline"}
+    for wrong in options.keys() - known:
+        raise LimbeckError(f"compare has no argument {wrong!r}: {nearest(wrong, sorted(known))}")
+    if isinstance(methods, str) or not methods:
+        raise LimbeckError(f"methods is {methods!r}: pass a list, such as ['kd', 'srrl']")
+    every = _seeds(0, tuple(range(seeds)) if isinstance(seeds, int) else seeds)
+    call = called(teacher, student, data, methods, compares=True, seeds=every, out=out, **options)
+    with _undisturbed(out) as folder:
+        given = call.given(student, options.get("networks") or {}, in_place=False)
+        sweep = Sweep(call.recipe, Path(folder), given=given)
+        with sweep.experiment.factory, threads_for(sweep.experiment.macs):
+            _follow(sweep.experiment, sweep.run, None, progress)
+            return sweep.conclude(adjust)
 
 
 @contextmanager
@@ -198,16 +229,21 @@ def _undisturbed(out: str | Path | None) -> Iterator[str]:
         yield folder
 
 
-def _follow(experiment: Experiment, on_epoch: OnEpoch | None, progress: bool | None) -> None:
+def _follow(
+    experiment: Experiment,
+    run: Callable[[Track], Generator[Event, None, None]],
+    on_epoch: OnEpoch | None,
+    progress: bool | None,
+) -> None:
     def start(track: Track) -> Iterator[Event]:
-        with closing(experiment.run(track)) as events:  # else an error in on_epoch would keep the networks frozen
+        with closing(run(track)) as events:  # else an error in on_epoch would keep the networks frozen
             for event in events:
                 if on_epoch is not None and isinstance(event, Trained):
                     on_epoch(event.job.arm, event.epoch)
                 yield event
 
     if progress is False or (progress is None and not _watched()):
-        for _ in start(lambda job, epochs, batches: batches):
+        for _ in start(UNWATCHED):
             pass
         return
     from limbeck.cli.progress import watch  # what shows progress takes a while to import
@@ -227,167 +263,3 @@ def _seeds(seed: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
         got = seed if seeds is None else seeds
         raise LimbeckError(f"got the seeds {got}: allowed are one or more whole numbers from 0 to 2**32 - 1, each once")
     return every
-
-
-def _teachers(teacher: Teacher | Sequence[Teacher] | None) -> list[nn.Module]:
-    """The teacher, or the members of an ensemble, as modules."""
-    if isinstance(teacher, list | tuple) and len(teacher) < 2:
-        raise LimbeckError(f"teacher is a list of {len(teacher)}: pass two or more networks, or one without a list")
-    every = teacher if isinstance(teacher, list | tuple) else () if teacher is None else (teacher,)
-    for one in every:
-        if not callable(one) or isinstance(one, type):
-            raise LimbeckError(f"teacher is a {type(one).__name__}: it must be a torch.nn.Module or a function")
-    networks = [as_network(one) for one in every]
-    if len(set(networks)) < len(networks):
-        raise LimbeckError("teacher lists the same module twice: pass a copy, for example with copy.deepcopy")
-    return networks
-
-
-def _check(
-    data: Data, method: str, teachers: Sequence[nn.Module], networks: Mapping[str, nn.Module], allow: Sequence[str]
-) -> None:
-    for role, network in networks.items():
-        if not isinstance(network, nn.Module):
-            raise LimbeckError(f"{role} is a {type(network).__name__}: it must be a torch.nn.Module")
-    if not isinstance(data, Data):
-        raise LimbeckError(f"data is a {type(data).__name__}: use limbeck.arrays, limbeck.dataset or limbeck.load")
-    for name in networks:
-        if not name.isidentifier():
-            raise LimbeckError(f"networks: got the name {name!r}: allowed are letters, digits and _")
-    taken = sorted({"student", "teacher", "batch"} & set(networks))
-    if taken:
-        raise LimbeckError(f"networks: the name {taken[0]!r} is taken: choose another")
-    known = get_args(Refusal)
-    wrong = [name for name in ((allow,) if isinstance(allow, str) else allow) if name not in known]
-    if wrong or isinstance(allow, str):
-        hint = nearest(wrong[0], known) if wrong else "it takes a list of names"
-        raise LimbeckError(f"allow is {allow!r}: {hint}")
-    if not teachers and method in set(METHODS) - set(TEACHERLESS):
-        raise LimbeckError(f"the method {method} needs a teacher, got None")
-    if method in ("teacher", "member"):
-        raise LimbeckError(f"a method cannot be called {method!r}: rename the function")
-
-
-def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> dict[str, Any]:
-    """What stands for a network in the recipe: with a run folder, its weights at the call."""
-    if out is None or not isinstance(network, nn.Module):
-        return {"name": GIVEN}
-    weights, structure = weights_digest(network), structure_digest(network)
-    return {"name": GIVEN, "weights_at_the_call": weights, "structure_at_the_call": structure}
-
-
-def _data_block(data: Data, out: str | Path | None) -> DataBlock:
-    digests = () if out is None else [split.digest() for split in (data.train, data.validation, data.test)]
-    return DataBlock.model_construct(source=" ".join([GIVEN, *digests]))
-
-
-def _teacher_block(
-    teachers: Sequence[nn.Module],
-    expected: Input | Sequence[Input | None] | None,
-    classes: Sequence[Any] | None,
-    output: str | Sequence[str | None] | None,
-    out: str | Path | None,
-) -> TeacherBlock:
-    """The block of one teacher, or of an ensemble with one block per member."""
-    if classes is not None and all(isinstance(one, str | int) for one in classes):
-        classes = [classes] * len(teachers)
-    inputs = _each("teacher_input", expected, len(teachers))
-    orders = _each("teacher_classes", classes, len(teachers))
-    outputs = _each("teacher_output", output, len(teachers))
-    blocks: list[dict[str, Any]] = [
-        {
-            "model": _model_block(teacher, out),
-            "weights": (GIVEN,),
-            "input": _input_block(its_input),
-            "classes": None if order is None else tuple(order),
-            "output": its_output,
-        }
-        for teacher, its_input, order, its_output in zip(teachers, inputs, orders, outputs, strict=True)
-    ]
-    if len(blocks) == 1:
-        return TeacherBlock.model_construct(**blocks[0])
-    return TeacherBlock.model_construct(members=tuple(MemberBlock.model_construct(**block) for block in blocks))
-
-
-def _each(name: str, value: Any, count: int) -> Sequence[Any]:
-    """Return a value for each of ``count`` teachers, from a list of these values or one value for all."""
-    if not isinstance(value, list | tuple):
-        return [value] * count
-    if len(value) != count:
-        raise LimbeckError(f"{name} has {len(value)} values, but the number of teachers is {count}")
-    return value
-
-
-def _student_block(
-    student: nn.Module | MakeStudent, expected: Input | None, output: str | None, out: str | Path | None
-) -> StudentBlock:
-    return StudentBlock.model_construct(model=_model_block(student, out), input=_input_block(expected), output=output)
-
-
-def _input_block(expected: Input | None) -> InputBlock | None:
-    return None if expected is None else InputBlock.model_construct(**asdict(expected) | {"size": expected.sides})
-
-
-def _checked(name: str, model: type[Model], values: Any) -> Model:
-    block, problems = validate(model, values)
-    if block is None:
-        raise LimbeckError("; ".join(f"{name}: {'.'.join(map(str, one.path))}: {one.message}" for one in problems))
-    return block
-
-
-def _train_block(
-    epochs: int,
-    batch_size: int,
-    optimizer: str | Block,
-    schedule: str | Block,
-    augment: Augment | None,
-    more: Mapping[str, Any],
-) -> TrainBlock:
-    """The training as a block of a recipe; the arguments are validated when the training is made from the block."""
-    own = [key for key in ("epochs", "batch_size", "optimizer", "schedule", "augment") if key in more]
-    if own:
-        raise LimbeckError(f"training: {own[0]} is an argument of distill: write {own[0]}=...")
-    block = _checked("training", TrainBlock, {"epochs": 1, **more})
-    return block.model_copy(
-        update={
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "optimizer": fill(OPTIMIZERS, optimizer, kind="optimizer"),
-            "schedule": fill(SCHEDULES, schedule, kind="schedule"),
-            "augment": AugmentBlock(**asdict(augment or NO_AUGMENTATION)),
-        }
-    )
-
-
-def _with_task(data: Data, options: Mapping[str, Any]) -> tuple[TaskBlock, Data]:
-    """The options of the task as a block of a recipe, and the data with them."""
-    own = {key: value for key, value in options.items() if key in ("hard_loss", "metric") and callable(value)}
-    block = _checked("task", TaskBlock, {key: value for key, value in options.items() if key not in own})
-    for problem in task_problems(block):
-        raise LimbeckError(f"{'.'.join(map(str, problem.path))}: {problem.message}")
-    block = block.model_copy(update={key: _described(value) for key, value in own.items()})
-    return block, with_options(data, block, own)
-
-
-def _described(function: Callable[..., Any]) -> str:
-    """What stands for a function in the recipe: its name and a hash of its source, if Python finds the source."""
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        source = ""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{GIVEN} {name} {sha256(source.encode()).hexdigest()}"
-
-
-def _method(method: str | Block | Sequence[str | Block] | Method) -> tuple[str, Method, dict[str, Any]]:
-    """A method's name, its function, and its block in a recipe."""
-    if callable(method):
-        name = re.sub(r"[^\w.+-]", "", getattr(method, "__name__", "method"))
-        return name, method, {"name": name}
-    if not isinstance(method, str | Mapping):
-        named = [_method(part) for part in method]
-        name = "+".join(name for name, _, _ in named)
-        parts = [block for _, _, block in named]
-        return name, partial(combined, parts=[part for _, part, _ in named]), {"name": name, "parts": parts}
-    block = fill(METHODS, method, kind="method", presets=PRESETS)
-    return block["name"], partial(call, METHODS, block), block

@@ -25,11 +25,11 @@ from limbeck.taps import dry_run, evaluation_mode
 from limbeck.train.engine import Engine
 from limbeck.train.readers import network_reader
 
-SAMPLES = 2_000
+SAMPLES = 1_000
 """The most test samples whose features are read, and that are corrupted."""
 
-WORK = 10**11
-"""The most multiply-accumulates of teacher and one student for corrupted samples, a few seconds of one core."""
+WORK = 12 * 10**10
+"""The most multiply-accumulates of teacher and one student on corrupted samples: about 4 s of one core."""
 
 LEAST = 100
 """The number of samples that are corrupted even if that takes more than `WORK`."""
@@ -98,12 +98,12 @@ def analyse(
     classes = {arm: _class_accuracy(known[arm]["test"], data) for arm in arms}
     readings = {arm: _Reading(arm, networks[arm], data, engine) for arm in arms}
     index, corrupted = _places(data, macs)
-    inputs, labels = data.test.inputs[index], data.test.targets[index]
     robust = _corrupted_accuracy(readings, data, corrupted) if len(corrupted) else {}
+    inputs, labels = data.test.inputs[index], data.test.targets[index]
     found, points = list[NetworkLearned](), dict[str, NDArray[np.float32]]()
-    taught, of_teacher = "teacher" in arms, None  # its features
-    for arm, reading in readings.items():
-        features, test = reading(inputs)[1], known[arm]["test"]
+    target: Tensor | None = None  # the teacher's features
+    for arm in arms:
+        features, test = readings[arm](inputs)[1], known[arm]["test"]
         if features is not None:
             points[arm] = projection(features)
         figures = results[arm].test if arm in results else None
@@ -113,17 +113,16 @@ def analyse(
                 agreement=figures.agreement if isinstance(figures, ClassFigures) else None,
                 kl_to_teacher=figures.kl_to_teacher if isinstance(figures, ClassFigures) else None,
                 class_accuracy=classes[arm],
-                class_change=_minus(classes[arm], classes["alone"]) if arm != "alone" and "alone" in arms else None,
+                class_change=_change(arm, classes),
                 calibration=_calibration(known[arm], data),
                 nmi=None if features is None else cluster_nmi(features, labels, len(data.classes)),
-                cka=None if features is None or of_teacher is None else linear_cka(features, of_teacher),
+                cka=None if features is None or target is None else linear_cka(features, target),
                 clean_accuracy=_accuracy(test[corrupted], data.test.targets[corrupted]) if robust else None,
                 corrupted_accuracy=robust.get(arm),
-                deferral=_deferral(known[arm], known["teacher"], data) if taught and arm != "teacher" else None,
+                deferral=_deferral(arm, known, data),
             )
         )
-        if arm == "teacher":
-            of_teacher = features
+        target = features if arm == "teacher" else target
     learned = Learned(seed, tuple(data.classes), len(index), len(corrupted), tuple(found), "")
     return learned, Maps(index.numpy(), labels.numpy(), points)
 
@@ -205,10 +204,12 @@ def _class_accuracy(logits: Tensor, data: Data) -> tuple[float | None, ...]:
     return tuple(hit / count if count else None for hit, count in zip(right, counts, strict=True))
 
 
-def _minus(first: Sequence[float | None], second: Sequence[float | None]) -> tuple[float | None, ...]:
-    return tuple(
-        None if one is None or other is None else one - other for one, other in zip(first, second, strict=True)
-    )
+def _change(arm: str, classes: Mapping[str, Sequence[float | None]]) -> tuple[float | None, ...] | None:
+    """The accuracy of each class minus that of alone."""
+    if arm == "alone" or "alone" not in classes:
+        return None
+    pairs = zip(classes[arm], classes["alone"], strict=True)
+    return tuple(None if own is None or other is None else own - other for own, other in pairs)
 
 
 def _calibration(outputs: Mapping[str, Tensor], data: Data) -> Calibration:
@@ -216,9 +217,13 @@ def _calibration(outputs: Mapping[str, Tensor], data: Data) -> Calibration:
     return calibration(outputs["test"], data.test.targets, validation)
 
 
-def _deferral(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], data: Data) -> Deferral:
+def _deferral(arm: str, outputs: Mapping[str, Mapping[str, Tensor]], data: Data) -> Deferral | None:
+    if arm == "teacher" or "teacher" not in outputs:
+        return None
     splits = {"test": data.test, "validation": data.validation}
     answers = {
-        name: Answers(student[name], teacher[name], split.targets) for name, split in splits.items() if len(split)
+        name: Answers(outputs[arm][name], outputs["teacher"][name], split.targets)
+        for name, split in splits.items()
+        if len(split)
     }
     return deferral(answers["test"], answers.get("validation"))

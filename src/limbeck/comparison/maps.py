@@ -18,7 +18,7 @@ from limbeck.files.atomic import read, replacing
 MAPS = "maps.safetensors"
 
 MOST_BYTES = 16 * 2**20
-"""The largest size of the file: those of 2,000 samples and 1,000 arms."""
+"""The largest size of the file: those of 1,000 samples and 2,000 arms."""
 
 _OF_ARM = "points/"
 
@@ -58,7 +58,7 @@ def read_maps(folder: Path, known: str) -> Maps:
         index, labels = arrays.pop("index"), arrays.pop("labels")
     except (SafetensorError, KeyError) as error:
         raise LimbeckError(f"{folder / MAPS} contains no maps: {error}") from error
-    points = {name.removeprefix(_OF_ARM): array for name, array in arrays.items()}
+    points = {name.removeprefix(_OF_ARM): arrays[name] for name in sorted(arrays)}
     flat = all(_is(one, np.int64, (len(index),)) for one in (index, labels) if index.ndim)
     if not (index.ndim and flat and all(_is(one, np.float32, (len(index), 2)) for one in points.values())):
         raise LimbeckError(f"{folder / MAPS} contains no maps: its arrays have other shapes or types")

@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -30,6 +31,7 @@ from limbeck.experiment.arms import block_of, teacher_of
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Job, Track
 from limbeck.experiment.fit import Shared
+from limbeck.experiment.given import Given
 from limbeck.experiment.results import NetworkResult, plain
 from limbeck.experiment.run import UNWATCHED, Experiment
 from limbeck.experiment.runfiles import OUTPUTS
@@ -51,6 +53,7 @@ class Sweep:
         recipe: with ``methods``.
         folder: see `limbeck.experiment.trials`.
         trust_code: as for `Experiment`.
+        given: as for `Experiment`.
         progress: as for `Experiment`.
 
     Raises:
@@ -58,12 +61,18 @@ class Sweep:
     """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, *, trust_code: bool = False, progress: Progress | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        trust_code: bool = False,
+        given: Given | None = None,
+        progress: Progress | None = None,
     ) -> None:
         _check(recipe)
         recipe = recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"use": False})})
         self.experiment = Experiment(
-            recipe, folder, resume=True, trust_code=trust_code, keep="trials", progress=progress
+            recipe, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
         )
         self._path = folder
 
@@ -80,9 +89,7 @@ class Sweep:
 
     @property
     def _trials(self) -> Trials:
-        folder = self.experiment.folder
-        assert isinstance(folder, Trials)
-        return folder
+        return cast("Trials", self.experiment.folder)
 
     def run(self, track: Track = UNWATCHED) -> Generator[Event, None, None]:
         """Train the students that no process has trained or trains now."""
@@ -149,9 +156,7 @@ class Sweep:
         )
 
     def _result(self, name: str) -> NetworkResult:
-        found = self._trials.result(name)
-        assert found is not None  # `conclude` has looked
-        return found
+        return cast("NetworkResult", self._trials.result(name))  # `conclude` has looked
 
     def _correct(self, arm: str) -> Correct:
         """Which test samples the students of an arm classify correctly (seeds, samples)."""

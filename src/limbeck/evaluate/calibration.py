@@ -55,7 +55,8 @@ def reliability(logits: Tensor, targets: Tensor) -> Reliability:
     """
     log_probabilities = F.log_softmax(logits.double(), dim=1)
     confidence, predicted = log_probabilities.exp().max(dim=1)
-    place = (confidence * ECE_BINS).ceil().long().sub(1).clamp(0, ECE_BINS - 1)  # a border belongs to the lower bin
+    borders = torch.linspace(0, 1, ECE_BINS + 1)[1:-1]
+    place = torch.bucketize(confidence.float(), borders, right=True)  # in 32 bits, as torchmetrics does
     counts, confidences, hits = (
         torch.bincount(place, weights, minlength=ECE_BINS).tolist()
         for weights in (None, confidence, (predicted == targets).double())

@@ -14,7 +14,7 @@ from torch import Tensor
 STARTS = 10
 """The starts of k-means, of which the best counts."""
 
-_ROUNDING = 1e-10  # deviations below this part of the features are rounding errors
+_ROUNDING = 1e-6  # deviations below this part of the features are rounding errors of 32 bits
 
 
 def linear_cka(first: Tensor, second: Tensor) -> float | None:
@@ -27,8 +27,8 @@ def linear_cka(first: Tensor, second: Tensor) -> float | None:
     [1] S. Kornblith, M. Norouzi, H. Lee, G. Hinton, "Similarity of Neural Network Representations Revisited" (2019),
     section 3.
     """
-    centred = [values - values.mean(dim=0) for values in (first.double(), second.double())]
-    if any(_constant(values, features) for values, features in zip(centred, (first, second), strict=True)):
+    centred = [_centred(features) for features in (first, second)]
+    if not all(values.any() for values in centred):
         return None
     one, other = (values @ values.T for values in centred)
     return float((one * other).sum() / (one.norm() * other.norm()))
@@ -55,7 +55,7 @@ def cluster_nmi(features: Tensor, labels: Tensor, clusters: int, *, seed: int = 
     means = KMeans(min(clusters, len(features)), n_init=STARTS, random_state=seed)
     with threadpool_limits(1), warnings.catch_warnings():  # several threads add in any order
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than clusters
-        found = means.fit_predict(features.double().numpy())
+        found = means.fit_predict(_centred(features).numpy())
     return float(normalized_mutual_info_score(labels.numpy(), found))
 
 
@@ -63,15 +63,17 @@ def projection(features: Tensor) -> NDArray[np.float32]:
     """Return the first two principal components (N, 2) of features (N, D); 0 where there are fewer."""
     from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 
-    values = features.double()
-    centred = values - values.mean(dim=0)
+    values = _centred(features)
     found = np.zeros((len(values), 2), np.float32)
-    if not _constant(centred, features):
+    if values.any():
         count = min(2, *values.shape)
         with threadpool_limits(1):
             found[:, :count] = PCA(count, random_state=0).fit_transform(values.numpy())
     return found
 
 
-def _constant(centred: Tensor, features: Tensor) -> bool:
-    return bool(centred.norm() <= _ROUNDING * features.double().norm())
+def _centred(features: Tensor) -> Tensor:
+    """The features minus their mean, in 64 bits; 0 if they are constant up to rounding."""
+    values = features.double()
+    centred = values - values.mean(dim=0)
+    return centred if centred.norm() > _ROUNDING * values.norm() else torch.zeros_like(centred)

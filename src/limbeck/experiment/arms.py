@@ -27,10 +27,10 @@ def arms_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(["alone", *names] if recipe.baseline else names))
 
 
-def method_of(recipe: Recipe, arm: str, own: Method | None = None) -> Method:
-    """The method of an arm's student; ``own`` is the function that the recipe's name stands for, if given."""
-    if own is not None and arm == recipe.method["name"]:
-        return own
+def method_of(recipe: Recipe, arm: str, own: Mapping[str, Method]) -> Method:
+    """The method of an arm's student; ``own`` has the functions that names of the recipe stand for."""
+    if arm in own:
+        return own[arm]
     block = block_of(recipe, arm)
     if "parts" in block:
         return partial(combined, parts=[partial(call, METHODS, part) for part in block["parts"]])

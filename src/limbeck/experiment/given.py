@@ -20,11 +20,11 @@ MakeStudent = Callable[[], nn.Module]
 
 @dataclass(frozen=True)
 class Given:
-    """What a recipe cannot hold: the data, the networks, and a method that may be any function."""
+    """What a recipe cannot hold: the data, the networks, and methods that may be any functions."""
 
     data: Data
     networks: "OwnNetworks"
-    method: Method
+    methods: Mapping[str, Method]  # by the names that the recipe has for them
 
 
 class OwnNetworks:
@@ -36,7 +36,7 @@ class OwnNetworks:
         teachers: the trained teacher, or the members of an ensemble; empty for a method without a teacher.
         others: further networks by name, trained in place by ``first``, otherwise as copies.
         block: says what the student reads.
-        first: the seed and the arm that train in place.
+        first: the seed and the arm that train in place, if any.
         data: what they are trained on.
     """
 
@@ -47,7 +47,7 @@ class OwnNetworks:
         others: Mapping[str, nn.Module],
         block: StudentBlock,
         *,
-        first: tuple[int, str],
+        first: tuple[int, str] | None,
         data: Data,
     ) -> None:
         self._make = None if isinstance(student, nn.Module) else student

@@ -63,10 +63,10 @@ class Built:
     unfit: Mapping[str, str]  # the methods to compare that these networks cannot have, with the reason
 
 
-def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: Method | None) -> Preflight:
+def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: Mapping[str, Method]) -> Preflight:
     """Build every network, plan every arm and read every tap.
 
-    ``own`` is the method where the recipe's name stands for a function of the caller. ``folder`` is the run's.
+    ``own`` has the functions of the caller that names of methods stand for. ``folder`` is the run's.
 
     Raises:
         LimbeckError: a file, a network, a layer or an option is wrong.
@@ -139,7 +139,7 @@ def _check_members(
     return notes
 
 
-def built(recipe: Recipe, data: Data, factory: Prepared, own: Method | None) -> Built:
+def built(recipe: Recipe, data: Data, factory: Prepared, own: Mapping[str, Method]) -> Built:
     """Build every network of the first seed and plan every training.
 
     Raises:

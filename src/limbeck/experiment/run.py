@@ -104,7 +104,7 @@ class Experiment:
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)
         self._given, self._keep = given, keep
-        self._own = given.method if given else None
+        self._own = given.methods if given else {}
         self.results: dict[Job, NetworkResult] = {}
         self.networks: dict[str, nn.Module] = {}
         self._test_outputs: dict[Job, Tensor] = {}  # of teachers

@@ -289,8 +289,10 @@ def _compare(raw: dict[str, Any], methods: Sequence[str]) -> None:
     listed = raw.get("methods")
     blocks = [raw.get("method"), *(listed if isinstance(listed, list) else ())]
     known = {block.get("name"): block for block in map(as_block, blocks) if isinstance(block, dict)}
-    parts = {name: [known.get(part, {"name": part}) for part in name.split("+")] for name in methods}
-    raw["methods"] = [known.get(name, found if len(found) > 1 else found[0]) for name, found in parts.items()]
+    raw["methods"] = []
+    for name in methods:
+        parts = [known.get(part, {"name": part}) for part in name.split("+")]
+        raw["methods"].append(known.get(name, parts if len(parts) > 1 else parts[0]))
 
 
 def _override(raw: dict[str, Any], override: str) -> tuple[str, ...]:

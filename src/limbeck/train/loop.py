@@ -213,7 +213,7 @@ def _stage(
     best: Best | None,
     reader: MakeReader,
 ) -> Iterator[Epoch | Pause]:
-    step, following = steps[position], len(steps) - 1 - position
+    step = steps[position]
     with frozen(frozen_modules(stage, networks)) as rest:
         learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
         if not learning:
@@ -226,11 +226,7 @@ def _stage(
         if engine.compile:
             step.compile_losses()
         if state is not None:
-            optimizer.load_state_dict(state["optimizer"])
-            match_parameters(optimizer)
-            for part in stateful:
-                part.load(state)
-            engine.restore_generators(state["generators"])
+            _restore(state, optimizer, engine, stateful)
         read: Versions | None = None
         for number in range(state["epoch"] if state else 0, stage.epochs):
             if best is not None and best.ends(number):
@@ -239,13 +235,14 @@ def _stage(
             sweep = TrainingSweep(number, networks, batches, engine)
             if stage.prepare is not None:
                 stage.prepare(sweep)
-            versions = Versions(network for name, network in networks.items() if name not in stage.networks)
+            versions = Versions(net for name, net in networks.items() if name not in stage.networks)
             if read is None or versions.numbers != read.numbers:  # first epoch, or a frozen network was changed
                 readers, notes = frozen_readers(stage, networks, batches.example_inputs(), engine, store, reader)
                 taps, read = Taps(networks, stage.reads, learns=stage.networks, readers=readers), versions
+            place = Pause(position + 1 - len(steps), number, 0)
             try:
-                means, images = yield from _epoch(
-                    stage, following, number, step, rest, taps, optimizer, rates, batches, engine, updater
+                means, images, paused = yield from _epoch(
+                    stage, place, step, rest, taps, optimizer, rates, batches, engine, updater
                 )
             except NotFinite as first:
                 raise _diverged(stage, first, sweep, readers) from None
@@ -257,7 +254,7 @@ def _stage(
                 terms=dict(zip(stage.terms, means, strict=False)),
                 loss=means[-1],
                 images=images,
-                seconds=time.perf_counter() - start,
+                seconds=time.perf_counter() - start - paused,
                 state=functools.partial(_snapshot, position, number + 1, steps, optimizer, engine, stateful),
                 learned=step,
                 notes=notes,
@@ -266,8 +263,7 @@ def _stage(
 
 def _epoch(
     stage: Stage,
-    following: int,
-    number: int,
+    place: Pause,
     step: Step,
     rest: Sequence[nn.Module],
     taps: Taps,
@@ -276,17 +272,20 @@ def _epoch(
     batches: BatchSource,
     engine: Engine,
     updater: Updater | None,
-) -> Generator[Pause, None, tuple[list[float], int]]:
-    images, means = 0, _Means()
+) -> Generator[Pause, None, tuple[list[float], int, float]]:
+    """Returns the terms' means, the number of samples, and the seconds that other trainings took."""
+    images, means, paused = 0, _Means(), 0.0
     optimizer.zero_grad(set_to_none=True)  # gradients from before
     with taps, engine.without_autocast():
         step.train()
         for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
             part.training = False
-        with nullcontext() if updater is None else updater.epoch(number):
-            for position, batch in enumerate(batches(number)):
-                yield Pause(-following, number, position)
-                progress = (number + position / len(batches)) / stage.epochs
+        with nullcontext() if updater is None else updater.epoch(place.epoch):
+            for position, batch in enumerate(batches(place.epoch)):
+                pause = time.perf_counter()
+                yield place._replace(batch=position)
+                paused += time.perf_counter() - pause
+                progress = (place.epoch + position / len(batches)) / stage.epochs
                 factor = stage.schedule(progress)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
@@ -295,7 +294,7 @@ def _epoch(
     terms = means.read()
     if not all(weight.isfinite().all() for group in optimizer.param_groups for weight in group["params"]):
         raise NotFinite(len(batches) - 1, [])  # before a checkpoint is written
-    return terms, images
+    return terms, images, paused
 
 
 def _update(
@@ -364,6 +363,14 @@ def _snapshot(
         "generators": engine.generators(),
         **{name: value for part in more for name, value in part.state().items()},
     }
+
+
+def _restore(state: dict[str, Any], optimizer: Any, engine: Engine, more: Sequence[Average | Best]) -> None:
+    optimizer.load_state_dict(state["optimizer"])
+    match_parameters(optimizer)
+    for part in more:
+        part.load(state)
+    engine.restore_generators(state["generators"])
 
 
 def _full(tensor: Tensor) -> Tensor:

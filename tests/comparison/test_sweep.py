@@ -1,0 +1,264 @@
+"""Methods over seeds in one folder: the bits of runs of their own, whatever stops them and whoever trains them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from limbeck.comparison import results
+from limbeck.comparison.sweep import Sweep
+from limbeck.core import LimbeckError
+from limbeck.experiment.events import Finished, Started, Trained
+from limbeck.experiment.run import Experiment
+from limbeck.recipe.read import RecipeError, read
+
+RECIPE = """\
+name: tiny
+data: {source: digits, limit: 96}
+teacher:
+  model: {name: mlp, hidden: [16], dropout: 0.2}
+  train: {epochs: 2, batch_size: 32, augment: {shift: 1}}
+student:
+  model: {name: mlp, hidden: [8], dropout: 0.1}
+method: {name: kd, temperature: 3}
+train: {epochs: 2, batch_size: 32}
+seeds: [0, 1]
+evaluate: {latency_runs: 1}
+precision: 32
+"""
+METHODS = ("kd", "fitnets", "srrl")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def recipe(*settings, methods=METHODS):
+    Path("recipe.yaml").write_text(RECIPE)
+    return read(Path("recipe.yaml"), overrides=settings, methods=methods)
+
+
+def sweep(*settings, methods=METHODS, folder="both"):
+    return Sweep(recipe(*settings, methods=methods), Path(folder))
+
+
+def finish(one):
+    return list(one.run()), one.conclude()
+
+
+def untimed(result):
+    """The result without latencies, which differ from run to run."""
+    teacher = result.teacher and replace(result.teacher, latency=None)
+    return replace(result, teacher=teacher, arms=tuple(replace(arm, latency=None) for arm in result.arms), notes=())
+
+
+def weights(folder, arm, seed):
+    return load_file(Path(folder) / f"{arm}-seed{seed}" / arm / f"seed{seed}" / "student.safetensors")
+
+
+def predicted(folder, arm, seed):
+    file = folder / f"{arm}-seed{seed}" / arm / f"seed{seed}" / "outputs.safetensors"
+    return load_file(file)["test"].argmax(1)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed comparison and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    one = Sweep(read(folder / "recipe.yaml", methods=METHODS), folder / "whole")
+    return finish(one)[1], folder / "whole"
+
+
+def test_every_student_has_the_bits_that_it_has_in_a_run_of_its_own(whole):
+    result, folder = whole
+    for method in METHODS:
+        run = Experiment(
+            read(folder.parent / "recipe.yaml", overrides=[f"method.name={method}"] * (method != "kd")), Path(method)
+        )
+        for _ in run.run():
+            pass
+        for arm in ("alone", method):
+            for seed in (0, 1):
+                own = load_file(Path(method) / arm / f"seed{seed}" / "student.safetensors")
+                assert same(own, weights(folder, arm, seed)), (arm, seed)
+        own = {(one.arm, one.seed): one for one in run.result.runs}
+        for one in result.of(method):
+            assert replace(own[one.arm, one.seed], trained_as=None) == replace(one, trained_as=None)
+
+
+def test_the_recipe_of_a_student_trains_it_again_to_the_same_bits(whole):
+    _, folder = whole
+    for arm in ("srrl", "alone@2x"):
+        run = Experiment(read(folder / f"{arm}-seed1" / "recipe.yaml"), Path(arm))
+        for _ in run.run():
+            pass
+        name = arm.partition("@")[0]
+        assert same(load_file(Path(arm) / name / "seed1" / "student.safetensors"), weights(folder, arm, 1))
+
+
+def test_a_method_of_two_stages_is_compared_with_a_student_alone_of_as_many_epochs(whole):
+    arms = {arm.arm: arm for arm in whole[0].arms}
+    assert list(arms) == ["alone", "kd", "fitnets", "srrl", "alone@2x"]
+    assert {name: arm.epochs for name, arm in arms.items()} == {
+        "alone": 2,
+        "kd": 2,
+        "fitnets": 4,
+        "srrl": 2,
+        "alone@2x": 4,
+    }
+    assert [arms[name].alone.arm for name in METHODS] == ["alone", "alone@2x", "alone"]
+    assert [arms[name].kd and arms[name].kd.arm for name in METHODS] == [None, "kd", "kd"]
+    assert arms["kd"].options["temperature"] == 3
+
+
+def test_the_differences_are_those_of_the_figures(whole):
+    result, folder = whole
+    for arm in result.arms[1:4]:
+        ours, others = ([one.test.accuracy for one in result.of(name)] for name in (arm.arm, arm.alone.arm))
+        assert arm.alone.differences == pytest.approx([a - b for a, b in zip(ours, others, strict=True)])
+        rows = [
+            [
+                load_file(folder / f"{name}-seed{seed}" / name / f"seed{seed}" / "outputs.safetensors")["test"].argmax(
+                    1
+                )
+                for seed in (0, 1)
+            ]
+            for name in (arm.arm, arm.alone.arm)
+        ]
+        labels = Sweep(read(folder.parent / "recipe.yaml", methods=METHODS), folder).experiment.data.test.targets
+        first, second = ([(row == labels) for row in arms] for arms in rows)
+        only = sum(int((a & ~b).sum()) for a, b in zip(first, second, strict=True))
+        assert arm.alone.mcnemar.only_method == only
+
+
+def test_what_is_written_is_read_again(whole):
+    result, folder = whole
+    assert results.read(folder) == result
+    file = folder / "comparison.json"
+    text = file.read_text()
+    try:
+        file.write_text(text.replace('"epochs": 4', '"epochs": 5', 1))
+        with pytest.raises(LimbeckError, match="is damaged, or was changed"):
+            results.read(folder)
+    finally:
+        file.write_text(text)
+    with pytest.raises(LimbeckError, match="no finished comparison"):
+        results.read(Path("nowhere"))
+
+
+@pytest.mark.parametrize("stops", [(1, 4, 9), (6, 2, 3)])
+def test_a_comparison_that_is_stopped_comes_to_the_same_bits(whole, monkeypatch, stops):
+    monkeypatch.setattr("limbeck.experiment.folder.CHECKPOINT_SHARE", 1e9)
+    for count in stops:
+        events = sweep().run()
+        for event in events:
+            count -= isinstance(event, Trained)
+            if not count:
+                break
+        events.close()
+    events, result = finish(sweep())
+    assert any(isinstance(event, Finished) and event.reused for event in events) or any(
+        isinstance(event, Started) and event.done for event in events
+    )
+    assert untimed(result) == untimed(whole[0])
+    for one in result.runs:
+        assert same(weights("both", one.arm, one.seed), weights(whole[1], one.arm, one.seed))
+
+
+def test_seeds_and_methods_that_are_added_later_train_only_what_is_missing(whole):
+    finish(sweep("seeds=[0]", methods=("kd",)))
+    events, result = finish(sweep())
+    started = {str(event.job) for event in events if isinstance(event, Started)}
+    expected = {f"{arm}/seed0" for arm in ("fitnets", "srrl", "alone@2x")}
+    assert started == expected | {f"{arm}/seed1" for arm in ("teacher", "alone", "kd", "fitnets", "srrl", "alone@2x")}
+    assert untimed(result) == untimed(whole[0])
+    assert not list(sweep().run())
+
+
+def test_a_seed_that_another_process_trains_is_left_to_it():
+    Path("both/locks").mkdir(parents=True)
+    one = sweep(methods=("kd",))
+    with FileLock("both/locks/seed0"):
+        finished = {event.job.seed for event in one.run() if isinstance(event, Finished)}
+    assert finished == {1}
+    assert [str(job) for job in one.missing] == ["alone/seed0", "kd/seed0"]
+    with pytest.raises(LimbeckError, match="2 of 4 students are not finished"):
+        one.conclude()
+
+
+def test_a_method_that_the_networks_cannot_have_is_left_out_and_said():
+    one = sweep("seeds=[0]", methods=("fsp", "kd"))
+    assert one.experiment.arms == ("alone", "kd")
+    assert any(note.startswith("fsp is left out: fsp compares maps") for note in one.experiment.notes)
+    with pytest.raises(LimbeckError, match="fsp: fsp compares maps"):
+        sweep("seeds=[0]", methods=("fsp",), folder="other")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("cache=true", "a comparison does not have cache: true"),
+        ("share_first_stage=true", "a comparison does not have share_first_stage"),
+    ],
+)
+def test_what_only_a_run_has_is_refused(setting, message):
+    with pytest.raises(LimbeckError, match=message):
+        sweep(setting)
+
+
+def test_a_recipe_without_methods_is_refused():
+    with pytest.raises(LimbeckError, match="lists no methods to compare"):
+        sweep(methods=())
+
+
+def test_methods_to_compare_are_refused_by_a_run():
+    with pytest.raises(LimbeckError, match="use limbeck compare"):
+        Experiment(recipe(), Path("run"))
+
+
+def test_a_folder_of_something_else_is_refused():
+    for _ in Experiment(recipe(methods=()), Path("run")).run():
+        pass
+    with pytest.raises(LimbeckError, match="holds a run, not a comparison"):
+        sweep(folder="run")
+    finish(sweep("seeds=[0]", methods=("kd",)))
+    with pytest.raises(LimbeckError, match=r"(?s)comparison of another recipe.*epochs: 3"):
+        sweep("train.epochs=3")
+
+
+def test_options_are_those_of_the_recipe():
+    Path("recipe.yaml").write_text(RECIPE + "methods: [{name: srrl, alpha: 0.5}]\n")
+    blocks = read(Path("recipe.yaml"), methods=("alone", "srrl", "kd", "kd+srrl")).methods
+    assert blocks[1]["alpha"] == 0.5
+    assert blocks[2]["temperature"] == 3
+    assert blocks[3]["parts"] == [blocks[2], blocks[1]]
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (("kdd",), r"--methods kdd: methods.0.name: there is no method 'kdd': did you mean 'kd'"),
+        (("kd", "kd"), "kd is listed twice"),
+    ],
+)
+def test_wrong_methods_are_told_before_anything_is_read(methods, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe(methods=methods)
+
+
+def test_the_log_of_a_student_has_its_own_times(whole):
+    """Not those of the students that are trained between its batches."""
+    for arm in ("alone", "kd"):
+        lines = [json.loads(line) for line in (whole[1] / f"{arm}-seed0" / "metrics.jsonl").read_text().splitlines()]
+        assert [line["epoch"] for line in lines] == [1, 2]
+        assert all(line["seconds"] > 0 for line in lines)
