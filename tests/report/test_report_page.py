@@ -135,6 +135,8 @@ def test_the_same_folder_gives_the_same_page_and_the_settings_of_matplotlib_stay
 
 
 def test_names_are_text(compared):
+    for file in compared.glob("*/environment.json"):
+        write_sealed(file, {"cpu": "half a pair: \ud800"})
     result = comparisons.read(compared)
     name = "<script>alert(1)</script> $x^2$ \x07 &amp;"
     classes = (name, *result.learned.classes[1:])
@@ -146,6 +148,7 @@ def test_names_are_text(compared):
     root = tree(html)
     assert not list(root.iter(f"{SPACE}script"))
     assert "<script" not in html
+    assert "half a pair: \\ud800" in html
     assert "<script>alert(1)</script> $x^2$ \\x07 &amp;" in text(next(root.iter(f"{SPACE}header")))
     assert any("<script>alert(" in text(one) for one in section(html, "classes").iter(f"{SPACE}text"))
 
@@ -247,6 +250,30 @@ def test_figures_of_classes_that_do_not_fit_are_refused(compared):
     change(compared, learned=learned | {"classes": learned["classes"][:9]})
     with pytest.raises(LimbeckError, match="do not fit"):
         write_report(compared)
+
+
+def test_arms_that_are_no_names_of_folders_and_too_many_arms_are_refused(compared):
+    values = read_sealed(compared / "comparison.json")
+    runs = [run | {"arm": "../kd"} if run["arm"] == "kd" else run for run in values["runs"]]
+    change(compared, runs=runs)
+    with pytest.raises(LimbeckError, match=r"an arm '\.\./kd'"):
+        write_report(compared)
+    change(compared, arms=[values["arms"][0]] * 101)
+    with pytest.raises(LimbeckError, match="101 arms"):
+        write_report(compared)
+
+
+def test_data_that_is_not_there_is_not_downloaded(compared, undrawn, monkeypatch):
+    for recipe in compared.glob("*/recipe.yaml"):
+        text = recipe.read_text().replace("source: digits", "source: mnist\n  download: true")
+        recipe.write_text(text.replace("root: null", f"root: {compared}"))
+    seal_again(compared)
+    monkeypatch.setattr("torchvision.datasets.MNIST", lambda *_, **__: pytest.fail("downloads"))
+    assert "Not shown: " in text_of_pictures(compared)
+
+
+def text_of_pictures(folder):
+    return text(section(page(read(folder)), "pictures"))
 
 
 def test_a_comparison_without_what_was_learned_says_so(compared, undrawn):

@@ -25,7 +25,11 @@ def report(
 
 def write_page(folder: Path, out: Path | None = None, *, data: "Data | None" = None) -> None:
     """Write the page and print its path; see `limbeck.report.page.write_report`."""
+    from limbeck.cli.progress import reading
     from limbeck.cli.terminal import console
     from limbeck.report.page import write_report
 
-    console().print(f"written: {write_report(folder, out, data=data)}", highlight=False, soft_wrap=True)
+    screen = console()
+    with reading(screen) as progress:
+        path = write_report(folder, out, data=data, progress=progress)
+    screen.print(f"written: {path}", highlight=False, soft_wrap=True)

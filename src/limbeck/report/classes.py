@@ -16,6 +16,9 @@ from limbeck.report.parts import Figure, Section, Table
 MOST_CLASSES = 20
 """The most classes in the figure."""
 
+ROWS = 1000
+"""The most rows of the table behind the figure."""
+
 MOST_NETWORKS = 8
 """The most networks in the figure."""
 
@@ -46,7 +49,7 @@ def classes(learned: Learned) -> Section:
     alone = next(one for one in learned.networks if one.arm == "alone")
     rows = [
         [name, percent(alone.class_accuracy[at]), *(_signed(changes[arm][at]) for arm in changes)]
-        for at, name in enumerate(learned.classes)
+        for at, name in list(enumerate(learned.classes))[:ROWS]
     ]
     numbers = Table(["class", "alone, %", *(f"{arm}, points" for arm in changes)], rows)
     panel = _panel(drawn_changes, [learned.classes[at] for at in shown], columns)

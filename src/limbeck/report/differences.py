@@ -6,13 +6,16 @@ from matplotlib.axes import Axes
 
 from limbeck.comparison.results import ArmResult, ComparisonResult, Versus
 from limbeck.report.drawing import COLOUR, Look, drawn, looks, plain_ticks
-from limbeck.report.numbers import NONE, interval, scaled, short, signed
+from limbeck.report.numbers import NONE, interval, scaled, short, signed, some
 from limbeck.report.parts import Figure, Section, Table
 from limbeck.report.verdict import evidence, judged, said
 from limbeck.tasks import TASKS, Shown
 
 ROW = 46
 """The height of a method in pixels."""
+
+MOST_SEEDS = 50
+"""The most seeds of a method that are shown; of more, so many evenly."""
 
 LINE = -0.06
 """The height of a method's line above its place, in rows."""
@@ -45,7 +48,7 @@ def differences(result: ComparisonResult) -> Section:
 
     alt = "; ".join(said(arm, versus, figure) for arm, versus in found)
     panel = drawn("differences", alt, (400, ROW * len(found) + 48), draw, margins=(10, 10, 4, 40))
-    seeds = sorted({one.seed for arm, _ in found for one in result.of(arm.arm)})
+    seeds = list(some(sorted({one.seed for arm, _ in found for one in result.of(arm.arm)}), MOST_SEEDS))
     head = ["method", "compared with", *(f"seed {seed}" for seed in seeds), "mean", "95 % interval"]
     numbers = Table(head, [_numbers(result, arm, versus, seeds, figure) for arm, versus in found])
     plot = Figure("differences", "Every seed", CAPTION, [panel], numbers)
@@ -57,8 +60,8 @@ def _row(axes: Axes, place: int, name: str, versus: Versus, look: Look, figure: 
     colour = {"helps": COLOUR["good"], "hurts": COLOUR["bad"]}.get(versus.judged.verdict, COLOUR["muted"])
     mark = {"helps": "▲ helps", "hurts": "▼ hurts"}.get(versus.judged.verdict, "no evidence")
     axes.axhline(y, color=COLOUR["line"], linewidth=0.6)
-    heights = [y + 0.11 * (1 - at % 3) for at in range(len(versus.differences))]  # so that equal seeds are seen
-    dots = [scaled(value, figure) for value in versus.differences]
+    dots = [scaled(versus.differences[at], figure) for at in some(range(len(versus.differences)), MOST_SEEDS)]
+    heights = [y + 0.11 * (1 - at % 3) for at in range(len(dots))]  # so that equal seeds are seen
     axes.plot(dots, heights, "o", color=look.colour, markersize=5, alpha=0.55, markeredgewidth=0)
     if found.interval is not None:
         ends = [scaled(found.interval.low, figure), scaled(found.interval.high, figure)]

@@ -26,6 +26,8 @@ from limbeck.tasks import TASKS
 
 Value = TypeVar("Value")
 
+MOST_ARMS, MOST_NETWORKS = 100, 10_000
+
 LARGEST = 1e30
 """No figure of a network is as large."""
 
@@ -171,6 +173,14 @@ def _check(result: ComparisonResult, folder: Path) -> None:
     networks = [*result.runs, *([result.teacher] if result.teacher else [])]
     if not all(hasattr(one.test, headline.key) for one in networks):
         raise LimbeckError(f"the result in {folder} has figures that are not of {result.task}")
+    if len(result.arms) > MOST_ARMS or len(result.runs) > MOST_NETWORKS:
+        raise LimbeckError(
+            f"the result in {folder} has {len(result.arms)} arms and {len(result.runs)} networks; a page shows at most "
+            f"{MOST_ARMS} and {MOST_NETWORKS:,}"
+        )
+    unsafe = next((one.arm for one in networks if any(sign in one.arm for sign in "/\\\0")), None)
+    if unsafe is not None:
+        raise LimbeckError(f"the result in {folder} has an arm {unsafe!r}, which is not the name of a folder")
     lonely = [arm.arm for arm in result.arms if not result.of(arm.arm)]
     if lonely or not result.arms:
         raise LimbeckError(f"the result in {folder} has no networks of {', '.join(lonely) or 'any arm'}")

@@ -1,5 +1,6 @@
 """How the page writes names and numbers."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from limbeck.comparison.results import Versus
@@ -14,8 +15,18 @@ SHORT = 18
 """The most characters of a name in a figure."""
 
 
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+"""What HTML does not allow: most control characters, and halves of surrogate pairs."""
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what HTML does not allow."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def short(name: str) -> str:
     """A name that fits into a figure."""
+    name = printable(" ".join(name.split()))
     return name if len(name) <= SHORT else f"{name[: SHORT - 1]}…"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from limbeck.comparison.maps import read_maps
-from limbeck.data import Data
+from limbeck.data import Data, Progress
 from limbeck.experiment.runfiles import REPORT
 from limbeck.files.atomic import write
 from limbeck.recipe.read import dump
@@ -20,38 +20,39 @@ from limbeck.report.deferral import deferral
 from limbeck.report.differences import differences
 from limbeck.report.features import features
 from limbeck.report.found import Found, read
+from limbeck.report.numbers import printable
 from limbeck.report.parts import Section, Table
-from limbeck.report.pictures import Picture, pictures, test_data
+from limbeck.report.pictures import Picture, data_of, pictures
 from limbeck.report.verdict import verdict
 
 HERE = Path(__file__).parent
 
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), 11, 12, *range(14, 32), *range(127, 160))}
-"""Characters that HTML does not allow, as escapes."""
 
-
-def write_report(folder: Path, out: Path | None = None, *, data: Data | None = None) -> Path:
+def write_report(
+    folder: Path, out: Path | None = None, *, data: Data | None = None, progress: Progress | None = None
+) -> Path:
     """Write the page on a run or comparison, and return its path.
 
     Args:
         folder: of the run or comparison.
         out: the file; by default report.html in the folder.
         data: that of the networks, if it is in memory; otherwise it is loaded as the recipe says.
+        progress: is called while the data is read, see `limbeck.data.load`.
 
     Raises:
         LimbeckError: the folder has no finished run or comparison, or its result is damaged.
     """
     path = out or folder / REPORT
-    write(path, page(read(folder), data))
+    write(path, page(read(folder), data, progress))
     return path
 
 
-def page(found: Found, data: Data | None = None) -> str:
-    """The page as HTML."""
+def page(found: Found, data: Data | None = None, progress: Progress | None = None) -> str:
+    """The page as HTML; the arguments are those of `write_report`."""
     result = found.result
     shown: list[Picture] = []
     if result.task == "classification" and not found.is_run:
-        shown = found.attempt("pictures", lambda: pictures(found, data or test_data(found))) or []
+        shown = found.attempt("pictures", lambda: pictures(found, data or data_of(found, progress))) or []
     jinja = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     text = jinja.get_template("page.html").render(
         name=result.name,
@@ -69,7 +70,7 @@ def page(found: Found, data: Data | None = None) -> str:
         is_run=found.is_run,
         missing=found.missing,
     )
-    return text.translate(_CONTROLS)
+    return printable(text)
 
 
 def _sections(found: Found) -> Iterator[Section]:

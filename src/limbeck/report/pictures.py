@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import rel_entr, softmax  # type: ignore[import-untyped]
 
-from limbeck.data import SOURCES, Data, load
+from limbeck.data import SOURCES, Data, Progress, load
 from limbeck.errors import LimbeckError
 from limbeck.experiment.run import MOST_OUTPUTS
 from limbeck.experiment.runfiles import OUTPUTS
 from limbeck.files.paths import file_size
 from limbeck.report.found import Found
-from limbeck.user_code import code_digests
+from limbeck.user_code import code_notices
 
 MOST = 12
 """The most images."""
@@ -40,18 +40,20 @@ class Picture:
     said: tuple[tuple[str, float, float], ...]  # classes with the teacher's and the student's probability
 
 
-def test_data(found: Found) -> Data:
-    """Load the data of the recipe, which must be that of the networks.
+def data_of(found: Found, progress: Progress | None = None) -> Data:
+    """Load the data of the recipe, without downloading it.
 
     Raises:
-        LimbeckError: it cannot be read, was changed, or is loaded by a Python file.
+        LimbeckError: it cannot be read, or is loaded by a Python file.
     """
     if found.recipe is None:
         raise LimbeckError("the recipe is missing, so the data cannot be loaded")
-    block = found.recipe.data
-    if block.source not in SOURCES or code_digests(block.model_dump()):
+    options = found.recipe.data.model_dump()
+    if options["source"] not in SOURCES or code_notices(options):
         raise LimbeckError("a Python file loads the data, and a report runs no code")
-    return load(**block.model_dump())
+    if "download" in options:
+        options["download"] = False
+    return load(**options, progress=progress)
 
 
 def pictures(found: Found, data: Data) -> list[Picture]:
