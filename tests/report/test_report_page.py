@@ -106,6 +106,9 @@ def test_the_numbers_of_the_page_are_those_of_the_result(html, whole):
             )
             assert verdict == arm.alone.judged.verdict
     known = {one.arm: one for one in result.learned.networks}
+    changes = rows(section(html, "classes"))
+    signed = [f"{100 * known[arm].class_change[7]:+.1f}".replace("-", MINUS) for arm in ("teacher", "kd")]
+    assert [changes["7"][1], changes["7"][2]] == signed
     calibration = rows(list(section(html, "calibration").iter(f"{SPACE}table"))[-1])
     assert calibration["srrl"][0] == f"{100 * known['srrl'].calibration.before.ece:.2f}"
     deferral = rows(list(section(html, "deferral").iter(f"{SPACE}table"))[-1])
@@ -139,7 +142,7 @@ def test_names_are_text(compared):
         write_sealed(file, {"cpu": "half a pair: \ud800"})
     result = comparisons.read(compared)
     name = "<script>alert(1)</script> $x^2$ \x07 &amp;"
-    classes = (name, *result.learned.classes[1:])
+    classes = (name, "$x^2$ <b>", *result.learned.classes[2:])
     write_sealed(
         compared / "comparison.json",
         plain(replace(result, name=name, learned=replace(result.learned, classes=classes))),
@@ -150,7 +153,8 @@ def test_names_are_text(compared):
     assert "<script" not in html
     assert "half a pair: \\ud800" in html
     assert "<script>alert(1)</script> $x^2$ \\x07 &amp;" in text(next(root.iter(f"{SPACE}header")))
-    assert any("<script>alert(" in text(one) for one in section(html, "classes").iter(f"{SPACE}text"))
+    drawn = {text(one) for one in section(html, "classes").iter(f"{SPACE}text")}
+    assert {"<script>alert(1)<…", "$x^2$ <b>"} <= drawn
 
 
 def test_the_recipe_of_the_page_makes_the_comparison_again(html, tmp_path):
@@ -171,6 +175,10 @@ def flip(path):
     path.write_bytes(data)
 
 
+def edit(path):
+    path.write_text(path.read_text().replace("epochs: ", "epochs: 1"))
+
+
 DAMAGE = {  # a file of the folder, how it is damaged, and the section that says so
     "changed outputs": ("srrl-seed0/srrl/seed0/outputs.safetensors", flip, "pictures"),
     "no teacher": ("teacher-seed0/teacher/seed0/result.json", Path.unlink, "pictures"),
@@ -179,7 +187,7 @@ DAMAGE = {  # a file of the folder, how it is damaged, and the section that says
     "changed weights": ("kd-seed1/kd/seed1/student.safetensors", flip, "curves"),
     "changed maps": ("maps.safetensors", flip, "features"),
     "no maps": ("maps.safetensors", Path.unlink, "features"),
-    "changed recipe": ("alone-seed0/recipe.yaml", flip, "again"),
+    "changed recipe": ("alone-seed0/recipe.yaml", edit, "again"),
     "no environment": ("srrl-seed1/environment.json", Path.unlink, "again"),
 }
 
@@ -211,11 +219,14 @@ def test_other_data_gives_no_images(whole, undrawn):
     assert "the test split has changed" in text(section(page(read(whole), data), "pictures"))
 
 
-def test_a_report_runs_no_code_of_a_recipe(compared, undrawn, tmp_path):
+@pytest.mark.parametrize("block", ["{}", "folder\n  path: .\n  transform: {}"])
+def test_a_report_runs_no_code_of_a_recipe(compared, undrawn, tmp_path, block):
     ran = tmp_path / "ran"
     (tmp_path / "mine.py").write_text(f"open({str(ran)!r}, 'w')\ndef data(): ...\n")
     for recipe in compared.glob("*/recipe.yaml"):
-        recipe.write_text(recipe.read_text().replace("source: digits", f"source: {tmp_path}/mine.py:data"))
+        recipe.write_text(
+            recipe.read_text().replace("source: digits", "source: " + block.format(f"{tmp_path}/mine.py:data"))
+        )
     seal_again(compared)
     html = page(read(compared))
     assert "a report runs no code" in text(section(html, "pictures"))

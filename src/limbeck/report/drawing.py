@@ -104,7 +104,7 @@ def drawn(
         figure = Figure(figsize=(width / POINTS, height / POINTS), dpi=POINTS)
         box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
         draw(figure.add_axes(box))
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(text, format="svg", transparent=True)
     return _inline(text.getvalue(), alt, size)
 
 
