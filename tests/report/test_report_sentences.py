@@ -54,8 +54,8 @@ VERDICTS = [
     ({"kd": 0.02}, 3, "No verdict, because 3 seeds cannot show whether a method helps: kd, 2.07 points"),
     ({"kd": 0.02, "at": 0.01}, 1, f"the greatest mean difference is that of kd, 2.20 {POINTS} better"),
     ({"kd": 0.0005}, 6, f"No evidence that kd helps (6 seeds): kd is 0.07 {POINTS} better"),
-    ({"kd": 0.0005, "fsp": -0.04}, 6, "could not be seen; fsp hurts."),
-    ({"kd": -0.02, "fsp": -0.04}, 6, f"any of the methods helps (6 seeds): kd is 1.98 {POINTS} worse"),
+    ({"kd": 0.0005, "fsp": -0.04}, 6, "95 % interval \N{MINUS SIGN}0.09 to +0.22; fsp hurts."),
+    ({"kd": -0.02, "fsp": -0.04}, 6, f"any of 2 methods helps (6 seeds): kd is 1.98 {POINTS} worse"),
     ({}, 6, "Nothing is compared"),
 ]
 

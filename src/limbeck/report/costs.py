@@ -50,7 +50,7 @@ def _cost(result: ComparisonResult, name: str, costs: Mapping[str, float], label
         axes.plot([costs[arm] for arm in front], [quality[arm] for arm in front], color=COLOUR["good"], linewidth=1.2)
         for arm, value in quality.items():
             bar = scaled(spreads[arm].deviation or 0.0, figure) if arm in spreads else 0.0
-            axes.plot([costs[arm]] * 2, [value - bar, value + bar], color=of[arm].colour, linewidth=1.2)
+            axes.plot([costs[arm]] * 2, [value - bar, value + bar], color=of[arm].colour, linewidth=1.2, alpha=0.4)
             axes.plot([costs[arm]], [value], color=of[arm].colour, marker=of[arm].marker, markersize=8)
         _set_range(axes, min(costs.values()), max(costs.values()))
         axes.set(xlabel=label, title=axis_of(figure))

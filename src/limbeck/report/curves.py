@@ -17,7 +17,7 @@ MOST_EPOCHS = 200
 ROWS = 60
 """The most rows of the table behind the figure."""
 
-FIRST = 1 / 3
+FIRST = 0.6
 """The part of a curve that may lie outside the picture: otherwise the first epochs hide the differences later."""
 
 

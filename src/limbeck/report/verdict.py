@@ -28,8 +28,7 @@ def verdict(result: ComparisonResult) -> str:
     helping = [one for one in found if one[1].judged.verdict == "helps"]
     hurting = [arm.arm for arm, versus in found if versus.judged.verdict == "hurts"]
     best, versus = helping[0] if helping else found[0]
-    n, limit = versus.judged.paired.n, versus.judged.detectable
-    seeds, gained = counted(n, "seed"), _gained(versus, figure)
+    seeds, gained = counted(versus.judged.paired.n, "seed"), _gained(versus, figure)
     harm = f"; {listed(hurting)} {_verb('hurt', hurting)}" if hurting else ""
     if helping:
         others = [arm.arm for arm, _ in helping[1:]]
@@ -38,9 +37,8 @@ def verdict(result: ComparisonResult) -> str:
     if versus.judged.smallest_p > LEVEL:
         which = "the greatest mean difference is that of " if len(found) > 1 else ""
         return f"No verdict, because {seeds} cannot show whether a method helps: {which}{best.arm}, {gained}."
-    unseen = f"; a difference below {amount(limit, figure)} could not be seen" if limit is not None else ""
-    which = "any of the methods" if len(found) > 1 else best.arm
-    return f"No evidence that {which} helps ({seeds}): {best.arm} is {gained}{unseen}{harm}."
+    which = f"any of {len(found)} methods" if len(found) > 1 else best.arm
+    return f"No evidence that {which} helps ({seeds}): {best.arm} is {gained}{harm}."
 
 
 def said(arm: ArmResult, versus: Versus, figure: Shown) -> str:
