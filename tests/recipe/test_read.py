@@ -254,6 +254,11 @@ def test_only_streamed_images_have_workers(tmp_path, source):
     assert "data.workers: only streamed data has workers: write streaming: true" in fail(tmp_path, text)
 
 
+def test_the_source_of_segmentation_is_named_for_a_table(tmp_path):
+    text = GOOD.replace("{source: digits}", "{source: table, path: x.csv, task: segmentation}")
+    assert "recipe.yaml:2: data.task: got 'segmentation', which has source: masks" in fail(tmp_path, text)
+
+
 def test_a_path_inside_the_data_root_is_left_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = with_absolute_paths(

@@ -182,6 +182,10 @@ def test_the_gain_is_told_in_the_units_of_the_headline(task, folders):
     summary = {"kd": replace(result.summary["kd"], better_than_alone=Gain(-0.015, None, 1, None))}
     expected = f"kd: {what.replace('better', 'worse')} than alone (one pair, so no standard error)"
     assert expected in verdicts(replace(result, summary=summary), recipe)
+    for tie in (0.0, 0.00004, -0.00004):
+        summary = {"kd": replace(result.summary["kd"], better_than_alone=Gain(tie, 0.0035, 2, 0.0025))}
+        expected = f"kd: no difference from alone in {TASKS[task].headline.label} (standard error {error}, 2 pairs)"
+        assert expected in verdicts(replace(result, summary=summary), recipe)
 
 
 def test_a_figure_is_shown_in_its_units():

@@ -155,7 +155,8 @@ class MemoryContrast(nn.Module):
     def _mixed(self, memory: Tensor, index: Tensor, anchors: Tensor) -> Tensor:
         """The memory with updated rows for these samples; a new tensor, because the backward pass reads the old one."""
         rows = self.momentum * memory[index] + (1 - self.momentum) * anchors.detach()
-        return memory.index_copy(0, index, F.normalize(rows, dim=1))
+        first = (index[:, None] == index).int().argmax(dim=1)  # of the same sample: the order of writing is not defined
+        return memory.index_copy(0, index, F.normalize(rows, dim=1)[first])
 
 
 def crd(
