@@ -263,7 +263,7 @@ def test_plan_and_run_read_the_task_from_a_source(task, tmp_path, monkeypatch):
     planned = CliRunner().invoke(app, ["plan", "recipe.yaml"], env={"COLUMNS": "120"})
     assert planned.exit_code == 0, planned.output
     units = ("3 labels", "3 numbers", "3 points", "2 classes")
-    assert f"samples of 3 x 16 x 16, {units[OTHERS.index(task)]}; on cpu" in planned.output
+    assert f"inputs of 3 x 16 x 16, targets of {units[OTHERS.index(task)]}; on cpu" in planned.output
     done = CliRunner().invoke(app, ["run", "recipe.yaml"], env={"COLUMNS": "120"})
     assert done.exit_code == 0, done.output
     assert f"kd/seed0: test {TASKS[task].headline.label} " in done.output
