@@ -254,6 +254,13 @@ def test_only_streamed_images_have_workers(tmp_path, source):
     assert "data.workers: only streamed data has workers: write streaming: true" in fail(tmp_path, text)
 
 
+@pytest.mark.parametrize("source", ["table", "masks"])
+def test_a_task_of_segmentation_names_its_source(tmp_path, source):
+    text = GOOD.replace("{source: digits}", f"{{source: {source}, path: x, task: segmentation}}")
+    told = "recipe.yaml:2: data.task: got 'segmentation', the only task of source: masks: write source: masks without"
+    assert told in fail(tmp_path, text)
+
+
 def test_a_path_inside_the_data_root_is_left_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = with_absolute_paths(

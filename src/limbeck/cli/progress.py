@@ -128,10 +128,21 @@ def _follow(experiment: Experiment, start: Callable[[Track], Iterator[Event]], c
     ]
     for line in lines:
         _print(console, line)
-    follow(start, console, experiment.work)
-    for note in experiment.notes:
-        if note not in notes:
-            _print(console, f"note: {note}")
+    told = set(notes)
+
+    def tell() -> None:
+        for note in experiment.notes:
+            if note not in told:
+                told.add(note)
+                _print(console, f"note: {note}")
+
+    def noted(track: Track) -> Iterator[Event]:
+        for event in start(track):
+            tell()
+            yield event
+
+    follow(noted, console, experiment.work)
+    tell()
 
 
 def _print(console: Console, line: str) -> None:

@@ -17,6 +17,7 @@ from limbeck.data import Data, Progress, load
 from limbeck.evaluate import latency
 from limbeck.experiment.arms import arms_of, label_indices, members_of, method_of, needed, teacher_of, training_of
 from limbeck.experiment.caching import cached, outputs
+from limbeck.experiment.checks import check_trained
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Finished, Job, Track
 from limbeck.experiment.fit import Fit, fit
@@ -90,6 +91,7 @@ class Experiment:
         self._results: dict[Job, NetworkResult] = {}
         self.networks: dict[str, nn.Module] = {}
         self._test_outputs: dict[Job, Tensor] = {}  # of teachers
+        self._notes: list[str] = []  # on the teachers that the run has trained
         self._result: RunResult | None = None
         with ExitStack() as refused:
             refused.push(self.factory)
@@ -135,7 +137,7 @@ class Experiment:
     def _lasting(self) -> tuple[str, ...]:
         """Those that a resumed run has too."""
         said = (note.said for note in self.found if not note.skipped)
-        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *said)))
+        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *said, *self._notes)))
 
     @property
     def work(self) -> Mapping[Job, float]:
@@ -208,6 +210,7 @@ class Experiment:
         elif block.train is not None:  # otherwise the method trains it
             workspace = replace(self.workspace, training=training_of(block.train, self.data))
             yield from self._fit(Fit(job, METHODS["alone"], {"student": network}, spec, workspace), track)
+            self._notes += [f"{job}: {note}" for note in check_trained(network, self.data, self.engine)]
         return network
 
     def _outputs_of(self, seed: int, teacher: nn.Module) -> Tensor | None:
@@ -254,13 +257,13 @@ class Experiment:
 
     def _identity(self) -> str | None:
         """What the recipe says of a student alone; None if no other run may use it."""
-        task, loss = self.recipe.task, self.recipe.task.hard_loss or ""
+        eyes, loss = self.data.task_options.get("eyes"), self.recipe.task.hard_loss or ""
         if self._in_memory or loss.startswith(GIVEN):  # what a function of the caller uses is not known
             return None
         parts = [self.recipe.student.model_dump(mode="json"), self.recipe.train.model_dump(mode="json")]
         if self.data.task != "classification" or loss:
             code = [loss.rpartition(":")[2], *code_digests({"hard_loss": loss})]
-            parts.append({"task": self.data.task, "hard_loss": code, "eyes": task.eyes})
+            parts.append({"task": self.data.task, "hard_loss": code, "eyes": eyes})
         return json.dumps(parts, sort_keys=True)
 
     def _first_stage_of(self, job: Job) -> Job | None:

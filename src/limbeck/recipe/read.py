@@ -126,6 +126,9 @@ def _data(block: Any) -> tuple[Any, list[Problem]]:
     if source not in sources:
         allowed = f"{nearest(source, sources)}, and path/to/file.py:function"
         return block, [Problem(("data", "source"), f"there is no source {shown(source)}: {allowed}")]
+    if source in ("table", "masks") and block.get("task") == "segmentation":
+        told = "got 'segmentation', the only task of source: masks: write source: masks without task:"
+        return block, [Problem(("data", "task"), told)]
     values, problems = validate(keyword_model(sources[source], DataKeys), block)
     common = {(key,) for key in DataKeys.model_fields}  # whose problems the check of the whole recipe has found
     own = [with_takers(problem, sources) for problem in problems if problem.path[:1] not in common]
