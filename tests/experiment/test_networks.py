@@ -251,7 +251,7 @@ def theirs(tmp_path, monkeypatch):
 
 def test_a_teacher_of_other_classes_says_how_to_begin_from_it(theirs):
     recipe, cast = theirs[1]()
-    with pytest.raises(LimbeckError, match=r"has 5 classes, the data 10; .* init: fine_tune .* also needs train:"):
+    with pytest.raises(LimbeckError, match=r"has 5 classes, the network 10 .* init: fine_tune .* also needs train:"):
         cast.restored(recipe.teacher)
 
 

@@ -34,7 +34,7 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
         options: options of rich's Console, such as ``width``.
     """
     codecs.register_error("limbeck.plain", _replaced)
-    return _Console(stderr=stderr, **{"markup": False, "highlight": False} | options)
+    return _Console(stderr=stderr, **{"markup": False, "highlight": False, "emoji": False} | options)
 
 
 class _Console(Console):

@@ -1,6 +1,7 @@
 """Read and validate a recipe file. All errors are reported at once, each with its line, value and allowed values."""
 
 import os
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -12,7 +13,16 @@ from limbeck.errors import nearest
 from limbeck.files.atomic import read as read_bytes
 from limbeck.files.paths import expanded, near
 from limbeck.options import as_block, complete, keyword_model, validate, with_takers
-from limbeck.recipe.blocks import DataKeys, MemberBlock, Recipe, StudentBlock, TrainBlock, as_methods
+from limbeck.recipe.blocks import (
+    CacheBlock,
+    DataKeys,
+    MemberBlock,
+    Recipe,
+    StudentBlock,
+    TeacherBlock,
+    TrainBlock,
+    as_methods,
+)
 from limbeck.recipe.contradictions import contradictions, streaming_contradictions
 from limbeck.recipe.paths import missing
 from limbeck.recipe.signatures import known
@@ -34,6 +44,8 @@ _NAMED: tuple[tuple[Place, str], ...] = (
     (("teacher", "train", "optimizer"), "optimizer"),
     (("teacher", "train", "schedule"), "schedule"),
 )
+
+_BLOCKS = {"data": DataKeys, "teacher": TeacherBlock, "student": StudentBlock, "train": TrainBlock, "cache": CacheBlock}
 
 
 def read(
@@ -81,6 +93,9 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     """Return the recipe with all defaults filled in (None if it is invalid), and its problems."""
     names = known()
     recipe, problems = validate(Recipe, raw)
+    blocks = {name: dict.fromkeys(block.model_fields, {}) for name, block in _BLOCKS.items()}
+    options = {"method": ChainMap(*names.methods.values()), "train.optimizer": ChainMap(*names.optimizers.values())}
+    problems = [with_takers(problem, blocks | options) for problem in problems]
     values: dict[str, Any] = recipe.model_dump(mode="json") if recipe else dict(raw)
     wrong = {problem.path for problem in problems}
     if ("method",) not in wrong and "method" in values:
