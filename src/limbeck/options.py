@@ -98,7 +98,10 @@ def signature(function: Callable[..., Any], *, given: Collection[str] = ("shape"
 def keyword_model(
     known: Known, base: type[Checked] = Checked, types: Mapping[str, Any] = MappingProxyType({})
 ) -> type[Checked]:
-    """Return a pydantic model with one field for each option, after those of the base; ``types`` replace those named."""
+    """Return a pydantic model with one field for each option, after those of the base.
+
+    ``types`` replaces the types of the options that it names.
+    """
     fields: dict[str, Any] = {}
     for name, option in _signature(known).items():
         default = option.get("default", ...)
@@ -175,10 +178,10 @@ def validate(model: type[Model], values: Any) -> tuple[Model | None, list[Proble
         return None, problems_of(error, model)
 
 
-def with_takers(problem: Problem, table: Mapping[str, Known]) -> Problem:
-    """The problem; where it is an unknown key, with the names of the table that have this key."""
+def with_takers(problem: Problem, table: Mapping[str, Collection[str]]) -> Problem:
+    """The problem; if it is an unknown key, with the names of the table whose keys include this key."""
     key = str(problem.path[-1]) if problem.path else ""
-    takers = [name for name, known in table.items() if key in _signature(known)]
+    takers = [name for name, keys in table.items() if key in keys]
     if not takers or not problem.message.startswith("unknown key"):
         return problem
     return Problem(problem.path, f"{problem.message}; it is a key of {' and '.join(takers)}")

@@ -276,6 +276,19 @@ def test_smoke_is_a_run_of_its_own_beside_the_whole_one():
     assert result_of("runs/tiny").seeds == (0,)
 
 
+def test_a_smoke_test_replaces_the_one_before_and_no_other_run():
+    runs("--smoke")
+    runs("--smoke", *changed("method.temperature=2"))
+    assert "temperature: 2.0" in Path("runs/tiny-smoke/recipe.yaml").read_text()
+    assert "already holds a run" in runs("--smoke", "--out", "runs/tiny-smoke", *changed("name=other"), code=2)
+    assert "cannot be resumed" in runs("--smoke", "--resume", code=2)
+
+
+def test_a_resumed_run_says_that_its_precision_was_decided_before():
+    runs(*changed("precision=auto"))
+    assert "(as decided when the run began)" in runs("--resume", *changed("precision=auto"))
+
+
 def test_a_finished_run_that_is_resumed_trains_nothing_and_says_the_same():
     runs(*changed("seeds=[0,1]"))
     before = result_of("runs/tiny")

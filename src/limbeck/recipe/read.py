@@ -1,8 +1,7 @@
 """Read and validate a recipe file. All errors are reported at once, each with its line, value and allowed values."""
 
 import os
-from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ruamel.yaml import YAML
 from limbeck.errors import nearest
 from limbeck.files.atomic import read as read_bytes
 from limbeck.files.paths import expanded, near
-from limbeck.options import as_block, complete, keyword_model, validate, with_takers
+from limbeck.options import Checked, as_block, complete, keyword_model, validate, with_takers
 from limbeck.recipe.blocks import (
     CacheBlock,
     DataKeys,
@@ -36,6 +35,9 @@ Place = tuple[str | int, ...]
 SHOWN = 10
 """The most problems in one error message."""
 
+SMOKE = "-smoke"
+"""The end of the name of a recipe that `smoke` shortened."""
+
 _NAMED: tuple[tuple[Place, str], ...] = (
     (("teacher", "model"), "model"),
     (("student", "model"), "model"),
@@ -45,7 +47,14 @@ _NAMED: tuple[tuple[Place, str], ...] = (
     (("teacher", "train", "schedule"), "schedule"),
 )
 
-_BLOCKS = {"data": DataKeys, "teacher": TeacherBlock, "student": StudentBlock, "train": TrainBlock, "cache": CacheBlock}
+_BLOCKS: Mapping[str, type[Checked]] = {
+    "data": DataKeys,
+    "teacher": TeacherBlock,
+    "student": StudentBlock,
+    "train": TrainBlock,
+    "cache": CacheBlock,
+}
+"""Blocks whose keys a user may have written elsewhere."""
 
 
 def read(
@@ -93,9 +102,10 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     """Return the recipe with all defaults filled in (None if it is invalid), and its problems."""
     names = known()
     recipe, problems = validate(Recipe, raw)
-    blocks = {name: dict.fromkeys(block.model_fields, {}) for name, block in _BLOCKS.items()}
-    options = {"method": ChainMap(*names.methods.values()), "train.optimizer": ChainMap(*names.optimizers.values())}
-    problems = [with_takers(problem, blocks | options) for problem in problems]
+    takers: dict[str, Collection[str]] = {path: block.model_fields for path, block in _BLOCKS.items()}
+    takers["method"] = set[str]().union(*names.methods.values())
+    takers["train.optimizer"] = set[str]().union(*names.optimizers.values())
+    problems = [with_takers(problem, takers) for problem in problems]
     values: dict[str, Any] = recipe.model_dump(mode="json") if recipe else dict(raw)
     wrong = {problem.path for problem in problems}
     if ("method",) not in wrong and "method" in values:
@@ -178,7 +188,7 @@ def smoke(recipe: Recipe) -> Recipe:
         teacher = teacher.model_copy(update={"train": short(teacher.train)})
     return recipe.model_copy(
         update={
-            "name": f"{recipe.name}-smoke",
+            "name": f"{recipe.name}{SMOKE}",
             "data": recipe.data.model_copy(update={"limit": limit}),
             "teacher": teacher,
             "train": short(recipe.train),
