@@ -338,7 +338,12 @@ def never(label, epoch):
         (nn.Linear(4, 10), nn.Linear(4, 10), {"optimizer": "sdg"}, "there is no optimizer 'sdg': did you mean 'sgd'"),
         (nn.Linear(4, 10), nn.Linear(4, 10), {"device": "tpu"}, "device is 'tpu': this machine has auto, cpu"),
         (nn.Linear(4, 10), nn.Linear(4, 10), {"method": {"name": "kd", "student_layer": "x"}}, "no layer 'x'"),
-        (nn.Linear(4, 10), nn.Linear(4, 10), {"optimizer": {"name": "sgd", "lr": -1}}, "Invalid learning rate"),
+        (
+            nn.Linear(4, 10),
+            nn.Linear(4, 10),
+            {"optimizer": {"name": "sgd", "lr": -1}},
+            "lr: got -1: it must be above 0",
+        ),
     ],
 )
 def test_distill_refuses_before_any_training(teacher, student, options, message):
