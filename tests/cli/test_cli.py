@@ -305,6 +305,11 @@ def test_resume_in_a_new_folder_begins_a_run():
     assert "written: fresh/result.json" in runs("--resume", "--out", "fresh")
 
 
+def test_a_path_that_the_system_refuses_is_told_without_its_error_number():
+    shown = runs("--out", "x" * 300, code=2)
+    assert shown == f"error: {'x' * 300}: File name too long\n"
+
+
 def test_a_folder_with_brackets_in_its_name_is_fine():
     assert "written: runs[/x]/[red]/result.json" in runs("--out", "runs[/x]/[red]")
 

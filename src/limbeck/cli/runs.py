@@ -21,7 +21,7 @@ def runs(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the runs in a folder, the best student first.
+    """List the runs in a folder, the best student first and smoke tests after them.
 
     Prints the command that makes or resumes each run.
     """
