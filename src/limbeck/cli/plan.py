@@ -37,12 +37,14 @@ def plan(
     asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke)
     with reporting():
         checked = asked.checked()
-        from limbeck.cli.progress import reading
-        from limbeck.cli.terminal import console
-        from limbeck.experiment.forecast import forecast
-        from limbeck.experiment.run import Experiment
+        from limbeck.cli.terminal import console, loading
         from limbeck.recipe.blocks import Refusal
-        from limbeck.train.threads import threads_for
+
+        with loading():
+            from limbeck.cli.progress import reading
+            from limbeck.experiment.forecast import forecast
+            from limbeck.experiment.run import Experiment
+            from limbeck.train.threads import threads_for
 
         if not as_json:
             say_code(checked.model_dump())

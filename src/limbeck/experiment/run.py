@@ -109,6 +109,8 @@ class Experiment:
         known = resolved(self.recipe, path) if resume else self.recipe
         found = preflight(known, self.data, self.factory, path, self._own)
         self.recipe, self.engine, self.macs = found.recipe, found.engine, found.macs
+        if known.precision != recipe.precision:
+            self.engine = replace(found.engine, reason="as decided when the run began")
         self._trains_teacher, self._work, self.found = found.teaching, found.work, found.notes
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         self.workspace = Workspace(self.data, training, self.engine)

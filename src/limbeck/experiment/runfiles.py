@@ -9,7 +9,8 @@ from typing import Any
 
 from limbeck.core import LimbeckError
 from limbeck.experiment.results import RESULT, NetworkResult, from_json
-from limbeck.files.atomic import digest, read_sealed, replacing
+from limbeck.files.atomic import digest, read, read_sealed, replacing
+from limbeck.recipe.text import WHOLE_BYTES
 
 STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
 TABLE = "metrics.csv"
@@ -38,6 +39,12 @@ def holds_epoch(path: Path) -> bool:
     if (path / LOG).exists() and (not (path / LOG).is_file() or _has_line(path / LOG)):
         return True
     return any((folder / RESULT).exists() for folder in network_folders(path))
+
+
+def holds_run_of(path: Path, name: str) -> bool:
+    """Whether a folder holds a run of a recipe of this name."""
+    recipe = read(path / RECIPE, WHOLE_BYTES) or b""
+    return f"name: {name}" in recipe.decode("utf-8", errors="replace").splitlines()
 
 
 def network_folders(path: Path) -> Iterator[Path]:
