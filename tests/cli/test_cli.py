@@ -282,6 +282,8 @@ def test_a_smoke_test_replaces_the_one_before_and_no_other_run():
     assert "temperature: 2.0" in Path("runs/tiny-smoke/recipe.yaml").read_text()
     assert "already holds a run" in runs("--smoke", "--out", "runs/tiny-smoke", *changed("name=other"), code=2)
     assert "cannot be resumed" in runs("--smoke", "--resume", code=2)
+    runs("--overwrite", *changed("name=tiny-smoke", "train.epochs=3"))  # not a smoke test
+    assert "already holds a run" in runs("--smoke", code=2)
 
 
 def test_a_resumed_run_says_that_its_precision_was_decided_before():

@@ -67,7 +67,7 @@ def _run(
     trust_code: bool = False,
     log: Sequence[str] = (),
 ) -> None:
-    """Run a recipe; with ``replaces``, a run of a recipe of the same name in the folder is overwritten."""
+    """Run a recipe; with ``replaces``, a run of the same name that trains no longer is overwritten."""
     from limbeck.cli.terminal import console, loading
 
     with loading():
@@ -79,7 +79,7 @@ def _run(
         from limbeck.train.threads import threads_for
 
     check_loggers(log)
-    overwrite = overwrite or (replaces and not resume and holds_run_of(out, recipe.name))
+    overwrite = overwrite or (replaces and not resume and holds_run_of(out, recipe))
     keep_memory()
     say_code(recipe.model_dump())
     with reading(console()) as progress:
