@@ -283,7 +283,7 @@ def test_an_unknown_layer_is_told_with_the_nearest():
 def test_a_teacher_of_another_number_of_classes_is_refused():
     torch.save(build("mlp", classes=7, shape=(1, 8, 8), hidden=[16]).state_dict(), "teacher.pt")
     message = refused(*FROM_FILE)
-    assert "the checkpoint has 7 classes, the data 10; all other layers fit" in message
+    assert "the checkpoint has 7 classes, the network 10 (those of the data, or of classes:); all other" in message
 
 
 def test_weights_that_are_not_finite_are_refused():

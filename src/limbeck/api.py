@@ -120,7 +120,7 @@ def distill(
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 
     Returns:
-        The student of the first seed, in eval mode, and the result: the `limbeck.RunResult` of `limbeck run`'s
+        The student of the first seed, in eval mode, and the `limbeck.RunResult` that `limbeck run` writes to
         result.json, with the networks of the first seed as ``teacher``, ``alone`` and ``student``, all seeds' under
         ``runs``, and their means under ``summary``.
 

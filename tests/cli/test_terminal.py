@@ -93,6 +93,11 @@ def test_a_control_character_of_a_received_file_is_shown_and_not_sent(monkeypatc
     assert not {"\x1b", "\x07", "\r", "\x9b"} & set(sys.stdout.getvalue())
 
 
+def test_text_between_colons_is_no_emoji(capsys):
+    terminal.console(width=80).print("timm:x:y and", ":x:")
+    assert capsys.readouterr().out == "timm:x:y and :x:\n"
+
+
 def test_a_stream_that_is_no_file_is_written_to(monkeypatch):
     monkeypatch.setattr("sys.stdout", StringIO())
     terminal.plain_where_needed()

@@ -27,6 +27,7 @@ from limbeck.experiment.arms import (
     training_of,
 )
 from limbeck.experiment.caching import cached, outputs
+from limbeck.experiment.checks import check_trained
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Finished, Job, Track
 from limbeck.experiment.fit import Fit, Shared, fit, restore
@@ -108,6 +109,7 @@ class Experiment:
         self.results: dict[Job, NetworkResult] = {}
         self.networks: dict[str, nn.Module] = {}
         self._test_outputs: dict[Job, Tensor] = {}  # of teachers
+        self._notes: list[str] = []  # on the teachers that the run has trained
         self._result: RunResult | None = None
         with ExitStack() as refused:
             refused.push(self.factory)
@@ -127,6 +129,8 @@ class Experiment:
         known = resolved(self.recipe, path) if resume else self.recipe
         found = preflight(known, self.data, self.factory, path, self._own)
         self.recipe, self.engine, self.macs = found.recipe, found.engine, found.macs
+        if known.precision != recipe.precision:
+            self.engine = replace(found.engine, reason="as decided when the run began")
         self._trains_teacher, self._work, self.found = found.teaching, found.work, found.notes
         self.longer = longer(self.recipe, found.epochs)
         self.epochs = {**found.epochs, **self.longer}
@@ -164,7 +168,7 @@ class Experiment:
     def _lasting(self) -> tuple[str, ...]:
         """Those that a resumed run has too."""
         said = (note.said for note in self.found if not note.skipped)
-        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *said)))
+        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *said, *self._notes)))
 
     @property
     def work(self) -> Mapping[Job, float]:
@@ -239,6 +243,7 @@ class Experiment:
             workspace = replace(self.workspace, training=training_of(block.train, self.data))
             one = Fit(job, METHODS["alone"], {"student": network}, spec, workspace, keeps_outputs=self.keeps_outputs)
             yield from _events(self._fit(one, track))
+            self._notes += [f"{job}: {note}" for note in check_trained(network, self.data, self.engine)]
         return network
 
     def _outputs_of(self, seed: int, teacher: nn.Module) -> Tensor | None:
@@ -311,13 +316,13 @@ class Experiment:
 
     def _identity(self) -> str | None:
         """What the recipe says of a student alone; None if no other run may use it."""
-        task, loss = self.recipe.task, self.recipe.task.hard_loss or ""
+        eyes, loss = self.data.task_options.get("eyes"), self.recipe.task.hard_loss or ""
         if self._keep == "memory" or loss.startswith(GIVEN):  # what a function of the caller uses is not known
             return None
         parts = [self.recipe.student.model_dump(mode="json"), self.recipe.train.model_dump(mode="json")]
         if self.data.task != "classification" or loss:
             code = [loss.rpartition(":")[2], *code_digests({"hard_loss": loss})]
-            parts.append({"task": self.data.task, "hard_loss": code, "eyes": task.eyes})
+            parts.append({"task": self.data.task, "hard_loss": code, "eyes": eyes})
         return json.dumps(parts, sort_keys=True)
 
     def _first_stage_of(self, job: Job) -> Job | None:

@@ -222,7 +222,8 @@ def _stage(
         rates = [group["lr"] for group in optimizer.param_groups]
         engine.place(step)
         updater = None if regime.every_batch else Updater(regime, stage, networks, optimizer, learning)
-        stateful = [part for part in (getattr(updater, "average", None), best) if part is not None]
+        average = None if updater is None else updater.average
+        stateful = [part for part in (average, best) if part is not None]
         if engine.compile:
             step.compile_losses()
         if state is not None:
