@@ -20,6 +20,7 @@ from limbeck.data import Augment, Data
 from limbeck.errors import nearest
 from limbeck.experiment.events import Event, Track, Trained
 from limbeck.experiment.given import MakeStudent
+from limbeck.experiment.in_memory import Keep
 from limbeck.experiment.results import RunResult
 from limbeck.experiment.run import UNWATCHED, Experiment
 from limbeck.models.inputs import Input
@@ -30,6 +31,8 @@ from limbeck.train.loop import Epoch
 from limbeck.train.threads import threads_for
 
 OnEpoch = Callable[[str, Epoch], object]
+
+_KEEP: tuple[Keep, Keep] = ("run", "memory")
 
 
 def distill(
@@ -128,36 +131,25 @@ def distill(
         LimbeckError: a name, an option, a layer or a shape is wrong, or the teacher cannot be right, all of which is
             found before any training; or ``out`` holds another run.
     """
-    call = called(
-        teacher,
-        student,
-        data,
-        [method],
-        networks=networks,
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        schedule=schedule,
-        augment=augment,
-        training=training,
-        task=task,
-        seeds=_seeds(seed, seeds),
-        baseline=baseline,
-        device=device,
-        precision=precision,
-        compile=compile,
-        cache=cache,
-        teacher_input=teacher_input,
-        teacher_classes=teacher_classes,
-        teacher_output=teacher_output,
-        student_input=student_input,
-        student_output=student_output,
-        allow=allow,
-        out=out,
-    )
+    steps = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule}
+    engine = {"device": device, "precision": precision, "compile": compile, "cache": cache}
+    reads = {"teacher_input": teacher_input, "teacher_classes": teacher_classes, "teacher_output": teacher_output}
+    options: dict[str, Any] = {
+        **steps,
+        **engine,
+        **reads,
+        "student_input": student_input,
+        "student_output": student_output,
+        "augment": augment,
+        "training": training,
+        "task": task,
+        "networks": networks,
+        "baseline": baseline,
+        "allow": allow,
+    }
+    call = called(teacher, student, data, [method], seeds=_seeds(seed, seeds), out=out, **options)
     with _undisturbed(out) as folder:
-        given = call.given(student, networks or {}, in_place=True)
-        keep: Literal["run", "memory"] = "memory" if out is None else "run"
+        given, keep = call.given(student, networks or {}, in_place=True), _KEEP[out is None]
         experiment = Experiment(call.recipe, Path(folder), resume=out is not None, given=given, keep=keep)
         with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, experiment.run, on_epoch, progress)

@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +30,9 @@ from limbeck.experiment.checks import check_trained
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Finished, Job, Track
 from limbeck.experiment.fit import Fit, Shared, fit, restore
-from limbeck.experiment.folder import RunFolder, check_folder
+from limbeck.experiment.folder import check_folder
 from limbeck.experiment.given import Given
-from limbeck.experiment.in_memory import Folder, InMemory
+from limbeck.experiment.in_memory import Keep, folder_of
 from limbeck.experiment.measuring import measure, outputs_of
 from limbeck.experiment.networks import NetworkFactory, ensemble
 from limbeck.experiment.plan import plan
@@ -42,13 +41,12 @@ from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, summarise
 from limbeck.experiment.runfiles import clear
 from limbeck.experiment.task_options import with_options
-from limbeck.experiment.trials import Trials
 from limbeck.experiment.workspace import Workspace, example_batch
 from limbeck.methods import METHODS
 from limbeck.models import GIVEN, load_weights
 from limbeck.models.inputs import as_deployed, bridge_of
 from limbeck.recipe.blocks import Recipe, TeacherBlock
-from limbeck.recipe.read import dump, with_absolute_paths
+from limbeck.recipe.read import with_absolute_paths
 from limbeck.tasks import task_of
 from limbeck.train.copies import copy_of
 from limbeck.train.loop import Pause
@@ -94,7 +92,7 @@ class Experiment:
         overwrite: bool = False,
         trust_code: bool = False,
         given: Given | None = None,
-        keep: Literal["run", "trials", "memory"] = "run",
+        keep: Keep = "run",
         progress: Progress | None = None,
     ) -> None:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
@@ -144,14 +142,9 @@ class Experiment:
             self._given.networks.keep()
         if overwrite:
             clear(path)
-        self.folder = self._folder(path, resume=resume)
-
-    def _folder(self, path: Path, *, resume: bool) -> Folder:
-        if self._keep == "memory":
-            return InMemory(path)
-        if self._keep == "trials":
-            return Trials(path, self.recipe, self.longer, self._digests())
-        return RunFolder(path, dump(self.recipe) + self._digests(), resume=resume)
+        self.folder = folder_of(
+            self._keep, path, self.recipe, longer=self.longer, digests=self._digests(), resume=resume
+        )
 
     def _digests(self) -> str:
         """What the recipe names and does not hold, as comments below it: a run of other data or code is another run."""
