@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from limbeck.arguments import OwnMethod, Teacher, called
-from limbeck.comparison.results import Adjust, ComparisonResult
+from limbeck.comparison.results import ADJUST, Adjust, ComparisonResult
 from limbeck.comparison.sweep import Sweep
 from limbeck.core import LimbeckError
 from limbeck.data import Augment, Data
@@ -200,6 +200,8 @@ def compare(
         raise LimbeckError(f"compare has no argument {wrong!r}: {nearest(wrong, sorted(known))}")
     if isinstance(methods, str) or not methods:
         raise LimbeckError(f"methods is {methods!r}: pass a list, such as ['kd', 'srrl']")
+    if adjust not in ADJUST:
+        raise LimbeckError(f"adjust is {adjust!r}: {nearest(adjust, ADJUST)}")
     every = _seeds(0, tuple(range(seeds)) if isinstance(seeds, int) else seeds)
     call = called(teacher, student, data, methods, compares=True, seeds=every, out=out, **options)
     with _undisturbed(out) as folder:
