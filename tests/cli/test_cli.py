@@ -276,6 +276,21 @@ def test_smoke_is_a_run_of_its_own_beside_the_whole_one():
     assert result_of("runs/tiny").seeds == (0,)
 
 
+def test_a_smoke_test_replaces_the_one_before_and_no_other_run():
+    runs("--smoke")
+    runs("--smoke", *changed("method.temperature=2"))
+    assert "temperature: 2.0" in Path("runs/tiny-smoke/recipe.yaml").read_text()
+    assert "already holds a run" in runs("--smoke", "--out", "runs/tiny-smoke", *changed("name=other"), code=2)
+    assert "cannot be resumed" in runs("--smoke", "--resume", code=2)
+    runs("--overwrite", *changed("name=tiny-smoke", "train.epochs=3"))  # not a smoke test
+    assert "already holds a run" in runs("--smoke", code=2)
+
+
+def test_a_resumed_run_says_that_its_precision_was_decided_before():
+    runs(*changed("precision=auto"))
+    assert "(as decided when the run began)" in runs("--resume", *changed("precision=auto"))
+
+
 def test_a_finished_run_that_is_resumed_trains_nothing_and_says_the_same():
     runs(*changed("seeds=[0,1]"))
     before = result_of("runs/tiny")
@@ -290,6 +305,11 @@ def test_a_finished_run_that_is_resumed_trains_nothing_and_says_the_same():
 
 def test_resume_in_a_new_folder_begins_a_run():
     assert "written: fresh/result.json" in runs("--resume", "--out", "fresh")
+
+
+def test_a_path_that_the_system_refuses_is_told_without_its_error_number():
+    shown = runs("--out", "x" * 300, code=2)
+    assert shown == f"error: {'x' * 300}: File name too long\n"
 
 
 def test_a_folder_with_brackets_in_its_name_is_fine():
@@ -479,7 +499,9 @@ def test_the_student_starts_from_a_file():
     runs("--out", "first")
     start = "first/alone/seed0/student.safetensors"
     runs(
-        "--out", "second", *changed(f"student.weights={start}", "train.optimizer={name: sgd, lr: 0}", "baseline=false")
+        "--out",
+        "second",
+        *changed(f"student.weights={start}", "train.optimizer={name: sgd, lr: 1e-30}", "baseline=false"),
     )
     assert same_weights("second/student.safetensors", start)
 

@@ -146,6 +146,8 @@ def test_no_number_is_cut_where_the_output_is_no_terminal():
 def test_the_gain_is_told_with_its_doubt():
     assert told(finished()) == ["kd: 77.5 fewer errors than alone (standard error 5.5, 2 pairs)"]
     assert told(finished(seeds=(0,))) == ["kd: 72.0 fewer errors than alone (one pair, so no standard error)"]
+    tie = finished(seeds=(0,), errors=(60, 70, 70))
+    assert told(tie) == ["kd: no difference from alone in errors (one pair, so no standard error)"]
 
 
 def test_nothing_is_told_of_a_gain_without_a_baseline():
@@ -187,8 +189,9 @@ def test_elsewhere_than_on_a_terminal_each_network_is_one_plain_line():
     text = shown(experiment())
     assert "\x1b" not in text
     assert "━" not in text.split("tiny: test split")[0]
-    _, *origins, teacher, expected, kept, alone, distilled = text.splitlines()[:9]
+    _, *origins, teacher, note, expected, kept, alone, distilled = text.splitlines()[:10]
     assert sorted(line.partition(":")[0] for line in origins) == ["test", "train", "validation"]
+    assert note.startswith("note: teacher/seed0: the accuracy of the teacher is no higher than chance")
     assert expected.startswith("teacher/seed0: the store of its outputs will take about 2.6 kB (")
     assert re.fullmatch(r"teacher/seed0: stored 64 rows of its outputs \(about 2\.6 kB in .*/teacher-seed0\)", kept)
     for line, job in ((teacher, "teacher"), (alone, "alone"), (distilled, "kd")):

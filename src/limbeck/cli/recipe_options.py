@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe file, or the name of a bundled one.")]
 Seed = Annotated[int | None, typer.Option(help="Run only this seed.")]
-Out = Annotated[Path | None, typer.Option(help="The run folder; the default is runs/<name of the recipe>.")]
+Out = Annotated[Path | None, typer.Option(help="The run folder; the default is runs/ and the name of the recipe.")]
 DataRoot = Annotated[Path | None, typer.Option(help="The data folder; the default is LIMBECK_DATA.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set a key of the recipe.")]
 Allow = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Ignore a failed check, such as chance.")]
