@@ -65,14 +65,16 @@ def compare(
 
 
 def _compare(recipe: "Recipe", folder: Path, adjust: str, others: Others, *, trust_code: bool) -> None:
-    from limbeck.cli.comparison_tables import comparison_table, evidence
-    from limbeck.cli.progress import reading, show_sweep
-    from limbeck.cli.terminal import console
-    from limbeck.comparison.results import COMPARISON
-    from limbeck.comparison.sweep import Sweep
+    from limbeck.cli.terminal import console, loading
     from limbeck.errors import LimbeckError
-    from limbeck.train.allocator import keep_memory
-    from limbeck.train.threads import threads_for
+
+    with loading():
+        from limbeck.cli.comparison_tables import comparison_table, evidence
+        from limbeck.cli.progress import reading, show_sweep
+        from limbeck.comparison.results import COMPARISON
+        from limbeck.comparison.sweep import Sweep
+        from limbeck.train.allocator import keep_memory
+        from limbeck.train.threads import threads_for
 
     keep_memory()
     say_code(recipe.model_dump())
