@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 import limbeck
 from limbeck.cli import app, catalogue, run
+from limbeck.cli.recipe_options import Asked
 from limbeck.errors import LimbeckError
 from limbeck.evaluate import parameters
 from limbeck.experiment import results
@@ -144,6 +146,7 @@ assert not slow, slow
         "'run', 'recipe.yaml', '--set', 'train.epochs'",
         "'run', 'recipe.yaml', '--allow', 'chanc'",
         "'run', 'recipe.yaml', '--set', 'teacher.weights=none.pt', '--set', 'teacher.train=null'",
+        "'run', 'recipe.yaml', '--set', 'student.model=timn:resnet18'",
         "'run', 'recipe.yaml', '--resume', '--overwrite'",
         "'run', 'recpe.yaml'",
         "'plan', 'recipe.yaml', '--set', 'train.epoch=3'",
@@ -167,6 +170,21 @@ assert not slow, slow
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("error: ")
+
+
+def test_a_terminal_shows_that_pytorch_is_loaded_to_look_up_a_network(monkeypatch):
+    shown = []
+
+    @contextmanager
+    def loading():
+        shown.append("loading")
+        yield
+        shown.append("loaded")
+
+    monkeypatch.setattr("limbeck.cli.terminal.loading", loading)
+    monkeypatch.setattr("limbeck.models.foreign.check_name", shown.append)
+    Asked(Path("recipe.yaml"), ["student.model=timm:resnet18"]).checked()
+    assert shown == ["loading", "timm:resnet18", "loaded"]
 
 
 def test_python_runs_limbeck_as_a_module():
