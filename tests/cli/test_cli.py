@@ -8,18 +8,22 @@ import sys
 import textwrap
 from contextlib import contextmanager
 from dataclasses import replace
+from email.message import Message
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer import Exit
 from typer.testing import CliRunner
 
 import limbeck
 from limbeck.cli import app, catalogue, run
 from limbeck.cli.recipe_options import Asked
+from limbeck.cli.reporting import reporting
 from limbeck.errors import LimbeckError
 from limbeck.evaluate import parameters
 from limbeck.experiment import results
@@ -328,6 +332,12 @@ def test_resume_in_a_new_folder_begins_a_run():
 def test_a_path_that_the_system_refuses_is_told_without_its_error_number():
     shown = runs("--out", "x" * 300, code=2)
     assert shown == f"error: {'x' * 300}: File name too long\n"
+
+
+def test_a_failed_download_is_told_with_its_reason(capsys):
+    with pytest.raises(Exit), reporting():
+        raise HTTPError("https://example.org/data", 404, "Not Found", Message(), None)
+    assert capsys.readouterr().err == "error: HTTP Error 404: Not Found\n"
 
 
 def test_a_folder_with_brackets_in_its_name_is_fine():
