@@ -304,7 +304,9 @@ def test_a_smoke_test_replaces_the_one_before_and_no_other_run():
     assert "temperature: 2.0" in Path("runs/tiny-smoke/recipe.yaml").read_text()
     assert "already holds a run" in runs("--smoke", "--out", "runs/tiny-smoke", *changed("name=other"), code=2)
     assert "cannot be resumed" in runs("--smoke", "--resume", code=2)
-    runs("--overwrite", *changed("name=tiny-smoke", "train.epochs=3"))  # not a smoke test
+    runs("--smoke", *changed("train.epochs=2"))
+    runs("--smoke")  # of fewer epochs
+    runs("--overwrite", *changed("name=tiny-smoke", "data.limit=300"))  # not a smoke test
     assert "already holds a run" in runs("--smoke", code=2)
 
 

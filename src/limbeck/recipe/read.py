@@ -204,6 +204,11 @@ def smoke(recipe: Recipe) -> Recipe:
     )
 
 
+def is_smoke(recipe: Recipe) -> bool:
+    """Whether a recipe has the name and the size of one that `smoke` returned."""
+    return recipe.name.endswith(SMOKE) and smoke(recipe).model_copy(update={"name": recipe.name}) == recipe
+
+
 def _short_stages(block: dict[str, Any]) -> dict[str, Any]:
     """Return the method with at most 2 epochs in every option that is a number of epochs."""
     short = {
