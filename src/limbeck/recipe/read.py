@@ -65,14 +65,14 @@ def read(
     allow: Sequence[str] = (),
     check_paths: bool = False,
 ) -> Recipe:
-    """Read and validate a recipe file without importing torch.
+    """Read and validate a recipe file. Torch is imported only to look up networks of timm and torchvision.
 
     Args:
         path: the YAML file.
         overrides: texts ``a.b=c`` that replace or add keys. The value c is YAML.
         seed: run only this seed.
         allow: checks whose failure is ignored, in addition to those of the recipe.
-        check_paths: whether the files that the recipe names must exist.
+        check_paths: whether the files, and the networks of timm and torchvision, that the recipe names must exist.
 
     Raises:
         RecipeError: the recipe is invalid. The message lists all problems.
@@ -202,6 +202,11 @@ def smoke(recipe: Recipe) -> Recipe:
             "evaluate": recipe.evaluate.model_copy(update={"latency_runs": 10}),
         }
     )
+
+
+def is_smoke(recipe: Recipe) -> bool:
+    """Whether a recipe has the name and the size of one that `smoke` returned."""
+    return recipe.name.endswith(SMOKE) and smoke(recipe).model_copy(update={"name": recipe.name}) == recipe
 
 
 def _short_stages(block: dict[str, Any]) -> dict[str, Any]:
