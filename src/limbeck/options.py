@@ -184,7 +184,8 @@ def with_takers(problem: Problem, table: Mapping[str, Collection[str]]) -> Probl
     takers = [name for name, keys in table.items() if key in keys]
     if not takers or not problem.message.startswith("unknown key"):
         return problem
-    return Problem(problem.path, f"{problem.message}; it is a key of {' and '.join(takers)}")
+    listed = " and ".join(filter(None, (", ".join(takers[:-1]), takers[-1])))
+    return Problem(problem.path, f"{problem.message}; it is a key of {listed}")
 
 
 def _signature(known: Known) -> Signature:

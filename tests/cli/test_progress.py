@@ -80,7 +80,8 @@ def test_loading_says_nothing_if_there_is_no_terminal(capsys):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "seconds", "lines"), [(3, 0.0, 3), (60, 0.0, 20), (60, 11.0, 60), (1000, 0.0, 20), (1000, 11.0, 200)]
+    ("epochs", "seconds", "lines"),
+    [(3, 0.0, 3), (21, 0.0, 21), (60, 0.0, 20), (60, 11.0, 60), (1000, 0.0, 20), (1000, 11.0, 200)],
 )
 def test_a_log_has_a_line_for_each_epoch_or_every_few_percent(monkeypatch, epochs, seconds, lines):
     clock = count(step=seconds)

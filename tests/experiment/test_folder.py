@@ -792,6 +792,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_data_is_read(tmp_
     monkeypatch.setattr("limbeck.experiment.folder.TemporaryDirectory", fails)
     with pytest.raises(LimbeckError, match=r"new/run cannot be written: .*Permission denied.*: choose another folder"):
         check_folder(tmp_path / "new" / "run", resume=False)
+    assert not check_folder(tmp_path / "new" / "run", resume=True)  # the store of a folder is verified by reading
 
 
 def test_a_run_is_not_written_into_its_data(tmp_path):

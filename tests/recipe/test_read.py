@@ -122,7 +122,14 @@ def test_an_error_says_what_was_got_and_what_is_allowed(tmp_path, old, new, mess
 
 
 @pytest.mark.parametrize(
-    ("key", "block"), [("epochs", "train"), ("lr", "train.optimizer"), ("temperature", "method"), ("limit", "data")]
+    ("key", "block"),
+    [
+        ("epochs", "train"),
+        ("lr", "train.optimizer"),
+        ("temperature", "method"),
+        ("limit", "data"),
+        ("seed", "data, teacher and cache"),
+    ],
 )
 def test_a_key_that_belongs_to_a_block_is_told_with_the_block(tmp_path, key, block):
     assert fail(tmp_path, GOOD, overrides=[f"{key}=1"]).endswith(f"; it is a key of {block}")

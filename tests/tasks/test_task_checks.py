@@ -88,7 +88,7 @@ def test_a_trained_classifier_is_compared_with_chance_if_there_is_a_validation_s
 
     (note,) = constant(validation=30)
     assert note == (
-        "the accuracy of the teacher is no higher than chance: 33.3% of 30 validation samples; chance is 33.3%"
+        "the accuracy of the teacher is not clearly higher than chance: 33.3% of 30 validation samples; chance is 33.3%"
     )
     (note,) = constant(validation=9)
     assert note.startswith("9 validation samples are too few to tell whether the teacher is better than chance")

@@ -39,7 +39,7 @@ LINE_EVERY = 10.0
 """Seconds between progress lines if there is no terminal."""
 
 FEWEST, MOST = 20, 200
-"""The lines for the epochs of a stage if there is no terminal; one for each epoch if it has fewer."""
+"""The fewest and the most lines for a stage if there is no terminal; a stage of fewer epochs has a line for each."""
 
 
 class _Watched:
@@ -67,7 +67,7 @@ class _Watched:
 
 @contextmanager
 def reading(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Show that an experiment is prepared; yields what is called with the number of files read, of how many.
+    """Show that an experiment is being prepared; yield a function that takes the number of files read and of all files.
 
     A terminal shows a spinner. Elsewhere a line is printed every `LINE_EVERY` seconds while files are read.
     """
@@ -263,10 +263,11 @@ class _Screen:
             _print(self._console, _verified(event))
 
     def _is_due(self, epoch: Epoch) -> bool:
-        """Whether an epoch gets a line: one of `FEWEST` in its stage, or of `MOST` if the last line is old."""
-        least, most = (math.ceil(epoch.epochs / lines) for lines in (MOST, FEWEST))
+        """Whether an epoch gets a line: at least `FEWEST` of its stage do, and up to `MOST` if the last line is old."""
         late = time.monotonic() - self._spoken > LINE_EVERY
-        return epoch.number % (least if late else most) == 0 or epoch.number == epoch.epochs
+        least = math.ceil(epoch.epochs / MOST)
+        every = least if late else least * max(epoch.epochs // FEWEST // least, 1)
+        return epoch.number % every == 0 or epoch.number == epoch.epochs
 
     def _show(self, job: Job, **fields: Any) -> None:
         if self.terminal and self._account.total:

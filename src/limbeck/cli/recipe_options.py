@@ -39,7 +39,8 @@ class Asked:
     methods: Sequence[str] = ()
 
     def checked(self, *more: str) -> "Recipe":
-        """Read the recipe with the options applied; ``more`` are further `--set` texts. Torch is not imported."""
+        """Read the recipe with the options applied; ``more`` are further `--set` texts."""
+        from limbeck.cli.terminal import loading
         from limbeck.recipe.bundled import bundled
         from limbeck.recipe.read import read, smoke
 
@@ -47,14 +48,15 @@ class Asked:
         ours = not self.recipe.exists() and self.recipe.parent in (Path(), Path("recipes"))
         file = bundled(self.recipe.name, self.recipe) if ours else self.recipe
         overrides = [*(self.override or ()), *root, *more]
-        recipe = read(
-            file,
-            overrides=overrides,
-            seed=self.seed,
-            allow=self.allow or (),
-            methods=self.methods,
-            check_paths=True,
-        )
+        with loading():  # only to look up a network of timm or torchvision
+            recipe = read(
+                file,
+                overrides=overrides,
+                seed=self.seed,
+                allow=self.allow or (),
+                methods=self.methods,
+                check_paths=True,
+            )
         return smoke(recipe) if self.smoke else recipe
 
     def again(self, command: str) -> str:

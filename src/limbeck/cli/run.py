@@ -67,7 +67,7 @@ def _run(
     trust_code: bool = False,
     log: Sequence[str] = (),
 ) -> None:
-    """Run a recipe; with ``replaces``, a run of the same name that trains no longer is overwritten."""
+    """Run a recipe; with ``replaces``, it overwrites an earlier run of its kind, see `holds_run_of`."""
     from limbeck.cli.terminal import console, loading
 
     with loading():

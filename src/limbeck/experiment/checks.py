@@ -307,7 +307,7 @@ def _against_random_classes(
     above = at_least(hits, count, chance) < UNSURE
     weak = 1 - at_least(hits + 1, count, (1 + chance) / 2) < UNSURE  # even an accuracy halfway to 1 would have shown
     if below or (not above and weak and count >= SAMPLES_PER_CLASS * classes):
-        how = "lower" if below else "no higher"
+        how = "lower" if below else "not clearly higher"
         refuse(
             "chance",
             f"the accuracy of the teacher is {how} than chance: {hits / count:.1%} of {count} validation samples; "

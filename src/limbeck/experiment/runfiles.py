@@ -11,7 +11,7 @@ from limbeck.core import LimbeckError
 from limbeck.experiment.results import RESULT, NetworkResult, from_json
 from limbeck.files.atomic import digest, read_sealed, replacing
 from limbeck.recipe.blocks import Recipe
-from limbeck.recipe.read import reread
+from limbeck.recipe.read import is_smoke, reread
 
 STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
 TABLE = "metrics.csv"
@@ -45,12 +45,16 @@ def holds_epoch(path: Path) -> bool:
 
 
 def holds_run_of(path: Path, recipe: Recipe) -> bool:
-    """Whether a folder holds a run of a recipe of the same name that trains no longer."""
+    """Whether a folder holds a run of the same name that may be replaced: its training was not longer.
+
+    A smoke test replaces every earlier smoke test, and nothing else.
+    """
     try:
         known = reread(path / RECIPE)
     except LimbeckError:
         return False
-    return known.name == recipe.name and known.train.epochs <= recipe.train.epochs
+    short = is_smoke(known) if is_smoke(recipe) else known.train.epochs <= recipe.train.epochs
+    return short and known.name == recipe.name
 
 
 def network_folders(path: Path) -> Iterator[Path]:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from limbeck.core import LimbeckError
-from limbeck.errors import nearest
+from limbeck.errors import MODEL_FORMS, nearest
 from limbeck.models.cifar_resnet import CIFAR_RESNETS
 from limbeck.models.convnet import convnet_big, convnet_small
 from limbeck.models.fitnets import FITNETS
-from limbeck.models.foreign import FORMS, check_name, from_file, from_timm, from_torchvision
+from limbeck.models.foreign import from_file, from_timm, from_torchvision
 from limbeck.models.maxout_teachers import maxout_cifar, maxout_mnist, maxout_svhn
 from limbeck.models.mlp import mlp
 from limbeck.models.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v2_half
@@ -84,7 +84,7 @@ def build(name: str, /, *, classes: int, shape: tuple[int, ...], **options: Any)
     if code is not None:
         return from_file(*code, classes=classes, shape=shape, options=options)
     if colon:
-        check_name(name)
+        raise LimbeckError(f"unknown source of models {source!r}: {MODEL_FORMS}")
     return _from_zoo(name, classes, shape, options)
 
 
@@ -95,7 +95,7 @@ def options(name: str) -> dict[str, inspect.Parameter]:
         LimbeckError: the zoo has no network of this name.
     """
     if name not in MODELS:
-        raise LimbeckError(f"the zoo has no model {name!r}: {nearest(name, MODELS)} ({FORMS})")
+        raise LimbeckError(f"the zoo has no model {name!r}: {nearest(name, MODELS)} ({MODEL_FORMS})")
     parameters = inspect.signature(MODELS[name]).parameters
     return {key: parameter for key, parameter in parameters.items() if key not in ("classes", "shape")}
 

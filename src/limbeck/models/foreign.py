@@ -16,11 +16,9 @@ from limbeck.user_code import contents, function
 
 Options = Mapping[str, Any]
 
-FORMS = "a model is the name of a zoo network, timm:NAME, torchvision:NAME or path/to/file.py:function"
-
 
 def check_name(name: str) -> None:
-    """Raise LimbeckError if ``timm:NAME`` or ``torchvision:NAME`` names no network, or the text another source."""
+    """Raise LimbeckError if ``timm:NAME`` or ``torchvision:NAME`` names no network."""
     source, _, rest = name.partition(":")
     if source == "timm":
         import timm
@@ -28,15 +26,13 @@ def check_name(name: str) -> None:
         # timm would download the configuration of a name such as hf-hub:..., so only names in its list are allowed
         if not timm.is_model(rest):
             raise LimbeckError(f"timm has no model {rest!r}{_close(rest, timm.list_models())}")
-    elif source == "torchvision":
+    else:
         from torchvision import models  # type: ignore[import-untyped]
 
         # by default the other kinds (detection, segmentation) download the weights of their backbone
         known = models.list_models(module=models)
         if rest not in known:
             raise LimbeckError(f"torchvision has no classifier {rest!r}{_close(rest, known)}")
-    else:
-        raise LimbeckError(f"unknown source of models {source!r}: {FORMS}")
 
 
 def from_timm(name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:

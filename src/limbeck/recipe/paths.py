@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from limbeck.errors import LimbeckError
+from limbeck.errors import MODEL_FORMS, LimbeckError
 from limbeck.files.paths import expanded, near
 from limbeck.recipe.blocks import MemberBlock, Recipe, StudentBlock
 from limbeck.user_code import is_code
@@ -17,12 +17,12 @@ Place = tuple[str | int, ...]
 
 
 def missing(recipe: Recipe) -> list[Problem]:
-    """Return a problem for each network or input path that does not exist, or path that is no file and no folder."""
+    """Return a problem for each network or input path that does not exist, or path that is neither file nor folder."""
     return [problem for problem in _looked_for(recipe) if problem is not None]
 
 
 def _looked_for(recipe: Recipe) -> Iterator[Problem | None]:
-    """Yield for each path its problem, or None."""
+    """Yield for each network and path its problem, or None."""
     data, teacher = recipe.data, recipe.teacher
     networks: dict[Place, StudentBlock] = {("networks", name): block for name, block in recipe.networks.items()}
     for place, block in {("student",): recipe.student, **networks}.items():
@@ -54,6 +54,9 @@ def _code(place: Place, text: str) -> Problem | None:
 def _model(place: Place, name: str) -> Problem | None:
     if ":" not in name or is_code(name):
         return _code(place, name)
+    source = name.partition(":")[0]
+    if source not in ("timm", "torchvision"):
+        return Problem(place, f"unknown source of models {source!r}: {MODEL_FORMS}")
     from limbeck.models.foreign import check_name
 
     try:

@@ -66,7 +66,7 @@ def read(
     methods: Sequence[str] = (),
     check_paths: bool = False,
 ) -> Recipe:
-    """Read and validate a recipe file without importing torch.
+    """Read and validate a recipe file. Torch is imported only to look up networks of timm and torchvision.
 
     Args:
         path: the YAML file.
@@ -75,7 +75,7 @@ def read(
         allow: checks whose failure is ignored, in addition to those of the recipe.
         methods: the names of methods to compare, ``a+b`` for two that are combined. Their options are those that the
             recipe gives, else the defaults.
-        check_paths: whether the files that the recipe names must exist.
+        check_paths: whether the files, and the networks of timm and torchvision, that the recipe names must exist.
 
     Raises:
         RecipeError: the recipe is invalid. The message lists all problems.
@@ -227,6 +227,11 @@ def smoke(recipe: Recipe) -> Recipe:
             "evaluate": recipe.evaluate.model_copy(update={"latency_runs": 10}),
         }
     )
+
+
+def is_smoke(recipe: Recipe) -> bool:
+    """Whether a recipe has the name and the size of one that `smoke` returned."""
+    return recipe.name.endswith(SMOKE) and smoke(recipe).model_copy(update={"name": recipe.name}) == recipe
 
 
 def _short_stages(block: dict[str, Any]) -> dict[str, Any]:
