@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORE := src/limbeck/core.py,src/limbeck/taps.py,src/limbeck/train/loop.py,src/limbeck/connectors.py,src/limbeck/schedules.py,src/limbeck/methods/*
 
-.PHONY: setup demo test check lint types coverage wheel clean
+.PHONY: setup demo test check lint types coverage wheel docs clean
 
 setup: .venv/installed
 
@@ -21,7 +21,7 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --cov --cov-report= $(TESTS)
 
 # What CI runs; `make test` comes first, for coverage reads what it left.
-check: test lint types coverage wheel
+check: test lint types coverage wheel docs
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -39,5 +39,11 @@ wheel: setup
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 	$(BIN)/python tests/import_wheel.py dist/*.whl
 
+# The site, in build/docs. Warnings, such as a link to a page that does not exist, are errors.
+docs: setup
+	$(BIN)/typer limbeck.cli utils docs --name limbeck --title "Command line" --output docs/command-line.md
+	rm -rf build
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
+
 clean:
-	rm -rf .venv dist .coverage .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist .coverage .mypy_cache .ruff_cache .pytest_cache

@@ -14,6 +14,16 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting():
+    """No test waits for an idle machine or for the disk: those of latency and of checkpoints set this back."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("limbeck.evaluate.cost.ATTEMPTS", 1)
+        patched.setattr("limbeck.evaluate.cost.WATCHED", 0.0)
+        patched.setattr("os.fsync", lambda file: None)
+        yield
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """The folder with MNIST and CIFAR-10; tests that need it are skipped where there is none."""

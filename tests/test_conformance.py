@@ -39,7 +39,7 @@ ENGINE = make_engine(device="cpu", precision="32")
 
 
 @cache
-def data(count=48):
+def data(count=32):
     """Images of 4 classes that can be told apart."""
     generator = torch.Generator().manual_seed(1)
     targets = torch.arange(count + 24) % 4
@@ -123,7 +123,7 @@ def train(name, *, epochs, seed=3, state_of=None, engine=ENGINE, keep=False):
 @cache
 def whole(name):
     """The training that several tests look at: a few epochs in each stage."""
-    return train(name, epochs=5)
+    return train(name, epochs=3)
 
 
 @cache
@@ -283,6 +283,7 @@ def test_runs_from_a_recipe(name, tmp_path, teacher_file):
         "train": {"epochs": 2},
         "baseline": False,
         "precision": "32",
+        "compile": False,
         "allow": ["chance"],
     }
     if teacher is not None:
@@ -345,7 +346,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "convnet_small": {},
     "timm:resnet18": {},
     "timm:mobilenetv3_small_050": {},
-    "timm:vit_tiny_patch16_224": {"img_size": 64},
+    "timm:vit_tiny_patch16_224": {"img_size": 48},
     "torchvision:resnet18": {},
 }
 """Networks by name, and their options: a transformer of 224 pixels reads smaller images when it is told so."""
@@ -364,12 +365,12 @@ PAIRS = [
 @cache
 def built(name, seed):
     torch.manual_seed(seed)
-    return build(name, classes=4, shape=(3, 64, 64), **NETWORKS[name])
+    return build(name, classes=4, shape=(3, 48, 48), **NETWORKS[name])
 
 
 @cache
 def larger():
-    return arrays(torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 4)
+    return arrays(torch.randn(24, 3, 48, 48, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 4)
 
 
 MUST = ("resnet8", "wrn_16_1", "timm:resnet18", "torchvision:resnet18")

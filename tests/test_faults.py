@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import struct
-import subprocess
 import sys
 import zipfile
 import zlib
@@ -283,7 +282,7 @@ def test_an_unknown_layer_is_told_with_the_nearest():
 def test_a_teacher_of_another_number_of_classes_is_refused():
     torch.save(build("mlp", classes=7, shape=(1, 8, 8), hidden=[16]).state_dict(), "teacher.pt")
     message = refused(*FROM_FILE)
-    assert "the checkpoint has 7 classes, the data 10; all other layers fit" in message
+    assert "the checkpoint has 7 classes, the network 10 (those of the data, or of classes:); all other" in message
 
 
 def test_weights_that_are_not_finite_are_refused():
@@ -308,7 +307,7 @@ def test_the_prefix_of_a_parallel_training_is_taken_off():
 def test_a_teacher_at_chance_is_refused_with_likely_causes():
     torch.save({name: torch.randn_like(value) for name, value in linear_teacher().items()}, "teacher.pt")
     message = refused(*LINEAR)
-    assert "is no higher than chance" in message
+    assert "is not clearly higher than chance" in message
     assert "--allow chance" in message
 
 
@@ -402,22 +401,21 @@ def test_a_store_of_another_teacher_is_refused_and_kept():
     assert kept == {path: path.read_bytes() for path in Path("stored").rglob("*") if path.is_file()}
 
 
-def test_a_full_disk_ends_the_run_with_code_3_and_leaves_what_was_written_whole():
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
-
-    settings = ["--set", "student.model={name: mlp, hidden: [300]}", "--set", "teacher.model={name: mlp, hidden: [8]}"]
-    command = [sys.executable, "-m", "limbeck", "run", "recipe.yaml", *settings]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, preexec_fn=limited, timeout=100, check=False
-    )
-    assert done.returncode == 3, done.stderr
+def test_a_full_disk_ends_the_run_with_code_3_and_leaves_what_was_written_whole(monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    settings = ("student.model={name: mlp, hidden: [300]}", "teacher.model={name: mlp, hidden: [8]}")
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, usual[1]))
+    try:
+        done = run(*settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert done.exit_code == 3, done.output
     assert "cannot be written" in done.stderr
     assert "Free some disk space first. To resume: limbeck run recipe.yaml" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(Path("runs").rglob("*.tmp"))
-    works(command=("run", "recipe.yaml", "--resume", *settings))
+    works(*settings, command=("run", "recipe.yaml", "--resume"))
 
 
 def test_nan_while_training_ends_the_run_with_code_3_and_keeps_the_last_good_state():

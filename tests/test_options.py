@@ -284,10 +284,9 @@ def test_a_parameter_that_is_a_schedule_and_nothing_else_gets_one():
     assert wrong("wait") == [((), "the key 'pace' is missing")]
 
 
-def test_a_schedule_with_a_value_out_of_range_is_refused_by_the_call():
-    block = one({"name": "cook", "minutes": 3, "salt": {"name": "linear", "until": 0.0}})
-    with pytest.raises(LimbeckError, match=r"got until 0\.0"):
-        call(DISHES, block, None)
+def test_a_schedule_with_a_value_out_of_range_is_refused():
+    (problem,) = wrong({"name": "cook", "minutes": 3, "salt": {"name": "linear", "until": 0.0}})
+    assert problem == (("salt",), "got until 0.0, allowed are fractions of the stage, 0 < until <= 1")
 
 
 def test_filling_raises_all_that_is_wrong_in_one_error():

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from limbeck.arguments import OwnMethod, Teacher, called
-from limbeck.comparison.results import Adjust, ComparisonResult
+from limbeck.comparison.results import ADJUST, Adjust, ComparisonResult
 from limbeck.comparison.sweep import Sweep
 from limbeck.core import LimbeckError
 from limbeck.data import Augment, Data
 from limbeck.errors import nearest
 from limbeck.experiment.events import Event, Track, Trained
 from limbeck.experiment.given import MakeStudent
+from limbeck.experiment.in_memory import Keep
 from limbeck.experiment.results import RunResult
 from limbeck.experiment.run import UNWATCHED, Experiment
 from limbeck.models.inputs import Input
@@ -30,6 +31,8 @@ from limbeck.train.loop import Epoch
 from limbeck.train.threads import threads_for
 
 OnEpoch = Callable[[str, Epoch], object]
+
+_KEEP: tuple[Keep, Keep] = ("run", "memory")
 
 
 def distill(
@@ -120,7 +123,7 @@ def distill(
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 
     Returns:
-        The student of the first seed, in eval mode, and the result: the `limbeck.RunResult` of `limbeck run`'s
+        The student of the first seed, in eval mode, and the `limbeck.RunResult` that `limbeck run` writes to
         result.json, with the networks of the first seed as ``teacher``, ``alone`` and ``student``, all seeds' under
         ``runs``, and their means under ``summary``.
 
@@ -128,36 +131,25 @@ def distill(
         LimbeckError: a name, an option, a layer or a shape is wrong, or the teacher cannot be right, all of which is
             found before any training; or ``out`` holds another run.
     """
-    call = called(
-        teacher,
-        student,
-        data,
-        [method],
-        networks=networks,
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        schedule=schedule,
-        augment=augment,
-        training=training,
-        task=task,
-        seeds=_seeds(seed, seeds),
-        baseline=baseline,
-        device=device,
-        precision=precision,
-        compile=compile,
-        cache=cache,
-        teacher_input=teacher_input,
-        teacher_classes=teacher_classes,
-        teacher_output=teacher_output,
-        student_input=student_input,
-        student_output=student_output,
-        allow=allow,
-        out=out,
-    )
+    steps = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule}
+    engine = {"device": device, "precision": precision, "compile": compile, "cache": cache}
+    reads = {"teacher_input": teacher_input, "teacher_classes": teacher_classes, "teacher_output": teacher_output}
+    options: dict[str, Any] = {
+        **steps,
+        **engine,
+        **reads,
+        "student_input": student_input,
+        "student_output": student_output,
+        "augment": augment,
+        "training": training,
+        "task": task,
+        "networks": networks,
+        "baseline": baseline,
+        "allow": allow,
+    }
+    call = called(teacher, student, data, [method], seeds=_seeds(seed, seeds), out=out, **options)
     with _undisturbed(out) as folder:
-        given = call.given(student, networks or {}, in_place=True)
-        keep: Literal["run", "memory"] = "memory" if out is None else "run"
+        given, keep = call.given(student, networks or {}, in_place=True), _KEEP[out is None]
         experiment = Experiment(call.recipe, Path(folder), resume=out is not None, given=given, keep=keep)
         with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, experiment.run, on_epoch, progress)
@@ -208,6 +200,8 @@ def compare(
         raise LimbeckError(f"compare has no argument {wrong!r}: {nearest(wrong, sorted(known))}")
     if isinstance(methods, str) or not methods:
         raise LimbeckError(f"methods is {methods!r}: pass a list, such as ['kd', 'srrl']")
+    if adjust not in ADJUST:
+        raise LimbeckError(f"adjust is {adjust!r}: {nearest(adjust, ADJUST)}")
     every = _seeds(0, tuple(range(seeds)) if isinstance(seeds, int) else seeds)
     call = called(teacher, student, data, methods, compares=True, seeds=every, out=out, **options)
     with _undisturbed(out) as folder:

@@ -31,19 +31,19 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 class Batch:
     """What one training step sees; N is the batch size."""
 
-    inputs: Tensor  # (N, C, H, W) or (N, D) float, normalised
-    targets: Tensor  # (N,) int64 class indices, (N, K) of `limbeck.data.soft_targets`, or (N, ...) float for regression
-    index: Tensor  # (N,) int64, the sample's place in its split
-    view: int  # which augmented view of each sample this is
+    inputs: Tensor  #: (N, C, H, W) or (N, D) float, normalised
+    targets: Tensor  #: (N,) int64 class indices, (N, K) of `limbeck.data.soft_targets`, or (N, ...) float of regression
+    index: Tensor  #: (N,) int64, the sample's place in its split
+    view: int  #: which augmented view of each sample this is
 
 
 class Tap(NamedTuple):
     """One tensor to read."""
 
-    source: str  # a network's name, or "batch"
-    layer: str = ""  # a module's name as in named_modules(), "" for the whole network; or a field of the batch
-    side: str = "output"  # or "input": the tensor that enters the module
-    run: int | None = None  # which of the module's runs in one forward, from 0; None: it runs once
+    source: str  #: a network's name, or "batch"
+    layer: str = ""  #: a module's name as in named_modules(), "" for the whole network; or a field of the batch
+    side: str = "output"  #: or "input": the tensor that enters the module
+    run: int | None = None  #: which of the module's runs in one forward, from 0; None: it runs once
 
     def __str__(self) -> str:
         place = f"{self.source}.{self.layer}" if self.layer else self.source
@@ -86,8 +86,8 @@ TARGETS = Tap("batch", "targets")
 class Term:
     """One summand of the objective: ``weight * loss(*reads)``."""
 
-    loss: Loss  # a function; an nn.Module where it owns parameters or state
-    reads: tuple[Tap, ...]  # student first
+    loss: Loss  #: a function; an nn.Module where it owns parameters or state
+    reads: tuple[Tap, ...]  #: student first
     weight: float | Schedule = 1.0
 
 
@@ -109,7 +109,7 @@ class Outputs(Protocol):
 class Sweep(Protocol):
     """A pass over the training set, which a stage's ``prepare`` receives."""
 
-    epoch: int  # the epoch of the stage that is about to start, from 0
+    epoch: int  #: the epoch of the stage that is about to start, from 0
 
     def __call__(self, *taps: Tap) -> Iterator[tuple[Tensor, ...]]:
         """The taps' tensors, batch by batch: every sample once, not augmented, in eval mode, without gradients."""
@@ -122,12 +122,12 @@ class Stage:
     name: str
     terms: Mapping[str, Term]
     epochs: int
-    optimizer: MakeOptimizer  # every stage starts with a fresh one
-    schedule: Schedule  # factor on the learning rate
-    learns: tuple[str, ...] = ("student",)  # "network", or "network.layer"; all else is frozen and in eval mode
-    prepare: Callable[[Sweep], None] | None = None  # before each epoch, for example to compute class centres
-    finish: Callable[[], None] | None = None  # after the last epoch, for example to copy the teacher's classifier
-    notes: tuple[str, ...] = ()  # choices of the method that a user should know; shown before training
+    optimizer: MakeOptimizer  #: every stage starts with a fresh one
+    schedule: Schedule  #: factor on the learning rate
+    learns: tuple[str, ...] = ("student",)  #: "network", or "network.layer"; all else is frozen and in eval mode
+    prepare: Callable[[Sweep], None] | None = None  #: before each epoch, for example to compute class centres
+    finish: Callable[[], None] | None = None  #: after the last epoch, for example to copy the teacher's classifier
+    notes: tuple[str, ...] = ()  #: choices of the method that a user should know; shown before training
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -149,25 +149,25 @@ class Stage:
 class Section:
     """Consecutive layers of a network whose maps (N, C, H, W) have the same size."""
 
-    first: Tap  # the output of its first block
-    last: Tap  # the output of its last block
-    # `last` before its activation; without an activation, `last` itself or the BatchNorm of it in the next block
+    first: Tap  #: the output of its first block
+    last: Tap  #: the output of its last block
+    #: `last` before its activation; without an activation, `last` itself or the BatchNorm of it in the next block
     pre_activation: Tap
-    activation: str = ""  # the activation layer whose output `last` is; "" if there is none
-    norm: str = ""  # the last BatchNorm layer up to `pre_activation`; "" if there is none
+    activation: str = ""  #: the activation layer whose output `last` is; "" if there is none
+    norm: str = ""  #: the last BatchNorm layer up to `pre_activation`; "" if there is none
 
 
 @dataclass(frozen=True)
 class Outline:
     """The parts of a network that methods read by default, found by one dry run."""
 
-    classifier: str  # the linear layer that gives the logits
-    feature: Tap  # the input of the classifier, (N, D)
-    sections: tuple[Section, ...]  # shallow to deep; empty if the network has no maps
-    stem: Tap | None  # the input of the first section's first block; None without sections
-    pools: bool  # whether the feature is the mean of the last section's map over its positions
-    nonnegative: bool  # whether the feature had no negative value in the dry run, as after a ReLU
-    hidden: tuple[Tap, ...]  # without maps: token blocks (N, L, D) or hidden layers (N, D)
+    classifier: str  #: the linear layer that gives the logits
+    feature: Tap  #: the input of the classifier, (N, D)
+    sections: tuple[Section, ...]  #: shallow to deep; empty if the network has no maps
+    stem: Tap | None  #: the input of the first section's first block; None without sections
+    pools: bool  #: whether the feature is the mean of the last section's map over its positions
+    nonnegative: bool  #: whether the feature had no negative value in the dry run, as after a ReLU
+    hidden: tuple[Tap, ...]  #: without maps: token blocks (N, L, D) or hidden layers (N, D)
 
 
 @dataclass(frozen=True)
@@ -177,18 +177,18 @@ class Setup:
     epochs: int
     optimizer: MakeOptimizer
     schedule: Schedule
-    shape: Callable[[Tap], tuple[int, ...]]  # of one sample's tensor, without N; from one dry run
-    module: Callable[[str, str], nn.Module]  # (network's name, layer's name) -> that module
-    below: Callable[[Tap], tuple[nn.Parameter, ...]]  # the parameters that a tap's tensor depends on
-    outline: Callable[[str], Outline]  # of the network of that name
-    networks: tuple[str, ...]  # the names
-    classes: int  # outputs of a network: classes; of other tasks, labels, numbers or coordinates
-    targets: Tensor  # (n,) int64: the training set's labels, by `Batch.index`; or those of `limbeck.data.targets`
+    shape: Callable[[Tap], tuple[int, ...]]  #: of one sample's tensor, without N; from one dry run
+    module: Callable[[str, str], nn.Module]  #: (network's name, layer's name) -> that module
+    below: Callable[[Tap], tuple[nn.Parameter, ...]]  #: the parameters that a tap's tensor depends on
+    outline: Callable[[str], Outline]  #: of the network of that name
+    networks: tuple[str, ...]  #: the names
+    classes: int  #: outputs of a network: classes; of other tasks, labels, numbers or coordinates
+    targets: Tensor  #: (n,) int64: the training set's labels, by `Batch.index`; or those of `limbeck.data.targets`
     batch_size: int
-    hard_loss: Loss | None = None  # of outputs and targets; None: the cross-entropy of classes
-    soft_loss: Loss | None = None  # of outputs and the teachers', with options; None: that of `kd`
-    soft_targets: tuple[str, ...] = ()  # why the batch's targets are (N, K), such as "mixup"; empty: class indices
-    teacher_logits: tuple[Tap, ...] = (from_teacher(),)  # its outputs: of an ensemble of distributions, each member's
+    hard_loss: Loss | None = None  #: of outputs and targets; None: the cross-entropy of classes
+    soft_loss: Loss | None = None  #: of outputs and the teachers', with options; None: that of `kd`
+    soft_targets: tuple[str, ...] = ()  #: why the batch's targets are (N, K), such as "mixup"; empty: class indices
+    teacher_logits: tuple[Tap, ...] = (from_teacher(),)  #: its outputs: of an ensemble of distributions, each member's
 
 
 def weighted(terms: Mapping[str, Term]) -> Mapping[str, Term]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from os.path import commonprefix
 from typing import ClassVar
 
+MODEL_FORMS = "a model is the name of a zoo network, timm:NAME, torchvision:NAME or path/to/file.py:function"
+
 
 class LimbeckError(Exception):
     """Something the user can fix; the message says what was got, what is allowed and the nearest name."""

@@ -9,6 +9,7 @@ import json
 import pathlib  # `Path` is left to `_TYPES`: a name of this module would come first
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
@@ -71,6 +72,15 @@ _TYPES = {
     "Sequence": Sequence,
 }
 
+_RANGES: Mapping[str, Any] = {
+    "lr": Annotated[float, Field(gt=0)],
+    "temperature": Annotated[float, Field(gt=0)],
+    "contrast_temperature": Annotated[float, Field(gt=0)],
+    "momentum": Annotated[float, Field(ge=0, lt=1)],
+    "weight_decay": Annotated[float, Field(ge=0)],
+}
+"""The types of options that mean the same in every method and optimizer."""
+
 
 def signature(function: Callable[..., Any], *, given: Collection[str] = ("shape", "classes")) -> Signature:
     """Return the keyword-only arguments of a function except those ``given`` by limbeck itself."""
@@ -85,13 +95,18 @@ def signature(function: Callable[..., Any], *, given: Collection[str] = ("shape"
     return options
 
 
-def keyword_model(known: Known, base: type[Checked] = Checked) -> type[Checked]:
-    """Return a pydantic model with one field for each option, after those of the base."""
+def keyword_model(
+    known: Known, base: type[Checked] = Checked, types: Mapping[str, Any] = MappingProxyType({})
+) -> type[Checked]:
+    """Return a pydantic model with one field for each option, after those of the base.
+
+    ``types`` replaces the types of the options that it names.
+    """
     fields: dict[str, Any] = {}
     for name, option in _signature(known).items():
         default = option.get("default", ...)
         listed = tuple(default) if isinstance(default, list) else default  # JSON has no tuples
-        fields[name] = (re.sub(r"\bint\b", "Whole", option["type"]), listed)
+        fields[name] = (types.get(name) or re.sub(r"\bint\b", "Whole", option["type"]), listed)
     model: type[Checked] = create_model("Options", __base__=base, **fields)
     model.model_rebuild(_types_namespace=_TYPES)
     return model
@@ -117,13 +132,18 @@ def complete(
         if not isinstance(preset, str) or preset not in known:
             return {}, [Problem(("preset",), f"{name} has no preset {shown(preset)}: {nearest(preset, known)}")]
         options = {**known[preset], **options}
-    values, problems = validate(keyword_model(table[name]), options)
+    values, problems = validate(keyword_model(table[name], types=_RANGES), options)
     if values is None:
         return {}, problems
     for key in _schedules(table[name], values.model_dump()):
         filled, wrong = complete(getattr(values, key), SCHEDULES, kind="schedule")
         problems += [Problem((key, *problem.path), problem.message) for problem in wrong]
         values = values.model_copy(update={key: filled})
+    if kind == "schedule":  # its function needs no torch, and checks the rest
+        try:
+            SCHEDULES[name](**values.model_dump())
+        except LimbeckError as error:
+            problems.append(Problem((), str(error)))
     return {"name": name, **values.model_dump(mode="json")}, problems
 
 
@@ -158,13 +178,14 @@ def validate(model: type[Model], values: Any) -> tuple[Model | None, list[Proble
         return None, problems_of(error, model)
 
 
-def with_takers(problem: Problem, table: Mapping[str, Known]) -> Problem:
-    """The problem; where it is an unknown key, with the names of the table that have this key."""
+def with_takers(problem: Problem, table: Mapping[str, Collection[str]]) -> Problem:
+    """The problem; if it is an unknown key, with the names of the table whose keys include this key."""
     key = str(problem.path[-1]) if problem.path else ""
-    takers = [name for name, known in table.items() if key in _signature(known)]
+    takers = [name for name, keys in table.items() if key in keys]
     if not takers or not problem.message.startswith("unknown key"):
         return problem
-    return Problem(problem.path, f"{problem.message}; it is a key of {' and '.join(takers)}")
+    listed = " and ".join(filter(None, (", ".join(takers[:-1]), takers[-1])))
+    return Problem(problem.path, f"{problem.message}; it is a key of {listed}")
 
 
 def _signature(known: Known) -> Signature:

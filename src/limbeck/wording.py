@@ -67,6 +67,8 @@ def _message(several: Sequence[Mapping[str, Any]]) -> str:
         allowed = [str(name) for details in several for name in _literals(details)]
         return f"got {shown(got)}: {nearest(got, allowed)}"
     words = list(dict.fromkeys(word for details in several for word in _words(details)))
+    if words == ["a list"] and isinstance(got, int | float):
+        words = [f"a list, such as {shown([got])}"]
     if "a number" in words and "a whole number" in words:
         words.remove("a whole number")
     return f"got {shown(got)}: it must be {' or '.join(filter(None, (', '.join(words[:-1]), words[-1])))}"

@@ -6,18 +6,24 @@ import os
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from dataclasses import replace
+from email.message import Message
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer import Exit
 from typer.testing import CliRunner
 
 import limbeck
 from limbeck.cli import app, catalogue, run
+from limbeck.cli.recipe_options import Asked
+from limbeck.cli.reporting import reporting
 from limbeck.errors import LimbeckError
 from limbeck.evaluate import parameters
 from limbeck.experiment import results
@@ -144,6 +150,7 @@ assert not slow, slow
         "'run', 'recipe.yaml', '--set', 'train.epochs'",
         "'run', 'recipe.yaml', '--allow', 'chanc'",
         "'run', 'recipe.yaml', '--set', 'teacher.weights=none.pt', '--set', 'teacher.train=null'",
+        "'run', 'recipe.yaml', '--set', 'student.model=timn:resnet18'",
         "'run', 'recipe.yaml', '--resume', '--overwrite'",
         "'run', 'recpe.yaml'",
         "'plan', 'recipe.yaml', '--set', 'train.epoch=3'",
@@ -167,6 +174,21 @@ assert not slow, slow
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("error: ")
+
+
+def test_a_terminal_shows_that_pytorch_is_loaded_to_look_up_a_network(monkeypatch):
+    shown = []
+
+    @contextmanager
+    def loading():
+        shown.append("loading")
+        yield
+        shown.append("loaded")
+
+    monkeypatch.setattr("limbeck.cli.terminal.loading", loading)
+    monkeypatch.setattr("limbeck.models.foreign.check_name", shown.append)
+    Asked(Path("recipe.yaml"), ["student.model=timm:resnet18"]).checked()
+    assert shown == ["loading", "timm:resnet18", "loaded"]
 
 
 def test_python_runs_limbeck_as_a_module():
@@ -276,6 +298,23 @@ def test_smoke_is_a_run_of_its_own_beside_the_whole_one():
     assert result_of("runs/tiny").seeds == (0,)
 
 
+def test_a_smoke_test_replaces_the_one_before_and_no_other_run():
+    runs("--smoke")
+    runs("--smoke", *changed("method.temperature=2"))
+    assert "temperature: 2.0" in Path("runs/tiny-smoke/recipe.yaml").read_text()
+    assert "already holds a run" in runs("--smoke", "--out", "runs/tiny-smoke", *changed("name=other"), code=2)
+    assert "cannot be resumed" in runs("--smoke", "--resume", code=2)
+    runs("--smoke", *changed("train.epochs=2"))
+    runs("--smoke")  # of fewer epochs
+    runs("--overwrite", *changed("name=tiny-smoke", "data.limit=300"))  # not a smoke test
+    assert "already holds a run" in runs("--smoke", code=2)
+
+
+def test_a_resumed_run_says_that_its_precision_was_decided_before():
+    runs(*changed("precision=auto"))
+    assert "(as decided when the run began)" in runs("--resume", *changed("precision=auto"))
+
+
 def test_a_finished_run_that_is_resumed_trains_nothing_and_says_the_same():
     runs(*changed("seeds=[0,1]"))
     before = result_of("runs/tiny")
@@ -290,6 +329,17 @@ def test_a_finished_run_that_is_resumed_trains_nothing_and_says_the_same():
 
 def test_resume_in_a_new_folder_begins_a_run():
     assert "written: fresh/result.json" in runs("--resume", "--out", "fresh")
+
+
+def test_a_path_that_the_system_refuses_is_told_without_its_error_number():
+    shown = runs("--out", "x" * 300, code=2)
+    assert shown == f"error: {'x' * 300}: File name too long\n"
+
+
+def test_a_failed_download_is_told_with_its_reason(capsys):
+    with pytest.raises(Exit), reporting():
+        raise HTTPError("https://example.org/data", 404, "Not Found", Message(), None)
+    assert capsys.readouterr().err == "error: HTTP Error 404: Not Found\n"
 
 
 def test_a_folder_with_brackets_in_its_name_is_fine():
@@ -479,7 +529,9 @@ def test_the_student_starts_from_a_file():
     runs("--out", "first")
     start = "first/alone/seed0/student.safetensors"
     runs(
-        "--out", "second", *changed(f"student.weights={start}", "train.optimizer={name: sgd, lr: 0}", "baseline=false")
+        "--out",
+        "second",
+        *changed(f"student.weights={start}", "train.optimizer={name: sgd, lr: 1e-30}", "baseline=false"),
     )
     assert same_weights("second/student.safetensors", start)
 

@@ -74,6 +74,7 @@ def test_the_tables_fit_80_columns_and_name_networks_stages_terms_and_checks():
         "chance",
     )
     assert all(word in shown for word in words)
+    assert shown.startswith("tiny: inputs of 1 x 8 x 8, targets of 10 classes; on cpu in 32 bits")
     assert "found: the input of the classifier" in " ".join(shown.split())
     assert "estimated time of all training steps" in shown
 
@@ -112,6 +113,16 @@ def test_the_estimated_bytes_are_those_of_the_run(monkeypatch, tmp_path_factory,
     files = [path.stat().st_size for path in folder.rglob("*.safetensors") if "store" not in path.parts]
     assert kept["weights"] == pytest.approx(sum(files), rel=0.1)
     assert kept["checkpoint"] == pytest.approx(max(sizes), rel=0.15)
+
+
+def test_a_first_stage_that_the_seeds_share_is_counted_once(monkeypatch):
+    monkeypatch.setattr("limbeck.experiment.forecast._step_seconds", lambda *_: 1.0)
+    settings = ("method={name: fitnets, hint_epochs: 5}", "seeds=[0, 1, 2]", "teacher.seed=0", "baseline=false")
+    apart, shared = (as_json(*settings, f"share_first_stage={value}") for value in ("false", "true"))
+    assert [stage["trainings"] for stage in shared["arms"]["fitnets"]["stages"]] == [1, 3]
+    assert apart["seconds"] - shared["seconds"] == 2 * 5 * 2  # seeds, epochs, steps
+    told = " ".join(planned(*settings, "share_first_stage=true").split())
+    assert "5 epochs of 2 steps, once for all seeds" in told
 
 
 def test_a_layer_is_named_in_the_recipe_or_found():
@@ -172,9 +183,11 @@ def test_a_teacher_that_is_trained_in_the_run_is_not_checked_yet():
 
 
 def test_what_stops_a_run_stops_the_plan_with_the_same_message():
-    result = CliRunner().invoke(app, ["plan", "recipe.yaml", "--set", "train.optimizer={name: sgd, lr: -1}"])
+    result = CliRunner().invoke(
+        app, ["plan", "recipe.yaml", "--set", "train.optimizer={name: sgd, lr: 1, momentum: 0, nesterov: true}"]
+    )
     assert result.exit_code == 2
-    assert "Invalid learning rate: -1.0" in result.stderr
+    assert "Nesterov momentum requires" in result.stderr
 
 
 def test_a_folder_that_holds_a_run_is_told_and_not_refused(monkeypatch):

@@ -1,12 +1,18 @@
 import io
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 from limbeck.cli import progress as watching
-from limbeck.experiment.events import Found, Job, StoreEstimate
+from limbeck.cli import terminal
+from limbeck.experiment.events import Found, Job, StoreEstimate, Trained
+from limbeck.train.loop import Epoch
 
 
 def test_watched_batches_can_be_swept_and_looked_at_without_moving_the_bar():
@@ -50,7 +56,7 @@ def test_a_network_that_is_found_beside_the_run_says_nothing_of_the_time_that_is
 
 def test_reading_is_told_in_lines_where_there_is_no_terminal(monkeypatch):
     clock = iter([0.0, 3.0, 11.0, 11.0, 12.0, 30.0, 30.0])
-    monkeypatch.setattr(watching.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     console = Console(file=io.StringIO(), width=80)
     with watching.reading(console) as progress:
         for done in (1, 2000, 3000, 60_000):
@@ -58,14 +64,33 @@ def test_reading_is_told_in_lines_where_there_is_no_terminal(monkeypatch):
     assert console.file.getvalue() == ("reading the data: 2,000 of 60,000\nreading the data: 60,000 of 60,000\n")
 
 
-def test_reading_is_a_bar_on_a_terminal_that_is_gone_when_all_is_read():
+@pytest.mark.parametrize(("done", "shown"), [(1, "reading the data: 1 of 2"), (2, "checking the data and the")])
+def test_preparing_is_a_line_on_a_terminal_that_is_gone_at_the_end(done, shown):
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     with watching.reading(console) as progress:
-        progress(1, 2)
-        progress(2, 2)
-        shown = console.file.getvalue()
-    assert "reading the data" in shown
-    assert shown.endswith("\x1b[?25h\r\x1b[1A\x1b[2K")
-    with watching.reading(console) as progress:
-        progress(1, 2)  # an error ends the reading
-    assert console.file.getvalue().count("\x1b[?25l") == console.file.getvalue().count("\x1b[?25h")
+        progress(done, 2)
+    assert shown in console.file.getvalue()
+    assert console.file.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")
+
+
+def test_loading_says_nothing_if_there_is_no_terminal(capsys):
+    with terminal.loading():
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "seconds", "lines"),
+    [(3, 0.0, 3), (21, 0.0, 21), (60, 0.0, 20), (60, 11.0, 60), (1000, 0.0, 20), (1000, 11.0, 200)],
+)
+def test_a_log_has_a_line_for_each_epoch_or_every_few_percent(monkeypatch, epochs, seconds, lines):
+    clock = count(step=seconds)
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    console = Console(file=io.StringIO(), width=200)
+    job = Job("kd", 0)
+    screen = watching._Screen(console, Progress(console=console), watching._Account({job: 1.0}))
+    for number in range(1, epochs + 1):
+        epoch = Epoch("kd", 0, number, epochs, {"hard": 1.0}, 1.0, 64, 1.0, dict, nn.Module())
+        screen.tell(Trained(job, epoch, None))
+    assert len(console.file.getvalue().splitlines()) == lines
+    assert f"epoch {epochs}/{epochs}" in console.file.getvalue()

@@ -146,6 +146,8 @@ def test_no_number_is_cut_where_the_output_is_no_terminal():
 def test_the_gain_is_told_with_its_doubt():
     assert told(finished()) == ["kd: 77.5 fewer errors than alone (standard error 5.5, 2 pairs)"]
     assert told(finished(seeds=(0,))) == ["kd: 72.0 fewer errors than alone (one pair, so no standard error)"]
+    tie = finished(seeds=(0,), errors=(60, 70, 70))
+    assert told(tie) == ["kd: no difference from alone in errors (one pair, so no standard error)"]
 
 
 def test_nothing_is_told_of_a_gain_without_a_baseline():
@@ -183,12 +185,14 @@ def test_what_is_run_is_told_first_and_where_it_is_written_last():
     assert last == "written: run/result.json and run/student.safetensors"
 
 
-def test_elsewhere_than_on_a_terminal_each_network_is_one_plain_line():
+def test_elsewhere_than_on_a_terminal_each_network_is_told_in_plain_lines():
     text = shown(experiment())
     assert "\x1b" not in text
     assert "━" not in text.split("tiny: test split")[0]
-    _, *origins, teacher, expected, kept, alone, distilled = text.splitlines()[:9]
+    lines = [line for line in text.splitlines() if ": epoch " not in line]
+    _, *origins, teacher, note, expected, kept, alone, distilled = lines[:10]
     assert sorted(line.partition(":")[0] for line in origins) == ["test", "train", "validation"]
+    assert note.startswith("note: teacher/seed0: the accuracy of the teacher is not clearly higher than chance")
     assert expected.startswith("teacher/seed0: the store of its outputs will take about 2.6 kB (")
     assert re.fullmatch(r"teacher/seed0: stored 64 rows of its outputs \(about 2\.6 kB in .*/teacher-seed0\)", kept)
     for line, job in ((teacher, "teacher"), (alone, "alone"), (distilled, "kd")):

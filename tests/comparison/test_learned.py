@@ -281,6 +281,41 @@ def test_images_on_disk_are_read_as_those_in_memory(tmp_path):
     assert analysed(given, replace(its_data, test=on_disk))[0] == analysed(given, its_data)[0]
 
 
+class Overwrites(nn.Module):
+    """Its feature is overwritten after the classifier has read it."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(36, 5), nn.Linear(5, 3)
+
+    def forward(self, inputs):
+        feature = self.hidden(inputs.flatten(1))
+        logits = self.head(feature)
+        feature.zero_()
+        return logits
+
+
+def test_a_feature_that_is_overwritten_is_not_read():
+    found, maps = analysed({"alone": Overwrites()}, data())
+    assert of(found)["alone"].nmi is None
+    assert not maps.points
+
+
+class NotCopied(nn.Sequential):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("no copy")
+
+
+def test_a_network_that_cannot_be_copied_is_read_in_eval_mode_and_stays_in_train_mode():
+    its_data = data()
+    network = NotCopied(nn.Flatten(), nn.Linear(36, 5), nn.Dropout(0.5), nn.Linear(5, 3)).train()
+    found, _ = analysed({"alone": network}, its_data)
+    assert network[2].training
+    for strength, value in enumerate(of(found)["alone"].corrupted_accuracy["gaussian_blur"], 1):
+        corrupted = 255 * corrupt(its_data.test.inputs, "gaussian_blur", strength)
+        assert value == accuracy(outputs(network, corrupted, its_data), its_data.test.targets)
+
+
 def test_so_many_test_samples_are_read_and_they_are_spread_evenly(monkeypatch):
     monkeypatch.setattr(learned_module, "SAMPLES", 10)
     found, maps = analysed(networks("alone"), data())

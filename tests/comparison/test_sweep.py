@@ -54,7 +54,7 @@ def finish(one):
 def untimed(result):
     """The result without latencies, which differ from run to run."""
     teacher = result.teacher and replace(result.teacher, latency=None)
-    return replace(result, teacher=teacher, arms=tuple(replace(arm, latency=None) for arm in result.arms), notes=())
+    return replace(result, teacher=teacher, arms=tuple(replace(arm, latency=None) for arm in result.arms))
 
 
 def weights(folder, arm, seed):

@@ -104,6 +104,7 @@ def test_what_does_not_fit_is_an_error(tmp_path, options, message):
         (("eye_y", "eye_x"), "'eye_y' and 'eye_x' are not x and y of one point"),
         (("eye_x", "nose.y"), "are not x and y of one point"),
         (("eye_x", "a"), "are not x and y of one point"),
+        (("eye_x", "eye_y", "nose.x", "nse.y"), r"faces.csv has no column 'nse.y': did you mean 'nose.y'\?"),
     ],
 )
 def test_x_and_y_that_are_confused_are_an_error(tmp_path, columns, message):

@@ -106,15 +106,21 @@ def test_constant_images_stay_as_they_are(kind):
     assert torch.allclose(corrupt(images, kind, 5), images, atol=1e-6)
 
 
-def test_larger_images_are_corrupted_as_in_the_benchmarks_of_their_size():
-    for side, deviation in ((33, 0.18), (65, 0.38)):
-        grey = torch.full((1, 1, side, side), 128, dtype=torch.uint8).expand(8, 3, side, side)
-        dark = torch.full_like(grey, 255)
-        noise = corrupt(grey, "gaussian_noise", 5)
-        inside = (noise > 0) & (noise < 1)
-        share = math.erf(0.5 / deviation / math.sqrt(2))
-        assert inside.double().mean().item() == pytest.approx(share, abs=0.02)
-        assert torch.allclose(corrupt(dark, "contrast", 5), torch.ones(()), atol=1e-6)
+@pytest.mark.parametrize(
+    ("side", "noise", "blur", "contrast"),
+    [(32, 0.04, 0.4, 0.75), (33, 0.04, 0.5, 0.4), (64, 0.04, 0.5, 0.4), (65, 0.08, 1, 0.4)],
+)
+def test_images_are_corrupted_as_in_the_benchmark_of_their_size(side, noise, blur, contrast):
+    halves = torch.zeros(1, 1, 5, side, dtype=torch.uint8)
+    halves[..., side // 2 :] = 255
+    mean = halves.double().mean() / 255
+    assert corrupt(halves, "contrast", 1).max().item() == pytest.approx(mean + contrast * (1 - mean))
+    weights = [math.exp(-0.5 * (step / blur) ** 2) for step in range(-5, 6)]
+    assert corrupt(halves, "gaussian_blur", 1)[0, 0, 2, side // 2].item() == pytest.approx(
+        sum(weights[5:]) / sum(weights), abs=1e-3
+    )
+    grey = torch.full((1, 3, side, side), 128, dtype=torch.uint8)
+    assert corrupt(grey, "gaussian_noise", 1).std().item() == pytest.approx(noise, rel=0.1)
 
 
 def test_the_same_seed_gives_the_same_noise_and_leaves_the_generator_alone(images):

@@ -66,6 +66,12 @@ class Squeezes(nn.Module):
         return self.linear(inputs)
 
 
+@pytest.fixture(autouse=True)
+def as_measured_by_default(monkeypatch) -> None:
+    monkeypatch.setattr(cost, "ATTEMPTS", ATTEMPTS)
+    monkeypatch.setattr(cost, "WATCHED", WATCHED)
+
+
 @pytest.fixture
 def load_unknown(monkeypatch) -> None:
     monkeypatch.setattr(machine, "read", unknown)

@@ -785,6 +785,16 @@ def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_data_is_read(tmp_path, monkeypatch):
+    def fails(**options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("limbeck.experiment.folder.TemporaryDirectory", fails)
+    with pytest.raises(LimbeckError, match=r"new/run cannot be written: .*Permission denied.*: choose another folder"):
+        check_folder(tmp_path / "new" / "run", resume=False)
+    assert not check_folder(tmp_path / "new" / "run", resume=True)  # the store of a folder is verified by reading
+
+
 def test_a_run_is_not_written_into_its_data(tmp_path):
     for place in (tmp_path / "photos", tmp_path / "photos" / "runs" / "kd"):
         with pytest.raises(LimbeckError, match=r"is in the folder of the data, .*photos: choose"):

@@ -71,6 +71,16 @@ def test_the_best_student_is_first_and_runs_without_one_are_last(runs):
     assert [Path(run.folder).name for run in list_runs(runs)] == ["best", "whole", "worst", "part"]
 
 
+def test_a_smoke_test_is_marked_and_follows_the_runs_that_were_trained(runs):
+    better(runs / "whole", runs / "tried", 0.99)
+    recipe = runs / "tried" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("name: tiny\n", "name: tiny-smoke\n"))
+    assert [(Path(run.folder).name, run.state) for run in list_runs(runs)[:2]] == [
+        ("whole", "finished"),
+        ("tried", "smoke test"),
+    ]
+
+
 def test_a_finished_run_has_the_means_over_its_seeds(runs):
     (run,) = [run for run in list_runs(runs) if run.state == "finished"]
     result = read(runs / "whole")

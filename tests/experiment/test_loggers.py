@@ -12,7 +12,7 @@ import pytest
 
 from limbeck.core import LimbeckError
 from limbeck.experiment.events import Finished, Job, Started, Trained
-from limbeck.experiment.loggers import LOGGERS, check_loggers, logged
+from limbeck.experiment.loggers import LOGGERS, _of_events, check_loggers, logged
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.read import read
 
@@ -44,7 +44,9 @@ def events(done=0):
     """Two epochs of a resumed training, in two stages, and its end."""
     yield Started(KD, done, 4)
     for number, validation in ((2, 0.5), (1, None)):
-        epoch = SimpleNamespace(number=number, loss=0.5 * number, terms={"hard": 0.25}, images=10, seconds=2.0)
+        epoch = SimpleNamespace(
+            stage="kd", position=0, number=number, loss=0.5 * number, terms={"hard": 0.25}, images=10, seconds=2.0
+        )
         yield Trained(KD, epoch, validation)
     yield Finished(KD, SimpleNamespace(test=SimpleNamespace(accuracy=0.75)), reused=False)
     yield Finished(Job("teacher", 0), SimpleNamespace(test=SimpleNamespace(accuracy=0.5)), reused=True)
@@ -58,6 +60,15 @@ def shown(name):
 
 def table():
     return list(csv.DictReader(Path("run/metrics.csv").read_text().splitlines()))
+
+
+def recorded(trial):
+    """What is added for the events of a run."""
+    added = []
+    consume = _of_events(Path("run"), lambda *one: added.append(one))
+    for event in trial.run():
+        consume(event)
+    return added
 
 
 def fake(monkeypatch, name, **content):
@@ -99,6 +110,16 @@ def test_the_table_has_every_line_of_the_log_and_is_whole_after_an_interruption(
     assert [row["epoch"] for row in rows] == ["1", "2", "1", "2", "3"]
     Experiment(recipe(), Path("run"), overwrite=True)
     assert not Path("run/metrics.csv").exists()
+
+
+def test_a_network_that_is_reused_is_logged_with_the_epochs_of_its_training():
+    added = recorded(Experiment(recipe(), Path("run")))
+    again = recorded(Experiment(recipe(), Path("run"), resume=True))
+    assert again == added
+    assert [(str(job), number) for job, number, _ in added] == [
+        *(("teacher/seed0", number) for number in (1, 2, 2)),
+        *(("kd/seed0", number) for number in (1, 2, 3, 3)),
+    ]
 
 
 def test_tensorboard_has_one_run_for_each_network_and_hides_what_is_trained_again(monkeypatch):

@@ -97,6 +97,13 @@ def test_another_number_of_classes_without_names_is_refused(tmp_path, block):
         restored(str(tmp_path / "net.safetensors"), block, data(("0", "1")))
 
 
+@pytest.mark.parametrize("model", [None, MLP])
+def test_a_list_of_too_few_classes_is_refused(tmp_path, model):
+    saved(tmp_path / "net.safetensors")
+    with pytest.raises(LimbeckError, match="has 3 classes, but classes: lists 2: list all classes of the file in the"):
+        teacher_from(str(tmp_path / "net.safetensors"), TeacherBlock(model=model, classes=("cat", "dog")), data())
+
+
 def test_a_file_says_the_order_of_its_classes(tmp_path):
     saved(tmp_path / "net.safetensors")
     _, labels, _ = teacher_from(str(tmp_path / "net.safetensors"), TeacherBlock(), data(("cat", "owl", "dog")))
@@ -251,7 +258,7 @@ def theirs(tmp_path, monkeypatch):
 
 def test_a_teacher_of_other_classes_says_how_to_begin_from_it(theirs):
     recipe, cast = theirs[1]()
-    with pytest.raises(LimbeckError, match=r"has 5 classes, the data 10; .* init: fine_tune .* also needs train:"):
+    with pytest.raises(LimbeckError, match=r"has 5 classes, the network 10 .* init: fine_tune .* also needs train:"):
         cast.restored(recipe.teacher)
 
 

@@ -331,6 +331,8 @@ def test_a_label_that_is_no_class_is_refused(label):
     with pytest.raises(LimbeckError) as caught:
         label_indices([0, label], ("none", "one", "two"))
     assert str(caught.value) == f"there is no class {label!r}: allowed are 0 to 2, or none, one, two"
+    with pytest.raises(LimbeckError, match=r"^there is no point "):
+        label_indices([label], ("none", "one", "two"), kind="point")
 
 
 # --- distill
@@ -559,10 +561,10 @@ def test_any_array_will_do(kind):
     [
         ({"method": "dk"}, "method.name: there is no method 'dk': did you mean 'dkd'"),
         ({"method": {"name": "kd", "temprature": 2}}, "method.temprature: unknown key 'temprature'"),
-        ({"method": {"name": "kd", "temperature": 0}}, "temperature is 0.0: it must be above 0"),
+        ({"method": {"name": "kd", "temperature": 0}}, "method.temperature: got 0: it must be above 0"),
         ({"method": {"name": "kd", "student_layer": "9"}}, "the student has no layer '9'"),
         ({"optimizer": "sgd"}, "optimizer: the key 'lr' is missing"),
-        ({"optimizer": {"name": "adam", "lr": -1.0}}, "Invalid learning rate"),
+        ({"optimizer": {"name": "adam", "lr": -1.0}}, "optimizer.lr: got -1.0: it must be above 0"),
         ({"schedule": "cosin"}, "schedule.name: there is no schedule 'cosin': did you mean 'cosine'"),
         ({"schedule": {"name": "cosine", "warmup": 2}}, "got warmup 2.0"),
         ({"epochs": 0}, "epochs is 0: allowed are whole numbers from 1"),

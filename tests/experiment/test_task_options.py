@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from typer.testing import CliRunner
 
 import limbeck
+from limbeck.cli import app
 from limbeck.cli.tables import result_table
 from limbeck.core import LimbeckError
 from limbeck.experiment.plan import plan
@@ -105,6 +107,26 @@ def test_loss_eyes_and_metric_of_a_recipe():
     assert run(options, resume=True).result == trial.result
 
 
+def test_eyes_are_names_or_indices_of_points():
+    named = run("task.eyes=[x, u]", "seeds=[0]", folder="named")
+    numbered = run("task.eyes=[0, 1]", "seeds=[0]", folder="numbered")
+    assert named.data.task_options["eyes"] == (0, 1)
+    assert [one.test for one in named.result.runs] == [one.test for one in numbered.result.runs]
+    assert named.result.alone.trained_as == numbered.result.alone.trained_as
+
+
+def test_a_trained_teacher_that_is_no_better_than_chance_is_told_before_the_students_and_after_a_resume():
+    command = ["run", "recipe.yaml", "--out", "run", "--set", "seeds=[0]", "--set", "teacher.train.epochs=1"]
+    for more in ([], ["--resume"]):
+        shown = CliRunner().invoke(app, [*command, *more]).stdout
+        told = "note: teacher/seed0: the NME of the teacher on "
+        assert shown.count(told) == 1
+        assert shown.index("teacher/seed0") < shown.index(told) < shown.index("alone/seed0")
+    (note,) = read_result(Path("run")).notes
+    assert note.startswith(told.removeprefix("note: "))
+    assert "which is no better than" in note
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_by_name(name):
     trial = prepared(f"task.hard_loss={name}")
@@ -141,8 +163,9 @@ DIGITS = ("data={source: digits, limit: 60}",)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["task={eyes: [0, 2]}"], r"eyes is \(0, 2\): allowed are two different indices from 0 to 1"),
+        (["task={eyes: [0, 2]}"], "there is no point 2: allowed are 0 to 1, or x, u"),
         (["task={eyes: [1, 1]}"], "allowed are two different indices"),
+        (["task={eyes: [x, eye]}"], "there is no point 'eye': allowed are 0 to 1, or x, u"),
         (["task={hard_loss: mine.py:l2}"], "has no function 'l2': did you mean 'l1'"),
         (["task={hard_loss: mine.py:rows}"], "'hard' returns a tensor of shape .*: a loss must be a scalar"),
         (["task={hard_loss: mine.py:fails}"], "term 'hard' cannot read .*: IndexError: no such point"),

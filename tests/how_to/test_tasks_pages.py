@@ -12,14 +12,19 @@ import limbeck
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 
-TEACHER = "teacher={model: {name: mlp, hidden: [8]}, train: {epochs: 1}}"
-
 
 def blocks(name, kind):
     """The blocks of code of a page, each of at most 15 lines."""
     found = re.findall(rf"```{kind}\n(.*?)```", (PAGES / f"{name}.md").read_text(encoding="utf-8"), re.DOTALL)
     assert all(len(code.splitlines()) <= 15 for code in found)
     return found
+
+
+def teacher(page):
+    """The settings for a teacher that the run trains, as the page has it, but small and in one epoch."""
+    text = (PAGES / f"{page}.md").read_text(encoding="utf-8")
+    (found,) = re.findall(r"`teacher: (\{.*\})` trains one in the run", text)
+    return f"teacher={found}", "teacher.model={name: mlp, hidden: [8]}", "teacher.train.epochs=1"
 
 
 def table(name, page, rows):
@@ -51,7 +56,7 @@ def linear(inputs, outputs):
 def test_several_labels(run_recipe, capsys):
     photos("photos", 40)
     table("labels.csv", "multi-label", [(f"{i:04}.jpg", i % 2, i % 3 % 2, 0.5) for i in range(1, 41)])
-    result = run_recipe(blocks("multi-label", "yaml")[0], TEACHER)
+    result = run_recipe(blocks("multi-label", "yaml")[0], *teacher("multi-label"))
     assert result.task == "multi_label"
     labels = (numpy.arange(180).reshape(60, 3) % 2).astype("float32")
     result = call("multi-label", linear(64, 3), images=torch.rand(60, 1, 8, 8), labels=labels)
@@ -74,7 +79,7 @@ def test_landmarks(run_recipe):
     photos("faces", 40)
     rows = [(f"{i:04}.jpg", 8.5, 9, 20, 10 + i % 3, 15, 20) for i in range(1, 41)]
     table("faces.csv", "landmarks", rows)
-    result = run_recipe(blocks("landmarks", "yaml")[0], TEACHER, "train.augment.cutout=4")
+    result = run_recipe(blocks("landmarks", "yaml")[0], *teacher("landmarks"), "train.augment.cutout=4")
     assert result.task == "landmarks"
     points = torch.rand(60, 3, 2)
     result = call("landmarks", linear(64, 6), images=torch.rand(60, 1, 8, 8), points=points)

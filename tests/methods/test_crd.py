@@ -261,6 +261,16 @@ def test_a_run_that_is_resumed_gives_the_same_bits():
     assert all(torch.equal(student[name], resumed[name]) for name in student)
 
 
+def test_a_sample_that_is_twice_in_a_batch_gets_the_row_of_its_first_place():
+    module, (student, teacher) = contrast(), features(3)
+    negatives = places(3)[1]
+    before = module.student_memory.clone()
+    module(student, teacher, torch.tensor([5, 0, 5]), negatives)
+    anchors = module.student(student)
+    rows = torch.nn.functional.normalize(0.5 * before[[5, 0]] + 0.5 * anchors[[0, 1]], dim=1)
+    torch.testing.assert_close(module.student_memory[[5, 0]], rows)
+
+
 def test_planning_leaves_the_memories_as_they_were():
     loss = planned(negatives=20).terms["contrast"].loss
     assert loss.log_normalisers.isinf().all()

@@ -155,7 +155,7 @@ def test_file_without_a_state_dict_is_refused(tmp_path, content):
 
 def test_other_class_count_is_said_plainly(tmp_path):
     save_network(small(classes=100), tmp_path / "a.safetensors", spec=SPEC)
-    with pytest.raises(LimbeckError, match="the checkpoint has 100 classes, the data 10"):
+    with pytest.raises(LimbeckError, match="the checkpoint has 100 classes, the network 10"):
         load_weights(small(classes=10), tmp_path / "a.safetensors")
 
 

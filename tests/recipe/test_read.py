@@ -102,12 +102,47 @@ def test_every_error_is_told_at_once_with_its_line(tmp_path):
             "recipe.yaml:3: teacher: this block does not define one teacher: write weights: FILE",
         ),
         ("train: {epochs: 3}", "weights: x\n  train: {epochs: 3}", "a teacher with weights: is not trained"),
+        ("name: sgd, lr: 0.1", "name: sgd, lr: 0", "recipe.yaml:11: train.optimizer.lr: got 0: it must be above 0"),
+        ("lr: 0.1", "lr: 0.1, momentum: 1", "train.optimizer.momentum: got 1: it must be below 1"),
+        ("lr: 0.1", "lr: 0.1, weight_decay: -1", "train.optimizer.weight_decay: got -1: it must be at least 0"),
+        ("method: kd", "method: {name: kd, temperature: -1}", "method.temperature: got -1: it must be above 0"),
+        (
+            "epochs: 4",
+            "epochs: 4\n  schedule: {name: cosine, warmup: 2}",
+            "recipe.yaml:11: train.schedule: got warmup 2.0, allowed are fractions of the stage",
+        ),
+        ("{name: mlp, hidden: [8]}", "timn:x:y", "student.model.name: unknown source of models 'timn'"),
+        ("name: tiny", "name: tiny\nseeds: 0", "seeds: got 0: it must be a list, such as [0]"),
         ("train: {epochs: 3}", "train: {epoch: 3}", "teacher.train.epoch: unknown key 'epoch': did you mean 'epochs'?"),
     ],
 )
 def test_an_error_says_what_was_got_and_what_is_allowed(tmp_path, old, new, message):
     assert old in GOOD
-    assert message in fail(tmp_path, GOOD.replace(old, new, 1))
+    assert message in fail(tmp_path, GOOD.replace(old, new, 1), check_paths=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "block"),
+    [
+        ("epochs", "train"),
+        ("lr", "train.optimizer"),
+        ("temperature", "method"),
+        ("limit", "data"),
+        ("seed", "data, teacher and cache"),
+    ],
+)
+def test_a_key_that_belongs_to_a_block_is_told_with_the_block(tmp_path, key, block):
+    assert fail(tmp_path, GOOD, overrides=[f"{key}=1"]).endswith(f"; it is a key of {block}")
+
+
+def test_unknown_models_and_missing_files_are_told_at_once_with_their_lines(tmp_path):
+    text = GOOD.replace("{name: mlp, hidden: [32]}", "timm:resnet18x").replace(
+        "{name: mlp, hidden: [8]}", "torchvision:resnet1\n  weights: no.pt"
+    )
+    first, second, third = fail(tmp_path, text, check_paths=True).splitlines()
+    assert "recipe.yaml:4: teacher.model.name: timm has no model 'resnet18x': did you mean" in first
+    assert "recipe.yaml:7: student.model.name: torchvision has no classifier 'resnet1'" in second
+    assert "recipe.yaml:8: student.weights: there is no file" in third
 
 
 def test_a_method_that_needs_a_teacher_says_so(tmp_path):
@@ -252,6 +287,13 @@ def test_the_paths_of_a_table_become_absolute(tmp_path, monkeypatch):
 def test_only_streamed_images_have_workers(tmp_path, source):
     text = GOOD.replace("{source: digits}", f"{{source: {source}, path: x, workers: 2}}")
     assert "data.workers: only streamed data has workers: write streaming: true" in fail(tmp_path, text)
+
+
+@pytest.mark.parametrize("source", ["table", "masks"])
+def test_a_task_of_segmentation_names_its_source(tmp_path, source):
+    text = GOOD.replace("{source: digits}", f"{{source: {source}, path: x, task: segmentation}}")
+    told = "recipe.yaml:2: data.task: got 'segmentation', the only task of source: masks: write source: masks without"
+    assert told in fail(tmp_path, text)
 
 
 def test_a_path_inside_the_data_root_is_left_as_it_is(tmp_path, monkeypatch):

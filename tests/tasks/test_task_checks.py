@@ -11,7 +11,7 @@ import limbeck
 from limbeck.core import LimbeckError
 from limbeck.data import bounds
 from limbeck.experiment.arms import check_task
-from limbeck.experiment.checks import check_teacher
+from limbeck.experiment.checks import check_teacher, check_trained
 from limbeck.models import Ensemble
 from limbeck.recipe.blocks import CacheBlock, EvaluateBlock, Recipe, TeacherBlock, TrainBlock
 from limbeck.tasks import TASKS, task_of
@@ -71,6 +71,28 @@ def test_a_teacher_that_does_not_look_at_its_input_is_no_better_than_chance(task
 def test_a_teacher_that_the_method_trains_may_be_as_bad(task):
     found = check_teacher(Changed(teacher(task), lambda outputs: 0 * outputs - 3), data(task), ENGINE, learns=True)
     assert found[-1].said.endswith("before the method trains it")
+
+
+@every_task
+def test_a_teacher_that_the_run_has_trained_is_compared_with_chance_in_the_same_words(task):
+    bad = Changed(teacher(task), lambda outputs: 0 * outputs - 3)
+    (note,) = check_trained(bad, data(task), ENGINE)
+    assert refused(task, lambda outputs: 0 * outputs - 3, "chance").startswith(f"{note}. ")
+    assert check_trained(teacher(task), data(task), ENGINE) == []
+
+
+def test_a_trained_classifier_is_compared_with_chance_if_there_is_a_validation_split():
+    def constant(**options):
+        given = limbeck.arrays(torch.rand(90, 3, 16, 16), torch.arange(90) % 3, test=30, **options)
+        return check_trained(Changed(network(given, 4), lambda outputs: 0 * outputs), given, ENGINE)
+
+    (note,) = constant(validation=30)
+    assert note == (
+        "the accuracy of the teacher is not clearly higher than chance: 33.3% of 30 validation samples; chance is 33.3%"
+    )
+    (note,) = constant(validation=9)
+    assert note.startswith("9 validation samples are too few to tell whether the teacher is better than chance")
+    assert constant(validation=0) == []
 
 
 @every_task
@@ -193,6 +215,33 @@ def test_options_of_classification_are_refused(option):
     for task in OTHERS:
         with pytest.raises(LimbeckError, match=f"^{option} is for classification; the task of the data is {task}$"):
             check_task(recipe, task)
+
+
+@pytest.mark.parametrize("option", [{"temperature": 8.0}, {"temperature_squared": False}])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_temperature_that_is_chosen_is_refused_for_numbers(option, several):
+    def checked(task, **options):
+        block = {"name": "kd", "temperature": 4.0, "temperature_squared": True, **options}
+        block = {"name": "mimic+kd", "parts": [{"name": "mimic"}, block]} if several else block
+        recipe = Recipe.model_construct(
+            method=block, train=PLAIN, teacher=None, cache=CacheBlock(), evaluate=EvaluateBlock()
+        )
+        check_task(recipe, task)
+
+    for task in ("regression", "landmarks"):
+        checked(task)
+        with pytest.raises(
+            LimbeckError, match=rf"^method: kd with {next(iter(option))}: .* no effect on numbers; .*{task}"
+        ):
+            checked(task, **option)
+    checked("multi_label", **option)
+
+
+def test_a_function_with_the_name_of_a_method_has_no_temperature():
+    recipe = Recipe.model_construct(
+        method={"name": "kd"}, train=PLAIN, teacher=None, cache=CacheBlock(), evaluate=EvaluateBlock()
+    )
+    check_task(recipe, "regression")
 
 
 def test_options_of_methods_that_need_classes_are_refused():

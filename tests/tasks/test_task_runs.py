@@ -182,6 +182,10 @@ def test_the_gain_is_told_in_the_units_of_the_headline(task, folders):
     summary = {"kd": replace(result.summary["kd"], better_than_alone=Gain(-0.015, None, 1, None))}
     expected = f"kd: {what.replace('better', 'worse')} than alone (one pair, so no standard error)"
     assert expected in verdicts(replace(result, summary=summary), recipe)
+    for tie in (0.0, 0.00004, -0.00004):
+        summary = {"kd": replace(result.summary["kd"], better_than_alone=Gain(tie, 0.0035, 2, 0.0025))}
+        expected = f"kd: no difference from alone in {TASKS[task].headline.label} (standard error {error}, 2 pairs)"
+        assert expected in verdicts(replace(result, summary=summary), recipe)
 
 
 def test_a_figure_is_shown_in_its_units():
@@ -259,7 +263,7 @@ def test_plan_and_run_read_the_task_from_a_source(task, tmp_path, monkeypatch):
     planned = CliRunner().invoke(app, ["plan", "recipe.yaml"], env={"COLUMNS": "120"})
     assert planned.exit_code == 0, planned.output
     units = ("3 labels", "3 numbers", "3 points", "2 classes")
-    assert f"samples of 3 x 16 x 16, {units[OTHERS.index(task)]}; on cpu" in planned.output
+    assert f"inputs of 3 x 16 x 16, targets of {units[OTHERS.index(task)]}; on cpu" in planned.output
     done = CliRunner().invoke(app, ["run", "recipe.yaml"], env={"COLUMNS": "120"})
     assert done.exit_code == 0, done.output
     assert f"kd/seed0: test {TASKS[task].headline.label} " in done.output

@@ -133,7 +133,7 @@ def test_a_store_that_holds_nan_is_named_though_the_teacher_is_finite():
 
 
 def test_it_is_told_before_the_epoch_is_over(monkeypatch):
-    monkeypatch.setattr(train._Means, "_MOST", 2)
+    monkeypatch.setattr(train.Means, "_MOST", 2)
     source = Source()
     source.inputs[0] = torch.nan
     told(source, plain())

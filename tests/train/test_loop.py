@@ -667,7 +667,7 @@ def test_finish_is_not_called_while_the_last_epoch_is_still_looked_at():
 def test_the_means_are_those_of_all_steps_however_many_are_summed_at_once(monkeypatch):
     found = []
     for most in (1, 2, 100):
-        monkeypatch.setattr(train._Means, "_MOST", most)
+        monkeypatch.setattr(train.Means, "_MOST", most)
         torch.manual_seed(9)
         found.append(next(run([stage()], networks(), Source(), ENGINE)))
     assert found[0].loss == pytest.approx(found[1].loss, rel=1e-6)

@@ -113,10 +113,12 @@ def _run(asked: Asked, checked: "Recipe") -> Path:
 def _experiment(asked: Asked) -> "Experiment":
     """The experiment of a recipe whose teacher's outputs are stored; it continues what its run folder holds."""
     checked = asked.checked("cache.use=true")
-    from limbeck.cli.progress import reading
-    from limbeck.cli.terminal import console
-    from limbeck.experiment.run import Experiment
-    from limbeck.train.allocator import keep_memory
+    from limbeck.cli.terminal import console, loading
+
+    with loading():
+        from limbeck.cli.progress import reading
+        from limbeck.experiment.run import Experiment
+        from limbeck.train.allocator import keep_memory
 
     keep_memory()
     say_code(checked.model_dump())

@@ -6,9 +6,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -18,6 +19,9 @@ from limbeck.cli.reporting import reporting
 
 if TYPE_CHECKING:
     from limbeck.recipe.blocks import Recipe
+
+Others = Callable[[], AbstractContextManager[Callable[[], None]]]
+"""Starts more processes; gives what waits for them."""
 
 Methods = Annotated[str | None, typer.Option(help="What to compare, such as kd,srrl,kd+at; default: methods: [...]")]
 Seeds = Annotated[int | None, typer.Option(min=1, max=1000, help="The number of seeds; default: those of the recipe.")]
@@ -48,6 +52,8 @@ def compare(
     asked = Asked(recipe, override, None, out, data_root, allow, trust_code, smoke, methods=listed)
     again = asked.again("compare")
     again += (f" --methods {shlex.quote(methods)}" if methods else "") + (f" --seeds {seeds}" if seeds else "")
+    if jobs > 1:  # before torch is imported; the other processes inherit it, so that all compute the same bits
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     with reporting(again):
         from limbeck.errors import LimbeckError, nearest
 
@@ -55,19 +61,21 @@ def compare(
             raise LimbeckError(f"--adjust is {adjust!r}: {nearest(adjust, ('holm', 'fdr'))}")
         checked = asked.checked(*more)
         folder = out or Path("runs") / f"{checked.name}-compared"
-        with _others(jobs - 1, [sys.executable, "-m", *shlex.split(again)], folder) as wait:
-            _compare(checked, folder, adjust, wait, trust_code=trust_code)
+        others = partial(_others, jobs - 1, [sys.executable, "-m", *shlex.split(again)], folder)
+        _compare(checked, folder, adjust, others, trust_code=trust_code)
 
 
-def _compare(recipe: "Recipe", folder: Path, adjust: str, wait: Callable[[], None], *, trust_code: bool) -> None:
-    from limbeck.cli.comparison_tables import comparison_table, evidence
-    from limbeck.cli.progress import reading, show_sweep
-    from limbeck.cli.terminal import console
-    from limbeck.comparison.results import COMPARISON
-    from limbeck.comparison.sweep import Sweep
+def _compare(recipe: "Recipe", folder: Path, adjust: str, others: Others, *, trust_code: bool) -> None:
+    from limbeck.cli.terminal import console, loading
     from limbeck.errors import LimbeckError
-    from limbeck.train.allocator import keep_memory
-    from limbeck.train.threads import threads_for
+
+    with loading():
+        from limbeck.cli.comparison_tables import comparison_table, evidence
+        from limbeck.cli.progress import reading, show_sweep
+        from limbeck.comparison.results import COMPARISON
+        from limbeck.comparison.sweep import Sweep
+        from limbeck.train.allocator import keep_memory
+        from limbeck.train.threads import threads_for
 
     keep_memory()
     say_code(recipe.model_dump())
@@ -75,8 +83,9 @@ def _compare(recipe: "Recipe", folder: Path, adjust: str, wait: Callable[[], Non
     with reading(screen) as progress:
         sweep = Sweep(recipe, folder, trust_code=trust_code, progress=progress)
     with threads_for(sweep.experiment.macs):
-        show_sweep(sweep, screen)
-        wait()
+        with others() as wait:
+            show_sweep(sweep, screen)
+            wait()
         missing = sweep.missing
         if missing:
             raise LimbeckError(
@@ -91,6 +100,12 @@ def _compare(recipe: "Recipe", folder: Path, adjust: str, wait: Callable[[], Non
     write_page(folder, data=sweep.experiment.data)
 
 
+def _log(folder: Path, number: int) -> BinaryIO:
+    place = folder / "locks" / f"process{number}.log"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place.open("wb")
+
+
 def _wait_for(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
     for process in processes:
         process.wait()
@@ -99,14 +114,11 @@ def _wait_for(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
 @contextmanager
 def _others(count: int, command: Sequence[str], folder: Path) -> Iterator[Callable[[], None]]:
     """Start so many more processes with this command; gives what waits for them. They are stopped with the block."""
-    threads = max(1, (os.cpu_count() or 1) // (count + 1))
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
     running: list[subprocess.Popen[bytes]] = []
-    (folder / "locks").mkdir(parents=True, exist_ok=True)
     with ExitStack() as logs:
         for number in range(1, count + 1):
-            log = logs.enter_context((folder / "locks" / f"process{number}.log").open("wb"))
-            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+            log = logs.enter_context(_log(folder, number))
+            running.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
         try:
             yield lambda: _wait_for(running)
         finally:

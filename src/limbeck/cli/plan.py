@@ -37,12 +37,14 @@ def plan(
     asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke)
     with reporting():
         checked = asked.checked()
-        from limbeck.cli.progress import reading
-        from limbeck.cli.terminal import console
-        from limbeck.experiment.forecast import forecast
-        from limbeck.experiment.run import Experiment
+        from limbeck.cli.terminal import console, loading
         from limbeck.recipe.blocks import Refusal
-        from limbeck.train.threads import threads_for
+
+        with loading():
+            from limbeck.cli.progress import reading
+            from limbeck.experiment.forecast import forecast
+            from limbeck.experiment.run import Experiment
+            from limbeck.train.threads import threads_for
 
         if not as_json:
             say_code(checked.model_dump())
@@ -69,7 +71,7 @@ def _show(found: "Forecast") -> None:
     shape = " x ".join(map(str, found.shape))
     precision = "bfloat16" if found.precision == "bf16" else "32 bits"
     classes = f"{found.classes} {UNITS.get(found.task, 'classes')}"
-    screen.print(f"{found.name}: samples of {shape}, {classes}; on {found.device} in {precision}")
+    screen.print(f"{found.name}: inputs of {shape}, targets of {classes}; on {found.device} in {precision}")
     data = _table("data", "split", "samples", "origin")
     for name, split in found.splits.items():
         data.add_row(name, f"{split.samples:,}", split.origin)
@@ -102,7 +104,8 @@ def _arm(name: str, arm: "ArmForecast") -> Table:
     for stage in arm.stages:
         table.add_section()
         epochs = f"{stage.epochs:,} epoch{'s' * (stage.epochs > 1)} of {stage.steps:,} step{'s' * (stage.steps > 1)}"
-        table.add_row(f"stage {stage.name}", "", epochs, "", "")
+        shared = ", once for all seeds" * (stage.trainings < arm.trainings)
+        table.add_row(f"stage {stage.name}", "", f"{epochs}{shared}", "", "")
         table.add_row("", "", f"{', '.join(stage.learns)} learn{'s' * (len(stage.learns) == 1)}", "", "")
         for term, about in stage.terms.items():
             own = f" ({about.parameters:,} parameters)" if about.parameters else ""

@@ -1,5 +1,6 @@
 """The progress of the commands: a progress bar on a terminal, plain lines elsewhere."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -32,10 +33,13 @@ from limbeck.experiment.events import (
 )
 from limbeck.experiment.run import Experiment
 from limbeck.tasks import TASKS
-from limbeck.train.loop import BatchSource
+from limbeck.train.loop import BatchSource, Epoch
 
 LINE_EVERY = 10.0
 """Seconds between progress lines if there is no terminal."""
+
+FEWEST, MOST = 20, 200
+"""The fewest and the most lines for a stage if there is no terminal; a stage of fewer epochs has a line for each."""
 
 
 class _Watched:
@@ -63,33 +67,22 @@ class _Watched:
 
 @contextmanager
 def reading(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Gives what shows how many files of the data are read: a bar on a terminal, else a line every `LINE_EVERY` s."""
-    columns = (
-        TextColumn("reading the data"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed:,} of {task.total:,}"),
-    )
-    bar = Progress(*columns, console=console, transient=True)
+    """Show that an experiment is being prepared; yield a function that takes the number of files read and of all files.
+
+    A terminal shows a spinner. Elsewhere a line is printed every `LINE_EVERY` seconds while files are read.
+    """
     spoken = time.monotonic()
 
     def read(done: int, total: int) -> None:
         nonlocal spoken
-        if console.is_terminal or console.is_jupyter:
-            task = bar.task_ids[0] if bar.task_ids else bar.add_task("")
-            bar.update(task, completed=done, total=total)
-            if done == total:
-                bar.stop()
-            elif not bar.live.is_started:
-                bar.start()
-        elif time.monotonic() - spoken > LINE_EVERY:
+        line = f"reading the data: {done:,} of {total:,}"
+        spinner.update(line if done < total else "checking the data and the networks")
+        if not _live(console) and time.monotonic() - spoken > LINE_EVERY:
             spoken = time.monotonic()
-            _print(console, f"reading the data: {done:,} of {total:,}")
+            _print(console, line)
 
-    try:
+    with console.status("reading the data, checking the networks", spinner="line") as spinner:
         yield read
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 def show(experiment: Experiment, console: Console, out: Path, consume: Callable[[Event], None]) -> None:
@@ -134,10 +127,25 @@ def _follow(experiment: Experiment, start: Callable[[Track], Iterator[Event]], c
     ]
     for line in lines:
         _print(console, line)
-    follow(start, console, experiment.work)
-    for note in experiment.notes:
-        if note not in notes:
-            _print(console, f"note: {note}")
+    told = set(notes)
+
+    def tell() -> None:
+        for note in experiment.notes:
+            if note not in told:
+                told.add(note)
+                _print(console, f"note: {note}")
+
+    def noted(track: Track) -> Iterator[Event]:
+        for event in start(track):
+            tell()
+            yield event
+
+    follow(noted, console, experiment.work)
+    tell()
+
+
+def _live(console: Console) -> bool:
+    return console.is_terminal or console.is_jupyter
 
 
 def _print(console: Console, line: str) -> None:
@@ -215,7 +223,7 @@ class _Screen:
     """The lines and the progress bar for each event."""
 
     def __init__(self, console: Console, progress: Progress, account: _Account) -> None:
-        self.terminal = console.is_terminal or console.is_jupyter
+        self.terminal = _live(console)
         self._console, self._progress, self._account = console, progress, account
         self._run = progress.add_task("", visible=False, total=account.total, left="", epoch="")
         self._store = progress.add_task("", visible=False, left="", epoch="")
@@ -235,7 +243,7 @@ class _Screen:
             self._show(event.job, epoch="")
         elif isinstance(event, Trained):
             self._show(event.job, epoch=_epoch(event, f"loss {event.epoch.loss:.4f}"))
-            if not self.terminal and time.monotonic() - self._spoken > LINE_EVERY:
+            if not self.terminal and self._is_due(event.epoch):
                 self._spoken = time.monotonic()
                 left = self._account.left
                 line = _trained(event, self._account.place(event.job))
@@ -253,6 +261,13 @@ class _Screen:
             self._tell_store(event)
         else:
             _print(self._console, _verified(event))
+
+    def _is_due(self, epoch: Epoch) -> bool:
+        """Whether an epoch gets a line: at least `FEWEST` of its stage do, and up to `MOST` if the last line is old."""
+        late = time.monotonic() - self._spoken > LINE_EVERY
+        least = math.ceil(epoch.epochs / MOST)
+        every = least if late else least * max(epoch.epochs // FEWEST // least, 1)
+        return epoch.number % every == 0 or epoch.number == epoch.epochs
 
     def _show(self, job: Job, **fields: Any) -> None:
         if self.terminal and self._account.total:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe file, or the name of a bundled one.")]
 Seed = Annotated[int | None, typer.Option(help="Run only this seed.")]
-Out = Annotated[Path | None, typer.Option(help="The run folder; the default is runs/<name of the recipe>.")]
+Out = Annotated[Path | None, typer.Option(help="The run folder; the default is runs/ and the name of the recipe.")]
 DataRoot = Annotated[Path | None, typer.Option(help="The data folder; the default is LIMBECK_DATA.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set a key of the recipe.")]
 Allow = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Ignore a failed check, such as chance.")]
@@ -39,7 +39,8 @@ class Asked:
     methods: Sequence[str] = ()
 
     def checked(self, *more: str) -> "Recipe":
-        """Read the recipe with the options applied; ``more`` are further `--set` texts. Torch is not imported."""
+        """Read the recipe with the options applied; ``more`` are further `--set` texts."""
+        from limbeck.cli.terminal import loading
         from limbeck.recipe.bundled import bundled
         from limbeck.recipe.read import read, smoke
 
@@ -47,14 +48,15 @@ class Asked:
         ours = not self.recipe.exists() and self.recipe.parent in (Path(), Path("recipes"))
         file = bundled(self.recipe.name, self.recipe) if ours else self.recipe
         overrides = [*(self.override or ()), *root, *more]
-        recipe = read(
-            file,
-            overrides=overrides,
-            seed=self.seed,
-            allow=self.allow or (),
-            methods=self.methods,
-            check_paths=True,
-        )
+        with loading():  # only to look up a network of timm or torchvision
+            recipe = read(
+                file,
+                overrides=overrides,
+                seed=self.seed,
+                allow=self.allow or (),
+                methods=self.methods,
+                check_paths=True,
+            )
         return smoke(recipe) if self.smoke else recipe
 
     def again(self, command: str) -> str:

@@ -25,9 +25,11 @@ def report(
 
 def write_page(folder: Path, out: Path | None = None, *, data: "Data | None" = None) -> None:
     """Write the page and print its path; see `limbeck.report.page.write_report`."""
-    from limbeck.cli.progress import reading
-    from limbeck.cli.terminal import console
-    from limbeck.report.page import write_report
+    from limbeck.cli.terminal import console, loading
+
+    with loading():
+        from limbeck.cli.progress import reading
+        from limbeck.report.page import write_report
 
     screen = console()
     with reading(screen) as progress:

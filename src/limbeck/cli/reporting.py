@@ -28,7 +28,10 @@ def reporting(resume: str = "") -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         code = NoSpace.exit_code if full else error.exit_code if isinstance(error, LimbeckError) else 2
         screen.print("error: ", style="bold red", end="")
-        screen.print(f"the disk is full: {error}" if full else str(error))
+        said = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:  # urllib's HTTPError has no strerror
+            said = f"{error.filename}: {error.strerror}"
+        screen.print(f"the disk is full: {said}" if full else said)
         if (full or isinstance(error, NoSpace)) and advice:
             screen.print(f"Free some disk space first. {advice}")
         raise typer.Exit(code) from error

@@ -25,15 +25,9 @@ def demo(
     with reporting(shlex.join(["limbeck", "run", "digits_kd", "--set", "name=demo", "--out", str(out), "--resume"])):
         from limbeck.recipe.bundled import bundled
         from limbeck.recipe.read import read
-        from limbeck.recipe.text import read_text
 
         checked = read(bundled("digits_kd.yaml"), overrides=["name=demo"])
-        from limbeck.experiment.runfiles import RECIPE, clear
-
-        known = out / RECIPE
-        if known.is_file() and f"name: {checked.name}" in read_text(known).splitlines():
-            clear(out)
-        _run(checked, out, resume=False)
+        _run(checked, out, replaces=True)
         write_page(out)
 
 
@@ -62,26 +56,32 @@ def run(
             raise LimbeckError("--resume needs the run that --overwrite deletes: use only one of them")
         checked = asked.checked()
         folder = out or Path("runs") / checked.name
-        _run(checked, folder, resume=resume, overwrite=overwrite, trust_code=trust_code, log=log or ())
+        _run(checked, folder, resume=resume, overwrite=overwrite, replaces=smoke, trust_code=trust_code, log=log or ())
 
 
 def _run(
     recipe: "Recipe",
     out: Path,
     *,
-    resume: bool,
+    replaces: bool,
+    resume: bool = False,
     overwrite: bool = False,
     trust_code: bool = False,
     log: Sequence[str] = (),
 ) -> None:
-    from limbeck.cli.progress import reading, show
-    from limbeck.cli.terminal import console
-    from limbeck.experiment.loggers import check_loggers, logged
-    from limbeck.experiment.run import Experiment
-    from limbeck.train.allocator import keep_memory
-    from limbeck.train.threads import threads_for
+    """Run a recipe; with ``replaces``, it overwrites an earlier run of its kind, see `holds_run_of`."""
+    from limbeck.cli.terminal import console, loading
+
+    with loading():
+        from limbeck.cli.progress import reading, show
+        from limbeck.experiment.loggers import check_loggers, logged
+        from limbeck.experiment.run import Experiment
+        from limbeck.experiment.runfiles import holds_run_of
+        from limbeck.train.allocator import keep_memory
+        from limbeck.train.threads import threads_for
 
     check_loggers(log)
+    overwrite = overwrite or (replaces and not resume and holds_run_of(out, recipe))
     keep_memory()
     say_code(recipe.model_dump())
     with reading(console()) as progress:

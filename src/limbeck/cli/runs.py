@@ -21,7 +21,7 @@ def runs(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the runs in a folder, the best student first.
+    """List the runs in a folder, the best student first and smoke tests after them.
 
     Prints the command that makes or resumes each run.
     """
@@ -34,9 +34,9 @@ def runs(
             print(json.dumps([asdict(run) for run in found], indent=2))
             return
         console().print(_table(found))
-        for run in found:
-            if run.command is not None:
-                console().print(run.command, soft_wrap=True)
+        commands = [run.command for run in found if run.command is not None]
+        if commands:
+            console().print("\nTo make a run again, or to resume it:\n" + "\n".join(commands), soft_wrap=True)
 
 
 def _table(found: "list[ListedRun]") -> Table:

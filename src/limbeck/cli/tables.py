@@ -72,12 +72,11 @@ def verdicts(result: RunResult, recipe: Recipe) -> Iterator[str]:
     """What the method gained over the student alone, and the omitted-class study where there is one."""
     for arm, row in result.summary.items():
         if row.fewer_errors_than_alone is not None:
-            more = "fewer" if row.fewer_errors_than_alone.mean >= 0 else "more"
-            yield _gain(arm, row.fewer_errors_than_alone, TASKS[result.task].others[0], f"{more} errors")
+            yield _gain(arm, row.fewer_errors_than_alone, TASKS[result.task].others[0], "fewer", "more", "errors")
         elif row.better_than_alone is not None:
             figure = TASKS[result.task].headline
-            better = "better" if row.better_than_alone.mean >= 0 else "worse"
-            yield _gain(arm, row.better_than_alone, figure, f"{'points ' * figure.percent}{better} {figure.label}")
+            better, worse = (f"{'points ' * figure.percent}{word}" for word in ("better", "worse"))
+            yield _gain(arm, row.better_than_alone, figure, better, worse, figure.label)
     yield from _worse_teacher(result, recipe)
     timed = [one.latency for one in (result.teacher, result.alone, result.student) if one and one.latency]
     busy = max((latency.others_cores or 0.0 for latency in timed), default=0.0)
@@ -101,11 +100,14 @@ def verdicts(result: RunResult, recipe: Recipe) -> Iterator[str]:
             )
 
 
-def _gain(arm: str, gain: Gain, figure: Shown, what: str) -> str:
+def _gain(arm: str, gain: Gain, figure: Shown, better: str, worse: str, what: str) -> str:
     doubt = "one pair, so no standard error"
     if gain.standard_error is not None:
         doubt = f"standard error {figure.number(gain.standard_error)}, {gain.n} pairs"
-    return f"{arm}: {figure.number(abs(gain.mean))} {what} than alone ({doubt})"
+    size = figure.number(abs(gain.mean))
+    if float(size) == 0:
+        return f"{arm}: no difference from alone in {what} ({doubt})"
+    return f"{arm}: {size} {better if gain.mean > 0 else worse} {what} than alone ({doubt})"
 
 
 def _worse_teacher(result: RunResult, recipe: Recipe) -> Iterator[str]:

@@ -11,6 +11,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from rich.console import Console
+from rich.status import Status
 
 _PLAIN = {"±": "+-", "²": "^2", "³": "^3", "·": "*", "…": "...", "→": "->", "≤": "<=", "≥": ">="}
 
@@ -34,7 +35,12 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
         options: options of rich's Console, such as ``width``.
     """
     codecs.register_error("limbeck.plain", _replaced)
-    return _Console(stderr=stderr, **{"markup": False, "highlight": False} | options)
+    return _Console(stderr=stderr, **{"markup": False, "highlight": False, "emoji": False} | options)
+
+
+def loading() -> Status:
+    """Show on a terminal that PyTorch is being loaded, which takes seconds."""
+    return console(stderr=True).status("loading PyTorch", spinner="line")  # of ASCII
 
 
 class _Console(Console):

@@ -160,9 +160,10 @@ def _feature(name: str, network: nn.Module, few: Batch) -> Tap | None:
     """The input (N, D) of a network's classifier; None if it has no linear classifier, or its input cannot be read."""
     try:
         found = outline(name, network, few).feature
-        return found if dry_run({name: network}, [found], few)[found].dim() == 2 else None
+        dry_run({name: network}, [found], few)
     except LimbeckError:
         return None
+    return found
 
 
 def _outputs(name: str, network: nn.Module, data: Data, engine: Engine) -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ class Sweep:
         self.experiment = Experiment(
             recipe, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
         )
-        self._path = folder
+        self._path, self._notes = folder, self.experiment.notes
 
     @property
     def jobs(self) -> list[Job]:
@@ -149,7 +149,7 @@ class Sweep:
             teacher=teacher,
             arms=tuple(arms),
             splits=dict(experiment.data.origins),
-            notes=experiment.notes,
+            notes=self._notes,
             decided=experiment.decided,
             runs=tuple(result for results in runs.values() for result in results),
             learned=learned,

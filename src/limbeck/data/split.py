@@ -21,11 +21,11 @@ _CHUNK = 1024  # samples whose bytes are hashed at a time
 class Split:
     """A set of labelled samples, in memory, or on disk if the inputs are `Images`."""
 
-    inputs: Inputs  # (N, C, H, W), (N, C, L) or (N, D), uint8 or floating
-    # (N,) int64 class indices, -1 for a training sample without a label; or those of `limbeck.data.targets`
+    inputs: Inputs  #: (N, C, H, W), (N, C, L) or (N, D), uint8 or floating
+    #: (N,) int64 class indices, -1 for a training sample without a label; or those of `limbeck.data.targets`
     targets: Tensor
-    names: tuple[str, ...] | None = None  # of the files, such as train/cat/1.jpg; None if there are no files
-    weights: Tensor | None = None  # (N,) float32, the weights of the samples in the hard loss; None: all are 1
+    names: tuple[str, ...] | None = None  #: of the files, such as train/cat/1.jpg; None if there are no files
+    weights: Tensor | None = None  #: (N,) float32, the weights of the samples in the hard loss; None: all are 1
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -104,7 +104,7 @@ class Data:
     origins: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     task: TaskName = "classification"
-    task_options: Mapping[str, Any] = field(default_factory=dict)  # what the user chose, see `limbeck.tasks.task_of`
+    task_options: Mapping[str, Any] = field(default_factory=dict)  #: what the user chose, see `limbeck.tasks.task_of`
 
     def __post_init__(self) -> None:
         for name, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):

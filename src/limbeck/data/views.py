@@ -22,10 +22,10 @@ class Augment:
         LimbeckError: a length is negative.
     """
 
-    crop: int = 0  # pad each side with so much black and crop the original size at a random place
-    shift: int = 0  # move by up to so much down or up, and right or left, and fill with black
-    flip: bool = False  # mirror left to right with probability 1/2
-    cutout: int = 0  # set one square of this side around a random pixel to black, clipped at the border
+    crop: int = 0  #: pad each side with so much black and crop the original size at a random place
+    shift: int = 0  #: move by up to so much down or up, and right or left, and fill with black
+    flip: bool = False  #: mirror left to right with probability 1/2
+    cutout: int = 0  #: set one square of this side around a random pixel to black, clipped at the border
 
     def __post_init__(self) -> None:
         for field in fields(self):

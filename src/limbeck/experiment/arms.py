@@ -8,14 +8,14 @@ from torch import nn
 from limbeck.core import LimbeckError, Method
 from limbeck.data import Augment, Data
 from limbeck.data.soft_targets import soft_targets
-from limbeck.data.targets import TaskName
+from limbeck.data.targets import NUMBERS, TaskName
 from limbeck.experiment.events import Job
 from limbeck.experiment.store_folders import teacher_seed
 from limbeck.experiment.workspace import Training
 from limbeck.methods import ABOUT, METHODS
 from limbeck.methods.combined import combined
 from limbeck.optimizers import OPTIMIZERS
-from limbeck.options import Block, call
+from limbeck.options import Block, call, signature
 from limbeck.recipe.blocks import Recipe, RegimeBlock, TeacherBlock, TrainBlock
 from limbeck.schedules import SCHEDULES
 from limbeck.train.regime import Regime
@@ -45,8 +45,8 @@ def block_of(recipe: Recipe, arm: str) -> Block:
 
 def check_task(recipe: Recipe, task: TaskName) -> None:
     """Raise LimbeckError if a method or an option of the recipe makes no sense for the task of the data."""
-    blocks = recipe.methods or (recipe.method,)
-    for name in (part["name"] for block in blocks for part in block.get("parts", [block])):
+    parts = [part for block in recipe.methods or (recipe.method,) for part in block.get("parts", [block])]
+    for name in (part["name"] for part in parts):
         if name in ABOUT and task not in ABOUT[name].tasks:
             fitting = ", ".join(other for other, about in ABOUT.items() if task in about.tasks)
             classes = "the class of each sample or the distribution over the classes"
@@ -55,6 +55,9 @@ def check_task(recipe: Recipe, task: TaskName) -> None:
                 f"method: {name} is for {', '.join(ABOUT[name].tasks)}, because its loss reads {reads}; "
                 f"the task of the data is {task}: allowed are {fitting}"
             )
+    if task in NUMBERS:
+        for part in parts:
+            _check_no_temperature(part, task)
     if task == "classification":
         return
     given = {
@@ -69,6 +72,18 @@ def check_task(recipe: Recipe, task: TaskName) -> None:
     for option, value in given.items():
         if value:
             raise LimbeckError(f"{option} is for classification; the task of the data is {task}")
+
+
+def _check_no_temperature(block: Block, task: TaskName) -> None:
+    """Raise LimbeckError if a method has a temperature that was chosen, which outputs that are numbers do not have."""
+    known = signature(METHODS[block["name"]]) if block["name"] in METHODS else {}
+    for key in ("temperature", "temperature_squared"):
+        default = known[key]["default"] if key in known else None
+        if block.get(key, default) != default:
+            raise LimbeckError(
+                f"method: {block['name']} with {key}: {block[key]}, which has no effect on numbers; the task of the "
+                f"data is {task}: leave it out, or the preset that sets it"
+            )
 
 
 def longer(recipe: Recipe, epochs: Mapping[str, int]) -> dict[str, int]:
@@ -139,8 +154,8 @@ def members_of(recipe: Recipe, block: TeacherBlock, seed: int) -> list[Job]:
     return [teacher] if count == 1 else [Job("member", teacher.seed, number) for number in range(count)]
 
 
-def label_indices(labels: Sequence[int | str], classes: Sequence[str]) -> tuple[int, ...]:
-    """Class names or indices to indices.
+def label_indices(labels: Sequence[int | str], classes: Sequence[str], *, kind: str = "class") -> tuple[int, ...]:
+    """Names or indices of classes, or of another ``kind`` of output, to indices.
 
     Raises:
         LimbeckError: there is no such class.
@@ -148,6 +163,6 @@ def label_indices(labels: Sequence[int | str], classes: Sequence[str]) -> tuple[
     for label in labels:
         if type(label) is bool or (label not in classes and label not in range(len(classes))):
             raise LimbeckError(
-                f"there is no class {label!r}: allowed are 0 to {len(classes) - 1}, or {', '.join(classes)}"
+                f"there is no {kind} {label!r}: allowed are 0 to {len(classes) - 1}, or {', '.join(classes)}"
             )
     return tuple(label if isinstance(label, int) else classes.index(label) for label in labels)

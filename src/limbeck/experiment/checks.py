@@ -144,10 +144,9 @@ def check_teacher(
     if which == "train":
         told = "there is no validation split, so the accuracy of the teacher was not checked"
         return [*notes, Note(told, "chance"), *skipped("there is no validation split", "input", "permuted")]
-    constant = task_of(data).by_chance(data, targets)
-    if constant is not None:
+    if data.task != "classification":
         notes += skipped("the task is not classification", "input", "permuted")
-        notes += _against_constant(task_of(data), logits, constant, targets, refuse)
+        notes += _against_chance(logits, targets, data, refuse)
         return notes
     better = None if learns else better_input(network, data, engine)
     if better is not None:
@@ -158,8 +157,18 @@ def check_teacher(
     if order is not None:
         refuse("permuted", *_permuted(order, logits, targets, data.classes))
     else:
-        notes += _against_chance(logits, targets, len(data.classes), refuse)
+        notes += _against_chance(logits, targets, data, refuse)
     return notes
+
+
+def check_trained(network: nn.Module, data: Data, engine: Engine) -> list[str]:
+    """Notes on a teacher that this run has trained and that is no better than chance on the validation split."""
+    if not len(data.validation):
+        return []
+    said: list[str] = []
+    logits = outputs_of(network, data.validation, data, engine, name="teacher")
+    notes = _against_chance(logits, data.validation.targets, data, lambda check, what, advice: said.append(what))
+    return [*said, *(note.said for note in notes)]
 
 
 def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:
@@ -255,8 +264,19 @@ def _permuted(order: list[int], logits: Tensor, targets: Tensor, classes: tuple[
     )
 
 
+def _against_chance(
+    outputs: Tensor, targets: Tensor, data: Data, refuse: Callable[[str, str, str], object]
+) -> list[Note]:
+    """Refuse a teacher that is no better than chance; a note if that cannot be decided."""
+    task = task_of(data)
+    constant = task.by_chance(data, targets)
+    if constant is None:
+        return _against_random_classes(outputs, targets, len(data.classes), refuse)
+    return _against_constant(task, outputs, constant, targets, refuse)
+
+
 def _against_constant(
-    task: Task, outputs: Tensor, constant: Tensor, targets: Tensor, refuse: Callable[[str, str, str], None]
+    task: Task, outputs: Tensor, constant: Tensor, targets: Tensor, refuse: Callable[[str, str, str], object]
 ) -> list[Note]:
     """Refuse a teacher that is no better than outputs that do not depend on the input; a note if those are perfect."""
     figure, found, chance = task.headline, task.score(outputs, targets), task.score(constant, targets)
@@ -274,8 +294,8 @@ def _against_constant(
     return []
 
 
-def _against_chance(
-    logits: Tensor, targets: Tensor, classes: int, refuse: Callable[[str, str, str], None]
+def _against_random_classes(
+    logits: Tensor, targets: Tensor, classes: int, refuse: Callable[[str, str, str], object]
 ) -> list[Note]:
     """Refuse a teacher whose accuracy is no better than chance; a note where that cannot be decided."""
     count = len(targets)
@@ -287,7 +307,7 @@ def _against_chance(
     above = at_least(hits, count, chance) < UNSURE
     weak = 1 - at_least(hits + 1, count, (1 + chance) / 2) < UNSURE  # even an accuracy halfway to 1 would have shown
     if below or (not above and weak and count >= SAMPLES_PER_CLASS * classes):
-        how = "lower" if below else "no higher"
+        how = "lower" if below else "not clearly higher"
         refuse(
             "chance",
             f"the accuracy of the teacher is {how} than chance: {hits / count:.1%} of {count} validation samples; "

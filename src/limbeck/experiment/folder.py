@@ -23,6 +23,7 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors.torch import save_file
@@ -62,19 +63,29 @@ def check_folder(path: Path, *, resume: bool, data: Path | None = None) -> bool:
     """Whether a folder holds a finished epoch of a run, which ``resume`` or nothing must be done with.
 
     Raises:
-        LimbeckError: it is no folder; it is the folder of the data or inside it; without ``resume``, it holds a run.
+        LimbeckError: it is no folder; it is the folder of the data or inside it; without ``resume``, it holds a run or
+            cannot be written.
     """
     if path.exists() and not path.is_dir():
         raise LimbeckError(f"{path} is not a folder: choose another one with --out")
     if data is not None and path.resolve().is_relative_to(data.resolve()):
         raise LimbeckError(f"{path} is in the folder of the data, {data}: choose another one with --out")
     begun = holds_epoch(path)
-    if begun and not resume:
+    if resume:  # perhaps only to read, as `limbeck cache verify` does
+        return begun
+    if begun:
         raise LimbeckError(
             f"{path} already holds a run: resume it with --resume, choose another folder with --out, or replace it "
             "with --overwrite"
         )
-    return begun
+    parent = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    try:
+        with TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        reason = f"nothing can be written in {parent} ({error.strerror})"
+        raise LimbeckError(f"{path} cannot be written: {reason}: choose another folder with --out") from error
+    return False
 
 
 class RunFolder:

@@ -79,6 +79,7 @@ class StageForecast:
     """One stage; ``step_seconds`` is measured; None if the networks cannot be copied."""
 
     name: str
+    trainings: int  # 1 if all seeds share the stage
     epochs: int
     steps: int  # of one epoch
     learns: tuple[str, ...]
@@ -191,7 +192,8 @@ def _arm(experiment: Experiment, arm: str, planned: Planned) -> ArmForecast:
         shown = str(one).replace("student", role, 1)
         return ReadForecast(shown, sizes[one], reasons.get(one, "set by the method"))
 
-    found = []
+    found: list[StageForecast] = []
+    count = sum(job.arm == arm for job in experiment.work)
     for stage in stages:
         terms = {
             name: TermForecast(
@@ -203,8 +205,9 @@ def _arm(experiment: Experiment, arm: str, planned: Planned) -> ArmForecast:
         }
         seconds = _step_seconds(stage, networks, batches, experiment.engine, stored)
         learns = tuple(name.replace("student", role, 1) for name in stage.learns)
-        found.append(StageForecast(stage.name, stage.epochs, len(batches), learns, terms, seconds))
-    return ArmForecast(sum(job.arm == arm for job in experiment.work), tuple(found))
+        times = 1 if own and experiment.recipe.share_first_stage and not found else count
+        found.append(StageForecast(stage.name, times, stage.epochs, len(batches), learns, terms, seconds))
+    return ArmForecast(count, tuple(found))
 
 
 def _reasons(recipe: Recipe | None, networks: Mapping[str, nn.Module], few: Batch) -> Mapping[Tap, str]:
@@ -253,7 +256,7 @@ def _seconds(arms: Collection[ArmForecast]) -> float | None:
         for stage in arm.stages:
             if stage.step_seconds is None:
                 return None
-            total += arm.trainings * stage.epochs * stage.steps * stage.step_seconds
+            total += stage.trainings * stage.epochs * stage.steps * stage.step_seconds
     return total
 
 

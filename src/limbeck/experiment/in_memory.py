@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -11,6 +11,8 @@ from limbeck.experiment.folder import RunFolder
 from limbeck.experiment.results import NetworkResult, RunResult
 from limbeck.experiment.trials import Trials
 from limbeck.models import NetworkSpec
+from limbeck.recipe.blocks import Recipe
+from limbeck.recipe.read import dump
 
 
 class InMemory:
@@ -59,3 +61,16 @@ class InMemory:
 
 Folder = RunFolder | Trials | InMemory
 """Where a run keeps what it has."""
+
+Keep = Literal["run", "trials", "memory"]
+
+
+def folder_of(
+    keep: Keep, path: Path, recipe: Recipe, *, longer: Mapping[str, int], digests: str, resume: bool
+) -> Folder:
+    """What keeps a run at ``path``; ``longer`` as for `Trials`, ``digests`` is written below the recipe."""
+    if keep == "memory":
+        return InMemory(path)
+    if keep == "trials":
+        return Trials(path, recipe, longer, digests)
+    return RunFolder(path, dump(recipe) + digests, resume=resume)

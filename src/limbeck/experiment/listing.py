@@ -12,7 +12,7 @@ from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.results import RESULT, RunResult, read
 from limbeck.experiment.runfiles import LOG, RECIPE
 from limbeck.models import GIVEN
-from limbeck.recipe.read import reread
+from limbeck.recipe.read import SMOKE, reread
 from limbeck.tasks import TASKS
 
 MOST = 10_000
@@ -27,7 +27,7 @@ class ListedRun:
     """A run folder, with the headline of the task on the test split, the mean over the seeds."""
 
     folder: str
-    state: str  # "finished", "interrupted at epoch 3 of kd/seed0", or "damaged: " and the reason
+    state: str  # "finished", "smoke test", "interrupted at epoch 3 of kd/seed0", or "damaged: " and the reason
     date: str  # of the last change of its result, else of its log or recipe; ISO 8601
     name: str | None = None
     method: str | None = None
@@ -40,7 +40,9 @@ class ListedRun:
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
-    """Return the run in a folder, or those in its subfolders: by task, the best student first, without one last.
+    """Return the run in a folder, or those in its subfolders: by task, the best student first.
+
+    Smoke tests come after all other results, and runs without a student last.
 
     Links are not followed. A damaged run is listed with the reason.
 
@@ -57,10 +59,10 @@ def list_runs(folder: Path) -> list[ListedRun]:
     return sorted(runs, key=_rank)
 
 
-def _rank(run: ListedRun) -> tuple[bool, str, float, str]:
+def _rank(run: ListedRun) -> tuple[bool, bool, str, float, str]:
     if run.student is None or run.task is None:
-        return True, "", 0.0, run.folder
-    return False, run.task, -TASKS[run.task].headline.score(run.student), run.folder
+        return True, False, "", 0.0, run.folder
+    return False, str(run.name).endswith(SMOKE), run.task, -TASKS[run.task].headline.score(run.student), run.folder
 
 
 def _is_run(path: Path) -> bool:
@@ -80,7 +82,7 @@ def _listed(path: Path) -> ListedRun:
         command = ["limbeck", "run", str(path / RECIPE), *options]
         run = ListedRun(
             str(path),
-            "finished",
+            "smoke test" if recipe.name.endswith(SMOKE) else "finished",
             date,
             name=recipe.name,
             method=str(recipe.method.get("name")),

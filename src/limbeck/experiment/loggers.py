@@ -16,6 +16,7 @@ from typing import Any
 from limbeck.errors import LimbeckError, nearest
 from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.events import Event, Finished, Job, Started, Trained
+from limbeck.experiment.folder import log_line
 from limbeck.experiment.runfiles import LOG, TABLE
 from limbeck.files.atomic import write
 from limbeck.recipe.blocks import Recipe
@@ -76,7 +77,7 @@ def tensorboard(folder: Path, recipe: Recipe) -> Iterator[Consumer]:
             for name, value in values.items():
                 writers[job].add_scalar(name, value, epoch)
 
-        yield _of_events(add)
+        yield _of_events(folder, add)
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def wandb(folder: Path, recipe: Recipe) -> Iterator[Consumer]:
                 defined.add(job)
             run.log({f"{job}/{name}": value for name, value in {"epoch": epoch, **values}.items()})
 
-        yield _of_events(add)
+        yield _of_events(folder, add)
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def mlflow(folder: Path, recipe: Recipe) -> Iterator[Consumer]:
             named = {re.sub(r"[^\w./ -]", "-", f"{job}/{name}"): value for name, value in values.items()}
             package.log_metrics(named, step=epoch)
 
-        yield _of_events(add)
+        yield _of_events(folder, add)
 
 
 LOGGERS: Mapping[str, Callable[[Path, Recipe], AbstractContextManager[Consumer]]] = {
@@ -120,10 +121,11 @@ LOGGERS: Mapping[str, Callable[[Path, Recipe], AbstractContextManager[Consumer]]
 """By the value of ``--log``, which is also the name of the package and of the extra."""
 
 
-def _of_events(add: Callable[[Job, int, Mapping[str, float]], None]) -> Consumer:
+def _of_events(folder: Path, add: Callable[[Job, int, Mapping[str, float]], None]) -> Consumer:
     """Return a consumer that adds the figures of each epoch and the headline of each finished network.
 
-    It calls ``add(job, number of finished epochs in all stages, values by name)``.
+    It calls ``add(job, number of finished epochs in all stages, values by name)``. The epochs of a network that is
+    reused are those of the log in the folder.
     """
     epochs: dict[Job, int] = {}
 
@@ -131,17 +133,27 @@ def _of_events(add: Callable[[Job, int, Mapping[str, float]], None]) -> Consumer
         if isinstance(event, Started):
             epochs[event.job] = event.done
         elif isinstance(event, Trained):
-            epoch, key = event.epoch, TASKS[event.task].headline.key
-            values = {"loss": epoch.loss, "images_per_second": epoch.images / epoch.seconds}
-            values |= {f"terms/{name}": value for name, value in epoch.terms.items()}
-            values |= {f"validation_{key}": event.validation} if event.validation is not None else {}
             epochs[event.job] += 1
-            add(event.job, epochs[event.job], values)
-        elif isinstance(event, Finished) and event.job in epochs:
+            line = log_line(str(event.job), event.epoch, event.validation, TASKS[event.task].headline.key)
+            add(event.job, epochs[event.job], _figures(line))
+        elif isinstance(event, Finished):
+            if event.job not in epochs:
+                lines = EpochLog(folder / LOG, kept=True).of(str(event.job))
+                epochs[event.job] = len(lines)
+                for number, line in enumerate(lines, start=1):
+                    add(event.job, number, _figures(line))
             key = TASKS[event.task].headline.key
-            add(event.job, epochs[event.job], {f"test_{key}": getattr(event.result.test, key)})
+            if epochs[event.job]:  # not a teacher that is given
+                add(event.job, epochs[event.job], {f"test_{key}": getattr(event.result.test, key)})
 
     return consume
+
+
+def _figures(line: Mapping[str, Any]) -> dict[str, float]:
+    """The figures in a line of the log."""
+    values = {key: line[key] for key in ("loss", "images_per_second")}
+    values |= {f"terms/{name}": value for name, value in line["terms"].items()}
+    return values | {key: line[key] for key in line if key.startswith("validation_") and line[key] is not None}
 
 
 def _write_table(folder: Path) -> None:

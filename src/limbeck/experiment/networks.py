@@ -241,7 +241,9 @@ def restored(
     if block.input is None and spec is not None and spec.mean:
         expected = _input_of(spec, data)
     if spec is not None and spec.classes != len(labels):
-        raise LimbeckError(f"{file} has {spec.classes} classes, but the data has {len(labels)}: {FINE_TUNE}")
+        listed = f"classes: lists {len(labels)}: list all classes of the file in the order of its logits"
+        wrong = listed if block.classes else f"the data has {len(labels)}: {FINE_TUNE}"
+        raise LimbeckError(f"{file} has {spec.classes} classes, but {wrong}")
     if block.model is not None:
         network = fresh(block.model, data, expected, labels=labels)[0]
         return network, labels, load_weights(network, file)

@@ -37,21 +37,21 @@ class NetworkResult:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-    arm: str  # "teacher", "member" (of an ensemble teacher), "alone", or the method's name
+    arm: str  #: "teacher", "member" (of an ensemble teacher), "alone", or the method's name
     seed: int
-    member: int | None  # its number in the ensemble; None where it is in none
+    member: int | None  #: its number in the ensemble; None where it is in none
     test: Figures
-    validation: Figures | None  # None without a validation split
+    validation: Figures | None  #: None without a validation split
     parameters: int
-    macs: int | None  # multiply-accumulates of one sample; None where they cannot be counted
-    file_bytes: int  # as safetensors, in 32 bits
-    latency: Latency | None = None  # of one sample; None where it is not measured
-    best_epoch: int | None = None  # the epoch of the last stage that gave the weights; None without `keep: best`
-    weights_sha256: str | None = None  # of the weights' file; None where none is written
-    trained_as: str | None = None  # of a student alone: SHA-256 of all that decides its weights
-    teacher_after: "NetworkResult | None" = None  # the teacher as the method left it, where the method trains one
-    bias_shift: dict[str, Any] | None = None  # see `limbeck.evaluate.bias_study`
-    own_metric: float | None = None  # `task.metric` on the test split; None without one, or if it is not finite
+    macs: int | None  #: multiply-accumulates of one sample; None where they cannot be counted
+    file_bytes: int  #: as safetensors, in 32 bits
+    latency: Latency | None = None  #: of one sample; None where it is not measured
+    best_epoch: int | None = None  #: the epoch of the last stage that gave the weights; None without `keep: best`
+    weights_sha256: str | None = None  #: of the weights' file; None where none is written
+    trained_as: str | None = None  #: of a student alone: SHA-256 of all that decides its weights
+    teacher_after: "NetworkResult | None" = None  #: the teacher as the method left it, where the method trains one
+    bias_shift: dict[str, Any] | None = None  #: see `limbeck.evaluate.bias_study`
+    own_metric: float | None = None  #: `task.metric` on the test split; None without one, or if it is not finite
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ class Spread:
     """Several seeds' values of one figure."""
 
     mean: float
-    deviation: float | None  # sample standard deviation; None for one value
+    deviation: float | None  #: sample standard deviation; None for one value
     n: int
 
 
@@ -75,16 +75,16 @@ class Gain:
     mean: float
     deviation: float | None
     n: int
-    standard_error: float | None  # of the mean; None for one pair
+    standard_error: float | None  #: of the mean; None for one pair
 
 
 @dataclass(frozen=True)
 class ArmSummary:
     """An arm over its seeds, on the test split."""
 
-    headline: Spread  # of the accuracy; of other tasks, of the figure that `limbeck.tasks` names
-    better_than_alone: Gain | None  # of the headline, above 0 is better; None for teacher, alone, or no common seed
-    errors: Spread | None = None  # these two only for classification
+    headline: Spread  #: of the accuracy; of other tasks, of the figure that `limbeck.tasks` names
+    better_than_alone: Gain | None  #: of the headline, above 0 is better; None for teacher, alone, or no common seed
+    errors: Spread | None = None  #: these two only for classification
     fewer_errors_than_alone: Gain | None = None
 
 
@@ -99,15 +99,15 @@ class RunResult:
     task: TaskName
     method: str
     seeds: tuple[int, ...]
-    teacher: NetworkResult | None  # the whole ensemble, where it is one
+    teacher: NetworkResult | None  #: the whole ensemble, where it is one
     student: NetworkResult
     alone: NetworkResult | None
     summary: dict[str, ArmSummary]
-    splits: dict[str, str]  # where each split came from
-    notes: tuple[str, ...]  # what a user should know
-    decided: dict[str, Any]  # what `auto` came to: device, precision and why, compile, cache
-    runs: tuple[NetworkResult, ...]  # of every seed, without latencies
-    metric: str | None  # the name of the user's function, whose values are `own_metric`
+    splits: dict[str, str]  #: where each split came from
+    notes: tuple[str, ...]  #: what a user should know
+    decided: dict[str, Any]  #: what `auto` came to: device, precision and why, compile, cache
+    runs: tuple[NetworkResult, ...]  #: of every seed, without latencies
+    metric: str | None  #: the name of the user's function, whose values are `own_metric`
 
     def of(self, arm: str) -> tuple[NetworkResult, ...]:
         """An arm's networks, one a seed."""

@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +26,13 @@ from limbeck.experiment.arms import (
     training_of,
 )
 from limbeck.experiment.caching import cached, outputs
+from limbeck.experiment.checks import check_trained
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Finished, Job, Track
 from limbeck.experiment.fit import Fit, Shared, fit, restore
-from limbeck.experiment.folder import RunFolder, check_folder
+from limbeck.experiment.folder import check_folder
 from limbeck.experiment.given import Given
-from limbeck.experiment.in_memory import Folder, InMemory
+from limbeck.experiment.in_memory import Keep, folder_of
 from limbeck.experiment.measuring import measure, outputs_of
 from limbeck.experiment.networks import NetworkFactory, ensemble
 from limbeck.experiment.plan import plan
@@ -41,13 +41,12 @@ from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, summarise
 from limbeck.experiment.runfiles import clear
 from limbeck.experiment.task_options import with_options
-from limbeck.experiment.trials import Trials
 from limbeck.experiment.workspace import Workspace, example_batch
 from limbeck.methods import METHODS
 from limbeck.models import GIVEN, load_weights
 from limbeck.models.inputs import as_deployed, bridge_of
 from limbeck.recipe.blocks import Recipe, TeacherBlock
-from limbeck.recipe.read import dump, with_absolute_paths
+from limbeck.recipe.read import with_absolute_paths
 from limbeck.tasks import task_of
 from limbeck.train.copies import copy_of
 from limbeck.train.loop import Pause
@@ -93,7 +92,7 @@ class Experiment:
         overwrite: bool = False,
         trust_code: bool = False,
         given: Given | None = None,
-        keep: Literal["run", "trials", "memory"] = "run",
+        keep: Keep = "run",
         progress: Progress | None = None,
     ) -> None:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
@@ -108,6 +107,7 @@ class Experiment:
         self.results: dict[Job, NetworkResult] = {}
         self.networks: dict[str, nn.Module] = {}
         self._test_outputs: dict[Job, Tensor] = {}  # of teachers
+        self._notes: list[str] = []  # on the teachers that the run has trained
         self._result: RunResult | None = None
         with ExitStack() as refused:
             refused.push(self.factory)
@@ -127,6 +127,8 @@ class Experiment:
         known = resolved(self.recipe, path) if resume else self.recipe
         found = preflight(known, self.data, self.factory, path, self._own)
         self.recipe, self.engine, self.macs = found.recipe, found.engine, found.macs
+        if known.precision != recipe.precision:
+            self.engine = replace(found.engine, reason="as decided when the run began")
         self._trains_teacher, self._work, self.found = found.teaching, found.work, found.notes
         self.longer = longer(self.recipe, found.epochs)
         self.epochs = {**found.epochs, **self.longer}
@@ -140,14 +142,9 @@ class Experiment:
             self._given.networks.keep()
         if overwrite:
             clear(path)
-        self.folder = self._folder(path, resume=resume)
-
-    def _folder(self, path: Path, *, resume: bool) -> Folder:
-        if self._keep == "memory":
-            return InMemory(path)
-        if self._keep == "trials":
-            return Trials(path, self.recipe, self.longer, self._digests())
-        return RunFolder(path, dump(self.recipe) + self._digests(), resume=resume)
+        self.folder = folder_of(
+            self._keep, path, self.recipe, longer=self.longer, digests=self._digests(), resume=resume
+        )
 
     def _digests(self) -> str:
         """What the recipe names and does not hold, as comments below it: a run of other data or code is another run."""
@@ -164,7 +161,7 @@ class Experiment:
     def _lasting(self) -> tuple[str, ...]:
         """Those that a resumed run has too."""
         said = (note.said for note in self.found if not note.skipped)
-        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *said)))
+        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *said, *self._notes)))
 
     @property
     def work(self) -> Mapping[Job, float]:
@@ -239,6 +236,7 @@ class Experiment:
             workspace = replace(self.workspace, training=training_of(block.train, self.data))
             one = Fit(job, METHODS["alone"], {"student": network}, spec, workspace, keeps_outputs=self.keeps_outputs)
             yield from _events(self._fit(one, track))
+            self._notes += [f"{job}: {note}" for note in check_trained(network, self.data, self.engine)]
         return network
 
     def _outputs_of(self, seed: int, teacher: nn.Module) -> Tensor | None:
@@ -311,13 +309,13 @@ class Experiment:
 
     def _identity(self) -> str | None:
         """What the recipe says of a student alone; None if no other run may use it."""
-        task, loss = self.recipe.task, self.recipe.task.hard_loss or ""
+        eyes, loss = self.data.task_options.get("eyes"), self.recipe.task.hard_loss or ""
         if self._keep == "memory" or loss.startswith(GIVEN):  # what a function of the caller uses is not known
             return None
         parts = [self.recipe.student.model_dump(mode="json"), self.recipe.train.model_dump(mode="json")]
         if self.data.task != "classification" or loss:
             code = [loss.rpartition(":")[2], *code_digests({"hard_loss": loss})]
-            parts.append({"task": self.data.task, "hard_loss": code, "eyes": task.eyes})
+            parts.append({"task": self.data.task, "hard_loss": code, "eyes": eyes})
         return json.dumps(parts, sort_keys=True)
 
     def _first_stage_of(self, job: Job) -> Job | None:

@@ -10,6 +10,8 @@ from typing import Any
 from limbeck.core import LimbeckError
 from limbeck.experiment.results import RESULT, NetworkResult, from_json
 from limbeck.files.atomic import digest, read_sealed, replacing
+from limbeck.recipe.blocks import Recipe
+from limbeck.recipe.read import is_smoke, reread
 
 STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
 TABLE = "metrics.csv"
@@ -41,6 +43,19 @@ def holds_epoch(path: Path) -> bool:
     if (path / LOG).exists() and (not (path / LOG).is_file() or _has_line(path / LOG)):
         return True
     return any((folder / RESULT).exists() for folder in network_folders(path))
+
+
+def holds_run_of(path: Path, recipe: Recipe) -> bool:
+    """Whether a folder holds a run of the same name that may be replaced: its training was not longer.
+
+    A smoke test replaces every earlier smoke test, and nothing else.
+    """
+    try:
+        known = reread(path / RECIPE)
+    except LimbeckError:
+        return False
+    short = is_smoke(known) if is_smoke(recipe) else known.train.epochs <= recipe.train.epochs
+    return short and known.name == recipe.name
 
 
 def network_folders(path: Path) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from limbeck.data import Data
 from limbeck.data.targets import TaskName
 from limbeck.evaluate.landmarks import face_size
 from limbeck.evaluate.own_metric import OwnMetric
+from limbeck.experiment.arms import label_indices
 from limbeck.recipe.blocks import TaskBlock
 from limbeck.tasks import HARD_LOSSES, TASKS
 from limbeck.user_code import contents, function, named
@@ -32,9 +33,9 @@ def with_options(data: Data, block: TaskBlock, own: Mapping[str, Callable[..., A
     if block.eyes is not None:
         if data.task != "landmarks":
             raise LimbeckError(f"task.eyes is for landmarks; the task of the data is {data.task}")
-        options["eyes"] = block.eyes
+        options["eyes"] = label_indices(block.eyes, data.classes, kind="point")
     if data.task == "landmarks":
-        _check_faces(data, block.eyes or data.task_options.get("eyes"))
+        _check_faces(data, options.get("eyes") or data.task_options.get("eyes"))
     if block.hard_loss is not None:
         options["hard_loss"] = loss = own.get("hard_loss") or _loss(block.hard_loss, data.task)
         if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):

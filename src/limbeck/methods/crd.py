@@ -37,7 +37,8 @@ class MemoryContrast(nn.Module):
     -log(s_0 / (s_0 + m/n)) - sum over k of log((m/n) / (s_k + m/n)), with m negatives and n samples. It is summed over
     the negatives, averaged over the batch, and summed over both directions: student against the teacher's memory, and
     teacher against the student's. No gradient flows to the rows or to the teacher's feature; both embeddings learn.
-    After the loss is computed, each anchor is mixed into its row, which is then scaled to length 1.
+    After the loss is computed, each anchor is mixed into its row, which is then scaled to length 1. If a sample occurs
+    more than once in the batch, its first anchor is used.
 
     The source is HobbitLong/RepDistiller (crd/criterion.py and crd/memory.py, b84f547), in its "exact" mode: negatives
     are samples of other classes. The code has two additions to the paper's formula: Z, which is the mean of exp over
@@ -155,7 +156,8 @@ class MemoryContrast(nn.Module):
     def _mixed(self, memory: Tensor, index: Tensor, anchors: Tensor) -> Tensor:
         """The memory with updated rows for these samples; a new tensor, because the backward pass reads the old one."""
         rows = self.momentum * memory[index] + (1 - self.momentum) * anchors.detach()
-        return memory.index_copy(0, index, F.normalize(rows, dim=1))
+        first = (index[:, None] == index).int().argmax(dim=1)  # of the same sample: the order of writing is not defined
+        return memory.index_copy(0, index, F.normalize(rows, dim=1)[first])
 
 
 def crd(

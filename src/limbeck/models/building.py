@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from limbeck.core import LimbeckError
-from limbeck.errors import nearest
+from limbeck.errors import MODEL_FORMS, nearest
 from limbeck.models.cifar_resnet import CIFAR_RESNETS
 from limbeck.models.convnet import convnet_big, convnet_small
 from limbeck.models.fitnets import FITNETS
@@ -51,8 +51,6 @@ global pooling, so H and W are free. ``limbeck models`` prints the numbers of pa
 PARAMETERS = 2_000_000_000
 """The most parameters of a zoo network, 8 GB in 32 bits. A larger number means a typing error in a width."""
 
-_FORMS = "a model is the name of a zoo network, timm:NAME, torchvision:NAME or path/to/file.py:function"
-
 
 def build(name: str, /, *, classes: int, shape: tuple[int, ...], **options: Any) -> nn.Module:
     """Build a freshly initialised network that maps (N, *shape) to logits (N, classes).
@@ -86,7 +84,7 @@ def build(name: str, /, *, classes: int, shape: tuple[int, ...], **options: Any)
     if code is not None:
         return from_file(*code, classes=classes, shape=shape, options=options)
     if colon:
-        raise LimbeckError(f"unknown source of models {source!r}: {_FORMS}")
+        raise LimbeckError(f"unknown source of models {source!r}: {MODEL_FORMS}")
     return _from_zoo(name, classes, shape, options)
 
 
@@ -97,7 +95,7 @@ def options(name: str) -> dict[str, inspect.Parameter]:
         LimbeckError: the zoo has no network of this name.
     """
     if name not in MODELS:
-        raise LimbeckError(f"the zoo has no model {name!r}: {nearest(name, MODELS)} ({_FORMS})")
+        raise LimbeckError(f"the zoo has no model {name!r}: {nearest(name, MODELS)} ({MODEL_FORMS})")
     parameters = inspect.signature(MODELS[name]).parameters
     return {key: parameter for key, parameter in parameters.items() if key not in ("classes", "shape")}
 

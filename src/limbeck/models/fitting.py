@@ -9,7 +9,7 @@ from limbeck.core import LimbeckError
 
 FINE_TUNE = (
     "in a recipe, init: fine_tune loads all layers except the classifier; a teacher also needs train:. If a teacher "
-    "has further classes, list all its classes under classes:"
+    "has further classes, list all its classes under classes:, in the order of its logits"
 )
 """The advice for a file with other classes."""
 
@@ -37,8 +37,8 @@ def check_fit(
         classes = _other_classes(reshaped, state, expected)
         if classes:
             raise LimbeckError(
-                f"{path} does not fit the network: the checkpoint has {classes[0]} classes, the data {classes[1]}; "
-                f"all other layers fit: {FINE_TUNE}"
+                f"{path} does not fit the network: the checkpoint has {classes[0]} classes, the network {classes[1]} "
+                f"(those of the data, or of classes:); all other layers fit: {FINE_TUNE}"
             )
     shapes = [f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}" for name in reshaped]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "under other prefixes": beside}

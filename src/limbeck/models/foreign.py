@@ -17,6 +17,24 @@ from limbeck.user_code import contents, function
 Options = Mapping[str, Any]
 
 
+def check_name(name: str) -> None:
+    """Raise LimbeckError if ``timm:NAME`` or ``torchvision:NAME`` names no network."""
+    source, _, rest = name.partition(":")
+    if source == "timm":
+        import timm
+
+        # timm would download the configuration of a name such as hf-hub:..., so only names in its list are allowed
+        if not timm.is_model(rest):
+            raise LimbeckError(f"timm has no model {rest!r}{_close(rest, timm.list_models())}")
+    else:
+        from torchvision import models  # type: ignore[import-untyped]
+
+        # by default the other kinds (detection, segmentation) download the weights of their backbone
+        known = models.list_models(module=models)
+        if rest not in known:
+            raise LimbeckError(f"torchvision has no classifier {rest!r}{_close(rest, known)}")
+
+
 def from_timm(name: str, *, classes: int, shape: tuple[int, ...], options: Options) -> nn.Module:
     """Build a network of timm. Its weights are random unless the options contain ``pretrained: true``.
 
@@ -25,9 +43,7 @@ def from_timm(name: str, *, classes: int, shape: tuple[int, ...], options: Optio
     """
     import timm
 
-    # timm would download the configuration of a name such as hf-hub:..., so only names in its list are allowed
-    if not timm.is_model(name):
-        raise LimbeckError(f"timm has no model {name!r}{_close(name, timm.list_models())}")
+    check_name(f"timm:{name}")
     fixed = {"num_classes": classes, "in_chans": shape[0]}
     return _call(f"timm:{name}", timm.create_model, name, fixed=fixed, options={"pretrained": False, **options})
 
@@ -39,12 +55,9 @@ def from_torchvision(name: str, *, classes: int, shape: tuple[int, ...], options
         LimbeckError: torchvision has no classifier of this name, or fails to build it with these options; or the
             samples do not have 3 channels, which all classifiers of torchvision need.
     """
-    from torchvision import models  # type: ignore[import-untyped]
+    from torchvision import models
 
-    # by default the other kinds (detection, segmentation) download the weights of their backbone
-    known = models.list_models(module=models)
-    if name not in known:
-        raise LimbeckError(f"torchvision has no classifier {name!r}{_close(name, known)}")
+    check_name(f"torchvision:{name}")
     if shape[0] != 3:
         raise LimbeckError(
             f"torchvision:{name} needs 3 channels, but the data has {shape[0]}: timm:NAME takes any number"

@@ -21,15 +21,15 @@ class NetworkSpec:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
-    name: str  # path/to/file.py:function is saved without its folders
-    options: Mapping[str, Any]  # as in a recipe; they can be written as JSON
+    name: str  #: path/to/file.py:function is saved without its folders
+    options: Mapping[str, Any]  #: as in a recipe; they can be written as JSON
     classes: _SIZES
-    shape: tuple[_SIZES, ...]  # the shape of one sample, without N
-    labels: tuple[str, ...] = ()  # the names of the classes in the order of the logits; empty if unknown
-    mean: tuple[float, ...] = ()  # the mean of the input normalisation, see `limbeck.data.normalise`; empty if unknown
-    std: tuple[float, ...] = ()  # its standard deviation
-    channels: Literal["rgb", "bgr", "gray"] | None = None  # the channels of an image, if they are not those of the data
-    reuse: Mapping[str, Any] | None = None  # the reuse of the teacher's classifier by a student, see `Reuse`
+    shape: tuple[_SIZES, ...]  #: the shape of one sample, without N
+    labels: tuple[str, ...] = ()  #: the names of the classes in the order of the logits; empty if unknown
+    mean: tuple[float, ...] = ()  #: the mean of the input normalisation, see `limbeck.data.normalise`; empty if unknown
+    std: tuple[float, ...] = ()  #: its standard deviation
+    channels: Literal["rgb", "bgr", "gray"] | None = None  #: the channels of an image, if not those of the data
+    reuse: Mapping[str, Any] | None = None  #: the reuse of the teacher's classifier by a student, see `Reuse`
 
 
 def parse(text: str) -> NetworkSpec:

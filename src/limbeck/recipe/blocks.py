@@ -272,12 +272,12 @@ Networks = Annotated[
 class TaskBlock(Checked):
     """Options of the task of the data, see `limbeck.experiment.task_options`.
 
-    ``hard_loss`` is a name in `HARD_LOSSES` or a function. ``eyes`` are the indices of the points whose distance is the
-    size of a face. ``metric`` is a function that is computed for every network on the test split.
+    ``hard_loss`` is a name in `HARD_LOSSES` or a function. ``eyes`` are the names or indices of the points whose
+    distance is the size of a face. ``metric`` is a function that is computed for every network on the test split.
     """
 
     hard_loss: str | None = None
-    eyes: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    eyes: tuple[ClassName, ClassName] | None = None
     metric: str | None = None
 
 

@@ -1,10 +1,13 @@
-"""Check that the files and folders that a recipe names exist, before torch is imported."""
+"""Check that the files, folders and networks that a recipe names exist.
+
+Torch is imported only if the recipe names a network of timm or torchvision.
+"""
 
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from limbeck.errors import LimbeckError
+from limbeck.errors import MODEL_FORMS, LimbeckError
 from limbeck.files.paths import expanded, near
 from limbeck.recipe.blocks import MemberBlock, Recipe, StudentBlock
 from limbeck.user_code import is_code
@@ -14,23 +17,23 @@ Place = tuple[str | int, ...]
 
 
 def missing(recipe: Recipe) -> list[Problem]:
-    """Return a problem for each input path that does not exist or is neither a file nor a folder."""
+    """Return a problem for each network or input path that does not exist, or path that is neither file nor folder."""
     return [problem for problem in _looked_for(recipe) if problem is not None]
 
 
 def _looked_for(recipe: Recipe) -> Iterator[Problem | None]:
-    """Yield for each path its problem, or None."""
+    """Yield for each network and path its problem, or None."""
     data, teacher = recipe.data, recipe.teacher
     networks: dict[Place, StudentBlock] = {("networks", name): block for name, block in recipe.networks.items()}
     for place, block in {("student",): recipe.student, **networks}.items():
         yield _weights((*place, "weights"), block.weights) if block.weights is not None else None
-        yield _code((*place, "model", "name"), block.model["name"])
+        yield _model((*place, "model", "name"), block.model["name"])
     if teacher is not None:
         members = [(("teacher", "members", number), member) for number, member in enumerate(teacher.listed)]
         trained: list[tuple[Place, MemberBlock]] = [(("teacher",), teacher), *members]
         for place, one in trained:
             yield from (_weights((*place, "weights", number), text) for number, text in enumerate(one.weights or ()))
-            yield _code((*place, "model", "name"), one.model["name"]) if one.model is not None else None
+            yield _model((*place, "model", "name"), one.model["name"]) if one.model is not None else None
             yield _file((*place, "onnx"), one.onnx, "file") if one.onnx is not None else None
         yield _file(("teacher", "table"), teacher.table, "table") if teacher.table is not None else None
     yield _code(("data", "source"), data.source)
@@ -46,6 +49,21 @@ def _looked_for(recipe: Recipe) -> Iterator[Problem | None]:
 def _code(place: Place, text: str) -> Problem | None:
     file, _, _ = text.rpartition(":")
     return _file(place, file, "file") if is_code(text) else None
+
+
+def _model(place: Place, name: str) -> Problem | None:
+    if ":" not in name or is_code(name):
+        return _code(place, name)
+    source = name.partition(":")[0]
+    if source not in ("timm", "torchvision"):
+        return Problem(place, f"unknown source of models {source!r}: {MODEL_FORMS}")
+    from limbeck.models.foreign import check_name
+
+    try:
+        check_name(name)
+    except LimbeckError as error:
+        return Problem(place, str(error))
+    return None
 
 
 def _file(place: Place, text: str, kind: str) -> Problem | None:

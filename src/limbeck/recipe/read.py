@@ -1,7 +1,7 @@
 """Read and validate a recipe file. All errors are reported at once, each with its line, value and allowed values."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,17 @@ from ruamel.yaml import YAML
 from limbeck.errors import nearest
 from limbeck.files.atomic import read as read_bytes
 from limbeck.files.paths import expanded, near
-from limbeck.options import Block, as_block, complete, keyword_model, validate, with_takers
-from limbeck.recipe.blocks import DataKeys, MemberBlock, Recipe, StudentBlock, TrainBlock, as_methods
+from limbeck.options import Block, Checked, as_block, complete, keyword_model, validate, with_takers
+from limbeck.recipe.blocks import (
+    CacheBlock,
+    DataKeys,
+    MemberBlock,
+    Recipe,
+    StudentBlock,
+    TeacherBlock,
+    TrainBlock,
+    as_methods,
+)
 from limbeck.recipe.contradictions import contradictions, streaming_contradictions
 from limbeck.recipe.paths import missing
 from limbeck.recipe.signatures import known
@@ -26,6 +35,9 @@ Place = tuple[str | int, ...]
 SHOWN = 10
 """The most problems in one error message."""
 
+SMOKE = "-smoke"
+"""The end of the name of a recipe that `smoke` shortened."""
+
 _NAMED: tuple[tuple[Place, str], ...] = (
     (("teacher", "model"), "model"),
     (("student", "model"), "model"),
@@ -34,6 +46,15 @@ _NAMED: tuple[tuple[Place, str], ...] = (
     (("teacher", "train", "optimizer"), "optimizer"),
     (("teacher", "train", "schedule"), "schedule"),
 )
+
+_BLOCKS: Mapping[str, type[Checked]] = {
+    "data": DataKeys,
+    "teacher": TeacherBlock,
+    "student": StudentBlock,
+    "train": TrainBlock,
+    "cache": CacheBlock,
+}
+"""Blocks whose keys a user may have written elsewhere."""
 
 
 def read(
@@ -45,7 +66,7 @@ def read(
     methods: Sequence[str] = (),
     check_paths: bool = False,
 ) -> Recipe:
-    """Read and validate a recipe file without importing torch.
+    """Read and validate a recipe file. Torch is imported only to look up networks of timm and torchvision.
 
     Args:
         path: the YAML file.
@@ -54,7 +75,7 @@ def read(
         allow: checks whose failure is ignored, in addition to those of the recipe.
         methods: the names of methods to compare, ``a+b`` for two that are combined. Their options are those that the
             recipe gives, else the defaults.
-        check_paths: whether the files that the recipe names must exist.
+        check_paths: whether the files, and the networks of timm and torchvision, that the recipe names must exist.
 
     Raises:
         RecipeError: the recipe is invalid. The message lists all problems.
@@ -87,6 +108,10 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     """Return the recipe with all defaults filled in (None if it is invalid), and its problems."""
     names = known()
     recipe, problems = validate(Recipe, raw)
+    takers: dict[str, Collection[str]] = {path: block.model_fields for path, block in _BLOCKS.items()}
+    takers["method"] = set[str]().union(*names.methods.values())
+    takers["train.optimizer"] = set[str]().union(*names.optimizers.values())
+    problems = [with_takers(problem, takers) for problem in problems]
     values: dict[str, Any] = recipe.model_dump(mode="json") if recipe else dict(raw)
     wrong = {problem.path for problem in problems}
     if ("method",) not in wrong and "method" in values:
@@ -134,6 +159,9 @@ def _data(block: Any) -> tuple[Any, list[Problem]]:
     if source not in sources:
         allowed = f"{nearest(source, sources)}, and path/to/file.py:function"
         return block, [Problem(("data", "source"), f"there is no source {shown(source)}: {allowed}")]
+    if source in ("table", "masks") and block.get("task") == "segmentation":
+        told = "got 'segmentation', the only task of source: masks: write source: masks without task:"
+        return block, [Problem(("data", "task"), told)]
     values, problems = validate(keyword_model(sources[source], DataKeys), block)
     common = {(key,) for key in DataKeys.model_fields}  # whose problems the check of the whole recipe has found
     own = [with_takers(problem, sources) for problem in problems if problem.path[:1] not in common]
@@ -187,7 +215,7 @@ def smoke(recipe: Recipe) -> Recipe:
         teacher = teacher.model_copy(update={"train": short(teacher.train)})
     return recipe.model_copy(
         update={
-            "name": f"{recipe.name}-smoke",
+            "name": f"{recipe.name}{SMOKE}",
             "data": recipe.data.model_copy(update={"limit": limit}),
             "teacher": teacher,
             "train": short(recipe.train),
@@ -199,6 +227,11 @@ def smoke(recipe: Recipe) -> Recipe:
             "evaluate": recipe.evaluate.model_copy(update={"latency_runs": 10}),
         }
     )
+
+
+def is_smoke(recipe: Recipe) -> bool:
+    """Whether a recipe has the name and the size of one that `smoke` returned."""
+    return recipe.name.endswith(SMOKE) and smoke(recipe).model_copy(update={"name": recipe.name}) == recipe
 
 
 def _short_stages(block: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Why a term became NaN or infinite: searched for when it has happened, so that no step pays for it."""
+"""The means of the terms, and why one became NaN or infinite: searched for when it has happened, not at every step."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from limbeck.core import Batch, LimbeckError, Stage, Sweep, Tap
@@ -27,6 +29,46 @@ class NotFinite(Exception):
     def __init__(self, step: int, places: Sequence[int]) -> None:
         super().__init__()
         self.step, self.places = step, places
+
+
+class Means:
+    """The means of the steps' values, without waiting for the device at every step.
+
+    Raises:
+        NotFinite: a value is not finite; raised when the values are summed.
+    """
+
+    _MOST = 100  # steps whose values are summed at once: to sum at every step would cost more than the rest of the loop
+
+    def __init__(self) -> None:
+        self._waiting: list[Tensor] = []
+        self._sums: list[list[float]] = []
+        self._steps = 0
+
+    def add(self, values: Sequence[Tensor]) -> None:
+        """Add the values of a step, one for each term and the loss."""
+        self._waiting += values
+        self._steps += 1
+        if self._steps % self._MOST == 0:
+            self._sum(len(values))
+
+    def read(self) -> list[float]:
+        """Their means over the steps."""
+        if self._waiting:
+            self._sum(len(self._waiting) // (self._steps % self._MOST))
+        return [math.fsum(sums) / self._steps for sums in zip(*self._sums, strict=True)]
+
+    def _sum(self, values: int) -> None:
+        steps = torch.stack(self._waiting).view(-1, values)
+        sums: list[float] = steps.sum(0).tolist()
+        self._sums.append(sums)
+        self._waiting = []
+        if not all(map(math.isfinite, sums)):
+            bad = ~steps.isfinite()
+            first = int(bad.any(dim=1).int().argmax())
+            places = bad[first].nonzero().flatten().tolist()
+            places = places or list(range(values))  # all are finite where their sum overflowed
+            raise NotFinite(self._steps - len(steps) + first, places)
 
 
 def explained(stage: Stage, epoch: int, first: NotFinite, steps: int, why: str) -> str:

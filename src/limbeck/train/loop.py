@@ -1,7 +1,6 @@
 """The one training loop. It knows stages and terms; it names no method, and it prints nothing."""
 
 import functools
-import math
 import operator
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from limbeck.core import Batch, LimbeckError, Networks, Outputs, Reader, Stage, 
 from limbeck.taps import Taps, evaluation_mode
 from limbeck.train.best import Best
 from limbeck.train.divergence import Diverged as Diverged
-from limbeck.train.divergence import NotFinite, cause, explained
+from limbeck.train.divergence import Means, NotFinite, cause, explained
 from limbeck.train.engine import Engine
 from limbeck.train.freeze import Versions, frozen, frozen_modules, learners
 from limbeck.train.memory_format import channels_last, match_parameters
@@ -222,7 +221,8 @@ def _stage(
         rates = [group["lr"] for group in optimizer.param_groups]
         engine.place(step)
         updater = None if regime.every_batch else Updater(regime, stage, networks, optimizer, learning)
-        stateful = [part for part in (getattr(updater, "average", None), best) if part is not None]
+        average = None if updater is None else updater.average
+        stateful = [part for part in (average, best) if part is not None]
         if engine.compile:
             step.compile_losses()
         if state is not None:
@@ -274,7 +274,7 @@ def _epoch(
     updater: Updater | None,
 ) -> Generator[Pause, None, tuple[list[float], int, float]]:
     """Returns the terms' means, the number of samples, and the seconds that other trainings took."""
-    images, means, paused = 0, _Means(), 0.0
+    images, means, paused = 0, Means(), 0.0
     optimizer.zero_grad(set_to_none=True)  # gradients from before
     with taps, engine.without_autocast():
         step.train()
@@ -312,44 +312,6 @@ def _update(
         updater.add(values[-1], len(batch.targets))
     torch.clear_autocast_cache()  # inside a caller's autocast it would keep the old weights
     return [value.detach() for value in values]
-
-
-class _Means:
-    """The means of the steps' values, without waiting for the device at every step.
-
-    Raises:
-        NotFinite: a value is not finite; raised when the values are summed.
-    """
-
-    _MOST = 100  # steps whose values are summed at once: to sum at every step would cost more than the rest of the loop
-
-    def __init__(self) -> None:
-        self._waiting: list[Tensor] = []
-        self._sums: list[list[float]] = []
-        self._steps = 0
-
-    def add(self, values: Sequence[Tensor]) -> None:
-        self._waiting += values
-        self._steps += 1
-        if self._steps % self._MOST == 0:
-            self._sum(len(values))
-
-    def read(self) -> list[float]:
-        if self._waiting:
-            self._sum(len(self._waiting) // (self._steps % self._MOST))
-        return [math.fsum(sums) / self._steps for sums in zip(*self._sums, strict=True)]
-
-    def _sum(self, values: int) -> None:
-        steps = torch.stack(self._waiting).view(-1, values)
-        sums: list[float] = steps.sum(0).tolist()
-        self._sums.append(sums)
-        self._waiting = []
-        if not all(map(math.isfinite, sums)):
-            bad = ~steps.isfinite()
-            first = int(bad.any(dim=1).int().argmax())
-            places = bad[first].nonzero().flatten().tolist()
-            places = places or list(range(values))  # all are finite where their sum overflowed
-            raise NotFinite(self._steps - len(steps) + first, places)
 
 
 def _snapshot(

@@ -118,13 +118,13 @@ def table(
             f"split_column is {split_column!r}, and validation_path or test_path is given too; allowed is one of them"
         )
     label = _label(task, label_column, targets)
-    names = _points(targets) if task == "landmarks" else targets
     wanted = _wanted(places["train"], label, targets, task, path_column, split_column, features, alone=len(places) == 1)
     rows: dict[str, _Rows] = {}
     for split, place in places.items():
         rows |= _rows(place, wanted, split)
     if "train" not in rows:
         raise LimbeckError(f"{path} has no row of train; allowed in the column {wanted.split!r} are {_splits()}")
+    names = _points(targets) if task == "landmarks" else targets
     classes, of = (names, _numbers(rows, task)) if label is None else _labelled(path, rows, label)
     if wanted.path is None:
         made = {split: Split(torch.from_numpy(part.values), of[split]) for split, part in rows.items()}

@@ -1,0 +1,75 @@
+"""`limbeck compare`: what it prints, and its processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from limbeck.cli import app
+from limbeck.comparison.results import read
+
+RECIPE = """\
+name: tiny
+data: {source: digits, limit: 96}
+teacher:
+  model: {name: mlp, hidden: [16]}
+  train: {epochs: 2, batch_size: 32}
+student:
+  model: {name: mlp, hidden: [8]}
+method: kd
+train: {epochs: 2, batch_size: 32}
+evaluate: {latency_runs: 1}
+precision: 32
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE)
+
+
+def compare(*arguments, code=0):
+    result = CliRunner().invoke(app, ["compare", "recipe.yaml", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_it_prints_a_row_for_each_arm_and_a_sentence_for_each_method():
+    shown = compare("--methods", "kd,fitnets,fsp", "--seeds", 2)
+    assert "note: fsp is left out: fsp compares maps" in shown
+    rows = [line.split()[0] for line in shown.split("verdict")[1].splitlines() if "±" in line or "teacher" in line]
+    assert rows == ["teacher", "alone", "kd", "fitnets", "alone@2x"]
+    assert "kd: no evidence that it helps or hurts (compared with alone, n = 2" in shown
+    assert "fitnets: no evidence that it helps or hurts (compared with alone@2x, n = 2" in shown
+    assert "with 2 seeds the smallest p of an exact test is 0.5, so there can be no verdict" in shown
+    assert "written: runs/tiny-compared/comparison.json" in shown
+    assert read(Path("runs/tiny-compared")).seeds == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "lists no methods to compare"),
+        (("--methods", "kd,srr"), "--methods kd,srr: methods.1.name: there is no method 'srr': did you mean 'srrl'"),
+        (("--methods", "kd", "--adjust", "bonferroni"), "--adjust is 'bonferroni'"),
+        (("--methods", "kd", "--set", "cache=true"), "a comparison does not have cache: true"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_written(arguments, message):
+    assert message in compare(*arguments, code=2)
+    assert not Path("runs").exists()
+
+
+def test_two_processes_share_a_comparison():
+    command = [sys.executable, "-m", "limbeck", "compare", "recipe.yaml", "--methods", "kd", "--seeds", "4"]
+    done = subprocess.run([*command, "--jobs", "2"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 seeds" in Path("runs/tiny-compared/locks/process1.log").read_text()
+    shared = read(Path("runs/tiny-compared"))
+    compare("--methods", "kd", "--seeds", 4, "--out", "one")
+    alone = read(Path("one"))
+    assert [one.test for one in shared.runs] == [one.test for one in alone.runs]
+    assert [arm.alone for arm in shared.arms] == [arm.alone for arm in alone.arms]

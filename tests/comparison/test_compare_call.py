@@ -1,0 +1,96 @@
+"""`limbeck.compare`: own modules and arrays."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import limbeck
+from limbeck.core import LimbeckError
+
+
+def network(width):
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(120, 16, generator=generator)
+    return limbeck.arrays(inputs, (inputs[:, 0] > 0).long(), test=0.3)
+
+
+@pytest.fixture(scope="module")
+def teacher(data):
+    torch.manual_seed(0)
+    return limbeck.distill(
+        None, network(16), data, method="alone", epochs=8, baseline=False, optimizer={"name": "adam", "lr": 0.01}
+    )[0]
+
+
+def compare(teacher, student, data, **options):
+    return limbeck.compare(teacher, student, data, **{"seeds": 2, "epochs": 1, "precision": "32", **options})
+
+
+def labels_only(setup):
+    hard = limbeck.Term(F.cross_entropy, (limbeck.from_student(), limbeck.Tap("batch", "targets")))
+    return (limbeck.Stage("own", {"hard": hard}, setup.epochs, setup.optimizer, setup.schedule, ("student",)),)
+
+
+def test_own_modules_and_methods_are_compared(data, teacher, tmp_path):
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    student = network(4)
+    weights = {name: value.clone() for name, value in student.state_dict().items()}
+    methods = ["kd", {"name": "srrl", "alpha": 0.5}, labels_only, ["kd", "srrl"]]
+    result = compare(teacher, student, data, methods=methods, out=tmp_path / "x")
+    assert [arm.arm for arm in result.arms] == ["alone", "kd", "srrl", "labels_only", "kd+srrl"]
+    assert result.arms[2].options["alpha"] == 0.5
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    own, alone = result.of("labels_only"), result.of("alone")
+    assert [one.test for one in own] == [one.test for one in alone]  # the same terms, batches and initial weights
+    again = compare(teacher, student, data, methods=methods, out=tmp_path / "x")
+    assert again.runs == result.runs
+    with pytest.raises(LimbeckError, match="holds a comparison of another recipe"):
+        compare(teacher, network(4), data, methods=methods, out=tmp_path / "x")
+
+
+def test_a_function_gives_each_seed_its_own_weights(data, teacher):
+    seen = []
+
+    def student():
+        seen.append(network(4))
+        return seen[-1]
+
+    result = compare(teacher, student, data, methods=["kd"])
+    assert result.of("alone")[0].test != result.of("alone")[1].test
+    assert len(seen) >= 4
+
+
+def test_the_random_generators_are_those_from_before(data, teacher):
+    student = network(4)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    compare(teacher, student, data, methods=["kd"])
+    assert torch.rand(1) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["kd"], "epoch": 1}, "compare has no argument 'epoch': did you mean 'epochs'"),
+        ({"methods": "kd"}, r"methods is 'kd': pass a list"),
+        ({"methods": []}, "pass a list"),
+        ({"methods": ["kd", "kd"]}, "lists 'kd' twice"),
+        ({"methods": ["kdd"]}, "did you mean 'kd'"),
+        ({"methods": ["kd"], "seeds": []}, "got the seeds"),
+        ({"methods": ["kd"], "seeds": 0}, "got the seeds"),
+        ({"methods": ["fsp"]}, "fsp: fsp compares maps"),
+        ({"methods": ["kd"], "adjust": "bonferroni"}, "adjust is 'bonferroni'"),
+    ],
+)
+def test_wrong_arguments_are_told_before_training(data, teacher, options, message):
+    with pytest.raises(LimbeckError, match=message):
+        compare(teacher, network(4), data, **options)
