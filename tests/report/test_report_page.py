@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from limbeck.cli import app
 from limbeck.comparison import results as comparisons
+from limbeck.comparison.maps import read_maps, write_maps
 from limbeck.errors import LimbeckError
 from limbeck.experiment.results import plain
 from limbeck.files.atomic import read_sealed, write_sealed
@@ -256,10 +257,40 @@ def test_a_damaged_or_absurd_result_gives_an_error_and_no_page(compared, tmp_pat
     assert not (compared / "report.html").exists()
 
 
+def test_maps_of_other_classes_and_texts_without_end_are_not_shown(compared, undrawn):
+    maps = read_maps(compared, read_sealed(compared / "comparison.json")["learned"]["maps_sha256"])
+    known = write_maps(compared, replace(maps, labels=maps.labels + 5))
+    learned = read_sealed(compared / "comparison.json")["learned"]
+    nested = {"cpu": "x" * 10_000, "deep": json.loads("[" * 400 + "]" * 400)}
+    write_sealed(compared / "alone-seed0" / "environment.json", nested)
+    change(compared, learned=learned | {"maps_sha256": known})
+    html = page(read(compared))
+    assert "other classes or samples" in text(section(html, "features"))
+    assert "x" * 500 + "…" in html
+    assert "x" * 501 not in html
+    change(compared, name="x" * 10_001)
+    with pytest.raises(LimbeckError, match="result.name has 10,001 characters"):
+        write_report(compared)
+
+
+def test_figures_that_are_not_those_of_the_networks_are_refused(compared):
+    values = read_sealed(compared / "comparison.json")
+    values["arms"][0]["headline"]["mean"] += 0.01
+    change(compared, arms=values["arms"])
+    with pytest.raises(LimbeckError, match="the mean of alone is not that of its networks"):
+        write_report(compared)
+    values = read_sealed(compared / "comparison.json")
+    values["arms"][0]["headline"]["mean"] -= 0.01
+    values["arms"][1]["alone"]["differences"][0] = 0.5
+    change(compared, arms=values["arms"])
+    with pytest.raises(LimbeckError, match="the differences of kd to alone are not those"):
+        write_report(compared)
+
+
 def test_figures_of_classes_that_do_not_fit_are_refused(compared):
     learned = read_sealed(compared / "comparison.json")["learned"]
     change(compared, learned=learned | {"classes": learned["classes"][:9]})
-    with pytest.raises(LimbeckError, match="do not fit"):
+    with pytest.raises(LimbeckError, match="does not fit"):
         write_report(compared)
 
 
@@ -267,7 +298,7 @@ def test_arms_that_are_no_names_of_folders_and_too_many_arms_are_refused(compare
     values = read_sealed(compared / "comparison.json")
     runs = [run | {"arm": "../kd"} if run["arm"] == "kd" else run for run in values["runs"]]
     change(compared, runs=runs)
-    with pytest.raises(LimbeckError, match=r"an arm '\.\./kd'"):
+    with pytest.raises(LimbeckError, match=r"the arm '\.\./kd'"):
         write_report(compared)
     change(compared, arms=[values["arms"][0]] * 101)
     with pytest.raises(LimbeckError, match="101 arms"):

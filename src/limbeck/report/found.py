@@ -1,7 +1,7 @@
 """Read the folder of a comparison or of a run. Whatever is missing or damaged is left out, with the reason."""
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +13,7 @@ from limbeck.comparison.results import COMPARISON, ArmResult, ComparisonResult, 
 from limbeck.errors import LimbeckError
 from limbeck.experiment import results as runs
 from limbeck.experiment.epochlog import EpochLog
-from limbeck.experiment.results import RESULT, NetworkResult, RunResult, plain
+from limbeck.experiment.results import RESULT, NetworkResult, RunResult
 from limbeck.experiment.runfiles import LOG, RECIPE, Network, read_network
 from limbeck.files.atomic import read as read_bytes
 from limbeck.files.atomic import read_sealed
@@ -21,15 +21,11 @@ from limbeck.models import GIVEN
 from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import reread
 from limbeck.recipe.text import WHOLE_BYTES
+from limbeck.report.checks import LARGEST, check
 from limbeck.report.verdict import best_arm
 from limbeck.tasks import TASKS
 
 Value = TypeVar("Value")
-
-MOST_ARMS, MOST_NETWORKS = 100, 10_000
-
-LARGEST = 1e30
-"""No figure of a network is as large."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +145,7 @@ def read(folder: Path) -> Found:
         raise LimbeckError(f"{folder} has neither {COMPARISON} nor {RESULT}: it has no finished comparison or run")
     run = runs.read(folder) if is_run else None
     found = Found(folder, _as_comparison(run) if run else comparisons.read(folder), is_run)
-    _check(found.result, folder)
+    check(found.result, folder)
     for arm in found.result.arms:
         epochs = [found.attempt("curves", lambda one=one: _epochs(found, one)) for one in found.result.of(arm.arm)]  # type: ignore[misc]
         found.epochs[arm.arm] = tuple(one for one in epochs if one is not None and one.stages)
@@ -162,46 +158,6 @@ def read(folder: Path) -> Found:
         verb, file = ("run", str(folder / RECIPE)) if is_run else ("compare", RECIPE)
         found.command = shlex.join(["limbeck", verb, file, "--out", f"{folder}-again"])
     return found
-
-
-def _check(result: ComparisonResult, folder: Path) -> None:
-    """Raise LimbeckError if a number is not finite or absurd, or if parts of the result do not fit together."""
-    wrong = next(_not_finite(plain(result)), None)
-    if wrong is not None:
-        raise LimbeckError(f"the result in {folder} has a number that cannot be shown: {wrong}")
-    headline = TASKS[result.task].headline
-    networks = [*result.runs, *([result.teacher] if result.teacher else [])]
-    if not all(hasattr(one.test, headline.key) for one in networks):
-        raise LimbeckError(f"the result in {folder} has figures that are not of {result.task}")
-    if len(result.arms) > MOST_ARMS or len(result.runs) > MOST_NETWORKS:
-        raise LimbeckError(
-            f"the result in {folder} has {len(result.arms)} arms and {len(result.runs)} networks; a page shows at most "
-            f"{MOST_ARMS} and {MOST_NETWORKS:,}"
-        )
-    unsafe = next((one.arm for one in networks if any(sign in one.arm for sign in "/\\\0")), None)
-    if unsafe is not None:
-        raise LimbeckError(f"the result in {folder} has an arm {unsafe!r}, which is not the name of a folder")
-    lonely = [arm.arm for arm in result.arms if not result.of(arm.arm)]
-    if lonely or not result.arms:
-        raise LimbeckError(f"the result in {folder} has no networks of {', '.join(lonely) or 'any arm'}")
-    about = result.learned
-    for one in about.networks if about is not None else ():
-        lengths = {len(values) for values in (one.class_accuracy, one.class_change) if values is not None}
-        if (
-            about is None
-            or lengths != {len(about.classes)}
-            or one.arm not in {"teacher", *(arm.arm for arm in result.arms)}
-        ):
-            raise LimbeckError(f"the result in {folder} has figures of {one.arm} that do not fit the others")
-
-
-def _not_finite(value: Any, place: str = "result") -> Iterator[str]:
-    """Where plain values have numbers that are not finite, or too large for any figure."""
-    if isinstance(value, float) and not abs(value) < LARGEST:
-        yield f"{place} is {value}"
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, one in inner:
-        yield from _not_finite(one, f"{place}.{key}")
 
 
 def _as_comparison(run: RunResult) -> ComparisonResult:

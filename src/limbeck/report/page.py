@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from limbeck.comparison.maps import read_maps
+from limbeck.comparison.learned import Learned
+from limbeck.comparison.maps import MAPS, Maps, read_maps
 from limbeck.data import Data, Progress
+from limbeck.errors import LimbeckError
 from limbeck.experiment.runfiles import REPORT
 from limbeck.files.atomic import write
 from limbeck.recipe.read import dump
@@ -26,6 +29,12 @@ from limbeck.report.pictures import Picture, data_of, pictures
 from limbeck.report.verdict import verdict
 
 HERE = Path(__file__).parent
+
+MOST_SAID = 500
+"""The most characters of a value of an environment."""
+
+MOST_SAMPLES = 5_000
+"""The most samples of a map."""
 
 
 def write_report(
@@ -89,7 +98,7 @@ def _sections(found: Found) -> Iterator[Section]:
         return
     yield calibration(found, learned)
     yield classes(learned)
-    yield features(found, learned, found.attempt("maps", lambda: read_maps(found.folder, learned.maps_sha256)))
+    yield features(found, learned, found.attempt("maps", lambda: _maps(found, learned)))
     yield disagreement
     yield deferral(found, learned)
 
@@ -123,10 +132,26 @@ def _settings(found: Found) -> list[tuple[str, Table]]:
     return tables
 
 
-def _said(value: Any) -> str:
-    """A plain value in words."""
+def _said(value: Any, depth: int = 3) -> str:
+    """A plain value in words, of limited length."""
+    if isinstance(value, dict | list) and not depth:
+        return "…"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_said(one)}" for key, one in value.items() if one is not None)
-    if isinstance(value, list):
-        return ", ".join(map(_said, value)) or "none"
-    return {True: "yes", False: "no", None: "none"}.get(value, str(value)) if not isinstance(value, str) else value
+        said = ", ".join(f"{key} {_said(one, depth - 1)}" for key, one in value.items() if one is not None)
+    elif isinstance(value, list):
+        said = ", ".join(_said(one, depth - 1) for one in value) or "none"
+    elif isinstance(value, bool):
+        said = "yes" if value else "no"
+    else:
+        said = str(value)
+    return said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}…"
+
+
+def _maps(found: Found, learned: Learned) -> Maps:
+    """The maps of the features, if they fit what the networks learned."""
+    maps = read_maps(found.folder, learned.maps_sha256)
+    inside = (maps.labels >= 0).all() and (maps.labels < len(learned.classes)).all()
+    finite = all(np.isfinite(points).all() for points in maps.points.values())
+    if not (0 < len(maps.labels) <= MOST_SAMPLES and inside and finite):
+        raise LimbeckError(f"{found.folder / MAPS} has other classes or samples than the result")
+    return maps
