@@ -269,7 +269,7 @@ def test_maps_of_other_classes_and_texts_without_end_are_not_shown(compared, und
     assert "x" * 500 + "…" in html
     assert "x" * 501 not in html
     change(compared, name="x" * 10_001)
-    with pytest.raises(LimbeckError, match="result.name has 10,001 characters"):
+    with pytest.raises(LimbeckError, match=r"result\.name has 10,001 characters"):
         write_report(compared)
 
 

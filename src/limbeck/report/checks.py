@@ -1,4 +1,4 @@
-"""Whether a result can be shown: its numbers are finite and its parts agree. A file from elsewhere may hold anything."""
+"""Whether a result can be shown: numbers are finite and parts agree. A file from elsewhere may hold anything."""
 
 import math
 from collections import Counter
