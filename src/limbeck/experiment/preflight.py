@@ -45,6 +45,7 @@ class Preflight:
     teaching: Mapping[str, bool]  # by arm: whether the method changes its teacher
     work: Mapping[str, float]  # by arm, including the teacher: the approximate multiply-accumulates of its training
     epochs: Mapping[str, int]  # by arm: those in which its student learns
+    memory: Mapping[str, int]  # by arm: bytes of what learns, with its gradients and two numbers of the optimizer each
     notes: tuple[Note, ...]  # what a user should know before anything is trained
 
 
@@ -121,8 +122,17 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
             arm: sum(stage.epochs for stage in planned if "student" in stage.networks)
             for arm, (planned, _, _) in trainings.items()
         },
+        memory={arm: 4 * _bytes(planned) for arm, planned in trainings.items()},
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _bytes(planned: Planned) -> int:
+    """Of the networks that learn and of the losses."""
+    stages, networks, _ = planned
+    learning = [networks[name] for name in dict.fromkeys(name for stage in stages for name in stage.networks)]
+    modules = nn.ModuleList([*learning, *(loss for stage in stages for loss in stage.losses)])
+    return sum(one.nbytes for one in (*modules.parameters(), *modules.buffers()))
 
 
 def _check_members(
