@@ -60,7 +60,7 @@ def test_a_copy_with_another_brightness_counts_too():
 POINTS = [(0.5, 0.9), (1.4, -1.0)], [(0.1, 0.2), (7.0, 0.3)]
 
 
-@pytest.mark.parametrize("unit", [1, 32])
+@pytest.mark.parametrize("unit", [1, 8])
 def test_points_far_outside_the_image_are_a_note_with_the_first_file_in_pixels_and_in_shares(unit):
     one, points = data(50), torch.tensor(POINTS) * unit
     splits = {name: replace(getattr(one, name), targets=points[[0] * 20]) for name in ("train", "validation")}

@@ -254,9 +254,7 @@ def test_everything_that_does_not_fit_the_task_is_told_together():
 
 def test_a_task_that_is_a_name_belongs_to_the_data():
     given = data("regression")
-    with pytest.raises(
-        LimbeckError, match=r"^task is 'regression'; allowed is a dict .* limbeck.arrays\(\.\.\., task="
-    ):
+    with pytest.raises(LimbeckError, match=r"^task is 'regression'; allowed is a dict .* limbeck.arrays\("):
         limbeck.distill(teacher("regression"), network(given, 2), given, method="kd", epochs=1, task="regression")
 
 
