@@ -69,8 +69,9 @@ def similar(split: Split, others: Mapping[str, Split]) -> list[Match]:
     range is 255 for uint8, and otherwise that of all values in the split. Images without contrast are not compared. At
     most `COMPARED` images are compared with at most `SEARCHED` of each other split, spread evenly over the splits.
     """
-    if isinstance(split.inputs, Images) or split.inputs.dim() != 4:
+    if isinstance(split.inputs, Images) or split.inputs.dim() != 4 or not len(split):
         return []
+    most = NEAR * _range(split.inputs)
     theirs = [(name, place) for name, other in others.items() for place in _spread(other, SEARCHED).tolist()]
     known = torch.cat([_thumbnails(other, _spread(other, SEARCHED), 8) for other in others.values()])
     found = []
@@ -80,8 +81,7 @@ def similar(split: Split, others: Mapping[str, Split]) -> list[Match]:
             match = Match(int(places[row]), *theirs[int(best[row])])
             pair = (split, torch.tensor([match.place])), (others[match.split], torch.tensor([match.other]))
             shapes, greys = ([form(*one, 16) for one in pair] for form in (_thumbnails, _grey))
-            near = (greys[0] - greys[1]).abs().mean() <= NEAR * _range(split.inputs)
-            if near and (shapes[0] - shapes[1]).norm() <= ALIKE:
+            if (greys[0] - greys[1]).abs().mean() <= most and (shapes[0] - shapes[1]).norm() <= ALIKE:
                 found.append(match)
     return found
 

@@ -176,7 +176,7 @@ def check_trained(network: nn.Module, data: Data, engine: Engine) -> list[str]:
 
 def check_student(network: nn.Module, data: Data) -> list[Note]:
     """A note if the outputs of a student are those of a sigmoid or softmax, which the loss computes from logits."""
-    ends = [module for module in network.modules() if isinstance(module, nn.Sigmoid | nn.Softmax | nn.LogSoftmax)]
+    ends = [module for module in network.modules() if isinstance(module, nn.Sigmoid | nn.Softmax)]
     if data.task in NUMBERS or not ends:
         return []
     given: list[tuple[str, Tensor]] = []
@@ -186,8 +186,10 @@ def check_student(network: nn.Module, data: Data) -> list[Note]:
             hooks.enter_context(end.register_forward_hook(lambda end, _, out: given.append((type(end).__name__, out))))
         outputs = network(batch.inputs.to(device))
     kinds = {kind for kind, out in given if torch.equal(out, outputs)}
-    told = "but the loss needs logits: remove it, or declare output: probabilities if it is no LogSoftmax"
-    return [Note(f"the student ends in nn.{kind}, {told}") for kind in kinds]
+    told = (
+        "but the loss needs logits: remove it, or declare it: in a recipe student: {output: probabilities}, in Python"
+    )
+    return [Note(f'the student ends in nn.{kind}, {told} student_output="probabilities"') for kind in kinds]
 
 
 def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:
