@@ -252,6 +252,13 @@ def test_everything_that_does_not_fit_the_task_is_told_together():
     assert keys == ["method", "task.eyes", "task.hard_loss", "cache.top_k", "train.mixup"]
 
 
+def test_a_run_notes_a_student_that_ends_in_a_sigmoid():
+    given = data("multi_label")
+    student = nn.Sequential(network(given, 2), nn.Sigmoid())
+    _, result = limbeck.distill(teacher("multi_label"), student, given, method="kd", epochs=1, allow=["chance"])
+    assert any(note.startswith("the student ends in nn.Sigmoid") for note in result.notes)
+
+
 def test_a_task_that_is_a_name_belongs_to_the_data():
     given = data("regression")
     with pytest.raises(LimbeckError, match=r"^task is 'regression'; allowed is a dict .* limbeck.arrays\("):

@@ -186,10 +186,11 @@ def check_student(network: nn.Module, data: Data) -> list[Note]:
             hooks.enter_context(end.register_forward_hook(lambda end, _, out: given.append((type(end).__name__, out))))
         outputs = network(batch.inputs.to(device))
     kinds = {kind for kind, out in given if torch.equal(out, outputs)}
-    told = (
-        "but the loss needs logits: remove it, or declare it: in a recipe student: {output: probabilities}, in Python"
-    )
-    return [Note(f'the student ends in nn.{kind}, {told} student_output="probabilities"') for kind in kinds]
+    told = 'in a recipe student: {output: probabilities}, in Python student_output="probabilities"'
+    return [
+        Note(f"the student ends in nn.{kind}, but the loss needs logits: remove it, or declare it: {told}")
+        for kind in kinds
+    ]
 
 
 def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:
