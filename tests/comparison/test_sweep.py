@@ -175,6 +175,15 @@ def test_a_comparison_that_is_stopped_comes_to_the_same_bits(whole, monkeypatch,
         assert same(weights("both", one.arm, one.seed), weights(whole[1], one.arm, one.seed))
 
 
+def test_students_that_do_not_fit_into_memory_together_are_trained_in_groups(whole, monkeypatch):
+    monkeypatch.setattr("limbeck.comparison.sweep.free_memory", lambda device: 0)
+    events, result = finish(sweep("seeds=[0]"))
+    order = [event.job.arm for event in events if isinstance(event, Started | Finished)]
+    assert order == [arm for arm in ("teacher", "alone", "kd", "fitnets", "srrl", "alone@2x") for _ in range(2)]
+    for one in result.runs:
+        assert same(weights("both", one.arm, one.seed), weights(whole[1], one.arm, one.seed))
+
+
 def test_seeds_and_methods_that_are_added_later_train_only_what_is_missing(whole):
     finish(sweep("seeds=[0]", methods=("kd",)))
     events, result = finish(sweep())

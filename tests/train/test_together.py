@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from limbeck.core import Batch, LimbeckError, Stage, Tap, Term, from_student, from_teacher
 from limbeck.train.engine import make_engine
 from limbeck.train.loop import Epoch, Pause, run, turns
-from limbeck.train.together import SharedBatches, SharedReaders, together
+from limbeck.train.together import SharedBatches, SharedReaders, free_memory, groups, together
 
 ENGINE = make_engine(device="cpu", precision="32")
 
@@ -194,3 +194,20 @@ def test_a_training_that_is_left_behind_reads_a_stream_of_its_own():
     assert next(ahead, None) is None
     assert next(behind, None) is None
     assert source.passes == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "free", "expected"),
+    [
+        ([3, 3, 3], 20, [[0, 1, 2]]),
+        ([3, 3, 3], 13, [[0, 1], [2]]),
+        ([9, 1, 1, 9], 10, [[0], [1, 2], [3]]),
+        ([], 10, []),
+    ],
+)
+def test_as_many_students_are_trained_together_as_fit_into_half_of_the_memory(sizes, free, expected):
+    assert groups(sizes, free) == expected
+
+
+def test_the_free_memory_of_this_machine_is_known():
+    assert 2**20 < free_memory(torch.device("cpu")) <= 2**44

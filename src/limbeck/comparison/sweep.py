@@ -39,7 +39,7 @@ from limbeck.experiment.trials import Trials
 from limbeck.files.atomic import write_sealed
 from limbeck.recipe.blocks import Recipe
 from limbeck.train.freeze import frozen
-from limbeck.train.together import SharedBatches, SharedReaders, together
+from limbeck.train.together import SharedBatches, SharedReaders, free_memory, groups, together
 
 
 class Sweep:
@@ -206,8 +206,14 @@ class Sweep:
             with self._lock(f"teacher-seed{teacher_of(experiment.recipe, seed).seed}"):
                 trials.refresh()  # another process may have trained it meanwhile
                 teacher = yield from experiment.teacher(experiment.recipe.teacher, seed, track)
+        sizes = [experiment.memory[job.arm] for job in jobs]
+        for places in groups(sizes, free_memory(experiment.engine.device)):
+            yield from self._together([jobs[place] for place in places], teacher, track)
+
+    def _together(self, jobs: list[Job], teacher: nn.Module | None, track: Track) -> Iterator[Event]:
+        experiment = self.experiment
         teachers = {job: experiment.teacher_of(job.arm, teacher) for job in jobs}
-        shared = Shared(SharedBatches(experiment.workspace.batches(seed)), SharedReaders())
+        shared = Shared(SharedBatches(experiment.workspace.batches(jobs[0].seed)), SharedReaders())
         students = [experiment.student(job, teachers[job], None, track, shared=shared) for job in jobs]
         # for as long as one student reads the teacher: a stage would leave it as it was before
         with frozen(teacher.modules() if teacher is not None else ()):

@@ -13,7 +13,7 @@ from limbeck.data import Data
 from limbeck.evaluate import macs
 from limbeck.experiment.arms import arms_of, check_task, method_of, needed, training_of
 from limbeck.experiment.caching import cached, decide, soft_label_table, teacher_taps
-from limbeck.experiment.checks import check_teacher, refuse_shared
+from limbeck.experiment.checks import check_student, check_teacher, refuse_shared
 from limbeck.experiment.data_checks import check_range, check_splits
 from limbeck.experiment.first_batch import first_batch
 from limbeck.experiment.first_step import first_step
@@ -45,6 +45,7 @@ class Preflight:
     teaching: Mapping[str, bool]  # by arm: whether the method changes its teacher
     work: Mapping[str, float]  # by arm, including the teacher: the approximate multiply-accumulates of its training
     epochs: Mapping[str, int]  # by arm: those in which its student learns
+    memory: Mapping[str, int]  # by arm: bytes of what learns, with its gradients and two numbers of the optimizer each
     notes: tuple[Note, ...]  # what a user should know before anything is trained
 
 
@@ -80,6 +81,7 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         networks, trainings = made.networks, made.trainings
         notes = [Note(f"{name} is left out: {why}") for name, why in made.unfit.items()]
         notes += [*made.notes, *check_range(networks, data), *check_splits(data, allow=recipe.allow)]
+        notes += check_student(networks["student"], data)
         stages, training = trainings[method][0], trainings[method][2]
         table = soft_label_table(block, data, training) if block is not None else None
         compared = [stage for block in recipe.methods for stage in trainings[block["name"]][0]]
@@ -121,8 +123,17 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
             arm: sum(stage.epochs for stage in planned if "student" in stage.networks)
             for arm, (planned, _, _) in trainings.items()
         },
+        memory={arm: 4 * _bytes(planned) for arm, planned in trainings.items()},
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _bytes(planned: Planned) -> int:
+    """Of the networks that learn and of the losses."""
+    stages, networks, _ = planned
+    learning = [networks[name] for name in dict.fromkeys(name for stage in stages for name in stage.networks)]
+    modules = nn.ModuleList([*learning, *(loss for stage in stages for loss in stage.losses)])
+    return sum(one.nbytes for one in (*modules.parameters(), *modules.buffers()))
 
 
 def _check_members(

@@ -75,7 +75,8 @@ class Experiment:
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
             through teacher and student. factory: what gives its networks. arms: the student's. longer: those of them
-            that are `longer`. epochs: by arm, those in which its student learns. results: of the networks so far.
+            that are `longer`. epochs: by arm, those in which its student learns. memory: by
+            arm, bytes between its steps. results: of the networks so far.
             networks: by arm, the trained networks of the first seed. found: what the checks found.
 
     Raises:
@@ -132,6 +133,7 @@ class Experiment:
         self._trains_teacher, self._work, self.found = found.teaching, found.work, found.notes
         self.longer = longer(self.recipe, found.epochs)
         self.epochs = {**found.epochs, **self.longer}
+        self.memory = {**found.memory, **dict.fromkeys(self.longer, found.memory.get("alone", 0))}
         self.arms = (*arms_of(self.recipe), *self.longer)
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         self.workspace = Workspace(self.data, training, self.engine)

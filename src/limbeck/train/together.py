@@ -7,6 +7,7 @@ own state of the random generators, and they share the batches and the teacher's
 import itertools
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -57,6 +58,36 @@ def together(trainings: Sequence[Generator[Event | Pause, None, Any]], engine: E
     finally:
         for events in running.values():
             events.close()
+
+
+def groups(sizes: Sequence[int], free: int) -> list[list[int]]:
+    """Divide students into groups that are trained together, in order: as many as fit into half of the memory.
+
+    Args:
+        sizes: the bytes that each keeps between its steps.
+        free: bytes.
+
+    Returns:
+        The positions of the students of each group, at least one.
+    """
+    found, used = list[list[int]](), 0
+    for position, size in enumerate(sizes):
+        if not found or used + size > free // 2:
+            found, used = [*found, []], 0
+        found[-1].append(position)
+        used += size
+    return found
+
+
+def free_memory(device: torch.device) -> int:
+    """The bytes of memory that are free on a device; 2**40 if that is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        return 2**40
 
 
 class SharedBatches:
