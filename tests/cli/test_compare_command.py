@@ -46,6 +46,7 @@ def test_it_prints_a_row_for_each_arm_and_a_sentence_for_each_method():
     assert "fitnets: no evidence that it helps or hurts (compared with alone@2x, n = 2" in shown
     assert "with 2 seeds the smallest p of an exact test is 0.5, so there can be no verdict" in shown
     assert "written: runs/tiny-compared/comparison.json" in shown
+    assert shown.endswith("written: runs/tiny-compared/report.html\n")
     assert read(Path("runs/tiny-compared")).seeds == (0, 1)
 
 

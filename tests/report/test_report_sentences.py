@@ -56,6 +56,7 @@ VERDICTS = [
     ({"kd": 0.0005}, 6, f"No evidence that kd helps (6 seeds): kd is 0.07 {POINTS} better"),
     ({"kd": 0.0005, "fsp": -0.04}, 6, "95 % interval \N{MINUS SIGN}0.09 to +0.22; fsp hurts."),
     ({"kd": -0.02, "fsp": -0.04}, 6, f"any of 2 methods helps (6 seeds): kd is 1.98 {POINTS} worse"),
+    ({"kd": 0.0}, 6, "kd is no better than the student alone, 95 % interval +0.00 to +0.00."),
     ({}, 6, "Nothing is compared"),
 ]
 

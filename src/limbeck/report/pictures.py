@@ -47,7 +47,7 @@ def data_of(found: Found, progress: Progress | None = None) -> Data:
         LimbeckError: it cannot be read, or is loaded by a Python file.
     """
     if found.recipe is None:
-        raise LimbeckError("the recipe is missing, so the data cannot be loaded")
+        raise LimbeckError("the recipe is not known, so the data cannot be loaded")
     options = found.recipe.data.model_dump()
     if options["source"] not in SOURCES or code_notices(options):
         raise LimbeckError("a Python file loads the data, and a report runs no code")

@@ -75,4 +75,6 @@ def _gained(versus: Versus, figure: Shown) -> str:
     found = versus.judged.paired
     between = f", 95 % interval {interval(versus, figure)}" if found.interval is not None else ""
     than = "the student alone" + (f" of as many epochs ({versus.arm})" if versus.arm != "alone" else "")
-    return f"{amount(found.mean, figure)} {'better' if found.mean >= 0 else 'worse'} than {than}{between}"
+    if found.mean == 0:
+        return f"no better than {than}{between}"
+    return f"{amount(found.mean, figure)} {'better' if found.mean > 0 else 'worse'} than {than}{between}"
