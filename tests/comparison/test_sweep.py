@@ -1,6 +1,5 @@
 """Methods over seeds in one folder: the bits of runs of their own, whatever stops them and whoever trains them."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,11 +262,3 @@ def test_options_are_those_of_the_recipe():
 def test_wrong_methods_are_told_before_anything_is_read(methods, message):
     with pytest.raises(RecipeError, match=message):
         recipe(methods=methods)
-
-
-def test_the_log_of_a_student_has_its_own_times(whole):
-    """Not those of the students that are trained between its batches."""
-    for arm in ("alone", "kd"):
-        lines = [json.loads(line) for line in (whole[1] / f"{arm}-seed0" / "metrics.jsonl").read_text().splitlines()]
-        assert [line["epoch"] for line in lines] == [1, 2]
-        assert all(line["seconds"] > 0 for line in lines)
