@@ -34,6 +34,7 @@ from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.results import RESULT, NetworkResult, OtherSchema, RunResult, from_json, plain, read_values
 from limbeck.experiment.runfiles import (
     CHECKPOINT,
+    LOCKS,
     LOG,
     OUTPUTS,
     RECIPE,
@@ -59,8 +60,10 @@ SIBLINGS = 500
 """The most folders beside a run that `RunFolder.found` searches."""
 
 
-def check_folder(path: Path, *, resume: bool, data: Path | None = None) -> bool:
+def check_folder(path: Path, *, resume: bool, data: Path | None = None, compares: bool = False) -> bool:
     """Whether a folder holds a finished epoch of a run, which ``resume`` or nothing must be done with.
+
+    It may hold a comparison only if it is for one, ``compares``.
 
     Raises:
         LimbeckError: it is no folder; it is the folder of the data or inside it; without ``resume``, it holds a run or
@@ -70,6 +73,8 @@ def check_folder(path: Path, *, resume: bool, data: Path | None = None) -> bool:
         raise LimbeckError(f"{path} is not a folder: choose another one with --out")
     if data is not None and path.resolve().is_relative_to(data.resolve()):
         raise LimbeckError(f"{path} is in the folder of the data, {data}: choose another one with --out")
+    if (path / LOCKS).is_dir() and not compares:
+        raise LimbeckError(f"{path} holds a comparison, not a run: choose another folder with --out")
     begun = holds_epoch(path)
     if resume:  # perhaps only to read, as `limbeck cache verify` does
         return begun
