@@ -53,7 +53,12 @@ class Trials:
         return [note for folder in self._folders.values() for note in folder.notes]
 
     def open(self, environment: Mapping[str, Any]) -> None:
-        """Write what the networks share."""
+        """Write what the networks share.
+
+        Raises:
+            LimbeckError: another process has written something else since this object was made.
+        """
+        refuse_other_recipe(self.path, self._text, "comparison")
         self._environment = environment
         write(self.path / RECIPE, self._text)
 
