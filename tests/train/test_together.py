@@ -214,6 +214,33 @@ def test_the_seconds_of_an_epoch_are_without_those_of_other_students():
             assert event.seconds < 4 * 0.05
 
 
+def test_copies_that_no_stage_reads_any_more_are_not_kept():
+    """A frozen network that changes is copied again in each epoch."""
+    readers, one = SharedReaders(), teacher()
+    for _ in range(3):
+        one[6].bias += 1
+        read, _ = readers(one, [Tap("teacher")], Source().example_inputs(), ENGINE)
+        read(next(Source()(0)))
+    assert len(readers._shared) == 2
+
+
+def test_copies_whose_buffers_differ_are_not_shared():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.ones(()), persistent=False)
+
+        def forward(self, inputs):
+            return self.scale * inputs
+
+    readers, one, batch = SharedReaders(), Scaled(), next(Source()(0))
+    first, _ = readers(one, [Tap("teacher")], batch.inputs, ENGINE)
+    one.scale += 1
+    second, _ = readers(one, [Tap("teacher")], batch.inputs, ENGINE)
+    assert torch.equal(first(batch)[Tap("teacher")], batch.inputs)
+    assert torch.equal(second(batch)[Tap("teacher")], 2 * batch.inputs)
+
+
 def test_an_autocast_around_them_is_refused():
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(LimbeckError, match="leave it first"):
         next(together([], ENGINE), None)

@@ -166,6 +166,7 @@ class SharedReaders:
         fused, note = fused_copy(network, taps, inputs, engine)
         if engine.compile or fused is network:
             return reader_of(fused, tuple(taps), engine, own=fused is not network), note
+        self._shared = [(other, shared) for other, shared in self._shared if shared.is_read]
         for other, shared in self._shared:
             if other is network and _equal(shared.fused, fused):
                 return shared.reader(taps), note
@@ -183,6 +184,11 @@ class _Shared:
         self._values: Mapping[Tap, Tensor] = {}
         self._versions = list[int]()
         self._tapped, self._taps = Taps({}, ()), frozenset[Tap]()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a stage still has a reader."""
+        return bool(self._readers)
 
     def reader(self, taps: Sequence[Tap]) -> Reader:
         """A reader of these taps."""
@@ -210,7 +216,7 @@ class _Shared:
 def _equal(one: nn.Module, other: nn.Module) -> bool:
     """Whether two copies of a network have the same layers and the same weights, to the bit."""
     kinds = ([(name, type(module)) for name, module in network.named_modules()] for network in (one, other))
-    first, second = one.state_dict(), other.state_dict()
+    first, second = (dict([*network.named_parameters(), *network.named_buffers()]) for network in (one, other))
     same = first.keys() == second.keys() and next(kinds) == next(kinds)
     return same and all(
         value.dtype == second[name].dtype and torch.equal(value, second[name]) for name, value in first.items()
