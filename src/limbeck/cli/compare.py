@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from limbeck.cli.recipe_options import Allow, Asked, DataRoot, Out, RecipeFile, Set, TrustCode, say_code
+from limbeck.cli.report import write_page
 from limbeck.cli.reporting import reporting
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def _compare(recipe: "Recipe", folder: Path, adjust: str, others: Others, *, tru
     for line in evidence(found):
         screen.print(line, highlight=False, soft_wrap=True)
     screen.print(f"written: {folder / COMPARISON}", highlight=False, soft_wrap=True)
+    write_page(folder, data=sweep.experiment.data)
 
 
 def _log(folder: Path, number: int) -> BinaryIO:

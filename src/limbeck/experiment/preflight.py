@@ -13,7 +13,7 @@ from limbeck.data import Data
 from limbeck.evaluate import macs
 from limbeck.experiment.arms import arms_of, check_task, method_of, needed, training_of
 from limbeck.experiment.caching import cached, decide, soft_label_table, teacher_taps
-from limbeck.experiment.checks import check_teacher, refuse_shared
+from limbeck.experiment.checks import check_student, check_teacher, refuse_shared
 from limbeck.experiment.data_checks import check_range, check_splits
 from limbeck.experiment.first_batch import first_batch
 from limbeck.experiment.first_step import first_step
@@ -81,6 +81,7 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         networks, trainings = made.networks, made.trainings
         notes = [Note(f"{name} is left out: {why}") for name, why in made.unfit.items()]
         notes += [*made.notes, *check_range(networks, data), *check_splits(data, allow=recipe.allow)]
+        notes += check_student(networks["student"], data)
         stages, training = trainings[method][0], trainings[method][2]
         table = soft_label_table(block, data, training) if block is not None else None
         compared = [stage for block in recipe.methods for stage in trainings[block["name"]][0]]

@@ -24,7 +24,8 @@ CHECKPOINT = Path("checkpoint") / "last.pt"
 _SEED = re.compile(r"seed\d+(-\d+)?")
 _OF_NETWORK = re.compile(r"(result\.json|(student|teacher|outputs|after_[^/]*)\.safetensors)(\.tmp)?")
 _OF_STORE = re.compile(r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)(\..*)?")
-_OF_RUN = (RESULT, STUDENT, LOG, TABLE, RECIPE, "environment.json", str(CHECKPOINT))
+REPORT = "report.html"
+_OF_RUN = (RESULT, STUDENT, LOG, TABLE, RECIPE, REPORT, "environment.json", str(CHECKPOINT))
 
 
 @dataclass(frozen=True)
