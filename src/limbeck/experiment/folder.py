@@ -237,10 +237,10 @@ class RunFolder:
         """Add a line to the log of epochs."""
         self._log.add(line)
 
-    def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
+    def save(self, name: str, state: Callable[[], dict[str, Any]], *, beside: int = 0) -> None:
         """Write the checkpoint for a network's first epoch, and then as often as `CHECKPOINT_SHARE` allows.
 
-        On resume, an epoch that is not in the checkpoint is trained again, with the same result. If the disk is full,
+        ``beside`` is the number of other run folders that are written in the same time and share it. On resume, an epoch that is not in the checkpoint is trained again, with the same result. If the disk is full,
         the checkpoint before is whole.
         """
         start = time.monotonic()
@@ -249,7 +249,7 @@ class RunFolder:
             held = {"files": self._files.get(name, {}), "log": self._log.summary(name), "recipe": self._recipe_hash}
             checkpoint.save(self._checkpoint, {"job": name, **held, "train": state()})
             end = time.monotonic()
-            self._saved, self._save_after = name, end + (end - start) / CHECKPOINT_SHARE
+            self._saved, self._save_after = name, end + (end - start) * (1 + beside) / CHECKPOINT_SHARE
 
     def conclude(self, runs: tuple[NetworkResult, ...], student: str, make: Callable[[], RunResult]) -> RunResult:
         """The run's own result, and the network ``student`` beside it; both are written unless they are there.

@@ -104,7 +104,7 @@ class Trials:
 
     def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
         """Write a network's checkpoint."""
-        self._of(name).save(name, state)
+        self._of(name).save(name, state, beside=len(self._folders) - 1)
 
     def conclude(self, runs: tuple[NetworkResult, ...], student: str, make: Callable[[], RunResult]) -> RunResult:
         """What the networks come to; see `limbeck.comparison` for what is written."""
