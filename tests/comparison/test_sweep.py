@@ -241,6 +241,15 @@ def test_every_number_of_epochs_has_a_student_alone_of_its_own():
     assert "alone@2x" in found
 
 
+def test_a_student_that_another_process_finishes_meanwhile_is_found():
+    one, other, name = sweep("seeds=[0]", methods=("kd",)), sweep("seeds=[0]", methods=("kd",)), "kd/seed0"
+    for event in one.run():
+        if isinstance(event, Trained) and str(event.job) == name and event.epoch.number == 1:
+            other.experiment.folder.refresh()
+            assert other.experiment.folder.result(name) is None
+    assert other.experiment.folder.result(name) == one.experiment.folder.result(name)
+
+
 def test_a_method_that_the_networks_cannot_have_is_left_out_and_said():
     one = sweep("seeds=[0]", methods=("fsp", "kd"))
     assert one.experiment.arms == ("alone", "kd")

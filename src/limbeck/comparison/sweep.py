@@ -197,9 +197,9 @@ class Sweep:
         names["teacher"] = str(teacher_of(experiment.recipe, seed))  # has outputs if it was trained here
         results = {arm: one for arm, name in names.items() if (one := self._trials.result(name)) is not None}
         outputs = {arm: load_file(self._trials.weights(names[arm], OUTPUTS)) for arm in results}
-        found, maps = analyse(
-            networks, results, outputs, experiment.data, experiment.engine, seed=seed, macs=experiment.macs
-        )
+        counted = None not in [one.macs for one in (*results.values(), *experiment.results.values())]
+        macs = experiment.macs if counted else 0
+        found, maps = analyse(networks, results, outputs, experiment.data, experiment.engine, seed=seed, macs=macs)
         return replace(found, maps_sha256=write_maps(self._path, maps))
 
     def _seed(self, seed: int, track: Track) -> Generator[Event, None, None]:

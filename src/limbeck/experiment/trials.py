@@ -72,7 +72,11 @@ class Trials:
 
     def result(self, name: str) -> NetworkResult | None:
         """See `RunFolder`, as for the other methods; all of a network's files are in its own run folder."""
-        return self._of(name).result(name)
+        try:
+            return self._of(name).result(name)
+        except LimbeckError:  # or another process has finished it after its log was read here
+            self._folders.pop(name, None)
+            return self._of(name).result(name)
 
     def write(self, name: str, file: str, network: nn.Module, spec: NetworkSpec) -> None:
         """Write a network's weights."""
