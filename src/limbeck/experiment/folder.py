@@ -240,8 +240,9 @@ class RunFolder:
     def save(self, name: str, state: Callable[[], dict[str, Any]], *, beside: int = 0) -> None:
         """Write the checkpoint for a network's first epoch, and then as often as `CHECKPOINT_SHARE` allows.
 
-        ``beside`` is the number of other run folders that are written in the same time and share it. On resume, an epoch that is not in the checkpoint is trained again, with the same result. If the disk is full,
-        the checkpoint before is whole.
+        ``beside`` is the number of other run folders that are written in the same time and share it. On resume, an
+        epoch that is not in the checkpoint is trained again, with the same result. If the disk is full, the checkpoint
+        before is whole.
         """
         start = time.monotonic()
         if start >= self._save_after or name != self._saved:
