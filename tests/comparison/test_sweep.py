@@ -1,6 +1,5 @@
 """Methods over seeds in one folder: the bits of runs of their own, whatever stops them and whoever trains them."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +11,12 @@ from safetensors.torch import load_file
 from limbeck.comparison import results
 from limbeck.comparison.sweep import Sweep
 from limbeck.core import LimbeckError
+from limbeck.experiment.arms import longer
 from limbeck.experiment.events import Finished, Started, Trained
+from limbeck.experiment.listing import list_runs
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.read import RecipeError, read
+from limbeck.train.loop import Diverged
 
 RECIPE = """\
 name: tiny
@@ -205,6 +207,49 @@ def test_a_seed_that_another_process_trains_is_left_to_it():
         one.conclude()
 
 
+def test_two_processes_that_start_at_once_agree_on_the_recipe():
+    """Each has decided what `auto` stands for before one of them writes it."""
+    one, other = sweep("seeds=[0]", methods=("kd",)), sweep("seeds=[0]", "precision=bf16", methods=("kd",))
+    next(one.run())
+    with pytest.raises(LimbeckError, match=r"(?s)comparison of another recipe.*precision: bf16"):
+        next(other.run())
+
+
+def test_a_resumed_comparison_has_the_same_result_where_the_precision_is_decided():
+    first, again = (finish(sweep("seeds=[0]", "precision=auto", methods=("kd",)))[1] for _ in range(2))
+    assert untimed(first) == untimed(again)
+
+
+def test_a_student_that_diverges_stops_no_other(monkeypatch):
+    monkeypatch.setattr("limbeck.experiment.preflight.first_step", lambda *args, **options: [])
+    monkeypatch.setattr("limbeck.experiment.preflight.meaningless", lambda *args: [])
+    monkeypatch.setattr("limbeck.experiment.preflight.first_batch", lambda *args: [])
+    one = sweep("method.soft=1.0e+300", methods=("kd", "srrl"))
+    events = list(one.run())
+    assert {str(event.job) for event in events if isinstance(event, Finished)} == {
+        f"{arm}/seed{seed}" for arm in ("teacher", "alone", "srrl") for seed in (0, 1)
+    }
+    with pytest.raises(Diverged, match=r"kd/seed0: stage 'kd', epoch 1"):
+        one.conclude()
+
+
+def test_every_number_of_epochs_has_a_student_alone_of_its_own():
+    one = recipe("train.epochs=240", methods=("kd",))
+    blocks = tuple({"name": name} for name in ("a", "b", "c"))
+    found = longer(one.model_copy(update={"methods": blocks}), {"a": 280, "b": 281, "c": 480})
+    assert list(found.values()) == [280, 281, 480]
+    assert "alone@2x" in found
+
+
+def test_a_student_that_another_process_finishes_meanwhile_is_found():
+    one, other, name = sweep("seeds=[0]", methods=("kd",)), sweep("seeds=[0]", methods=("kd",)), "kd/seed0"
+    for event in one.run():
+        if isinstance(event, Trained) and str(event.job) == name and event.epoch.number == 1:
+            other.experiment.folder.refresh()
+            assert other.experiment.folder.result(name) is None
+    assert other.experiment.folder.result(name) == one.experiment.folder.result(name)
+
+
 def test_a_method_that_the_networks_cannot_have_is_left_out_and_said():
     one = sweep("seeds=[0]", methods=("fsp", "kd"))
     assert one.experiment.arms == ("alone", "kd")
@@ -243,6 +288,12 @@ def test_a_folder_of_something_else_is_refused():
     finish(sweep("seeds=[0]", methods=("kd",)))
     with pytest.raises(LimbeckError, match=r"(?s)comparison of another recipe.*epochs: 3"):
         sweep("train.epochs=3")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(LimbeckError, match="holds a comparison, not a run"):
+            Experiment(recipe(methods=()), Path("both"), **options)
+    Path("runs").mkdir()
+    Path("both").rename("runs/both")
+    assert list_runs(Path("runs")) == []
 
 
 def test_options_are_those_of_the_recipe():
@@ -263,11 +314,3 @@ def test_options_are_those_of_the_recipe():
 def test_wrong_methods_are_told_before_anything_is_read(methods, message):
     with pytest.raises(RecipeError, match=message):
         recipe(methods=methods)
-
-
-def test_the_log_of_a_student_has_its_own_times(whole):
-    """Not those of the students that are trained between its batches."""
-    for arm in ("alone", "kd"):
-        lines = [json.loads(line) for line in (whole[1] / f"{arm}-seed0" / "metrics.jsonl").read_text().splitlines()]
-        assert [line["epoch"] for line in lines] == [1, 2]
-        assert all(line["seconds"] > 0 for line in lines)

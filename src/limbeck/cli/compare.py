@@ -52,6 +52,7 @@ def compare(
     asked = Asked(recipe, override, None, out, data_root, allow, trust_code, smoke, methods=listed)
     again = asked.again("compare")
     again += (f" --methods {shlex.quote(methods)}" if methods else "") + (f" --seeds {seeds}" if seeds else "")
+    again += f" --adjust {adjust}" if adjust != "holm" else ""
     if jobs > 1:  # before torch is imported; the other processes inherit it, so that all compute the same bits
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     with reporting(again):
@@ -87,10 +88,11 @@ def _compare(recipe: "Recipe", folder: Path, adjust: str, others: Others, *, tru
             show_sweep(sweep, screen)
             wait()
         missing = sweep.missing
-        if missing:
+        if missing and not sweep.diverged:
             raise LimbeckError(
                 f"{len(missing)} of {len(sweep.jobs)} students are not finished, because another process trains them "
-                f"or was stopped: {', '.join(map(str, missing[:5]))}. Start the command again when it has ended"
+                f"or was stopped: {', '.join(map(str, missing[:5]))}. Start the command again when it has ended. The "
+                f"output of processes that --jobs starts is in {folder / 'locks'}"
             )
         found = sweep.conclude("fdr" if adjust == "fdr" else "holm")
     screen.print(comparison_table(found))

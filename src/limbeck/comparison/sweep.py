@@ -34,11 +34,12 @@ from limbeck.experiment.fit import Shared
 from limbeck.experiment.given import Given
 from limbeck.experiment.results import NetworkResult, plain
 from limbeck.experiment.run import UNWATCHED, Experiment
-from limbeck.experiment.runfiles import OUTPUTS
+from limbeck.experiment.runfiles import LOCKS, OUTPUTS
 from limbeck.experiment.trials import Trials
 from limbeck.files.atomic import write_sealed
 from limbeck.recipe.blocks import Recipe
 from limbeck.train.freeze import frozen
+from limbeck.train.loop import Diverged, Pause
 from limbeck.train.together import SharedBatches, SharedReaders, free_memory, groups, together
 
 
@@ -55,6 +56,9 @@ class Sweep:
         trust_code: as for `Experiment`.
         given: as for `Experiment`.
         progress: as for `Experiment`.
+
+    Attributes:
+        experiment: the networks and the data. diverged: the errors of the students that `run` could not train.
 
     Raises:
         LimbeckError: as for `Experiment`; the recipe has options that only a run has.
@@ -75,6 +79,7 @@ class Sweep:
             recipe, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
         )
         self._path, self._notes = folder, self.experiment.notes
+        self.diverged: list[Diverged] = []
 
     @property
     def jobs(self) -> list[Job]:
@@ -92,7 +97,7 @@ class Sweep:
         return cast("Trials", self.experiment.folder)
 
     def run(self, track: Track = UNWATCHED) -> Generator[Event, None, None]:
-        """Train the students that no process has trained or trains now."""
+        """Train the students that no process has trained or trains now. One that diverges does not stop the others."""
         experiment = self.experiment
         with self._lock("folder"):
             self._trials.open(environment() | experiment.decided)
@@ -102,12 +107,14 @@ class Sweep:
                     yield from self._seed(seed, track)
 
     def conclude(self, adjust: Adjust = "holm") -> ComparisonResult:
-        """Compare the arms, and write comparison.json; latencies are measured unless they are known.
+        """Compare the arms, measure latencies, and write comparison.json.
 
         Raises:
             LimbeckError: not all students are finished.
         """
         missing = self.missing
+        if missing and self.diverged:
+            raise self.diverged[0]
         if missing:
             raise LimbeckError(f"{len(missing)} of {len(self.jobs)} students are not finished: {missing[0]} ...")
         with self._lock("folder"):
@@ -150,7 +157,7 @@ class Sweep:
             arms=tuple(arms),
             splits=dict(experiment.data.origins),
             notes=self._notes,
-            decided=experiment.decided,
+            decided={key: value for key, value in experiment.decided.items() if key != "why"},  # of another process
             runs=tuple(result for results in runs.values() for result in results),
             learned=learned,
         )
@@ -190,9 +197,9 @@ class Sweep:
         names["teacher"] = str(teacher_of(experiment.recipe, seed))  # has outputs if it was trained here
         results = {arm: one for arm, name in names.items() if (one := self._trials.result(name)) is not None}
         outputs = {arm: load_file(self._trials.weights(names[arm], OUTPUTS)) for arm in results}
-        found, maps = analyse(
-            networks, results, outputs, experiment.data, experiment.engine, seed=seed, macs=experiment.macs
-        )
+        counted = None not in [one.macs for one in (*results.values(), *experiment.results.values())]
+        macs = experiment.macs if counted else 0
+        found, maps = analyse(networks, results, outputs, experiment.data, experiment.engine, seed=seed, macs=macs)
         return replace(found, maps_sha256=write_maps(self._path, maps))
 
     def _seed(self, seed: int, track: Track) -> Generator[Event, None, None]:
@@ -214,11 +221,20 @@ class Sweep:
         experiment = self.experiment
         teachers = {job: experiment.teacher_of(job.arm, teacher) for job in jobs}
         shared = Shared(SharedBatches(experiment.workspace.batches(jobs[0].seed)), SharedReaders())
-        students = [experiment.student(job, teachers[job], None, track, shared=shared) for job in jobs]
+        students = [
+            self._named(job, experiment.student(job, teachers[job], None, track, shared=shared)) for job in jobs
+        ]
         # for as long as one student reads the teacher: a stage would leave it as it was before
         with frozen(teacher.modules() if teacher is not None else ()):
             events: Iterator[Event] = together(students, experiment.engine)
             yield from events
+
+    def _named(self, job: Job, training: Iterator[Event | Pause]) -> Generator[Event | Pause, None, None]:
+        """The training of a student; if it diverges, it ends, and the error names the student."""
+        try:
+            yield from training
+        except Diverged as error:
+            self.diverged.append(Diverged(f"{job}: {error}"))
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -241,7 +257,7 @@ class Sweep:
             lock.release()
 
     def _file(self, name: str) -> FileLock:
-        place = self._path / "locks"
+        place = self._path / LOCKS
         place.mkdir(parents=True, exist_ok=True)
         return FileLock(place / name)
 

@@ -99,7 +99,7 @@ def longer(recipe: Recipe, epochs: Mapping[str, int]) -> dict[str, int]:
     """
     own = recipe.train.epochs
     more = sorted({epochs[block["name"]] for block in recipe.methods if epochs[block["name"]] > own})
-    return {f"alone@{count / own:.3g}x": count for count in more if recipe.baseline}
+    return {f"alone@{count / own:g}x": count for count in more if recipe.baseline}
 
 
 def needed(recipe: Recipe, arm: str, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

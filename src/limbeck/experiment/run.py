@@ -75,9 +75,9 @@ class Experiment:
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
             through teacher and student. factory: what gives its networks. arms: the student's. longer: those of them
-            that are `longer`. epochs: by arm, those in which its student learns. memory: by
-            arm, bytes between its steps. results: of the networks so far.
-            networks: by arm, the trained networks of the first seed. found: what the checks found.
+            that are `longer`. epochs: by arm, those in which its student learns. memory: by arm, bytes between its
+            steps. results: of the networks so far. networks: by arm, the trained networks of the first seed. found:
+            what the checks found.
 
     Raises:
         LimbeckError: the folder holds another run, or is that of the data; the data, a file, a network, a layer or an
@@ -99,7 +99,8 @@ class Experiment:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
         if keep != "memory":  # before the data is read
             place = self.recipe.data.model_dump().get("path")
-            check_folder(folder, resume=resume or overwrite, data=Path(place) if place else None)
+            old = resume or overwrite
+            check_folder(folder, resume=old, data=Path(place) if place else None, compares=keep == "trials")
         self.data = _loaded(recipe, progress) if given is None else given.data
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)

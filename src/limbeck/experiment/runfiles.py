@@ -17,6 +17,8 @@ STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
 TABLE = "metrics.csv"
 OUTPUTS = "outputs.safetensors"
 """The outputs of a network that is compared with others, on the validation and the test split."""
+LOCKS = "locks"
+"""The folder of the locks of a comparison, see `limbeck.experiment.trials`."""
 CHECKPOINT = Path("checkpoint") / "last.pt"
 
 _SEED = re.compile(r"seed\d+(-\d+)?")

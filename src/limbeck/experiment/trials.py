@@ -53,7 +53,12 @@ class Trials:
         return [note for folder in self._folders.values() for note in folder.notes]
 
     def open(self, environment: Mapping[str, Any]) -> None:
-        """Write what the networks share."""
+        """Write what the networks share.
+
+        Raises:
+            LimbeckError: another process has written something else since this object was made.
+        """
+        refuse_other_recipe(self.path, self._text, "comparison")
         self._environment = environment
         write(self.path / RECIPE, self._text)
 
@@ -67,7 +72,11 @@ class Trials:
 
     def result(self, name: str) -> NetworkResult | None:
         """See `RunFolder`, as for the other methods; all of a network's files are in its own run folder."""
-        return self._of(name).result(name)
+        try:
+            return self._of(name).result(name)
+        except LimbeckError:  # or another process has finished it after its log was read here
+            self._folders.pop(name, None)
+            return self._of(name).result(name)
 
     def write(self, name: str, file: str, network: nn.Module, spec: NetworkSpec) -> None:
         """Write a network's weights."""
@@ -99,7 +108,7 @@ class Trials:
 
     def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
         """Write a network's checkpoint."""
-        self._of(name).save(name, state)
+        self._of(name).save(name, state, beside=len(self._folders) - 1)
 
     def conclude(self, runs: tuple[NetworkResult, ...], student: str, make: Callable[[], RunResult]) -> RunResult:
         """What the networks come to; see `limbeck.comparison` for what is written."""
