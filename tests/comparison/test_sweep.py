@@ -143,6 +143,10 @@ def test_the_differences_are_those_of_the_figures(whole):
         assert arm.alone.mcnemar.only_method == only
 
 
+def test_a_finished_student_has_no_checkpoint(whole):
+    assert not list(whole[1].rglob("last.pt"))
+
+
 def test_what_is_written_is_read_again(whole):
     result, folder = whole
     assert results.read(folder) == result
@@ -256,6 +260,12 @@ def test_a_method_that_the_networks_cannot_have_is_left_out_and_said():
     assert any(note.startswith("fsp is left out: fsp compares maps") for note in one.experiment.notes)
     with pytest.raises(LimbeckError, match="fsp: fsp compares maps"):
         sweep("seeds=[0]", methods=("fsp",), folder="other")
+
+
+def test_a_wrong_option_of_a_method_is_no_reason_to_leave_it_out():
+    Path("recipe.yaml").write_text(RECIPE + "methods: [kd, {name: fitnets, guided_layer: layer9}]\n")
+    with pytest.raises(LimbeckError, match=r"fitnets: .*has no layer 'layer9'"):
+        Sweep(read(Path("recipe.yaml")), Path("both"))
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,10 @@ def compare(
         checked = asked.checked(*more)
         folder = out or Path("runs") / f"{checked.name}-compared"
         others = partial(_others, jobs - 1, [sys.executable, "-m", *shlex.split(again)], folder)
-        _compare(checked, folder, adjust, others, trust_code=trust_code)
+        _compare(checked, folder, adjust, jobs, others, trust_code=trust_code)
 
 
-def _compare(recipe: "Recipe", folder: Path, adjust: str, others: Others, *, trust_code: bool) -> None:
+def _compare(recipe: "Recipe", folder: Path, adjust: str, jobs: int, others: Others, *, trust_code: bool) -> None:
     from limbeck.cli.terminal import console, loading
     from limbeck.errors import LimbeckError
 
@@ -88,6 +88,9 @@ def _compare(recipe: "Recipe", folder: Path, adjust: str, others: Others, *, tru
             show_sweep(sweep, screen)
             wait()
         missing = sweep.missing
+        if missing and jobs > 1 and not sweep.diverged:  # one of the others was stopped
+            show_sweep(sweep, screen)
+            missing = sweep.missing
         if missing and not sweep.diverged:
             raise LimbeckError(
                 f"{len(missing)} of {len(sweep.jobs)} students are not finished, because another process trains them "

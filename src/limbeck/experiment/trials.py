@@ -17,7 +17,7 @@ from limbeck.core import LimbeckError
 from limbeck.experiment.arms import block_of
 from limbeck.experiment.folder import RunFolder, refuse_other_recipe
 from limbeck.experiment.results import NetworkResult, RunResult
-from limbeck.experiment.runfiles import RECIPE, holds_epoch
+from limbeck.experiment.runfiles import CHECKPOINT, RECIPE, holds_epoch
 from limbeck.files.atomic import write
 from limbeck.models import NetworkSpec
 from limbeck.recipe.blocks import Recipe
@@ -87,8 +87,10 @@ class Trials:
         self._of(name).write_outputs(name, outputs)
 
     def finish(self, name: str, result: NetworkResult, weights: str) -> NetworkResult:
-        """Write a finished network's result."""
-        return self._of(name).finish(name, result, weights)
+        """Write a finished network's result, and delete its checkpoint."""
+        found = self._of(name).finish(name, result, weights)
+        (self.folder(name) / CHECKPOINT).unlink(missing_ok=True)
+        return found
 
     def weights(self, name: str, file: str) -> Path:
         """A file of weights or outputs, as it was written."""
