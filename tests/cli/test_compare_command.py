@@ -74,3 +74,14 @@ def test_two_processes_share_a_comparison():
     alone = read(Path("one"))
     assert [one.test for one in shared.runs] == [one.test for one in alone.runs]
     assert [arm.alone for arm in shared.arms] == [arm.alone for arm in alone.arms]
+
+
+def test_a_recipe_that_only_lists_methods_is_planned_and_compared():
+    Path("recipe.yaml").write_text(RECIPE.replace("method: kd", "methods: [kd, fitnets]"))
+    planned = CliRunner().invoke(app, ["plan", "recipe.yaml"])
+    assert planned.exit_code == 0, planned.output
+    assert "fitnets" in planned.output
+    assert "written: runs/tiny-smoke-compared/comparison.json" in compare("--smoke")
+    refused = CliRunner().invoke(app, ["run", "recipe.yaml"])
+    assert refused.exit_code == 2
+    assert "use limbeck compare" in refused.output
