@@ -1,5 +1,6 @@
 """Methods over seeds in one folder: the bits of runs of their own, whatever stops them and whoever trains them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,10 @@ def weights(folder, arm, seed):
     return load_file(Path(folder) / f"{arm}-seed{seed}" / arm / f"seed{seed}" / "student.safetensors")
 
 
+def results_of(folder):
+    return json.loads((folder / "result.json").read_text())["test"]["accuracy"]
+
+
 def predicted(folder, arm, seed):
     file = folder / f"{arm}-seed{seed}" / arm / f"seed{seed}" / "outputs.safetensors"
     return load_file(file)["test"].argmax(1)
@@ -119,8 +124,17 @@ def test_a_method_of_two_stages_is_compared_with_a_student_alone_of_as_many_epoc
         "alone@2x": 4,
     }
     assert [arms[name].alone.arm for name in METHODS] == ["alone", "alone@2x", "alone"]
-    assert [arms[name].kd and arms[name].kd.arm for name in METHODS] == [None, "kd", "kd"]
     assert arms["kd"].options["temperature"] == 3
+    # fitnets has more epochs than kd
+    assert [arms[name].kd and arms[name].kd.arm for name in METHODS] == [None, None, "kd"]
+
+
+def test_the_teachers_of_all_seeds_count(whole):
+    result, folder = whole
+    found = [results_of(folder / f"teacher-seed{seed}" / "teacher" / f"seed{seed}") for seed in (0, 1)]
+    assert result.teachers.n == 2
+    assert result.teachers.mean == pytest.approx(sum(found) / 2)
+    assert result.teacher.test.accuracy == found[0]
 
 
 def test_the_differences_are_those_of_the_figures(whole):

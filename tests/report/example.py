@@ -165,6 +165,7 @@ def write_comparison(folder, methods=("kd", "fitnets", "srrl"), seeds=6, name="e
         seeds=tuple(range(seeds)),
         adjusted="holm",
         teacher=NetworkResult(**{**vars(teacher), "latency": Latency(1.4, 1.6, 100, 0.0)}),
+        teachers=headline_of([teacher], "classification"),
         arms=tuple(
             ArmResult(
                 arm,

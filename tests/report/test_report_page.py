@@ -285,6 +285,11 @@ def test_figures_that_are_not_those_of_the_networks_are_refused(compared):
     change(compared, arms=values["arms"])
     with pytest.raises(LimbeckError, match="the differences of kd to alone are not those"):
         write_report(compared)
+    change(
+        compared, arms=read_sealed(compared / "comparison.json")["arms"], teachers={**values["teachers"], "mean": 0.5}
+    )
+    with pytest.raises(LimbeckError, match="the mean of the teacher is not that of its network"):
+        write_report(compared)
 
 
 def test_figures_of_classes_that_do_not_fit_are_refused(compared):

@@ -4,7 +4,9 @@ from itertools import pairwise
 import example
 import pytest
 
+from limbeck.cli import comparison_tables
 from limbeck.comparison.results import ArmResult, ComparisonResult, compared, headline_of, scores_of
+from limbeck.comparison.statistics import Interval
 from limbeck.evaluate import RegressionFigures
 from limbeck.report.costs import costs
 from limbeck.report.differences import differences
@@ -37,7 +39,7 @@ def result(gains, seeds=6, task="classification"):
     ]
     everything = tuple(one for of_arm in runs.values() for one in of_arm)
     return ComparisonResult(
-        1, "made", task, tuple(range(seeds)), "holm", None, tuple(arms), {}, (), {}, everything, None
+        1, "made", task, tuple(range(seeds)), "holm", None, None, tuple(arms), {}, (), {}, everything, None
     )
 
 
@@ -53,10 +55,10 @@ VERDICTS = [
     ({"kd": 0.02, "at": 0.03, "rkd": 0.01}, 6, "; kd and rkd help too."),
     ({"kd": 0.02}, 3, "No verdict, because 3 seeds cannot show whether a method helps: kd, 2.07 points"),
     ({"kd": 0.02, "at": 0.01}, 1, f"the greatest mean difference is that of kd, 2.20 {POINTS} better"),
-    ({"kd": 0.0005}, 6, f"No evidence that kd helps (6 seeds): kd is 0.07 {POINTS} better"),
+    ({"kd": 0.0005}, 6, f"No evidence that kd helps (6 seeds): on these seeds kd was 0.07 {POINTS} better"),
     ({"kd": 0.0005, "fsp": -0.04}, 6, "95 % interval \N{MINUS SIGN}0.09 to +0.22; fsp hurts."),
-    ({"kd": -0.02, "fsp": -0.04}, 6, f"any of 2 methods helps (6 seeds): kd is 1.98 {POINTS} worse"),
-    ({"kd": 0.0}, 6, "kd is no better than the student alone, 95 % interval +0.00 to +0.00."),
+    ({"kd": -0.02, "fsp": -0.04}, 6, f"any of 2 methods helps (6 seeds): on these seeds kd was 1.98 {POINTS} worse"),
+    ({"kd": 0.0}, 6, "kd was no better than the student alone, 95 % interval +0.00 to +0.00."),
     ({}, 6, "Nothing is compared"),
 ]
 
@@ -102,3 +104,16 @@ def test_lists_in_words_and_parts_of_long_ones():
     assert [listed(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
     assert list(some(range(5), 9)) == [0, 1, 2, 3, 4]
     assert list(some(range(101), 5)) == [0, 25, 50, 75, 100]
+
+
+@pytest.mark.parametrize(("ends", "told"), [((-0.01, 0.05), True), ((0.01, 0.05), False), (None, False)])
+def test_a_verdict_that_other_test_samples_may_not_show_says_so(ends, told):
+    """The t interval is about the seeds only."""
+    found = result({"kd": 0.02})
+    versus = dataclasses.replace(found.arms[1].alone, samples_interval=ends and Interval(*ends))
+    arms = (found.arms[0], dataclasses.replace(found.arms[1], alone=versus))
+    found = dataclasses.replace(found, arms=arms)
+    assert versus.judged.verdict == "helps"
+    page, screen = " ".join(evidence(found)), " ".join(comparison_tables.evidence(found))
+    assert ("For kd the interval over seeds and test samples contains 0 (\N{MINUS SIGN}1.00 to +5.00)" in page) == told
+    assert ("over seeds and test samples the interval is [-1.00, +5.00]" in screen) == told

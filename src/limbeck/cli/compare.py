@@ -75,6 +75,7 @@ def _compare(recipe: "Recipe", folder: Path, adjust: str, jobs: int, others: Oth
         from limbeck.cli.progress import reading, show_sweep
         from limbeck.comparison.results import COMPARISON
         from limbeck.comparison.sweep import Sweep
+        from limbeck.experiment.runfiles import LOCKS
         from limbeck.train.allocator import keep_memory
         from limbeck.train.threads import threads_for
 
@@ -92,10 +93,11 @@ def _compare(recipe: "Recipe", folder: Path, adjust: str, jobs: int, others: Oth
             show_sweep(sweep, screen)
             missing = sweep.missing
         if missing and not sweep.diverged:
+            told = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
             raise LimbeckError(
                 f"{len(missing)} of {len(sweep.jobs)} students are not finished, because another process trains them "
-                f"or was stopped: {', '.join(map(str, missing[:5]))}. Start the command again when it has ended. The "
-                f"output of processes that --jobs starts is in {folder / 'locks'}"
+                f"or was stopped: {told}. Start the command again when it has ended. The output of processes that "
+                f"--jobs starts is in {folder / LOCKS}"
             )
         found = sweep.conclude("fdr" if adjust == "fdr" else "holm")
     screen.print(comparison_table(found))
@@ -106,7 +108,9 @@ def _compare(recipe: "Recipe", folder: Path, adjust: str, jobs: int, others: Oth
 
 
 def _log(folder: Path, number: int) -> BinaryIO:
-    place = folder / "locks" / f"process{number}.log"
+    from limbeck.experiment.runfiles import LOCKS
+
+    place = folder / LOCKS / f"process{number}.log"
     place.parent.mkdir(parents=True, exist_ok=True)
     return place.open("wb")
 

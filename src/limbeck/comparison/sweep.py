@@ -29,11 +29,11 @@ from limbeck.errors import LimbeckError
 from limbeck.evaluate import Latency
 from limbeck.experiment.arms import block_of, teacher_of
 from limbeck.experiment.environment import environment
-from limbeck.experiment.events import Event, Job, Track
+from limbeck.experiment.events import Event, Job, Track, unwatched
 from limbeck.experiment.fit import Shared
 from limbeck.experiment.given import Given
 from limbeck.experiment.results import NetworkResult, plain
-from limbeck.experiment.run import UNWATCHED, Experiment
+from limbeck.experiment.run import Experiment
 from limbeck.experiment.runfiles import LOCKS, OUTPUTS
 from limbeck.experiment.trials import Trials
 from limbeck.files.atomic import write_sealed
@@ -96,7 +96,7 @@ class Sweep:
     def _trials(self) -> Trials:
         return cast("Trials", self.experiment.folder)
 
-    def run(self, track: Track = UNWATCHED) -> Generator[Event, None, None]:
+    def run(self, track: Track = unwatched) -> Generator[Event, None, None]:
         """Train the students that no process has trained or trains now. One that diverges does not stop the others."""
         experiment = self.experiment
         with self._lock("folder"):
@@ -132,7 +132,8 @@ class Sweep:
         same_epochs = {epochs: arm for arm, epochs in experiment.longer.items()}
         alone = {arm: same_epochs.get(experiment.epochs[arm], "alone") for arm in methods}
         versus_alone = compared(scores, alone, correct, adjust) if "alone" in runs else {}
-        others = {arm: "kd" for arm in methods if arm != "kd" and "kd" in methods}
+        same = {arm for arm in methods if "kd" in methods and experiment.epochs[arm] == experiment.epochs["kd"]}
+        others = {arm: "kd" for arm in methods if arm in same - {"kd"}}
         versus_kd = compared(scores, others, correct, adjust)
         teacher, latencies, learned = self._first()
         arms = [
@@ -154,6 +155,7 @@ class Sweep:
             seeds=tuple(sorted(seeds)),
             adjusted=adjust,
             teacher=teacher,
+            teachers=None if teacher is None else headline_of(self._teachers(teacher), task),
             arms=tuple(arms),
             splits=dict(experiment.data.origins),
             notes=self._notes,
@@ -164,6 +166,13 @@ class Sweep:
 
     def _result(self, name: str) -> NetworkResult:
         return cast("NetworkResult", self._trials.result(name))  # `conclude` has looked
+
+    def _teachers(self, first: NetworkResult) -> list[NetworkResult]:
+        """Those of all seeds if they were trained here, otherwise that of the first seed."""
+        recipe = self.experiment.recipe
+        names = dict.fromkeys(str(teacher_of(recipe, seed)) for seed in sorted(recipe.seeds))
+        found = [one for name in names if (one := self._trials.result(name)) is not None]
+        return found if len(found) == len(names) else [first]
 
     def _correct(self, arm: str) -> Correct:
         """Which test samples the students of an arm classify correctly (seeds, samples)."""

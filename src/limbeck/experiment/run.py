@@ -28,7 +28,7 @@ from limbeck.experiment.arms import (
 from limbeck.experiment.caching import cached, outputs
 from limbeck.experiment.checks import check_trained
 from limbeck.experiment.environment import environment
-from limbeck.experiment.events import Event, Finished, Job, Track
+from limbeck.experiment.events import Event, Finished, Job, Track, unwatched
 from limbeck.experiment.fit import Fit, Shared, fit, restore
 from limbeck.experiment.folder import check_folder
 from limbeck.experiment.given import Given
@@ -51,8 +51,6 @@ from limbeck.tasks import task_of
 from limbeck.train.copies import copy_of
 from limbeck.train.loop import Pause
 from limbeck.user_code import code_digests
-
-UNWATCHED: Track = lambda job, epochs, batches: batches  # noqa: E731
 
 MOST_OUTPUTS = 2**24
 """The most outputs of a network that a comparison keeps: 64 MiB in 32 bits."""
@@ -189,7 +187,7 @@ class Experiment:
             raise LimbeckError("the run is not finished: iterate over `run` to the end")
         return self._result
 
-    def run(self, track: Track = UNWATCHED) -> Generator[Event, None, None]:
+    def run(self, track: Track = unwatched) -> Generator[Event, None, None]:
         """Train the networks that are not finished, and yield what happens; at the end there is a `result`."""
         self.folder.open(environment() | self.decided)
         for seed in self.recipe.seeds:
@@ -207,7 +205,7 @@ class Experiment:
         """What `auto` stands for in this run, by the key of the recipe."""
         return self.engine.decided | {"cache": self.recipe.cache.model_dump(mode="json")}
 
-    def teacher(self, block: TeacherBlock, seed: int, track: Track = UNWATCHED) -> Generator[Event, None, nn.Module]:
+    def teacher(self, block: TeacherBlock, seed: int, track: Track = unwatched) -> Generator[Event, None, nn.Module]:
         """The teacher of a seed, trained or restored; it is measured before any student is trained."""
         members = self.factory.restored(block)
         reused = bool(members)

@@ -1,7 +1,7 @@
 """The table of all networks: quality, difference to the student alone, and cost."""
 
 from limbeck.comparison.results import ArmResult, Versus
-from limbeck.experiment.results import NetworkResult
+from limbeck.experiment.results import NetworkResult, Spread
 from limbeck.report.found import Found
 from limbeck.report.numbers import axis_of, counted, decimal, interval, signed
 from limbeck.report.parts import Section, Table
@@ -15,19 +15,22 @@ def arms(found: Found) -> Section:
     result = found.result
     figure = TASKS[result.task].headline
     rows, costs = [], []
-    if result.teacher is not None:
-        rows.append(["teacher", "", figure.number(getattr(result.teacher.test, figure.key)), *[""] * 4])
+    if result.teacher is not None and result.teachers is not None:
+        rows.append(["teacher", "", _spread(result.teachers, figure), *[""] * 4])
         costs.append(_cost("teacher", result.teacher, result.teacher))
     for arm in result.arms:
-        mean, deviation = figure.number(arm.headline.mean), arm.headline.deviation
-        spread = mean if deviation is None else f"{mean} ± {figure.number(deviation)}"
         length = arm.epochs or next((len(seed.stages) for seed in found.epochs[arm.arm]), "")
-        rows.append([arm.arm, str(length), spread, *_versus(arm.alone, figure)])
+        rows.append([arm.arm, str(length), _spread(arm.headline, figure), *_versus(arm.alone, figure)])
         costs.append(_cost(arm.arm, result.of(arm.arm)[0], arm))
     head = ["network", "epochs", axis_of(figure), "difference to alone", "95 % interval", "p adjusted", "verdict"]
     seeds = counted(len(result.seeds), "seed")
     text = [f"Test split, {seeds}, mean ± standard deviation. Costs are those of the first seed."]
     return Section("arms", "All networks", text, tables=[Table(head, rows), Table(COSTS, costs)])
+
+
+def _spread(found: Spread, figure: Shown) -> str:
+    mean = figure.number(found.mean)
+    return mean if found.deviation is None else f"{mean} ± {figure.number(found.deviation)}"
 
 
 def _versus(versus: Versus | None, figure: Shown) -> list[str]:

@@ -43,6 +43,11 @@ def _problems(result: ComparisonResult) -> Iterator[str]:
     headline = TASKS[result.task].headline
     if not all(hasattr(one.test, headline.key) for one in networks):
         yield f"it has figures that are not of {result.task}"
+    one, several = result.teacher, result.teachers
+    if (one is None) != (several is None):
+        yield "it has a teacher without its mean, or the reverse"
+    if one and several and several.n == 1 and several.mean != getattr(one.test, headline.key, None):
+        yield "the mean of the teacher is not that of its network"
     names = Counter([*(arm.arm for arm in result.arms), *(one.name for one in networks)])
     yield from (f"it has {name} {count} times" for name, count in names.items() if count > 1)
     yield from (

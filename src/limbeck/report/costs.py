@@ -40,16 +40,16 @@ def costs(result: ComparisonResult) -> Section:
 def _cost(result: ComparisonResult, name: str, costs: Mapping[str, float], label: str) -> Figure:
     figure = TASKS[result.task].headline
     spreads = {arm.arm: arm.headline for arm in result.arms if arm.arm in costs}
+    if result.teachers is not None and "teacher" in costs:
+        spreads["teacher"] = result.teachers
     quality = {arm: scaled(spread.mean, figure) for arm, spread in spreads.items()}
-    if result.teacher is not None and "teacher" in costs:
-        quality["teacher"] = scaled(getattr(result.teacher.test, figure.key), figure)
     front = _front(costs, {arm: figure.score(value) for arm, value in quality.items()})
 
     def draw(axes: Axes) -> None:
         of = looks(result)
         axes.plot([costs[arm] for arm in front], [quality[arm] for arm in front], color=COLOUR["good"], linewidth=1.2)
         for arm, value in quality.items():
-            bar = scaled(spreads[arm].deviation or 0.0, figure) if arm in spreads else 0.0
+            bar = scaled(spreads[arm].deviation or 0.0, figure)
             axes.plot([costs[arm]] * 2, [value - bar, value + bar], color=of[arm].colour, linewidth=1.2, alpha=0.4)
             axes.plot([costs[arm]], [value], color=of[arm].colour, marker=of[arm].marker, markersize=8)
         _set_range(axes, min(costs.values()), max(costs.values()))

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from limbeck.comparison.results import ArmResult, ComparisonResult, Versus
 from limbeck.report.drawing import COLOUR, Look, drawn, looks, plain_ticks
-from limbeck.report.numbers import NONE, interval, scaled, short, signed, some
+from limbeck.report.numbers import NONE, between, interval, scaled, short, signed, some
 from limbeck.report.parts import Figure, Section, Table
 from limbeck.report.verdict import evidence, judged, said
 from limbeck.tasks import TASKS, Shown
@@ -49,7 +49,7 @@ def differences(result: ComparisonResult) -> Section:
     alt = "; ".join(said(arm, versus, figure) for arm, versus in found)
     panel = drawn("differences", alt, (400, ROW * len(found) + 48), draw, margins=(10, 10, 4, 40))
     seeds = list(some(sorted({one.seed for arm, _ in found for one in result.of(arm.arm)}), MOST_SEEDS))
-    head = ["method", "compared with", *(f"seed {seed}" for seed in seeds), "mean", "95 % interval"]
+    head = ["method", "compared with", *(f"seed {seed}" for seed in seeds), "mean", "95 % interval", "over samples too"]
     numbers = Table(head, [_numbers(result, arm, versus, seeds, figure) for arm, versus in found])
     plot = Figure("differences", "Every seed", CAPTION, [panel], numbers)
     return Section("differences", title, figures=[plot], after=evidence(result))
@@ -75,8 +75,8 @@ def _row(axes: Axes, place: int, name: str, versus: Versus, look: Look, figure: 
 
 
 def _extent(versus: Versus) -> list[float]:
-    between = versus.judged.paired.interval
-    return [*versus.differences, *((between.low, between.high) if between else ())]
+    found = versus.judged.paired.interval
+    return [*versus.differences, *((found.low, found.high) if found else ())]
 
 
 def _numbers(
@@ -85,4 +85,5 @@ def _numbers(
     both = sorted({one.seed for one in result.of(arm.arm)} & {one.seed for one in result.of(versus.arm)})
     values = dict(zip(both, versus.differences, strict=True))
     of_seeds = [signed(values[seed], figure) if seed in values else NONE for seed in seeds]
-    return [arm.arm, versus.arm, *of_seeds, signed(versus.judged.paired.mean, figure), interval(versus, figure)]
+    ends = [interval(versus, figure), between(versus.samples_interval, figure)]
+    return [arm.arm, versus.arm, *of_seeds, signed(versus.judged.paired.mean, figure), *ends]

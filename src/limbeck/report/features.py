@@ -88,8 +88,8 @@ def _corruptions(found: Found, learned: Learned) -> Figure:
         def draw(axes: Axes, kind: str = kind) -> None:
             for arm in shown:
                 look, heights = of[arm], values[arm][kind]
-                style = {"color": look.colour, "linestyle": look.dash, "marker": look.marker}
-                axes.plot(range(len(heights)), heights, markersize=5, linewidth=1.6, **style)  # type: ignore[arg-type]
+                style = f"{look.marker}{look.dash}"
+                axes.plot(range(len(heights)), heights, style, color=look.colour, markersize=5, linewidth=1.6)
             axes.set(title=_name(kind), xlabel="strength", ylim=(0, 104), xticks=range(len(values[shown[0]][kind])))
 
         said = (f"{arm} from {values[arm][kind][0]:.1f} % to {values[arm][kind][-1]:.1f} %" for arm in shown)

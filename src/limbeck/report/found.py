@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,10 +148,10 @@ def read(folder: Path) -> Found:
     found = Found(folder, _as_comparison(run) if run else comparisons.read(folder), is_run)
     check(found.result, folder)
     for arm in found.result.arms:
-        epochs = [found.attempt("curves", lambda one=one: _epochs(found, one)) for one in found.result.of(arm.arm)]  # type: ignore[misc]
+        epochs = [found.attempt("curves", partial(_epochs, found, one)) for one in found.result.of(arm.arm)]
         found.epochs[arm.arm] = tuple(one for one in epochs if one is not None and one.stages)
     for place in dict.fromkeys(found.place(one.name) for one in found.result.runs):
-        environment = found.attempt("environment", lambda place=place: _environment(place))  # type: ignore[misc]
+        environment = found.attempt("environment", partial(_environment, place))
         if environment is not None and environment not in found.environments:
             found.environments.append(environment)
     found.recipe = found.attempt("recipe", lambda: _recipe(found))
@@ -177,6 +178,7 @@ def _as_comparison(run: RunResult) -> ComparisonResult:
         seeds=run.seeds,
         adjusted="holm",
         teacher=run.teacher,
+        teachers=run.summary["teacher"].headline if run.teacher is not None else None,
         arms=tuple(
             ArmResult(
                 arm=arm,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from limbeck.comparison.results import Versus
+from limbeck.comparison.statistics import Interval
 from limbeck.tasks import Shown
 
 NONE = "\N{EN DASH}"
@@ -67,7 +68,11 @@ def signed(value: float, figure: Shown) -> str:
 
 def interval(versus: Versus, figure: Shown) -> str:
     """The 95 % interval of a mean difference."""
-    found = versus.judged.paired.interval
+    return between(versus.judged.paired.interval, figure)
+
+
+def between(found: Interval | None, figure: Shown) -> str:
+    """An interval of a difference."""
     return NONE if found is None else f"{signed(found.low, figure)} to {signed(found.high, figure)}"
 
 

@@ -122,7 +122,7 @@ def _picture(data: Data, place: int, taught: NDArray[np.float64], learned: NDArr
 def _bytes(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Pixels in 8 bits: those of [0, 1] times 255, others from their lowest to their highest value."""
     if pixels.dtype == np.uint8:
-        return pixels  # type: ignore[return-value]
+        return pixels.astype(np.uint8, copy=False)
     values = pixels.astype(np.float64)
     low, high = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else (values.min(), values.max())
     return ((values - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)

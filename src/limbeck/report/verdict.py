@@ -2,7 +2,7 @@
 
 from limbeck.comparison.results import ArmResult, ComparisonResult, Versus
 from limbeck.comparison.statistics import LEVEL
-from limbeck.report.numbers import amount, counted, interval, listed
+from limbeck.report.numbers import amount, between, counted, interval, listed
 from limbeck.tasks import TASKS, Shown
 
 ADJUSTED = {"holm": "Holm", "fdr": "Benjamini and Hochberg"}
@@ -38,7 +38,7 @@ def verdict(result: ComparisonResult) -> str:
         which = "the greatest mean difference is that of " if len(found) > 1 else ""
         return f"No verdict, because {seeds} cannot show whether a method helps: {which}{best.arm}, {gained}."
     which = f"any of {len(found)} methods" if len(found) > 1 else best.arm
-    return f"No evidence that {which} helps ({seeds}): {best.arm} is {gained}{harm}."
+    return f"No evidence that {which} helps ({seeds}): on these seeds {best.arm} was {gained}{harm}."
 
 
 def said(arm: ArmResult, versus: Versus, figure: Shown) -> str:
@@ -64,6 +64,12 @@ def evidence(result: ComparisonResult) -> list[str]:
     ]
     if unseen:
         lines.append(f"With these deviations, a difference below {listed(unseen)} could not be seen.")
+    lines += [
+        f"For {arm.arm} the interval over seeds and test samples contains 0 "
+        f"({between(versus.samples_interval, figure)}): other test samples may show no difference."
+        for arm, versus in found
+        if versus.depends_on_samples
+    ]
     return lines
 
 
@@ -73,8 +79,8 @@ def _verb(verb: str, who: list[str]) -> str:
 
 def _gained(versus: Versus, figure: Shown) -> str:
     found = versus.judged.paired
-    between = f", 95 % interval {interval(versus, figure)}" if found.interval is not None else ""
+    ends = f", 95 % interval {interval(versus, figure)}" if found.interval is not None else ""
     than = "the student alone" + (f" of as many epochs ({versus.arm})" if versus.arm != "alone" else "")
     if found.mean == 0:
-        return f"no better than {than}{between}"
-    return f"{amount(found.mean, figure)} {'better' if found.mean > 0 else 'worse'} than {than}{between}"
+        return f"no better than {than}{ends}"
+    return f"{amount(found.mean, figure)} {'better' if found.mean > 0 else 'worse'} than {than}{ends}"
