@@ -1,5 +1,6 @@
 """`limbeck tune`."""
 
+import logging
 import os
 import shlex
 import sys
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from limbeck.experiment.events import Event, Track
     from limbeck.recipe.blocks import Recipe
 
+SEED = 1_000_000
+"""No student or teacher of `limbeck compare --seeds N` has it."""
+
 Method = Annotated[str | None, typer.Option(help="The method whose options are searched; default: that of the recipe.")]
 Trials = Annotated[int, typer.Option(min=2, max=10_000, help="The number of trials, with those of earlier starts.")]
 Search = Annotated[list[str] | None, typer.Option(metavar="KEY=LOW..HIGH", help="Add or replace a range.")]
@@ -33,7 +37,7 @@ def tune(
     method: Method = None,
     trials: Trials = 20,
     search: Search = None,
-    seed: Seed = 1_000_000,
+    seed: Seed = SEED,
     override: Set = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Run a tiny version of the recipe as a test.")] = False,
     jobs: Jobs = 1,
@@ -73,6 +77,7 @@ def _tune(
         from limbeck.train.allocator import keep_memory
         from limbeck.train.threads import threads_for
 
+    logging.getLogger("optuna").setLevel(logging.WARNING)
     keep_memory()
     say_code(recipe.model_dump())
     screen = console(soft_wrap=True)
@@ -127,10 +132,8 @@ def _table(tuning: "Tuning") -> "Table":
     for heading in ("trial", *tuning.own.options, tuning.figure.label):
         table.add_column(heading, justify="right", overflow="fold")
     for tried in tuning.tried:
-        mark = " *" * (tried == tuning.best)
-        table.add_row(
-            f"{tried.number}{mark}", *(f"{value:.3g}" for value in tried.options.values()), _value(tuning, tried)
-        )
+        values = (f"{value:.3g}" for value in tried.options.values())
+        table.add_row(f"{tried.number}{' *' * (tried == tuning.best)}", *values, _value(tuning, tried))
     return table
 
 

@@ -42,9 +42,6 @@ try:
 except ImportError as error:
     raise LimbeckError("tuning needs Optuna, which is not installed: pip install 'limbeck[tune]'") from error
 
-SEED = 1_000_000
-"""The default seed of all trials; no network of `limbeck compare --seeds N` has it."""
-
 JOURNAL_BYTES = 16 * 2**20
 """The largest journal; a trial takes about 2 kB."""
 
@@ -90,8 +87,8 @@ class Tuning:
         folder: Path,
         *,
         trials: int,
-        search: Sequence[str] = (),
-        seed: int = SEED,
+        search: Sequence[str],
+        seed: int,
         trust_code: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -115,7 +112,7 @@ class Tuning:
         experiment.workspace = replace(experiment.workspace, data=experiment.data)
         self.figure = TASKS[data.task].headline
         self._own, self._space = space(recipe, search, temperature=data.task not in NUMBERS)
-        self._study = self._opened(folder / f"{self._method}.jsonl")
+        self._open(folder / f"{self._method}.jsonl")
 
     @property
     def work(self) -> dict[Job, float]:
@@ -141,11 +138,10 @@ class Tuning:
         Raises:
             LimbeckError: there is none.
         """
-        scores = {one.number: self.figure.score(one.value) for one in self.tried if one.value is not None}
-        if not scores:
+        scored = [(self.figure.score(one.value), -one.number, one) for one in self.tried if one.value is not None]
+        if not scored:
             raise LimbeckError("every training diverged: lower the learning rate, or search other ranges")
-        best = max(scores, key=scores.__getitem__)
-        return next(one for one in self.tried if one.number == best)
+        return max(scored)[2]
 
     def run(self, track: Track = UNWATCHED) -> Generator[Event | Tried, None, None]:
         """Train the teacher unless it is there, and students until all trials are finished or run elsewhere."""
@@ -172,7 +168,7 @@ class Tuning:
         path = self._path / f"{self._method}.yaml"
         head = (
             f"# The options of {self._method} and the learning rate are the best of {count} trials with seed "
-            f"{self._seed},\n# by the {self.figure.label} on the validation split. The test split was not used.\n"
+            f"{self._seed},\n# by the {self.figure.label} on the validation split. No network read the test split.\n"
         )
         write(path, head + dump(with_absolute_paths(found)))
         return path
@@ -193,7 +189,7 @@ class Tuning:
 
     def _tried(self, one: FrozenTrial) -> Tried:
         options = {key: float(one.params[key]) for key in self._space}
-        return Tried(one.number, options, None if one.value is None else self.figure.score(one.value))
+        return Tried(one.number, options, None if one.value is None else self.figure.score(float(one.value)))
 
     def _counted(self) -> list[FrozenTrial]:
         """The trials that are finished or run, without those that were stopped."""
@@ -206,7 +202,7 @@ class Tuning:
 
         The sampler depends on the seed and the number of trials, so that a stopped trial is repeated.
         """
-        with self._lock("study"):
+        with self._lock(f"{self._method}-study"):
             for one in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
                 if self._stopped(one.number):
                     self._study.tell(one.number, state=TrialState.FAIL)
@@ -218,14 +214,14 @@ class Tuning:
                 self._study.enqueue_trial(dict(self._own))
             ranges = {key: FloatDistribution(low, high, log=low > 0) for key, (low, high) in self._space.items()}
             trial = self._study.ask(dict(ranges))
-            lock = self._lock(f"trial{trial.number}")
+            lock = self._lock(f"{self._method}-trial{trial.number}")
             lock.acquire()
             return trial, lock
 
     def _stopped(self, number: int) -> bool:
         """Whether no process holds the lock of a trial."""
         try:
-            with self._lock(f"trial{number}").acquire(blocking=False):
+            with self._lock(f"{self._method}-trial{number}").acquire(blocking=False):
                 return True
         except Timeout:
             return False
@@ -233,53 +229,52 @@ class Tuning:
     def _lock(self, name: str) -> FileLock:
         place = self._path / "locks"
         place.mkdir(parents=True, exist_ok=True)
-        return FileLock(place / f"{self._method}-{name}" if name != "teacher" else place / name)
+        return FileLock(place / name)
 
-    def _opened(self, file: Path) -> optuna.Study:
-        """The study in a journal. The file is data: lines of JSON."""
+    def _open(self, file: Path) -> None:
+        """Open the study in a journal. The file is data: lines of JSON."""
         ranges = {key: list(limits) for key, limits in self._space.items()}
         settings = {"options": dict(self._own), "ranges": ranges, "seed": self._seed}
-        with self._lock("study"):
+        with self._lock(f"{self._method}-study"):
             if file.is_symlink():
                 raise LimbeckError(f"{file} is a link, which limbeck does not write to")
             if file.exists():
                 file_size(file, most=JOURNAL_BYTES)
             try:
-                storage = JournalStorage(JournalFileBackend(str(file), JournalFileOpenLock(str(file))))
-                study = optuna.create_study(
-                    storage=storage, study_name=self._method, direction="maximize", load_if_exists=True
+                self._study = optuna.create_study(
+                    storage=JournalStorage(JournalFileBackend(str(file), JournalFileOpenLock(str(file)))),
+                    study_name=self._method,
+                    direction="maximize",
+                    load_if_exists=True,
                 )
-                held = study.user_attrs or settings
-                list(map(self._tried, study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])))
+                held = self._study.user_attrs or settings
+                differ = [key for key, value in settings.items() if held.get(key) != value]
+                if not differ:
+                    _ = self.tried  # reads every trial
+            except OSError:
+                raise
             except Exception as error:  # a damaged file may contain anything
-                raise LimbeckError(f"{file} is damaged ({error}): delete it to begin again") from error
+                raise LimbeckError(f"{file} is damaged ({type(error).__name__}: {error}): delete it") from error
+            for key in differ:
+                raise LimbeckError(
+                    f"{file} holds trials with {key} {held.get(key)}, so it cannot be resumed with {settings[key]}: "
+                    "choose another folder with --out"
+                )
             for key, value in settings.items():
-                if held.get(key) != value:
-                    raise LimbeckError(
-                        f"{file} holds trials of another {key}, so it cannot be resumed: it has {held.get(key)}, got "
-                        f"{value}; choose another folder with --out"
-                    )
-                study.set_user_attr(key, value)
-        return study
+                self._study.set_user_attr(key, value)
 
 
-def space(
-    recipe: Recipe, search: Sequence[str] = (), *, temperature: bool = True
-) -> tuple[Options, Mapping[str, Range]]:
+def space(recipe: Recipe, search: Sequence[str], *, temperature: bool = True) -> tuple[Options, Mapping[str, Range]]:
     """The recipe's values of the options to search, and their ranges, by key.
 
-    These are searched: the weights of the terms that are above 0, except ``hard``, to which the others are relative,
-    from a tenth to ten times their value; ``temperature`` from 1 to 20, unless its term has the weight 0 or
-    ``temperature`` is false; and ``lr`` of the optimizer from a fifth to five times its value.
-
-    Args:
-        recipe: its ``method`` is one method.
-        search: texts ``key=low..high`` with further ranges, or others; the key is any number of the method, or ``lr``.
-        temperature: whether the method's temperature has an effect on the task.
+    By default: the weights above 0 of the terms, except ``hard``, to which the others are relative, from a tenth to ten
+    times their value; ``temperature`` from 1 to 20 if its term has a weight; ``lr`` from a fifth to five times its
+    value. ``search`` has other ranges, also of the method's other numbers, as texts ``key=low..high``. ``temperature``
+    is false if the task has none.
 
     Raises:
-        LimbeckError: a text is wrong, there is no such option, the recipe's value is outside of the range, or an end of
-            the range is not allowed.
+        LimbeckError: a text is wrong, there is no such number, the range does not contain the recipe's value, or an
+            end of a range is not allowed.
     """
     block, kinds = recipe.method, known().methods[recipe.method["name"]]
     values = {key: block[key] for key, kind in kinds.items() if kind["type"].startswith("float")}
@@ -296,9 +291,7 @@ def space(
     for text in search:
         key, low, high = _parsed(text)
         if key not in values:
-            raise LimbeckError(
-                f"--search {text}: {recipe.method['name']} has no number {key!r}: {nearest(key, values)}"
-            )
+            raise LimbeckError(f"--search {text}: {block['name']} has no number {key!r}: {nearest(key, values)}")
         if not low <= values[key] <= high:
             raise LimbeckError(
                 f"--search {text}: the recipe's own {key}, which is tried first, is {values[key]:g}: choose a range "
@@ -341,8 +334,6 @@ def _check(recipe: Recipe, seed: int) -> None:
     if "parts" in recipe.method:
         raise LimbeckError(f"tuning finds the options of one method, got {recipe.method['name']}: use --method")
     if seed in recipe.seeds:
-        raise LimbeckError(
-            f"seed {seed} is one of the recipe, on which methods are compared: choose another, such as {SEED}"
-        )
+        raise LimbeckError(f"--seed {seed} is a seed of the recipe, on which methods are compared: choose another")
     if recipe.teacher is not None and recipe.teacher.table is not None:
         raise LimbeckError("tuning does not have teacher.table: its students run the teacher at every batch")
