@@ -255,7 +255,8 @@ class Tuning:
                 raise
             except Exception as error:  # a damaged file may contain anything
                 raise LimbeckError(f"{file} is damaged ({type(error).__name__}: {error}): delete it") from error
-            for key in differ:
+            if differ:
+                key = differ[0]
                 raise LimbeckError(
                     f"{file} holds trials with {key} {held.get(key)}, so it cannot be resumed with {settings[key]}: "
                     "choose another folder with --out"
