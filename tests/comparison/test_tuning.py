@@ -69,7 +69,8 @@ def test_the_first_trial_is_the_recipe_as_it_is(whole):
 def test_a_trial_is_scored_as_a_run_of_its_recipe_on_the_validation_split(keep):
     one = tuned(f"train.keep={keep}", "train.epochs=6", "train.optimizer.lr=0.05", trials=2)
     finish(one)
-    experiment = Experiment(with_options(recipe(f"train.keep={keep}", "train.epochs=6"), one.tried[1].options), Path("run"))
+    found = with_options(recipe(f"train.keep={keep}", "train.epochs=6"), one.tried[1].options)
+    experiment = Experiment(found, Path("run"))
     experiment.recipe = experiment.recipe.model_copy(update={"seeds": (1000,)})
     list(experiment.run())
     assert experiment.result.student.validation.accuracy == one.tried[1].value

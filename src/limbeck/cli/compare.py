@@ -60,11 +60,11 @@ def compare(
             raise LimbeckError(f"--adjust is {adjust!r}: {nearest(adjust, ('holm', 'fdr'))}")
         checked = asked.checked(*more)
         folder = out or Path("runs") / f"{checked.name}-compared"
-        more = partial(others, jobs - 1, [sys.executable, "-m", *shlex.split(again)], folder)
-        _compare(checked, folder, adjust, more, trust_code=trust_code)
+        others = partial(processes, jobs - 1, [sys.executable, "-m", *shlex.split(again)], folder)
+        _compare(checked, folder, adjust, others, trust_code=trust_code)
 
 
-def _compare(recipe: "Recipe", folder: Path, adjust: str, more: Others, *, trust_code: bool) -> None:
+def _compare(recipe: "Recipe", folder: Path, adjust: str, others: Others, *, trust_code: bool) -> None:
     from limbeck.cli.terminal import console, loading
     from limbeck.errors import LimbeckError
 
@@ -82,7 +82,7 @@ def _compare(recipe: "Recipe", folder: Path, adjust: str, more: Others, *, trust
     with reading(screen) as progress:
         sweep = Sweep(recipe, folder, trust_code=trust_code, progress=progress)
     with threads_for(sweep.experiment.macs):
-        with more() as wait:
+        with others() as wait:
             show_sweep(sweep, screen)
             wait()
         missing = sweep.missing
@@ -110,7 +110,7 @@ def _wait_for(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 
 @contextmanager
-def others(count: int, command: Sequence[str], folder: Path) -> Iterator[Callable[[], None]]:
+def processes(count: int, command: Sequence[str], folder: Path) -> Iterator[Callable[[], None]]:
     """Start so many more processes with this command; gives what waits for them. They are stopped with the block."""
     running: list[subprocess.Popen[bytes]] = []
     with ExitStack() as logs:

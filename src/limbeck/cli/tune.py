@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from limbeck.cli.compare import Others, others
+from limbeck.cli.compare import Others, processes
 from limbeck.cli.recipe_options import Allow, Asked, DataRoot, Out, RecipeFile, Set, TrustCode, say_code
 from limbeck.cli.reporting import reporting
 
@@ -60,12 +60,12 @@ def tune(
         if method:
             checked = checked.model_copy(update={"method": checked.methods[0], "methods": ()})
         folder = out or Path("runs") / f"{checked.name}-tuned"
-        more = partial(others, jobs - 1, [sys.executable, "-m", *shlex.split(again)], folder)
-        _tune(checked, folder, trials, search or [], seed, more, trust_code=trust_code)
+        others = partial(processes, jobs - 1, [sys.executable, "-m", *shlex.split(again)], folder)
+        _tune(checked, folder, trials, search or [], seed, others, trust_code=trust_code)
 
 
 def _tune(
-    recipe: "Recipe", folder: Path, trials: int, search: list[str], seed: int, more: Others, *, trust_code: bool
+    recipe: "Recipe", folder: Path, trials: int, search: list[str], seed: int, others: Others, *, trust_code: bool
 ) -> None:
     from limbeck.cli.terminal import console, loading
 
@@ -100,7 +100,7 @@ def _tune(
             elif isinstance(event, Started) or (isinstance(event, Trained) and event.job.teaches):
                 yield event  # the rest would show the validation split as test split
 
-    with threads_for(experiment.macs), more() as wait:
+    with threads_for(experiment.macs), others() as wait:
         follow(start, screen, tuning.work)
         wait()
     missing = trials - len(tuning.tried)
