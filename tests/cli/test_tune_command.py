@@ -41,9 +41,10 @@ def limbeck(*arguments, code=0):
 
 
 def test_it_prints_the_trials_and_writes_a_recipe_that_compare_takes():
-    shown = limbeck("tune", "recipe.yaml", "--method", "srrl", "--trials", 3, "--search", "beta=0..2")
-    assert "trial 0: accuracy" in shown
-    assert "with alpha 2, beta 1, lr 0.01" in shown
+    untaught = ("--set", "teacher.train.optimizer={name: sgd, lr: 1.0e-9}")
+    shown = limbeck("tune", "recipe.yaml", "--method", "srrl", "--trials", 3, "--search", "beta=0..2", *untaught)
+    assert "note: teacher/seed1000000: the accuracy of the teacher is not clearly higher than chance" in shown
+    assert " % with alpha 2, beta 1, lr 0.01" in shown
     rows = [line.split() for line in shown.split("validation split\n")[1].splitlines()]
     assert rows[0] == ["trial", "alpha", "beta", "lr", "accuracy"]
     assert [row[0] for row in rows[2:5]] == ["0", "1", "2"]
@@ -59,6 +60,18 @@ def test_it_prints_the_trials_and_writes_a_recipe_that_compare_takes():
 def test_the_method_of_the_recipe_is_tuned_by_default():
     limbeck("tune", "recipe.yaml", "--trials", 2)
     assert [block["name"] for block in read(Path("runs/tiny-tuned/kd.yaml")).methods] == ["kd", "srrl"]
+
+
+def test_if_no_trial_is_better_the_recipe_keeps_its_options(monkeypatch):
+    monkeypatch.setattr(tuning.Tuning, "_trained", lambda self, trial, *_: iter_of(1 - trial.number))
+    assert "no trial is better than the recipe's own options" in limbeck("tune", "recipe.yaml", "--trials", 2)
+    assert read(Path("runs/tiny-tuned/kd.yaml")).method == read(Path("recipe.yaml")).method
+
+
+def iter_of(value):
+    """A training without events that returns the value."""
+    yield from ()
+    return value
 
 
 def test_a_stop_shows_the_command_that_continues(monkeypatch):

@@ -85,23 +85,28 @@ def _tune(
         tuning = Tuning(
             recipe, folder, trials=trials, search=search, seed=seed, trust_code=trust_code, progress=progress
         )
-    experiment, figure = tuning.experiment, tuning.figure
+    experiment = tuning.experiment
+    told = experiment.notes
     screen.print(
         f"{recipe.name}: {len(experiment.data.train):,} training and {len(experiment.data.validation):,} validation "
         f"samples; on {experiment.engine.device.type}"
     )
-    for note in experiment.notes:
+    for note in told:
         screen.print(f"note: {note}")
 
     def start(track: "Track") -> "Iterator[Event]":
         for event in tuning.run(track):
             if isinstance(event, Tried):
-                screen.print(f"trial {event.number}: {figure.label} {_value(tuning, event)} with {_options(event)}")
+                options = ", ".join(f"{key} {value:.3g}" for key, value in event.options.items())
+                screen.print(f"trial {event.number}: {_value(tuning, event)} with {options}")
             elif isinstance(event, Started) or (isinstance(event, Trained) and event.job.teaches):
                 yield event  # the rest would show the validation split as test split
 
     with threads_for(experiment.macs), others() as wait:
         follow(start, screen, tuning.work)
+        for note in experiment.notes:
+            if note not in told:  # on the teacher that was trained
+                screen.print(f"note: {note}")
         wait()
     missing = trials - len(tuning.tried)
     if missing > 0:
@@ -114,10 +119,6 @@ def _tune(
     path = tuning.write()
     screen.print(f"written: {path}")
     screen.print(f"compare it: limbeck compare {shlex.quote(str(path))} --methods {recipe.method['name']} --seeds 6")
-
-
-def _options(tried: "Tried") -> str:
-    return ", ".join(f"{key} {value:.3g}" for key, value in tried.options.items())
 
 
 def _value(tuning: "Tuning", tried: "Tried") -> str:
@@ -139,6 +140,8 @@ def _table(tuning: "Tuning") -> "Table":
 
 def _gain(tuning: "Tuning") -> str:
     best, own = tuning.best, tuning.own
+    if best == own:
+        return f"no trial is better than the recipe's own options, {tuning.figure.label} {_value(tuning, own)}"
     return (
         f"trial {best.number} is the best: {tuning.figure.label} {_value(tuning, best)} on the validation split; the "
         f"recipe's own options (trial {own.number}): {_value(tuning, own)}. This difference is optimistic: the best of "

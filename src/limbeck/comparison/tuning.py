@@ -170,7 +170,8 @@ class Tuning:
             f"# The options of {self._method} and the learning rate are the best of {count} trials with seed "
             f"{self._seed},\n# by the {self.figure.label} on the validation split. No network read the test split.\n"
         )
-        write(path, head + dump(with_absolute_paths(found)))
+        with self._lock(f"{self._method}-study"):
+            write(path, head + dump(with_absolute_paths(found)))
         return path
 
     def _trained(self, trial: optuna.Trial, teacher: nn.Module | None, track: Track) -> Generator[Event, None, float]:
