@@ -247,11 +247,19 @@ def test_a_damaged_journal_is_an_error(line):
         tuned()
 
 
-def test_a_journal_with_another_kind_of_value_is_damaged():
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("values", ["x"]),
+        ("distribution", '{"name": "CategoricalDistribution", "attributes": {"choices": ["x.py:f"]}}'),
+        ("distribution", '{"name": "os.system", "attributes": {}}'),
+    ],
+)
+def test_a_journal_with_another_kind_of_value_is_damaged(key, value):
     finish(tuned(trials=1))
     journal = Path("tuned/kd.jsonl")
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    changed = [{**line, "values": ["x"]} if line.get("values") else line for line in lines]
+    changed = [{**line, key: value, "param_value_internal": 0} if line.get(key) else line for line in lines]
     journal.write_text("".join(f"{json.dumps(line)}\n" for line in changed))
     with pytest.raises(LimbeckError, match="is damaged"):
         tuned()

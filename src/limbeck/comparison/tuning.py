@@ -111,7 +111,8 @@ class Tuning:
         experiment.data = replace(data, test=data.validation)  # no network can read the test split any more
         experiment.workspace = replace(experiment.workspace, data=experiment.data)
         self.figure = TASKS[data.task].headline
-        self._own, self._space = space(recipe, search, temperature=data.task not in NUMBERS)
+        self._own, ranges = space(recipe, search, temperature=data.task not in NUMBERS)
+        self._space = {key: FloatDistribution(low, high, log=low > 0) for key, (low, high) in ranges.items()}
         self._open(folder / f"{self._method}.jsonl")
 
     @property
@@ -189,8 +190,9 @@ class Tuning:
         return Job(self._method, self._seed, number)
 
     def _tried(self, one: FrozenTrial) -> Tried:
-        options = {key: float(one.params[key]) for key in self._space}
-        return Tried(one.number, options, None if one.value is None else self.figure.score(float(one.value)))
+        if one.distributions != self._space:
+            raise ValueError(f"trial {one.number} has other ranges")
+        return Tried(one.number, one.params, None if one.value is None else self.figure.score(float(one.value)))
 
     def _counted(self) -> list[FrozenTrial]:
         """The trials that are finished or run, without those that were stopped."""
@@ -213,8 +215,7 @@ class Tuning:
             self._study.sampler = optuna.samplers.TPESampler(seed=(self._seed + len(counted)) % 2**32)
             if all(one.params != self._own for one in counted):
                 self._study.enqueue_trial(dict(self._own))
-            ranges = {key: FloatDistribution(low, high, log=low > 0) for key, (low, high) in self._space.items()}
-            trial = self._study.ask(dict(ranges))
+            trial = self._study.ask(dict(self._space))
             lock = self._lock(f"{self._method}-trial{trial.number}")
             lock.acquire()
             return trial, lock
@@ -234,7 +235,7 @@ class Tuning:
 
     def _open(self, file: Path) -> None:
         """Open the study in a journal. The file is data: lines of JSON."""
-        ranges = {key: list(limits) for key, limits in self._space.items()}
+        ranges = {key: [one.low, one.high] for key, one in self._space.items()}
         settings = {"options": dict(self._own), "ranges": ranges, "seed": self._seed}
         with self._lock(f"{self._method}-study"):
             if file.is_symlink():
