@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +76,7 @@ class Bench:
         """A new student of an arm, and its stages."""
         torch.manual_seed(0)
         networks = {"student": build("resnet8", classes=10, shape=(3, 32, 32)), "teacher": self.teacher}
-        made = fill(METHODS, block, kind="method")
-        method: Method = lambda setup: call(METHODS, made, setup)  # noqa: E731
+        method: Method = partial(call, METHODS, fill(METHODS, block, kind="method"))
         return plan(method, networks, self.data, self.training), networks
 
     def together(self) -> tuple[float, list[dict[str, Tensor]]]:

@@ -17,6 +17,8 @@ from limbeck.recipe.bundled import bundled
 from limbeck.recipe.read import read
 found = bundled("digits_kd")
 assert str(found).startswith(sys.argv[1]), found
+from limbeck.report.page import HERE
+assert {"page.html", "page.css"} <= {file.name for file in HERE.iterdir()}
 assert catalogue.recorded()["kd"], "the counts of recorded values are not there"
 print("the wheel has limbeck", limbeck.__version__, "and the recipe", read(found).name)
 """

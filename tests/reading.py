@@ -67,12 +67,13 @@ JOBS = {
             "errors.py": "the error for what a user can fix",
         },
     ),
-    # There is no report yet.
-    "a report": Job(
+    "a section of the report": Job(
         400,
         {
-            "experiment/results.py": "everything that a run came to, typed",
-            "experiment/epochlog.py": "the log of epochs",
+            "report/arms.py": "an example without figures",
+            "report/calibration.py": "an example with figures",
+            "report/parts.py": "what a section consists of",
+            "report/drawing.py": "draws a panel",
         },
     ),
     "several processes": Job(

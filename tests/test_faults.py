@@ -256,7 +256,7 @@ def test_test_images_that_are_in_the_training_split_are_refused_with_their_names
     Path("pictures/test/dog/5.png").write_bytes(Path("pictures/train/cat/2.png").read_bytes())
     message = refused(FOLDER, "data.validation=0")
     assert "1 of 16 test images (6.25%) is identical to images of other splits" in message
-    assert "test/dog/5.png and train/cat/2.png" in message
+    assert "test/dog/5.png (test) and train/cat/2.png (train)" in message
     assert "--allow overlap" in message
 
 

@@ -18,11 +18,11 @@ from limbeck.comparison.sweep import Sweep
 from limbeck.core import LimbeckError
 from limbeck.data import Augment, Data
 from limbeck.errors import nearest
-from limbeck.experiment.events import Event, Track, Trained
+from limbeck.experiment.events import Event, Track, Trained, unwatched
 from limbeck.experiment.given import MakeStudent
 from limbeck.experiment.in_memory import Keep
 from limbeck.experiment.results import RunResult
-from limbeck.experiment.run import UNWATCHED, Experiment
+from limbeck.experiment.run import Experiment
 from limbeck.models.inputs import Input
 from limbeck.options import Block
 from limbeck.recipe.blocks import Refusal
@@ -237,7 +237,7 @@ def _follow(
                 yield event
 
     if progress is False or (progress is None and not _watched()):
-        for _ in start(UNWATCHED):
+        for _ in start(unwatched):
             pass
         return
     from limbeck.cli.progress import watch  # what shows progress takes a while to import

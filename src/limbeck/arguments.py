@@ -261,6 +261,11 @@ def _train_block(
 
 def _with_task(data: Data, options: Mapping[str, Any]) -> tuple[TaskBlock, Data]:
     """The options of the task as a block of a recipe, and the data with them."""
+    if not isinstance(options, Mapping):
+        raise LimbeckError(
+            f"task is {options!r}; allowed is a dict with hard_loss, eyes or metric. The task itself belongs to the "
+            "data: limbeck.arrays(..., task=...)"
+        )
     own = {key: value for key, value in options.items() if key in ("hard_loss", "metric") and callable(value)}
     block = _checked("task", TaskBlock, {key: value for key, value in options.items() if key not in own})
     for problem in task_problems(block):

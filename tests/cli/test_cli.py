@@ -85,7 +85,7 @@ def same_weights(one, other):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ("demo", "plan", "run", "runs", "methods", "models", "taps", "doctor", "--version")),
+        ([], ("demo", "plan", "run", "report", "runs", "methods", "models", "taps", "doctor", "--version")),
         (["demo"], ("--out", "runs/demo")),
         (
             ["run"],
@@ -215,6 +215,8 @@ def test_the_demo_shows_teacher_alone_and_student():
     shown = limbeck_does("demo")
     assert "demo: 64 training" in shown
     assert "written: runs/demo/result.json and runs/demo/student.safetensors" in shown
+    assert shown.endswith("written: runs/demo/report.html\n")
+    assert Path("runs/demo/report.html").is_file()
     assert result_of("runs/demo").name == "demo"
 
 

@@ -46,6 +46,7 @@ def test_it_prints_a_row_for_each_arm_and_a_sentence_for_each_method():
     assert "fitnets: no evidence that it helps or hurts (compared with alone@2x, n = 2" in shown
     assert "with 2 seeds the smallest p of an exact test is 0.5, so there can be no verdict" in shown
     assert "written: runs/tiny-compared/comparison.json" in shown
+    assert shown.endswith("written: runs/tiny-compared/report.html\n")
     assert read(Path("runs/tiny-compared")).seeds == (0, 1)
 
 
@@ -73,3 +74,14 @@ def test_two_processes_share_a_comparison():
     alone = read(Path("one"))
     assert [one.test for one in shared.runs] == [one.test for one in alone.runs]
     assert [arm.alone for arm in shared.arms] == [arm.alone for arm in alone.arms]
+
+
+def test_a_recipe_that_only_lists_methods_is_planned_and_compared():
+    Path("recipe.yaml").write_text(RECIPE.replace("method: kd", "methods: [kd, fitnets]"))
+    planned = CliRunner().invoke(app, ["plan", "recipe.yaml"])
+    assert planned.exit_code == 0, planned.output
+    assert "fitnets" in planned.output
+    assert "written: runs/tiny-smoke-compared/comparison.json" in compare("--smoke")
+    refused = CliRunner().invoke(app, ["run", "recipe.yaml"])
+    assert refused.exit_code == 2
+    assert "use limbeck compare" in refused.output

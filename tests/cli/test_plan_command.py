@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import numpy
@@ -77,6 +78,21 @@ def test_the_tables_fit_80_columns_and_name_networks_stages_terms_and_checks():
     assert shown.startswith("tiny: inputs of 1 x 8 x 8, targets of 10 classes; on cpu in 32 bits")
     assert "found: the input of the classifier" in " ".join(shown.split())
     assert "estimated time of all training steps" in shown
+
+
+def test_checks_with_the_same_verdict_are_one_row():
+    (row,) = re.findall(r"skipped (.*?no trained teacher.*?)\n(?:ok|warning|skipped)", planned(), re.DOTALL)
+    told = set(re.findall("[a-z_]+", row))
+    assert told >= {"not_finite", "probabilities", "random", "input", "permuted", "chance"}
+
+
+def test_one_number_is_told_in_the_singular(tmp_path_factory):
+    table = tmp_path_factory.mktemp("table") / "days.csv"
+    table.write_text("x,y\n" + "".join(f"{row},{row % 7}\n" for row in range(40)))
+    shown = planned(
+        f"data={{source: table, path: {table}, features: true, task: regression, targets: [y]}}", "method=kd"
+    )
+    assert "targets of 1 number;" in " ".join(shown.split())
 
 
 def test_the_json_holds_the_same_figures_that_the_run_has():

@@ -32,7 +32,7 @@ LISTINGS = {
     "taps mlp --set hidden=[8] --shape 1,8,8": "| head ",
     "doctor": "| python ",
     "run --help": "Usage:",
-    "run recipe.yaml --smoke": "mean +- deviation",
+    "run recipe.yaml --set seeds=[0,1]": "mean +- deviation",
 }
 """Commands, and what each shows among other things."""
 

@@ -1,11 +1,14 @@
 """`limbeck.compare`: own modules and arrays."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import limbeck
+from limbeck.arguments import called
 from limbeck.core import LimbeckError
 
 
@@ -94,3 +97,10 @@ def test_the_random_generators_are_those_from_before(data, teacher):
 def test_wrong_arguments_are_told_before_training(data, teacher, options, message):
     with pytest.raises(LimbeckError, match=message):
         compare(teacher, network(4), data, **options)
+
+
+def test_the_defaults_are_those_of_distill():
+    distill, shared = (inspect.signature(one).parameters for one in (limbeck.distill, called))
+    common = distill.keys() & shared.keys() - {"seeds"}
+    assert {"epochs", "optimizer", "precision", "baseline"} <= common
+    assert {name: distill[name].default for name in common} == {name: shared[name].default for name in common}

@@ -71,7 +71,7 @@ def networks(*arms, hidden=5, shape=(1, 6, 6)):
     return {arm: build("mlp", classes=3, shape=shape, hidden=(hidden,)) for arm in arms}
 
 
-def analysed(given, its_data, outputs=(), macs=0):
+def analysed(given, its_data, outputs=(), macs=1):
     return analyse(given, {}, dict(outputs), its_data, CPU, seed=0, macs=macs)
 
 
@@ -325,7 +325,7 @@ def test_so_many_test_samples_are_read_and_they_are_spread_evenly(monkeypatch):
 
 def test_large_networks_are_tried_on_fewer_corrupted_samples(monkeypatch):
     monkeypatch.setattr(learned_module, "LEAST", 4)
-    for macs, samples in ((10**8, 30), (12 * 10**10 // 15 // 6, 6), (10**12, 4)):
+    for macs, samples in ((10**8, 30), (12 * 10**10 // 15 // 6, 6), (0, 4), (10**12, 4)):
         found, _ = analysed(networks("alone"), data(), macs=macs)
         assert (found.feature_samples, found.corruption_samples) == (30, samples)
     one, its_data = of(found)["alone"], data()

@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 from limbeck.comparison import results
 from limbeck.comparison.sweep import Sweep
 from limbeck.core import LimbeckError
+from limbeck.experiment.arms import longer
 from limbeck.experiment.events import Finished, Started, Trained
+from limbeck.experiment.listing import list_runs
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.read import RecipeError, read
+from limbeck.train.loop import Diverged
 
 RECIPE = """\
 name: tiny
@@ -59,6 +62,10 @@ def untimed(result):
 
 def weights(folder, arm, seed):
     return load_file(Path(folder) / f"{arm}-seed{seed}" / arm / f"seed{seed}" / "student.safetensors")
+
+
+def results_of(folder):
+    return json.loads((folder / "result.json").read_text())["test"]["accuracy"]
 
 
 def predicted(folder, arm, seed):
@@ -117,8 +124,17 @@ def test_a_method_of_two_stages_is_compared_with_a_student_alone_of_as_many_epoc
         "alone@2x": 4,
     }
     assert [arms[name].alone.arm for name in METHODS] == ["alone", "alone@2x", "alone"]
-    assert [arms[name].kd and arms[name].kd.arm for name in METHODS] == [None, "kd", "kd"]
     assert arms["kd"].options["temperature"] == 3
+    # fitnets has more epochs than kd
+    assert [arms[name].kd and arms[name].kd.arm for name in METHODS] == [None, None, "kd"]
+
+
+def test_the_teachers_of_all_seeds_count(whole):
+    result, folder = whole
+    found = [results_of(folder / f"teacher-seed{seed}" / "teacher" / f"seed{seed}") for seed in (0, 1)]
+    assert result.teachers.n == 2
+    assert result.teachers.mean == pytest.approx(sum(found) / 2)
+    assert result.teacher.test.accuracy == found[0]
 
 
 def test_the_differences_are_those_of_the_figures(whole):
@@ -139,6 +155,10 @@ def test_the_differences_are_those_of_the_figures(whole):
         first, second = ([(row == labels) for row in arms] for arms in rows)
         only = sum(int((a & ~b).sum()) for a, b in zip(first, second, strict=True))
         assert arm.alone.mcnemar.only_method == only
+
+
+def test_a_finished_student_has_no_checkpoint(whole):
+    assert not list(whole[1].rglob("last.pt"))
 
 
 def test_what_is_written_is_read_again(whole):
@@ -205,12 +225,61 @@ def test_a_seed_that_another_process_trains_is_left_to_it():
         one.conclude()
 
 
+def test_two_processes_that_start_at_once_agree_on_the_recipe():
+    """Each has decided what `auto` stands for before one of them writes it."""
+    one, other = sweep("seeds=[0]", methods=("kd",)), sweep("seeds=[0]", "precision=bf16", methods=("kd",))
+    next(one.run())
+    with pytest.raises(LimbeckError, match=r"(?s)comparison of another recipe.*precision: bf16"):
+        next(other.run())
+
+
+def test_a_resumed_comparison_has_the_same_result_where_the_precision_is_decided():
+    first, again = (finish(sweep("seeds=[0]", "precision=auto", methods=("kd",)))[1] for _ in range(2))
+    assert untimed(first) == untimed(again)
+
+
+def test_a_student_that_diverges_stops_no_other(monkeypatch):
+    monkeypatch.setattr("limbeck.experiment.preflight.first_step", lambda *args, **options: [])
+    monkeypatch.setattr("limbeck.experiment.preflight.meaningless", lambda *args: [])
+    monkeypatch.setattr("limbeck.experiment.preflight.first_batch", lambda *args: [])
+    one = sweep("method.soft=1.0e+300", methods=("kd", "srrl"))
+    events = list(one.run())
+    assert {str(event.job) for event in events if isinstance(event, Finished)} == {
+        f"{arm}/seed{seed}" for arm in ("teacher", "alone", "srrl") for seed in (0, 1)
+    }
+    with pytest.raises(Diverged, match=r"kd/seed0: stage 'kd', epoch 1"):
+        one.conclude()
+
+
+def test_every_number_of_epochs_has_a_student_alone_of_its_own():
+    one = recipe("train.epochs=240", methods=("kd",))
+    blocks = tuple({"name": name} for name in ("a", "b", "c"))
+    found = longer(one.model_copy(update={"methods": blocks}), {"a": 280, "b": 281, "c": 480})
+    assert list(found.values()) == [280, 281, 480]
+    assert "alone@2x" in found
+
+
+def test_a_student_that_another_process_finishes_meanwhile_is_found():
+    one, other, name = sweep("seeds=[0]", methods=("kd",)), sweep("seeds=[0]", methods=("kd",)), "kd/seed0"
+    for event in one.run():
+        if isinstance(event, Trained) and str(event.job) == name and event.epoch.number == 1:
+            other.experiment.folder.refresh()
+            assert other.experiment.folder.result(name) is None
+    assert other.experiment.folder.result(name) == one.experiment.folder.result(name)
+
+
 def test_a_method_that_the_networks_cannot_have_is_left_out_and_said():
     one = sweep("seeds=[0]", methods=("fsp", "kd"))
     assert one.experiment.arms == ("alone", "kd")
     assert any(note.startswith("fsp is left out: fsp compares maps") for note in one.experiment.notes)
     with pytest.raises(LimbeckError, match="fsp: fsp compares maps"):
         sweep("seeds=[0]", methods=("fsp",), folder="other")
+
+
+def test_a_wrong_option_of_a_method_is_no_reason_to_leave_it_out():
+    Path("recipe.yaml").write_text(RECIPE + "methods: [kd, {name: fitnets, guided_layer: layer9}]\n")
+    with pytest.raises(LimbeckError, match=r"fitnets: .*has no layer 'layer9'"):
+        Sweep(read(Path("recipe.yaml")), Path("both"))
 
 
 @pytest.mark.parametrize(
@@ -243,6 +312,12 @@ def test_a_folder_of_something_else_is_refused():
     finish(sweep("seeds=[0]", methods=("kd",)))
     with pytest.raises(LimbeckError, match=r"(?s)comparison of another recipe.*epochs: 3"):
         sweep("train.epochs=3")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(LimbeckError, match="holds a comparison, not a run"):
+            Experiment(recipe(methods=()), Path("both"), **options)
+    Path("runs").mkdir()
+    Path("both").rename("runs/both")
+    assert list_runs(Path("runs")) == []
 
 
 def test_options_are_those_of_the_recipe():
@@ -263,11 +338,3 @@ def test_options_are_those_of_the_recipe():
 def test_wrong_methods_are_told_before_anything_is_read(methods, message):
     with pytest.raises(RecipeError, match=message):
         recipe(methods=methods)
-
-
-def test_the_log_of_a_student_has_its_own_times(whole):
-    """Not those of the students that are trained between its batches."""
-    for arm in ("alone", "kd"):
-        lines = [json.loads(line) for line in (whole[1] / f"{arm}-seed0" / "metrics.jsonl").read_text().splitlines()]
-        assert [line["epoch"] for line in lines] == [1, 2]
-        assert all(line["seconds"] > 0 for line in lines)

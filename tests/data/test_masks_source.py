@@ -95,11 +95,14 @@ def two_bits():
         ({"masks/00.png": picture(0, (6, 8))}, "masks/00.png in .*it has 8 x 6 pixels, but its image has 6 x 8"),
         ({"masks/00.png": picture(0, (8, 6), "RGB")}, "its pixels are RGB; allowed are 8-bit grey"),
         ({"masks/00.png": Image.new("1", (8, 6))}, "its pixels are 1; allowed are 8-bit grey"),
-        ({"masks/00.png": encoded(picture(0, (8, 6)), "jpeg")}, "cannot be read as a mask: it is no PNG"),
-        ({"masks/00.png": b"no image"}, "masks/00.png in .* cannot be read as a mask"),
+        (
+            {"masks/00.png": encoded(picture(0, (8, 6)), "jpeg")},
+            r"1 \(masks/00.png\) of 4 masks are no PNG: save",
+        ),
+        ({"masks/00.png": encoded(picture(0, (8, 6)), "png")[:20]}, "masks/00.png in .* cannot be read as a mask"),
         ({"masks/00.png": picture(7, (8, 6))}, "has the class index 7; allowed are 0 to 2, and 255"),
-        ({"masks/09.png": picture(1, (8, 6))}, r"images/ lacks 1 \(09\), which the other folder has"),
-        ({"images/09.png": picture(1, (8, 6))}, r"masks/ lacks 1 \(09\), which the other folder has"),
+        ({"masks/09.png": picture(1, (8, 6))}, r"images/ has no file for 1 \(09\) of the names in the other folder"),
+        ({"images/09.png": picture(1, (8, 6))}, r"masks/ has no file for 1 \(09\) of the names in the other folder"),
         ({"images/00.jpg": picture(1, (8, 6))}, r"more than one file in images/ with the name 1 \(00\)"),
     ],
 )

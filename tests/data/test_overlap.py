@@ -37,6 +37,16 @@ def test_a_brighter_and_noisier_copy_is_nearly_identical_and_another_image_is_no
     assert similar(test, {"train": train}) == [Match(4, "train", 7)]
 
 
+@pytest.mark.parametrize(
+    "form", [torch.Tensor.byte, lambda images: images.float() / 255, lambda images: (images.float() - 120) / 60]
+)
+def test_the_same_shapes_in_other_grey_values_are_another_image(form):
+    test, train = images(40, 0), images(40, 1)
+    test[4] = train[7] // 2 + 64
+    test[5] = (0.95 * train[8] + 5).byte()
+    assert similar(split(form(test)), {"train": split(form(train))}) == [Match(5, "train", 8)]
+
+
 def test_images_without_contrast_and_feature_vectors_are_not_compared():
     plain = split(torch.full((4, 1, 8, 8), 7, dtype=torch.uint8))
     assert similar(plain, {"train": plain}) == []

@@ -184,9 +184,9 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, monkeypatch, opti
 @pytest.mark.parametrize("value", ["nan", "inf", "1e39"])
 def test_a_feature_that_is_no_number_is_refused_by_its_row(tmp_path, value):
     path = written(tmp_path / "points.csv", ["x", "label"], [(1, "a"), (value, "b")])
-    with pytest.raises(LimbeckError, match=r"points.csv, row 2: a feature is empty, NaN or infinite"):
+    with pytest.raises(LimbeckError, match=r"points.csv, row 2: the column 'x' is empty, NaN or infinite"):
         load("table", path=path, features=True)
-    with pytest.raises(LimbeckError, match="line 3: could not convert string to float: 'much'"):
+    with pytest.raises(LimbeckError, match="row 2: the column 'x' is 'much'; allowed are numbers"):
         load("table", path=written(path, ["x", "label"], [(1, "a"), ("much", "b")]), features=True)
 
 

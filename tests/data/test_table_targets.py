@@ -121,7 +121,7 @@ def test_a_transform_would_not_move_the_points(tmp_path):
 @pytest.mark.parametrize("bad", ["nan", "inf", ""])
 def test_a_target_that_is_no_number_is_an_error(tmp_path, bad):
     path = written(tmp_path / "days.csv", HEADS, [*ROWS[:3], (1, 2, bad, 0)])
-    with pytest.raises(LimbeckError, match=r"row 4: a target or feature is empty|line 5: could not convert"):
+    with pytest.raises(LimbeckError, match="row 4: the column 'wet' is empty"):
         load("table", path=path, features=True, targets=("wet", "cold"), task="regression")
 
 

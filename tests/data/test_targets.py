@@ -195,3 +195,17 @@ def test_balanced_needs_classes(task):
     targets = GOOD[task][0][:1].expand(8, *GOOD[task][0].shape[1:])
     with pytest.raises(LimbeckError, match="the targets are not classes"):
         Batches(Split(torch.rand(8, 2), targets), batch_size=4, seed=0, mean=(0,), std=(1,), balanced=True)
+
+
+@pytest.mark.parametrize(
+    ("targets", "task", "classes", "message"),
+    [
+        (torch.zeros(20, 3), "multi_label", ("a", "b"), "classes has 2 names, but the targets have 3 labels"),
+        (torch.zeros(20, 3, 2), "landmarks", ("a", "b"), "classes has 2 names, but the targets have 3 points"),
+        (torch.zeros(20, dtype=torch.int64), "multi_label", None, "one_hot converts class indices to labels"),
+        (torch.zeros(20, 6), "landmarks", ("a", "b", "c"), r"targets.reshape\(-1, 3, 2\) converts rows of x0, y0"),
+    ],
+)
+def test_arrays_of_another_shape_are_refused_with_the_way_to_convert_them(targets, task, classes, message):
+    with pytest.raises(LimbeckError, match=message):
+        limbeck.arrays(torch.zeros(20, 1, 8, 8), targets, task=task, classes=classes)

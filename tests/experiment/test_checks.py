@@ -14,12 +14,13 @@ from limbeck.core import LimbeckError
 from limbeck.data import arrays
 from limbeck.data.split import Data, Split
 from limbeck.evaluate import macs
-from limbeck.experiment.checks import check_teacher, refuse_shared, unwrapped
+from limbeck.experiment.checks import check_student, check_teacher, refuse_shared, unwrapped
 from limbeck.experiment.first_step import first_step
 from limbeck.experiment.plan import plan
-from limbeck.experiment.workspace import Training, Workspace
+from limbeck.experiment.workspace import Training, Workspace, example_batch
 from limbeck.methods import METHODS
 from limbeck.models import Ensemble
+from limbeck.models.outputs import install
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.train.engine import make_engine
@@ -541,3 +542,18 @@ def test_what_cannot_be_compiled_is_refused_where_compiling_is_asked_for():
 def test_data_that_is_given_as_arrays_is_tried_too():
     given = arrays(torch.randn(60, 4), torch.arange(60) % 4)
     assert run("kd", {"student": mlp(), "teacher": mlp()}, given) == []
+
+
+@pytest.mark.parametrize(("end", "told"), [(nn.Softmax(1), True), (nn.Sigmoid(), True), (nn.LogSoftmax(1), False)])
+def test_a_student_that_ends_in_a_softmax_is_a_note(end, told):
+    network = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4), end)
+    notes = check_student(network, data())
+    assert [f"the student ends in nn.{type(end).__name__}, but" in note.said for note in notes] == [True] * told
+
+
+def test_a_student_may_end_in_a_softmax_that_is_declared_and_one_of_numbers_in_a_sigmoid():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Softmax(1))
+    install("student", network, example_batch(data()), 4, output="probabilities")
+    assert check_student(network, data()) == []
+    numbers = arrays(torch.rand(20, 4), torch.rand(20, 4), task="regression")
+    assert check_student(nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()), numbers) == []

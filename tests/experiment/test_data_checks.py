@@ -1,5 +1,7 @@
 """Checks of the data: images in two splits, classes without samples, the range of the inputs."""
 
+from dataclasses import replace
+
 import numpy
 import pytest
 import torch
@@ -39,7 +41,7 @@ def test_a_shared_image_is_a_note_below_1_percent_and_a_refusal_from_then_on():
     for one in (large, small):
         one.test.inputs[3] = one.train.inputs[5]
     (note,) = check_splits(large)
-    told = "images of other splits: test/3.png and train/5.png"
+    told = "images of other splits: test/3.png (test) and train/5.png (train)"
     assert note.said == f"1 of 101 test images (0.99%) is identical to {told}"
     with pytest.raises(LimbeckError, match=r"1 of 100 test images \(1.00%\) is identical .*--allow overlap"):
         check_splits(small)
@@ -50,16 +52,34 @@ def test_a_shared_image_is_a_note_below_1_percent_and_a_refusal_from_then_on():
 
 def test_a_copy_with_another_brightness_counts_too():
     one = data(50)
-    one.test.inputs[3] = one.train.inputs[5] // 2 + 40
-    with pytest.raises(LimbeckError, match=r"1 of 50 test images .* is nearly identical to .*test/3\.png"):
-        check_splits(one)
+    one.test.inputs[3] = (0.9 * one.train.inputs[5] + 12).byte()
+    with pytest.raises(LimbeckError, match=r"is nearly identical to .*test/3\.png .*pair \(the test split is 20 %\)"):
+        check_splits(replace(one, origins={"test": "20 %"}))
+
+
+POINTS = [(0.5, 0.9), (1.4, -1.0)], [(0.1, 0.2), (7.0, 0.3)]
+
+
+@pytest.mark.parametrize("unit", [1, 8])
+def test_points_far_outside_the_image_are_a_note_with_the_first_file_in_pixels_and_in_shares(unit):
+    one, points = data(50), torch.tensor(POINTS) * unit
+    splits = {name: replace(getattr(one, name), targets=points[[0] * 20]) for name in ("train", "validation")}
+    few = {name: part.select(torch.arange(20)) for name, part in splits.items()}
+    test = replace(one.test.select(torch.arange(3)), targets=points[[0, 1, 1]])
+    found = check_splits(replace(one, **few, test=test, task="landmarks", classes=("a", "b")))
+    assert [note.said for note in found if not note.skipped] == [
+        "test: 2 points are far outside the image, first in test/1.png"
+    ]
 
 
 def test_a_training_image_in_the_validation_split_is_a_note():
     one = data(50)
     one.validation.inputs[2] = one.train.inputs[0]
     (note,) = check_splits(one)
-    assert "1 of 20 validation images (5.00%) is identical to training images: validation/2.png and" in note.said
+    assert (
+        "1 of 20 validation images (5.00%) is identical to training images: validation/2.png (validation) and"
+        in note.said
+    )
 
 
 def test_classes_without_a_sample_are_named_for_every_split_that_could_have_them():

@@ -762,6 +762,20 @@ def test_checkpoints_take_no_more_than_their_share_of_the_time(tmp_path, clock):
     assert checkpoint.load(tmp_path / "checkpoint" / "last.pt")["train"] == {"epoch": 2}
 
 
+def test_students_that_are_trained_at_the_same_time_share_the_time_for_checkpoints(tmp_path, clock):
+    folder, written = opened(tmp_path), []
+
+    def state():
+        clock.now += 2.0
+        written.append(clock.now)
+        return {}
+
+    for wait in (0, 3 * 2.0 / CHECKPOINT_SHARE - 0.001, 0.001):
+        clock.now += wait
+        folder.save("kd/seed0", state, beside=2)
+    assert len(written) == 2
+
+
 def test_a_checkpoint_that_costs_nothing_is_written_every_time(tmp_path, clock):
     folder, written = opened(tmp_path), []
     for epoch in range(3):

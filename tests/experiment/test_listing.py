@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from limbeck.cli import app
 from limbeck.core import LimbeckError
 from limbeck.experiment import listing
 from limbeck.experiment.events import Trained
-from limbeck.experiment.listing import list_runs
+from limbeck.experiment.listing import ListedRun, list_runs
 from limbeck.experiment.results import plain, read
 from limbeck.experiment.run import Experiment
 from limbeck.files.atomic import write_sealed
@@ -176,3 +177,13 @@ def test_the_command_prints_a_table_or_json(runs):
     found = json.loads(CliRunner().invoke(app, ["runs", "runs", "--json"]).output)
     assert [(run["folder"], run["seeds"]) for run in found] == [("runs/whole", [0, 3]), ("runs/part", [0, 3])]
     assert CliRunner().invoke(app, ["runs", "none"]).exit_code == 2
+
+
+def test_the_table_names_the_figure_of_each_run_and_says_where_lower_is_better(runs, monkeypatch):
+    points = ListedRun("faces", "finished", "2026-01-01T00:00:00", task="landmarks", student=0.0712)
+    found = [*list_runs(runs), points, replace(points, folder="none", task=None, student=None)]
+    monkeypatch.setattr(listing, "list_runs", lambda folder: found)
+    lines = {line.split()[0]: line for line in CliRunner().invoke(app, ["runs"]).output.splitlines() if line.split()}
+    assert "accuracy % " in lines["whole"]
+    assert "NME %, lower is better" in lines["faces"]
+    assert not any(word in lines[name] for name in ("part", "none") for word in ("accuracy", "better"))

@@ -331,8 +331,8 @@ def test_a_label_that_is_no_class_is_refused(label):
     with pytest.raises(LimbeckError) as caught:
         label_indices([0, label], ("none", "one", "two"))
     assert str(caught.value) == f"there is no class {label!r}: allowed are 0 to 2, or none, one, two"
-    with pytest.raises(LimbeckError, match=r"^there is no point "):
-        label_indices([label], ("none", "one", "two"), kind="point")
+    with pytest.raises(LimbeckError, match=r"^task.eyes: there is no point "):
+        label_indices([label], ("none", "one", "two"), what="task.eyes: there is no point")
 
 
 # --- distill

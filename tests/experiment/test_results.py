@@ -69,6 +69,20 @@ def run(student=None):
     )
 
 
+def test_a_run_prints_as_one_line_for_each_arm():
+    one = run()
+    assert str(one).splitlines() == [
+        "tiny: test accuracy",
+        "teacher: 90.00 %, n = 1, 9 parameters",
+        "alone: 70.00 %, n = 1, 9 parameters",
+        "kd: 75.00 %, n = 1, 9 parameters",
+    ]
+    summary = one.summary | {"kd": replace(one.summary["kd"], headline=Spread(0.07, 0.01, 2))}
+    lines = str(replace(one, summary=summary, task="landmarks")).splitlines()
+    assert (lines[0], lines[3]) == ("tiny: test NME, lower is better", "kd: 7.00 ± 1.00 %, n = 2, 9 parameters")
+    assert repr(one).startswith("RunResult(schema=")
+
+
 # --- the schema
 
 

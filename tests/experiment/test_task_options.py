@@ -165,7 +165,7 @@ DIGITS = ("data={source: digits, limit: 60}",)
     [
         (["task={eyes: [0, 2]}"], "there is no point 2: allowed are 0 to 1, or x, u"),
         (["task={eyes: [1, 1]}"], "allowed are two different indices"),
-        (["task={eyes: [x, eye]}"], "there is no point 'eye': allowed are 0 to 1, or x, u"),
+        (["task={eyes: [x, eye]}"], "task.eyes: there is no point 'eye': allowed are 0 to 1, or x, u"),
         (["task={hard_loss: mine.py:l2}"], "has no function 'l2': did you mean 'l1'"),
         (["task={hard_loss: mine.py:rows}"], "'hard' returns a tensor of shape .*: a loss must be a scalar"),
         (["task={hard_loss: mine.py:fails}"], "term 'hard' cannot read .*: IndexError: no such point"),
@@ -173,7 +173,7 @@ DIGITS = ("data={source: digits, limit: 60}",)
         (["task={metric: mine.py:text}"], "the metric text failed: TypeError"),
         (["task={metric: mine.py:changes}"], "the metric changes changes its arguments"),
         ([*DIGITS, "task={eyes: [0, 1]}"], "task.eyes is for landmarks; the task of the data is classification"),
-        ([*DIGITS, "task={hard_loss: wing}"], "hard_loss: wing is for regression and landmarks; .* classification"),
+        ([*DIGITS, "task={hard_loss: wing}"], "hard_loss: wing is for regression and landmarks .* classification"),
         (["data.targets=[x, y, x2, y2]"], "has no column 'x2'"),
     ],
 )

@@ -82,7 +82,8 @@ def test_landmarks(run_recipe):
     result = run_recipe(blocks("landmarks", "yaml")[0], *teacher("landmarks"), "train.augment.cutout=4")
     assert result.task == "landmarks"
     points = torch.rand(60, 3, 2)
-    result = call("landmarks", linear(64, 6), images=torch.rand(60, 1, 8, 8), points=points)
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 6)) for width in (16, 8)]
+    result = call("landmarks", networks, images=torch.rand(60, 1, 8, 8), points=points)
     assert result.student.test.samples == 12
 
 

@@ -1,5 +1,6 @@
 """What is refused before training, for each task."""
 
+import re
 from functools import cache
 
 import pytest
@@ -13,7 +14,7 @@ from limbeck.data import bounds
 from limbeck.experiment.arms import check_task
 from limbeck.experiment.checks import check_teacher, check_trained
 from limbeck.models import Ensemble
-from limbeck.recipe.blocks import CacheBlock, EvaluateBlock, Recipe, TeacherBlock, TrainBlock
+from limbeck.recipe.blocks import CacheBlock, EvaluateBlock, Recipe, TaskBlock, TeacherBlock, TrainBlock
 from limbeck.tasks import TASKS, task_of
 from limbeck.train.engine import make_engine
 
@@ -235,6 +236,33 @@ def test_a_temperature_that_is_chosen_is_refused_for_numbers(option, several):
         ):
             checked(task, **option)
     checked("multi_label", **option)
+
+
+def test_everything_that_does_not_fit_the_task_is_told_together():
+    recipe = Recipe.model_construct(
+        method={"name": "dkd"},
+        train=TrainBlock(epochs=1, mixup=0.2),
+        teacher=None,
+        cache=CacheBlock(use=True, top_k=2),
+        task=TaskBlock(eyes=(0, 1), hard_loss="wing"),
+    )
+    with pytest.raises(LimbeckError) as caught:
+        check_task(recipe, "segmentation")
+    keys = [re.split(r": | is for ", line)[0] for line in str(caught.value).splitlines()]
+    assert keys == ["method", "task.eyes", "task.hard_loss", "cache.top_k", "train.mixup"]
+
+
+def test_a_run_notes_a_student_that_ends_in_a_sigmoid():
+    given = data("multi_label")
+    student = nn.Sequential(network(given, 2), nn.Sigmoid())
+    _, result = limbeck.distill(teacher("multi_label"), student, given, method="kd", epochs=1, allow=["chance"])
+    assert any(note.startswith("the student ends in nn.Sigmoid") for note in result.notes)
+
+
+def test_a_task_that_is_a_name_belongs_to_the_data():
+    given = data("regression")
+    with pytest.raises(LimbeckError, match=r"^task is 'regression'; allowed is a dict .* limbeck.arrays\("):
+        limbeck.distill(teacher("regression"), network(given, 2), given, method="kd", epochs=1, task="regression")
 
 
 def test_a_function_with_the_name_of_a_method_has_no_temperature():

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli import cache, compare, doctor, methods, models, plan, run, runs, tune
+from limbeck.cli import cache, compare, doctor, methods, models, plan, report, run, runs, tune
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": run.demo,
@@ -14,6 +14,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "run": run.run,
     "compare": compare.compare,
     "tune": tune.tune,
+    "report": report.report,
     "runs": runs.runs,
     "methods": methods.methods,
     "models": models.models,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from limbeck.cli.recipe_options import Allow, Asked, DataRoot, Out, RecipeFile, Set, TrustCode, say_code
+from limbeck.cli.report import write_page
 from limbeck.cli.reporting import reporting
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def compare(
     asked = Asked(recipe, override, None, out, data_root, allow, trust_code, smoke, methods=listed)
     again = asked.again("compare")
     again += (f" --methods {shlex.quote(methods)}" if methods else "") + (f" --seeds {seeds}" if seeds else "")
+    again += f" --adjust {adjust}" if adjust != "holm" else ""
     if jobs > 1:  # before torch is imported; the other processes inherit it, so that all compute the same bits
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     with reporting(again):
@@ -61,10 +63,10 @@ def compare(
         checked = asked.checked(*more)
         folder = out or Path("runs") / f"{checked.name}-compared"
         others = partial(processes, jobs - 1, [sys.executable, "-m", *shlex.split(again)], folder)
-        _compare(checked, folder, adjust, others, trust_code=trust_code)
+        _compare(checked, folder, adjust, jobs, others, trust_code=trust_code)
 
 
-def _compare(recipe: "Recipe", folder: Path, adjust: str, others: Others, *, trust_code: bool) -> None:
+def _compare(recipe: "Recipe", folder: Path, adjust: str, jobs: int, others: Others, *, trust_code: bool) -> None:
     from limbeck.cli.terminal import console, loading
     from limbeck.errors import LimbeckError
 
@@ -73,6 +75,7 @@ def _compare(recipe: "Recipe", folder: Path, adjust: str, others: Others, *, tru
         from limbeck.cli.progress import reading, show_sweep
         from limbeck.comparison.results import COMPARISON
         from limbeck.comparison.sweep import Sweep
+        from limbeck.experiment.runfiles import LOCKS
         from limbeck.train.allocator import keep_memory
         from limbeck.train.threads import threads_for
 
@@ -86,20 +89,28 @@ def _compare(recipe: "Recipe", folder: Path, adjust: str, others: Others, *, tru
             show_sweep(sweep, screen)
             wait()
         missing = sweep.missing
-        if missing:
+        if missing and jobs > 1 and not sweep.diverged:  # one of the others was stopped
+            show_sweep(sweep, screen)
+            missing = sweep.missing
+        if missing and not sweep.diverged:
+            told = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
             raise LimbeckError(
                 f"{len(missing)} of {len(sweep.jobs)} students are not finished, because another process trains them "
-                f"or was stopped: {', '.join(map(str, missing[:5]))}. Start the command again when it has ended"
+                f"or was stopped: {told}. Start the command again when it has ended. The output of processes that "
+                f"--jobs starts is in {folder / LOCKS}"
             )
         found = sweep.conclude("fdr" if adjust == "fdr" else "holm")
     screen.print(comparison_table(found))
     for line in evidence(found):
         screen.print(line, highlight=False, soft_wrap=True)
     screen.print(f"written: {folder / COMPARISON}", highlight=False, soft_wrap=True)
+    write_page(folder, data=sweep.experiment.data)
 
 
 def _log(folder: Path, number: int) -> BinaryIO:
-    place = folder / "locks" / f"process{number}.log"
+    from limbeck.experiment.runfiles import LOCKS
+
+    place = folder / LOCKS / f"process{number}.log"
     place.parent.mkdir(parents=True, exist_ok=True)
     return place.open("wb")
 

@@ -17,7 +17,7 @@ def comparison_table(result: ComparisonResult) -> Table:
     figure = TASKS[result.task].headline
     seeds = len(result.seeds)
     table = Table(
-        title=f"{result.name}: test split, {seeds} seed{'s' if seeds > 1 else ''}, mean ± deviation",
+        title=f"{result.name}: test split, {seeds} seed{'s, mean ± deviation' if seeds > 1 else ''}",
         box=box.SIMPLE_HEAD,
         padding=0,
         show_edge=False,
@@ -26,9 +26,8 @@ def comparison_table(result: ComparisonResult) -> Table:
     unit = " %" * figure.percent
     for heading in ("epochs", f"{figure.label}{unit}", "better than alone\n[95 % interval]", "p adjusted", "verdict"):
         table.add_column(heading, justify="right", overflow="fold")
-    if result.teacher is not None:
-        value = figure.number(getattr(result.teacher.test, figure.key))
-        table.add_row("teacher", "", value, "", "", "")
+    if result.teachers is not None:
+        table.add_row("teacher", "", spread_text(result.teachers, figure), "", "", "")
     for arm in result.arms:
         table.add_row(arm.arm, str(arm.epochs), spread_text(arm.headline, figure), *_versus(arm.alone, figure))
     return table
@@ -59,8 +58,8 @@ def evidence(result: ComparisonResult) -> Iterator[str]:
     smallest = max((versus.judged.smallest_p for _, versus in compared), default=0.0)
     if smallest > LEVEL:
         yield (
-            f"with {len(result.seeds)} seeds the smallest p of an exact test is {smallest:.3g}, so there can be no "
-            "verdict: use at least 6 seeds"
+            f"with {len(result.seeds)} seed{'s' * (len(result.seeds) > 1)} the smallest p of an exact test is "
+            f"{smallest:.3g}, so there can be no verdict: use at least 6 seeds"
         )
     times = [one.latency for one in (result.teacher, *result.arms) if one is not None and one.latency is not None]
     busy = max((latency.others_cores or 0.0 for latency in times), default=0.0)
@@ -74,4 +73,9 @@ def _sentence(arm: ArmResult, versus: Versus, figure: Shown) -> str:
     text = f"{arm.arm}: {said} (compared with {versus.arm}, n = {judged.paired.n}"
     if judged.detectable is not None and judged.verdict == "no evidence":
         text += f"; a difference below {figure.number(judged.detectable)}{points} cannot be seen"
+    if versus.depends_on_samples and versus.samples_interval is not None:
+        low, high = (_signed(end, figure) for end in (versus.samples_interval.low, versus.samples_interval.high))
+        text += (
+            f"; over seeds and test samples the interval is [{low}, {high}]: other test samples may show no difference"
+        )
     return f"{text})"

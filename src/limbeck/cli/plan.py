@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -70,7 +71,8 @@ def _show(found: "Forecast") -> None:
     screen = console()
     shape = " x ".join(map(str, found.shape))
     precision = "bfloat16" if found.precision == "bf16" else "32 bits"
-    classes = f"{found.classes} {UNITS.get(found.task, 'classes')}"
+    units = UNITS.get(found.task, "classes")
+    classes = f"{found.classes} {units if found.classes > 1 else units.removesuffix('s')}"
     screen.print(f"{found.name}: inputs of {shape}, targets of {classes}; on {found.device} in {precision}")
     data = _table("data", "split", "samples", "origin")
     for name, split in found.splits.items():
@@ -80,8 +82,8 @@ def _show(found: "Forecast") -> None:
         macs = "" if network.macs is None else f"{network.macs:,}"
         networks.add_row(name, f"{network.parameters:,}", macs, network.reads)
     verdicts = _table("checks", "verdict", "check", "")
-    for verdict in found.verdicts:
-        verdicts.add_row(verdict.state, verdict.check, verdict.said)
+    for (state, said), same in groupby(found.verdicts, key=lambda verdict: (verdict.state, verdict.said)):
+        verdicts.add_row(state, ", ".join(verdict.check for verdict in same), said)
     for table in (data, networks, *(_arm(name, arm) for name, arm in found.arms.items()), verdicts):
         screen.print()
         screen.print(table)

@@ -304,7 +304,7 @@ def _epoch(event: Trained, losses: str) -> str:
     validation = "" if event.validation is None else f", validation {TASKS[event.task].headline.text(event.validation)}"
     stage = "" if epoch.stage in ("alone", event.job.arm) else f" of {epoch.stage}"
     speed = epoch.images / epoch.seconds
-    return f"epoch {epoch.number}/{epoch.epochs}{stage}, {losses}{validation}, {speed:,.0f} images/s"
+    return f"epoch {epoch.number}/{epoch.epochs}{stage}, {losses}{validation}, {speed:,.0f} samples/s"
 
 
 def _estimated(event: StoreEstimate) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from limbeck.cli.recipe_options import Allow, Asked, DataRoot, Out, RecipeFile, Seed, Set, TrustCode, say_code
+from limbeck.cli.report import write_page
 from limbeck.cli.reporting import reporting
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def demo(
 ) -> None:
     """Run a distillation on handwritten digits, in half a minute.
 
-    Trains a teacher, then for 3 seeds a student without and with the teacher, and prints a table.
+    Trains a teacher, then for 3 seeds a student without and with the teacher, prints a table, and writes a page.
     """
     with reporting(shlex.join(["limbeck", "run", "digits_kd", "--set", "name=demo", "--out", str(out), "--resume"])):
         from limbeck.recipe.bundled import bundled
@@ -27,6 +28,7 @@ def demo(
 
         checked = read(bundled("digits_kd.yaml"), overrides=["name=demo"])
         _run(checked, out, replaces=True)
+        write_page(out)
 
 
 def run(

@@ -21,7 +21,7 @@ def runs(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the runs in a folder, the best student first and smoke tests after them.
+    """List the runs in a folder: by task, the best student first, and smoke tests after them.
 
     Prints the command that makes or resumes each run.
     """
@@ -43,12 +43,13 @@ def _table(found: "list[ListedRun]") -> Table:
     from limbeck.tasks import TASKS
 
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    for heading in ("run", "method", "teacher", "alone", "student", "seeds", "state", "date"):
+    for heading in ("run", "method", "teacher", "alone", "student", "figure", "seeds", "state", "date"):
         table.add_column(heading, overflow="fold")
     for run in found:
         figure = TASKS[run.task or "classification"].headline
         shares = [figure.number(one) if one is not None else "" for one in (run.teacher, run.alone, run.student)]
         date = run.date[:16].replace("T", " ")
         seeds = ", ".join(map(str, run.seeds))
-        table.add_row(Path(run.folder).name, run.method or "", *shares, seeds, run.state, date)
+        told = f"{figure.label}{' %' * figure.percent}{', lower is better' * figure.falls}" * (run.task is not None)
+        table.add_row(Path(run.folder).name, run.method or "", *shares, told, seeds, run.state, date)
     return table

@@ -19,7 +19,7 @@ def result_table(result: RunResult) -> Table:
     """One row a network: quality over the seeds, and cost."""
     seeds = len(result.seeds)
     table = Table(
-        title=f"{result.name}: test split, {seeds} seed{'s' if seeds > 1 else ''}, mean ± deviation",
+        title=f"{result.name}: test split, {seeds} seed{'s, mean ± deviation' if seeds > 1 else ''}",
         box=box.SIMPLE_HEAD,
         padding=0,  # it fits in 80 columns, the width where the output is no terminal
         show_edge=False,

@@ -90,8 +90,8 @@ def analyse(
         data: of classification.
         engine: its device is used; networks run in 32 bits.
         seed: that of the networks.
-        macs: multiply-accumulates of one sample through teacher and one student, 0 if unknown. The more they are, the
-            fewer samples are corrupted.
+        macs: multiply-accumulates of one sample through teacher and one student. The more they are, the fewer samples
+            are corrupted, and `LEAST` if it is 0, which stands for unknown, as of a function that may be slow.
     """
     arms = sorted(networks, key=lambda arm: arm != "teacher")
     known = {arm: outputs.get(arm) or _outputs(arm, networks[arm], data, engine) for arm in arms}
@@ -175,7 +175,8 @@ def _places(data: Data, macs: int) -> tuple[Tensor, Tensor]:
     """The test samples whose features are read, and those that are corrupted; spread evenly."""
     most = min(len(data.test), SAMPLES, max(1, MEMORY // (4 * math.prod(data.shape))))
     conditions = len(CORRUPTIONS) * len(STRENGTHS)
-    few = min(most, max(LEAST, WORK // (conditions * max(1, macs)))) if len(data.shape) == 3 else 0
+    cheap = WORK // (conditions * macs) if macs else 0
+    few = min(most, max(LEAST, cheap)) if len(data.shape) == 3 else 0
     every, some = (torch.arange(count) * len(data.test) // max(1, count) for count in (most, few))
     return every, some
 

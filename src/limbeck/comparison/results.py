@@ -50,6 +50,12 @@ class Versus:
     samples_interval: Interval | None  # bootstrap over seeds and test samples; only for classification
     mcnemar: McNemar | None  # of the predictions of all seeds; only for classification
 
+    @property
+    def depends_on_samples(self) -> bool:
+        """Whether there is a verdict, but the interval over seeds and test samples contains 0."""
+        between = self.samples_interval
+        return self.judged.verdict != "no evidence" and between is not None and between.low <= 0 <= between.high
+
 
 @dataclass(frozen=True)
 class ArmResult:
@@ -61,7 +67,7 @@ class ArmResult:
     headline: Spread
     latency: Latency | None  # of one sample, of the first seed
     alone: Versus | None  # compared with the student alone of as many epochs; None for students alone
-    kd: Versus | None  # compared with kd; None without it
+    kd: Versus | None  # compared with kd; None without it, or if its student learns for another number of epochs
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class ComparisonResult:
     seeds: tuple[int, ...]
     adjusted: Adjust  # how the p-values are adjusted over the methods
     teacher: NetworkResult | None  # of the first seed, with its latency
+    teachers: Spread | None  # the headline of the teachers of all seeds; n is 1 if they share one
     arms: tuple[ArmResult, ...]  # students alone first
     splits: dict[str, str]
     notes: tuple[str, ...]

@@ -29,16 +29,17 @@ from limbeck.errors import LimbeckError
 from limbeck.evaluate import Latency
 from limbeck.experiment.arms import block_of, teacher_of
 from limbeck.experiment.environment import environment
-from limbeck.experiment.events import Event, Job, Track
+from limbeck.experiment.events import Event, Job, Track, unwatched
 from limbeck.experiment.fit import Shared
 from limbeck.experiment.given import Given
 from limbeck.experiment.results import NetworkResult, plain
-from limbeck.experiment.run import UNWATCHED, Experiment
-from limbeck.experiment.runfiles import OUTPUTS
+from limbeck.experiment.run import Experiment
+from limbeck.experiment.runfiles import LOCKS, OUTPUTS
 from limbeck.experiment.trials import Trials
 from limbeck.files.atomic import write_sealed
 from limbeck.recipe.blocks import Recipe
 from limbeck.train.freeze import frozen
+from limbeck.train.loop import Diverged, Pause
 from limbeck.train.together import SharedBatches, SharedReaders, free_memory, groups, together
 
 
@@ -55,6 +56,9 @@ class Sweep:
         trust_code: as for `Experiment`.
         given: as for `Experiment`.
         progress: as for `Experiment`.
+
+    Attributes:
+        experiment: the networks and the data. diverged: the errors of the students that `run` could not train.
 
     Raises:
         LimbeckError: as for `Experiment`; the recipe has options that only a run has.
@@ -75,6 +79,7 @@ class Sweep:
             recipe, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
         )
         self._path, self._notes = folder, self.experiment.notes
+        self.diverged: list[Diverged] = []
 
     @property
     def jobs(self) -> list[Job]:
@@ -91,8 +96,8 @@ class Sweep:
     def _trials(self) -> Trials:
         return cast("Trials", self.experiment.folder)
 
-    def run(self, track: Track = UNWATCHED) -> Generator[Event, None, None]:
-        """Train the students that no process has trained or trains now."""
+    def run(self, track: Track = unwatched) -> Generator[Event, None, None]:
+        """Train the students that no process has trained or trains now. One that diverges does not stop the others."""
         experiment = self.experiment
         with self._lock("folder"):
             self._trials.open(environment() | experiment.decided)
@@ -102,12 +107,14 @@ class Sweep:
                     yield from self._seed(seed, track)
 
     def conclude(self, adjust: Adjust = "holm") -> ComparisonResult:
-        """Compare the arms, and write comparison.json; latencies are measured unless they are known.
+        """Compare the arms, measure latencies, and write comparison.json.
 
         Raises:
             LimbeckError: not all students are finished.
         """
         missing = self.missing
+        if missing and self.diverged:
+            raise self.diverged[0]
         if missing:
             raise LimbeckError(f"{len(missing)} of {len(self.jobs)} students are not finished: {missing[0]} ...")
         with self._lock("folder"):
@@ -125,7 +132,8 @@ class Sweep:
         same_epochs = {epochs: arm for arm, epochs in experiment.longer.items()}
         alone = {arm: same_epochs.get(experiment.epochs[arm], "alone") for arm in methods}
         versus_alone = compared(scores, alone, correct, adjust) if "alone" in runs else {}
-        others = {arm: "kd" for arm in methods if arm != "kd" and "kd" in methods}
+        same = {arm for arm in methods if "kd" in methods and experiment.epochs[arm] == experiment.epochs["kd"]}
+        others = {arm: "kd" for arm in methods if arm in same - {"kd"}}
         versus_kd = compared(scores, others, correct, adjust)
         teacher, latencies, learned = self._first()
         arms = [
@@ -147,16 +155,24 @@ class Sweep:
             seeds=tuple(sorted(seeds)),
             adjusted=adjust,
             teacher=teacher,
+            teachers=None if teacher is None else headline_of(self._teachers(teacher), task),
             arms=tuple(arms),
             splits=dict(experiment.data.origins),
             notes=self._notes,
-            decided=experiment.decided,
+            decided={key: value for key, value in experiment.decided.items() if key != "why"},  # of another process
             runs=tuple(result for results in runs.values() for result in results),
             learned=learned,
         )
 
     def _result(self, name: str) -> NetworkResult:
         return cast("NetworkResult", self._trials.result(name))  # `conclude` has looked
+
+    def _teachers(self, first: NetworkResult) -> list[NetworkResult]:
+        """Those of all seeds if they were trained here, otherwise that of the first seed."""
+        recipe = self.experiment.recipe
+        names = dict.fromkeys(str(teacher_of(recipe, seed)) for seed in sorted(recipe.seeds))
+        found = [one for name in names if (one := self._trials.result(name)) is not None]
+        return found if len(found) == len(names) else [first]
 
     def _correct(self, arm: str) -> Correct:
         """Which test samples the students of an arm classify correctly (seeds, samples)."""
@@ -190,9 +206,9 @@ class Sweep:
         names["teacher"] = str(teacher_of(experiment.recipe, seed))  # has outputs if it was trained here
         results = {arm: one for arm, name in names.items() if (one := self._trials.result(name)) is not None}
         outputs = {arm: load_file(self._trials.weights(names[arm], OUTPUTS)) for arm in results}
-        found, maps = analyse(
-            networks, results, outputs, experiment.data, experiment.engine, seed=seed, macs=experiment.macs
-        )
+        counted = None not in [one.macs for one in (*results.values(), *experiment.results.values())]
+        macs = experiment.macs if counted else 0
+        found, maps = analyse(networks, results, outputs, experiment.data, experiment.engine, seed=seed, macs=macs)
         return replace(found, maps_sha256=write_maps(self._path, maps))
 
     def _seed(self, seed: int, track: Track) -> Generator[Event, None, None]:
@@ -214,11 +230,20 @@ class Sweep:
         experiment = self.experiment
         teachers = {job: experiment.teacher_of(job.arm, teacher) for job in jobs}
         shared = Shared(SharedBatches(experiment.workspace.batches(jobs[0].seed)), SharedReaders())
-        students = [experiment.student(job, teachers[job], None, track, shared=shared) for job in jobs]
+        students = [
+            self._named(job, experiment.student(job, teachers[job], None, track, shared=shared)) for job in jobs
+        ]
         # for as long as one student reads the teacher: a stage would leave it as it was before
         with frozen(teacher.modules() if teacher is not None else ()):
             events: Iterator[Event] = together(students, experiment.engine)
             yield from events
+
+    def _named(self, job: Job, training: Iterator[Event | Pause]) -> Generator[Event | Pause, None, None]:
+        """The training of a student; if it diverges, it ends, and the error names the student."""
+        try:
+            yield from training
+        except Diverged as error:
+            self.diverged.append(Diverged(f"{job}: {error}"))
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -241,7 +266,7 @@ class Sweep:
             lock.release()
 
     def _file(self, name: str) -> FileLock:
-        place = self._path / "locks"
+        place = self._path / LOCKS
         place.mkdir(parents=True, exist_ok=True)
         return FileLock(place / name)
 

@@ -110,7 +110,7 @@ def mask(label: str, data: bytes, *, size: tuple[int, int], of: tuple[int, int])
             chosen = ImageOps.fit(image, size[::-1], Image.Resampling.NEAREST)
             return numpy.array(chosen, dtype=numpy.uint8)
     except Exception as error:  # Pillow raises anything for a damaged file
-        reason = "it is no PNG, or damaged" if isinstance(error, UnidentifiedImageError) else error
+        reason = "the PNG is damaged" if isinstance(error, UnidentifiedImageError) else error
         raise LimbeckError(f"{label} cannot be read as a mask: {reason}") from error
 
 

@@ -13,7 +13,7 @@ from limbeck.data.building import build
 from limbeck.data.checking import check_samples
 from limbeck.data.dividing import how_divided, in_words, part_of_train, split_off
 from limbeck.data.split import Data, Split
-from limbeck.data.targets import TaskName, as_targets, outputs_of
+from limbeck.data.targets import UNITS, TaskName, as_targets, outputs_of
 from limbeck.errors import nearest
 
 Values: TypeAlias = "ArrayLike | Tensor"
@@ -96,7 +96,9 @@ def _samples(
     weight = None if weights is None else _tensor(weights, "weights").float()
     converted = as_targets(_tensor(targets, "targets"), task, classes)
     samples = Split(checked_inputs(_tensor(inputs, "inputs"), signals), converted, weights=weight)
-    count = outputs_of(converted, task) if classes is None else len(classes)
+    count, found = outputs_of(converted, task) if classes is None else len(classes), outputs_of(converted, task)
+    if task in UNITS and count != found and converted.dim() == 2 + (task == "landmarks"):
+        raise LimbeckError(f"classes has {count} names, but the targets have {found} {UNITS[task]}")
     check_samples(
         "the given arrays",
         samples.inputs,

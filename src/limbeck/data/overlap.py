@@ -19,6 +19,9 @@ COMPARED, SEARCHED = 2000, 100_000
 ALIKE = 0.1
 """The largest L2 distance between the thumbnails, of norm 1, of two nearly identical images."""
 
+NEAR = 8 / 255
+"""The largest mean difference between the grey values of two nearly identical images, as a share of their range."""
+
 _FLAT = 2.0  # the standard deviation, of values from 0 to 255, up to which a thumbnail has no contrast
 _CHUNK = 512  # images that are reduced at a time
 _HEAD = 4096  # bytes of a file that are read first
@@ -62,11 +65,13 @@ def similar(split: Split, others: Mapping[str, Split]) -> list[Match]:
 
     An image is reduced to 8 x 8 grey values, from which their mean is subtracted and which are divided by their norm.
     The image of the other splits with the most similar values is compared at 16 x 16: the two look alike if the values
-    differ by at most `ALIKE` (L2). Images without contrast are not compared. At most `COMPARED` images are compared
-    with at most `SEARCHED` of each other split, spread evenly over the splits.
+    differ by at most `ALIKE` (L2), and the grey values themselves by at most `NEAR` of their range on average. The
+    range is 255 for uint8, and otherwise that of all values in the split. Images without contrast are not compared. At
+    most `COMPARED` images are compared with at most `SEARCHED` of each other split, spread evenly over the splits.
     """
-    if isinstance(split.inputs, Images) or split.inputs.dim() != 4:
+    if isinstance(split.inputs, Images) or split.inputs.dim() != 4 or not len(split):
         return []
+    most = NEAR * _range(split.inputs)
     theirs = [(name, place) for name, other in others.items() for place in _spread(other, SEARCHED).tolist()]
     known = torch.cat([_thumbnails(other, _spread(other, SEARCHED), 8) for other in others.values()])
     found = []
@@ -74,9 +79,9 @@ def similar(split: Split, others: Mapping[str, Split]) -> list[Match]:
         alike, best = (_thumbnails(split, places, 8) @ known.T).max(dim=1)
         for row in torch.nonzero(alike >= 1 - 2 * ALIKE**2).flatten().tolist():
             match = Match(int(places[row]), *theirs[int(best[row])])
-            one = _thumbnails(split, torch.tensor([match.place]), 16)
-            other = _thumbnails(others[match.split], torch.tensor([match.other]), 16)
-            if (one - other).norm() <= ALIKE:
+            pair = (split, torch.tensor([match.place])), (others[match.split], torch.tensor([match.other]))
+            shapes, greys = ([form(*one, 16) for one in pair] for form in (_thumbnails, _grey))
+            if (greys[0] - greys[1]).abs().mean() <= most and (shapes[0] - shapes[1]).norm() <= ALIKE:
                 found.append(match)
     return found
 
@@ -99,13 +104,25 @@ def _spread(split: Split, most: int) -> Tensor:
     return torch.arange(kept) * len(split) // max(1, kept)
 
 
+def _range(images: Tensor) -> float:
+    if images.dtype == torch.uint8:
+        return 255.0
+    least, most = images.aminmax()
+    return float(most - least)
+
+
+def _grey(split: Split, places: Tensor, side: int) -> Tensor:
+    """The grey values (M, side²) of the images at these places."""
+    return F.adaptive_avg_pool2d(split.inputs[places].float().mean(dim=1, keepdim=True), side).flatten(1)
+
+
 def _thumbnails(split: Split, places: Tensor, side: int) -> Tensor:
     """The grey thumbnails (M, side²) of the images at these places, of mean 0 and norm 1, or 0 without contrast."""
-    images = split.inputs
     found = []
     for few in torch.split(places, _CHUNK):
-        grey = F.adaptive_avg_pool2d(images[few].float().mean(dim=1, keepdim=True), side).flatten(1)
+        grey = _grey(split, few, side)
         centred = grey - grey.mean(dim=1, keepdim=True)
-        shown = centred.norm(dim=1, keepdim=True) > side * (_FLAT if images.dtype == torch.uint8 else _FLAT / 255)
+        flat = _FLAT if split.inputs.dtype == torch.uint8 else _FLAT / 255
+        shown = centred.norm(dim=1, keepdim=True) > side * flat
         found.append(F.normalize(centred, dim=1) * shown)
     return torch.cat(found)

@@ -44,7 +44,12 @@ def check_targets(name: str, targets: Tensor, *, task: TaskName, outputs: int, s
         got = f"{targets.dtype} of shape {tuple(targets.shape)}"
         known = targets.dim() == 1 + len(shape)
         wanted = f"(N, {', '.join(map(str, shape)) if known else letters})"
-        raise LimbeckError(f"{name}: targets are {got}; allowed for {task} is {dtype} of shape {wanted}")
+        hint = ""
+        if task == "multi_label" and targets.dim() == 1:
+            hint = "; torch.nn.functional.one_hot converts class indices to labels"
+        if task == "landmarks" and targets.dim() == 2 and targets.shape[1] % 2 == 0:
+            hint = f"; targets.reshape(-1, {targets.shape[1] // 2}, 2) converts rows of x0, y0, x1, ..."
+        raise LimbeckError(f"{name}: targets are {got}; allowed for {task} is {dtype} of shape {wanted}{hint}")
     wrong, allowed = ~targets.isfinite(), "finite numbers"
     if task == "multi_label":
         wrong, allowed = ~((targets >= 0) & (targets <= 1)), "numbers in [0, 1]"

@@ -14,7 +14,7 @@ from torch import Tensor
 from limbeck.evaluate.metrics import ECE_BINS, calibration_error
 
 TEMPERATURES = (0.05, 20.0)
-"""The range in which a temperature is fitted. If all predictions on the split are correct, the lower end fits best."""
+"""The range in which a temperature is fitted."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Calibration:
     """The reliability on the test split before and after temperature scaling."""
 
     before: Reliability
-    temperature: float | None  # fitted on the validation split; None without one
-    after: Reliability | None  # with the logits divided by the temperature; None without one
+    temperature: float | None  # fitted on the validation split; None without one, or if all predictions there are right
+    after: Reliability | None  # with the logits divided by the temperature; None without a temperature
 
 
 def reliability(logits: Tensor, targets: Tensor) -> Reliability:
@@ -71,12 +71,15 @@ def reliability(logits: Tensor, targets: Tensor) -> Reliability:
     )
 
 
-def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
     """Return the temperature in `TEMPERATURES` with the lowest cross-entropy of ``logits / temperature``.
 
     The logits (N, K) and targets (N,) are of data on which the result is not reported. The cross-entropy has one
-    minimum, because it is convex in the reciprocal of the temperature.
+    minimum, because it is convex in the reciprocal of the temperature. If all predictions are correct it falls with the
+    temperature and has no minimum; None is returned.
     """
+    if bool((logits.argmax(dim=1) == targets).all()):
+        return None
     logits = logits.double()
 
     def cross_entropy(log_temperature: float) -> float:
@@ -95,7 +98,7 @@ def calibration(logits: Tensor, targets: Tensor, validation: tuple[Tensor, Tenso
         validation: logits (M, K) and targets (M,) of other samples, on which the temperature is fitted.
     """
     before = reliability(logits, targets)
-    if validation is None:
+    temperature = None if validation is None else fit_temperature(*validation)
+    if temperature is None:
         return Calibration(before, None, None)
-    temperature = fit_temperature(*validation)
     return Calibration(before, temperature, reliability(logits.double() / temperature, targets))

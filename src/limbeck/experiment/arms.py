@@ -1,6 +1,6 @@
 """The arms of a recipe: their methods, trainings and teachers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from torch import nn
@@ -18,6 +18,7 @@ from limbeck.optimizers import OPTIMIZERS
 from limbeck.options import Block, call, signature
 from limbeck.recipe.blocks import Recipe, RegimeBlock, TeacherBlock, TrainBlock
 from limbeck.schedules import SCHEDULES
+from limbeck.tasks import HARD_LOSSES
 from limbeck.train.regime import Regime
 
 
@@ -44,46 +45,51 @@ def block_of(recipe: Recipe, arm: str) -> Block:
 
 
 def check_task(recipe: Recipe, task: TaskName) -> None:
-    """Raise LimbeckError if a method or an option of the recipe makes no sense for the task of the data."""
+    """Raise LimbeckError with every method and option of the recipe that makes no sense for the task of the data."""
     parts = [part for block in recipe.methods or (recipe.method,) for part in block.get("parts", [block])]
+    problems = [*_method_problems(parts, task)]
+    given: dict[str, object] = {}
+    if task != "landmarks":
+        given["task.eyes is for landmarks"] = recipe.task.eyes
+    if task not in NUMBERS:
+        told = f"is for {' and '.join(NUMBERS)} (path/to/file.py:function is for every task)"
+        given[f"task.hard_loss: {recipe.task.hard_loss} {told}"] = recipe.task.hard_loss in HARD_LOSSES
+    if task != "classification":
+        options = {
+            "teacher.table": recipe.teacher and recipe.teacher.table,
+            "cache.top_k": recipe.cache.top_k,
+            "evaluate.shift_bias": recipe.evaluate.shift_bias,
+        }
+        trains = {"train": recipe.train, "teacher.train": recipe.teacher.train if recipe.teacher else None}
+        for key, block in trains.items():
+            for option in ("exclude", "label_smoothing", "mixup", "cutmix", "balanced") if block else ():
+                options[f"{key}.{option}"] = getattr(block, option)
+        given |= {f"{option} is for classification": value for option, value in options.items()}
+    problems += [f"{said}; the task of the data is {task}" for said, value in given.items() if value]
+    if problems:
+        raise LimbeckError("\n".join(problems))
+
+
+def _method_problems(parts: Sequence[Block], task: TaskName) -> Iterator[str]:
+    """What makes no sense for the task in each method of a recipe."""
     for name in (part["name"] for part in parts):
         if name in ABOUT and task not in ABOUT[name].tasks:
             fitting = ", ".join(other for other, about in ABOUT.items() if task in about.tasks)
             classes = "the class of each sample or the distribution over the classes"
             reads = classes if ABOUT[name].tasks == ("classification",) else "one vector of each sample"
-            raise LimbeckError(
+            yield (
                 f"method: {name} is for {', '.join(ABOUT[name].tasks)}, because its loss reads {reads}; "
                 f"the task of the data is {task}: allowed are {fitting}"
             )
-    if task in NUMBERS:
-        for part in parts:
-            _check_no_temperature(part, task)
-    if task == "classification":
-        return
-    given = {
-        "teacher.table": recipe.teacher and recipe.teacher.table,
-        "cache.top_k": recipe.cache.top_k,
-        "evaluate.shift_bias": recipe.evaluate.shift_bias,
-    }
-    trains = {"train": recipe.train, "teacher.train": recipe.teacher.train if recipe.teacher else None}
-    for key, block in trains.items():
-        for option in ("exclude", "label_smoothing", "mixup", "cutmix", "balanced") if block else ():
-            given[f"{key}.{option}"] = getattr(block, option)
-    for option, value in given.items():
-        if value:
-            raise LimbeckError(f"{option} is for classification; the task of the data is {task}")
-
-
-def _check_no_temperature(block: Block, task: TaskName) -> None:
-    """Raise LimbeckError if a method has a temperature that was chosen, which outputs that are numbers do not have."""
-    known = signature(METHODS[block["name"]]) if block["name"] in METHODS else {}
-    for key in ("temperature", "temperature_squared"):
-        default = known[key]["default"] if key in known else None
-        if block.get(key, default) != default:
-            raise LimbeckError(
-                f"method: {block['name']} with {key}: {block[key]}, which has no effect on numbers; the task of the "
-                f"data is {task}: leave it out, or the preset that sets it"
-            )
+    for block in parts if task in NUMBERS else ():  # outputs that are numbers have no temperature
+        known = signature(METHODS[block["name"]]) if block["name"] in METHODS else {}
+        for key in ("temperature", "temperature_squared"):
+            default = known[key]["default"] if key in known else None
+            if block.get(key, default) != default:
+                yield (
+                    f"method: {block['name']} with {key}: {block[key]}, which has no effect on numbers; the task of "
+                    f"the data is {task}: leave it out, or the preset that sets it"
+                )
 
 
 def longer(recipe: Recipe, epochs: Mapping[str, int]) -> dict[str, int]:
@@ -93,7 +99,7 @@ def longer(recipe: Recipe, epochs: Mapping[str, int]) -> dict[str, int]:
     """
     own = recipe.train.epochs
     more = sorted({epochs[block["name"]] for block in recipe.methods if epochs[block["name"]] > own})
-    return {f"alone@{count / own:.3g}x": count for count in more if recipe.baseline}
+    return {f"alone@{count / own:g}x": count for count in more if recipe.baseline}
 
 
 def needed(recipe: Recipe, arm: str, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -154,15 +160,15 @@ def members_of(recipe: Recipe, block: TeacherBlock, seed: int) -> list[Job]:
     return [teacher] if count == 1 else [Job("member", teacher.seed, number) for number in range(count)]
 
 
-def label_indices(labels: Sequence[int | str], classes: Sequence[str], *, kind: str = "class") -> tuple[int, ...]:
-    """Names or indices of classes, or of another ``kind`` of output, to indices.
+def label_indices(
+    labels: Sequence[int | str], classes: Sequence[str], *, what: str = "there is no class"
+) -> tuple[int, ...]:
+    """Names or indices of classes, or of other outputs, to indices; ``what`` begins the message of an error.
 
     Raises:
         LimbeckError: there is no such class.
     """
     for label in labels:
         if type(label) is bool or (label not in classes and label not in range(len(classes))):
-            raise LimbeckError(
-                f"there is no {kind} {label!r}: allowed are 0 to {len(classes) - 1}, or {', '.join(classes)}"
-            )
+            raise LimbeckError(f"{what} {label!r}: allowed are 0 to {len(classes) - 1}, or {', '.join(classes)}")
     return tuple(label if isinstance(label, int) else classes.index(label) for label in labels)

@@ -5,6 +5,7 @@ Each refusal has the name of its check in `limbeck.experiment.verdicts`, by whic
 """
 
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from itertools import combinations
 
 import torch
@@ -19,6 +20,8 @@ from limbeck.experiment.input_forms import better_input, described
 from limbeck.experiment.measuring import EVALUATION_BATCH, outputs_of
 from limbeck.experiment.significance import UNSURE, at_least
 from limbeck.experiment.verdicts import OF_TEACHER, Note, refuse_unless_allowed, skipped
+from limbeck.experiment.workspace import example_batch
+from limbeck.taps import evaluation_mode
 from limbeck.tasks import Task, task_of
 from limbeck.train.copies import close
 from limbeck.train.engine import Engine
@@ -169,6 +172,25 @@ def check_trained(network: nn.Module, data: Data, engine: Engine) -> list[str]:
     logits = outputs_of(network, data.validation, data, engine, name="teacher")
     notes = _against_chance(logits, data.validation.targets, data, lambda check, what, advice: said.append(what))
     return [*said, *(note.said for note in notes)]
+
+
+def check_student(network: nn.Module, data: Data) -> list[Note]:
+    """A note if the outputs of a student are those of a sigmoid or softmax, which the loss computes from logits."""
+    ends = [module for module in network.modules() if isinstance(module, nn.Sigmoid | nn.Softmax)]
+    if data.task in NUMBERS or not ends:
+        return []
+    given: list[tuple[str, Tensor]] = []
+    batch, device = example_batch(data), next((one.device for one in network.parameters()), torch.device("cpu"))
+    with ExitStack() as hooks, evaluation_mode([network]), torch.no_grad():
+        for end in ends:
+            hooks.enter_context(end.register_forward_hook(lambda end, _, out: given.append((type(end).__name__, out))))
+        outputs = network(batch.inputs.to(device))
+    kinds = {kind for kind, out in given if torch.equal(out, outputs)}
+    told = 'in a recipe student: {output: probabilities}, in Python student_output="probabilities"'
+    return [
+        Note(f"the student ends in nn.{kind}, but the loss needs logits: remove it, or declare it: {told}")
+        for kind in kinds
+    ]
 
 
 def _parts(network: nn.Module) -> dict[tuple[str, int], tuple[str, str]]:

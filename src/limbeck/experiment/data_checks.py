@@ -38,7 +38,8 @@ def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
     for kind, matches, count in (("identical", same["test"], len(data.test)), ("nearly identical", near, few)):
         told = f"{_counted(matches, count, 'test')} {kind} to images of other splits: {_pairs(matches, 'test', splits)}"
         if matches and len(matches) >= MOST_SHARED * count:
-            advice = "Such images make the test results too good: remove them from one of the splits"
+            drawn = data.origins.get("test", "given")
+            advice = f"Such images make the test results too good: remove one of each pair (the test split is {drawn})"
             notes.append(refuse_unless_allowed("overlap", told, advice, allow))
         elif matches:
             notes.append(Note(told, "overlap"))
@@ -47,7 +48,7 @@ def check_splits(data: Data, *, allow: Collection[str] = ()) -> list[Note]:
         told = _counted(held, len(data.validation), "validation")
         notes.append(Note(f"{told} identical to training images: {_pairs(held, 'validation', splits)}", "overlap"))
     if data.task != "classification":
-        return [*notes, *skipped("the task is not classification", "classes")]
+        return [*notes, *_far_points(data, splits), *skipped("the task is not classification", "classes")]
     for name, split in (("training", data.train), ("validation", data.validation), ("test", data.test)):
         if name == "training" or len(split) >= len(data.classes):
             notes += [Note(told, "classes") for told in empty_classes(name, split, data.classes)]
@@ -86,6 +87,24 @@ def check_range(networks: Networks, data: Data) -> list[Note]:
     ]
 
 
+def _far_points(data: Data, splits: Mapping[str, Split]) -> list[Note]:
+    """A note for each split with landmarks that are far outside the image.
+
+    These have a coordinate above 1.5 times the width or height, or below minus that. The coordinates are pixels, or
+    shares of the image if the median of their absolute values is at most 1.
+    """
+    notes = []
+    for name, split in splits.items() if data.task == "landmarks" and len(data.shape) == 3 else ():
+        size = torch.tensor(data.shape[:0:-1])
+        most = 1.5 * (torch.ones_like(size) if split.targets.abs().median() <= 1 else size)
+        far = (split.targets.abs() > most).any(dim=2)
+        if far.any():
+            first = int(far.any(dim=1).nonzero()[0])
+            sample = split.names[first] if split.names else f"sample {first}"
+            notes.append(Note(f"{name}: {int(far.sum()):,} points are far outside the image, first in {sample}"))
+    return notes
+
+
 def _counted(matches: Sequence[Match], count: int, split: str) -> str:
     verb = "is" if len(matches) == 1 else "are"
     return f"{len(matches):,} of {count:,} {split} images ({len(matches) / max(1, count):.2%}) {verb}"
@@ -94,6 +113,6 @@ def _counted(matches: Sequence[Match], count: int, split: str) -> str:
 def _pairs(matches: Sequence[Match], split: str, splits: Mapping[str, Split]) -> str:
     def name(part: str, place: int) -> str:
         files = splits[part].names
-        return files[place] if files is not None else f"{part} sample {place}"
+        return f"{files[place]} ({part})" if files is not None else f"{part} sample {place}"
 
     return listed([f"{name(split, one.place)} and {name(one.split, one.other)}" for one in matches])

@@ -100,10 +100,8 @@ def _train(one: Fit, folder: Folder, track: Track) -> Generator[Event | Pause, N
     lengths = [stage.epochs for stage in stages]
     shared = one.shared
     batches = workspace.batches(one.job.generator_seed) if shared is None else shared.batches
-    watched, train = (
-        track(one.job, sum(lengths), batches),
-        run if shared is None else partial(turns, reader=shared.readers),
-    )
+    watched = track(one.job, sum(lengths), batches)
+    train = run if shared is None else partial(turns, reader=shared.readers)
     yield Started(one.job, sum(lengths[: state["stage"]]) + state["epoch"] if state else 0, sum(lengths))
     for epoch in train(
         stages, one.networks, watched, workspace.engine, store=one.store, state=state, regime=regime, best=best

@@ -34,6 +34,7 @@ from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.results import RESULT, NetworkResult, OtherSchema, RunResult, from_json, plain, read_values
 from limbeck.experiment.runfiles import (
     CHECKPOINT,
+    LOCKS,
     LOG,
     OUTPUTS,
     RECIPE,
@@ -59,8 +60,10 @@ SIBLINGS = 500
 """The most folders beside a run that `RunFolder.found` searches."""
 
 
-def check_folder(path: Path, *, resume: bool, data: Path | None = None) -> bool:
+def check_folder(path: Path, *, resume: bool, data: Path | None = None, compares: bool = False) -> bool:
     """Whether a folder holds a finished epoch of a run, which ``resume`` or nothing must be done with.
+
+    It may hold a comparison only if it is for one, ``compares``.
 
     Raises:
         LimbeckError: it is no folder; it is the folder of the data or inside it; without ``resume``, it holds a run or
@@ -70,6 +73,8 @@ def check_folder(path: Path, *, resume: bool, data: Path | None = None) -> bool:
         raise LimbeckError(f"{path} is not a folder: choose another one with --out")
     if data is not None and path.resolve().is_relative_to(data.resolve()):
         raise LimbeckError(f"{path} is in the folder of the data, {data}: choose another one with --out")
+    if (path / LOCKS).is_dir() and not compares:
+        raise LimbeckError(f"{path} holds a comparison, not a run: choose another folder with --out")
     begun = holds_epoch(path)
     if resume:  # perhaps only to read, as `limbeck cache verify` does
         return begun
@@ -232,11 +237,12 @@ class RunFolder:
         """Add a line to the log of epochs."""
         self._log.add(line)
 
-    def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
+    def save(self, name: str, state: Callable[[], dict[str, Any]], *, beside: int = 0) -> None:
         """Write the checkpoint for a network's first epoch, and then as often as `CHECKPOINT_SHARE` allows.
 
-        On resume, an epoch that is not in the checkpoint is trained again, with the same result. If the disk is full,
-        the checkpoint before is whole.
+        ``beside`` is the number of other run folders that are written in the same time and share it. On resume, an
+        epoch that is not in the checkpoint is trained again, with the same result. If the disk is full, the checkpoint
+        before is whole.
         """
         start = time.monotonic()
         if start >= self._save_after or name != self._saved:
@@ -244,7 +250,7 @@ class RunFolder:
             held = {"files": self._files.get(name, {}), "log": self._log.summary(name), "recipe": self._recipe_hash}
             checkpoint.save(self._checkpoint, {"job": name, **held, "train": state()})
             end = time.monotonic()
-            self._saved, self._save_after = name, end + (end - start) / CHECKPOINT_SHARE
+            self._saved, self._save_after = name, end + (end - start) * (1 + beside) / CHECKPOINT_SHARE
 
     def conclude(self, runs: tuple[NetworkResult, ...], student: str, make: Callable[[], RunResult]) -> RunResult:
         """The run's own result, and the network ``student`` beside it; both are written unless they are there.

@@ -329,6 +329,7 @@ def _kept(experiment: Experiment, trainings: Mapping[str, Planned]) -> Kept:
         arm: file_bytes(networks["student"]) * (1 + sum("student" in stage.networks for stage in stages[:-1]))
         for arm, (stages, networks, _) in trainings.items()
     }
+    files |= dict.fromkeys(experiment.longer, files.get("alone", 0))
     checkpoints = (
         _bytes(nn.ModuleList(Step(one, planned[1]) for one in planned[0])) + _learning(stage, planned)[1]
         for planned in trainings.values()

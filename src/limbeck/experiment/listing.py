@@ -10,7 +10,7 @@ from limbeck.data.targets import TaskName
 from limbeck.errors import LimbeckError
 from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.results import RESULT, RunResult, read
-from limbeck.experiment.runfiles import LOG, RECIPE
+from limbeck.experiment.runfiles import LOCKS, LOG, RECIPE
 from limbeck.models import GIVEN
 from limbeck.recipe.read import SMOKE, reread
 from limbeck.tasks import TASKS
@@ -44,7 +44,7 @@ def list_runs(folder: Path) -> list[ListedRun]:
 
     Smoke tests come after all other results, and runs without a student last.
 
-    Links are not followed. A damaged run is listed with the reason.
+    Links are not followed, and comparisons are left out. A damaged run is listed with the reason.
 
     Raises:
         LimbeckError: the folder does not exist, or has more than `MOST` entries.
@@ -66,7 +66,7 @@ def _rank(run: ListedRun) -> tuple[bool, bool, str, float, str]:
 
 
 def _is_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in (RECIPE, RESULT, LOG))
+    return not (path / LOCKS).is_dir() and any((path / name).is_file() for name in (RECIPE, RESULT, LOG))
 
 
 def _listed(path: Path) -> ListedRun:

@@ -11,9 +11,9 @@ from limbeck.cache.building import free_bytes
 from limbeck.core import LimbeckError, Method, Stage, Tap
 from limbeck.data import Data
 from limbeck.evaluate import macs
-from limbeck.experiment.arms import arms_of, check_task, method_of, needed, training_of
+from limbeck.experiment.arms import arms_of, block_of, check_task, method_of, needed, training_of
 from limbeck.experiment.caching import cached, decide, soft_label_table, teacher_taps
-from limbeck.experiment.checks import check_teacher, refuse_shared
+from limbeck.experiment.checks import check_student, check_teacher, refuse_shared
 from limbeck.experiment.data_checks import check_range, check_splits
 from limbeck.experiment.first_batch import first_batch
 from limbeck.experiment.first_step import first_step
@@ -26,6 +26,7 @@ from limbeck.experiment.verdicts import OF_TEACHER, Note, skipped
 from limbeck.experiment.workspace import Training, Workspace, example_batch, training_batches
 from limbeck.methods import METHODS
 from limbeck.models.functions import calls_function
+from limbeck.options import Block, fill
 from limbeck.recipe.blocks import CacheBlock, Recipe
 from limbeck.recipe.read import reread
 from limbeck.taps import shapes
@@ -81,6 +82,7 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         networks, trainings = made.networks, made.trainings
         notes = [Note(f"{name} is left out: {why}") for name, why in made.unfit.items()]
         notes += [*made.notes, *check_range(networks, data), *check_splits(data, allow=recipe.allow)]
+        notes += check_student(networks["student"], data)
         stages, training = trainings[method][0], trainings[method][2]
         table = soft_label_table(block, data, training) if block is not None else None
         compared = [stage for block in recipe.methods for stage in trainings[block["name"]][0]]
@@ -178,8 +180,16 @@ def built(recipe: Recipe, data: Data, factory: Prepared, own: Mapping[str, Metho
         except LimbeckError as error:
             if not recipe.methods:
                 raise
+            if not _by_default(block_of(recipe, arm)):  # the options may be wrong
+                raise LimbeckError(f"{arm}: {error}") from error
             unfit[arm] = str(error)
     return Built(networks, members, found, tuple(notes), unfit)
+
+
+def _by_default(block: Block) -> bool:
+    """Whether the methods of a block are limbeck's, with their default options."""
+    parts = block.get("parts", [block])
+    return all(one["name"] in METHODS and one == fill(METHODS, one["name"], kind="method") for one in parts)
 
 
 def _fitting(recipe: Recipe, unfit: Mapping[str, str]) -> Recipe:

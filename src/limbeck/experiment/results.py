@@ -109,6 +109,19 @@ class RunResult:
     runs: tuple[NetworkResult, ...]  #: of every seed, without latencies
     metric: str | None  #: the name of the user's function, whose values are `own_metric`
 
+    def __str__(self) -> str:
+        """One line for each arm: the headline on the test split, and the number of parameters."""
+        figure = TASKS[self.task].headline
+        lines = [f"{self.name}: test {figure.label}{', lower is better' * figure.falls}"]
+        for arm, row in self.summary.items():
+            found, (first, *_) = row.headline, self.of(arm)
+            deviation = "" if found.deviation is None else f" ± {figure.number(found.deviation)}"
+            lines.append(
+                f"{arm}: {figure.number(found.mean)}{deviation}{' %' * figure.percent}, n = {found.n}, "
+                f"{first.parameters:,} parameters"
+            )
+        return "\n".join(lines)
+
     def of(self, arm: str) -> tuple[NetworkResult, ...]:
         """An arm's networks, one a seed."""
         return tuple(result for result in self.runs if result.arm == arm)

@@ -28,7 +28,7 @@ from limbeck.experiment.arms import (
 from limbeck.experiment.caching import cached, outputs
 from limbeck.experiment.checks import check_trained
 from limbeck.experiment.environment import environment
-from limbeck.experiment.events import Event, Finished, Job, Track
+from limbeck.experiment.events import Event, Finished, Job, Track, unwatched
 from limbeck.experiment.fit import Fit, Shared, fit, restore
 from limbeck.experiment.folder import check_folder
 from limbeck.experiment.given import Given
@@ -52,8 +52,6 @@ from limbeck.train.copies import copy_of
 from limbeck.train.loop import Pause
 from limbeck.user_code import code_digests
 
-UNWATCHED: Track = lambda job, epochs, batches: batches  # noqa: E731
-
 MOST_OUTPUTS = 2**24
 """The most outputs of a network that a comparison keeps: 64 MiB in 32 bits."""
 
@@ -75,9 +73,9 @@ class Experiment:
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
             through teacher and student. factory: what gives its networks. arms: the student's. longer: those of them
-            that are `longer`. epochs: by arm, those in which its student learns. memory: by
-            arm, bytes between its steps. results: of the networks so far.
-            networks: by arm, the trained networks of the first seed. found: what the checks found.
+            that are `longer`. epochs: by arm, those in which its student learns. memory: by arm, bytes between its
+            steps. results: of the networks so far. networks: by arm, the trained networks of the first seed. found:
+            what the checks found.
 
     Raises:
         LimbeckError: the folder holds another run, or is that of the data; the data, a file, a network, a layer or an
@@ -99,7 +97,8 @@ class Experiment:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
         if keep != "memory":  # before the data is read
             place = self.recipe.data.model_dump().get("path")
-            check_folder(folder, resume=resume or overwrite, data=Path(place) if place else None)
+            old = resume or overwrite
+            check_folder(folder, resume=old, data=Path(place) if place else None, compares=keep == "trials")
         self.data = _loaded(recipe, progress) if given is None else given.data
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)
@@ -188,7 +187,7 @@ class Experiment:
             raise LimbeckError("the run is not finished: iterate over `run` to the end")
         return self._result
 
-    def run(self, track: Track = UNWATCHED) -> Generator[Event, None, None]:
+    def run(self, track: Track = unwatched) -> Generator[Event, None, None]:
         """Train the networks that are not finished, and yield what happens; at the end there is a `result`."""
         self.folder.open(environment() | self.decided)
         for seed in self.recipe.seeds:
@@ -206,7 +205,7 @@ class Experiment:
         """What `auto` stands for in this run, by the key of the recipe."""
         return self.engine.decided | {"cache": self.recipe.cache.model_dump(mode="json")}
 
-    def teacher(self, block: TeacherBlock, seed: int, track: Track = UNWATCHED) -> Generator[Event, None, nn.Module]:
+    def teacher(self, block: TeacherBlock, seed: int, track: Track = unwatched) -> Generator[Event, None, nn.Module]:
         """The teacher of a seed, trained or restored; it is measured before any student is trained."""
         members = self.factory.restored(block)
         reused = bool(members)

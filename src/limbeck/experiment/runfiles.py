@@ -17,12 +17,15 @@ STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
 TABLE = "metrics.csv"
 OUTPUTS = "outputs.safetensors"
 """The outputs of a network that is compared with others, on the validation and the test split."""
+LOCKS = "locks"
+"""The folder of the locks of a comparison, see `limbeck.experiment.trials`."""
 CHECKPOINT = Path("checkpoint") / "last.pt"
 
 _SEED = re.compile(r"seed\d+(-\d+)?")
 _OF_NETWORK = re.compile(r"(result\.json|(student|teacher|outputs|after_[^/]*)\.safetensors)(\.tmp)?")
 _OF_STORE = re.compile(r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)(\..*)?")
-_OF_RUN = (RESULT, STUDENT, LOG, TABLE, RECIPE, "environment.json", str(CHECKPOINT))
+REPORT = "report.html"
+_OF_RUN = (RESULT, STUDENT, LOG, TABLE, RECIPE, REPORT, "environment.json", str(CHECKPOINT))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.data import Data
-from limbeck.data.targets import TaskName
 from limbeck.evaluate.landmarks import face_size
 from limbeck.evaluate.own_metric import OwnMetric
 from limbeck.experiment.arms import label_indices
@@ -18,26 +17,27 @@ from limbeck.recipe.blocks import TaskBlock
 from limbeck.tasks import HARD_LOSSES, TASKS
 from limbeck.user_code import contents, function, named
 
-_OF_NUMBERS = ("regression", "landmarks")
 _TRIED = 64  # samples on which the metric is tried
 
 
 def with_options(data: Data, block: TaskBlock, own: Mapping[str, Callable[..., Any]] = MappingProxyType({})) -> Data:
     """Return the data with the options of a block; ``own`` holds those that are functions of the caller.
 
+    `limbeck.experiment.arms.check_task` refuses those that are not for the task of the data.
+
     Raises:
-        LimbeckError: an option is not for the task of the data; a Python file or a function in it does not exist; a
-            face has size 0; the loss has parameters; the metric fails on random outputs for a few training samples.
+        LimbeckError: there is no such point; a Python file or a function in it does not exist; a face has size 0; the
+            loss has parameters; the metric fails on random outputs for a few training samples.
     """
     options: dict[str, Any] = {}
-    if block.eyes is not None:
-        if data.task != "landmarks":
-            raise LimbeckError(f"task.eyes is for landmarks; the task of the data is {data.task}")
-        options["eyes"] = label_indices(block.eyes, data.classes, kind="point")
     if data.task == "landmarks":
+        if block.eyes is not None:
+            options["eyes"] = label_indices(block.eyes, data.classes, what="task.eyes: there is no point")
         _check_faces(data, options.get("eyes") or data.task_options.get("eyes"))
     if block.hard_loss is not None:
-        options["hard_loss"] = loss = own.get("hard_loss") or _loss(block.hard_loss, data.task)
+        options["hard_loss"] = loss = (
+            own.get("hard_loss") or HARD_LOSSES.get(block.hard_loss) or _of_file(block.hard_loss)
+        )
         if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
             raise LimbeckError(
                 "task.hard_loss has parameters, which every training would change: write a method for it"
@@ -46,17 +46,6 @@ def with_options(data: Data, block: TaskBlock, own: Mapping[str, Callable[..., A
         options["metric"] = metric = OwnMetric(own.get("metric") or _of_file(block.metric))
         _try_metric(metric, data)
     return replace(data, task_options={**data.task_options, **options}) if options else data
-
-
-def _loss(text: str, task: TaskName) -> Callable[..., Any]:
-    if text not in HARD_LOSSES:
-        return _of_file(text)
-    if task not in _OF_NUMBERS:
-        raise LimbeckError(
-            f"task.hard_loss: {text} is for {' and '.join(_OF_NUMBERS)}; the task of the data is {task}, for which "
-            "path/to/file.py:function is allowed"
-        )
-    return HARD_LOSSES[text]
 
 
 def _of_file(text: str) -> Callable[..., Any]:

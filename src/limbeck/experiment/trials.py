@@ -17,7 +17,7 @@ from limbeck.core import LimbeckError
 from limbeck.experiment.arms import block_of
 from limbeck.experiment.folder import RunFolder, refuse_other_recipe
 from limbeck.experiment.results import NetworkResult, RunResult
-from limbeck.experiment.runfiles import RECIPE, holds_epoch
+from limbeck.experiment.runfiles import CHECKPOINT, RECIPE, holds_epoch
 from limbeck.files.atomic import write
 from limbeck.models import NetworkSpec
 from limbeck.recipe.blocks import Recipe
@@ -53,7 +53,12 @@ class Trials:
         return [note for folder in self._folders.values() for note in folder.notes]
 
     def open(self, environment: Mapping[str, Any]) -> None:
-        """Write what the networks share."""
+        """Write what the networks share.
+
+        Raises:
+            LimbeckError: another process has written something else since this object was made.
+        """
+        refuse_other_recipe(self.path, self._text, "comparison")
         self._environment = environment
         write(self.path / RECIPE, self._text)
 
@@ -67,7 +72,11 @@ class Trials:
 
     def result(self, name: str) -> NetworkResult | None:
         """See `RunFolder`, as for the other methods; all of a network's files are in its own run folder."""
-        return self._of(name).result(name)
+        try:
+            return self._of(name).result(name)
+        except LimbeckError:  # or another process has finished it after its log was read here
+            self._folders.pop(name, None)
+            return self._of(name).result(name)
 
     def write(self, name: str, file: str, network: nn.Module, spec: NetworkSpec) -> None:
         """Write a network's weights."""
@@ -78,8 +87,10 @@ class Trials:
         self._of(name).write_outputs(name, outputs)
 
     def finish(self, name: str, result: NetworkResult, weights: str) -> NetworkResult:
-        """Write a finished network's result."""
-        return self._of(name).finish(name, result, weights)
+        """Write a finished network's result, and delete its checkpoint."""
+        found = self._of(name).finish(name, result, weights)
+        (self.folder(name) / CHECKPOINT).unlink(missing_ok=True)
+        return found
 
     def weights(self, name: str, file: str) -> Path:
         """A file of weights or outputs, as it was written."""
@@ -99,7 +110,7 @@ class Trials:
 
     def save(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
         """Write a network's checkpoint."""
-        self._of(name).save(name, state)
+        self._of(name).save(name, state, beside=len(self._folders) - 1)
 
     def conclude(self, runs: tuple[NetworkResult, ...], student: str, make: Callable[[], RunResult]) -> RunResult:
         """What the networks come to; see `limbeck.comparison` for what is written."""

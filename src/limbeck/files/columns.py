@@ -111,15 +111,24 @@ def _from_csv(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> Colum
     places = [heads[name] for name in numbers]
     kept: dict[str, list[str]] = {name: [] for name in texts}
     values, count = array("d"), 0
-    for count, (number, row) in enumerate(rows, 1):
+    for count, (_, row) in enumerate(rows, 1):
         for name, column in kept.items():
             column.append(row[heads[name]])
         try:
             values.extend([float(row[place]) for place in places])
-        except ValueError as error:
-            raise LimbeckError(f"{path}, line {number}: {error}") from error
+        except ValueError:
+            for name in numbers:
+                _check_number(f"{path}, row {count}: the column {name!r}", row[heads[name]])
         check_count(path, count, len(places))
     return Columns(kept, numpy.asarray(values).reshape(count, len(places)))
+
+
+def _check_number(column: str, text: str) -> None:
+    """Raise LimbeckError if a cell is not a number."""
+    try:
+        float(text)
+    except ValueError as error:
+        raise LimbeckError(f"{column} is {repr(text[:60]) if text else 'empty'}; allowed are numbers") from error
 
 
 @contextmanager

@@ -96,6 +96,9 @@ def read(
     if methods:
         _compare(raw, methods)
         labels[("methods",)] = f"--methods {shortened(','.join(methods))}"
+    listed = raw.get("methods")
+    if "method" not in raw and isinstance(listed, list) and listed:
+        raw["method"] = listed[0]
     recipe, problems = check(raw)
     if recipe is not None and check_paths:
         problems = missing(recipe)

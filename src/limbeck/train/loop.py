@@ -1,6 +1,7 @@
 """The one training loop. It knows stages and terms; it names no method, and it prints nothing."""
 
 import functools
+import itertools
 import operator
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -175,7 +176,7 @@ def turns(
     best: Best | None = None,
     reader: MakeReader = network_reader,
 ) -> Iterator[Epoch | Pause]:
-    """As `run`, but also yield before every batch, so that several trainings can take turns.
+    """As `run`, but also yield before every batch is read, so that several trainings can take turns.
 
     It is continued outside of ``torch.autocast`` and ``torch.inference_mode``, with the generators as it left them:
     see `limbeck.train.together`. ``reader`` makes the readers of the frozen networks.
@@ -281,10 +282,14 @@ def _epoch(
         for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
             part.training = False
         with nullcontext() if updater is None else updater.epoch(place.epoch):
-            for position, batch in enumerate(batches(place.epoch)):
+            stream = iter(batches(place.epoch))
+            for position in itertools.count():
                 pause = time.perf_counter()
                 yield place._replace(batch=position)
                 paused += time.perf_counter() - pause
+                batch = next(stream, None)  # after the pause, in which others may write to a batch
+                if batch is None:
+                    break
                 progress = (place.epoch + position / len(batches)) / stage.epochs
                 factor = stage.schedule(progress)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):

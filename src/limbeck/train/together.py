@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import Batch, LimbeckError, Reader, Tap
-from limbeck.taps import Taps
+from limbeck.taps import Taps, version
 from limbeck.train.engine import Engine
 from limbeck.train.loop import BatchSource, Pause
 from limbeck.train.readers import fused_copy, reader_of
@@ -94,23 +94,27 @@ class SharedBatches:
     """Batches that trainings which take turns read from one stream for each epoch.
 
     A training that the others have left behind reads a new stream, which those that are as far as it then share.
+    If a network or a loss writes to a batch, the others do not read it: from then on each has streams of its own.
     """
 
     def __init__(self, batches: BatchSource) -> None:
         self.samples, self.sweep, self.example_inputs = batches.samples, batches.sweep, batches.example_inputs
         self._batches = batches
         self._current = _Stream(-1, ())
+        self._written = False  # a batch that others would have read was changed in place
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, counted from 0."""
-        stream = self._current
+        stream = _Stream(-1, ())
         for position in itertools.count():
-            if stream.epoch != epoch or stream.position > position:
+            if not self._written and self._current.holds(epoch, position):
                 stream = self._current
-            if stream.epoch != epoch or stream.position > position:
+            if stream.is_written(position):
+                self._written = True
+            if not stream.holds(epoch, position) or stream.is_written(position):
                 stream = self._current = _Stream(epoch, self._batches(epoch))
             batch = stream.at(position)
             if batch is None:
@@ -125,12 +129,26 @@ class _Stream:
         self.epoch, self.position = epoch, -1
         self._batches = iter(batches)
         self._last: Batch | None = None
+        self._versions = [0]
+
+    def holds(self, epoch: int, position: int) -> bool:
+        """Whether `at` can give the batch of this epoch."""
+        return self.epoch == epoch and self.position <= position
+
+    def is_written(self, position: int) -> bool:
+        """Whether the batch at this position was asked for before, and was changed in place since."""
+        return self.position == position and _versions(self._last) != self._versions
 
     def at(self, position: int) -> Batch | None:
         """The batch at a position that is not before the last one; None after the end."""
         while self.position < position:
             self._last, self.position = next(self._batches, None), self.position + 1
+            self._versions = _versions(self._last)
         return self._last
+
+
+def _versions(batch: Batch | None) -> list[int]:
+    return [] if batch is None else [version(tensor) for tensor in (batch.inputs, batch.targets, batch.index)]
 
 
 class SharedReaders:
@@ -148,6 +166,7 @@ class SharedReaders:
         fused, note = fused_copy(network, taps, inputs, engine)
         if engine.compile or fused is network:
             return reader_of(fused, tuple(taps), engine, own=fused is not network), note
+        self._shared = [(other, shared) for other, shared in self._shared if shared.is_read]
         for other, shared in self._shared:
             if other is network and _equal(shared.fused, fused):
                 return shared.reader(taps), note
@@ -163,13 +182,20 @@ class _Shared:
         self._readers = weakref.WeakKeyDictionary[Reader, frozenset[Tap]]()  # those of stages that are over are gone
         self._batch: Batch | None = None
         self._values: Mapping[Tap, Tensor] = {}
+        self._versions = list[int]()
         self._tapped, self._taps = Taps({}, ()), frozenset[Tap]()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a stage still has a reader."""
+        return bool(self._readers)
 
     def reader(self, taps: Sequence[Tap]) -> Reader:
         """A reader of these taps."""
 
         def read(batch: Batch) -> Mapping[Tap, Tensor]:
-            if batch is not self._batch or not self._values.keys() >= set(taps):
+            known = batch is self._batch and self._values.keys() >= set(taps)
+            if not known or self._versions != list(map(version, self._values.values())):  # a loss may write to them
                 self._run(batch)
             return {tap: self._values[tap] for tap in taps}
 
@@ -184,12 +210,13 @@ class _Shared:
             self._tapped.__enter__()
         with torch.no_grad(), self._engine.autocast():
             self._batch, self._values = batch, self._tapped.read(batch)
+        self._versions = list(map(version, self._values.values()))
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
     """Whether two copies of a network have the same layers and the same weights, to the bit."""
     kinds = ([(name, type(module)) for name, module in network.named_modules()] for network in (one, other))
-    first, second = one.state_dict(), other.state_dict()
+    first, second = (dict([*network.named_parameters(), *network.named_buffers()]) for network in (one, other))
     same = first.keys() == second.keys() and next(kinds) == next(kinds)
     return same and all(
         value.dtype == second[name].dtype and torch.equal(value, second[name]) for name, value in first.items()

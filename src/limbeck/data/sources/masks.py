@@ -19,6 +19,9 @@ from limbeck.data.targets import IGNORED, outputs_of
 from limbeck.data.trees import Reader
 from limbeck.files.columns import few, refuse_doubled
 
+PNG = b"\x89PNG\r\n\x1a\n"
+"""The first bytes of a PNG."""
+
 
 def masks(
     *,
@@ -58,8 +61,14 @@ def masks(
     parts = layout.folders or ("train",)
     pairs = {split: _pairs(tree, beginning(layout, split), image_folder, mask_folder) for split in parts}
     names = [name for split in pairs.values() for name in split]
-    inputs, notes = read_images(reader, names, size, exif_orientation=False, progress=progress)
     found = [other for split in pairs.values() for other in split.values()]
+    others = [name for name in found if reader.head(name, len(PNG))[1] != PNG]
+    if others:
+        raise LimbeckError(
+            f"{reader.place}: {few(others)} of {len(found):,} masks are no PNG: save masks as PNG, because JPEG "
+            "changes the values"
+        )
+    inputs, notes = read_images(reader, names, size, exif_orientation=False, progress=progress)
     targets = _read_masks(reader, names, found, (inputs.shape[2], inputs.shape[3]), len(classes) or IGNORED)
     counts = [len(split) for split in pairs.values()]
     made = zip(pairs, torch.split(inputs, counts), torch.split(targets, counts), strict=True)
@@ -91,7 +100,8 @@ def _pairs(tree: Tree, top: str, images: str, masks: str) -> Mapping[str, str]:
         refuse_doubled(own, f"{tree.place}: more than one file in {folder} with the name")
     for folder, lacking in zip(folders, (set(keys[1]) - set(keys[0]), set(keys[0]) - set(keys[1])), strict=True):
         if lacking:
-            raise LimbeckError(f"{tree.place}: {folder} lacks {few(sorted(lacking))}, which the other folder has")
+            told = f"{folder} has no file for {few(sorted(lacking))} of the names in the other folder"
+            raise LimbeckError(f"{tree.place}: {told}")
     found = dict(zip(keys[1], inside[1], strict=True))
     return {name: found[key] for key, name in zip(keys[0], inside[0], strict=True)}
 

@@ -268,10 +268,10 @@ def _rows(path: Path, wanted: _Wanted, split: str) -> dict[str, _Rows]:
     for name, values in read.texts.items():
         if not all(values):
             raise LimbeckError(f"{path}, row {1 + values.index('')}: the column {name!r} is empty")
-    wrong = ~(numpy.abs(read.numbers) <= numpy.finfo(numpy.float32).max).all(1)  # NaN is not less
+    wrong = ~(numpy.abs(read.numbers) <= numpy.finfo(numpy.float32).max)  # NaN is not less
     if wrong.any():
-        what = "target or feature" if wanted.targets else "feature"
-        raise LimbeckError(f"{path}, row {1 + int(wrong.argmax())}: a {what} is empty, NaN or infinite")
+        row, column = divmod(int(wrong.argmax()), len(every))
+        raise LimbeckError(f"{path}, row {1 + row}: the column {every[column]!r} is empty, NaN or infinite")
     outside = (abs(read.numbers[:, : len(wanted.targets)] - 0.5) > 0.5).any(1)
     if wanted.task == "multi_label" and outside.any():
         row = int(outside.argmax())
