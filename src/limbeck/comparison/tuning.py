@@ -21,9 +21,9 @@ from limbeck.data.targets import NUMBERS
 from limbeck.errors import LimbeckError, nearest
 from limbeck.experiment.arms import training_of
 from limbeck.experiment.environment import environment
-from limbeck.experiment.events import Event, Job, Track
+from limbeck.experiment.events import Event, Job, Track, unwatched
 from limbeck.experiment.in_memory import InMemory
-from limbeck.experiment.run import UNWATCHED, Experiment
+from limbeck.experiment.run import Experiment
 from limbeck.files.atomic import write
 from limbeck.files.paths import file_size
 from limbeck.recipe.blocks import Recipe
@@ -144,7 +144,7 @@ class Tuning:
             raise LimbeckError("every training diverged: lower the learning rate, or search other ranges")
         return max(scored)[2]
 
-    def run(self, track: Track = UNWATCHED) -> Generator[Event | Tried, None, None]:
+    def run(self, track: Track = unwatched) -> Generator[Event | Tried, None, None]:
         """Train the teacher unless it is there, and students until all trials are finished or run elsewhere."""
         experiment, teacher = self.experiment, None
         with self._lock("teacher"):
