@@ -103,6 +103,7 @@ def same_weights(one, other):
                 "--log",
             ),
         ),
+        (["tune"], ("RECIPE", "--method", "--trials", "--search", "--seed", "--jobs")),
         (["runs"], ("FOLDER", "--json")),
         (
             ["plan"],
@@ -153,6 +154,7 @@ assert not slow, slow
         "'run', 'recipe.yaml', '--set', 'student.model=timn:resnet18'",
         "'run', 'recipe.yaml', '--resume', '--overwrite'",
         "'run', 'recpe.yaml'",
+        "'tune', 'recipe.yaml', '--method', 'srr'",
         "'plan', 'recipe.yaml', '--set', 'train.epoch=3'",
         "'run', 'digit_kd'",
         "'cache', 'build', 'recipe.yaml', '--set', 'method=dk'",

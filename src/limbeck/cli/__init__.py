@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli import cache, compare, doctor, methods, models, plan, report, run, runs
+from limbeck.cli import cache, compare, doctor, methods, models, plan, report, run, runs, tune
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": run.demo,
     "plan": plan.plan,
     "run": run.run,
     "compare": compare.compare,
+    "tune": tune.tune,
     "report": report.report,
     "runs": runs.runs,
     "methods": methods.methods,

@@ -62,7 +62,7 @@ def compare(
             raise LimbeckError(f"--adjust is {adjust!r}: {nearest(adjust, ('holm', 'fdr'))}")
         checked = asked.checked(*more)
         folder = out or Path("runs") / f"{checked.name}-compared"
-        others = partial(_others, jobs - 1, [sys.executable, "-m", *shlex.split(again)], folder)
+        others = partial(processes, jobs - 1, [sys.executable, "-m", *shlex.split(again)], folder)
         _compare(checked, folder, adjust, jobs, others, trust_code=trust_code)
 
 
@@ -121,7 +121,7 @@ def _wait_for(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 
 @contextmanager
-def _others(count: int, command: Sequence[str], folder: Path) -> Iterator[Callable[[], None]]:
+def processes(count: int, command: Sequence[str], folder: Path) -> Iterator[Callable[[], None]]:
     """Start so many more processes with this command; gives what waits for them. They are stopped with the block."""
     running: list[subprocess.Popen[bytes]] = []
     with ExitStack() as logs:
