@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from limbeck.core import Batch, LimbeckError
 from limbeck.evaluate.outputs import check_finite
@@ -59,7 +58,7 @@ def metrics(
     split: str = "",
     files: Sequence[str] | None = None,
 ) -> ClassFigures:
-    """Compute the metrics of a network on one split in 64 bits.
+    """Compute the metrics of a network on one split in 64 bits; the calibration error is in 32 bits.
 
     The expected calibration error is the mean over confidence bins of the absolute difference between confidence and
     accuracy, weighted by the number of samples in each bin.
@@ -102,9 +101,20 @@ def metrics(
 
 def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
     """Return the expected calibration error of probabilities (N, K), as `metrics` does for logits."""
-    # torchmetrics puts a confidence of exactly 1 into an additional bin.
-    inside = probabilities.clamp(max=_BELOW_ONE)
-    return multiclass_calibration_error(inside, targets, inside.shape[1], n_bins=ECE_BINS, norm="l1").item()
+    confidence, predicted = probabilities.max(dim=1)
+    confidence = confidence.clamp(max=_BELOW_ONE).float()
+    # The bits are those of torchmetrics, which has one more bin and takes 2 seconds to import.
+    counts, confidences, hits = (
+        torch.bincount(bin_of(confidence), weights, minlength=ECE_BINS + 1)
+        for weights in (None, confidence, (predicted == targets).float())
+    )
+    gaps = (hits / counts - confidences / counts).abs().nan_to_num()
+    return (gaps * (counts / len(targets))).sum().item()
+
+
+def bin_of(confidence: Tensor) -> Tensor:
+    """Return the bin (N,), from 0 to 14, of confidences (N,) in [0, 1]. They are compared in 32 bits."""
+    return torch.bucketize(confidence.float(), torch.linspace(0, 1, ECE_BINS + 1)[1:-1], right=True)
 
 
 def _check_output(name: str, output: object, samples: int) -> None:
