@@ -74,9 +74,9 @@ def distill(
         teacher: maps inputs to logits (N, K). It is frozen, and unchanged afterwards (buffers included), on the device.
             A method that trains its teacher (``class_distance``, ``mutual``) trains a copy. Or a function from inputs
             (N, ...) to logits (N, K), a tensor or a NumPy array, which is called without gradients; ``out`` and a store
-            identify it by its name. Or a list of two or more modules and functions: an ensemble whose probabilities are
-            averaged. None for a method without a teacher, such as ``alone``, which trains the student on the labels:
-            one way to get a teacher.
+            identify it by its name and source. Or a list of two or more modules and functions: an ensemble whose
+            probabilities are averaged. None for a method without a teacher, such as ``alone``, which trains the student
+            on the labels: one way to get a teacher.
         student: maps the same inputs to logits (N, K). The method trains it in place with the first seed; all other
             trainings start from copies of it. Or a function without arguments that builds a student: it is called for
             every training, so that each seed has its own initial weights.
@@ -118,7 +118,8 @@ def distill(
         student_output: the same as ``teacher_output`` for the student.
         allow: names of refusals to leave out, see `limbeck.experiment.verdicts`.
         out: a run folder, as `limbeck run` writes it. If it holds the same run, finished or interrupted, that run is
-            resumed; the networks' weights at the call are part of what identifies a run. Without it nothing is written.
+            resumed; the networks' weights and the sources of your functions at the call are part of what identifies a
+            run. Without it nothing is written.
         progress: show the progress of the training and what it finds; by default on a terminal and in a notebook.
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 

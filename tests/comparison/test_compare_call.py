@@ -16,6 +16,9 @@ def network(width):
     return nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 2))
 
 
+NETWORK, PEER = network(4), network(4)
+
+
 @pytest.fixture(scope="module")
 def data():
     generator = torch.Generator().manual_seed(0)
@@ -69,6 +72,67 @@ def test_a_function_gives_each_seed_its_own_weights(data, teacher):
     result = compare(teacher, student, data, methods=["kd"])
     assert result.of("alone")[0].test != result.of("alone")[1].test
     assert len(seen) >= 4
+
+
+def of_the_peer(setup):
+    mimic = limbeck.Term(F.mse_loss, (limbeck.from_student(), limbeck.Tap("peer")))
+    return (limbeck.Stage("own", {"mimic": mimic}, setup.epochs, setup.optimizer, setup.schedule, ("student",)),)
+
+
+def changed(again):
+    """A method, a student, a teacher and another network; ``again`` with other code or weights and the same names."""
+    if again:
+
+        def method(setup):
+            return (*of_the_peer(setup),)
+
+        def student():
+            return network(4).train()
+
+        def function(inputs):
+            return inputs[:, :2] + 0.0
+    else:
+
+        def method(setup):
+            return of_the_peer(setup)
+
+        def student():
+            return network(4)
+
+        def function(inputs):
+            return inputs[:, :2]
+
+    torch.manual_seed(again)
+    return {"method": method, "student": student, "teacher": function, "peer": network(4)}
+
+
+@pytest.mark.parametrize("part", ["method", "student", "teacher", "peer"])
+def test_a_folder_of_other_functions_or_networks_is_not_resumed(data, teacher, tmp_path, part):
+    def call(again):
+        given = {"method": of_the_peer, "student": NETWORK, "teacher": teacher, "peer": PEER}
+        given[part] = changed(again)[part]
+        return compare(
+            given["teacher"],
+            given["student"],
+            data,
+            methods=[given["method"]],
+            networks={"peer": given["peer"]},
+            seeds=1,
+            allow=["chance"],
+            out=tmp_path / "x",
+        )
+
+    first = call(again=False)
+    assert call(again=False).runs == first.runs
+    with pytest.raises(LimbeckError, match=r"(?s)of another recipe.*it has .*asked for "):
+        call(again=True)
+
+
+def test_a_lambda_on_other_lines_resumes(data, teacher, tmp_path):
+    compare(teacher, lambda: network(4), data, methods=["kd"], seeds=1, out=tmp_path / "x")
+    assert len(compare(teacher, lambda: network(4), data, methods=["kd"], seeds=2, out=tmp_path / "x").runs) == 4
+    with pytest.raises(LimbeckError, match=r"of another recipe"):
+        compare(teacher, lambda: network(5), data, methods=["kd"], seeds=2, out=tmp_path / "x")
 
 
 def test_the_random_generators_are_those_from_before(data, teacher):
