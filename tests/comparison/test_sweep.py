@@ -204,6 +204,27 @@ def test_students_that_do_not_fit_into_memory_together_are_trained_in_groups(who
         assert same(weights("both", one.arm, one.seed), weights(whole[1], one.arm, one.seed))
 
 
+def test_processes_that_train_in_one_folder_share_the_memory(monkeypatch):
+    given, one = [], sweep("seeds=[0, 1, 2]", methods=("kd",))
+    monkeypatch.setattr("limbeck.comparison.sweep.free_memory", lambda device: 900)
+    monkeypatch.setattr("limbeck.comparison.sweep.groups", lambda sizes, free: given.append(free) or [])
+    Path("both/locks").mkdir(parents=True)
+    with FileLock("both/locks/seed1"):
+        list(one.run())
+    list(one.run())
+    assert given == [450, 450, 900, 900, 900]
+
+
+def test_what_is_missing_is_known_without_reading_a_checkpoint(monkeypatch):
+    monkeypatch.setattr("limbeck.experiment.folder.CHECKPOINT_SHARE", 1e9)
+    events = sweep("seeds=[0]", methods=("kd",)).run()
+    next(event for event in events if isinstance(event, Trained) and event.job.arm == "kd")
+    events.close()
+    assert list(Path("both").rglob("last.pt"))
+    monkeypatch.setattr("limbeck.files.checkpoint.load", lambda file: pytest.fail(f"{file} was read"))
+    assert [str(job) for job in sweep("seeds=[0]", methods=("kd",)).missing] == ["alone/seed0", "kd/seed0"]
+
+
 def test_seeds_and_methods_that_are_added_later_train_only_what_is_missing(whole):
     finish(sweep("seeds=[0]", methods=("kd",)))
     events, result = finish(sweep())

@@ -13,9 +13,10 @@ from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import nn
 
+from limbeck.comparison.locks import is_held, lock
 from limbeck.data import Progress
 from limbeck.data.targets import NUMBERS
 from limbeck.errors import LimbeckError, nearest
@@ -147,12 +148,12 @@ class Tuning:
     def run(self, track: Track = unwatched) -> Generator[Event | Tried, None, None]:
         """Train the teacher unless it is there, and students until all trials are finished or run elsewhere."""
         experiment, teacher = self.experiment, None
-        with self._lock("teacher"):
+        with lock(self._path, "teacher"):
             experiment.folder.open(environment() | experiment.decided)
             if experiment.recipe.teacher is not None:
                 teacher = yield from experiment.teacher(experiment.recipe.teacher, self._seed, track)
         while (claimed := self._claimed()) is not None:
-            trial, lock = claimed
+            trial, held = claimed
             try:
                 value = yield from self._trained(trial, teacher, track)
                 self._study.tell(trial, self.figure.score(value))
@@ -160,7 +161,7 @@ class Tuning:
                 trial.set_user_attr(_DIVERGED, str(error))
                 self._study.tell(trial, state=TrialState.FAIL)
             finally:
-                lock.release()
+                held.release()
             yield next(one for one in self.tried if one.number == trial.number)
 
     def write(self) -> Path:
@@ -171,7 +172,7 @@ class Tuning:
             f"# The options of {self._method} and the learning rate are the best of {count} trials with seed "
             f"{self._seed},\n# by the {self.figure.label} on the validation split. No network read the test split.\n"
         )
-        with self._lock(f"{self._method}-study"):
+        with self._study_lock():
             write(path, head + dump(with_absolute_paths(found)))
         return path
 
@@ -205,9 +206,9 @@ class Tuning:
 
         The sampler depends on the seed and the number of trials, so that a stopped trial is repeated.
         """
-        with self._lock(f"{self._method}-study"):
+        with self._study_lock():
             for one in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-                if self._stopped(one.number):
+                if not is_held(self._path, self._name_of(one.number)):
                     self._study.tell(one.number, state=TrialState.FAIL)
             counted = self._counted()
             if len(counted) >= self.trials:
@@ -216,28 +217,22 @@ class Tuning:
             if all(one.params != self._own for one in counted):
                 self._study.enqueue_trial(dict(self._own))
             trial = self._study.ask(dict(self._space))
-            lock = self._lock(f"{self._method}-trial{trial.number}")
-            lock.acquire()
-            return trial, lock
+            held = lock(self._path, self._name_of(trial.number))
+            held.acquire()
+            return trial, held
 
-    def _stopped(self, number: int) -> bool:
-        """Whether no process holds the lock of a trial."""
-        try:
-            with self._lock(f"{self._method}-trial{number}").acquire(blocking=False):
-                return True
-        except Timeout:
-            return False
+    def _name_of(self, number: int) -> str:
+        """The lock of a trial, which says that it runs."""
+        return f"{self._method}-trial{number}"
 
-    def _lock(self, name: str) -> FileLock:
-        place = self._path / "locks"
-        place.mkdir(parents=True, exist_ok=True)
-        return FileLock(place / name)
+    def _study_lock(self) -> FileLock:
+        return lock(self._path, f"{self._method}-study")
 
     def _open(self, file: Path) -> None:
         """Open the study in a journal. The file is data: lines of JSON."""
         ranges = {key: [one.low, one.high] for key, one in self._space.items()}
         settings = {"options": dict(self._own), "ranges": ranges, "seed": self._seed}
-        with self._lock(f"{self._method}-study"):
+        with self._study_lock():
             if file.is_symlink():
                 raise LimbeckError(f"{file} is a link, which limbeck does not write to")
             if file.exists():

@@ -8,11 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core import Batch, LimbeckError
+from limbeck.evaluate.confidence import calibration_error
 from limbeck.evaluate.outputs import check_finite
 from limbeck.taps import evaluation_mode
-
-ECE_BINS = 15
-_BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,6 @@ def metrics(
 ) -> ClassFigures:
     """Compute the metrics of a network on one split in 64 bits; the calibration error is in 32 bits.
 
-    The expected calibration error is the mean over confidence bins of the absolute difference between confidence and
-    accuracy, weighted by the number of samples in each bin.
-
     Args:
         logits: (N, K) with N of at least 1 and K of at least 2.
         targets: (N,) int64 in [0, K).
@@ -97,24 +92,6 @@ def metrics(
         agreement=agreement,
         kl_to_teacher=divergence,
     )
-
-
-def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
-    """Return the expected calibration error of probabilities (N, K), as `metrics` does for logits."""
-    confidence, predicted = probabilities.max(dim=1)
-    confidence = confidence.clamp(max=_BELOW_ONE).float()
-    # The bits are those of torchmetrics, which has one more bin and takes 2 seconds to import.
-    counts, confidences, hits = (
-        torch.bincount(bin_of(confidence), weights, minlength=ECE_BINS + 1)
-        for weights in (None, confidence, (predicted == targets).float())
-    )
-    gaps = (hits / counts - confidences / counts).abs().nan_to_num()
-    return (gaps * (counts / len(targets))).sum().item()
-
-
-def bin_of(confidence: Tensor) -> Tensor:
-    """Return the bin (N,), from 0 to 14, of confidences (N,) in [0, 1]. They are compared in 32 bits."""
-    return torch.bucketize(confidence.float(), torch.linspace(0, 1, ECE_BINS + 1)[1:-1], right=True)
 
 
 def _check_output(name: str, output: object, samples: int) -> None:

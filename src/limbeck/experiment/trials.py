@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from limbeck.core import LimbeckError
 from limbeck.experiment.arms import block_of
 from limbeck.experiment.folder import RunFolder, refuse_other_recipe
-from limbeck.experiment.results import NetworkResult, RunResult
+from limbeck.experiment.results import RESULT, NetworkResult, RunResult
 from limbeck.experiment.runfiles import CHECKPOINT, RECIPE, holds_epoch
 from limbeck.files.atomic import write
 from limbeck.models import NetworkSpec
@@ -70,13 +70,13 @@ class Trials:
         """The run folder of a network."""
         return self.path / name.replace("/", "-")
 
+    def is_finished(self, name: str) -> bool:
+        """Whether a network has a result, which `result` verifies."""
+        return (self.folder(name) / name / RESULT).exists()
+
     def result(self, name: str) -> NetworkResult | None:
         """See `RunFolder`, as for the other methods; all of a network's files are in its own run folder."""
-        try:
-            return self._of(name).result(name)
-        except LimbeckError:  # or another process has finished it after its log was read here
-            self._folders.pop(name, None)
-            return self._of(name).result(name)
+        return self._of(name).result(name) if self.is_finished(name) else None  # else its checkpoint would be read
 
     def write(self, name: str, file: str, network: nn.Module, spec: NetworkSpec) -> None:
         """Write a network's weights."""

@@ -1,0 +1,45 @@
+"""Locks of the processes that work in one folder. A process that ends, in whatever way, releases its locks."""
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from limbeck.experiment.runfiles import LOCKS
+
+_CLAIMS = "claims"  # is held while a process looks whether another lock is held, which takes that lock for a moment
+
+
+def lock(folder: Path, name: str) -> FileLock:
+    """A lock of a folder; ``with`` waits until no other process holds it."""
+    place = folder / LOCKS
+    place.mkdir(parents=True, exist_ok=True)
+    return FileLock(place / name)
+
+
+def claim(folder: Path, name: str) -> FileLock | None:
+    """Take a lock without waiting, and return it until it is released; None if another process holds it."""
+    with lock(folder, _CLAIMS):
+        return _taken(folder, name)
+
+
+def is_held(folder: Path, name: str) -> bool:
+    """Whether a process holds a lock."""
+    with lock(folder, _CLAIMS):
+        found = _taken(folder, name)
+        if found is not None:
+            found.release()
+        return found is None
+
+
+def count_held(folder: Path, start: str) -> int:
+    """The number of locks that processes hold and whose names begin with ``start``."""
+    return sum(is_held(folder, file.name) for file in (folder / LOCKS).glob(f"{start}*"))
+
+
+def _taken(folder: Path, name: str) -> FileLock | None:
+    found = lock(folder, name)
+    try:
+        found.acquire(blocking=False)
+    except Timeout:
+        return None
+    return found
