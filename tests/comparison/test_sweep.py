@@ -235,6 +235,11 @@ def test_seeds_and_methods_that_are_added_later_train_only_what_is_missing(whole
     assert not list(sweep().run())
 
 
+def test_whether_alone_is_listed_among_the_methods_changes_nothing():
+    finish(sweep("seeds=[0]", methods=("kd",)))
+    assert not list(sweep("seeds=[0]", methods=("alone", "kd")).run())
+
+
 def test_a_seed_that_another_process_trains_is_left_to_it():
     Path("both/locks").mkdir(parents=True)
     one = sweep(methods=("kd",))

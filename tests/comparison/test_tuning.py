@@ -139,6 +139,25 @@ def test_a_trial_that_another_process_trains_is_not_taken():
     assert [one.number for one in (event for event in first if isinstance(event, Tried))] == [0]
 
 
+def test_the_rate_of_a_student_alone_is_tuned_without_training_the_teacher():
+    one = tuned("method=alone", trials=3)
+    events = list(one.run())
+    assert {event.job for event in events if isinstance(event, Started)} == set(one.work)
+    assert {event.job.arm for event in events if isinstance(event, Started)} == {"alone"}
+    assert [list(tried.options) for tried in one.tried] == [["lr"]] * 3
+    assert read(one.write()).train.optimizer["lr"] == one.best.options["lr"]
+    assert len(finish(tuned(trials=2))) == 2  # the method, in the same folder
+
+
+def test_a_process_that_was_stopped_before_it_wrote_its_settings_leaves_a_folder_that_resumes():
+    tuned(trials=1)
+    journal = Path("tuned/kd.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for count in range(1, len(lines)):
+        journal.write_bytes(b"".join(lines[:count]))
+        assert len(finish(tuned(trials=1))) == 1
+
+
 def test_a_trial_that_diverged_counts_and_does_not_stop_the_tuning(monkeypatch):
     real = Experiment.student
 
@@ -213,6 +232,7 @@ def test_a_wrong_range_is_an_error(text, message):
         (["seeds=[1000]"], "--seed 1000 is a seed of the recipe"),
         (["data.validation=0"], "needs a validation split"),
         (["teacher={table: labels.csv}"], "tuning does not have teacher.table"),
+        (["cache=true"], "tuning does not have cache: true"),
     ],
 )
 def test_what_cannot_be_tuned_is_an_error_before_anything_is_written(settings, message):

@@ -65,8 +65,9 @@ class Tried:
 class Tuning:
     """Trials of the options of a recipe's method; the first one has the options of the recipe.
 
-    All students have one seed and one teacher. The test split is compared with the other splits, as before every run,
-    and is then dropped. Several processes may use one folder. A trial that was stopped is tried again.
+    All students have one seed and one teacher, which is not trained for a student alone. The test split is compared
+    with the other splits, as before every run, and is then dropped. Several processes may use one folder. A trial that
+    was stopped is tried again.
 
     Args:
         recipe: its ``method`` is tuned.
@@ -78,8 +79,8 @@ class Tuning:
         progress: as for `Experiment`.
 
     Raises:
-        LimbeckError: as for `Experiment` and `space`; the recipe combines methods, has the seed, a table as a teacher
-            or no validation split; the folder holds trials of other options or ranges, or a damaged journal.
+        LimbeckError: as for `Experiment` and `space`; the recipe combines methods, has the seed, a table as a teacher,
+            a store or no validation split; the folder holds trials of other options or ranges, or a damaged journal.
     """
 
     def __init__(
@@ -121,7 +122,8 @@ class Tuning:
         """The teacher and the trials, with about how many multiply-accumulates each takes."""
         work = dict(self.experiment.work)
         each = work.pop(Job(self._method, self._seed))
-        return work | {self._job(number): each for number in range(self.trials)}
+        trials = {self._job(number): each for number in range(self.trials)}
+        return trials if self._method == "alone" else work | trials
 
     @property
     def tried(self) -> list[Tried]:
@@ -150,7 +152,7 @@ class Tuning:
         experiment, teacher = self.experiment, None
         with lock(self._path, "teacher"):
             experiment.folder.open(environment() | experiment.decided)
-            if experiment.recipe.teacher is not None:
+            if experiment.recipe.teacher is not None and self._method != "alone":
                 teacher = yield from experiment.teacher(experiment.recipe.teacher, self._seed, track)
         while (claimed := self._claimed()) is not None:
             trial, held = claimed
@@ -244,8 +246,8 @@ class Tuning:
                     direction="maximize",
                     load_if_exists=True,
                 )
-                held = self._study.user_attrs or settings
-                differ = [key for key, value in settings.items() if held.get(key) != value]
+                held = self._study.user_attrs  # of a process that was stopped here, some or none
+                differ = [key for key, value in settings.items() if held.get(key, value) != value]
                 if not differ:
                     _ = self.tried  # reads every trial
             except OSError:
@@ -333,5 +335,7 @@ def _check(recipe: Recipe, seed: int) -> None:
         raise LimbeckError(f"tuning finds the options of one method, got {recipe.method['name']}: use --method")
     if seed in recipe.seeds:
         raise LimbeckError(f"--seed {seed} is a seed of the recipe, on which methods are compared: choose another")
-    if recipe.teacher is not None and recipe.teacher.table is not None:
-        raise LimbeckError("tuning does not have teacher.table: its students run the teacher at every batch")
+    table = recipe.teacher is not None and recipe.teacher.table is not None
+    for key, given in {"teacher.table": table, "cache: true": recipe.cache.use is True}.items():
+        if given:
+            raise LimbeckError(f"tuning does not have {key}: its students run the teacher at every batch")

@@ -19,7 +19,9 @@ from limbeck.experiment.folder import RunFolder, refuse_other_recipe
 from limbeck.experiment.results import RESULT, NetworkResult, RunResult
 from limbeck.experiment.runfiles import CHECKPOINT, RECIPE, holds_epoch
 from limbeck.files.atomic import write
+from limbeck.methods import METHODS
 from limbeck.models import NetworkSpec
+from limbeck.options import fill
 from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import dump
 
@@ -42,7 +44,7 @@ class Trials:
         self._recipe, self._longer, self._digests = recipe, longer, digests
         self._environment: Mapping[str, Any] = {}
         self._folders: dict[str, RunFolder] = {}
-        self._text = self._text_of("alone", 0)
+        self._text = self._text_of("teacher", 0)  # without the options of a method
         if holds_epoch(path):
             raise LimbeckError(f"{path} holds a run, not a comparison: choose another folder with --out")
         refuse_other_recipe(path, self._text, "comparison")
@@ -130,6 +132,8 @@ class Trials:
         """The recipe that trains one network. For a teacher it also trains a student alone."""
         recipe, epochs = self._recipe, self._longer.get(arm, self._recipe.train.epochs)
         method = block_of(recipe, arm)
+        if method == fill(METHODS, "alone", kind="method"):  # whether or not it is listed among the methods
+            method = {"name": "alone"}
         train = recipe.train.model_copy(update={"epochs": epochs})
         update = {"method": method, "methods": (), "baseline": False, "seeds": (seed,), "train": train}
         return dump(recipe.model_copy(update=update)) + self._digests
