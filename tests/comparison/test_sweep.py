@@ -278,6 +278,15 @@ def test_a_student_that_diverges_stops_no_other(monkeypatch):
         one.conclude()
 
 
+def test_a_teacher_that_is_no_better_than_chance_is_noted_whoever_trained_it():
+    settings = "seeds=[0]", "teacher.train.optimizer={name: sgd, lr: 1.0e-9}"
+    first, again = (finish(sweep(*settings, methods=("kd",)))[1] for _ in range(2))
+    assert [note[:72] for note in first.notes] == [
+        "teacher/seed0: the accuracy of the teacher is not clearly higher than ch"
+    ]
+    assert again.notes == first.notes
+
+
 def test_every_number_of_epochs_has_a_student_alone_of_its_own():
     one = recipe("train.epochs=240", methods=("kd",))
     blocks = tuple({"name": name} for name in ("a", "b", "c"))

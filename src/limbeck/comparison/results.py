@@ -1,4 +1,4 @@
-"""What a comparison comes to, typed: the one place that knows how comparison.json is laid out."""
+"""The typed results of a comparison. Only this module knows the layout of comparison.json."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -26,7 +26,7 @@ from limbeck.comparison.results import (
 from limbeck.data import Progress
 from limbeck.errors import LimbeckError
 from limbeck.evaluate import Latency
-from limbeck.experiment.arms import block_of, teacher_of
+from limbeck.experiment.arms import block_of, members_of, teacher_of
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Job, Track, unwatched
 from limbeck.experiment.fit import Shared
@@ -162,11 +162,18 @@ class Sweep:
             teachers=None if teacher is None else headline_of(self._teachers(teacher), task),
             arms=tuple(arms),
             splits=dict(experiment.data.origins),
-            notes=self._notes,
+            notes=(*self._notes, *self._of_teacher),
             decided={key: value for key, value in experiment.decided.items() if key != "why"},  # of another process
             runs=tuple(result for results in runs.values() for result in results),
             learned=learned,
         )
+
+    @property
+    def _of_teacher(self) -> Iterator[str]:
+        """The notes on the teacher of the first seed, whoever has trained it; `_first` restores it."""
+        block, seed = self.experiment.recipe.teacher, self.experiment.recipe.seeds[0]
+        jobs = [] if block is None else members_of(self.experiment.recipe, block, seed)
+        return (note for note in self.experiment.notes if note.startswith(tuple(f"{job}: " for job in jobs)))
 
     def _result(self, name: str) -> NetworkResult:
         return cast("NetworkResult", self._trials.result(name))  # `conclude` has looked

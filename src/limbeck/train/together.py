@@ -1,6 +1,6 @@
 """Several students that learn at the same time, from the same batches and from one run of the teacher for each batch.
 
-Every student comes to the same bits as in a training of its own. The trainings take turns batch by batch: each has its
+Every student gets the same bits as in a training of its own. The trainings take turns batch by batch: each has its
 own state of the random generators, and they share the batches and the teacher's tensors.
 """
 
