@@ -138,7 +138,7 @@ def _teachers(teacher: Teacher | Sequence[Teacher] | None) -> list[nn.Module]:
     for one in every:
         if not callable(one) or isinstance(one, type):
             raise LimbeckError(f"teacher is a {type(one).__name__}: it must be a torch.nn.Module or a function")
-    networks = [as_network(one, identity=_described(one)) for one in every]
+    networks = [as_network(one, identity="" if isinstance(one, nn.Module) else _described(one)) for one in every]
     if len(set(networks)) < len(networks):
         raise LimbeckError("teacher lists the same module twice: pass a copy, for example with copy.deepcopy")
     return networks
@@ -174,7 +174,7 @@ def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> di
     if out is None:
         return {"name": GIVEN}
     if not isinstance(network, nn.Module):
-        return {"name": GIVEN, "code_at_the_call": _code(network)}
+        return {"name": GIVEN, **_code_block(network)}
     weights, structure = weights_digest(network), structure_digest(network)
     return {"name": GIVEN, "weights_at_the_call": weights, "structure_at_the_call": structure}
 
@@ -290,6 +290,11 @@ def _described(function: Callable[..., Any]) -> str:
     return f"{GIVEN} {getattr(function, '__qualname__', type(function).__qualname__)} {_code(function)}"
 
 
+def _code_block(function: Callable[..., Any]) -> dict[str, str]:
+    """The key of a block that identifies a function, short enough for one line of a recipe."""
+    return {"code_at_the_call": _code(function)[:32]}
+
+
 def _code(function: Callable[..., Any]) -> str:
     """The hash of the source of a function, or of its instructions if Python does not find the source."""
     if isinstance(function, partial):
@@ -318,7 +323,7 @@ def _method(
     """A method's name, its function, and its block in a recipe: with a run folder, its code at the call."""
     if callable(method):
         name = re.sub(r"[^\w.+-]", "", getattr(method, "__name__", "method"))
-        return name, method, {"name": name} | ({} if out is None else {"code_at_the_call": _code(method)})
+        return name, method, {"name": name, **({} if out is None else _code_block(method))}
     if not isinstance(method, str | Mapping):
         named = [_method(part, out) for part in method]
         name = "+".join(name for name, _, _ in named)

@@ -106,8 +106,16 @@ def changed(again):
     return {"method": method, "student": student, "teacher": function, "peer": network(4)}
 
 
-@pytest.mark.parametrize("part", ["method", "student", "teacher", "peer"])
-def test_a_folder_of_other_functions_or_networks_is_not_resumed(data, teacher, tmp_path, part):
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("method", "code_at_the_call"),
+        ("student", "code_at_the_call"),
+        ("teacher", "structure_at_the_call"),
+        ("peer", "weights_at_the_call"),
+    ],
+)
+def test_a_folder_of_other_functions_or_networks_is_not_resumed(data, teacher, tmp_path, part, key):
     def call(again):
         given = {"method": of_the_peer, "student": NETWORK, "teacher": teacher, "peer": PEER}
         given[part] = changed(again)[part]
@@ -124,7 +132,7 @@ def test_a_folder_of_other_functions_or_networks_is_not_resumed(data, teacher, t
 
     first = call(again=False)
     assert call(again=False).runs == first.runs
-    with pytest.raises(LimbeckError, match=r"(?s)of another recipe.*it has .*asked for "):
+    with pytest.raises(LimbeckError, match=rf"(?s)of another recipe.*it has +{key}: .*asked for {key}: "):
         call(again=True)
 
 
