@@ -4,9 +4,11 @@ import subprocess
 import sys
 from threading import Thread
 
+import pytest
 from filelock import FileLock
 
 from limbeck.comparison.locks import claim, count_held, is_held, lock
+from limbeck.errors import LimbeckError
 
 
 def test_what_another_process_holds_cannot_be_claimed(tmp_path):
@@ -24,6 +26,22 @@ def test_the_locks_that_are_held_are_counted(tmp_path):
     assert count_held(tmp_path, "seed") == 2
     held[1].release()
     assert count_held(tmp_path, "seed") == 1
+
+
+def test_nothing_is_written_through_links(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "victim").write_text("kept")
+    inside = tmp_path / "folder"
+    (inside / "locks").mkdir(parents=True)
+    (inside / "locks/seed0").symlink_to(outside / "victim")
+    with pytest.raises(OSError, match="symbolic links"):
+        claim(inside, "seed0")
+    assert (outside / "victim").read_text() == "kept"
+    (tmp_path / "locks").symlink_to(outside)
+    with pytest.raises(LimbeckError, match="is a link"):
+        claim(tmp_path, "seed0")
+    assert [file.name for file in outside.iterdir()] == ["victim"]
 
 
 def test_a_claim_waits_while_another_process_looks_whether_a_lock_is_held(tmp_path):

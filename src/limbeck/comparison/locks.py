@@ -4,14 +4,21 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from limbeck.errors import LimbeckError
 from limbeck.experiment.runfiles import LOCKS
 
 _CLAIMS = "claims"  # is held while a process looks whether another lock is held, which takes that lock for a moment
 
 
 def lock(folder: Path, name: str) -> FileLock:
-    """A lock of a folder; ``with`` waits until no other process holds it."""
+    """A lock of a folder; ``with`` waits until no other process holds it.
+
+    Raises:
+        LimbeckError: the folder of the locks is a link.
+    """
     place = folder / LOCKS
+    if place.is_symlink():
+        raise LimbeckError(f"{place} is a link, which limbeck does not write to")
     place.mkdir(parents=True, exist_ok=True)
     return FileLock(place / name)
 
