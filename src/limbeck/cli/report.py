@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run or comparison.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The file; default: report.html or FIGURE.svg in it.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; default: report.html or FIGURE.svg in it.")] = None,
     figure: Annotated[
         str | None, typer.Option(help="Write only this figure, as SVG: differences, cost-latency or cost-parameters.")
     ] = None,

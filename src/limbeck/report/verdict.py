@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from limbeck.comparison.results import ArmResult, ComparisonResult, Versus
 from limbeck.comparison.statistics import LEVEL
-from limbeck.report.numbers import amount, between, counted, interval, listed, over_seeds
+from limbeck.report.numbers import amount, between, capital, counted, interval, listed, over_seeds
 from limbeck.tasks import TASKS, Shown
 
 ADJUSTED = {"holm": "Holm", "fdr": "Benjamini and Hochberg"}
@@ -30,16 +30,18 @@ def verdict(result: ComparisonResult) -> list[str]:
     found, figure = judged(result), TASKS[result.task].headline
     if not found:
         return ["Nothing is compared: there is no student alone of the same seeds."]
-    helping, hurting, open_ones = (
+    helping, hurting, rest = (
         [one for one in found if one[1].judged.verdict == kind] for kind in ("helps", "hurts", "no evidence")
     )
-    lines = [
-        f"{_verdicts('help', helping, figure)}{_no_evidence(open_ones)}." if helping else "",
-        f"{_verdicts('hurt', hurting[::-1], figure)}." if hurting else "",
-        f"{_undecided(open_ones, figure)}." if open_ones and not helping else "",
-        _best_alone(result, figure),
-    ]
-    return [line for line in lines if line]
+    lines = []
+    if helping:
+        lines.append(_verdicts("help", helping, figure) + (f"; {_no_evidence(rest)}" if rest else ""))
+    if hurting:
+        lines.append(_verdicts("hurt", hurting[::-1], figure))
+    if rest and not helping:
+        lines.append(_undecided(rest, figure))
+    lines += _best_alone(result, figure)
+    return [f"{line}." for line in lines]
 
 
 def _verdicts(verb: str, which: Sequence[tuple[ArmResult, Versus]], figure: Shown) -> str:
@@ -50,32 +52,31 @@ def _verdicts(verb: str, which: Sequence[tuple[ArmResult, Versus]], figure: Show
 
 
 def _no_evidence(which: Sequence[tuple[ArmResult, Versus]]) -> str:
-    return f"; there is no evidence for {_some_of([arm.arm for arm, _ in which])}" if which else ""
+    any_of = "any of " if len(which) > 1 else ""
+    return f"no evidence that {any_of}{_some_of([arm.arm for arm, _ in which])} helps or hurts"
 
 
 def _undecided(which: Sequence[tuple[ArmResult, Versus]], figure: Shown) -> str:
     """That there is no evidence for these arms, with the difference of the first."""
     best, versus = which[0]
     seeds = counted(versus.judged.paired.n, "seed")
-    gained = "" if versus.judged.paired.interval is None else f", {_gained(versus, figure)}"
-    if versus.judged.smallest_p > LEVEL:
-        greatest = "the greatest mean difference is that of " if len(which) > 1 else ""
-        return f"No verdict, because {seeds} cannot show whether a method helps: {greatest}{best.arm}{gained}"
-    names = f"that {best.arm} helps or hurts" if len(which) == 1 else f"for {_some_of([arm.arm for arm, _ in which])}"
-    return f"No evidence {names} ({seeds}): {best.arm} was {_gained(versus, figure)}"
+    few = f"No verdict, because {seeds} cannot show whether a method helps"
+    if versus.judged.paired.interval is None:
+        return few
+    said = few if versus.judged.smallest_p > LEVEL else f"{capital(_no_evidence(which))} ({seeds})"
+    greatest = "the greatest mean difference is that of " if len(which) > 1 else ""
+    return f"{said}: {greatest}{best.arm}, {_gained(versus, figure)}"
 
 
-def _best_alone(result: ComparisonResult, figure: Shown) -> str:
+def _best_alone(result: ComparisonResult, figure: Shown) -> list[str]:
     """That a student alone of more epochs is better than all methods; empty if it is not."""
-    best = max(result.arms, key=lambda arm: figure.score(arm.headline.mean))
+    best, teacher = max(result.arms, key=lambda arm: figure.score(arm.headline.mean)), result.teachers
     if not best.arm.startswith("alone@"):
-        return ""
-    teacher = result.teachers
+        return []
     above = teacher is None or figure.score(best.headline.mean) > figure.score(teacher.mean)
-    return (
-        f"The best {'network' if above else 'student'} of the table is the student alone with more epochs "
-        f"({best.arm}): {figure.label} {over_seeds(best.headline, figure)}{' %' * figure.percent}."
-    )
+    mean = f"{figure.label} {over_seeds(best.headline, figure)}{' %' * figure.percent}"
+    kind = "network" if above else "student"
+    return [f"The best {kind} of the table is the student alone with more epochs ({best.arm}): {mean}"]
 
 
 def _some_of(names: Sequence[str]) -> str:
