@@ -37,6 +37,6 @@ def test_a_file_that_is_missing_damaged_or_too_large_is_an_error(tmp_path, monke
     path.write_bytes(b"\xff" * 100)
     with pytest.raises(LimbeckError, match="cannot be read"):
         read_outputs(path, {"test": (2, 3)})
-    monkeypatch.setattr(kept_outputs, "MOST_OUTPUTS", -(2**18))
+    monkeypatch.setattr(kept_outputs, "MOST_BYTES", 0)
     with pytest.raises(LimbeckError, match="has 100 bytes, allowed are at most 0"):
         read_outputs(path, {"test": (2, 3)})

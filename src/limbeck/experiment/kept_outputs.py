@@ -19,6 +19,9 @@ OUTPUTS = "outputs.safetensors"
 MOST_OUTPUTS = 2**24
 """The most outputs of a network that a comparison keeps: 64 MiB in 32 bits."""
 
+MOST_BYTES = 4 * MOST_OUTPUTS + 2**20
+"""The largest size of the file."""
+
 
 def write_outputs(path: Path, outputs: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write outputs (N, K) by split, and return the `file_record`."""
@@ -33,7 +36,7 @@ def read_outputs(path: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str,
     Raises:
         LimbeckError: the file is missing, too large, or has no outputs of such a shape (N, K) in 32 bits.
     """
-    file_size(path, most=4 * MOST_OUTPUTS + 2**20)
+    file_size(path, most=MOST_BYTES)
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:

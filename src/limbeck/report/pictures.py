@@ -12,8 +12,9 @@ from scipy.special import rel_entr, softmax  # type: ignore[import-untyped]
 
 from limbeck.data import SOURCES, Data, Progress, load
 from limbeck.errors import LimbeckError
-from limbeck.experiment.kept_outputs import OUTPUTS, read_outputs
+from limbeck.experiment.kept_outputs import MOST_BYTES, OUTPUTS, read_outputs
 from limbeck.experiment.runfiles import file_record
+from limbeck.files.paths import file_size
 from limbeck.report.found import Found
 from limbeck.user_code import code_notices
 
@@ -78,8 +79,9 @@ def pictures(found: Found, data: Data) -> list[Picture]:
         raise LimbeckError("there is no teacher")
     if learnt is not None and learnt.teacher_outputs_sha256 is not None:
         path = found.folder / OUTPUTS
-        if not path.is_file() or file_record(path)["sha256"] != learnt.teacher_outputs_sha256:
-            raise LimbeckError(f"{path} is missing, damaged or of another comparison")
+        file_size(path, most=MOST_BYTES)
+        if file_record(path)["sha256"] != learnt.teacher_outputs_sha256:
+            raise LimbeckError(f"{path} is damaged or of another comparison")
     else:
         path = _file(found, teacher.name)
     taught = softmax(_outputs(path, shape), axis=1)
