@@ -1,6 +1,7 @@
 """Methods over seeds in one folder: the bits of runs of their own, whatever stops them and whoever trains them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,6 +250,10 @@ def test_the_notes_of_a_resumed_comparison_are_those_of_the_first(whole):
     assert any("the gradient of the term 'soft' of stage 'kd' has the norm" in note for note in found[0])
     for seed in (0, 1):
         assert any(note.startswith(f"teacher/seed{seed}: ") and "chance" in note for note in found[0])
+    shutil.rmtree("both/teacher-seed1")  # is not trained again for its note
+    result = finish(sweep("method.soft=1000", methods=("kd",)))[1]
+    assert not Path("both/teacher-seed1").exists()
+    assert result.notes == tuple(note for note in found[0] if not note.startswith("teacher/seed1"))
 
 
 def test_the_outputs_of_a_teacher_that_is_given_are_kept(whole):

@@ -26,7 +26,7 @@ from limbeck.comparison.results import (
 from limbeck.data import Progress
 from limbeck.errors import LimbeckError
 from limbeck.evaluate import Latency
-from limbeck.experiment.arms import block_of, teacher_of
+from limbeck.experiment.arms import block_of, members_of, teacher_of
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Job, Track, unwatched
 from limbeck.experiment.fit import Shared
@@ -192,20 +192,23 @@ class Sweep:
 
         The teachers of the other seeds are restored, too: the notes of a resumed comparison are those of the first one.
         """
-        experiment, seed = self.experiment, self.experiment.recipe.seeds[0]
+        experiment, recipe, seed = self.experiment, self.experiment.recipe, self.experiment.recipe.seeds[0]
         networks = {arm: experiment.trained(Job(arm, seed)) for arm in experiment.arms}
-        block = experiment.recipe.teacher
+        block, first = recipe.teacher, teacher_of(recipe, seed)
         if block is None:
             return None, experiment.latencies(networks), self._learned(networks)
-        for one in {teacher_of(experiment.recipe, each): each for each in experiment.recipe.seeds}.values():
-            yet_to_run = experiment.teacher(block, one)
+        for job in dict.fromkeys(teacher_of(recipe, one) for one in recipe.seeds):
+            names = map(str, members_of(recipe, block, job.seed))
+            if job != first and None in map(self._trials.result, names):  # its folder was deleted
+                continue
+            yet_to_run = experiment.teacher(block, job.seed)
             try:
                 while True:
                     next(yet_to_run)
             except StopIteration as ended:
                 networks.setdefault("teacher", ended.value)
         latencies = experiment.latencies(networks)
-        teacher = replace(experiment.results[teacher_of(experiment.recipe, seed)], latency=latencies["teacher"])
+        teacher = replace(experiment.results[first], latency=latencies["teacher"])
         return teacher, latencies, self._learned(networks)
 
     def _learned(self, networks: Mapping[str, nn.Module]) -> Learned | None:

@@ -74,26 +74,31 @@ def pictures(found: Found, data: Data) -> list[Picture]:
         raise LimbeckError("the test split has changed since the networks were trained")
     if len(data.shape) != 3 or data.shape[0] not in (1, 3):
         raise LimbeckError(f"the inputs {tuple(data.shape)} are not grey or RGB images")
-    teacher, learnt, shape = found.result.teacher, found.result.learned, (len(data.test), len(data.classes))
-    if teacher is None:
-        raise LimbeckError("there is no teacher")
-    if learnt is not None and learnt.teacher_outputs_sha256 is not None:
-        path = found.folder / OUTPUTS
-        file_size(path, most=MOST_BYTES)
-        if file_record(path)["sha256"] != learnt.teacher_outputs_sha256:
-            raise LimbeckError(f"{path} is damaged or of another comparison")
-    else:
-        path = _file(found, teacher.name)
-    taught = softmax(_outputs(path, shape), axis=1)
-    learned = softmax(_outputs(_file(found, found.result.of(found.best)[0].name), shape), axis=1)
+    shape = (len(data.test), len(data.classes))
+    taught = softmax(_outputs(_of_teacher(found), shape), axis=1)
+    learned = softmax(_outputs(_of_network(found, found.result.of(found.best)[0].name), shape), axis=1)
     middle = (taught + learned) / 2
     apart = (rel_entr(taught, middle) + rel_entr(learned, middle)).sum(axis=1)
     order = np.argsort(-apart, kind="stable")[:MOST]
     return [_picture(data, int(place), taught[place], learned[place]) for place in order if apart[place] > 0]
 
 
-def _file(found: Found, name: str) -> Path:
-    """The outputs of a network that was trained in the comparison."""
+def _of_teacher(found: Found) -> Path:
+    """The file with the outputs of the teacher of the first seed."""
+    teacher, learned = found.result.teacher, found.result.learned
+    if teacher is None:
+        raise LimbeckError("there is no teacher")
+    if learned is None or learned.teacher_outputs_sha256 is None:
+        return _of_network(found, teacher.name)
+    path = found.folder / OUTPUTS
+    file_size(path, most=MOST_BYTES)
+    if file_record(path)["sha256"] != learned.teacher_outputs_sha256:
+        raise LimbeckError(f"{path} is damaged or of another comparison")
+    return path
+
+
+def _of_network(found: Found, name: str) -> Path:
+    """The file with the outputs of a network that was trained in the comparison."""
     if OUTPUTS not in found.network(name).files:
         raise LimbeckError(f"the outputs of {name} are not in the folder")
     return found.place(name) / name / OUTPUTS
