@@ -232,10 +232,24 @@ def test_a_run_of_another_recipe_is_refused_with_the_differences(tmp_path):
     assert rest == ["  it has    epochs: 3", "  asked for epochs: 4", "  asked for extra: 1"]
 
 
-def test_of_many_differences_the_first_are_shown(tmp_path):
-    opened(tmp_path, "".join(f"a{number}: 1\n" for number in range(50))).log(line("kd/seed0", 1))
+def test_the_shortest_change_is_shown_first_and_of_a_long_one_the_beginning(tmp_path):
+    gone = "".join(f"a{number}: 1\n" for number in range(50))
+    opened(tmp_path, f"{gone}same: 0\nepochs: 3\n").log(line("kd/seed0", 1))
     with pytest.raises(LimbeckError) as caught:
-        RunFolder(tmp_path, "a0: 2\n", resume=True)
+        RunFolder(tmp_path, "b: 2\nsame: 0\nepochs: 4\n", resume=True)
+    assert str(caught.value).splitlines()[1:] == [
+        "  it has    epochs: 3",
+        "  asked for epochs: 4",
+        *(f"  it has    a{number}: 1" for number in range(3)),
+        "  it has    ...",
+        "  asked for b: 2",
+    ]
+
+
+def test_of_many_differences_the_first_are_shown(tmp_path):
+    opened(tmp_path, "".join(f"a{number}: 1\nsame: 0\n" for number in range(50))).log(line("kd/seed0", 1))
+    with pytest.raises(LimbeckError) as caught:
+        RunFolder(tmp_path, "a: 2\nsame: 0\n" * 50, resume=True)
     assert len(str(caught.value).splitlines()) == 13
 
 
