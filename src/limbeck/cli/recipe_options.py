@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from limbeck.recipe.blocks import Recipe
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe file, or the name of a bundled one.")]
+Methods = Annotated[str | None, typer.Option(help="What to compare, such as kd,srrl,kd+at; default: methods: [...]")]
 Seed = Annotated[int | None, typer.Option(help="Run only this seed.")]
 Out = Annotated[Path | None, typer.Option(help="The run folder; the default is runs/ and the name of the recipe.")]
 DataRoot = Annotated[Path | None, typer.Option(help="The data folder; the default is LIMBECK_DATA.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set a key of the recipe.")]
 Allow = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Ignore a failed check, such as chance.")]
+Worker = Annotated[bool, typer.Option("--worker", hidden=True)]
+"""The process is one of those that --jobs starts: it only trains, and does not wait for others."""
+
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Run the Python file that a weights file names to build its network.")
 ]
@@ -36,7 +40,7 @@ class Asked:
     trust_code: bool = False
     smoke: bool = False
     log: list[str] | None = None
-    methods: Sequence[str] = ()
+    methods: Sequence[str] | str | None = ()  # as a text, separated by commas
 
     def checked(self, *more: str) -> "Recipe":
         """Read the recipe with the options applied; ``more`` are further `--set` texts."""
@@ -44,6 +48,7 @@ class Asked:
         from limbeck.recipe.bundled import bundled
         from limbeck.recipe.read import read, smoke
 
+        methods = self.methods.split(",") if isinstance(self.methods, str) else self.methods or ()
         root = [f"data.root={json.dumps(str(self.data_root))}"] if self.data_root else []
         ours = not self.recipe.exists() and self.recipe.parent in (Path(), Path("recipes"))
         file = bundled(self.recipe.name, self.recipe) if ours else self.recipe
@@ -54,7 +59,7 @@ class Asked:
                 overrides=overrides,
                 seed=self.seed,
                 allow=self.allow or (),
-                methods=self.methods,
+                methods=[name.strip() for name in methods],
                 check_paths=True,
             )
         return smoke(recipe) if self.smoke else recipe
