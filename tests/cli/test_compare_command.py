@@ -117,6 +117,9 @@ def test_the_methods_are_planned_without_a_store():
     assert re.findall(r"^training (\w+),", planned.output, re.MULTILINE) == ["teacher", "alone", "srrl", "fitnets"]
     assert "runs/tiny-compared will hold" in planned.output
     assert "outputs of the teacher" not in planned.output
+    refused = CliRunner().invoke(app, ["plan", "recipe.yaml", "--methods", "kd", "--set", "cache=true"])
+    assert refused.exit_code == 2
+    assert "a comparison does not have cache: true" in refused.output
 
 
 def test_a_recipe_that_only_lists_methods_is_planned_and_compared():

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from limbeck.cli.recipe_options import Allow, Asked, DataRoot, Methods, RecipeFile, Set, TrustCode, Worker, say_code
+from limbeck.cli.recipe_options import (
+    Allow,
+    Asked,
+    DataRoot,
+    Methods,
+    RecipeFile,
+    Set,
+    TrustCode,
+    Worker,
+    names,
+    say_code,
+)
 from limbeck.cli.report import write_page
 from limbeck.cli.reporting import reporting
 
@@ -53,7 +64,7 @@ def compare(
     or seeds, trains only what is missing.
     """
     more = [f"seeds={json.dumps(list(range(seeds)))}"] if seeds else []
-    asked = Asked(recipe, override, None, out, data_root, allow, trust_code, smoke, methods=methods)
+    asked = Asked(recipe, override, None, out, data_root, allow, trust_code, smoke, methods=names(methods))
     again = asked.again("compare")
     again += (f" --methods {shlex.quote(methods)}" if methods else "") + (f" --seeds {seeds}" if seeds else "")
     again += f" --adjust {adjust}" if adjust != "holm" else ""

@@ -13,7 +13,19 @@ from rich import box
 from rich.filesize import decimal
 from rich.table import Table
 
-from limbeck.cli.recipe_options import Allow, Asked, DataRoot, Methods, Out, RecipeFile, Seed, Set, TrustCode, say_code
+from limbeck.cli.recipe_options import (
+    Allow,
+    Asked,
+    DataRoot,
+    Methods,
+    Out,
+    RecipeFile,
+    Seed,
+    Set,
+    TrustCode,
+    names,
+    say_code,
+)
 from limbeck.cli.reporting import reporting
 
 if TYPE_CHECKING:
@@ -36,7 +48,7 @@ def plan(
 
     The exit code is 2 if `limbeck run` or `limbeck compare` would refuse the recipe.
     """
-    asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke, methods=methods)
+    asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke, methods=names(methods))
     with reporting():
         checked = asked.checked()
         from limbeck.cli.terminal import console, loading
@@ -44,15 +56,15 @@ def plan(
 
         with loading():
             from limbeck.cli.progress import reading
+            from limbeck.comparison.sweep import as_compared
             from limbeck.experiment.forecast import forecast
             from limbeck.experiment.run import Experiment
             from limbeck.train.threads import threads_for
 
         if not as_json:
             say_code(checked.model_dump())
-        store = checked.cache.use and not checked.methods  # a comparison has none
-        cache = checked.cache.model_copy(update={"use": store})
-        lenient = checked.model_copy(update={"allow": get_args(Refusal), "cache": cache})
+        used = as_compared(checked) if checked.methods else checked
+        lenient = used.model_copy(update={"allow": get_args(Refusal)})
         with reading(console(stderr=True)) as progress:
             folder = out or Path("runs") / f"{checked.name}{'-compared' * bool(checked.methods)}"
             experiment = Experiment(lenient, folder, trust_code=trust_code, keep="memory", progress=progress)

@@ -40,7 +40,7 @@ class Asked:
     trust_code: bool = False
     smoke: bool = False
     log: list[str] | None = None
-    methods: Sequence[str] | str | None = ()  # as a text, separated by commas
+    methods: Sequence[str] = ()
 
     def checked(self, *more: str) -> "Recipe":
         """Read the recipe with the options applied; ``more`` are further `--set` texts."""
@@ -48,7 +48,6 @@ class Asked:
         from limbeck.recipe.bundled import bundled
         from limbeck.recipe.read import read, smoke
 
-        methods = self.methods.split(",") if isinstance(self.methods, str) else self.methods or ()
         root = [f"data.root={json.dumps(str(self.data_root))}"] if self.data_root else []
         ours = not self.recipe.exists() and self.recipe.parent in (Path(), Path("recipes"))
         file = bundled(self.recipe.name, self.recipe) if ours else self.recipe
@@ -59,7 +58,7 @@ class Asked:
                 overrides=overrides,
                 seed=self.seed,
                 allow=self.allow or (),
-                methods=[name.strip() for name in methods],
+                methods=self.methods,
                 check_paths=True,
             )
         return smoke(recipe) if self.smoke else recipe
@@ -75,6 +74,11 @@ class Asked:
         line += ["--trust-code"] if self.trust_code else []
         line += [part for name in self.log or () for part in ("--log", name)]
         return shlex.join([*line, *(["--resume"] if command == "run" else [])])
+
+
+def names(methods: str | None) -> list[str]:
+    """The methods that `--methods` lists."""
+    return [] if methods is None else [name.strip() for name in methods.split(",")]
 
 
 def say_code(values: Mapping[str, Any]) -> None:

@@ -29,7 +29,6 @@ Trials = Annotated[int, typer.Option(min=2, max=10_000, help="The number of tria
 Search = Annotated[list[str] | None, typer.Option(metavar="KEY=LOW..HIGH", help="Add or replace a range.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The seed of all trials; not one that is compared.")]
 Jobs = Annotated[int, typer.Option(min=1, max=256, help="The number of processes; each trains one student at a time.")]
-
 Out = Annotated[Path | None, typer.Option(help="The folder; the default is runs/NAME-tuned with the recipe's name.")]
 
 
@@ -52,9 +51,7 @@ def tune(
 
     Tries the recipe's own options first. A second start continues up to the number of trials.
     """
-    asked = Asked(
-        recipe, override, None, out, data_root, allow, trust_code, smoke, methods=[method] if method else None
-    )
+    asked = Asked(recipe, override, None, out, data_root, allow, trust_code, smoke, methods=[method] if method else [])
     again = f"{asked.again('tune')} --trials {trials} --seed {seed}" + (f" --method {method}" if method else "")
     again += "".join(f" --search {shlex.quote(text)}" for text in search or ())
     if jobs > 1:  # before torch is imported; the other processes inherit it, so that all compute the same bits

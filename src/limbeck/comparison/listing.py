@@ -106,7 +106,7 @@ def _comparison(path: Path, date: str) -> ListedRun:
 
 def _recipe(file: Path) -> Recipe:
     if not file.is_file():
-        raise LimbeckError(f"{file} is missing")
+        raise LimbeckError(f"{file} is missing: the command that made the folder writes it again")
     return reread(file)
 
 

@@ -75,10 +75,9 @@ class Sweep:
         given: Given | None = None,
         progress: Progress | None = None,
     ) -> None:
-        _check(recipe)
-        recipe = recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"use": False})})
+        used = as_compared(recipe)
         self.experiment = Experiment(
-            recipe, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
+            used, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
         )
         self._path, self._notes = folder, self.experiment.notes
         self.diverged: list[Diverged] = []
@@ -282,8 +281,12 @@ class Sweep:
             lock.release()
 
 
-def _check(recipe: Recipe) -> None:
-    """Refuse what several students of one teacher cannot have."""
+def as_compared(recipe: Recipe) -> Recipe:
+    """The recipe without a store.
+
+    Raises:
+        LimbeckError: it lists no methods, or has what several students of one teacher cannot have.
+    """
     if not recipe.methods:
         raise LimbeckError(
             "the recipe lists no methods to compare: write methods: [kd, srrl], or use --methods kd,srrl"
@@ -297,3 +300,4 @@ def _check(recipe: Recipe) -> None:
     for key, given in wrong.items():
         if given:
             raise LimbeckError(f"a comparison does not have {key}: its students share one run of the teacher a batch")
+    return recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"use": False})})
