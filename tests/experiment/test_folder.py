@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import tracemalloc
 from hashlib import sha256
 
 import pytest
@@ -244,6 +245,32 @@ def test_the_shortest_change_is_shown_first_and_of_a_long_one_the_beginning(tmp_
         "  it has    ...",
         "  asked for b: 2",
     ]
+
+
+def test_a_difference_is_named_by_the_keys_of_its_block(tmp_path):
+    text = "student:\n  model:\n    hidden:\n    - 8\n    - 4\ntrain:\n  epochs: 3\n"
+    opened(tmp_path, text).log(line("kd/seed0", 1))
+    with pytest.raises(LimbeckError) as caught:
+        RunFolder(tmp_path, text.replace("- 4", "- 5").replace("3", "6"), resume=True)
+    assert str(caught.value).splitlines()[1:] == [
+        "  it has    student.model.hidden.- 4",
+        "  asked for student.model.hidden.- 5",
+        "  it has    train.epochs: 3",
+        "  asked for train.epochs: 6",
+    ]
+
+
+def test_the_differences_to_a_huge_recipe_are_found_with_bounded_memory(tmp_path):
+    opened(tmp_path, f"{'a' * 2**20}:\n" + "".join(f"{' ' * place}b:\n" for place in range(1, 1500))).log(
+        line("kd/seed0", 1)
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(LimbeckError, match="holds a run of another recipe"):
+            RunFolder(tmp_path, "b: 1\n", resume=True)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_of_many_differences_the_first_are_shown(tmp_path):
