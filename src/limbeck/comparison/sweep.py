@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor, nn
 
 from limbeck.comparison.learned import Learned, analyse, outputs_by_split
 from limbeck.comparison.maps import write_maps
 from limbeck.comparison.results import (
+    COMPARED,
     COMPARISON,
     SCHEMA,
     Adjust,
@@ -28,16 +29,17 @@ from limbeck.errors import LimbeckError
 from limbeck.evaluate import Latency
 from limbeck.experiment.arms import block_of, members_of, teacher_of
 from limbeck.experiment.environment import environment
-from limbeck.experiment.events import Event, Job, Track, unwatched
+from limbeck.experiment.events import Elsewhere, Event, Job, Track, unwatched
 from limbeck.experiment.fit import Shared
 from limbeck.experiment.given import Given
 from limbeck.experiment.kept_outputs import OUTPUTS, read_outputs, write_outputs
 from limbeck.experiment.results import NetworkResult, plain
 from limbeck.experiment.run import Experiment
-from limbeck.experiment.runfiles import LOCKS
+from limbeck.experiment.runfiles import file_lock
 from limbeck.experiment.trials import Trials
-from limbeck.files.atomic import write_sealed
+from limbeck.files.atomic import write, write_sealed
 from limbeck.recipe.blocks import Recipe
+from limbeck.recipe.read import dump
 from limbeck.train.freeze import frozen
 from limbeck.train.loop import Diverged, Pause
 from limbeck.train.together import SharedBatches, SharedReaders, free_memory, groups, together
@@ -73,10 +75,9 @@ class Sweep:
         given: Given | None = None,
         progress: Progress | None = None,
     ) -> None:
-        _check(recipe)
-        recipe = recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"use": False})})
+        used = as_compared(recipe)
         self.experiment = Experiment(
-            recipe, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
+            used, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
         )
         self._path = folder
         self.diverged: list[Diverged] = []
@@ -93,18 +94,38 @@ class Sweep:
         return [job for job in self.jobs if self._trials.result(str(job)) is None]
 
     @property
+    def work(self) -> dict[Job, float]:
+        """The trainings that are not finished, with about how many multiply-accumulates each takes."""
+        self._trials.refresh()
+        return {job: each for job, each in self.experiment.work.items() if self._trials.result(str(job)) is None}
+
+    @property
     def _trials(self) -> Trials:
         return cast("Trials", self.experiment.folder)
 
-    def run(self, track: Track = unwatched) -> Generator[Event, None, None]:
-        """Train the students that no process has trained or trains now. One that diverges does not stop the others."""
-        experiment = self.experiment
-        with self._lock("folder"):
+    def run(self, track: Track = unwatched, *, wait: bool = True) -> Generator[Event, None, None]:
+        """Train the students that no process has trained or trains now. One that diverges does not stop the others.
+
+        With ``wait``, then wait for the seeds that other processes train, and train what they leave.
+        """
+        experiment, elsewhere = self.experiment, list[int]()
+        with file_lock(self._path, "folder"):
             self._trials.open(environment() | experiment.decided)
+            write(self._path / COMPARED, dump(experiment.recipe))
         for seed in experiment.recipe.seeds:
-            with self._claimed(f"seed{seed}") as mine:
+            with self._claimed(seed) as mine:
                 if mine:
                     yield from self._seed(seed, track)
+                else:
+                    elsewhere.append(seed)
+                    yield Elsewhere(f"seed {seed}", waits=False)
+        for seed in elsewhere if wait else ():
+            with self._claimed(seed) as ended:
+                pass
+            if not ended:
+                yield Elsewhere(f"seed {seed}", waits=True)
+            with file_lock(self._path, f"seed{seed}"):
+                yield from self._seed(seed, track)
 
     def conclude(self, adjust: Adjust = "holm") -> ComparisonResult:
         """Compare the arms, measure latencies, and write comparison.json.
@@ -117,7 +138,7 @@ class Sweep:
             raise self.diverged[0]
         if missing:
             raise LimbeckError(f"{len(missing)} of {len(self.jobs)} students are not finished: {missing[0]} ...")
-        with self._lock("folder"):
+        with file_lock(self._path, "folder"):
             found = self._compared(adjust)
             write_sealed(self._path / COMPARISON, plain(found))
         return found
@@ -236,7 +257,7 @@ class Sweep:
             return
         teacher: nn.Module | None = None
         if experiment.recipe.teacher is not None:
-            with self._lock(f"teacher-seed{teacher_of(experiment.recipe, seed).seed}"):
+            with file_lock(self._path, f"teacher-seed{teacher_of(experiment.recipe, seed).seed}"):
                 trials.refresh()  # another process may have trained it meanwhile
                 teacher = yield from experiment.teacher(experiment.recipe.teacher, seed, track)
         sizes = [experiment.memory[job.arm] for job in jobs]
@@ -263,15 +284,9 @@ class Sweep:
             self.diverged.append(Diverged(f"{job}: {error}"))
 
     @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        """Wait until no other process holds the lock."""
-        with self._file(name):
-            yield
-
-    @contextmanager
-    def _claimed(self, name: str) -> Iterator[bool]:
-        """Whether no other process holds the lock; if so, it is held in the block."""
-        lock = self._file(name)
+    def _claimed(self, seed: int) -> Iterator[bool]:
+        """Whether no other process trains the seed; if so, it is locked in the block."""
+        lock = file_lock(self._path, f"seed{seed}")
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -282,14 +297,13 @@ class Sweep:
         finally:
             lock.release()
 
-    def _file(self, name: str) -> FileLock:
-        place = self._path / LOCKS
-        place.mkdir(parents=True, exist_ok=True)
-        return FileLock(place / name)
 
+def as_compared(recipe: Recipe) -> Recipe:
+    """The recipe without a store.
 
-def _check(recipe: Recipe) -> None:
-    """Refuse what several students of one teacher cannot have."""
+    Raises:
+        LimbeckError: it lists no methods, or has what several students of one teacher cannot have.
+    """
     if not recipe.methods:
         raise LimbeckError(
             "the recipe lists no methods to compare: write methods: [kd, srrl], or use --methods kd,srrl"
@@ -303,3 +317,4 @@ def _check(recipe: Recipe) -> None:
     for key, given in wrong.items():
         if given:
             raise LimbeckError(f"a comparison does not have {key}: its students share one run of the teacher a batch")
+    return recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"use": False})})

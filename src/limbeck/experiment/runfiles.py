@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from limbeck.core import LimbeckError
 from limbeck.experiment.results import RESULT, NetworkResult, from_json
-from limbeck.files.atomic import digest, read_sealed, replacing
+from limbeck.files.atomic import digest, read_sealed, replacing, unwritten
 from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import is_smoke, reread
 
 STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
 TABLE = "metrics.csv"
 LOCKS = "locks"
-"""The folder of the locks of a comparison, see `limbeck.experiment.trials`."""
+"""The folder of the locks of a comparison or tuning, see `limbeck.experiment.trials`."""
 CHECKPOINT = Path("checkpoint") / "last.pt"
 
 _SEED = re.compile(r"seed\d+(-\d+)?")
@@ -43,6 +45,21 @@ def holds_epoch(path: Path) -> bool:
     if (path / LOG).exists() and (not (path / LOG).is_file() or _has_line(path / LOG)):
         return True
     return any((folder / RESULT).exists() for folder in network_folders(path))
+
+
+def file_lock(path: Path, name: str) -> FileLock:
+    """The lock ``name`` in the folder of a comparison or tuning, which is created.
+
+    Raises:
+        LimbeckError: the folder cannot be written.
+    """
+    file = path / LOCKS / name
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        raise unwritten(file, error) from error
+    return FileLock(file)
 
 
 def holds_run_of(path: Path, recipe: Recipe) -> bool:
