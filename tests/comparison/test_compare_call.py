@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck.arguments import called
+from limbeck.comparison.listing import list_runs
 from limbeck.core import LimbeckError
 
 
@@ -58,6 +59,10 @@ def test_own_modules_and_methods_are_compared(data, teacher, tmp_path):
     assert [one.test for one in own] == [one.test for one in alone]  # the same terms, batches and initial weights
     again = compare(teacher, student, data, methods=methods, out=tmp_path / "x")
     assert again.runs == result.runs
+    page = (tmp_path / "x" / "report.html").read_text()
+    assert "given to <code>limbeck.compare</code> in Python" in page
+    (listed,) = list_runs(tmp_path / "x")
+    assert (listed.state, listed.method, listed.command) == ("finished", "kd, srrl, labels_only, kd+srrl", None)
     with pytest.raises(LimbeckError, match="holds a comparison of another recipe"):
         compare(teacher, network(4), data, methods=methods, out=tmp_path / "x")
 
@@ -132,7 +137,7 @@ def test_a_folder_of_other_functions_or_networks_is_not_resumed(data, teacher, t
 
     first = call(again=False)
     assert call(again=False).runs == first.runs
-    with pytest.raises(LimbeckError, match=rf"(?s)of another recipe.*it has +{key}: .*asked for {key}: "):
+    with pytest.raises(LimbeckError, match=rf"(?s)of another recipe.*it has +\S*{key}: .*asked for \S*{key}: "):
         call(again=True)
 
 
@@ -150,6 +155,12 @@ def test_the_random_generators_are_those_from_before(data, teacher):
     torch.manual_seed(5)
     compare(teacher, student, data, methods=["kd"])
     assert torch.rand(1) == expected
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_training(data, teacher, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(LimbeckError, match="cannot be written: Not a directory"):
+        compare(teacher, network(4), data, methods=["kd"], out=tmp_path / "file" / "x")
 
 
 @pytest.mark.parametrize(

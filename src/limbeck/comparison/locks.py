@@ -6,6 +6,7 @@ from filelock import FileLock, Timeout
 
 from limbeck.errors import LimbeckError
 from limbeck.experiment.runfiles import LOCKS
+from limbeck.files.atomic import unwritten
 
 _CLAIMS = "claims"  # is held while a process looks whether another lock is held, which takes that lock for a moment
 
@@ -14,13 +15,18 @@ def lock(folder: Path, name: str) -> FileLock:
     """A lock of a folder; ``with`` waits until no other process holds it.
 
     Raises:
-        LimbeckError: the folder of the locks is a link.
+        LimbeckError: the lock or the folder of the locks is a link, or cannot be written.
     """
-    place = folder / LOCKS
-    if place.is_symlink():
-        raise LimbeckError(f"{place} is a link, which limbeck does not write to")
-    place.mkdir(parents=True, exist_ok=True)
-    return FileLock(place / name)
+    file = folder / LOCKS / name
+    for path in (file.parent, file):
+        if path.is_symlink():
+            raise LimbeckError(f"{path} is a link, which limbeck does not write to")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        raise unwritten(file, error) from error
+    return FileLock(file)
 
 
 def claim(folder: Path, name: str) -> FileLock | None:

@@ -9,9 +9,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from limbeck.comparison.learned import Learned, analyse, outputs_by_split
-from limbeck.comparison.locks import claim, count_held, lock
+from limbeck.comparison.locks import claim, count_held, is_held, lock
 from limbeck.comparison.maps import write_maps
 from limbeck.comparison.results import (
+    COMPARED,
     COMPARISON,
     SCHEMA,
     Adjust,
@@ -27,15 +28,16 @@ from limbeck.errors import LimbeckError
 from limbeck.evaluate import Latency
 from limbeck.experiment.arms import block_of, members_of, teacher_of
 from limbeck.experiment.environment import environment
-from limbeck.experiment.events import Event, Job, Track, unwatched
+from limbeck.experiment.events import Elsewhere, Event, Job, Track, unwatched
 from limbeck.experiment.fit import Shared
 from limbeck.experiment.given import Given
 from limbeck.experiment.kept_outputs import OUTPUTS, read_outputs, write_outputs
 from limbeck.experiment.results import NetworkResult, plain
 from limbeck.experiment.run import Experiment
 from limbeck.experiment.trials import Trials
-from limbeck.files.atomic import write_sealed
+from limbeck.files.atomic import write, write_sealed
 from limbeck.recipe.blocks import Recipe
+from limbeck.recipe.read import dump
 from limbeck.train.freeze import frozen
 from limbeck.train.loop import Diverged, Pause
 from limbeck.train.memory import free_memory
@@ -72,10 +74,9 @@ class Sweep:
         given: Given | None = None,
         progress: Progress | None = None,
     ) -> None:
-        _check(recipe)
-        recipe = recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"use": False})})
+        used = as_compared(recipe)
         self.experiment = Experiment(
-            recipe, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
+            used, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
         )
         self._path = folder
         self.diverged: list[Diverged] = []
@@ -91,22 +92,39 @@ class Sweep:
         return [job for job in self.jobs if not self._trials.is_finished(str(job))]
 
     @property
+    def work(self) -> dict[Job, float]:
+        """The trainings that are not finished, with about how many multiply-accumulates each takes."""
+        return {job: each for job, each in self.experiment.work.items() if not self._trials.is_finished(str(job))}
+
+    @property
     def _trials(self) -> Trials:
         return cast("Trials", self.experiment.folder)
 
-    def run(self, track: Track = unwatched) -> Generator[Event, None, None]:
-        """Train the students that no process has trained or trains now. One that diverges does not stop the others."""
-        experiment = self.experiment
+    def run(self, track: Track = unwatched, *, wait: bool = True) -> Generator[Event, None, None]:
+        """Train the students that no process has trained or trains now. One that diverges does not stop the others.
+
+        With ``wait``, then wait for the seeds that other processes train, and train what they leave.
+        """
+        experiment, elsewhere = self.experiment, list[int]()
         self._trials.refresh()
         with lock(self._path, "folder"):
             self._trials.open(environment() | experiment.decided)
+            write(self._path / COMPARED, dump(experiment.recipe))
         for seed in experiment.recipe.seeds:
             claimed = claim(self._path, f"seed{seed}")
-            if claimed is not None:
-                try:
-                    yield from self._seed(seed, track)
-                finally:
-                    claimed.release()
+            if claimed is None:
+                elsewhere.append(seed)
+                yield Elsewhere(f"seed {seed}", waits=False)
+                continue
+            try:
+                yield from self._seed(seed, track)
+            finally:
+                claimed.release()
+        for seed in elsewhere if wait else ():
+            if is_held(self._path, f"seed{seed}"):
+                yield Elsewhere(f"seed {seed}", waits=True)
+            with lock(self._path, f"seed{seed}"):
+                yield from self._seed(seed, track)
 
     def conclude(self, adjust: Adjust = "holm") -> ComparisonResult:
         """Compare the arms, measure latencies, and write comparison.json.
@@ -265,8 +283,12 @@ class Sweep:
             self.diverged.append(Diverged(f"{job}: {error}"))
 
 
-def _check(recipe: Recipe) -> None:
-    """Refuse what several students of one teacher cannot have."""
+def as_compared(recipe: Recipe) -> Recipe:
+    """The recipe without a store.
+
+    Raises:
+        LimbeckError: it lists no methods, or has what several students of one teacher cannot have.
+    """
     if not recipe.methods:
         raise LimbeckError(
             "the recipe lists no methods to compare: write methods: [kd, srrl], or use --methods kd,srrl"
@@ -280,3 +302,4 @@ def _check(recipe: Recipe) -> None:
     for key, given in wrong.items():
         if given:
             raise LimbeckError(f"a comparison does not have {key}: its students share one run of the teacher a batch")
+    return recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"use": False})})

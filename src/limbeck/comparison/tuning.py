@@ -22,7 +22,7 @@ from limbeck.data.targets import NUMBERS
 from limbeck.errors import LimbeckError, nearest
 from limbeck.experiment.arms import training_of
 from limbeck.experiment.environment import environment
-from limbeck.experiment.events import Event, Job, Track, unwatched
+from limbeck.experiment.events import Elsewhere, Event, Job, Track, unwatched
 from limbeck.experiment.in_memory import InMemory
 from limbeck.experiment.run import Experiment
 from limbeck.files.atomic import write
@@ -119,10 +119,10 @@ class Tuning:
 
     @property
     def work(self) -> dict[Job, float]:
-        """The teacher and the trials, with about how many multiply-accumulates each takes."""
-        work = dict(self.experiment.work)
-        each = work.pop(Job(self._method, self._seed))
-        trials = {self._job(number): each for number in range(self.trials)}
+        """The teacher and the trials to come, with about how many multiply-accumulates each takes."""
+        work, first = dict(self.experiment.work), len(self._study.get_trials(deepcopy=False))
+        each, count = work.pop(Job(self._method, self._seed)), self.trials - len(self.tried)
+        trials = {self._job(number): each for number in range(first, first + count)}
         return trials if self._method == "alone" else work | trials
 
     @property
@@ -147,16 +147,29 @@ class Tuning:
             raise LimbeckError("every training diverged: lower the learning rate, or search other ranges")
         return max(scored)[2]
 
-    def run(self, track: Track = unwatched) -> Generator[Event | Tried, None, None]:
-        """Train the teacher unless it is there, and students until all trials are finished or run elsewhere."""
+    def run(self, track: Track = unwatched, *, wait: bool = True) -> Generator[Event | Tried, None, None]:
+        """Train the teacher unless it is there, and students until all trials are finished or run elsewhere.
+
+        With ``wait``, wait for the trials that run elsewhere, and repeat those that are stopped.
+        """
         experiment, teacher = self.experiment, None
         with lock(self._path, "teacher"):
             experiment.folder.open(environment() | experiment.decided)
             if experiment.recipe.teacher is not None and self._method != "alone":
                 teacher = yield from experiment.teacher(experiment.recipe.teacher, self._seed, track)
-        while (claimed := self._claimed()) is not None:
+        while True:
+            claimed = self._claimed()
+            running = [one.number for one in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING])]
+            if claimed is None:
+                if not (wait and running):
+                    return
+                yield Elsewhere(f"trial {running[0]}", waits=True)
+                with lock(self._path, self._name_of(running[0])):
+                    continue
             trial, held = claimed
             try:
+                if len(running) > 1:
+                    yield Elsewhere(f"trial {running[0]}", waits=False)
                 value = yield from self._trained(trial, teacher, track)
                 self._study.tell(trial, self.figure.score(value))
             except Diverged as error:

@@ -3,6 +3,7 @@
 runs/<name>/
   recipe.yaml              what all networks share: the recipe without its methods and seeds
   <arm>-seed<N>/           a run folder (`limbeck.experiment.folder`) whose recipe trains this network alone
+  comparison.yaml          the recipe with the methods and seeds of the last start
   comparison.json          written when all are finished
   locks/                   which process trains what
 """
