@@ -42,6 +42,9 @@ def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}{own}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a FileNotFoundError, too, in folders such as /proc
+        raise unwritten(path, error) from error
+    try:
         temporary.unlink(missing_ok=True)  # do not write through a link or a FIFO at this path
         yield temporary
         with temporary.open("rb+") as file:
