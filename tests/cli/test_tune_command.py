@@ -111,3 +111,13 @@ def test_two_processes_share_the_trials():
     log = Path("runs/tiny-tuned/locks/process1.log").read_text()
     assert "tiny: 96 training" in log
     assert "validation split" not in log  # only the first process writes the recipe
+
+
+def test_the_other_methods_of_the_recipe_stay_and_the_rate_of_the_student_alone_has_a_next_step():
+    limbeck("tune", "recipe.yaml", "--method", "kd", "--trials", 2)
+    srrl = read(Path("runs/tiny-tuned/kd.yaml")).methods[1]
+    assert (srrl["name"], srrl["alpha"]) == ("srrl", 2.0)
+    shown = limbeck("tune", "recipe.yaml", "--method", "alone", "--trials", 2)
+    assert "compare it" not in shown
+    line = next(line for line in shown.splitlines() if line.startswith("tune a method with this rate: limbeck "))
+    limbeck(*line.partition(" limbeck ")[2].split(), "--trials", 2, "--out", "again")

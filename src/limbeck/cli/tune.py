@@ -4,6 +4,7 @@ import logging
 import os
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,7 +52,7 @@ def tune(
 
     Tries the recipe's own options first. A second start continues up to the number of trials.
     """
-    asked = Asked(recipe, override, None, out, data_root, allow, trust_code, smoke, methods=[method] if method else [])
+    asked = Asked(recipe, override, None, out, data_root, allow, trust_code, smoke)
     again = f"{asked.again('tune')} --trials {trials} --seed {seed}" + (f" --method {method}" if method else "")
     again += "".join(f" --search {shlex.quote(text)}" for text in search or ())
     if jobs > 1:  # before torch is imported; the other processes inherit it, so that all compute the same bits
@@ -59,7 +60,8 @@ def tune(
     with reporting(f"{again} --jobs {jobs}" if jobs > 1 else again):
         checked = asked.checked()
         if method:
-            checked = checked.model_copy(update={"method": checked.methods[0], "methods": ()})
+            (block,) = replace(asked, methods=[method]).checked().methods
+            checked = checked.model_copy(update={"method": block})
         folder = out or Path("runs") / f"{checked.name}-tuned"
         others = partial(processes, jobs - 1, again, folder)
         _tune(checked, folder, trials, search or [], seed, jobs, others, trust_code=trust_code, worker=worker)
@@ -124,7 +126,12 @@ def _tune(
     screen.print(_gain(tuning))
     path = tuning.write()
     screen.print(f"written: {path}")
-    screen.print(f"compare it: limbeck compare {shlex.quote(str(path))} --methods {recipe.method['name']} --seeds 6")
+    name, file = recipe.method["name"], shlex.quote(str(path))
+    if name == "alone":
+        rate = tuning.best.options["lr"]
+        screen.print(f"tune a method with this rate: limbeck tune {file} --method kd --search lr={rate}..{rate}")
+    else:
+        screen.print(f"compare it: limbeck compare {file} --methods {name} --seeds 6")
 
 
 def _value(tuning: "Tuning", tried: "Tried") -> str:
