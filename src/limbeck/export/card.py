@@ -1,0 +1,61 @@
+"""What an exported file says about itself: ``card.json`` beside it, and the first part in the file's own metadata."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from limbeck.evaluate import Latency
+from limbeck.export.graph import Layout, Precision
+from limbeck.export.parity import Parity
+
+CARD = "card.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The input of a file."""
+
+    name: str
+    shape: tuple[int | None, ...]  #: None for any number of samples
+    type: str  #: "uint8", 0 to 255, or "float32"
+    layout: Layout | None  #: of images
+    channels: str | None  #: of images: "rgb" or "gray"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured on the finished file."""
+
+    bytes: int  #: of all its files
+    parity: Parity | None  #: None if this machine cannot run the file
+    figure: str  #: what the next two are, on the test split
+    student: float | None  #: None without parity
+    exported: float | None
+    latency: dict[str, Latency] = field(default_factory=dict)  #: of one sample: of the student in PyTorch and the file
+
+
+@dataclass(frozen=True)
+class Card:
+    """What ``card.json`` holds."""
+
+    schema: int
+    backend: str
+    precision: Precision
+    network: str  #: such as kd/seed0
+    weights_sha256: str | None  #: of the student's weights, if they come from a run folder
+    task: str
+    reads: Reads
+    outputs: tuple[str, ...]  #: by name, in order; the first has the logits, or the numbers
+    classes: tuple[str, ...]  #: the names of what the outputs stand for
+    temperature: float | None  #: of the probabilities; None if the file returns none
+    versions: dict[str, str]
+    results: Results | None = None  #: None in the metadata of the file, which is written before
+    notes: tuple[str, ...] = ()
+
+    def values(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    def with_results(self, results: Results, *notes: str) -> "Card":
+        """The card of a finished file."""
+        return replace(self, results=results, notes=notes)
