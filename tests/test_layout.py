@@ -79,6 +79,7 @@ ORDER = (
     "experiment",
     "comparison",
     "report",
+    "export",
     "cli",
     "arguments",
     "api",

@@ -27,6 +27,7 @@ class Results:
     """What was measured on the finished file."""
 
     bytes: int  #: of all its files
+    student_bytes: int  #: of the student as safetensors
     parity: Parity | None  #: None if this machine cannot run the file
     figure: str  #: what the next two are, on the test split
     student: float | None  #: None without parity

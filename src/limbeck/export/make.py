@@ -17,7 +17,7 @@ from limbeck.core import LimbeckError
 from limbeck.data import Data
 from limbeck.errors import nearest
 from limbeck.evaluate.calibration import fit_temperature
-from limbeck.evaluate.cost import times
+from limbeck.evaluate.cost import file_bytes, times
 from limbeck.experiment.workspace import example_batch
 from limbeck.export import EXPORTERS
 from limbeck.export.base import Exporter
@@ -88,8 +88,13 @@ def export(
         LimbeckError: an argument is wrong; a package is missing; the backend cannot take the network; or the file does
             not agree with the student, see `limbeck.export.parity.LIMITS`.
     """
-    backend, folder, raw = _backend(to, precision, batch), Path(folder), RawSamples(data, layout)
-    _check(data, layout, folder, probabilities=probabilities)
+    folder, raw = Path(folder), RawSamples(data, layout)
+    check_options(folder, to=to, precision=precision, batch=batch, layout=layout)
+    backend = EXPORTERS[to]
+    if probabilities and (data.task != "classification" or not len(data.validation)):
+        raise LimbeckError(
+            "probabilities need a classification task and a validation split, on which their temperature is fitted"
+        )
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
         deployed = partial(_deployed, _with_logits(student, data, student_output), student_input, raw)
         reference = deployed()
@@ -138,7 +143,7 @@ def _results(
     data = raw.data
     size, task = sum(one.stat().st_size for one in file.parent.rglob("*") if one.is_file()), task_of(data)
     if backend.load is None:
-        return Results(size, None, task.headline.label, None, None)
+        return Results(size, file_bytes(module.network), None, task.headline.label, None, None)
     runner = backend.load(file)
     split, which = (data.validation, "validation") if len(data.validation) else (data.train, "train")
     samples = raw.some(split, SAMPLES)
@@ -156,7 +161,7 @@ def _results(
     student, exported = (task.score(outputs, data.test.targets) for outputs in (of_student, of_file))
     say("measuring the latencies")
     latency = times({"student": partial(reference, samples[:1]), "file": partial(runner, samples[:1])})
-    return Results(size, parity, task.headline.label, student, exported, latency)
+    return Results(size, file_bytes(reference.network), parity, task.headline.label, student, exported, latency)
 
 
 def _write(backend: Exporter, to: str, graph: Graph, file: Path) -> None:
@@ -169,8 +174,8 @@ def _write(backend: Exporter, to: str, graph: Graph, file: Path) -> None:
         raise LimbeckError(f"the student cannot be exported to {to}: {reason.strip()}") from error
 
 
-def _backend(to: str, precision: str, batch: int | None) -> Exporter:
-    """The backend, if it can write what is asked for."""
+def check_options(folder: Path, *, to: str, precision: str, batch: int | None, layout: str, **_: object) -> None:
+    """Refuse what `export` would refuse, before the data is read; see there."""
     if to not in EXPORTERS:
         raise LimbeckError(f"there is no export to {to!r}: {nearest(to, EXPORTERS)}")
     backend = EXPORTERS[to]
@@ -180,19 +185,11 @@ def _backend(to: str, precision: str, batch: int | None) -> Exporter:
         raise LimbeckError(f"{to} has no {precision}: allowed are {', '.join(backend.precisions)}")
     if batch not in (None, 1):
         raise LimbeckError(f"batch is {batch}: allowed are 1, and None for any number of samples")
-    backend.check(to)
-    return backend
-
-
-def _check(data: Data, layout: str, folder: Path, *, probabilities: bool) -> None:
     if layout not in LAYOUTS:
         raise LimbeckError(f"layout is {layout!r}: {nearest(layout, LAYOUTS)}")
-    if probabilities and (data.task != "classification" or not len(data.validation)):
-        raise LimbeckError(
-            "probabilities need a classification task and a validation split, on which their temperature is fitted"
-        )
     if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise LimbeckError(f"{folder} exists and holds no export: choose another folder")
+    backend.check(to)
 
 
 def _with_logits(student: nn.Module, data: Data, output: str | None) -> nn.Module:
