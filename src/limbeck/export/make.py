@@ -98,6 +98,7 @@ def export(
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
         deployed = partial(_deployed, _with_logits(student, data, student_output), student_input, raw)
         reference = deployed()
+        _check_outputs(reference, raw)
         temperature = _temperature(reference, raw) if probabilities else None
         any_batch, outputs = backend.any_batch and batch is None, ["logits", *["probabilities"] * probabilities]
         card = Card(
@@ -170,8 +171,7 @@ def _write(backend: Exporter, to: str, graph: Graph, file: Path) -> None:
     except (OSError, LimbeckError):
         raise
     except Exception as error:  # a backend may raise anything
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise LimbeckError(f"the student cannot be exported to {to}: {reason.strip()}") from error
+        raise LimbeckError(f"the student cannot be exported to {to}: {_line(error)}") from error
 
 
 def check_options(folder: Path, *, to: str, precision: str, batch: int | None, layout: str, **_: object) -> None:
@@ -190,6 +190,20 @@ def check_options(folder: Path, *, to: str, precision: str, batch: int | None, l
     if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise LimbeckError(f"{folder} exists and holds no export: choose another folder")
     backend.check(to)
+
+
+def _check_outputs(reference: Deployed, raw: RawSamples) -> None:
+    try:
+        outputs = reference(raw.some(raw.data.test, 2))
+    except Exception as error:  # a user's network may raise anything
+        raise LimbeckError(f"the student fails on a batch of the data: {_line(error)}") from error
+    if not torch.isfinite(outputs).all():
+        raise LimbeckError("the student's outputs are not finite, so a file cannot be compared with them")
+
+
+def _line(error: Exception) -> str:
+    """The first line of a message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _with_logits(student: nn.Module, data: Data, output: str | None) -> nn.Module:
