@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import limbeck
 from limbeck.data import Data
-from limbeck.export import EXPORTERS
-from limbeck.export.make import export
+from limbeck.exports import EXPORTERS
+from limbeck.exports.make import export
 from limbeck.models import build
 
 SHAPE = (3, 32, 32)

@@ -79,7 +79,7 @@ ORDER = (
     "experiment",
     "comparison",
     "report",
-    "export",
+    "exports",
     "cli",
     "arguments",
     "api",

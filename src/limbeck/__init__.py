@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from limbeck.core import Batch, LimbeckError, Setup, Stage, Tap, Term, from_student, from_teacher
     from limbeck.data import Augment, Data, arrays, dataset, load
     from limbeck.experiment.results import RunResult
+    from limbeck.exports.make import Exported, export
     from limbeck.models import load_network
     from limbeck.models.inputs import Input
 
@@ -23,6 +24,7 @@ _HOMES = {
     "experiment.results": ("RunResult",),
     "api": ("compare", "distill"),
     "comparison.results": ("ComparisonResult",),
+    "exports.make": ("Exported", "export"),
 }
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Batch",
     "ComparisonResult",
     "Data",
+    "Exported",
     "Input",
     "LimbeckError",
     "RunResult",
@@ -41,6 +44,7 @@ __all__ = [
     "compare",
     "dataset",
     "distill",
+    "export",
     "from_student",
     "from_teacher",
     "load",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from limbeck.export.card import Card
+    from limbeck.exports.card import Card
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or comparison.")]
 To = Annotated[str, typer.Option("--to", help="onnx, executorch, openvino or coreml.")]
@@ -68,9 +68,9 @@ def _export(
 
     with loading():
         from limbeck.cli.progress import reading
-        from limbeck.export.make import check_options
-        from limbeck.export.make import export as make
-        from limbeck.export.source import source
+        from limbeck.exports.make import check_options
+        from limbeck.exports.make import export as make
+        from limbeck.exports.source import source
 
     screen = console(soft_wrap=True)
     check_options(place, **options)

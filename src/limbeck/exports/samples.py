@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from limbeck.data import Data, Split
-from limbeck.export.graph import Layout
+from limbeck.exports.graph import Layout
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.export.base import Exporter, Runner
-from limbeck.export.graph import Graph
+from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.graph import Graph
 
 OPSET = 20
 CALIBRATED = 64

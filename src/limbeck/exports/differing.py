@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from limbeck.export.base import Exporter
-from limbeck.export.graph import Deployed, Graph
-from limbeck.export.parity import Limit, compare
+from limbeck.exports.base import Exporter
+from limbeck.exports.graph import Deployed, Graph
+from limbeck.exports.parity import Limit, compare
 
 
 class _UpTo(nn.Module):

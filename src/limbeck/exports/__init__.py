@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from limbeck.export.base import Exporter
-from limbeck.export.coreml import COREML
-from limbeck.export.executorch import EXECUTORCH
-from limbeck.export.onnx import ONNX
-from limbeck.export.openvino import OPENVINO
+from limbeck.exports.base import Exporter
+from limbeck.exports.coreml import COREML
+from limbeck.exports.executorch import EXECUTORCH
+from limbeck.exports.onnx import ONNX
+from limbeck.exports.openvino import OPENVINO
 
 EXPORTERS: Mapping[str, Exporter] = {
     "onnx": ONNX,

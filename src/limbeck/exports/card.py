@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from limbeck.evaluate import Latency
-from limbeck.export.graph import Layout, Precision
-from limbeck.export.parity import Parity
+from limbeck.exports.graph import Layout, Precision
+from limbeck.exports.parity import Parity
 
 CARD = "card.json"
 SCHEMA = 1

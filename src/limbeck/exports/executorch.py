@@ -4,8 +4,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from limbeck.export.base import Exporter, Runner
-from limbeck.export.graph import Graph
+from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.graph import Graph
 
 
 def export(graph: Graph, path: Path) -> None:

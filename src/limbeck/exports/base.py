@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from limbeck.core import LimbeckError
-from limbeck.export.graph import Graph, Precision
+from limbeck.exports.graph import Graph, Precision
 
 Runner = Callable[[Tensor], Tensor]
 """Raw samples as the file reads them, (N, ...), to the first output, (N, ...)."""

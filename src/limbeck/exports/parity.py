@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from limbeck.data.targets import NUMBERS, TaskName
-from limbeck.export.base import Runner
-from limbeck.export.graph import Precision
+from limbeck.exports.base import Runner
+from limbeck.exports.graph import Precision
 
 SAMPLES = 256
 """The samples on which a file is compared with the student."""

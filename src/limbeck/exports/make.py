@@ -19,13 +19,13 @@ from limbeck.errors import nearest
 from limbeck.evaluate.calibration import fit_temperature
 from limbeck.evaluate.cost import file_bytes, times
 from limbeck.experiment.workspace import example_batch
-from limbeck.export import EXPORTERS
-from limbeck.export.base import Exporter
-from limbeck.export.card import CARD, SCHEMA, Card, Reads, Results
-from limbeck.export.differing import first_differing
-from limbeck.export.graph import LAYOUTS, PRECISIONS, Deployed, Graph, Layout, Precision
-from limbeck.export.parity import BATCHES, LIMITS, SAMPLES, compare
-from limbeck.export.samples import RawSamples
+from limbeck.exports import EXPORTERS
+from limbeck.exports.base import Exporter
+from limbeck.exports.card import CARD, SCHEMA, Card, Reads, Results
+from limbeck.exports.differing import first_differing
+from limbeck.exports.graph import LAYOUTS, PRECISIONS, Deployed, Graph, Layout, Precision
+from limbeck.exports.parity import BATCHES, LIMITS, SAMPLES, compare
+from limbeck.exports.samples import RawSamples
 from limbeck.files.atomic import explained, write_sealed
 from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
 from limbeck.models.outputs import install
@@ -73,7 +73,7 @@ def export(
         student: the trained network; it is not changed.
         data: as the student was trained on.
         folder: for the file and ``card.json``. An earlier export in it is replaced.
-        to: a name in `limbeck.export.EXPORTERS`.
+        to: a name in `limbeck.exports.EXPORTERS`.
         precision: ``fp32``, ``fp16`` or ``int8``. int8 is calibrated on samples of the training split.
         batch: 1, or None for any number of samples if the backend can.
         layout: of images, ``nhwc`` or ``nchw``.
@@ -86,7 +86,7 @@ def export(
 
     Raises:
         LimbeckError: an argument is wrong; a package is missing; the backend cannot take the network; or the file does
-            not agree with the student, see `limbeck.export.parity.LIMITS`.
+            not agree with the student, see `limbeck.exports.parity.LIMITS`.
     """
     folder, raw = Path(folder), RawSamples(data, layout)
     check_options(folder, to=to, precision=precision, batch=batch, layout=layout)

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from limbeck.export.base import Exporter, Runner
-from limbeck.export.graph import Graph
+from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.graph import Graph
 
 
 _UNKNOWN = {torch.ops.aten.addcmul.default: lambda summand, one, two: summand + one * two}
