@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from limbeck.exports.card import Card
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or comparison.")]
-To = Annotated[str, typer.Option("--to", help="onnx, executorch, openvino or coreml.")]
+To = Annotated[str, typer.Option("--to", help="onnx, executorch, openvino, coreml or web.")]
 Network = Annotated[str | None, typer.Option(help="Such as kd/seed0; default: the student of a run's first seed.")]
 Batch = Annotated[str, typer.Option(help="1, or dynamic for any number of samples, if the backend can.")]
 
@@ -31,6 +31,7 @@ def export(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also return calibrated probabilities.")] = False,
     network: Network = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the export; default: export/ in the folder.")] = None,
+    runtime: Annotated[Path | None, typer.Option(help="For web: the unpacked npm package onnxruntime-web.")] = None,
     data_root: DataRoot = None,
     trust_code: TrustCode = False,
 ) -> None:
@@ -58,6 +59,7 @@ def export(
             batch=1 if batch == "1" else None,
             layout=layout,
             probabilities=probabilities,
+            runtime=runtime,
         )
 
 

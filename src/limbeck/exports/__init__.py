@@ -7,11 +7,13 @@ from limbeck.exports.coreml import COREML
 from limbeck.exports.executorch import EXECUTORCH
 from limbeck.exports.onnx import ONNX
 from limbeck.exports.openvino import OPENVINO
+from limbeck.exports.web import WEB
 
 EXPORTERS: Mapping[str, Exporter] = {
     "onnx": ONNX,
     "executorch": EXECUTORCH,
     "openvino": OPENVINO,
     "coreml": COREML,
+    "web": WEB,
 }
 """By name."""

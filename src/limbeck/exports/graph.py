@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -72,6 +73,7 @@ class Graph:
         precision: of the network in the file.
         calibration: raw samples of the training split, (N, ...), for int8; otherwise empty.
         card: what the file says about itself, as JSON.
+        runtime: the unpacked package onnxruntime-web, for a page; None: it is fetched.
     """
 
     module: nn.Module
@@ -81,6 +83,7 @@ class Graph:
     precision: Precision
     calibration: Tensor
     card: str
+    runtime: Path | None = None
 
     @property
     def input(self) -> str:

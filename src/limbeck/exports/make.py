@@ -60,6 +60,7 @@ def export(
     probabilities: bool = False,
     student_input: Input | None = None,
     student_output: str | None = None,
+    runtime: Path | None = None,
     name: str = "student",
     weights_sha256: str | None = None,
     say: Say = lambda _: None,
@@ -80,6 +81,7 @@ def export(
         probabilities: the file also returns probabilities, with a temperature that is fitted on the validation split.
         student_input: what the student reads, as for `limbeck.distill`.
         student_output: as for `limbeck.distill`.
+        runtime: for ``web``, the folder of the unpacked npm package onnxruntime-web; by default npm fetches it.
         name: of the network, for the card.
         weights_sha256: of its weights, for the card.
         say: is called with a phrase before each step.
@@ -123,6 +125,7 @@ def export(
             precision=precision,
             calibration=raw.some(data.train, CALIBRATION if precision == "int8" else 0),
             card=json.dumps(card.values()),
+            runtime=runtime,
         )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".export-", dir=folder.parent) as temporary, explained(folder):
