@@ -36,6 +36,7 @@ class Own(nn.Module):
         self.weigh, self.head = nn.Linear(32, 32), nn.Linear(32, 10)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W) to features (N, 32) and logits (N, 10)."""
         maps = torch.cat([self.one(images).relu(), F.gelu(self.two(images))], dim=1)
         pooled = maps.mean(dim=(2, 3))
         return {"features": pooled, "logits": self.head(pooled * self.weigh(pooled).sigmoid())}
@@ -74,7 +75,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     data = enlarged_digits()
-    print("network | export | difference / greatest | decisions | accuracy, student | file | bytes | ms, student | file")
+    print(
+        "network | export | difference / greatest | decisions | accuracy, student | file | bytes | ms, student | file"
+    )
     for name in asked.networks.split(","):
         torch.manual_seed(0)
         trained, _ = limbeck.distill(

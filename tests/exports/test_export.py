@@ -59,7 +59,14 @@ NETWORKS = {
     "resnet8": small,
     "maxout": lambda: trained(build("fitnet1", classes=3, shape=(3, 32, 32))),
     "vit": lambda: build(
-        "timm:vit_tiny_patch16_224", classes=3, shape=(3, 8, 8), img_size=8, patch_size=4, depth=1, embed_dim=12, num_heads=2
+        "timm:vit_tiny_patch16_224",
+        classes=3,
+        shape=(3, 8, 8),
+        img_size=8,
+        patch_size=4,
+        depth=1,
+        embed_dim=12,
+        num_heads=2,
     ).eval(),
     "dict": OfDict,
 }
@@ -117,7 +124,9 @@ def test_a_file_answers_where_limbeck_and_torch_cannot_be_imported(tmp_path):
     raw = data.test.inputs
     np.save(tmp_path / "images.npy", raw.permute(0, 2, 3, 1).numpy())
     subprocess.run(
-        [sys.executable, "-c", OUTSIDE, done.file, tmp_path / "images.npy", tmp_path / "found.npz"], check=True, timeout=60
+        [sys.executable, "-c", OUTSIDE, done.file, tmp_path / "images.npy", tmp_path / "found.npz"],
+        check=True,
+        timeout=60,
     )
     found = np.load(tmp_path / "found.npz")
     with torch.no_grad():
@@ -171,7 +180,7 @@ def test_a_file_that_differs_names_the_first_layer_and_is_not_kept(tmp_path, mon
     for name in ("one", "two", "three", "four"):
         network.add_module(name, nn.Linear(5, 5))
     data = limbeck.arrays(torch.randn(60, 5), torch.arange(60) % 5)
-    with pytest.raises(limbeck.LimbeckError, match="differ by .*; the first layer that differs is two"):
+    with pytest.raises(limbeck.LimbeckError, match=r"differ by .*; the first layer that differs is two"):
         limbeck.export(network, data, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -238,5 +247,7 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
 
 def test_a_missing_package_is_told_with_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setattr("limbeck.exports.base.find_spec", lambda name: None)
-    with pytest.raises(limbeck.LimbeckError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'limbeck\[export\]'"):
+    with pytest.raises(
+        limbeck.LimbeckError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'limbeck\[export\]'"
+    ):
         limbeck.export(small(), images(), tmp_path / "out")

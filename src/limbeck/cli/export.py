@@ -1,7 +1,7 @@
 """`limbeck export`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from limbeck.exports.card import Card
+    from limbeck.exports.graph import Precision
+    from limbeck.exports.options import Options
 
+Layout = Literal["nhwc", "nchw"]
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or comparison.")]
 To = Annotated[str, typer.Option("--to", help="onnx, executorch, openvino, coreml or web.")]
 Network = Annotated[str | None, typer.Option(help="Such as kd/seed0; default: the student of a run's first seed.")]
@@ -27,10 +30,18 @@ def export(
     fp16: Annotated[bool, typer.Option("--fp16", help="The network computes in 16 bits.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise with ranges from the training split.")] = False,
     batch: Batch = "dynamic",
-    layout: Annotated[str, typer.Option(help="The axes of images: nhwc or nchw.")] = "nhwc",
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also return calibrated probabilities.")] = False,
+    layout: Annotated[Layout, typer.Option(help="The axes of images.")] = "nhwc",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also return calibrated probabilities.")
+    ] = False,
     network: Network = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the export; default: export/ in the folder.")] = None,
+    defer_accuracy: Annotated[
+        float | None, typer.Option(help="Choose when to ask the teacher: what both shall reach together, in [0, 1].")
+    ] = None,
+    defer_share: Annotated[
+        float | None, typer.Option(help="Or: the share of the inputs that the student shall answer, in [0, 1].")
+    ] = None,
     runtime: Annotated[Path | None, typer.Option(help="For web: the unpacked npm package onnxruntime-web.")] = None,
     data_root: DataRoot = None,
     trust_code: TrustCode = False,
@@ -46,49 +57,40 @@ def export(
             raise LimbeckError("a file has --fp16 or --int8, not both")
         if batch not in ("1", "dynamic"):
             raise LimbeckError(f"--batch is {batch!r}: {nearest(batch, ('1', 'dynamic'))}")
-        precision = "fp16" if fp16 else "int8" if int8 else "fp32"
+        from limbeck.cli.terminal import loading
+
+        with loading():
+            from limbeck.exports.options import Options
+        precision: Precision = "fp16" if fp16 else "int8" if int8 else "fp32"
+        options = Options(to, precision, 1 if batch == "1" else None, layout, probabilities, runtime)
         place = out or folder / "export" / "-".join([*([network.replace("/", "-")] if network else []), to, precision])
-        _export(
-            folder,
-            place,
-            network,
-            data_root,
-            trust_code=trust_code,
-            to=to,
-            precision=precision,
-            batch=1 if batch == "1" else None,
-            layout=layout,
-            probabilities=probabilities,
-            runtime=runtime,
-        )
+        options.check(place)
+        wish = None if defer_accuracy is defer_share is None else (defer_accuracy, defer_share)
+        _export(folder, place, options, network, data_root, wish, trust_code=trust_code)
 
 
 def _export(
-    folder: Path, place: Path, network: str | None, data_root: Path | None, *, trust_code: bool, **options: object
+    folder: Path,
+    place: Path,
+    options: "Options",
+    network: str | None,
+    data_root: Path | None,
+    wish: tuple[float | None, float | None] | None,
+    *,
+    trust_code: bool,
 ) -> None:
-    from limbeck.cli.terminal import console, loading
-
-    with loading():
-        from limbeck.cli.progress import reading
-        from limbeck.exports.make import check_options
-        from limbeck.exports.make import export as make
-        from limbeck.exports.source import source
+    from limbeck.cli.progress import reading
+    from limbeck.cli.terminal import console
+    from limbeck.exports.deferring import Wish
+    from limbeck.exports.make import make
+    from limbeck.exports.source import Finished
 
     screen = console(soft_wrap=True)
-    check_options(place, **options)
     with reading(screen) as progress:
-        found = source(folder, network, data_root=data_root, trust_code=trust_code, progress=progress)
+        found = Finished(folder, network, data_root=data_root, trust_code=trust_code, progress=progress)
+    deferral = None if wish is None else Wish(found.teacher(), *wish)
     with screen.status("") as status:
-        done = make(
-            found.student,
-            found.data,
-            place,
-            student_input=found.reads,
-            name=found.name,
-            weights_sha256=found.weights_sha256,
-            say=status.update,
-            **options,
-        )
+        done = make(found.source, place, options, deferral, status.update)
     screen.print(_table(done.card))
     for line in _evidence(done.card):
         screen.print(line)
@@ -121,6 +123,13 @@ def _evidence(card: "Card") -> "Iterator[str]":
     sizes = ", ".join(map(str, parity.batches))
     same = "" if parity.agreement is None else f", {parity.agreement:.2%} of the decisions agree"
     yield (
-        f"on {parity.samples} samples of the {parity.split} split, batch sizes {sizes}: greatest difference of an output "
-        f"{parity.difference:.2g} ({parity.relative:.2g} of the greatest){same}"
+        f"on {parity.samples} samples of the {parity.split} split, batch sizes {sizes}: greatest difference of an "
+        f"output {parity.difference:.2g} ({parity.relative:.2g} of the greatest){same}"
     )
+    chosen = card.deferring
+    if chosen is not None and chosen.test is not None:
+        yield (
+            f"ask the teacher if the confidence is at most {chosen.threshold:.4f} (chosen on the validation split): "
+            f"the file then answers {chosen.test.share:.1%} of the test samples, and both have "
+            f"{chosen.test.accuracy:.2%} right"
+        )

@@ -40,9 +40,7 @@ class Exporter:
         """Raise LimbeckError unless the packages are installed."""
         missing = missing_of(self.modules)
         if missing:
-            raise LimbeckError(
-                f"the export to {name} needs {', '.join(missing)}: pip install 'limbeck[{self.extra}]'"
-            )
+            raise LimbeckError(f"the export to {name} needs {', '.join(missing)}: pip install 'limbeck[{self.extra}]'")
 
 
 def missing_of(modules: Iterable[str]) -> list[str]:

@@ -1,9 +1,10 @@
 """What an exported file says about itself: ``card.json`` beside it, and the first part in the file's own metadata."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from limbeck.evaluate import Latency
+from limbeck.exports.deferring import Deferring
 from limbeck.exports.graph import Layout, Precision
 from limbeck.exports.parity import Parity
 
@@ -49,14 +50,10 @@ class Card:
     outputs: tuple[str, ...]  #: by name, in order; the first has the logits, or the numbers
     classes: tuple[str, ...]  #: the names of what the outputs stand for
     temperature: float | None  #: of the probabilities; None if the file returns none
+    deferring: Deferring | None  #: None unless a teacher is behind the file
     versions: dict[str, str]
     results: Results | None = None  #: None in the metadata of the file, which is written before
-    notes: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self)
-
-    def with_results(self, results: Results, *notes: str) -> "Card":
-        """The card of a finished file."""
-        return replace(self, results=results, notes=notes)

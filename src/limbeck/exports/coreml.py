@@ -9,7 +9,6 @@ from torch import Tensor
 from limbeck.exports.base import Exporter, Runner
 from limbeck.exports.graph import Graph
 
-
 _UNKNOWN = {torch.ops.aten.addcmul.default: lambda summand, one, two: summand + one * two}
 """The operations that coremltools does not know, by others."""
 

@@ -32,9 +32,7 @@ class _UpTo(nn.Module):
         return found[0].float()
 
 
-def first_differing(
-    backend: Exporter, graph: Graph, reference: Deployed, module: Deployed, samples: Tensor, limit: Limit
-) -> str | None:
+def first_differing(backend: Exporter, graph: Graph, reference: Deployed, samples: Tensor, limit: Limit) -> str | None:
     """The first layer whose output in a file differs by more than the limit, by bisection; None if it is not found.
 
     For each layer that is tried, the network up to it is exported and run.
@@ -43,17 +41,17 @@ def first_differing(
     low, high = 0, len(layers)  # the layers before `low` are equal
     while low < high:
         middle = (low + high) // 2
-        if _differs(backend, graph, reference, module, layers[middle], samples, limit):
+        if _differs(backend, graph, reference, layers[middle], samples, limit):
             high = middle
         else:
             low = middle + 1
     return layers[low] if low < len(layers) else None
 
 
-def _differs(
-    backend: Exporter, graph: Graph, reference: Deployed, module: Deployed, layer: str, samples: Tensor, limit: Limit
-) -> bool:
+def _differs(backend: Exporter, graph: Graph, reference: Deployed, layer: str, samples: Tensor, limit: Limit) -> bool:
+    module = graph.module
     assert backend.load is not None
+    assert isinstance(module, Deployed)
     with TemporaryDirectory() as folder:
         file = Path(folder) / f"layer{backend.suffix}"
         backend.export(replace(graph, module=_UpTo(module, layer), outputs=("layer",)), file)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from limbeck.exports.base import Exporter, Runner
@@ -10,7 +11,6 @@ from limbeck.exports.graph import Graph
 
 def export(graph: Graph, path: Path) -> None:
     """Write a ``.pte``. int8: PT2E quantisation by channel with XNNPACK's quantiser."""
-    import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -36,7 +36,7 @@ def load(path: Path) -> Runner:
     return run
 
 
-def _quantised(program: "torch.export.ExportedProgram", graph: Graph) -> "torch.nn.Module":
+def _quantised(program: torch.export.ExportedProgram, graph: Graph) -> torch.nn.Module:
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -45,11 +45,10 @@ def _quantised(program: "torch.export.ExportedProgram", graph: Graph) -> "torch.
 
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
     prepared = prepare_pt2e(program.module(), quantizer)
-    for sample in graph.calibration.split(1):
+    for sample in torch.split(graph.calibration, 1):
         prepared(sample)
-    return convert_pt2e(prepared)
+    converted: torch.nn.Module = convert_pt2e(prepared)
+    return converted
 
 
-EXECUTORCH = Exporter(
-    ".pte", ("executorch", "torchao"), "executorch", export, load, ("fp32", "fp16", "int8"), False
-)
+EXECUTORCH = Exporter(".pte", ("executorch", "torchao"), "executorch", export, load, ("fp32", "fp16", "int8"), False)

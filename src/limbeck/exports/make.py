@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,19 +15,20 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.data import Data
-from limbeck.errors import nearest
 from limbeck.evaluate.calibration import fit_temperature
 from limbeck.evaluate.cost import file_bytes, times
 from limbeck.experiment.workspace import example_batch
-from limbeck.exports import EXPORTERS
-from limbeck.exports.base import Exporter
+from limbeck.exports.base import Runner
 from limbeck.exports.card import CARD, SCHEMA, Card, Reads, Results
+from limbeck.exports.deferring import Wish
 from limbeck.exports.differing import first_differing
-from limbeck.exports.graph import LAYOUTS, PRECISIONS, Deployed, Graph, Layout, Precision
-from limbeck.exports.parity import BATCHES, LIMITS, SAMPLES, compare
+from limbeck.exports.graph import Deployed, Graph, Layout, Precision
+from limbeck.exports.options import Options
+from limbeck.exports.parity import BATCHES, LIMITS, SAMPLES, Parity, compare
 from limbeck.exports.samples import RawSamples
+from limbeck.exports.source import Source
 from limbeck.files.atomic import explained, write_sealed
-from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
+from limbeck.models.inputs import AS_THE_DATA, Input
 from limbeck.models.outputs import install
 from limbeck.tasks import task_of
 
@@ -58,12 +59,10 @@ def export(
     batch: int | None = None,
     layout: Layout = "nhwc",
     probabilities: bool = False,
+    deferral: Wish | None = None,
     student_input: Input | None = None,
     student_output: str | None = None,
     runtime: Path | None = None,
-    name: str = "student",
-    weights_sha256: str | None = None,
-    say: Say = lambda _: None,
 ) -> Exported:
     """Export a student, run the file, and compare it with the student on up to 256 validation samples.
 
@@ -79,125 +78,152 @@ def export(
         batch: 1, or None for any number of samples if the backend can.
         layout: of images, ``nhwc`` or ``nchw``.
         probabilities: the file also returns probabilities, with a temperature that is fitted on the validation split.
+        deferral: the teacher behind the file, and what both shall reach together.
         student_input: what the student reads, as for `limbeck.distill`.
         student_output: as for `limbeck.distill`.
         runtime: for ``web``, the folder of the unpacked npm package onnxruntime-web; by default npm fetches it.
-        name: of the network, for the card.
-        weights_sha256: of its weights, for the card.
-        say: is called with a phrase before each step.
 
     Raises:
         LimbeckError: an argument is wrong; a package is missing; the backend cannot take the network; or the file does
             not agree with the student, see `limbeck.exports.parity.LIMITS`.
     """
-    folder, raw = Path(folder), RawSamples(data, layout)
-    check_options(folder, to=to, precision=precision, batch=batch, layout=layout)
-    backend = EXPORTERS[to]
-    if probabilities and (data.task != "classification" or not len(data.validation)):
-        raise LimbeckError(
-            "probabilities need a classification task and a validation split, on which their temperature is fitted"
-        )
+    options = Options(to, precision, batch, layout, probabilities, runtime)
+    options.check(Path(folder))
+    return make(Source(student, data, student_input or AS_THE_DATA, student_output), Path(folder), options, deferral)
+
+
+def make(
+    source: Source, folder: Path, options: Options, deferral: Wish | None = None, say: Say = lambda _: None
+) -> Exported:
+    """As `export`; ``say`` is called with a phrase before each step."""
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
-        deployed = partial(_deployed, _with_logits(student, data, student_output), student_input, raw)
-        reference = deployed()
-        _check_outputs(reference, raw)
-        temperature = _temperature(reference, raw) if probabilities else None
-        any_batch, outputs = backend.any_batch and batch is None, ["logits", *["probabilities"] * probabilities]
-        card = Card(
-            schema=SCHEMA,
-            backend=to,
-            precision=precision,
-            network=name,
-            weights_sha256=weights_sha256,
-            task=data.task,
-            reads=_reads(raw, any_batch=any_batch),
-            outputs=tuple(outputs),
-            classes=data.outputs,
-            temperature=temperature,
-            versions={one: version(one) for one in ("limbeck", "torch", *backend.modules)},
-        )
-        module = deployed(half=precision == "fp16", temperature=temperature)
-        graph = Graph(
-            module=module,
-            example=raw.some(data.train, 1).repeat(2, *[1] * len(data.shape)),
-            outputs=tuple(outputs),
-            any_batch=any_batch,
-            precision=precision,
-            calibration=raw.some(data.train, CALIBRATION if precision == "int8" else 0),
-            card=json.dumps(card.values()),
-            runtime=runtime,
-        )
+        one = _Export(source, options, deferral, say)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".export-", dir=folder.parent) as temporary, explained(folder):
-            file = Path(temporary) / "export" / f"student{backend.suffix}"
+            file = Path(temporary) / "export" / f"student{options.backend.suffix}"
             file.parent.mkdir()
-            say(f"writing {precision} for {to}")
-            _write(backend, to, graph, file)
-            results = _results(backend, graph, reference, module, raw, file, say)
-            write_sealed(file.parent / CARD, card.with_results(results).values())
+            one.write(file)
+            card = one.measured(file)
+            write_sealed(file.parent / CARD, asdict(card))
             shutil.rmtree(folder, ignore_errors=True)
             file.parent.rename(folder)
-    return Exported(folder, folder / file.name, card.with_results(results))
+    return Exported(folder, folder / file.name, card)
 
 
-def _results(
-    backend: Exporter, graph: Graph, reference: Deployed, module: Deployed, raw: RawSamples, file: Path, say: Say
-) -> Results:
-    """Compare the file with the student, and measure both."""
-    data = raw.data
-    size, task = sum(one.stat().st_size for one in file.parent.rglob("*") if one.is_file()), task_of(data)
-    if backend.load is None:
-        return Results(size, file_bytes(module.network), None, task.headline.label, None, None)
-    runner = backend.load(file)
-    split, which = (data.validation, "validation") if len(data.validation) else (data.train, "train")
-    samples = raw.some(split, SAMPLES)
-    sizes = [one for one in BATCHES if one <= len(samples)] if graph.any_batch else [1]
-    say(f"comparing the file with the student on {len(samples)} samples of the {which} split")
-    parity = compare(runner, reference, samples, sizes, task=data.task, split=which)
-    problem = parity.problem(LIMITS[graph.precision])
-    if problem:
-        layer = first_differing(backend, graph, reference, module, samples[:8], LIMITS[graph.precision])
-        where = "" if layer is None else f"; the first layer that differs is {layer}"
-        raise LimbeckError(f"the exported file does not answer as the student does: {problem}{where}")
-    say(f"measuring both on the {len(data.test):,} samples of the test split")
-    of_student = raw.outputs(reference, data.test, TEST_BATCH)
-    of_file = raw.outputs(runner, data.test, TEST_BATCH if graph.any_batch else 1)
-    student, exported = (task.score(outputs, data.test.targets) for outputs in (of_student, of_file))
-    say("measuring the latencies")
-    latency = times({"student": partial(reference, samples[:1]), "file": partial(runner, samples[:1])})
-    return Results(size, file_bytes(reference.network), parity, task.headline.label, student, exported, latency)
+class _Export:
+    """One file, from the student to the results."""
+
+    def __init__(self, source: Source, options: Options, deferral: Wish | None, say: Say) -> None:
+        data, raw = source.data, RawSamples(source.data, options.layout)
+        self._data, self._raw, self._backend, self._say, self._wish = data, raw, options.backend, say, deferral
+        deployed = partial(
+            Deployed,
+            _with_logits(source),
+            source.expected,
+            data.shape,
+            pixels=raw.are_pixels,
+            layout=options.layout,
+        )
+        self._student = deployed()
+        _check_outputs(self._student, raw)
+        temperature = _temperature(self._student, raw) if options.probabilities else None
+        outputs = ("logits", *["probabilities"] * options.probabilities)
+        chosen = None
+        if deferral is not None:
+            chosen = deferral.chosen(raw.outputs(self._student, data.validation, TEST_BATCH), raw)
+        self._card = Card(
+            schema=SCHEMA,
+            backend=options.to,
+            precision=options.precision,
+            network=source.name,
+            weights_sha256=source.weights_sha256,
+            task=data.task,
+            reads=_reads(raw, any_batch=options.any_batch),
+            outputs=outputs,
+            classes=data.outputs,
+            temperature=temperature,
+            deferring=chosen,
+            versions={name: version(name) for name in ("limbeck", "torch", *options.backend.modules)},
+        )
+        self._graph = Graph(
+            module=deployed(half=options.precision == "fp16", temperature=temperature),
+            example=raw.some(data.train, 1).repeat(2, *[1] * len(data.shape)),
+            outputs=outputs,
+            any_batch=options.any_batch,
+            precision=options.precision,
+            calibration=raw.some(data.train, CALIBRATION if options.precision == "int8" else 0),
+            card=json.dumps(asdict(self._card)),
+            runtime=options.runtime,
+        )
+
+    def write(self, file: Path) -> None:
+        """Write the file.
+
+        Raises:
+            LimbeckError: the backend cannot take the student.
+        """
+        self._say(f"writing {self._card.precision} for {self._card.backend}")
+        try:
+            self._backend.export(self._graph, file)
+        except (OSError, LimbeckError):
+            raise
+        except Exception as error:  # a backend may raise anything
+            raise LimbeckError(f"the student cannot be exported to {self._card.backend}: {_line(error)}") from error
+
+    def measured(self, file: Path) -> Card:
+        """Compare the file with the student, and measure both.
+
+        Raises:
+            LimbeckError: they do not agree.
+        """
+        sizes = (
+            sum(one.stat().st_size for one in file.parent.rglob("*") if one.is_file()),
+            file_bytes(self._student.network),
+        )
+        task, test = task_of(self._data), self._data.test
+        label = task.headline.label
+        if self._backend.load is None:
+            return replace(self._card, results=Results(*sizes, None, label, None, None))
+        runner, example = self._backend.load(file), self._graph.example[:1]
+        parity = self._parity(runner)
+        self._say(f"measuring both on the {len(test):,} samples of the test split")
+        of_student = self._raw.outputs(self._student, test, TEST_BATCH)
+        of_file = self._raw.outputs(runner, test, TEST_BATCH if self._graph.any_batch else 1)
+        student, exported = (task.score(outputs, test.targets) for outputs in (of_student, of_file))
+        deferring = self._card.deferring
+        if self._wish is not None and deferring is not None:
+            deferring = self._wish.on_test(deferring, of_file, self._raw)
+        self._say("measuring the latencies")
+        latency = times({"student": partial(self._student, example), "file": partial(runner, example)})
+        results = Results(*sizes, parity, label, student, exported, latency)
+        return replace(self._card, deferring=deferring, results=results)
+
+    def _parity(self, runner: Runner) -> Parity:
+        split, which = self._data.validation, "validation"
+        if not len(split):
+            split, which = self._data.train, "train"
+        samples, limit = self._raw.some(split, SAMPLES), LIMITS[self._graph.precision]
+        batches = [one for one in BATCHES if one <= len(samples)] if self._graph.any_batch else [1]
+        self._say(f"comparing the file with the student on {len(samples)} samples of the {which} split")
+        parity = compare(runner, self._student, samples, batches, task=self._data.task, split=which)
+        problem = parity.problem(limit)
+        if problem:
+            layer = first_differing(self._backend, self._graph, self._student, samples[:8], limit)
+            where = "" if layer is None else f"; the first layer that differs is {layer}"
+            raise LimbeckError(f"the exported file does not answer as the student does: {problem}{where}")
+        return parity
 
 
-def _write(backend: Exporter, to: str, graph: Graph, file: Path) -> None:
+def _with_logits(source: Source) -> nn.Module:
+    """A copy of the student in eval mode that returns a tensor of logits."""
+    copy, data = deepcopy(source.student).cpu().eval(), source.data
+    install("student", copy, example_batch(data), len(data.outputs), output=source.output, task=data.task)
+    return copy
+
+
+def _check_outputs(student: Deployed, raw: RawSamples) -> None:
     try:
-        backend.export(graph, file)
-    except (OSError, LimbeckError):
-        raise
-    except Exception as error:  # a backend may raise anything
-        raise LimbeckError(f"the student cannot be exported to {to}: {_line(error)}") from error
-
-
-def check_options(folder: Path, *, to: str, precision: str, batch: int | None, layout: str, **_: object) -> None:
-    """Refuse what `export` would refuse, before the data is read; see there."""
-    if to not in EXPORTERS:
-        raise LimbeckError(f"there is no export to {to!r}: {nearest(to, EXPORTERS)}")
-    backend = EXPORTERS[to]
-    if precision not in PRECISIONS:
-        raise LimbeckError(f"precision is {precision!r}: {nearest(precision, PRECISIONS)}")
-    if precision not in backend.precisions:
-        raise LimbeckError(f"{to} has no {precision}: allowed are {', '.join(backend.precisions)}")
-    if batch not in (None, 1):
-        raise LimbeckError(f"batch is {batch}: allowed are 1, and None for any number of samples")
-    if layout not in LAYOUTS:
-        raise LimbeckError(f"layout is {layout!r}: {nearest(layout, LAYOUTS)}")
-    if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LimbeckError(f"{folder} exists and holds no export: choose another folder")
-    backend.check(to)
-
-
-def _check_outputs(reference: Deployed, raw: RawSamples) -> None:
-    try:
-        outputs = reference(raw.some(raw.data.test, 2))
+        outputs = student(raw.some(raw.data.test, 2))
     except Exception as error:  # a user's network may raise anything
         raise LimbeckError(f"the student fails on a batch of the data: {_line(error)}") from error
     if not torch.isfinite(outputs).all():
@@ -209,34 +235,14 @@ def _line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _with_logits(student: nn.Module, data: Data, output: str | None) -> nn.Module:
-    """A copy of the student in eval mode that returns a tensor of logits."""
-    copy = deepcopy(student).cpu().eval()
-    install("student", copy, example_batch(data), len(data.outputs), output=output, task=data.task)
-    return copy
-
-
-def _deployed(
-    student: nn.Module,
-    reads: Input | None,
-    raw: RawSamples,
-    *,
-    half: bool = False,
-    temperature: float | None = None,
-) -> Deployed:
-    data, reads = raw.data, reads or AS_THE_DATA
-    own = Bridge(reads, data.shape, data.mean, data.std)
-    size = own.own[1:] if raw.are_images else None
-    expected = Input(mean=own.mean, std=own.std, size=size, channels=reads.channels)
-    return Deployed(
-        student, expected, data.shape, pixels=raw.are_pixels, layout=raw.layout, half=half, temperature=temperature
-    )
-
-
-def _temperature(reference: Deployed, raw: RawSamples) -> float:
+def _temperature(student: Deployed, raw: RawSamples) -> float:
     """The temperature with the lowest cross-entropy on validation; 1 if all predictions are correct."""
     split = raw.data.validation
-    return fit_temperature(raw.outputs(reference, split, TEST_BATCH), split.targets) or 1.0
+    if raw.data.task != "classification" or not len(split):
+        raise LimbeckError(
+            "probabilities need a classification task and a validation split, on which their temperature is fitted"
+        )
+    return fit_temperature(raw.outputs(student, split, TEST_BATCH), split.targets) or 1.0
 
 
 def _reads(raw: RawSamples, *, any_batch: bool) -> Reads:
@@ -248,5 +254,3 @@ def _reads(raw: RawSamples, *, any_batch: bool) -> Reads:
         layout=raw.layout if raw.are_images else None,
         channels={1: "gray", 3: "rgb"}.get(raw.data.shape[0]) if raw.are_images else None,
     )
-
-

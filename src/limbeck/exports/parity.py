@@ -62,11 +62,17 @@ def decisions(outputs: Tensor, task: TaskName) -> Tensor | None:
 
 def run(runner: Runner, samples: Tensor, size: int) -> Tensor:
     """The outputs (N, ...) of a file for raw samples, in batches of ``size``."""
-    return torch.cat([runner(part) for part in samples.split(size)])
+    return torch.cat([runner(part) for part in torch.split(samples, size)])
 
 
 def compare(
-    runner: Runner, student: Callable[[Tensor], Tensor], samples: Tensor, sizes: Sequence[int], *, task: TaskName, split: str
+    runner: Runner,
+    student: Callable[[Tensor], Tensor],
+    samples: Tensor,
+    sizes: Sequence[int],
+    *,
+    task: TaskName,
+    split: str,
 ) -> Parity:
     """Compare a file with the student for each batch size.
 

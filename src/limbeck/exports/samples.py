@@ -40,7 +40,7 @@ class RawSamples:
         return torch.cat([run(part) for part in self._batches(split, size)])
 
     def _batches(self, split: Split, size: int) -> Iterator[Tensor]:
-        for index in torch.arange(len(split)).split(size):
+        for index in torch.split(torch.arange(len(split)), size):
             yield self._of(split, index)
 
     def _of(self, split: Split, index: Tensor) -> Tensor:

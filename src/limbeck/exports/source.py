@@ -1,6 +1,7 @@
-"""The student of a run folder, and the data that it was trained on."""
+"""A trained student and the data that it was trained on, also those of a run folder."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
@@ -8,33 +9,39 @@ from torch import nn
 from limbeck.core import LimbeckError
 from limbeck.data import Data, Progress, load
 from limbeck.errors import nearest
+from limbeck.experiment.networks import NetworkFactory, ensemble
 from limbeck.experiment.runfiles import STUDENT
 from limbeck.models import load_network
-from limbeck.models.inputs import AS_THE_DATA, Input
+from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
+from limbeck.recipe.blocks import Recipe
 from limbeck.report.found import Found, read
 from limbeck.user_code import code_notices
+
+TEACHER = "teacher.safetensors"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A trained student with what it was trained on."""
+    """What is exported."""
 
     student: nn.Module
     data: Data
-    reads: Input
-    name: str
-    weights_sha256: str | None
+    reads: Input = AS_THE_DATA  #: what the student reads
+    output: str | None = None  #: the part of its output with the logits, see `limbeck.models.outputs`
+    name: str = "student"
+    weights_sha256: str | None = None  #: if the weights come from a run folder
+
+    @cached_property
+    def expected(self) -> Input:
+        """What the student reads, in full: the normalisation of values in [0, 1], the size and the channels."""
+        data = self.data
+        bridge = Bridge(self.reads, data.shape, data.mean, data.std)
+        size = (bridge.own[1], bridge.own[2]) if len(bridge.own) == 3 else None
+        return Input(mean=bridge.mean, std=bridge.std, size=size, channels=self.reads.channels)
 
 
-def source(
-    folder: Path,
-    network: str | None = None,
-    *,
-    data_root: Path | None = None,
-    trust_code: bool = False,
-    progress: Progress | None = None,
-) -> Source:
-    """Load a student and its data.
+class Finished:
+    """The folder of a finished run or comparison, and its data.
 
     Args:
         folder: of a finished run or comparison.
@@ -46,16 +53,52 @@ def source(
     Raises:
         LimbeckError: the folder has no such network, or it is damaged; the data has changed.
     """
-    found = read(folder)
-    name = _name(found, network)
-    known = found.network(name).result
-    student, spec = load_network(found.place(name) / name / STUDENT, trust_code=trust_code)
-    data = _data(found, data_root, trust_code=trust_code, progress=progress)
-    reads = AS_THE_DATA
-    if spec.mean:
-        size = (spec.shape[1], spec.shape[2]) if len(spec.shape) == 3 else None
-        reads = Input(mean=spec.mean, std=spec.std, size=size, channels=spec.channels)
-    return Source(student, data, reads, name, known.weights_sha256)
+
+    def __init__(
+        self,
+        folder: Path,
+        network: str | None = None,
+        *,
+        data_root: Path | None = None,
+        trust_code: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self._found, self._trust_code = read(folder), trust_code
+        self._name = _name(self._found, network)
+        result = self._found.network(self._name).result
+        student, spec = load_network(self._weights(self._name, STUDENT), trust_code=trust_code)
+        if self._found.recipe is None:
+            raise LimbeckError(
+                f"{folder} does not say how its data is loaded: use limbeck.export in Python with your data"
+            )
+        self._recipe: Recipe = self._found.recipe
+        data = _data(self._found, self._recipe, data_root, trust_code=trust_code, progress=progress)
+        reads = AS_THE_DATA
+        if spec.mean:
+            size = (spec.shape[1], spec.shape[2]) if len(spec.shape) == 3 else None
+            reads = Input(mean=spec.mean, std=spec.std, size=size, channels=spec.channels)
+        self.source = Source(student, data, reads, name=self._name, weights_sha256=result.weights_sha256)
+
+    def teacher(self) -> nn.Module:
+        """The teacher of the student, which reads what the data gives.
+
+        Raises:
+            LimbeckError: there is none, or its weights are missing or damaged.
+        """
+        block, result = self._recipe.teacher, self._found.result.teacher
+        if block is None or result is None:
+            raise LimbeckError(f"{self._found.folder} has no teacher")
+        factory = NetworkFactory(self._recipe, self.source.data, trust_code=self._trust_code)
+        members = [network for network, _, _ in factory.restored(block)]
+        if not members:
+            if block.new_members > 1:
+                raise LimbeckError("a deferral to an ensemble that was trained in the run is not supported")
+            self._found.network(result.name)
+            members = [load_network(self._weights(result.name, TEACHER), trust_code=self._trust_code)[0]]
+        return ensemble(members, block, self.source.data.task).eval()
+
+    def _weights(self, name: str, file: str) -> Path:
+        return self._found.place(name) / name / file
 
 
 def _name(found: Found, network: str | None) -> str:
@@ -69,12 +112,8 @@ def _name(found: Found, network: str | None) -> str:
     return network
 
 
-def _data(found: Found, root: Path | None, *, trust_code: bool, progress: Progress | None) -> Data:
-    if found.recipe is None:
-        raise LimbeckError(
-            f"{found.folder} does not say how its data is loaded: use limbeck.export in Python with your data"
-        )
-    options = found.recipe.data.model_dump()
+def _data(found: Found, recipe: Recipe, root: Path | None, *, trust_code: bool, progress: Progress | None) -> Data:
+    options = recipe.data.model_dump()
     if root is not None:
         options["root"] = str(root)
     code = code_notices(options)

@@ -54,7 +54,7 @@ def _fetched(folder: Path) -> Path:
             archive.extractall(folder, members, filter="data")
     except (OSError, subprocess.SubprocessError, tarfile.TarError, StopIteration) as error:
         raise LimbeckError(
-            f"npm cannot fetch {PACKAGE} ({error}): download it elsewhere, unpack it, and name its folder with --runtime"
+            f"npm cannot fetch {PACKAGE} ({error}): unpack it from elsewhere, and name its folder with --runtime"
         ) from error
     return folder / "package"
 
