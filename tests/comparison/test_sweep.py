@@ -1,6 +1,7 @@
 """Methods over seeds in one folder: the bits of runs of their own, whatever stops them and whoever trains them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from limbeck.experiment.arms import longer
 from limbeck.experiment.events import Finished, Started, Trained
 from limbeck.experiment.listing import list_runs
 from limbeck.experiment.run import Experiment
+from limbeck.experiment.runfiles import file_record
 from limbeck.recipe.read import RecipeError, read
 from limbeck.train.loop import Diverged
 
@@ -236,6 +238,35 @@ def test_two_processes_that_start_at_once_agree_on_the_recipe():
 def test_a_resumed_comparison_has_the_same_result_where_the_precision_is_decided():
     first, again = (finish(sweep("seeds=[0]", "precision=auto", methods=("kd",)))[1] for _ in range(2))
     assert untimed(first) == untimed(again)
+
+
+def test_the_notes_of_a_resumed_comparison_are_those_of_the_first(whole):
+    """Also those on the teachers of all seeds, and on networks that are built anew in each start."""
+    found = []
+    for start in range(2):
+        torch.manual_seed(start)
+        found.append(finish(sweep("method.soft=1000", methods=("kd",)))[1].notes)
+    assert found[0] == found[1] == results.read(Path("both")).notes
+    assert any("the gradient of the term 'soft' of stage 'kd' has the norm" in note for note in found[0])
+    for seed in (0, 1):
+        assert any(note.startswith(f"teacher/seed{seed}: ") and "chance" in note for note in found[0])
+    shutil.rmtree("both/teacher-seed1")  # is not trained again for its note
+    result = finish(sweep("method.soft=1000", methods=("kd",)))[1]
+    assert not Path("both/teacher-seed1").exists()
+    assert result.notes == tuple(note for note in found[0] if not note.startswith("teacher/seed1"))
+
+
+def test_the_outputs_of_a_teacher_that_is_given_are_kept(whole):
+    place = whole[1] / "teacher-seed0" / "teacher" / "seed0"
+    block = f"teacher: {{weights: {place / 'teacher.safetensors'}}}\nallow: [chance]\n"
+    start, end = RECIPE.index("teacher:"), RECIPE.index("student:")
+    Path("given.yaml").write_text(RECIPE[:start] + block + RECIPE[end:])
+    result = finish(Sweep(read(Path("given.yaml"), methods=("kd",)), Path("both")))[1]
+    assert result.learned.teacher_outputs_sha256 == file_record(Path("both/outputs.safetensors"))["sha256"]
+    assert same(load_file("both/outputs.safetensors"), load_file(place / "outputs.safetensors"))
+    assert same(weights("both", "kd", 0), weights(whole[1], "kd", 0))
+    assert whole[0].learned.teacher_outputs_sha256 is None
+    assert not (whole[1] / "outputs.safetensors").exists()
 
 
 def test_a_student_that_diverges_stops_no_other(monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import example
 import matplotlib
 import pytest
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from limbeck.cli import app
@@ -16,6 +17,7 @@ from limbeck.comparison import results as comparisons
 from limbeck.comparison.maps import read_maps, write_maps
 from limbeck.errors import LimbeckError
 from limbeck.experiment.results import plain
+from limbeck.experiment.runfiles import file_record
 from limbeck.files.atomic import read_sealed, write_sealed
 from limbeck.recipe.read import read as read_recipe
 from limbeck.report.found import read
@@ -94,14 +96,15 @@ def test_the_numbers_of_the_page_are_those_of_the_result(html, whole):
     first, costs = list(table.iter(f"{SPACE}table"))
     for arm in result.arms:
         mean, deviation = 100 * arm.headline.mean, 100 * arm.headline.deviation
-        epochs, accuracy, difference, interval, _, verdict = rows(first)[arm.arm]
+        epochs, accuracy, against, difference, interval, _, verdict = rows(first)[arm.arm]
         assert (epochs, accuracy) == (str(arm.epochs), f"{mean:.2f} ± {deviation:.2f}")
         assert rows(costs)[arm.arm][0] == "78,000"
         if arm.alone is not None:
             found = arm.alone.judged.paired
             signed = [f"{100 * value:+.2f}".replace("-", MINUS) for value in arm.alone.differences]
             assert shown[arm.arm][1:7] == signed
-            assert difference.startswith(f"{100 * found.mean:+.2f}".replace("-", MINUS))
+            assert against == arm.alone.arm == ("alone@2x" if arm.arm == "fitnets" else "alone")
+            assert difference == f"{100 * found.mean:+.2f}".replace("-", MINUS)
             assert interval == f"{100 * found.interval.low:+.2f} to {100 * found.interval.high:+.2f}".replace(
                 "-", MINUS
             )
@@ -114,6 +117,24 @@ def test_the_numbers_of_the_page_are_those_of_the_result(html, whole):
     assert calibration["srrl"][0] == f"{100 * known['srrl'].calibration.before.ece:.2f}"
     deferral = rows(list(section(html, "deferral").iter(f"{SPACE}table"))[-1])
     assert deferral["srrl"][2] == f"{100 * known['srrl'].deferral.test.accuracy:.2f}"
+
+
+def test_every_method_is_shown_with_the_student_alone_that_it_is_compared_with(html):
+    said = {text(one) for one in section(html, "differences").iter(f"{SPACE}text")}
+    assert {"fitnets", "vs alone@2x", "vs alone"} <= said
+    panels = [one for one in section(html, "curves").iter(f"{SPACE}svg") if one.get("role") == "img"]
+    titles = [[text(one) for one in panel.iter(f"{SPACE}text")][-1] for panel in panels]
+    assert titles == ["kd vs alone", "fitnets vs alone@2x", "srrl vs alone"]
+    assert panels[1].get("aria-label").startswith("alone@2x: accuracy, % from ")
+
+
+def test_a_network_has_one_colour_on_the_whole_page(html):
+    colour = "var(--c3)"  # srrl's, as the third method
+    assert next(section(html, "pictures").iter(f"{SPACE}ol")).get("style") == f"--student: {colour}"
+    for name in ("differences", "costs", "curves", "calibration", "features", "deferral"):
+        assert colour in "".join(one.get("style", "") for one in section(html, name).iter())
+    colours = {part for one in section(html, "classes").iter() for part in re.findall(r"--c\d", one.get("style", ""))}
+    assert not colours
 
 
 def test_the_images_are_those_with_the_greatest_difference(html):
@@ -155,7 +176,7 @@ def test_names_are_text(compared):
     assert "half a pair: \\ud800" in html
     assert "<script>alert(1)</script> $x^2$ \\x07 &amp;" in text(next(root.iter(f"{SPACE}header")))
     drawn = {text(one) for one in section(html, "classes").iter(f"{SPACE}text")}
-    assert {"<script>alert(1)<…", "$x^2$ <b>"} <= drawn
+    assert {"<script>ale… &amp;", "$x^2$ <b>"} <= drawn
 
 
 def test_the_recipe_of_the_page_makes_the_comparison_again(html, tmp_path):
@@ -176,12 +197,21 @@ def flip(path):
     path.write_bytes(data)
 
 
+def without_test(path):
+    outputs = load_file(path)
+    save_file({"validation": outputs["validation"]}, path)
+    result = path.parent / "result.json"
+    values = read_sealed(result)
+    write_sealed(result, values | {"files": values["files"] | {path.name: file_record(path)}})
+
+
 def edit(path):
     path.write_text(path.read_text().replace("epochs: ", "epochs: 1"))
 
 
 DAMAGE = {  # a file of the folder, how it is damaged, and the section that says so
     "changed outputs": ("srrl-seed0/srrl/seed0/outputs.safetensors", flip, "pictures"),
+    "no test outputs": ("srrl-seed0/srrl/seed0/outputs.safetensors", without_test, "pictures"),
     "no teacher": ("teacher-seed0/teacher/seed0/result.json", Path.unlink, "pictures"),
     "changed log": ("kd-seed1/metrics.jsonl", flip, "curves"),
     "no log": ("kd-seed1/metrics.jsonl", Path.unlink, "curves"),
@@ -202,6 +232,19 @@ def test_what_is_damaged_is_not_shown_and_the_page_says_why(compared, undrawn, n
     assert str(compared) in text(section(html, part))
     if part == "pictures":
         assert not list(section(html, part).iter(f"{SPACE}img"))
+
+
+def test_the_images_of_a_teacher_that_was_given(compared, undrawn):
+    """Its outputs are in the folder of the comparison, because it has no folder of its own."""
+    path = compared / "outputs.safetensors"
+    before = section(page(read(compared)), "pictures")
+    shutil.move(compared / "teacher-seed0" / "teacher" / "seed0" / "outputs.safetensors", path)
+    shutil.rmtree(compared / "teacher-seed0")
+    learned = read_sealed(compared / "comparison.json")["learned"]
+    change(compared, learned=learned | {"teacher_outputs_sha256": file_record(path)["sha256"]})
+    assert text(section(page(read(compared)), "pictures")) == text(before)
+    flip(path)
+    assert f"{path} is damaged or of another comparison" in text_of_pictures(compared)
 
 
 def test_a_network_that_was_trained_again_is_not_shown_with_the_old_result(compared, undrawn, monkeypatch):
@@ -338,8 +381,23 @@ def test_a_run_has_the_same_page_with_what_it_has(tmp_path):
     gain = result.summary["kd"].better_than_alone
     assert rows(section(html, "arms"))["kd"][0] == "78,000"
     first = rows(next(section(html, "arms").iter(f"{SPACE}table")))
-    assert first["kd"][:3] == ["6", first["kd"][1], f"{100 * gain.mean:+.2f}"]
+    assert first["kd"][:4] == ["6", first["kd"][1], "alone", f"{100 * gain.mean:+.2f}"]
     assert f"limbeck run {tmp_path / 'run' / 'recipe.yaml'}" in text(section(html, "again"))
+
+
+def test_a_figure_is_written_as_an_svg_of_its_own(compared):
+    path = compared / "cost-parameters.svg"
+    found = CliRunner().invoke(app, ["report", str(compared), "--figure", "cost-parameters"])
+    assert found.output.split() == ["written:", str(path)]
+    svg = path.read_text()
+    root = ET.fromstring(svg)
+    assert (root.tag, root.get("width"), root.get("height")) == ("{http://www.w3.org/2000/svg}svg", "400", "300")
+    assert "srrl" in text(root)
+    assert "var(" not in svg
+    assert "@media (prefers-color-scheme: dark)" in svg
+    failed = CliRunner().invoke(app, ["report", str(compared), "--figure", "difference"])
+    assert failed.exit_code == 2
+    assert "did you mean 'differences'?" in failed.output
 
 
 def test_the_command_writes_the_page_into_the_folder(compared, undrawn):

@@ -8,17 +8,21 @@ from limbeck.cli import comparison_tables
 from limbeck.comparison.results import ArmResult, ComparisonResult, compared, headline_of, scores_of
 from limbeck.comparison.statistics import Interval
 from limbeck.evaluate import RegressionFigures
+from limbeck.experiment.results import Spread
 from limbeck.report.costs import costs
 from limbeck.report.differences import differences
 from limbeck.report.drawing import apart, looks
-from limbeck.report.numbers import listed, some
+from limbeck.report.numbers import MINUS, listed, short, some
 from limbeck.report.verdict import best_arm, evidence, verdict
 
 STEPS = (0.002, -0.001, 0.001, 0.0, -0.002, 0.001)
 
 
-def result(gains, seeds=6, task="classification"):
-    """A comparison whose methods differ from the student alone by about these gains."""
+def result(gains, seeds=6, task="classification", longer=None):
+    """A comparison whose methods differ from the student alone by about these gains.
+
+    With ``longer``, alone@2x differs so much, and fitnets is compared with it.
+    """
     data = example.load(**example.DATA)
     base = example.network("alone", 0, data)
 
@@ -28,12 +32,14 @@ def result(gains, seeds=6, task="classification"):
             test = RegressionFigures(**{**dict.fromkeys(RegressionFigures.__annotations__, 0.5), "rmse": 1 - value})
         return dataclasses.replace(base, arm=arm, seed=seed, test=test)
 
+    every = {"alone": 0.0, **gains} | ({} if longer is None else {"alone@2x": longer})
     runs = {
-        arm: [network(arm, seed, 0.5 + gain + (STEPS[seed] if gain else 0)) for seed in range(seeds)]
-        for arm, gain in {"alone": 0.0, **gains}.items()
+        arm: [network(arm, seed, 0.5 + gain + (STEPS[seed] if gain and arm in gains else 0)) for seed in range(seeds)]
+        for arm, gain in every.items()
     }
     scores = {arm: scores_of(of_arm, task) for arm, of_arm in runs.items()}
-    versus = compared(scores, dict.fromkeys(gains, "alone"), {}, "holm")
+    against = dict.fromkeys(gains, "alone") | ({} if longer is None else {"fitnets": "alone@2x"})
+    versus = compared(scores, against, {}, "holm")
     arms = [
         ArmResult(arm, {"name": arm}, 1, headline_of(of, task), None, versus.get(arm), None) for arm, of in runs.items()
     ]
@@ -45,32 +51,64 @@ def result(gains, seeds=6, task="classification"):
 
 POINTS = "points of accuracy"
 
+KD = f"kd helps: 2.02 {POINTS} better than the student alone, 95 % interval +1.86 to +2.17 (6 seeds)"
+FSP = f"fsp hurts: 3.98 {POINTS} worse than the student alone, 95 % interval {MINUS}4.14 to {MINUS}3.83 (6 seeds)"
+SLIGHT = f"0.07 {POINTS} better than the student alone, 95 % interval {MINUS}0.09 to +0.22."
+FEW = "No verdict, because 3 seeds cannot show whether a method helps: "
+
 VERDICTS = [
+    ({"kd": 0.02}, 6, [f"{KD}."]),
+    ({"kd": 0.02, "at": 0.01, "fsp": -0.04}, 6, [f"{KD}; at helps too.", f"{FSP}."]),
+    ({"kd": 0.02, "at": 0.01, "rkd": 0.01}, 6, [f"{KD}; at and rkd help too."]),
+    ({"kd": 0.02, "at": 0.0005}, 6, [f"{KD}; no evidence that at helps or hurts."]),
+    ({"kd": 0.02, "fsp": -0.04, "rkd": -0.03}, 6, [f"{KD}.", f"{FSP}; rkd hurts too."]),
+    ({"kd": 0.02} | {f"m{at}": 0.01 for at in range(9)}, 6, [f"{KD}; m0, m1 and 7 others help too."]),
+    ({"kd": 0.02}, 3, [f"{FEW}kd, 2.07 {POINTS} better than the student alone, 95 % interval +1.69 to +2.45."]),
+    ({"kd": 0.02, "at": 0.01}, 1, ["No verdict, because 1 seed cannot show whether a method helps."]),
+    ({"kd": 0.0005}, 6, [f"No evidence that kd helps or hurts (6 seeds): kd, {SLIGHT}"]),
     (
-        {"kd": 0.02},
+        {"kd": 0.0005, "at": 0.0001, "fsp": -0.04},
         6,
-        f"kd helps: 2.02 {POINTS} better than the student alone, 95 % interval +1.86 to +2.17 (6 seeds).",
+        [
+            f"{FSP}.",
+            "No evidence that any of kd and at helps or hurts (6 seeds): the greatest mean difference is that of kd, "
+            f"{SLIGHT}",
+        ],
     ),
-    ({"kd": 0.02, "at": 0.03, "fsp": -0.04}, 6, "; kd helps too; fsp hurts."),
-    ({"kd": 0.02, "at": 0.03, "rkd": 0.01}, 6, "; kd and rkd help too."),
-    ({"kd": 0.02}, 3, "No verdict, because 3 seeds cannot show whether a method helps: kd, 2.07 points"),
-    ({"kd": 0.02, "at": 0.01}, 1, f"the greatest mean difference is that of kd, 2.20 {POINTS} better"),
-    ({"kd": 0.0005}, 6, f"No evidence that kd helps (6 seeds): on these seeds kd was 0.07 {POINTS} better"),
-    ({"kd": 0.0005, "fsp": -0.04}, 6, "95 % interval \N{MINUS SIGN}0.09 to +0.22; fsp hurts."),
-    ({"kd": -0.02, "fsp": -0.04}, 6, f"any of 2 methods helps (6 seeds): on these seeds kd was 1.98 {POINTS} worse"),
-    ({"kd": 0.0}, 6, "kd was no better than the student alone, 95 % interval +0.00 to +0.00."),
-    ({}, 6, "Nothing is compared"),
+    (
+        {"kd": 0.0},
+        6,
+        [
+            "No evidence that kd helps or hurts (6 seeds): "
+            "kd, no better than the student alone, 95 % interval +0.00 to +0.00."
+        ],
+    ),
+    ({}, 6, ["Nothing is compared: there is no student alone of the same seeds."]),
 ]
 
 
 @pytest.mark.parametrize(("gains", "seeds", "expected"), VERDICTS)
-def test_the_verdict_in_one_sentence(gains, seeds, expected):
-    assert expected in verdict(result(gains, seeds))
+def test_the_verdict_in_sentences_with_intervals(gains, seeds, expected):
+    assert verdict(result(gains, seeds)) == expected
+
+
+def test_a_method_of_more_epochs_is_compared_with_the_student_alone_of_as_many_and_the_best_network_is_named():
+    found = result({"fitnets": 0.02, "kd": 0.001}, longer=0.03)
+    hurts, unknown, best = verdict(found)
+    gained = f"0.98 {POINTS} worse than the student alone of as many epochs (alone@2x), 95 % interval {MINUS}1.14 to"
+    assert hurts.startswith(f"fitnets hurts: {gained}")
+    assert unknown.startswith("No evidence that kd helps or hurts")
+    longest = "of the table is the student alone with more epochs (alone@2x): accuracy 53.00 ± 0.00 %."
+    assert best == f"The best network {longest}"
+    better = dataclasses.replace(found, teachers=Spread(0.9, None, 1))
+    assert verdict(better)[2] == f"The best student {longest}"
+    worse = result({"fitnets": 0.02, "kd": 0.04}, longer=0.03)
+    assert not any("The best" in line for line in verdict(worse))
 
 
 def test_a_task_whose_figure_falls_is_said_rightly():
     found = result({"kd": 0.02}, task="regression")
-    assert verdict(found).startswith("kd helps: 0.0202 of RMSE better than the student alone")
+    assert verdict(found)[0].startswith("kd helps: 0.0202 of RMSE better than the student alone")
     assert differences(found).figures[0].numbers.rows[0][2] == "+0.0220"
     assert costs(found).figures[0].numbers.rows[1] == ["kd", "0.4798", "78,000", "yes"]
     assert costs(found).missing == ["the latencies, which were not measured"]
@@ -98,6 +136,14 @@ def test_labels_are_moved_apart_and_stay_in_their_order():
 def test_no_two_of_fourteen_methods_look_the_same():
     found = looks(result({f"method{place}": 0.01 for place in range(14)}))
     assert len(set(found.values())) == len(found) == 16
+
+
+def test_a_short_name_keeps_its_end():
+    assert [short(name) for name in ("a" * 18, "northern owl, 1st year", "northern owl, 2nd year")] == [
+        "a" * 18,
+        "northern ow…t year",
+        "northern ow…d year",
+    ]
 
 
 def test_lists_in_words_and_parts_of_long_ones():

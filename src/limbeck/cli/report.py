@@ -13,14 +13,31 @@ if TYPE_CHECKING:
 
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run or comparison.")],
-    out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in the folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; default: report.html or FIGURE.svg in it.")] = None,
+    figure: Annotated[
+        str | None, typer.Option(help="Write only this figure, as SVG: differences, cost-latency or cost-parameters.")
+    ] = None,
 ) -> None:
-    """Write the results of a run or comparison as one HTML page.
+    """Write the results of a run or comparison as one HTML page, or a figure of the page as SVG.
 
     The page works without a network and without other files.
     """
     with reporting():
-        write_page(folder, out)
+        if figure is None:
+            write_page(folder, out)
+        else:
+            _write_figure(folder, figure, out)
+
+
+def _write_figure(folder: Path, name: str, out: Path | None) -> None:
+    from limbeck.cli.terminal import console, loading
+
+    with loading():
+        from limbeck.report.standalone import write_figure
+
+    path = out or folder / f"{name}.svg"
+    write_figure(folder, name, path)
+    console().print(f"written: {path}", highlight=False, soft_wrap=True)
 
 
 def write_page(folder: Path, out: Path | None = None, *, data: "Data | None" = None) -> None:

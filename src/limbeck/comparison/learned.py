@@ -67,6 +67,7 @@ class Learned:
     corruption_samples: int  # likewise for the corruptions; 0 if the inputs are no images
     networks: tuple[NetworkLearned, ...]
     maps_sha256: str  # of maps.safetensors
+    teacher_outputs_sha256: str | None = None  # of outputs.safetensors; None if the teacher's own folder has them
 
 
 def analyse(
@@ -94,7 +95,7 @@ def analyse(
             are corrupted, and `LEAST` if it is 0, which stands for unknown, as of a function that may be slow.
     """
     arms = sorted(networks, key=lambda arm: arm != "teacher")
-    known = {arm: outputs.get(arm) or _outputs(arm, networks[arm], data, engine) for arm in arms}
+    known = {arm: outputs.get(arm) or outputs_by_split(arm, networks[arm], data, engine) for arm in arms}
     classes = {arm: _class_accuracy(known[arm]["test"], data) for arm in arms}
     readings = {arm: _Reading(arm, networks[arm], data, engine) for arm in arms}
     index, corrupted = _places(data, macs)
@@ -166,7 +167,8 @@ def _feature(name: str, network: nn.Module, few: Batch) -> Tap | None:
     return found
 
 
-def _outputs(name: str, network: nn.Module, data: Data, engine: Engine) -> dict[str, Tensor]:
+def outputs_by_split(name: str, network: nn.Module, data: Data, engine: Engine) -> dict[str, Tensor]:
+    """The outputs (N, K) of a network on "validation" and "test", in 32 bits."""
     splits = {"validation": data.validation, "test": data.test}
     return {which: outputs_of(network, split, data, engine, name=name) for which, split in splits.items() if len(split)}
 

@@ -8,10 +8,9 @@ from typing import cast
 
 import numpy as np
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
-from limbeck.comparison.learned import Learned, analyse
+from limbeck.comparison.learned import Learned, analyse, outputs_by_split
 from limbeck.comparison.maps import write_maps
 from limbeck.comparison.results import (
     COMPARISON,
@@ -27,14 +26,15 @@ from limbeck.comparison.results import (
 from limbeck.data import Progress
 from limbeck.errors import LimbeckError
 from limbeck.evaluate import Latency
-from limbeck.experiment.arms import block_of, teacher_of
+from limbeck.experiment.arms import block_of, members_of, teacher_of
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Job, Track, unwatched
 from limbeck.experiment.fit import Shared
 from limbeck.experiment.given import Given
+from limbeck.experiment.kept_outputs import OUTPUTS, read_outputs, write_outputs
 from limbeck.experiment.results import NetworkResult, plain
 from limbeck.experiment.run import Experiment
-from limbeck.experiment.runfiles import LOCKS, OUTPUTS
+from limbeck.experiment.runfiles import LOCKS
 from limbeck.experiment.trials import Trials
 from limbeck.files.atomic import write_sealed
 from limbeck.recipe.blocks import Recipe
@@ -78,7 +78,7 @@ class Sweep:
         self.experiment = Experiment(
             recipe, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
         )
-        self._path, self._notes = folder, self.experiment.notes
+        self._path = folder
         self.diverged: list[Diverged] = []
 
     @property
@@ -158,7 +158,7 @@ class Sweep:
             teachers=None if teacher is None else headline_of(self._teachers(teacher), task),
             arms=tuple(arms),
             splits=dict(experiment.data.origins),
-            notes=self._notes,
+            notes=experiment.lasting_notes,  # with those on the teachers, which `_first` has restored
             decided={key: value for key, value in experiment.decided.items() if key != "why"},  # of another process
             runs=tuple(result for results in runs.values() for result in results),
             learned=learned,
@@ -177,24 +177,38 @@ class Sweep:
     def _correct(self, arm: str) -> Correct:
         """Which test samples the students of an arm classify correctly (seeds, samples)."""
         labels = self.experiment.data.test.targets
-        files = [self._trials.weights(f"{arm}/seed{seed}", OUTPUTS) for seed in sorted(self.experiment.recipe.seeds)]
-        return np.stack([(load_file(file)["test"].argmax(1) == labels).numpy() for file in files])
+        outputs = [self._outputs(f"{arm}/seed{seed}")["test"] for seed in sorted(self.experiment.recipe.seeds)]
+        return np.stack([(one.argmax(1) == labels).numpy() for one in outputs])
+
+    def _outputs(self, name: str) -> dict[str, Tensor]:
+        """The outputs of a network that was trained here."""
+        data = self.experiment.data
+        splits = {"validation": len(data.validation), "test": len(data.test)}
+        shapes = {split: (count, len(data.outputs)) for split, count in splits.items() if count}
+        return read_outputs(self._trials.weights(name, OUTPUTS), shapes)
 
     def _first(self) -> tuple[NetworkResult | None, dict[str, Latency | None], Learned | None]:
-        """The teacher of the first seed, the latencies of the students of that seed by arm, and what they learned."""
-        experiment, seed = self.experiment, self.experiment.recipe.seeds[0]
+        """The teacher of the first seed, the latencies of the students of that seed by arm, and what they learned.
+
+        The teachers of the other seeds are restored, too: the notes of a resumed comparison are those of the first one.
+        """
+        experiment, recipe, seed = self.experiment, self.experiment.recipe, self.experiment.recipe.seeds[0]
         networks = {arm: experiment.trained(Job(arm, seed)) for arm in experiment.arms}
-        block = experiment.recipe.teacher
+        block, first = recipe.teacher, teacher_of(recipe, seed)
         if block is None:
             return None, experiment.latencies(networks), self._learned(networks)
-        yet_to_run = experiment.teacher(block, seed)
-        try:
-            while True:
-                next(yet_to_run)
-        except StopIteration as ended:
-            networks["teacher"] = ended.value
+        for job in dict.fromkeys(teacher_of(recipe, one) for one in recipe.seeds):
+            names = map(str, members_of(recipe, block, job.seed))
+            if job != first and None in map(self._trials.result, names):  # its folder was deleted
+                continue
+            yet_to_run = experiment.teacher(block, job.seed)
+            try:
+                while True:
+                    next(yet_to_run)
+            except StopIteration as ended:
+                networks.setdefault("teacher", ended.value)
         latencies = experiment.latencies(networks)
-        teacher = replace(experiment.results[teacher_of(experiment.recipe, seed)], latency=latencies["teacher"])
+        teacher = replace(experiment.results[first], latency=latencies["teacher"])
         return teacher, latencies, self._learned(networks)
 
     def _learned(self, networks: Mapping[str, nn.Module]) -> Learned | None:
@@ -205,11 +219,14 @@ class Sweep:
         names = {arm: f"{arm}/seed{seed}" for arm in experiment.arms}
         names["teacher"] = str(teacher_of(experiment.recipe, seed))  # has outputs if it was trained here
         results = {arm: one for arm, name in names.items() if (one := self._trials.result(name)) is not None}
-        outputs = {arm: load_file(self._trials.weights(names[arm], OUTPUTS)) for arm in results}
+        outputs, sha256 = {arm: self._outputs(names[arm]) for arm in results}, None
+        if "teacher" in networks.keys() - outputs.keys():  # it was given, or is an ensemble
+            outputs["teacher"] = outputs_by_split("teacher", networks["teacher"], experiment.data, experiment.engine)
+            sha256 = write_outputs(self._path / OUTPUTS, outputs["teacher"])["sha256"]
         counted = None not in [one.macs for one in (*results.values(), *experiment.results.values())]
         macs = experiment.macs if counted else 0
         found, maps = analyse(networks, results, outputs, experiment.data, experiment.engine, seed=seed, macs=macs)
-        return replace(found, maps_sha256=write_maps(self._path, maps))
+        return replace(found, maps_sha256=write_maps(self._path, maps), teacher_outputs_sha256=sha256)
 
     def _seed(self, seed: int, track: Track) -> Generator[Event, None, None]:
         experiment, trials = self.experiment, self._trials

@@ -26,17 +26,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError
 from limbeck.experiment.epochlog import EpochLog
+from limbeck.experiment.kept_outputs import OUTPUTS, write_outputs
 from limbeck.experiment.results import RESULT, NetworkResult, OtherSchema, RunResult, from_json, plain, read_values
 from limbeck.experiment.runfiles import (
     CHECKPOINT,
     LOCKS,
     LOG,
-    OUTPUTS,
     RECIPE,
     STUDENT,
     are_records,
@@ -48,7 +47,7 @@ from limbeck.experiment.runfiles import (
     read_network,
 )
 from limbeck.files import checkpoint
-from limbeck.files.atomic import read, read_sealed, replacing, write, write_sealed
+from limbeck.files.atomic import read, read_sealed, write, write_sealed
 from limbeck.models import NetworkSpec, save_network
 from limbeck.recipe.text import WHOLE_BYTES
 from limbeck.train.loop import Epoch
@@ -173,10 +172,7 @@ class RunFolder:
 
     def write_outputs(self, name: str, outputs: Mapping[str, Tensor]) -> None:
         """Write a network's outputs by split, like its weights."""
-        file = self.path / name / OUTPUTS
-        with replacing(file) as temporary:
-            save_file({split: tensor.contiguous().cpu() for split, tensor in outputs.items()}, temporary)
-        self._files.setdefault(name, {})[OUTPUTS] = file_record(file)
+        self._files.setdefault(name, {})[OUTPUTS] = write_outputs(self.path / name / OUTPUTS, outputs)
 
     def finish(self, name: str, result: NetworkResult, weights: str) -> NetworkResult:
         """Write a finished network's result.json, and give its result with the hash of its file ``weights``."""

@@ -76,6 +76,7 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
     block = recipe.teacher
     check_task(recipe, data.task)
     with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seeds[0])  # the same notes on new networks in each start
         made = built(recipe, data, factory, own)
         recipe = _fitting(recipe, made.unfit)
         method = recipe.method["name"]

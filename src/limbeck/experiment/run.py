@@ -33,6 +33,7 @@ from limbeck.experiment.fit import Fit, Shared, fit, restore
 from limbeck.experiment.folder import check_folder
 from limbeck.experiment.given import Given
 from limbeck.experiment.in_memory import Keep, folder_of
+from limbeck.experiment.kept_outputs import MOST_OUTPUTS
 from limbeck.experiment.measuring import measure, outputs_of
 from limbeck.experiment.networks import NetworkFactory, ensemble
 from limbeck.experiment.plan import plan
@@ -51,9 +52,6 @@ from limbeck.tasks import task_of
 from limbeck.train.copies import copy_of
 from limbeck.train.loop import Pause
 from limbeck.user_code import code_digests
-
-MOST_OUTPUTS = 2**24
-"""The most outputs of a network that a comparison keeps: 64 MiB in 32 bits."""
 
 
 class Experiment:
@@ -156,10 +154,10 @@ class Experiment:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the run, so far."""
-        return (*self._lasting, *self.folder.notes)
+        return (*self.lasting_notes, *self.folder.notes)
 
     @property
-    def _lasting(self) -> tuple[str, ...]:
+    def lasting_notes(self) -> tuple[str, ...]:
         """Those that a resumed run has too."""
         said = (note.said for note in self.found if not note.skipped)
         return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *said, *self._notes)))
@@ -383,7 +381,7 @@ class Experiment:
             alone=shown.get("alone"),
             summary=summarise(runs, self.data.task),
             splits=dict(self.data.origins),
-            notes=self._lasting,
+            notes=self.lasting_notes,
             decided=self.decided,
             runs=runs,
             metric=None if own is None else own.name,

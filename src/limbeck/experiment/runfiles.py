@@ -15,8 +15,6 @@ from limbeck.recipe.read import is_smoke, reread
 
 STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
 TABLE = "metrics.csv"
-OUTPUTS = "outputs.safetensors"
-"""The outputs of a network that is compared with others, on the validation and the test split."""
 LOCKS = "locks"
 """The folder of the locks of a comparison, see `limbeck.experiment.trials`."""
 CHECKPOINT = Path("checkpoint") / "last.pt"

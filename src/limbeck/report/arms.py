@@ -1,45 +1,43 @@
-"""The table of all networks: quality, difference to the student alone, and cost."""
+"""The table of all networks: quality, difference to a student alone, and cost."""
 
 from limbeck.comparison.results import ArmResult, Versus
-from limbeck.experiment.results import NetworkResult, Spread
+from limbeck.experiment.results import NetworkResult
 from limbeck.report.found import Found
-from limbeck.report.numbers import axis_of, counted, decimal, interval, signed
+from limbeck.report.numbers import axis_of, counted, decimal, interval, over_seeds, signed
 from limbeck.report.parts import Section, Table
 from limbeck.tasks import TASKS, Shown
 
+VERSUS = ("compared with", "difference", "95 % interval", "p adjusted", "verdict")
 COSTS = ("network", "parameters", "multiply-accumulates", "file, bytes", "latency, ms", "95th percentile, ms")
 
 
 def arms(found: Found) -> Section:
-    """One table of quality over the seeds, and one of the costs of the first seed."""
+    """One table of quality over the seeds, and one of the costs of the first seed. Students alone are first."""
     result = found.result
     figure = TASKS[result.task].headline
     rows, costs = [], []
     if result.teacher is not None and result.teachers is not None:
-        rows.append(["teacher", "", _spread(result.teachers, figure), *[""] * 4])
+        rows.append(["teacher", "", over_seeds(result.teachers, figure), *[""] * 5])
         costs.append(_cost("teacher", result.teacher, result.teacher))
-    for arm in result.arms:
+    for arm in sorted(result.arms, key=lambda arm: arm.alone is not None):
         length = arm.epochs or next((len(seed.stages) for seed in found.epochs[arm.arm]), "")
-        rows.append([arm.arm, str(length), _spread(arm.headline, figure), *_versus(arm.alone, figure)])
+        rows.append([arm.arm, str(length), over_seeds(arm.headline, figure), *_versus(arm.alone, figure)])
         costs.append(_cost(arm.arm, result.of(arm.arm)[0], arm))
-    head = ["network", "epochs", axis_of(figure), "difference to alone", "95 % interval", "p adjusted", "verdict"]
+    head = ["network", "epochs", axis_of(figure), *VERSUS]
     seeds = counted(len(result.seeds), "seed")
-    text = [f"Test split, {seeds}, mean ± standard deviation. Costs are those of the first seed."]
+    text = [
+        f"Test split, {seeds}, mean ± standard deviation. A method is compared with the student alone of as many "
+        "epochs. Costs are those of the first seed."
+    ]
     return Section("arms", "All networks", text, tables=[Table(head, rows), Table(COSTS, costs)])
-
-
-def _spread(found: Spread, figure: Shown) -> str:
-    mean = figure.number(found.mean)
-    return mean if found.deviation is None else f"{mean} ± {figure.number(found.deviation)}"
 
 
 def _versus(versus: Versus | None, figure: Shown) -> list[str]:
     if versus is None:
-        return [""] * 4
+        return [""] * 5
     found = versus.judged
-    against = "" if versus.arm == "alone" else f" (to {versus.arm})"
     p = "< 0.001" if found.p_adjusted < 0.001 else f"{found.p_adjusted:.3f}"
-    return [f"{signed(found.paired.mean, figure)}{against}", interval(versus, figure), p, found.verdict]
+    return [versus.arm, signed(found.paired.mean, figure), interval(versus, figure), p, found.verdict]
 
 
 def _cost(name: str, one: NetworkResult, timed: NetworkResult | ArmResult) -> list[str]:

@@ -19,8 +19,8 @@ MOST_CLASSES = 20
 ROWS = 1000
 """The most rows of the table behind the figure."""
 
-MOST_NETWORKS = 8
-"""The most networks in the figure."""
+MOST_NETWORKS, OF_PANEL = 15, 5
+"""The most networks in the figure, and in one of its panels."""
 
 DARKEST = 0.55
 """The opacity of the greatest change: the numbers on it remain legible."""
@@ -52,17 +52,22 @@ def classes(learned: Learned) -> Section:
         for at, name in list(enumerate(learned.classes))[:ROWS]
     ]
     numbers = Table(["class", "alone, %", *(f"{arm}, points" for arm in changes)], rows)
-    panel = _panel(drawn_changes, [learned.classes[at] for at in shown], columns)
-    return Section("classes", title, figures=[Figure("classes", "Points won and lost", caption, [panel], numbers)])
+    names = [learned.classes[at] for at in shown]
+    most = max(float(np.nanmax(np.abs(drawn_changes), initial=0.0)), 1e-9)
+    top = 16 + 6 * max(len(short(arm)) for arm in columns)
+    panels = [
+        _panel(drawn_changes[:, part], names, [columns[at] for at in part], most, top)
+        for part in np.array_split(np.arange(len(columns)), -(-len(columns) // OF_PANEL))
+    ]
+    figure = Figure("classes", "Points won and lost", caption, panels, numbers, width=300)
+    return Section("classes", title, figures=[figure])
 
 
-def _panel(changes: NDArray[np.float64], names: Sequence[str], columns: Sequence[str]) -> Markup:
-    most = max(float(np.nanmax(np.abs(changes), initial=0.0)), 1e-9)
-
+def _panel(changes: NDArray[np.float64], names: Sequence[str], columns: Sequence[str], most: float, top: int) -> Markup:
     def draw(axes: Axes) -> None:
         for (row, column), change in np.ndenumerate(changes):
             if not np.isnan(change):
-                colour = COLOUR["c1"] if change > 0 else COLOUR["c2"]
+                colour = COLOUR["good"] if change > 0 else COLOUR["bad"]
                 place = (column - 0.47, row - 0.46)
                 alpha = DARKEST * abs(float(change)) / most
                 axes.add_patch(Rectangle(place, 0.94, 0.92, facecolor=colour, alpha=alpha, linewidth=0))
@@ -72,7 +77,7 @@ def _panel(changes: NDArray[np.float64], names: Sequence[str], columns: Sequence
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(names) - 0.4, -0.6))
         axes.xaxis.tick_top()
         heads = [short(arm) for arm in columns]
-        axes.set_xticks(range(len(columns)), heads, rotation=30, ha="left", rotation_mode="anchor")
+        axes.set_xticks(range(len(columns)), heads, rotation=60, ha="left", rotation_mode="anchor")
         axes.set_yticks(range(len(names)), [short(name) for name in names])
         axes.tick_params(length=0)
 
@@ -83,8 +88,9 @@ def _panel(changes: NDArray[np.float64], names: Sequence[str], columns: Sequence
     ]
     alt = f"from {min(ends)[1]} to {max(ends)[1]}" if ends else "no class has test samples"
     left = 16 + 7 * max(len(short(name)) for name in names)
-    top = 20 + 4 * max(len(short(arm)) for arm in columns)
-    return drawn("classes", alt, (400, top + 24 * len(names) + 8), draw, margins=(left, 34, top, 8))
+    right = 8 + 3 * len(short(columns[-1]))
+    size, margins = (400, top + 24 * len(names) + 8), (left, right, top, 8)
+    return drawn(f"classes-{columns[0]}", alt, size, draw, margins=margins)
 
 
 def _signed(change: float) -> str:

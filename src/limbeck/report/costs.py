@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from limbeck.comparison.results import ComparisonResult
 from limbeck.evaluate.cost import QUIET
-from limbeck.report.drawing import COLOUR, FONT, apart, drawn, looks, plain_ticks
+from limbeck.report.drawing import COLOUR, FONT, Look, apart, drawn, looks, plain_ticks
 from limbeck.report.numbers import axis_of, capital, scaled, short
 from limbeck.report.parts import Figure, Section, Table
 from limbeck.tasks import TASKS
@@ -47,7 +47,7 @@ def _cost(result: ComparisonResult, name: str, costs: Mapping[str, float], label
 
     def draw(axes: Axes) -> None:
         of = looks(result)
-        axes.plot([costs[arm] for arm in front], [quality[arm] for arm in front], color=COLOUR["good"], linewidth=1.2)
+        axes.plot([costs[arm] for arm in front], [quality[arm] for arm in front], color=COLOUR["muted"], linewidth=0.8)
         for arm, value in quality.items():
             bar = scaled(spreads[arm].deviation or 0.0, figure)
             axes.plot([costs[arm]] * 2, [value - bar, value + bar], color=of[arm].colour, linewidth=1.2, alpha=0.4)
@@ -56,7 +56,7 @@ def _cost(result: ComparisonResult, name: str, costs: Mapping[str, float], label
         axes.set(xlabel=label, title=axis_of(figure))
         plain_ticks(axes.xaxis)
         plain_ticks(axes.yaxis)
-        _write_names(axes, costs, quality)
+        _write_names(axes, costs, quality, of)
 
     alt = "; ".join(f"{arm}: {quality[arm]:.2f} at {costs[arm]:,.4g} {label}" for arm in quality)
     digits = 3 if name == "latency" else 0
@@ -93,7 +93,7 @@ def _set_range(axes: Axes, low: float, high: float) -> None:
         axes.set_xlim(max(0.0, low - room), high + room)
 
 
-def _write_names(axes: Axes, costs: Mapping[str, float], quality: Mapping[str, float]) -> None:
+def _write_names(axes: Axes, costs: Mapping[str, float], quality: Mapping[str, float], of: Mapping[str, Look]) -> None:
     """Write the names beside the points, those of close points below each other."""
     low, high = axes.get_ylim()
     axes.set_ylim(low - (high - low) * 0.08, high + (high - low) * 0.08)
@@ -104,7 +104,8 @@ def _write_names(axes: Axes, costs: Mapping[str, float], quality: Mapping[str, f
         for arm, y in zip(arms, apart([points[arm][1] for arm in arms], FONT + 3), strict=True):
             beside = [points[other][0] for other in arms if abs(points[other][1] - y) < FONT]
             x = toward([points[arm][0], *beside]) + (12 if right else -12)
-            line = {"arrowstyle": "-", "color": COLOUR["muted"], "linewidth": 0.5, "shrinkA": 0, "shrinkB": 5}
+            line = {"arrowstyle": "-", "color": of[arm].colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
+            line["relpos"] = (0 if right else 1, 0.5)
             axes.annotate(
                 short(arm),
                 points[arm],

@@ -32,7 +32,7 @@ class Curve:
 
 
 def curves(found: Found) -> Section:
-    """One panel for each method, with the student alone for comparison."""
+    """One panel for each method, with the student alone that it is compared with."""
     result, title = found.result, "Learning curves"
     figure = TASKS[result.task].headline
     known = {arm: curve for arm, seeds in found.epochs.items() if (curve := _curve(seeds, figure)).epochs}
@@ -40,15 +40,15 @@ def curves(found: Found) -> Section:
     if not known:
         return Section("curves", title, missing=missing or ["there are no figures of the validation split"])
     of, limits, panels = looks(result), _limits(known.values()), []
-    base = {"alone": known["alone"]} if "alone" in known else {}
-    for arm in [arm for arm in known if arm != "alone"] or ["alone"]:
-        lines = base | {arm: known[arm]}
+    against = {arm.arm: arm.alone.arm for arm in result.arms if arm.alone is not None}
+    for arm in [arm for arm in known if arm not in against.values()] or list(known):
+        lines = {name: known[name] for name in (against.get(arm), arm) if name in known}
 
         def draw(axes: Axes, lines: Mapping[str, Curve] = lines, arm: str = arm) -> None:
             for name, curve in lines.items():
                 _draw(axes, curve, of[name])
             _mark_stages(axes, found.epochs[arm][0].stages)
-            axes.set(title=short(arm), xlabel="epoch", ylim=limits)
+            axes.set(title=" vs ".join(map(short, reversed([*lines]))), xlabel="epoch", ylim=limits)
             plain_ticks(axes.xaxis, whole=True)
             plain_ticks(axes.yaxis, 4)
 

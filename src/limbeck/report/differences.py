@@ -1,4 +1,4 @@
-"""Every seed's difference to the student alone."""
+"""Every seed's difference to the student alone of as many epochs."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,13 @@ ROW = 46
 MOST_SEEDS = 50
 """The most seeds of a method that are shown; of more, so many evenly."""
 
-LINE = -0.06
-"""The height of a method's line above its place, in rows."""
+LINE, HALF = -0.06, 0.22
+"""The height of a method's line above its place, and half the height of its dots and marks, in rows."""
 
 CAPTION = (
-    "Each dot is one seed: the method minus the student alone, with the same initial weights and batches. The diamond "
-    "is the mean, the bar its 95 % interval (Student's t). On the right of 0 the method is better."
+    "Each dot is one seed: the method minus the student alone of as many epochs, which is named after “vs”, with the "
+    "same initial weights and batches. The diamond is the mean, the bar its 95 % interval (Student's t). On the right "
+    "of 0 the method is better."
 )
 
 
@@ -35,7 +36,6 @@ def differences(result: ComparisonResult) -> Section:
 
     def draw(axes: Axes) -> None:
         of = looks(result)
-        axes.axvline(0, color=COLOUR["muted"], linewidth=1)
         for place, (arm, versus) in enumerate(found):
             _row(axes, len(found) - 1 - place, arm.arm, versus, of[arm.arm], figure)
         values = [scaled(value, figure) for _, versus in found for value in _extent(versus)] + [0.0]
@@ -44,7 +44,11 @@ def differences(result: ComparisonResult) -> Section:
         unit = f"{figure.label}{', points' * figure.percent}"
         axes.set_xlabel(f"← worse\u2003\u2003{unit}\u2003\u2003better →")
         axes.spines["left"].set_visible(False)
+        axes.grid(visible=False)
         plain_ticks(axes.xaxis, 7)
+        for middle in (place + LINE for place in range(len(found))):  # not above it, where the text is
+            for at, colour, width in ((axes.get_xticks(), "line", 0.6), ([0], "muted", 1)):
+                axes.vlines(at, middle - HALF, middle + HALF, color=COLOUR[colour], linewidth=width, zorder=0)
 
     alt = "; ".join(said(arm, versus, figure) for arm, versus in found)
     panel = drawn("differences", alt, (400, ROW * len(found) + 48), draw, margins=(10, 10, 4, 40))
@@ -57,11 +61,10 @@ def differences(result: ComparisonResult) -> Section:
 
 def _row(axes: Axes, place: int, name: str, versus: Versus, look: Look, figure: Shown) -> None:
     found, y = versus.judged.paired, place + LINE
-    colour = {"helps": COLOUR["good"], "hurts": COLOUR["bad"]}.get(versus.judged.verdict, COLOUR["muted"])
     mark = {"helps": "▲ helps", "hurts": "▼ hurts"}.get(versus.judged.verdict, "no evidence")
     axes.axhline(y, color=COLOUR["line"], linewidth=0.6)
     dots = [scaled(versus.differences[at], figure) for at in some(range(len(versus.differences)), MOST_SEEDS)]
-    heights = [y + 0.11 * (1 - at % 3) for at in range(len(dots))]  # so that equal seeds are seen
+    heights = [y + HALF / 2 * (1 - at % 3) for at in range(len(dots))]  # so that equal seeds are seen
     axes.plot(dots, heights, "o", color=look.colour, markersize=5, alpha=0.55, markeredgewidth=0)
     if found.interval is not None:
         ends = [scaled(found.interval.low, figure), scaled(found.interval.high, figure)]
@@ -69,9 +72,19 @@ def _row(axes: Axes, place: int, name: str, versus: Versus, look: Look, figure: 
     middle = [scaled(found.mean, figure)]
     axes.plot(middle, [y], "D", color=look.colour, markersize=8, markeredgecolor=COLOUR["paper"])
     across = axes.get_yaxis_transform()
-    axes.text(0, place + 0.4, short(name), weight="bold", va="center", transform=across)
+    label = axes.text(0, place + 0.4, short(name), weight="bold", va="center", transform=across)
+    axes.annotate(
+        f"vs {versus.arm}",
+        (1, 0),
+        (6, 0),
+        xycoords=label,
+        textcoords="offset pixels",
+        va="bottom",
+        color=COLOUR["muted"],
+    )
     text = f"{signed(found.mean, figure)}\u2003{mark}"
-    axes.text(1, place + 0.4, text, ha="right", va="center", color=colour, weight="bold", transform=across)
+    weight = "normal" if versus.judged.verdict == "no evidence" else "bold"
+    axes.text(1, place + 0.4, text, ha="right", va="center", weight=weight, transform=across)
 
 
 def _extent(versus: Versus) -> list[float]:

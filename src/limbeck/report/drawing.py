@@ -16,15 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from limbeck.comparison.results import ComparisonResult
+from limbeck.report.colours import LIGHT, SERIES
 from limbeck.report.numbers import MINUS
 
-NAMES = ("paper", "ink", "muted", "line", "good", "bad", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
-"""The colours of the page, which are CSS variables."""
-
-COLOUR = {name: f"#f0f0{place:02x}" for place, name in enumerate(NAMES)}
+COLOUR = {name: f"#f0f0{place:02x}" for place, name in enumerate(LIGHT)}
 """By name, what stands for a colour until the SVG is written."""
 
-SERIES = NAMES[6:]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 
@@ -71,11 +68,15 @@ class Look:
 def looks(result: ComparisonResult) -> dict[str, Look]:
     """The look of the teacher and of the arms: students alone are grey."""
     alone = [arm.arm for arm in result.arms if arm.alone is None and arm.arm.partition("@")[0] == "alone"]
-    found = {arm: Look(COLOUR["muted"], "o", DASHES[arm != "alone"]) for arm in alone}
-    for place, arm in enumerate(arm.arm for arm in result.arms if arm.arm not in found):
-        turn, at = divmod(place, len(SERIES))
-        found[arm] = Look(COLOUR[SERIES[at]], MARKERS[(at + turn) % len(MARKERS)], DASHES[turn % len(DASHES)])
+    found = {arm: Look(COLOUR["muted"], MARKERS[at % len(MARKERS)], DASHES[at > 0]) for at, arm in enumerate(alone)}
+    found |= {arm: series(at) for at, arm in enumerate(arm.arm for arm in result.arms if arm.arm not in found)}
     return found | {"teacher": Look(COLOUR["ink"], "*")}
+
+
+def series(place: int) -> Look:
+    """The look of one of several methods or classes."""
+    turn, at = divmod(place, len(SERIES))
+    return Look(COLOUR[SERIES[at]], MARKERS[(at + turn) % len(MARKERS)], DASHES[turn % len(DASHES)])
 
 
 def drawn(
@@ -178,8 +179,12 @@ def _inline(text: str, alt: str, size: tuple[int, int]) -> Markup:
 
 
 def _restyled(found: re.Match[str]) -> str:
-    style = re.sub(r"font-family: [^;]*(; )?", "", found[0])
-    return re.sub("#f0f0(..)", lambda place: f"var(--{NAMES[int(place[1], 16)]})", style)
+    return variables(re.sub(r"font-family: [^;]*(; )?", "", found[0]))
+
+
+def variables(style: str) -> str:
+    """A style with CSS variables for the colours of `COLOUR`."""
+    return re.sub("#f0f0(..)", lambda place: f"var(--{[*LIGHT][int(place[1], 16)]})", style)
 
 
 def _rounded(numbers: str) -> str:

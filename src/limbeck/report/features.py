@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from limbeck.comparison.learned import Learned, NetworkLearned
 from limbeck.comparison.maps import Maps
-from limbeck.report.drawing import COLOUR, MARKERS, SERIES, drawn, looks, sign
+from limbeck.report.drawing import Look, drawn, looks, series, sign
 from limbeck.report.found import Found
 from limbeck.report.numbers import decimal, percent, short, some
 from limbeck.report.parts import Figure, Section, Table
@@ -43,32 +43,33 @@ def features(found: Found, learned: Learned, maps: Maps | None) -> Section:
 def _map(learned: Learned, maps: Maps, arms: Sequence[str]) -> Figure:
     present = np.unique(maps.labels).tolist()
     shown = list(some(present, MOST_CLASSES))
+    of = {label: series(at) for at, label in enumerate(shown)}
     panels, rows = [], []
     for arm in arms:
         of_classes = {label: maps.points[arm][maps.labels == label] for label in shown}
-        panels.append(_map_panel(arm, of_classes, learned))
+        panels.append(_map_panel(arm, of_classes, of, learned))
         for label, points in of_classes.items():
             centre = np.median(points, axis=0)
             spread = float(np.linalg.norm(points - centre, axis=1).mean())
             rows.append([arm, learned.classes[label], *(decimal(float(value), 2) for value in (*centre, spread))])
     caption = (
-        f"{len(maps.labels):,} test samples in the first two principal components of each network's features, coloured "
-        "by class, with the name of the class at its centre. The axes have no unit and differ between networks."
+        f"{len(maps.labels):,} test samples in the first two principal components of each network's features. Here the "
+        "colours are those of the classes. The axes have no unit and differ between networks."
     )
     if len(shown) < len(present):
         caption += f" Shown are {len(shown)} of {len(present)} classes."
     head = ["network", "class", "centre, 1st component", "centre, 2nd component", "mean distance to it"]
-    return Figure("map", "Map of the features", caption, panels, Table(head, rows), width=260)
+    legend = [(learned.classes[label], sign(look)) for label, look in of.items()]
+    return Figure("map", "Map of the features", caption, panels, Table(head, rows), legend, width=260)
 
 
-def _map_panel(arm: str, of_classes: Mapping[int, NDArray[np.float32]], learned: Learned) -> Markup:
+def _map_panel(
+    arm: str, of_classes: Mapping[int, NDArray[np.float32]], of: Mapping[int, Look], learned: Learned
+) -> Markup:
     def draw(axes: Axes) -> None:
-        for at, points in enumerate(of_classes.values()):
-            colour, marker = COLOUR[SERIES[at % len(SERIES)]], MARKERS[(at + at // len(SERIES)) % len(MARKERS)]
-            axes.plot(*points.T, marker, color=colour, markersize=4, markeredgewidth=0, alpha=0.7)
         for label, points in of_classes.items():
-            x, y = np.median(points, axis=0).tolist()
-            axes.text(x, y, short(learned.classes[label]), ha="center", va="center", weight="bold")
+            look = of[label]
+            axes.plot(*points.T, look.marker, color=look.colour, markersize=4, markeredgewidth=0, alpha=0.7)
         axes.set(xticks=[], yticks=[], title=short(arm))
         axes.spines[:].set_visible(True)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from limbeck.comparison.results import Versus
 from limbeck.comparison.statistics import Interval
+from limbeck.experiment.results import Spread
 from limbeck.tasks import Shown
 
 NONE = "\N{EN DASH}"
@@ -26,9 +27,9 @@ def printable(text: str) -> str:
 
 
 def short(name: str) -> str:
-    """A name that fits into a figure."""
+    """A name that fits into a figure; names that differ at the end still do."""
     name = printable(" ".join(name.split()))
-    return name if len(name) <= SHORT else f"{name[: SHORT - 1]}…"
+    return name if len(name) <= SHORT else f"{name[: SHORT - 7]}…{name[-6:]}"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -64,6 +65,12 @@ def amount(value: float, figure: Shown) -> str:
 def signed(value: float, figure: Shown) -> str:
     """A difference with its sign."""
     return (MINUS if value < 0 else "+") + figure.number(abs(value))
+
+
+def over_seeds(found: Spread, figure: Shown) -> str:
+    """The mean and the standard deviation over the seeds, without ``%``."""
+    mean = figure.number(found.mean)
+    return mean if found.deviation is None else f"{mean} ± {figure.number(found.deviation)}"
 
 
 def interval(versus: Versus, figure: Shown) -> str:

@@ -17,10 +17,12 @@ from limbeck.recipe.read import dump
 from limbeck.report.arms import arms
 from limbeck.report.calibration import calibration
 from limbeck.report.classes import classes
+from limbeck.report.colours import DARK, LIGHT
 from limbeck.report.costs import costs
 from limbeck.report.curves import curves
 from limbeck.report.deferral import deferral
 from limbeck.report.differences import differences
+from limbeck.report.drawing import looks, variables
 from limbeck.report.features import features
 from limbeck.report.found import Found, read
 from limbeck.report.numbers import printable
@@ -71,6 +73,9 @@ def page(found: Found, data: Data | None = None, progress: Progress | None = Non
         sections=list(_sections(found)),
         pictures=shown,
         student=found.best,
+        student_colour=variables(looks(result)[found.best].colour),
+        light="; ".join(f"--{name}: {colour}" for name, colour in LIGHT.items()),
+        dark="; ".join(f"--{name}: {colour}" for name, colour in DARK.items()),
         seed=result.seeds[0],
         settings=_settings(found),
         notes=result.notes,

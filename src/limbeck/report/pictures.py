@@ -3,17 +3,17 @@
 from base64 import b64encode
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import rel_entr, softmax  # type: ignore[import-untyped]
 
 from limbeck.data import SOURCES, Data, Progress, load
 from limbeck.errors import LimbeckError
-from limbeck.experiment.run import MOST_OUTPUTS
-from limbeck.experiment.runfiles import OUTPUTS
+from limbeck.experiment.kept_outputs import MOST_BYTES, OUTPUTS, read_outputs
+from limbeck.experiment.runfiles import file_record
 from limbeck.files.paths import file_size
 from limbeck.report.found import Found
 from limbeck.user_code import code_notices
@@ -74,28 +74,42 @@ def pictures(found: Found, data: Data) -> list[Picture]:
         raise LimbeckError("the test split has changed since the networks were trained")
     if len(data.shape) != 3 or data.shape[0] not in (1, 3):
         raise LimbeckError(f"the inputs {tuple(data.shape)} are not grey or RGB images")
-    teacher = found.result.teacher
-    if teacher is None:
-        raise LimbeckError("there is no teacher")
     shape = (len(data.test), len(data.classes))
-    taught = softmax(_outputs(found, teacher.name, shape), axis=1)
-    learned = softmax(_outputs(found, found.result.of(found.best)[0].name, shape), axis=1)
+    taught = softmax(_outputs(_of_teacher(found), shape), axis=1)
+    learned = softmax(_outputs(_of_network(found, found.result.of(found.best)[0].name), shape), axis=1)
     middle = (taught + learned) / 2
     apart = (rel_entr(taught, middle) + rel_entr(learned, middle)).sum(axis=1)
     order = np.argsort(-apart, kind="stable")[:MOST]
     return [_picture(data, int(place), taught[place], learned[place]) for place in order if apart[place] > 0]
 
 
-def _outputs(found: Found, name: str, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """The logits of a network on the test split."""
+def _of_teacher(found: Found) -> Path:
+    """The file with the outputs of the teacher of the first seed."""
+    teacher, learned = found.result.teacher, found.result.learned
+    if teacher is None:
+        raise LimbeckError("there is no teacher")
+    if learned is None or learned.teacher_outputs_sha256 is None:
+        return _of_network(found, teacher.name)
+    path = found.folder / OUTPUTS
+    file_size(path, most=MOST_BYTES)
+    if file_record(path)["sha256"] != learned.teacher_outputs_sha256:
+        raise LimbeckError(f"{path} is damaged or of another comparison")
+    return path
+
+
+def _of_network(found: Found, name: str) -> Path:
+    """The file with the outputs of a network that was trained in the comparison."""
     if OUTPUTS not in found.network(name).files:
         raise LimbeckError(f"the outputs of {name} are not in the folder")
-    path = found.place(name) / name / OUTPUTS
-    file_size(path, most=4 * MOST_OUTPUTS + 2**20)
-    found_outputs = safetensors.numpy.load_file(path).get("test")
-    if found_outputs is None or found_outputs.shape != shape or not np.isfinite(found_outputs).all():
-        raise LimbeckError(f"{path} does not have finite test outputs of shape {shape}")
-    return found_outputs.astype(np.float64)
+    return found.place(name) / name / OUTPUTS
+
+
+def _outputs(path: Path, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """The logits on the test split."""
+    outputs = read_outputs(path, {"test": shape})["test"].double().numpy()
+    if not np.isfinite(outputs).all():
+        raise LimbeckError(f"{path} has outputs that are not finite")
+    return outputs
 
 
 def _picture(data: Data, place: int, taught: NDArray[np.float64], learned: NDArray[np.float64]) -> Picture:

@@ -1,0 +1,47 @@
+"""A figure of the page as an SVG file of its own, for a paper or another page."""
+
+import re
+from pathlib import Path
+
+from limbeck.comparison.results import ComparisonResult
+from limbeck.errors import LimbeckError, nearest
+from limbeck.files.atomic import write
+from limbeck.report.colours import DARK, LIGHT
+from limbeck.report.costs import costs
+from limbeck.report.differences import differences
+from limbeck.report.found import read
+from limbeck.report.numbers import printable
+
+TEXT = "font-family: system-ui, sans-serif; paint-order: stroke; stroke-width: 3px; stroke-linejoin: round"
+
+
+def write_figure(folder: Path, name: str, out: Path) -> None:
+    """Write a figure of a run or comparison, which is `differences`, `cost-latency` or `cost-parameters`.
+
+    Raises:
+        LimbeckError: the folder has no finished run or comparison, or no such figure.
+    """
+    write(out, figure_svg(read(folder).result, name))
+
+
+def figure_svg(result: ComparisonResult, name: str) -> str:
+    """The figure with its own background. Viewers that support it show dark colours if the screen is dark.
+
+    Raises:
+        LimbeckError: there is no such figure.
+    """
+    figures = {one.name: one for section in (differences(result), costs(result)) for one in section.figures}
+    if name not in figures:
+        raise LimbeckError(f"{result.name} has no figure {name!r}: {nearest(name, figures)}")
+    head, _, body = printable(figures[name].panels[0]).partition(">")
+    size = "width='{2}' height='{3}'".format(*re.findall(r"\d+", head))
+    body = re.sub(r"var\(--(\w+)\)", lambda found: LIGHT[found[1]], body)
+    dark = [
+        f"[style*='{key}: {LIGHT[colour]}'] {{ {key}: {DARK[colour]} !important }}"
+        for colour in LIGHT
+        for key in ("fill", "stroke")
+    ]
+    style = f"text {{ {TEXT}; stroke: {LIGHT['paper']} }} @media (prefers-color-scheme: dark) {{ {' '.join(dark)} "
+    style += f"text {{ stroke: {DARK['paper']} }} }}"
+    paper = f"<rect width='100%' height='100%' style='fill: {LIGHT['paper']}'/>"
+    return f"{head} xmlns='http://www.w3.org/2000/svg' {size}><style>{style}</style>{paper}{body}\n"
