@@ -81,14 +81,14 @@ def _export(
 ) -> None:
     from limbeck.cli.progress import reading
     from limbeck.cli.terminal import console
-    from limbeck.exports.deferring import Wish
+    from limbeck.exports.deferring import Deferral
     from limbeck.exports.make import make
     from limbeck.exports.source import Finished
 
     screen = console(soft_wrap=True)
     with reading(screen) as progress:
         found = Finished(folder, network, data_root=data_root, trust_code=trust_code, progress=progress)
-    deferral = None if wish is None else Wish(found.teacher(), *wish)
+    deferral = None if wish is None else Deferral(found.teacher(), *wish)
     with screen.status("") as status:
         done = make(found.source, place, options, deferral, status.update)
     screen.print(_table(done.card))

@@ -22,7 +22,7 @@ class Deferring:
 
 
 @dataclass(frozen=True)
-class Wish:
+class Deferral:
     """What student and teacher shall reach together, on the validation split: one of the two."""
 
     teacher: nn.Module

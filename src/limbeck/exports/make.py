@@ -20,7 +20,7 @@ from limbeck.evaluate.cost import file_bytes, times
 from limbeck.experiment.workspace import example_batch
 from limbeck.exports.base import Runner
 from limbeck.exports.card import CARD, SCHEMA, Card, Reads, Results
-from limbeck.exports.deferring import Wish
+from limbeck.exports.deferring import Deferral
 from limbeck.exports.differing import first_differing
 from limbeck.exports.graph import Deployed, Graph, Layout, Precision
 from limbeck.exports.options import Options
@@ -59,7 +59,7 @@ def export(
     batch: int | None = None,
     layout: Layout = "nhwc",
     probabilities: bool = False,
-    deferral: Wish | None = None,
+    deferral: Deferral | None = None,
     student_input: Input | None = None,
     student_output: str | None = None,
     runtime: Path | None = None,
@@ -93,7 +93,7 @@ def export(
 
 
 def make(
-    source: Source, folder: Path, options: Options, deferral: Wish | None = None, say: Say = lambda _: None
+    source: Source, folder: Path, options: Options, deferral: Deferral | None = None, say: Say = lambda _: None
 ) -> Exported:
     """As `export`; ``say`` is called with a phrase before each step."""
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
@@ -113,7 +113,7 @@ def make(
 class _Export:
     """One file, from the student to the results."""
 
-    def __init__(self, source: Source, options: Options, deferral: Wish | None, say: Say) -> None:
+    def __init__(self, source: Source, options: Options, deferral: Deferral | None, say: Say) -> None:
         data, raw = source.data, RawSamples(source.data, options.layout)
         self._data, self._raw, self._backend, self._say, self._wish = data, raw, options.backend, say, deferral
         deployed = partial(
