@@ -16,8 +16,7 @@ import torch
 from rich.console import Console
 
 from limbeck.cli.progress import show
-from limbeck.cli.tables import spread_text
-from limbeck.experiment.results import ArmSummary, NetworkResult, RunResult
+from limbeck.experiment.results import ArmSummary, NetworkResult, RunResult, spread_text
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.read import read
 from limbeck.tasks import TASKS

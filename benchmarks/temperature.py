@@ -13,8 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from limbeck.cli.progress import show
-from limbeck.cli.tables import spread_text
-from limbeck.experiment.results import Spread
+from limbeck.experiment.results import Spread, spread_text
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.read import read
 from limbeck.tasks import TASKS

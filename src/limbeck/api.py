@@ -18,7 +18,7 @@ from limbeck.comparison.sweep import Sweep
 from limbeck.core import LimbeckError
 from limbeck.data import Augment, Data
 from limbeck.errors import nearest
-from limbeck.experiment.events import Event, Track, Trained, unwatched
+from limbeck.experiment.events import Event, Job, Track, Trained, unwatched
 from limbeck.experiment.given import MakeStudent
 from limbeck.experiment.in_memory import Keep
 from limbeck.experiment.results import RunResult
@@ -74,9 +74,9 @@ def distill(
         teacher: maps inputs to logits (N, K). It is frozen, and unchanged afterwards (buffers included), on the device.
             A method that trains its teacher (``class_distance``, ``mutual``) trains a copy. Or a function from inputs
             (N, ...) to logits (N, K), a tensor or a NumPy array, which is called without gradients; ``out`` and a store
-            identify it by its name. Or a list of two or more modules and functions: an ensemble whose probabilities are
-            averaged. None for a method without a teacher, such as ``alone``, which trains the student on the labels:
-            one way to get a teacher.
+            identify it by its name and source. Or a list of two or more modules and functions: an ensemble whose
+            probabilities are averaged. None for a method without a teacher, such as ``alone``, which trains the student
+            on the labels: one way to get a teacher.
         student: maps the same inputs to logits (N, K). The method trains it in place with the first seed; all other
             trainings start from copies of it. Or a function without arguments that builds a student: it is called for
             every training, so that each seed has its own initial weights.
@@ -118,7 +118,8 @@ def distill(
         student_output: the same as ``teacher_output`` for the student.
         allow: names of refusals to leave out, see `limbeck.experiment.verdicts`.
         out: a run folder, as `limbeck run` writes it. If it holds the same run, finished or interrupted, that run is
-            resumed; the networks' weights at the call are part of what identifies a run. Without it nothing is written.
+            resumed; the networks' weights and the sources of your functions at the call are part of what identifies a
+            run. Without it nothing is written.
         progress: show the progress of the training and what it finds; by default on a terminal and in a notebook.
         on_epoch: called with ``"alone"`` or the method's name, and the epoch.
 
@@ -152,7 +153,7 @@ def distill(
         given, keep = call.given(student, networks or {}, in_place=True), _KEEP[out is None]
         experiment = Experiment(call.recipe, Path(folder), resume=out is not None, given=given, keep=keep)
         with experiment.factory, threads_for(experiment.macs):
-            _follow(experiment, experiment.run, on_epoch, progress)
+            _follow(experiment, experiment.run, experiment.work, on_epoch, progress)
     trained = experiment.networks[call.recipe.method["name"]]
     trained.zero_grad(set_to_none=True)
     result = replace(experiment.result, notes=experiment.notes)  # with what a resumed folder was found to lack
@@ -184,8 +185,8 @@ def compare(
         methods: a list of what ``method`` of `distill` may be. Their names must differ.
         seeds: their number, or a list. Fewer than 6 give no verdict.
         adjust: how p-values are adjusted over the methods: ``holm`` or ``fdr`` (Benjamini and Hochberg).
-        out: the folder of the comparison. If it holds the same comparison, only what is missing is trained. Without it
-            nothing is kept.
+        out: the folder of the comparison, in which report.html is written too. If it holds the same comparison, only
+            what is missing is trained. Without it nothing is kept.
         progress: as for `distill`.
         options: other arguments of `distill`, such as ``epochs`` and ``teacher_input``; not ``cache`` or ``on_epoch``.
 
@@ -208,8 +209,13 @@ def compare(
         given = call.given(student, options.get("networks") or {}, in_place=False)
         sweep = Sweep(call.recipe, Path(folder), given=given)
         with sweep.experiment.factory, threads_for(sweep.experiment.macs):
-            _follow(sweep.experiment, sweep.run, None, progress)
-            return sweep.conclude(adjust)
+            _follow(sweep.experiment, sweep.run, sweep.work, None, progress)
+            result = sweep.conclude(adjust)
+    if out is not None:
+        from limbeck.report.page import write_report  # what draws takes a while to import
+
+        write_report(Path(out), data=data)
+    return result
 
 
 @contextmanager
@@ -226,6 +232,7 @@ def _undisturbed(out: str | Path | None) -> Iterator[str]:
 def _follow(
     experiment: Experiment,
     run: Callable[[Track], Generator[Event, None, None]],
+    work: Mapping[Job, float],
     on_epoch: OnEpoch | None,
     progress: bool | None,
 ) -> None:
@@ -242,7 +249,7 @@ def _follow(
         return
     from limbeck.cli.progress import watch  # what shows progress takes a while to import
 
-    watch(experiment, start)
+    watch(experiment, start, work)
 
 
 def _watched() -> bool:

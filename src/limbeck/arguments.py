@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -102,7 +103,7 @@ def called(
     Raises:
         LimbeckError: an argument is wrong; or two methods have one name.
     """
-    found, teachers = [_method(method) for method in methods], _teachers(teacher)
+    found, teachers = [_method(method, out) for method in methods], _teachers(teacher)
     names = [name for name, _, _ in found]
     for method in names:
         if names.count(method) > 1:
@@ -114,7 +115,7 @@ def called(
         task=task_block,
         data=_data_block(data, out),
         teacher=_teacher_block(teachers, teacher_input, teacher_classes, teacher_output, out) if teachers else None,
-        student=_student_block(student, student_input, student_output, out),
+        student=_student_block(student, networks or {}, student_input, student_output, out),
         method=found[0][2],
         methods=tuple(block for _, _, block in found) if compares else (),
         train=_train_block(epochs, batch_size, optimizer, schedule, augment, {} if training is None else training),
@@ -137,7 +138,7 @@ def _teachers(teacher: Teacher | Sequence[Teacher] | None) -> list[nn.Module]:
     for one in every:
         if not callable(one) or isinstance(one, type):
             raise LimbeckError(f"teacher is a {type(one).__name__}: it must be a torch.nn.Module or a function")
-    networks = [as_network(one) for one in every]
+    networks = [as_network(one, identity="" if isinstance(one, nn.Module) else _described(one)) for one in every]
     if len(set(networks)) < len(networks):
         raise LimbeckError("teacher lists the same module twice: pass a copy, for example with copy.deepcopy")
     return networks
@@ -169,9 +170,11 @@ def _check(
 
 
 def _model_block(network: nn.Module | MakeStudent, out: str | Path | None) -> dict[str, Any]:
-    """What stands for a network in the recipe: with a run folder, its weights at the call."""
-    if out is None or not isinstance(network, nn.Module):
+    """What stands for a network in the recipe: with a run folder, also its weights or code at the call."""
+    if out is None:
         return {"name": GIVEN}
+    if not isinstance(network, nn.Module):
+        return {"name": GIVEN, **_code_block(network)}
     weights, structure = weights_digest(network), structure_digest(network)
     return {"name": GIVEN, "weights_at_the_call": weights, "structure_at_the_call": structure}
 
@@ -219,9 +222,17 @@ def _each(name: str, value: Any, count: int) -> Sequence[Any]:
 
 
 def _student_block(
-    student: nn.Module | MakeStudent, expected: Input | None, output: str | None, out: str | Path | None
+    student: nn.Module | MakeStudent,
+    networks: Mapping[str, nn.Module],
+    expected: Input | None,
+    output: str | None,
+    out: str | Path | None,
 ) -> StudentBlock:
-    return StudentBlock.model_construct(model=_model_block(student, out), input=_input_block(expected), output=output)
+    """The block of the student, with what identifies the other networks that the method uses."""
+    model = _model_block(student, out)
+    if networks and out is not None:
+        model["networks_at_the_call"] = {name: _model_block(network, out) for name, network in networks.items()}
+    return StudentBlock.model_construct(model=model, input=_input_block(expected), output=output)
 
 
 def _input_block(expected: Input | None) -> InputBlock | None:
@@ -275,22 +286,46 @@ def _with_task(data: Data, options: Mapping[str, Any]) -> tuple[TaskBlock, Data]
 
 
 def _described(function: Callable[..., Any]) -> str:
-    """What stands for a function in the recipe: its name and a hash of its source, if Python finds the source."""
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        source = ""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{GIVEN} {name} {sha256(source.encode()).hexdigest()}"
+    """What stands for a function in the recipe: its name and the hash of its code."""
+    return f"{GIVEN} {getattr(function, '__qualname__', type(function).__qualname__)} {_code(function)}"
 
 
-def _method(method: str | Block | Sequence[str | Block] | Method) -> tuple[str, Method, dict[str, Any]]:
-    """A method's name, its function, and its block in a recipe."""
+def _code_block(function: Callable[..., Any]) -> dict[str, str]:
+    """The key of a block that identifies a function, short enough for one line of a recipe."""
+    return {"code_at_the_call": _code(function)[:32]}
+
+
+def _code(function: Callable[..., Any]) -> str:
+    """The hash of the source of a function, or of its instructions if Python does not find the source."""
+    if isinstance(function, partial):
+        values = re.sub(" at 0x[0-9a-f]+", "", repr((function.args, function.keywords)))  # addresses vary
+        return sha256(f"{_code(function.func)} {values}".encode()).hexdigest()
+    named = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
+    compiled = getattr(named, "__code__", None)
+    try:  # the source of a lambda is that of the lines around it
+        text = inspect.getsource(named) if compiled is None or named.__name__ != "<lambda>" else _instructions(compiled)
+    except (OSError, TypeError):  # it was typed at a prompt, or is not written in Python
+        text = "" if compiled is None else _instructions(compiled)
+    return sha256(text.encode()).hexdigest()
+
+
+def _instructions(code: CodeType) -> str:
+    """The instructions of a function, wherever it is written, with its names and constants."""
+    inner = [_instructions(one) for one in code.co_consts if isinstance(one, CodeType)]
+    sets = [sorted(map(repr, one)) for one in code.co_consts if isinstance(one, frozenset)]  # their order varies
+    rest = [one for one in code.co_consts if not isinstance(one, CodeType | frozenset)]
+    return repr((code.co_code, code.co_names, inner, sets, rest))
+
+
+def _method(
+    method: str | Block | Sequence[str | Block] | Method, out: str | Path | None
+) -> tuple[str, Method, dict[str, Any]]:
+    """A method's name, its function, and its block in a recipe: with a run folder, its code at the call."""
     if callable(method):
         name = re.sub(r"[^\w.+-]", "", getattr(method, "__name__", "method"))
-        return name, method, {"name": name}
+        return name, method, {"name": name, **({} if out is None else _code_block(method))}
     if not isinstance(method, str | Mapping):
-        named = [_method(part) for part in method]
+        named = [_method(part, out) for part in method]
         name = "+".join(name for name, _, _ in named)
         parts = [block for _, _, block in named]
         return name, partial(combined, parts=[part for _, part, _ in named]), {"name": name, "parts": parts}

@@ -11,7 +11,7 @@ from torch import nn
 
 from limbeck.cli import progress as watching
 from limbeck.cli import terminal
-from limbeck.experiment.events import Found, Job, StoreEstimate, Trained
+from limbeck.experiment.events import Elsewhere, Found, Job, StoreEstimate, Trained
 from limbeck.train.loop import Epoch
 
 
@@ -52,6 +52,30 @@ def test_a_network_that_is_found_beside_the_run_says_nothing_of_the_time_that_is
     watching._Screen(console, Progress(console=console), account).tell(Found(Job("alone", 0), Path("other")))
     assert account.done == 3
     assert account.left == ""
+
+
+@pytest.mark.parametrize(
+    ("parts", "processes", "left"), [(6, 1, "0:00:20"), (6, 2, "0:00:08"), (5, 2, "0:00:10"), (6, 9, "0:00:00")]
+)
+def test_the_time_that_is_left_is_that_of_the_share_of_this_process(monkeypatch, parts, processes, left):
+    clock = iter([0.0, 4.0])
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    account = watching._Account({Job("kd", seed): 1.0 for seed in range(6)}, watching.share(parts, processes))
+    account.reach(Job("kd", 0), 1.0)
+    assert account.left == left
+
+
+@pytest.mark.parametrize(("processes", "known"), [(1, False), (2, True)])
+def test_the_time_that_is_left_is_unknown_if_another_process_does_a_part(processes, known):
+    account = watching._Account({Job("kd", seed): 1.0 for seed in range(6)}, watching.share(6, processes))
+    console = Console(file=io.StringIO(), width=80)
+    screen = watching._Screen(console, Progress(console=console), account)
+    account.reach(Job("kd", 0), 1.0)
+    assert account.left
+    screen.tell(Elsewhere("seed 1", waits=False))
+    assert bool(account.left) == known
+    screen.tell(Elsewhere("seed 1", waits=True))
+    assert console.file.getvalue() == "another process trains seed 1: waiting for it\n"
 
 
 def test_reading_is_told_in_lines_where_there_is_no_terminal(monkeypatch):

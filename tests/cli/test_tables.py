@@ -12,10 +12,10 @@ from torch import nn
 from limbeck.cli import progress as watching
 from limbeck.cli.doctor import doctor
 from limbeck.cli.progress import show
-from limbeck.cli.tables import result_table, spread_text, verdicts
+from limbeck.cli.tables import result_table, verdicts
 from limbeck.evaluate import ClassFigures, Latency
 from limbeck.experiment.events import Finished, Job, Trained
-from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, Spread, summarise
+from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, Spread, spread_text, summarise
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.read import read
 from limbeck.tasks import TASKS

@@ -79,13 +79,13 @@ def iter_of(value):
 
 
 def test_a_stop_shows_the_command_that_continues(monkeypatch):
-    def run(self, track):
+    def run(self, track, *, wait):
         raise KeyboardInterrupt
         yield
 
     monkeypatch.setattr(tuning.Tuning, "run", run)
-    shown = limbeck("tune", "recipe.yaml", "--trials", 5, "--search", "soft=0..2", code=130)
-    assert "To resume: limbeck tune recipe.yaml --trials 5 --seed 1000000 --search soft=0..2" in shown
+    shown = limbeck("tune", "recipe.yaml", "--trials", 5, "--search", "soft=0..2", "--jobs", 2, code=130)
+    assert "To resume: limbeck tune recipe.yaml --trials 5 --seed 1000000 --search soft=0..2 --jobs 2\n" in shown
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,6 @@ def test_two_processes_share_the_trials():
     assert done.stderr == ""
     rows = done.stdout.split("validation split\n")[1].splitlines()[2:8]
     assert [row.split()[0] for row in rows] == ["0", "1", "2", "3", "4", "5"]
-    assert "validation split" in Path("runs/tiny-tuned/locks/process1.log").read_text()
+    log = Path("runs/tiny-tuned/locks/process1.log").read_text()
+    assert "tiny: 96 training" in log
+    assert "validation split" not in log  # only the first process writes the recipe

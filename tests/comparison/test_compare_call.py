@@ -9,11 +9,15 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck.arguments import called
+from limbeck.comparison.listing import list_runs
 from limbeck.core import LimbeckError
 
 
 def network(width):
     return nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+NETWORK, PEER = network(4), network(4)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,10 @@ def test_own_modules_and_methods_are_compared(data, teacher, tmp_path):
     assert [one.test for one in own] == [one.test for one in alone]  # the same terms, batches and initial weights
     again = compare(teacher, student, data, methods=methods, out=tmp_path / "x")
     assert again.runs == result.runs
+    page = (tmp_path / "x" / "report.html").read_text()
+    assert "given to <code>limbeck.compare</code> in Python" in page
+    (listed,) = list_runs(tmp_path / "x")
+    assert (listed.state, listed.method, listed.command) == ("finished", "kd, srrl, labels_only, kd+srrl", None)
     with pytest.raises(LimbeckError, match="holds a comparison of another recipe"):
         compare(teacher, network(4), data, methods=methods, out=tmp_path / "x")
 
@@ -71,6 +79,75 @@ def test_a_function_gives_each_seed_its_own_weights(data, teacher):
     assert len(seen) >= 4
 
 
+def of_the_peer(setup):
+    mimic = limbeck.Term(F.mse_loss, (limbeck.from_student(), limbeck.Tap("peer")))
+    return (limbeck.Stage("own", {"mimic": mimic}, setup.epochs, setup.optimizer, setup.schedule, ("student",)),)
+
+
+def changed(again):
+    """A method, a student, a teacher and another network; ``again`` with other code or weights and the same names."""
+    if again:
+
+        def method(setup):
+            return (*of_the_peer(setup),)
+
+        def student():
+            return network(4).train()
+
+        def function(inputs):
+            return inputs[:, :2] + 0.0
+    else:
+
+        def method(setup):
+            return of_the_peer(setup)
+
+        def student():
+            return network(4)
+
+        def function(inputs):
+            return inputs[:, :2]
+
+    torch.manual_seed(again)
+    return {"method": method, "student": student, "teacher": function, "peer": network(4)}
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("method", "code_at_the_call"),
+        ("student", "code_at_the_call"),
+        ("teacher", "structure_at_the_call"),
+        ("peer", "weights_at_the_call"),
+    ],
+)
+def test_a_folder_of_other_functions_or_networks_is_not_resumed(data, teacher, tmp_path, part, key):
+    def call(again):
+        given = {"method": of_the_peer, "student": NETWORK, "teacher": teacher, "peer": PEER}
+        given[part] = changed(again)[part]
+        return compare(
+            given["teacher"],
+            given["student"],
+            data,
+            methods=[given["method"]],
+            networks={"peer": given["peer"]},
+            seeds=1,
+            allow=["chance"],
+            out=tmp_path / "x",
+        )
+
+    first = call(again=False)
+    assert call(again=False).runs == first.runs
+    with pytest.raises(LimbeckError, match=rf"(?s)of another recipe.*it has +\S*{key}: .*asked for \S*{key}: "):
+        call(again=True)
+
+
+def test_a_lambda_on_other_lines_resumes(data, teacher, tmp_path):
+    compare(teacher, lambda: network(4), data, methods=["kd"], seeds=1, out=tmp_path / "x")
+    assert len(compare(teacher, lambda: network(4), data, methods=["kd"], seeds=2, out=tmp_path / "x").runs) == 4
+    with pytest.raises(LimbeckError, match=r"of another recipe"):
+        compare(teacher, lambda: network(5), data, methods=["kd"], seeds=2, out=tmp_path / "x")
+
+
 def test_the_random_generators_are_those_from_before(data, teacher):
     student = network(4)
     torch.manual_seed(5)
@@ -78,6 +155,12 @@ def test_the_random_generators_are_those_from_before(data, teacher):
     torch.manual_seed(5)
     compare(teacher, student, data, methods=["kd"])
     assert torch.rand(1) == expected
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_training(data, teacher, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(LimbeckError, match="cannot be written: Not a directory"):
+        compare(teacher, network(4), data, methods=["kd"], out=tmp_path / "file" / "x")
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from limbeck.comparison import results
+from limbeck.comparison.listing import list_runs
 from limbeck.comparison.sweep import Sweep
 from limbeck.core import LimbeckError
 from limbeck.experiment.arms import longer
-from limbeck.experiment.events import Finished, Started, Trained
-from limbeck.experiment.listing import list_runs
+from limbeck.experiment.events import Elsewhere, Finished, Started, Trained
 from limbeck.experiment.run import Experiment
 from limbeck.experiment.runfiles import file_record
 from limbeck.recipe.read import RecipeError, read
@@ -206,6 +206,27 @@ def test_students_that_do_not_fit_into_memory_together_are_trained_in_groups(who
         assert same(weights("both", one.arm, one.seed), weights(whole[1], one.arm, one.seed))
 
 
+def test_processes_that_train_in_one_folder_share_the_memory(monkeypatch):
+    given, one = [], sweep("seeds=[0, 1, 2]", methods=("kd",))
+    monkeypatch.setattr("limbeck.comparison.sweep.free_memory", lambda device: 900)
+    monkeypatch.setattr("limbeck.comparison.sweep.groups", lambda sizes, free: given.append(free) or [])
+    Path("both/locks").mkdir(parents=True)
+    with FileLock("both/locks/seed1"):
+        list(one.run(wait=False))
+    list(one.run())
+    assert given == [450, 450, 900, 900, 900]
+
+
+def test_what_is_missing_is_known_without_reading_a_checkpoint(monkeypatch):
+    monkeypatch.setattr("limbeck.experiment.folder.CHECKPOINT_SHARE", 1e9)
+    events = sweep("seeds=[0]", methods=("kd",)).run()
+    next(event for event in events if isinstance(event, Trained) and event.job.arm == "kd")
+    events.close()
+    assert list(Path("both").rglob("last.pt"))
+    monkeypatch.setattr("limbeck.files.checkpoint.load", lambda file: pytest.fail(f"{file} was read"))
+    assert [str(job) for job in sweep("seeds=[0]", methods=("kd",)).missing] == ["alone/seed0", "kd/seed0"]
+
+
 def test_seeds_and_methods_that_are_added_later_train_only_what_is_missing(whole):
     finish(sweep("seeds=[0]", methods=("kd",)))
     events, result = finish(sweep())
@@ -216,15 +237,69 @@ def test_seeds_and_methods_that_are_added_later_train_only_what_is_missing(whole
     assert not list(sweep().run())
 
 
+def test_whether_alone_is_listed_among_the_methods_changes_nothing():
+    first = finish(sweep("seeds=[0]", methods=("kd",)))[1]
+    events, result = finish(sweep("seeds=[0]", methods=("alone", "kd")))
+    assert (events, result.runs) == ([], first.runs)
+
+
 def test_a_seed_that_another_process_trains_is_left_to_it():
     Path("both/locks").mkdir(parents=True)
     one = sweep(methods=("kd",))
     with FileLock("both/locks/seed0"):
-        finished = {event.job.seed for event in one.run() if isinstance(event, Finished)}
-    assert finished == {1}
+        events = list(one.run(wait=False))
+    assert {event.job.seed for event in events if isinstance(event, Finished)} == {1}
+    assert [event for event in events if isinstance(event, Elsewhere)] == [Elsewhere("seed 0", waits=False)]
     assert [str(job) for job in one.missing] == ["alone/seed0", "kd/seed0"]
     with pytest.raises(LimbeckError, match="2 of 4 students are not finished"):
         one.conclude()
+
+
+def test_a_seed_that_another_process_trains_is_waited_for_and_trained_if_the_other_is_stopped(whole):
+    Path("both/locks").mkdir(parents=True)
+    other, one, finished = FileLock("both/locks/seed0"), sweep(), []
+    other.acquire()
+    for event in one.run():
+        finished += [event.job.seed] if isinstance(event, Finished) else []
+        if isinstance(event, Elsewhere) and event.waits:
+            assert set(finished) == {1}
+            other.release()
+    assert set(finished) == {0, 1}
+    assert untimed(one.conclude()) == untimed(whole[0])
+
+
+def test_a_seed_that_another_process_has_finished_meanwhile_is_not_waited_for():
+    Path("both/locks").mkdir(parents=True)
+    other, waits = FileLock("both/locks/seed0"), []
+    other.acquire()
+    for event in sweep(methods=("kd",)).run():
+        if isinstance(event, Elsewhere):
+            waits.append(event.waits)
+            other.release()
+    assert waits == [False]
+
+
+def test_work_is_what_is_not_finished():
+    one = sweep(methods=("kd",))
+    assert one.work == one.experiment.work
+    finish(sweep("seeds=[0]", methods=("kd",)))
+    assert list(map(str, one.work)) == ["teacher/seed1", "alone/seed1", "kd/seed1"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_limbeck():
+    Path("file").touch()
+    with pytest.raises(LimbeckError, match="file/inside/locks/folder cannot be written: Not a directory"):
+        list(sweep(methods=("kd",), folder="file/inside").run())
+
+
+def test_the_result_is_printed_as_a_line_for_each_arm_and_the_verdicts(whole):
+    lines = str(whole[0]).splitlines()
+    assert lines[0] == "tiny: test accuracy"
+    assert [line.partition(":")[0] for line in lines[1:7]] == ["teacher", "alone", "kd", "fitnets", "srrl", "alone@2x"]
+    mean = whole[0].arms[1].alone.judged.paired.mean
+    assert f" %, n = 2, {100 * mean:+.2f} [" in lines[3]
+    assert lines[3].endswith("] better than alone")
+    assert lines[7:] == list(results.evidence(whole[0]))
 
 
 def test_two_processes_that_start_at_once_agree_on_the_recipe():
@@ -348,7 +423,7 @@ def test_a_folder_of_something_else_is_refused():
             Experiment(recipe(methods=()), Path("both"), **options)
     Path("runs").mkdir()
     Path("both").rename("runs/both")
-    assert list_runs(Path("runs")) == []
+    assert [run.folder for run in list_runs(Path("runs"))] == ["runs/both"]
 
 
 def test_options_are_those_of_the_recipe():

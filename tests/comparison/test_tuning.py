@@ -11,7 +11,7 @@ from limbeck.comparison import tuning
 from limbeck.comparison.tuning import Tried, Tuning, space, with_options
 from limbeck.core import LimbeckError
 from limbeck.experiment import measuring
-from limbeck.experiment.events import Started, Trained
+from limbeck.experiment.events import Elsewhere, Started, Trained
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.read import read
 from limbeck.train.divergence import Diverged
@@ -135,8 +135,47 @@ def test_a_tuning_that_stopped_in_the_first_trial_tries_the_recipe_again():
 def test_a_trial_that_another_process_trains_is_not_taken():
     first = tuned(trials=2).run()
     next(event for event in first if isinstance(event, Started) and not event.job.teaches)
-    assert [one.number for one in finish(tuned(trials=2))] == [1]
+    events = list(tuned(trials=2).run(wait=False))
+    assert [event.number for event in events if isinstance(event, Tried)] == [1]
+    assert Elsewhere("trial 0", waits=False) in events
     assert [one.number for one in (event for event in first if isinstance(event, Tried))] == [0]
+
+
+def test_the_rate_of_a_student_alone_is_tuned_without_training_the_teacher():
+    one = tuned("method=alone", trials=3)
+    work, events = one.work, list(one.run())
+    assert {event.job for event in events if isinstance(event, Started)} == set(work)
+    assert {event.job.arm for event in events if isinstance(event, Started)} == {"alone"}
+    assert [list(tried.options) for tried in one.tried] == [["lr"]] * 3
+    assert read(one.write()).train.optimizer["lr"] == one.best.options["lr"]
+    assert len(finish(tuned(trials=2))) == 2  # the method, in the same folder
+
+
+def test_a_process_that_was_stopped_before_it_wrote_its_settings_leaves_a_folder_that_resumes():
+    tuned(trials=1)
+    journal = Path("tuned/kd.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for count in range(1, len(lines)):
+        journal.write_bytes(b"".join(lines[:count]))
+        assert len(finish(tuned(trials=1))) == 1
+
+
+@pytest.mark.parametrize(("stops", "own", "every"), [(False, [1], [0, 1]), (True, [1, 2], [1, 2])])
+def test_a_trial_that_another_process_trains_is_waited_for_and_repeated_if_it_is_stopped(stops, own, every):
+    first = tuned(trials=2).run()
+    next(event for event in first if isinstance(event, Started) and not event.job.teaches)
+    one, tried = tuned(trials=2), []
+    for event in one.run():
+        if isinstance(event, Elsewhere) and event.waits:
+            first.close() if stops else list(first)
+        tried += [event.number] if isinstance(event, Tried) else []
+    assert tried == own
+    assert [trial.number for trial in one.tried] == every
+
+
+def test_work_is_what_is_not_finished():
+    finish(tuned(trials=2))
+    assert list(map(str, tuned(trials=3).work)) == ["teacher/seed1000", "kd/seed1000-2"]
 
 
 def test_a_trial_that_diverged_counts_and_does_not_stop_the_tuning(monkeypatch):
@@ -213,6 +252,7 @@ def test_a_wrong_range_is_an_error(text, message):
         (["seeds=[1000]"], "--seed 1000 is a seed of the recipe"),
         (["data.validation=0"], "needs a validation split"),
         (["teacher={table: labels.csv}"], "tuning does not have teacher.table"),
+        (["cache=true"], "tuning does not have cache: true"),
     ],
 )
 def test_what_cannot_be_tuned_is_an_error_before_anything_is_written(settings, message):

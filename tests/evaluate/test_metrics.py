@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -124,6 +126,22 @@ def test_logits_between_0_and_1_are_not_taken_for_probabilities():
     logits, targets = torch.rand(50, 3), torch.randint(3, (50,))
     expected = slow_ece([softmax(row) for row in logits.tolist()], targets.tolist())
     assert metrics(logits, targets).ece == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_calibration_error_has_the_bits_of_torchmetrics():
+    logits = 3 * torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    assert metrics(logits, torch.arange(500) % 4).ece == 0.5365254878997803  # torchmetrics 1.9.0
+
+
+def test_a_run_does_not_wait_for_libraries_of_figures():
+    program = """
+import sys
+import limbeck.experiment.run
+slow = sorted({"matplotlib", "torchvision", "sklearn", "scipy.stats"} & set(sys.modules))
+assert not slow, slow
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_full_confidence_shares_the_bin_of_nearly_full_confidence():

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import tracemalloc
 from hashlib import sha256
 
 import pytest
@@ -232,10 +233,50 @@ def test_a_run_of_another_recipe_is_refused_with_the_differences(tmp_path):
     assert rest == ["  it has    epochs: 3", "  asked for epochs: 4", "  asked for extra: 1"]
 
 
-def test_of_many_differences_the_first_are_shown(tmp_path):
-    opened(tmp_path, "".join(f"a{number}: 1\n" for number in range(50))).log(line("kd/seed0", 1))
+def test_the_shortest_change_is_shown_first_and_of_a_long_one_the_beginning(tmp_path):
+    gone = "".join(f"a{number}: 1\n" for number in range(50))
+    opened(tmp_path, f"{gone}same: 0\nepochs: 3\n").log(line("kd/seed0", 1))
     with pytest.raises(LimbeckError) as caught:
-        RunFolder(tmp_path, "a0: 2\n", resume=True)
+        RunFolder(tmp_path, "b: 2\nsame: 0\nepochs: 4\n", resume=True)
+    assert str(caught.value).splitlines()[1:] == [
+        "  it has    epochs: 3",
+        "  asked for epochs: 4",
+        *(f"  it has    a{number}: 1" for number in range(3)),
+        "  it has    ...",
+        "  asked for b: 2",
+    ]
+
+
+def test_a_difference_is_named_by_the_keys_of_its_block(tmp_path):
+    text = "student:\n  model:\n    hidden:\n    - 8\n    - 4\ntrain:\n  epochs: 3\n"
+    opened(tmp_path, text).log(line("kd/seed0", 1))
+    with pytest.raises(LimbeckError) as caught:
+        RunFolder(tmp_path, text.replace("- 4", "- 5").replace("3", "6"), resume=True)
+    assert str(caught.value).splitlines()[1:] == [
+        "  it has    student.model.hidden.- 4",
+        "  asked for student.model.hidden.- 5",
+        "  it has    train.epochs: 3",
+        "  asked for train.epochs: 6",
+    ]
+
+
+def test_the_differences_to_a_huge_recipe_are_found_with_bounded_memory(tmp_path):
+    opened(tmp_path, f"{'a' * 2**20}:\n" + "".join(f"{' ' * place}b:\n" for place in range(1, 1500))).log(
+        line("kd/seed0", 1)
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(LimbeckError, match="holds a run of another recipe"):
+            RunFolder(tmp_path, "b: 1\n", resume=True)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_of_many_differences_the_first_are_shown(tmp_path):
+    opened(tmp_path, "".join(f"a{number}: 1\nsame: 0\n" for number in range(50))).log(line("kd/seed0", 1))
+    with pytest.raises(LimbeckError) as caught:
+        RunFolder(tmp_path, "a: 2\nsame: 0\n" * 50, resume=True)
     assert len(str(caught.value).splitlines()) == 13
 
 

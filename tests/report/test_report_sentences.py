@@ -4,7 +4,7 @@ from itertools import pairwise
 import example
 import pytest
 
-from limbeck.cli import comparison_tables
+from limbeck.comparison import results
 from limbeck.comparison.results import ArmResult, ComparisonResult, compared, headline_of, scores_of
 from limbeck.comparison.statistics import Interval
 from limbeck.evaluate import RegressionFigures
@@ -160,6 +160,6 @@ def test_a_verdict_that_other_test_samples_may_not_show_says_so(ends, told):
     arms = (found.arms[0], dataclasses.replace(found.arms[1], alone=versus))
     found = dataclasses.replace(found, arms=arms)
     assert versus.judged.verdict == "helps"
-    page, screen = " ".join(evidence(found)), " ".join(comparison_tables.evidence(found))
+    page, screen = " ".join(evidence(found)), " ".join(results.evidence(found))
     assert ("For kd the interval over seeds and test samples contains 0 (\N{MINUS SIGN}1.00 to +5.00)" in page) == told
     assert ("over seeds and test samples the interval is [-1.00, +5.00]" in screen) == told

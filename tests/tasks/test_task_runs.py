@@ -16,9 +16,9 @@ import limbeck
 from limbeck.cli import app
 from limbeck.cli.runs import _table as runs_table
 from limbeck.cli.tables import result_table, verdicts
+from limbeck.comparison.listing import list_runs
 from limbeck.core import LimbeckError, from_teacher
 from limbeck.data import Augment
-from limbeck.experiment.listing import list_runs
 from limbeck.experiment.results import Gain, from_json, plain, read, summarise
 from limbeck.files.atomic import write_sealed
 from limbeck.recipe.blocks import Recipe

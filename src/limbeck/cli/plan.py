@@ -13,7 +13,19 @@ from rich import box
 from rich.filesize import decimal
 from rich.table import Table
 
-from limbeck.cli.recipe_options import Allow, Asked, DataRoot, Out, RecipeFile, Seed, Set, TrustCode, say_code
+from limbeck.cli.recipe_options import (
+    Allow,
+    Asked,
+    DataRoot,
+    Methods,
+    Out,
+    RecipeFile,
+    Seed,
+    Set,
+    TrustCode,
+    names,
+    say_code,
+)
 from limbeck.cli.reporting import reporting
 
 if TYPE_CHECKING:
@@ -22,6 +34,7 @@ if TYPE_CHECKING:
 
 def plan(
     recipe: RecipeFile,
+    methods: Methods = None,
     override: Set = None,
     seed: Seed = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Plan the tiny version of the recipe.")] = False,
@@ -31,11 +44,11 @@ def plan(
     allow: Allow = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Show what a run of a recipe would do and cost, and what the checks say. Nothing is trained or written.
+    """Show what a run or comparison would do and cost, and what the checks say. Nothing is trained or written.
 
-    The exit code is 2 if `limbeck run` would refuse the recipe.
+    The exit code is 2 if `limbeck run` or `limbeck compare` would refuse the recipe.
     """
-    asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke)
+    asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke, methods=names(methods))
     with reporting():
         checked = asked.checked()
         from limbeck.cli.terminal import console, loading
@@ -43,17 +56,18 @@ def plan(
 
         with loading():
             from limbeck.cli.progress import reading
+            from limbeck.comparison.sweep import as_compared
             from limbeck.experiment.forecast import forecast
             from limbeck.experiment.run import Experiment
             from limbeck.train.threads import threads_for
 
         if not as_json:
             say_code(checked.model_dump())
-        lenient = checked.model_copy(update={"allow": get_args(Refusal)})
+        used = as_compared(checked) if checked.methods else checked
+        lenient = used.model_copy(update={"allow": get_args(Refusal)})
         with reading(console(stderr=True)) as progress:
-            experiment = Experiment(
-                lenient, out or Path("runs") / checked.name, trust_code=trust_code, keep="memory", progress=progress
-            )
+            folder = out or Path("runs") / f"{checked.name}{'-compared' * bool(checked.methods)}"
+            experiment = Experiment(lenient, folder, trust_code=trust_code, keep="memory", progress=progress)
         with threads_for(experiment.macs):
             found = forecast(experiment, checked.allow)
         if as_json:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from limbeck.core import Batch
 from limbeck.data.targets import UNITS
 from limbeck.evaluate import ClassFigures
 from limbeck.experiment.events import (
+    Elsewhere,
     Event,
     Finished,
     Found,
@@ -96,24 +98,40 @@ def show(experiment: Experiment, console: Console, out: Path, consume: Callable[
             consume(event)
             yield event
 
-    _follow(experiment, start, console)
+    _follow(experiment, start, console, experiment.work)
     console.print(result_table(experiment.result))
     for line in verdicts(experiment.result, experiment.recipe):
         _print(console, line)
     _print(console, f"written: {out}/result.json and {out}/student.safetensors")
 
 
-def show_sweep(sweep: Sweep, console: Console) -> None:
-    """Train what is missing in a comparison, with a progress bar on a terminal and plain lines elsewhere."""
-    _follow(sweep.experiment, sweep.run, console)
+def show_sweep(sweep: Sweep, console: Console, *, processes: int = 1, wait: bool = True) -> None:
+    """Train what is missing in a comparison, with a progress bar on a terminal and plain lines elsewhere.
+
+    ``processes`` share it; ``wait`` as for `Sweep.run`.
+    """
+    work, run = sweep.work, partial(sweep.run, wait=wait)
+    seeds = len({job.seed for job in work if not job.teaches})
+    _follow(sweep.experiment, run, console, work, share(seeds, processes))
 
 
-def watch(experiment: Experiment, start: Callable[[Track], Iterator[Event]]) -> None:
+def share(parts: int, processes: int) -> float:
+    """The largest share of equal parts of work that one of several processes does."""
+    return math.ceil(parts / processes) / max(parts, 1)
+
+
+def watch(experiment: Experiment, start: Callable[[Track], Iterator[Event]], work: Mapping[Job, float]) -> None:
     """Show the progress of a training on stderr, for a program that calls limbeck."""
-    _follow(experiment, start, terminal.console(stderr=True))
+    _follow(experiment, start, terminal.console(stderr=True), work)
 
 
-def _follow(experiment: Experiment, start: Callable[[Track], Iterator[Event]], console: Console) -> None:
+def _follow(
+    experiment: Experiment,
+    start: Callable[[Track], Iterator[Event]],
+    console: Console,
+    work: Mapping[Job, float],
+    share: float = 1.0,
+) -> None:
     """Print the data, the device and the notes, follow the training, and print the notes that it added."""
     engine, data, notes = experiment.engine, experiment.data, experiment.notes
     lines = [
@@ -140,7 +158,7 @@ def _follow(experiment: Experiment, start: Callable[[Track], Iterator[Event]], c
             tell()
             yield event
 
-    follow(noted, console, experiment.work)
+    follow(noted, console, work, share)
     tell()
 
 
@@ -153,14 +171,18 @@ def _print(console: Console, line: str) -> None:
 
 
 class _Account:
-    """The progress of a whole run, over all its trainings; ``work`` is the cost of each, in order."""
+    """The progress of a whole run, over all its trainings; ``work`` is the cost of each, in order.
 
-    def __init__(self, work: Mapping[Job, float]) -> None:
+    This process does ``share`` of it.
+    """
+
+    def __init__(self, work: Mapping[Job, float], share: float = 1.0) -> None:
         self._work, self._places = work, {job: place for place, job in enumerate(work, start=1)}
         self._done: dict[Job, float] = {}  # the finished fraction of each training
         self._found = 0.0  # the work that was done before this run
         self._start = time.monotonic()
-        self.total = sum(work.values())
+        self._alone, self._unknown = share == 1, False
+        self.total = sum(work.values()) * share
 
     def place(self, job: Job) -> str:
         """Return a label such as ``[2/6] kd/seed0``; only the name if there is a single training."""
@@ -180,6 +202,10 @@ class _Account:
         """Add to the finished fraction of a training."""
         self._done[job] = min(1.0, self._done.get(job, 0.0) + share)
 
+    def see_others(self) -> None:
+        """Another process was found to do a part of the work; the time left is then unknown, unless it was expected."""
+        self._unknown = self._alone
+
     @property
     def done(self) -> float:
         """The finished part of `total`."""
@@ -189,16 +215,18 @@ class _Account:
     def left(self) -> str:
         """The estimated remaining time; empty while it is unknown."""
         here = self.done - self._found
-        if here <= 0 or self.total <= 0:
+        if here <= 0 or self.total <= 0 or self._unknown:
             return ""
         seconds = (time.monotonic() - self._start) * (self.total - self.done) / here
         return str(timedelta(seconds=max(0, round(seconds))))
 
 
-def follow(start: Callable[[Track], Iterator[Event]], console: Console, work: Mapping[Job, float]) -> None:
+def follow(
+    start: Callable[[Track], Iterator[Event]], console: Console, work: Mapping[Job, float], share: float = 1.0
+) -> None:
     """Run the events of ``start`` with a progress bar on a terminal and plain lines elsewhere.
 
-    ``work`` is that of the `Experiment`: all trainings with their approximate cost.
+    ``work`` is that of the `Experiment`: all trainings with their approximate cost. This process does ``share`` of it.
     """
     progress = Progress(
         TextColumn("{task.description}"),
@@ -209,7 +237,7 @@ def follow(start: Callable[[Track], Iterator[Event]], console: Console, work: Ma
         console=console,
         transient=True,
     )
-    screen = _Screen(console, progress, _Account(work))
+    screen = _Screen(console, progress, _Account(work, share))
 
     def track(job: Job, epochs: int, batches: BatchSource) -> BatchSource:
         return _Watched(batches, lambda count: screen.advance(job, count / (epochs * batches.samples)))
@@ -259,6 +287,8 @@ class _Screen:
             _print(self._console, _estimated(event))
         elif isinstance(event, StoreProgress):
             self._tell_store(event)
+        elif isinstance(event, Elsewhere):
+            self._tell_elsewhere(event)
         else:
             _print(self._console, _verified(event))
 
@@ -274,6 +304,12 @@ class _Screen:
             left, done, place = self._account.left, self._account.done, self._account.place(job)
             fields["left"] = left and f"{left} left"
             self._progress.update(self._run, visible=True, description=place, completed=done, **fields)
+
+    def _tell_elsewhere(self, event: Elsewhere) -> None:
+        self._account.see_others()
+        if event.waits:
+            self._progress.update(self._run, description=f"waiting for {event.part}", left="", epoch="")
+            _print(self._console, f"another process trains {event.part}: waiting for it")
 
     def _tell_store(self, event: StoreProgress) -> None:
         what, ended = f"{event.job}'s outputs", event.done == event.total

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from limbeck.recipe.blocks import Recipe
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe file, or the name of a bundled one.")]
+Methods = Annotated[str | None, typer.Option(help="What to compare, such as kd,srrl,kd+at; default: methods: [...]")]
 Seed = Annotated[int | None, typer.Option(help="Run only this seed.")]
 Out = Annotated[Path | None, typer.Option(help="The run folder; the default is runs/ and the name of the recipe.")]
 DataRoot = Annotated[Path | None, typer.Option(help="The data folder; the default is LIMBECK_DATA.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set a key of the recipe.")]
 Allow = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Ignore a failed check, such as chance.")]
+Worker = Annotated[bool, typer.Option("--worker", hidden=True)]
+"""The process is one of those that --jobs starts: it only trains, and does not wait for others."""
+
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Run the Python file that a weights file names to build its network.")
 ]
@@ -70,6 +74,11 @@ class Asked:
         line += ["--trust-code"] if self.trust_code else []
         line += [part for name in self.log or () for part in ("--log", name)]
         return shlex.join([*line, *(["--resume"] if command == "run" else [])])
+
+
+def names(methods: str | None) -> list[str]:
+    """The methods that `--methods` lists."""
+    return [] if methods is None else [name.strip() for name in methods.split(",")]
 
 
 def say_code(values: Mapping[str, Any]) -> None:

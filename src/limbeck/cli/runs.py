@@ -12,28 +12,28 @@ from rich.table import Table
 from limbeck.cli.reporting import reporting
 
 if TYPE_CHECKING:
-    from limbeck.experiment.listing import ListedRun
+    from limbeck.comparison.listing import ListedRun
+
+Folder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="A run, a comparison, or a folder of them.")]
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="A run folder, or a folder of them.")] = Path(
-        "runs"
-    ),
+    folder: Folder = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the runs in a folder: by task, the best student first, and smoke tests after them.
+    """List the runs and comparisons in a folder: by task, the best student first, and smoke tests after them.
 
-    Prints the command that makes or resumes each run.
+    Prints the command that makes or resumes each. Of a comparison, the student is that of the best method.
     """
     with reporting():
         from limbeck.cli.terminal import console
-        from limbeck.experiment.listing import list_runs
+        from limbeck.comparison.listing import list_runs
 
         found = list_runs(folder)
         if as_json:
             print(json.dumps([asdict(run) for run in found], indent=2))
             return
-        console().print(_table(found))
+        console().print(_table(found) if found else f"no run or comparison in {folder}")
         commands = [run.command for run in found if run.command is not None]
         if commands:
             console().print("\nTo make a run again, or to resume it:\n" + "\n".join(commands), soft_wrap=True)
@@ -51,5 +51,6 @@ def _table(found: "list[ListedRun]") -> Table:
         date = run.date[:16].replace("T", " ")
         seeds = ", ".join(map(str, run.seeds))
         told = f"{figure.label}{' %' * figure.percent}{', lower is better' * figure.falls}" * (run.task is not None)
+        shares[-1] += f" {run.best}" * (run.best is not None)
         table.add_row(Path(run.folder).name, run.method or "", *shares, told, seeds, run.state, date)
     return table

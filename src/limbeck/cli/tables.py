@@ -7,7 +7,7 @@ from rich.table import Table
 
 from limbeck.evaluate import ClassFigures, SegmentationFigures
 from limbeck.evaluate.cost import QUIET
-from limbeck.experiment.results import Gain, NetworkResult, RunResult, Spread, spread
+from limbeck.experiment.results import Gain, NetworkResult, RunResult, spread, spread_text
 from limbeck.recipe.blocks import Recipe
 from limbeck.tasks import TASKS, Shown
 
@@ -124,9 +124,3 @@ def _worse_teacher(result: RunResult, recipe: Recipe) -> Iterator[str]:
             f"{'above' if figure.falls else 'below'} that of the student alone, {figure.text(alone)}: check that the "
             "teacher was trained with this normalisation (data.normalise), value range and size"
         )
-
-
-def spread_text(spread: Spread, figure: Shown) -> str:
-    """``mean ± deviation``; the mean alone if there is one value."""
-    mean = figure.number(spread.mean)
-    return mean if spread.deviation is None else f"{mean} ± {figure.number(spread.deviation)}"

@@ -3,7 +3,6 @@
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from limbeck.cli.compare import Others, processes
-from limbeck.cli.recipe_options import Allow, Asked, DataRoot, Out, RecipeFile, Set, TrustCode, say_code
+from limbeck.cli.recipe_options import Allow, Asked, DataRoot, RecipeFile, Set, TrustCode, Worker, say_code
 from limbeck.cli.reporting import reporting
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ Trials = Annotated[int, typer.Option(min=2, max=10_000, help="The number of tria
 Search = Annotated[list[str] | None, typer.Option(metavar="KEY=LOW..HIGH", help="Add or replace a range.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The seed of all trials; not one that is compared.")]
 Jobs = Annotated[int, typer.Option(min=1, max=256, help="The number of processes; each trains one student at a time.")]
+Out = Annotated[Path | None, typer.Option(help="The folder; the default is runs/NAME-tuned with the recipe's name.")]
 
 
 def tune(
@@ -45,6 +45,7 @@ def tune(
     data_root: DataRoot = None,
     allow: Allow = None,
     trust_code: TrustCode = False,
+    worker: Worker = False,
 ) -> None:
     """Find options of one method on the validation split, and write the recipe with them.
 
@@ -55,25 +56,33 @@ def tune(
     again += "".join(f" --search {shlex.quote(text)}" for text in search or ())
     if jobs > 1:  # before torch is imported; the other processes inherit it, so that all compute the same bits
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    with reporting(again):
+    with reporting(f"{again} --jobs {jobs}" if jobs > 1 else again):
         checked = asked.checked()
         if method:
             checked = checked.model_copy(update={"method": checked.methods[0], "methods": ()})
         folder = out or Path("runs") / f"{checked.name}-tuned"
-        others = partial(processes, jobs - 1, [sys.executable, "-m", *shlex.split(again)], folder)
-        _tune(checked, folder, trials, search or [], seed, others, trust_code=trust_code)
+        others = partial(processes, jobs - 1, again, folder)
+        _tune(checked, folder, trials, search or [], seed, jobs, others, trust_code=trust_code, worker=worker)
 
 
 def _tune(
-    recipe: "Recipe", folder: Path, trials: int, search: list[str], seed: int, others: Others, *, trust_code: bool
+    recipe: "Recipe",
+    folder: Path,
+    trials: int,
+    search: list[str],
+    seed: int,
+    jobs: int,
+    others: Others,
+    *,
+    trust_code: bool,
+    worker: bool,
 ) -> None:
     from limbeck.cli.terminal import console, loading
 
     with loading():
-        from limbeck.cli.progress import follow, reading
+        from limbeck.cli.progress import follow, reading, share
         from limbeck.comparison.tuning import Tried, Tuning
-        from limbeck.errors import LimbeckError
-        from limbeck.experiment.events import Started, Trained
+        from limbeck.experiment.events import Elsewhere, Started, Trained
         from limbeck.train.allocator import keep_memory
         from limbeck.train.threads import threads_for
 
@@ -95,25 +104,22 @@ def _tune(
         screen.print(f"note: {note}")
 
     def start(track: "Track") -> "Iterator[Event]":
-        for event in tuning.run(track):
+        for event in tuning.run(track, wait=not worker):
             if isinstance(event, Tried):
                 options = ", ".join(f"{key} {value:.3g}" for key, value in event.options.items())
                 screen.print(f"trial {event.number}: {_value(tuning, event)} with {options}")
-            elif isinstance(event, Started) or (isinstance(event, Trained) and event.job.teaches):
+            elif isinstance(event, Started | Elsewhere) or (isinstance(event, Trained) and event.job.teaches):
                 yield event  # the rest would show the validation split as test split
 
     with threads_for(experiment.macs), others() as wait:
-        follow(start, screen, tuning.work)
+        follow(start, screen, tuning.work, share(trials - len(tuning.tried), jobs))
         for note in experiment.notes:
             if note not in told:  # on the teacher that was trained
                 screen.print(f"note: {note}")
-        wait()
-    missing = trials - len(tuning.tried)
-    if missing > 0:
-        raise LimbeckError(
-            f"{missing} of {trials} trials are not finished, because another process runs them or was stopped: start "
-            "the command again when it has ended"
-        )
+        for line in wait():
+            screen.print(line)
+    if worker:
+        return
     screen.print(_table(tuning))
     screen.print(_gain(tuning))
     path = tuning.write()

@@ -1,4 +1,4 @@
-"""What the networks of the first seed learned, as figures: more than one accuracy says."""
+"""What the networks of the first seed learned: figures besides the accuracy on the test split."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
-"""What a comparison comes to, typed: the one place that knows how comparison.json is laid out."""
+"""The typed results of a comparison. Only this module knows the layout of comparison.json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from limbeck.comparison.learned import Learned
 from limbeck.comparison.statistics import (
+    LEVEL,
     Interval,
     McNemar,
     benjamini_hochberg,
@@ -24,11 +25,14 @@ from limbeck.comparison.verdicts import Judged, compare_methods
 from limbeck.data.targets import TaskName
 from limbeck.errors import LimbeckError
 from limbeck.evaluate import Latency
-from limbeck.experiment.results import NetworkResult, Spread, from_json, spread
+from limbeck.evaluate.cost import QUIET
+from limbeck.experiment.results import NetworkResult, Spread, from_json, headline_text, spread
 from limbeck.files.atomic import read_sealed
-from limbeck.tasks import TASKS
+from limbeck.tasks import TASKS, Shown
 
 COMPARISON = "comparison.json"
+COMPARED = "comparison.yaml"
+"""The recipe with the methods and seeds of the last start."""
 
 SCHEMA = 1
 """Of comparison.json: every key is always there, and null where it does not apply."""
@@ -90,6 +94,17 @@ class ComparisonResult:
     runs: tuple[NetworkResult, ...]  # the students of every seed, without latencies
     learned: Learned | None  # None without the networks' outputs: not classification, or too many outputs
 
+    def __str__(self) -> str:
+        """One line for each arm, the headline on the test split and the difference, and what `evidence` says."""
+        figure = TASKS[self.task].headline
+        lines = [f"{self.name}: test {figure.label}{', lower is better' * figure.falls}"]
+        if self.teachers is not None:
+            lines.append(f"teacher: {headline_text(self.teachers, figure)}")
+        for arm in self.arms:
+            than = f", {difference_text(arm.alone, figure)} better than {arm.alone.arm}" if arm.alone else ""
+            lines.append(f"{arm.arm}: {headline_text(arm.headline, figure)}{than}")
+        return "\n".join([*lines, *evidence(self)])
+
     def of(self, arm: str) -> tuple[NetworkResult, ...]:
         """An arm's networks, in the order of the seeds."""
         return tuple(result for result in self.runs if result.arm == arm)
@@ -111,6 +126,52 @@ def read(folder: Path) -> ComparisonResult:
         return from_json(ComparisonResult, values)
     except LimbeckError as error:
         raise LimbeckError(f"{file} is not the result of a comparison: {error}") from error
+
+
+def evidence(result: ComparisonResult) -> Iterator[str]:
+    """The verdicts in sentences, and what the number of seeds can show."""
+    compared = [(arm, arm.alone) for arm in result.arms if arm.alone is not None]
+    for arm, versus in compared:
+        yield _sentence(arm, versus, TASKS[result.task].headline)
+    for arm in result.arms:
+        if arm.kd is not None and arm.kd.judged.verdict != "no evidence":
+            better = "better" if arm.kd.judged.verdict == "helps" else "worse"
+            yield f"{arm.arm} is {better} than kd (p {arm.kd.judged.p_adjusted:.3f})"
+    smallest = max((versus.judged.smallest_p for _, versus in compared), default=0.0)
+    if smallest > LEVEL:
+        yield (
+            f"with {len(result.seeds)} seed{'s' * (len(result.seeds) > 1)} the smallest p of an exact test is "
+            f"{smallest:.3g}, so there can be no verdict: use at least 6 seeds"
+        )
+    times = [one.latency for one in (result.teacher, *result.arms) if one is not None and one.latency is not None]
+    busy = max((latency.others_cores or 0.0 for latency in times), default=0.0)
+    if busy > QUIET:
+        yield f"the latencies are unreliable: other processes used {busy:.1f} cores meanwhile"
+
+
+def _sentence(arm: ArmResult, versus: Versus, figure: Shown) -> str:
+    judged, points = versus.judged, " points" * figure.percent
+    said = {"helps": "helps", "hurts": "hurts", "no evidence": "no evidence that it helps or hurts"}[judged.verdict]
+    text = f"{arm.arm}: {said} (compared with {versus.arm}, n = {judged.paired.n}"
+    if judged.detectable is not None and judged.verdict == "no evidence":
+        text += f"; a difference below {figure.number(judged.detectable)}{points} cannot be seen"
+    if versus.depends_on_samples and versus.samples_interval is not None:
+        low, high = (_signed(end, figure) for end in (versus.samples_interval.low, versus.samples_interval.high))
+        text += (
+            f"; over seeds and test samples the interval is [{low}, {high}]: other test samples may show no difference"
+        )
+    return f"{text})"
+
+
+def difference_text(versus: Versus, figure: Shown) -> str:
+    """The mean difference with its 95 % interval."""
+    found, interval = versus.judged.paired, versus.judged.paired.interval
+    between = "" if interval is None else f" [{_signed(interval.low, figure)}, {_signed(interval.high, figure)}]"
+    return f"{_signed(found.mean, figure)}{between}"
+
+
+def _signed(value: float, figure: Shown) -> str:
+    return ("-" if value < 0 else "+") + figure.number(abs(value))
 
 
 Scores = Mapping[int, float]

@@ -1,18 +1,18 @@
 """Every method on every seed, in one folder that several processes may fill."""
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from limbeck.comparison.learned import Learned, analyse, outputs_by_split
+from limbeck.comparison.locks import claim, count_held, is_held, lock
 from limbeck.comparison.maps import write_maps
 from limbeck.comparison.results import (
+    COMPARED,
     COMPARISON,
     SCHEMA,
     Adjust,
@@ -28,19 +28,20 @@ from limbeck.errors import LimbeckError
 from limbeck.evaluate import Latency
 from limbeck.experiment.arms import block_of, members_of, teacher_of
 from limbeck.experiment.environment import environment
-from limbeck.experiment.events import Event, Job, Track, unwatched
+from limbeck.experiment.events import Elsewhere, Event, Job, Track, unwatched
 from limbeck.experiment.fit import Shared
 from limbeck.experiment.given import Given
 from limbeck.experiment.kept_outputs import OUTPUTS, read_outputs, write_outputs
 from limbeck.experiment.results import NetworkResult, plain
 from limbeck.experiment.run import Experiment
-from limbeck.experiment.runfiles import LOCKS
 from limbeck.experiment.trials import Trials
-from limbeck.files.atomic import write_sealed
+from limbeck.files.atomic import write, write_sealed
 from limbeck.recipe.blocks import Recipe
+from limbeck.recipe.read import dump
 from limbeck.train.freeze import frozen
 from limbeck.train.loop import Diverged, Pause
-from limbeck.train.together import SharedBatches, SharedReaders, free_memory, groups, together
+from limbeck.train.memory import free_memory
+from limbeck.train.together import SharedBatches, SharedReaders, groups, together
 
 
 class Sweep:
@@ -73,10 +74,9 @@ class Sweep:
         given: Given | None = None,
         progress: Progress | None = None,
     ) -> None:
-        _check(recipe)
-        recipe = recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"use": False})})
+        used = as_compared(recipe)
         self.experiment = Experiment(
-            recipe, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
+            used, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
         )
         self._path = folder
         self.diverged: list[Diverged] = []
@@ -89,22 +89,42 @@ class Sweep:
     @property
     def missing(self) -> list[Job]:
         """The students that are not finished."""
-        self._trials.refresh()
-        return [job for job in self.jobs if self._trials.result(str(job)) is None]
+        return [job for job in self.jobs if not self._trials.is_finished(str(job))]
+
+    @property
+    def work(self) -> dict[Job, float]:
+        """The trainings that are not finished, with about how many multiply-accumulates each takes."""
+        return {job: each for job, each in self.experiment.work.items() if not self._trials.is_finished(str(job))}
 
     @property
     def _trials(self) -> Trials:
         return cast("Trials", self.experiment.folder)
 
-    def run(self, track: Track = unwatched) -> Generator[Event, None, None]:
-        """Train the students that no process has trained or trains now. One that diverges does not stop the others."""
-        experiment = self.experiment
-        with self._lock("folder"):
+    def run(self, track: Track = unwatched, *, wait: bool = True) -> Generator[Event, None, None]:
+        """Train the students that no process has trained or trains now. One that diverges does not stop the others.
+
+        With ``wait``, then wait for the seeds that other processes train, and train what they leave.
+        """
+        experiment, elsewhere = self.experiment, list[int]()
+        self._trials.refresh()
+        with lock(self._path, "folder"):
             self._trials.open(environment() | experiment.decided)
+            write(self._path / COMPARED, dump(experiment.recipe))
         for seed in experiment.recipe.seeds:
-            with self._claimed(f"seed{seed}") as mine:
-                if mine:
-                    yield from self._seed(seed, track)
+            claimed = claim(self._path, f"seed{seed}")
+            if claimed is None:
+                elsewhere.append(seed)
+                yield Elsewhere(f"seed {seed}", waits=False)
+                continue
+            try:
+                yield from self._seed(seed, track)
+            finally:
+                claimed.release()
+        for seed in elsewhere if wait else ():
+            if is_held(self._path, f"seed{seed}"):
+                yield Elsewhere(f"seed {seed}", waits=True)
+            with lock(self._path, f"seed{seed}"):
+                yield from self._seed(seed, track)
 
     def conclude(self, adjust: Adjust = "holm") -> ComparisonResult:
         """Compare the arms, measure latencies, and write comparison.json.
@@ -117,7 +137,8 @@ class Sweep:
             raise self.diverged[0]
         if missing:
             raise LimbeckError(f"{len(missing)} of {len(self.jobs)} students are not finished: {missing[0]} ...")
-        with self._lock("folder"):
+        self._trials.refresh()
+        with lock(self._path, "folder"):
             found = self._compared(adjust)
             write_sealed(self._path / COMPARISON, plain(found))
         return found
@@ -230,17 +251,16 @@ class Sweep:
 
     def _seed(self, seed: int, track: Track) -> Generator[Event, None, None]:
         experiment, trials = self.experiment, self._trials
-        trials.refresh()
-        jobs = [Job(arm, seed) for arm in experiment.arms if trials.result(f"{arm}/seed{seed}") is None]
+        jobs = [job for job in (Job(arm, seed) for arm in experiment.arms) if not trials.is_finished(str(job))]
         if not jobs:
             return
         teacher: nn.Module | None = None
         if experiment.recipe.teacher is not None:
-            with self._lock(f"teacher-seed{teacher_of(experiment.recipe, seed).seed}"):
-                trials.refresh()  # another process may have trained it meanwhile
+            with lock(self._path, f"teacher-seed{teacher_of(experiment.recipe, seed).seed}"):
                 teacher = yield from experiment.teacher(experiment.recipe.teacher, seed, track)
         sizes = [experiment.memory[job.arm] for job in jobs]
-        for places in groups(sizes, free_memory(experiment.engine.device)):
+        share = free_memory(experiment.engine.device) // count_held(self._path, "seed")  # of each process
+        for places in groups(sizes, share):
             yield from self._together([jobs[place] for place in places], teacher, track)
 
     def _together(self, jobs: list[Job], teacher: nn.Module | None, track: Track) -> Iterator[Event]:
@@ -262,34 +282,13 @@ class Sweep:
         except Diverged as error:
             self.diverged.append(Diverged(f"{job}: {error}"))
 
-    @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        """Wait until no other process holds the lock."""
-        with self._file(name):
-            yield
 
-    @contextmanager
-    def _claimed(self, name: str) -> Iterator[bool]:
-        """Whether no other process holds the lock; if so, it is held in the block."""
-        lock = self._file(name)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+def as_compared(recipe: Recipe) -> Recipe:
+    """The recipe without a store.
 
-    def _file(self, name: str) -> FileLock:
-        place = self._path / LOCKS
-        place.mkdir(parents=True, exist_ok=True)
-        return FileLock(place / name)
-
-
-def _check(recipe: Recipe) -> None:
-    """Refuse what several students of one teacher cannot have."""
+    Raises:
+        LimbeckError: it lists no methods, or has what several students of one teacher cannot have.
+    """
     if not recipe.methods:
         raise LimbeckError(
             "the recipe lists no methods to compare: write methods: [kd, srrl], or use --methods kd,srrl"
@@ -303,3 +302,4 @@ def _check(recipe: Recipe) -> None:
     for key, given in wrong.items():
         if given:
             raise LimbeckError(f"a comparison does not have {key}: its students share one run of the teacher a batch")
+    return recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"use": False})})

@@ -13,15 +13,16 @@ from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import nn
 
+from limbeck.comparison.locks import is_held, lock
 from limbeck.data import Progress
 from limbeck.data.targets import NUMBERS
 from limbeck.errors import LimbeckError, nearest
 from limbeck.experiment.arms import training_of
 from limbeck.experiment.environment import environment
-from limbeck.experiment.events import Event, Job, Track, unwatched
+from limbeck.experiment.events import Elsewhere, Event, Job, Track, unwatched
 from limbeck.experiment.in_memory import InMemory
 from limbeck.experiment.run import Experiment
 from limbeck.files.atomic import write
@@ -64,8 +65,9 @@ class Tried:
 class Tuning:
     """Trials of the options of a recipe's method; the first one has the options of the recipe.
 
-    All students have one seed and one teacher. The test split is compared with the other splits, as before every run,
-    and is then dropped. Several processes may use one folder. A trial that was stopped is tried again.
+    All students have one seed and one teacher, which is not trained for a student alone. The test split is compared
+    with the other splits, as before every run, and is then dropped. Several processes may use one folder. A trial that
+    was stopped is tried again.
 
     Args:
         recipe: its ``method`` is tuned.
@@ -77,8 +79,8 @@ class Tuning:
         progress: as for `Experiment`.
 
     Raises:
-        LimbeckError: as for `Experiment` and `space`; the recipe combines methods, has the seed, a table as a teacher
-            or no validation split; the folder holds trials of other options or ranges, or a damaged journal.
+        LimbeckError: as for `Experiment` and `space`; the recipe combines methods, has the seed, a table as a teacher,
+            a store or no validation split; the folder holds trials of other options or ranges, or a damaged journal.
     """
 
     def __init__(
@@ -117,10 +119,11 @@ class Tuning:
 
     @property
     def work(self) -> dict[Job, float]:
-        """The teacher and the trials, with about how many multiply-accumulates each takes."""
-        work = dict(self.experiment.work)
-        each = work.pop(Job(self._method, self._seed))
-        return work | {self._job(number): each for number in range(self.trials)}
+        """The teacher and the trials to come, with about how many multiply-accumulates each takes."""
+        work, first = dict(self.experiment.work), len(self._study.get_trials(deepcopy=False))
+        each, count = work.pop(Job(self._method, self._seed)), self.trials - len(self.tried)
+        trials = {self._job(number): each for number in range(first, first + count)}
+        return trials if self._method == "alone" else work | trials
 
     @property
     def tried(self) -> list[Tried]:
@@ -144,23 +147,36 @@ class Tuning:
             raise LimbeckError("every training diverged: lower the learning rate, or search other ranges")
         return max(scored)[2]
 
-    def run(self, track: Track = unwatched) -> Generator[Event | Tried, None, None]:
-        """Train the teacher unless it is there, and students until all trials are finished or run elsewhere."""
+    def run(self, track: Track = unwatched, *, wait: bool = True) -> Generator[Event | Tried, None, None]:
+        """Train the teacher unless it is there, and students until all trials are finished or run elsewhere.
+
+        With ``wait``, wait for the trials that run elsewhere, and repeat those that are stopped.
+        """
         experiment, teacher = self.experiment, None
-        with self._lock("teacher"):
+        with lock(self._path, "teacher"):
             experiment.folder.open(environment() | experiment.decided)
-            if experiment.recipe.teacher is not None:
+            if experiment.recipe.teacher is not None and self._method != "alone":
                 teacher = yield from experiment.teacher(experiment.recipe.teacher, self._seed, track)
-        while (claimed := self._claimed()) is not None:
-            trial, lock = claimed
+        while True:
+            claimed = self._claimed()
+            running = [one.number for one in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING])]
+            if claimed is None:
+                if not (wait and running):
+                    return
+                yield Elsewhere(f"trial {running[0]}", waits=True)
+                with lock(self._path, self._name_of(running[0])):
+                    continue
+            trial, held = claimed
             try:
+                if len(running) > 1:
+                    yield Elsewhere(f"trial {running[0]}", waits=False)
                 value = yield from self._trained(trial, teacher, track)
                 self._study.tell(trial, self.figure.score(value))
             except Diverged as error:
                 trial.set_user_attr(_DIVERGED, str(error))
                 self._study.tell(trial, state=TrialState.FAIL)
             finally:
-                lock.release()
+                held.release()
             yield next(one for one in self.tried if one.number == trial.number)
 
     def write(self) -> Path:
@@ -171,7 +187,7 @@ class Tuning:
             f"# The options of {self._method} and the learning rate are the best of {count} trials with seed "
             f"{self._seed},\n# by the {self.figure.label} on the validation split. No network read the test split.\n"
         )
-        with self._lock(f"{self._method}-study"):
+        with self._study_lock():
             write(path, head + dump(with_absolute_paths(found)))
         return path
 
@@ -205,9 +221,9 @@ class Tuning:
 
         The sampler depends on the seed and the number of trials, so that a stopped trial is repeated.
         """
-        with self._lock(f"{self._method}-study"):
+        with self._study_lock():
             for one in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-                if self._stopped(one.number):
+                if not is_held(self._path, self._name_of(one.number)):
                     self._study.tell(one.number, state=TrialState.FAIL)
             counted = self._counted()
             if len(counted) >= self.trials:
@@ -216,28 +232,22 @@ class Tuning:
             if all(one.params != self._own for one in counted):
                 self._study.enqueue_trial(dict(self._own))
             trial = self._study.ask(dict(self._space))
-            lock = self._lock(f"{self._method}-trial{trial.number}")
-            lock.acquire()
-            return trial, lock
+            held = lock(self._path, self._name_of(trial.number))
+            held.acquire()
+            return trial, held
 
-    def _stopped(self, number: int) -> bool:
-        """Whether no process holds the lock of a trial."""
-        try:
-            with self._lock(f"{self._method}-trial{number}").acquire(blocking=False):
-                return True
-        except Timeout:
-            return False
+    def _name_of(self, number: int) -> str:
+        """The lock of a trial, which says that it runs."""
+        return f"{self._method}-trial{number}"
 
-    def _lock(self, name: str) -> FileLock:
-        place = self._path / "locks"
-        place.mkdir(parents=True, exist_ok=True)
-        return FileLock(place / name)
+    def _study_lock(self) -> FileLock:
+        return lock(self._path, f"{self._method}-study")
 
     def _open(self, file: Path) -> None:
         """Open the study in a journal. The file is data: lines of JSON."""
         ranges = {key: [one.low, one.high] for key, one in self._space.items()}
         settings = {"options": dict(self._own), "ranges": ranges, "seed": self._seed}
-        with self._lock(f"{self._method}-study"):
+        with self._study_lock():
             if file.is_symlink():
                 raise LimbeckError(f"{file} is a link, which limbeck does not write to")
             if file.exists():
@@ -249,8 +259,8 @@ class Tuning:
                     direction="maximize",
                     load_if_exists=True,
                 )
-                held = self._study.user_attrs or settings
-                differ = [key for key, value in settings.items() if held.get(key) != value]
+                held = self._study.user_attrs  # of a process that was stopped here, some or none
+                differ = [key for key, value in settings.items() if held.get(key, value) != value]
                 if not differ:
                     _ = self.tried  # reads every trial
             except OSError:
@@ -338,5 +348,7 @@ def _check(recipe: Recipe, seed: int) -> None:
         raise LimbeckError(f"tuning finds the options of one method, got {recipe.method['name']}: use --method")
     if seed in recipe.seeds:
         raise LimbeckError(f"--seed {seed} is a seed of the recipe, on which methods are compared: choose another")
-    if recipe.teacher is not None and recipe.teacher.table is not None:
-        raise LimbeckError("tuning does not have teacher.table: its students run the teacher at every batch")
+    table = recipe.teacher is not None and recipe.teacher.table is not None
+    for key, given in {"teacher.table": table, "cache: true": recipe.cache.use is True}.items():
+        if given:
+            raise LimbeckError(f"tuning does not have {key}: its students run the teacher at every batch")

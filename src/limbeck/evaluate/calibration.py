@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 from torch import Tensor
 
-from limbeck.evaluate.metrics import ECE_BINS, calibration_error
+from limbeck.evaluate.confidence import BINS, bin_of, calibration_error
 
 TEMPERATURES = (0.05, 20.0)
 """The range in which a temperature is fitted."""
@@ -47,7 +47,7 @@ class Calibration:
 def reliability(logits: Tensor, targets: Tensor) -> Reliability:
     """Compare confidence and accuracy in 64 bits.
 
-    The expected calibration error is that of `limbeck.evaluate.metrics`.
+    The expected calibration error is that of `limbeck.evaluate.confidence`.
 
     Args:
         logits: (N, K), finite, with N of at least 1.
@@ -55,10 +55,8 @@ def reliability(logits: Tensor, targets: Tensor) -> Reliability:
     """
     log_probabilities = F.log_softmax(logits.double(), dim=1)
     confidence, predicted = log_probabilities.exp().max(dim=1)
-    borders = torch.linspace(0, 1, ECE_BINS + 1)[1:-1]
-    place = torch.bucketize(confidence.float(), borders, right=True)  # in 32 bits, as torchmetrics does
     counts, confidences, hits = (
-        torch.bincount(place, weights, minlength=ECE_BINS).tolist()
+        torch.bincount(bin_of(confidence), weights, minlength=BINS).tolist()
         for weights in (None, confidence, (predicted == targets).double())
     )
     return Reliability(

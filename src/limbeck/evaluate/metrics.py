@@ -6,14 +6,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from limbeck.core import Batch, LimbeckError
+from limbeck.evaluate.confidence import calibration_error
 from limbeck.evaluate.outputs import check_finite
 from limbeck.taps import evaluation_mode
-
-ECE_BINS = 15
-_BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1
 
 
 @dataclass(frozen=True)
@@ -59,10 +56,7 @@ def metrics(
     split: str = "",
     files: Sequence[str] | None = None,
 ) -> ClassFigures:
-    """Compute the metrics of a network on one split in 64 bits.
-
-    The expected calibration error is the mean over confidence bins of the absolute difference between confidence and
-    accuracy, weighted by the number of samples in each bin.
+    """Compute the metrics of a network on one split in 64 bits; the calibration error is in 32 bits.
 
     Args:
         logits: (N, K) with N of at least 1 and K of at least 2.
@@ -98,13 +92,6 @@ def metrics(
         agreement=agreement,
         kl_to_teacher=divergence,
     )
-
-
-def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
-    """Return the expected calibration error of probabilities (N, K), as `metrics` does for logits."""
-    # torchmetrics puts a confidence of exactly 1 into an additional bin.
-    inside = probabilities.clamp(max=_BELOW_ONE)
-    return multiclass_calibration_error(inside, targets, inside.shape[1], n_bins=ECE_BINS, norm="l1").item()
 
 
 def _check_output(name: str, output: object, samples: int) -> None:

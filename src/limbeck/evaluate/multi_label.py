@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision
 
 from limbeck.core import LimbeckError
 from limbeck.evaluate.outputs import check_outputs
@@ -55,8 +54,8 @@ def multi_label_metrics(
     present = truth.any(dim=0)
     if not present.any():
         raise LimbeckError(f"no {split or 'evaluated'} sample has a label: there is nothing to find")
-    pairs = zip(outputs.T[present], truth.T[present].long(), strict=True)
-    precisions = [binary_average_precision(_ranks(column), right) for column, right in pairs]
+    pairs = zip(outputs.T[present], truth.T[present], strict=True)
+    precisions = [_average_precision(column, right) for column, right in pairs]
     hits = (truth & predicted).sum(dim=0).double()
     marked = (truth.sum(dim=0) + predicted.sum(dim=0)).double()  # twice the hits, and the errors of both kinds
     return MultiLabelFigures(
@@ -70,11 +69,13 @@ def multi_label_metrics(
     )
 
 
-def _ranks(values: Tensor) -> Tensor:
-    # Distinct in [0, 1), where torchmetrics takes no sigmoid, which would make large logits equal.
-    distinct, places = torch.unique(values, return_inverse=True)
-    ranks: Tensor = places.double() / len(distinct)
-    return ranks
+def _average_precision(values: Tensor, truth: Tensor) -> Tensor:
+    _, ranks = torch.unique(values, return_inverse=True)
+    counts = torch.bincount(ranks)
+    right = torch.bincount(ranks[truth], minlength=len(counts))
+    hits, found = (ranked.flip(0).cumsum(0).flip(0) for ranked in (right, counts))  # from each value upwards
+    recall = torch.cat((hits / hits[0], torch.zeros(1)))
+    return ((recall[:-1] - recall[1:]) * (hits / found)).sum()
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> float:

@@ -41,7 +41,7 @@ def method_of(recipe: Recipe, arm: str, own: Mapping[str, Method]) -> Method:
 def block_of(recipe: Recipe, arm: str) -> Block:
     """The options of the method of an arm."""
     named = {block["name"]: block for block in (recipe.method, *recipe.methods)}
-    return named.get(arm, {"name": "alone"})
+    return named.get(arm.partition("@")[0], {"name": "alone"})  # alone@2x
 
 
 def check_task(recipe: Recipe, task: TaskName) -> None:

@@ -109,7 +109,15 @@ class StoreVerified:
     allowed: float
 
 
-Event = Started | Found | Trained | Finished | StoreEstimate | StoreProgress | StoreVerified
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another process trains a part of a comparison or tuning."""
+
+    part: str  # such as "seed 3"
+    waits: bool  # whether this process waits for it
+
+
+Event = Started | Found | Trained | Finished | StoreEstimate | StoreProgress | StoreVerified | Elsewhere
 
 Track = Callable[[Job, int, BatchSource], BatchSource]
 """``(job, epochs, batches) -> batches``: lets a caller watch the progress within an epoch."""

@@ -20,6 +20,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from difflib import SequenceMatcher
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -54,6 +55,9 @@ from limbeck.train.loop import Epoch
 
 CHECKPOINT_SHARE = 0.1
 """The largest share of a run's time that is spent on writing checkpoints."""
+
+MOST_LINES, MOST_SIGNS = 2_000, 1_000
+"""The most lines of a recipe, and characters of a line, of which the differences to another one are shown."""
 
 SIBLINGS = 500
 """The most folders beside a run that `RunFolder.found` searches."""
@@ -343,10 +347,28 @@ def refuse_other_recipe(path: Path, recipe: str, kind: str) -> None:
 
 
 def _differences(old: str, new: str) -> str:
-    before, after = old.splitlines(), new.splitlines()
-    gone = [f"  it has    {line.strip()}" for line in before if line not in after]
-    came = [f"  asked for {line.strip()}" for line in after if line not in before]
-    return "\n".join((gone + came)[:12])
+    """The lines that differ, the shortest change first; at most 3 lines of each side of a change, and 12 in all."""
+    before, after = _with_keys(old), _with_keys(new)
+    steps = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    changes = [(before[a:b], after[c:d]) for kind, a, b, c, d in steps if kind != "equal"]
+    lines: list[str] = []
+    for gone, came in sorted(changes, key=lambda change: max(map(len, change))):
+        for what, side in (("it has    ", gone), ("asked for ", came)):
+            lines += [f"  {what}{line}" for line in side[:3]] + [f"  {what}..."] * (len(side) > 3)
+    return "\n".join(lines[:12])
+
+
+def _with_keys(text: str) -> list[str]:
+    """The lines of a recipe with the keys of the blocks that they are in, such as ``train.epochs: 3``."""
+    found, blocks = list[str](), list[tuple[int, str]]()  # the indentation and the key of the blocks
+    for line in text.splitlines()[:MOST_LINES]:
+        said = line.strip()[:MOST_SIGNS]
+        depth = line.find(said) + said.startswith("- ")  # an item has the indentation of its key
+        blocks = [block for block in blocks if block[0] < depth]
+        found.append(("".join(f"{key}." for _, key in blocks) + said)[-MOST_SIGNS:])
+        if said.endswith(":"):
+            blocks.append((depth, said.removesuffix(":")))
+    return found
 
 
 def log_line(name: str, epoch: Epoch, validation: float | None, headline: str = "accuracy") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from limbeck.data.targets import TaskName
 from limbeck.errors import LimbeckError
 from limbeck.evaluate import Figures, Latency
 from limbeck.files.atomic import read_sealed
-from limbeck.tasks import TASKS
+from limbeck.tasks import TASKS, Shown
 
 SCHEMA = 3
 """Of result.json: every key is always there, and null where it does not apply."""
@@ -114,12 +114,7 @@ class RunResult:
         figure = TASKS[self.task].headline
         lines = [f"{self.name}: test {figure.label}{', lower is better' * figure.falls}"]
         for arm, row in self.summary.items():
-            found, (first, *_) = row.headline, self.of(arm)
-            deviation = "" if found.deviation is None else f" ± {figure.number(found.deviation)}"
-            lines.append(
-                f"{arm}: {figure.number(found.mean)}{deviation}{' %' * figure.percent}, n = {found.n}, "
-                f"{first.parameters:,} parameters"
-            )
+            lines.append(f"{arm}: {headline_text(row.headline, figure)}, {self.of(arm)[0].parameters:,} parameters")
         return "\n".join(lines)
 
     def of(self, arm: str) -> tuple[NetworkResult, ...]:
@@ -166,6 +161,17 @@ def read_values(folder: Path) -> dict[str, Any] | None:
 def spread(values: Sequence[float]) -> Spread:
     """Mean, sample standard deviation and number."""
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def spread_text(spread: Spread, figure: Shown) -> str:
+    """``mean ± deviation``; the mean alone if there is one value."""
+    mean = figure.number(spread.mean)
+    return mean if spread.deviation is None else f"{mean} ± {figure.number(spread.deviation)}"
+
+
+def headline_text(headline: Spread, figure: Shown) -> str:
+    """The same with the unit and the number of values."""
+    return f"{spread_text(headline, figure)}{' %' * figure.percent}, n = {headline.n}"
 
 
 def summarise(results: Iterable[NetworkResult], task: TaskName = "classification") -> dict[str, ArmSummary]:

@@ -105,7 +105,7 @@ class Experiment:
         self.results: dict[Job, NetworkResult] = {}
         self.networks: dict[str, nn.Module] = {}
         self._test_outputs: dict[Job, Tensor] = {}  # of teachers
-        self._notes: list[str] = []  # on the teachers that the run has trained
+        self._notes: dict[Job, list[str]] = {}  # on the teachers that the run has trained
         self._result: RunResult | None = None
         with ExitStack() as refused:
             refused.push(self.factory)
@@ -160,7 +160,9 @@ class Experiment:
     def lasting_notes(self) -> tuple[str, ...]:
         """Those that a resumed run has too."""
         said = (note.said for note in self.found if not note.skipped)
-        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *said, *self._notes)))
+        teachers = sorted(self._notes, key=lambda job: (job.seed, str(job)))  # not in the order of their trainings
+        trained = (note for job in teachers for note in self._notes[job])
+        return tuple(dict.fromkeys((*self.data.notes, *self.factory.notes, *said, *trained)))
 
     @property
     def work(self) -> Mapping[Job, float]:
@@ -235,7 +237,7 @@ class Experiment:
             workspace = replace(self.workspace, training=training_of(block.train, self.data))
             one = Fit(job, METHODS["alone"], {"student": network}, spec, workspace, keeps_outputs=self.keeps_outputs)
             yield from _events(self._fit(one, track))
-            self._notes += [f"{job}: {note}" for note in check_trained(network, self.data, self.engine)]
+            self._notes[job] = [f"{job}: {note}" for note in check_trained(network, self.data, self.engine)]
         return network
 
     def _outputs_of(self, seed: int, teacher: nn.Module) -> Tensor | None:

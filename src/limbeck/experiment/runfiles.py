@@ -16,7 +16,7 @@ from limbeck.recipe.read import is_smoke, reread
 STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
 TABLE = "metrics.csv"
 LOCKS = "locks"
-"""The folder of the locks of a comparison, see `limbeck.experiment.trials`."""
+"""The folder of the locks of a comparison or tuning, see `limbeck.experiment.trials`."""
 CHECKPOINT = Path("checkpoint") / "last.pt"
 
 _SEED = re.compile(r"seed\d+(-\d+)?")

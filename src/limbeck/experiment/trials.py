@@ -3,6 +3,7 @@
 runs/<name>/
   recipe.yaml              what all networks share: the recipe without its methods and seeds
   <arm>-seed<N>/           a run folder (`limbeck.experiment.folder`) whose recipe trains this network alone
+  comparison.yaml          the recipe with the methods and seeds of the last start
   comparison.json          written when all are finished
   locks/                   which process trains what
 """
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from limbeck.core import LimbeckError
 from limbeck.experiment.arms import block_of
 from limbeck.experiment.folder import RunFolder, refuse_other_recipe
-from limbeck.experiment.results import NetworkResult, RunResult
+from limbeck.experiment.results import RESULT, NetworkResult, RunResult
 from limbeck.experiment.runfiles import CHECKPOINT, RECIPE, holds_epoch
 from limbeck.files.atomic import write
+from limbeck.methods import METHODS
 from limbeck.models import NetworkSpec
+from limbeck.options import fill
 from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import dump
 
@@ -42,7 +45,7 @@ class Trials:
         self._recipe, self._longer, self._digests = recipe, longer, digests
         self._environment: Mapping[str, Any] = {}
         self._folders: dict[str, RunFolder] = {}
-        self._text = self._text_of("alone", 0)
+        self._text = self._text_of("teacher", 0)  # without the options of a method
         if holds_epoch(path):
             raise LimbeckError(f"{path} holds a run, not a comparison: choose another folder with --out")
         refuse_other_recipe(path, self._text, "comparison")
@@ -70,13 +73,13 @@ class Trials:
         """The run folder of a network."""
         return self.path / name.replace("/", "-")
 
+    def is_finished(self, name: str) -> bool:
+        """Whether a network has a result, which `result` verifies."""
+        return (self.folder(name) / name / RESULT).exists()
+
     def result(self, name: str) -> NetworkResult | None:
         """See `RunFolder`, as for the other methods; all of a network's files are in its own run folder."""
-        try:
-            return self._of(name).result(name)
-        except LimbeckError:  # or another process has finished it after its log was read here
-            self._folders.pop(name, None)
-            return self._of(name).result(name)
+        return self._of(name).result(name) if self.is_finished(name) else None  # else its checkpoint would be read
 
     def write(self, name: str, file: str, network: nn.Module, spec: NetworkSpec) -> None:
         """Write a network's weights."""
@@ -130,6 +133,8 @@ class Trials:
         """The recipe that trains one network. For a teacher it also trains a student alone."""
         recipe, epochs = self._recipe, self._longer.get(arm, self._recipe.train.epochs)
         method = block_of(recipe, arm)
+        if method == fill(METHODS, "alone", kind="method"):  # whether or not it is listed among the methods
+            method = {"name": "alone"}
         train = recipe.train.model_copy(update={"epochs": epochs})
         update = {"method": method, "methods": (), "baseline": False, "seeds": (seed,), "train": train}
         return dump(recipe.model_copy(update=update)) + self._digests

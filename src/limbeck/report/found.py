@@ -46,7 +46,7 @@ class Found:
         is_run: whether it is a run.
         epochs: by arm, those of each seed.
         environments: in which the networks were trained; equal ones once.
-        recipe: the recipe that gives the same result again; None if it is missing, or of a call of `limbeck.distill`.
+        recipe: the recipe that gives the same result again; None if it is missing, or of a call from Python.
         command: the command that uses it.
         test_digest: of the test split, as `limbeck.data.Split.digest`.
         missing: by part of the page, why it is not shown.

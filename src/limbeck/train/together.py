@@ -1,13 +1,12 @@
 """Several students that learn at the same time, from the same batches and from one run of the teacher for each batch.
 
-Every student comes to the same bits as in a training of its own. The trainings take turns batch by batch: each has its
+Every student gets the same bits as in a training of its own. The trainings take turns batch by batch: each has its
 own state of the random generators, and they share the batches and the teacher's tensors.
 """
 
 import itertools
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -77,17 +76,6 @@ def groups(sizes: Sequence[int], free: int) -> list[list[int]]:
         found[-1].append(position)
         used += size
     return found
-
-
-def free_memory(device: torch.device) -> int:
-    """The bytes of memory that are free on a device; 2**40 if that is not known."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux
-        return 2**40
 
 
 class SharedBatches:

@@ -1,4 +1,4 @@
-"""The runs of a folder: the best first, with what makes or resumes them; damaged ones with the reason."""
+"""The runs and comparisons of a folder: the best first, with what makes or resumes them; damaged ones with why."""
 
 import json
 import shlex
@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 import limbeck
 from limbeck.cli import app
+from limbeck.comparison import listing, results
+from limbeck.comparison.listing import ListedRun, list_runs
+from limbeck.comparison.sweep import Sweep
 from limbeck.core import LimbeckError
-from limbeck.experiment import listing
 from limbeck.experiment.events import Trained
-from limbeck.experiment.listing import ListedRun, list_runs
 from limbeck.experiment.results import plain, read
 from limbeck.experiment.run import Experiment
 from limbeck.files.atomic import write_sealed
@@ -48,6 +49,24 @@ def made(tmp_path_factory):
             break
     events.close()
     return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def made_comparison(tmp_path_factory):
+    """A finished comparison."""
+    folder = tmp_path_factory.mktemp("comparison")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    sweep = Sweep(read_recipe(folder / "recipe.yaml", methods=("kd", "srrl")), folder / "compared")
+    list(sweep.run())
+    sweep.conclude()
+    return folder / "compared"
+
+
+@pytest.fixture
+def compared(made_comparison, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made_comparison, "runs/compared")
+    return Path("runs/compared")
 
 
 @pytest.fixture
@@ -114,6 +133,86 @@ def test_a_run_that_has_no_epoch_yet_is_interrupted_at_the_beginning(runs):
     Path("runs/new").mkdir()
     shutil.copy(runs / "whole" / "recipe.yaml", "runs/new")
     assert "interrupted at the beginning" in [run.state for run in list_runs(runs)]
+
+
+def test_a_comparison_is_one_row_with_its_best_method(compared):
+    (row,) = list_runs(compared.parent)
+    assert list_runs(compared) == [row]
+    result = results.read(compared)
+    means = {arm.arm: arm.headline.mean for arm in result.arms}
+    assert (row.name, row.method, row.seeds, row.state) == ("tiny", "kd, srrl", (0, 3), "finished")
+    assert (row.teacher, row.alone, row.student) == (
+        result.teachers.mean,
+        means["alone"],
+        max(means["kd"], means["srrl"]),
+    )
+    assert means[row.best] == row.student
+    assert f"{100 * row.student:.2f} {row.best}" in CliRunner().invoke(app, ["runs"], env={"COLUMNS": "200"}).output
+
+
+def test_the_command_of_a_comparison_makes_it_again(compared):
+    (row,) = list_runs(compared)
+    assert row.command == "limbeck compare runs/compared/comparison.yaml --out runs/compared-again"
+    assert CliRunner().invoke(app, shlex.split(row.command)[1:]).exit_code == 0
+    assert [one.test for one in results.read(Path("runs/compared-again")).runs] == [
+        one.test for one in results.read(compared).runs
+    ]
+
+
+def test_the_command_of_an_interrupted_comparison_resumes_it(compared):
+    before = results.read(compared)
+    (compared / "comparison.json").unlink()
+    shutil.rmtree(compared / "srrl-seed3")
+    (row,) = list_runs(compared)
+    assert (row.state, row.method, row.seeds, row.student) == ("interrupted", "kd, srrl", (0, 3), None)
+    assert row.command == "limbeck compare runs/compared/comparison.yaml --out runs/compared"
+    shown = CliRunner().invoke(app, shlex.split(row.command)[1:])
+    assert shown.exit_code == 0, shown.output
+    assert "kd/seed0: test" not in shown.output
+    assert results.read(compared).runs == before.runs
+
+
+def test_a_comparison_to_which_seeds_are_added_is_interrupted_until_they_are_trained(compared):
+    recipe = read_recipe(compared / "comparison.yaml", overrides=["seeds=[0, 3, 4]"])
+    events = Sweep(recipe, compared).run()
+    next(events)
+    events.close()
+    (row,) = list_runs(compared)
+    assert (row.state, row.seeds) == ("interrupted", (0, 3, 4))
+    assert row.command.endswith("--out runs/compared")
+    assert row.student is not None
+
+
+def test_the_networks_of_a_comparison_or_a_tuning_are_no_runs(compared):
+    Path("runs/tuned/locks").mkdir(parents=True)
+    shutil.copytree(compared / "kd-seed0", "runs/tuned/teacher")
+    assert [row.folder for row in list_runs(Path("runs"))] == ["runs/compared"]
+    assert list_runs(Path("runs/tuned")) == []
+    assert list_runs(compared / "kd-seed0") == []
+    assert "no run or comparison in runs/tuned" in CliRunner().invoke(app, ["runs", "runs/tuned"]).output
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "comparison.json").write_text("{}"), "comparison.json is damaged, or was changed"),
+        (lambda folder: write_sealed(folder / "comparison.json", {"schema": 1}), "is not the result of a comparison"),
+        (lambda folder: (folder / "comparison.json").write_bytes(b" " * (2**24 + 1)), "has more than 16,777,216 bytes"),
+        (lambda folder: (folder / "comparison.yaml").unlink(), "comparison.yaml is missing"),
+        (lambda folder: (folder / "comparison.yaml").write_text("a: *b"), "undefined alias"),
+    ],
+)
+def test_a_damaged_comparison_is_listed_with_the_reason(compared, damage, reason):
+    damage(compared)
+    (row,) = list_runs(compared)
+    with pytest.raises(LimbeckError, match=f"damaged: .*{reason}"):
+        raise LimbeckError(row.state)
+
+
+def test_a_comparison_without_arms_has_no_best_method(compared):
+    write_sealed(compared / "comparison.json", plain(replace(results.read(compared), arms=(), seeds=())))
+    (row,) = list_runs(compared)
+    assert (row.state, row.best, row.student) == ("interrupted", None, None)
 
 
 @pytest.mark.parametrize(
