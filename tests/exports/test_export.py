@@ -17,7 +17,7 @@ from limbeck.exports.card import CARD
 from limbeck.models import build
 from limbeck.models.inputs import Input
 
-INSTALLED = [name for name, one in EXPORTERS.items() if not missing_of(one.modules)]
+INSTALLED = [name for name, one in EXPORTERS.items() if name != "web" and not missing_of(one.modules)]
 pytestmark = pytest.mark.skipif("onnx" not in INSTALLED, reason="needs limbeck[export]")
 
 
@@ -175,7 +175,7 @@ def wrong(layer):
 
 
 def test_a_file_that_differs_names_the_first_layer_and_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.exports.make.EXPORTERS", {"onnx": wrong("two")})
+    monkeypatch.setattr("limbeck.exports.options.EXPORTERS", {"onnx": wrong("two")})
     network = nn.Sequential()
     for name in ("one", "two", "three", "four"):
         network.add_module(name, nn.Linear(5, 5))
@@ -188,7 +188,7 @@ def test_a_file_that_differs_names_the_first_layer_and_is_not_kept(tmp_path, mon
 def test_a_file_that_differs_leaves_the_export_before_it(tmp_path, monkeypatch):
     done = limbeck.export(small(), images(), tmp_path / "out")
     before = done.file.read_bytes()
-    monkeypatch.setattr("limbeck.exports.make.EXPORTERS", {"onnx": wrong("head")})
+    monkeypatch.setattr("limbeck.exports.options.EXPORTERS", {"onnx": wrong("head")})
     with pytest.raises(limbeck.LimbeckError, match="the first layer that differs is head"):
         limbeck.export(small(), images(), tmp_path / "out")
     assert done.file.read_bytes() == before

@@ -101,7 +101,6 @@ def _table(card: "Card") -> "Table":
     from rich import box
     from rich.table import Table
 
-    assert card.results is not None
     results = card.results
     table = Table(title=f"{card.network}: test split", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for heading in ("", results.figure, "latency ms", "p95 ms", "bytes"):
@@ -115,7 +114,6 @@ def _table(card: "Card") -> "Table":
 
 
 def _evidence(card: "Card") -> "Iterator[str]":
-    assert card.results is not None
     parity = card.results.parity
     if parity is None:
         yield "the file was not compared with the student: it does not run on this system"

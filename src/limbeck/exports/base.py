@@ -14,6 +14,13 @@ Runner = Callable[[Tensor], Tensor]
 """Raw samples as the file reads them, (N, ...), to the first output, (N, ...)."""
 
 
+Export = Callable[[Graph, Path], None]
+"""Writes a file, or a folder."""
+
+Load = Callable[[Path], Runner]
+"""Opens a file to run it."""
+
+
 @dataclass(frozen=True)
 class Exporter:
     """A backend.
@@ -31,8 +38,8 @@ class Exporter:
     suffix: str
     modules: tuple[str, ...]
     extra: str
-    export: Callable[[Graph, Path], None]
-    load: Callable[[Path], Runner] | None
+    export: Export
+    load: Load | None
     precisions: tuple[Precision, ...]
     any_batch: bool
 

@@ -1,7 +1,6 @@
-"""What an exported file says about itself: ``card.json`` beside it, and the first part in the file's own metadata."""
+"""What an exported file says about itself."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from limbeck.evaluate import Latency
 from limbeck.exports.deferring import Deferring
@@ -37,8 +36,8 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Card:
-    """What ``card.json`` holds."""
+class About:
+    """What is known of a file before it is written. The metadata of the file hold it, too."""
 
     schema: int
     backend: str
@@ -52,8 +51,10 @@ class Card:
     temperature: float | None  #: of the probabilities; None if the file returns none
     deferring: Deferring | None  #: None unless a teacher is behind the file
     versions: dict[str, str]
-    results: Results | None = None  #: None in the metadata of the file, which is written before
 
-    def values(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class Card(About):
+    """What ``card.json`` holds: what was known before, and what was measured."""
+
+    results: Results

@@ -46,11 +46,8 @@ class Deferral:
         if data.task != "classification" or not len(data.validation):
             raise LimbeckError("a deferral needs a classification task and a validation split")
         answers = self._answers(student, raw, "validation")
-        if self.accuracy is not None:
-            threshold = for_accuracy(answers, self.accuracy)
-        else:
-            assert self.share is not None
-            threshold = for_share(answers, self.share)
+        share, accuracy = self.share or 0.0, self.accuracy
+        threshold = for_share(answers, share) if accuracy is None else for_accuracy(answers, accuracy)
         return Deferring(threshold, _at(answers, threshold), None)
 
     def on_test(self, chosen: Deferring, file: Tensor, raw: RawSamples) -> Deferring:

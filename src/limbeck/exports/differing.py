@@ -1,5 +1,6 @@
 """Where the computation of an exported file begins to differ from that of the student."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -9,22 +10,22 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from limbeck.exports.base import Exporter
+from limbeck.exports.base import Export, Load
 from limbeck.exports.graph import Deployed, Graph
 from limbeck.exports.parity import Limit, compare
 
 
 class _UpTo(nn.Module):
-    """The output of a layer instead of that of the network."""
+    """The output of a layer of a `Deployed` network instead of that of the whole."""
 
-    def __init__(self, module: Deployed, layer: str) -> None:
+    def __init__(self, module: nn.Module, layer: str) -> None:
         super().__init__()
-        self.module, self._layer = module, layer
+        self.module, self._layer = module, f"network.{layer}"
 
     def forward(self, inputs: Tensor) -> Tensor:
         found: list[Tensor] = []
         with ExitStack() as hooks:
-            handle = self.module.network.get_submodule(self._layer).register_forward_hook(
+            handle = self.module.get_submodule(self._layer).register_forward_hook(
                 lambda module, args, output: found.append(output)
             )
             hooks.callback(handle.remove)
@@ -32,33 +33,32 @@ class _UpTo(nn.Module):
         return found[0].float()
 
 
-def first_differing(backend: Exporter, graph: Graph, reference: Deployed, samples: Tensor, limit: Limit) -> str | None:
+def first_differing(
+    export: Export, load: Load, graph: Graph, student: Deployed, samples: Tensor, limit: Limit
+) -> str | None:
     """The first layer whose output in a file differs by more than the limit, by bisection; None if it is not found.
 
     For each layer that is tried, the network up to it is exported and run.
+
+    Args:
+        export: writes a file.
+        load: opens it.
+        graph: what was exported.
+        student: the module in 32 bits.
+        samples: raw samples (N, ...).
+        limit: of a file.
     """
-    layers = _layers(reference, samples[:1])
-    low, high = 0, len(layers)  # the layers before `low` are equal
-    while low < high:
-        middle = (low + high) // 2
-        if _differs(backend, graph, reference, layers[middle], samples, limit):
-            high = middle
-        else:
-            low = middle + 1
-    return layers[low] if low < len(layers) else None
+    layers = _layers(student, samples[:1])
 
+    def differs(layer: str) -> bool:
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "layer"
+            export(replace(graph, module=_UpTo(graph.module, layer), outputs=("layer",)), file)
+            found = compare(load(file), _UpTo(student, layer), samples, [1], task="regression", split="validation")
+        return bool(found.problem(limit))
 
-def _differs(backend: Exporter, graph: Graph, reference: Deployed, layer: str, samples: Tensor, limit: Limit) -> bool:
-    module = graph.module
-    assert backend.load is not None
-    assert isinstance(module, Deployed)
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / f"layer{backend.suffix}"
-        backend.export(replace(graph, module=_UpTo(module, layer), outputs=("layer",)), file)
-        found = compare(
-            backend.load(file), _UpTo(reference, layer), samples, [1], task="regression", split="validation"
-        )
-    return bool(found.problem(limit))
+    place = bisect_left(layers, True, key=differs)
+    return layers[place] if place < len(layers) else None
 
 
 def _layers(module: Deployed, sample: Tensor) -> list[str]:

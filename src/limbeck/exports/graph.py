@@ -76,7 +76,7 @@ class Graph:
         runtime: the unpacked package onnxruntime-web, for a page; None: it is fetched.
     """
 
-    module: Deployed | nn.Module
+    module: nn.Module
     example: Tensor
     outputs: tuple[str, ...]
     any_batch: bool

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +18,8 @@ from limbeck.data import Data
 from limbeck.evaluate.calibration import fit_temperature
 from limbeck.evaluate.cost import file_bytes, times
 from limbeck.experiment.workspace import example_batch
-from limbeck.exports.base import Runner
-from limbeck.exports.card import CARD, SCHEMA, Card, Reads, Results
+from limbeck.exports.base import Load, Runner
+from limbeck.exports.card import CARD, SCHEMA, About, Card, Reads, Results
 from limbeck.exports.deferring import Deferral
 from limbeck.exports.differing import first_differing
 from limbeck.exports.graph import Deployed, Graph, Layout, Precision
@@ -131,7 +131,7 @@ class _Export:
         chosen = None
         if deferral is not None:
             chosen = deferral.chosen(raw.outputs(self._student, data.validation, TEST_BATCH), raw)
-        self._card = Card(
+        self._about = About(
             schema=SCHEMA,
             backend=options.to,
             precision=options.precision,
@@ -152,7 +152,7 @@ class _Export:
             any_batch=options.any_batch,
             precision=options.precision,
             calibration=raw.some(data.train, CALIBRATION if options.precision == "int8" else 0),
-            card=json.dumps(asdict(self._card)),
+            card=json.dumps(asdict(self._about)),
             runtime=options.runtime,
         )
 
@@ -162,13 +162,13 @@ class _Export:
         Raises:
             LimbeckError: the backend cannot take the student.
         """
-        self._say(f"writing {self._card.precision} for {self._card.backend}")
+        self._say(f"writing {self._about.precision} for {self._about.backend}")
         try:
             self._backend.export(self._graph, file)
         except (OSError, LimbeckError):
             raise
         except Exception as error:  # a backend may raise anything
-            raise LimbeckError(f"the student cannot be exported to {self._card.backend}: {_line(error)}") from error
+            raise LimbeckError(f"the student cannot be exported to {self._about.backend}: {_line(error)}") from error
 
     def measured(self, file: Path) -> Card:
         """Compare the file with the student, and measure both.
@@ -183,22 +183,23 @@ class _Export:
         task, test = task_of(self._data), self._data.test
         label = task.headline.label
         if self._backend.load is None:
-            return replace(self._card, results=Results(*sizes, None, label, None, None))
-        runner, example = self._backend.load(file), self._graph.example[:1]
-        parity = self._parity(runner)
+            return Card(**vars(self._about), results=Results(*sizes, None, label, None, None))
+        load, example = self._backend.load, self._graph.example[:1]
+        runner = load(file)
+        parity = self._parity(runner, load)
         self._say(f"measuring both on the {len(test):,} samples of the test split")
         of_student = self._raw.outputs(self._student, test, TEST_BATCH)
         of_file = self._raw.outputs(runner, test, TEST_BATCH if self._graph.any_batch else 1)
         student, exported = (task.score(outputs, test.targets) for outputs in (of_student, of_file))
-        deferring = self._card.deferring
+        deferring = self._about.deferring
         if self._wish is not None and deferring is not None:
             deferring = self._wish.on_test(deferring, of_file, self._raw)
         self._say("measuring the latencies")
         latency = times({"student": partial(self._student, example), "file": partial(runner, example)})
         results = Results(*sizes, parity, label, student, exported, latency)
-        return replace(self._card, deferring=deferring, results=results)
+        return Card(**vars(self._about) | {"deferring": deferring}, results=results)
 
-    def _parity(self, runner: Runner) -> Parity:
+    def _parity(self, runner: Runner, load: Load) -> Parity:
         split, which = self._data.validation, "validation"
         if not len(split):
             split, which = self._data.train, "train"
@@ -208,7 +209,7 @@ class _Export:
         parity = compare(runner, self._student, samples, batches, task=self._data.task, split=which)
         problem = parity.problem(limit)
         if problem:
-            layer = first_differing(self._backend, self._graph, self._student, samples[:8], limit)
+            layer = first_differing(self._backend.export, load, self._graph, self._student, samples[:8], limit)
             where = "" if layer is None else f"; the first layer that differs is {layer}"
             raise LimbeckError(f"the exported file does not answer as the student does: {problem}{where}")
         return parity

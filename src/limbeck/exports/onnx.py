@@ -19,7 +19,7 @@ def export(graph: Graph, path: Path) -> None:
     """Write a file of ONNX. int8: onnxruntime's static quantisation of weights (by channel) and activations, as QDQ."""
     import onnx
 
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         graph.program(),
         input_names=[graph.input],
         output_names=list(graph.outputs),
@@ -27,7 +27,6 @@ def export(graph: Graph, path: Path) -> None:
         dynamo=True,
         verbose=False,
     )
-    assert program is not None
     written = path.with_suffix(".fp32.onnx") if graph.precision == "int8" else path
     program.save(written)
     if graph.precision == "int8":

@@ -1,23 +1,29 @@
 """A trained student and the data that it was trained on, also those of a run folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from limbeck.comparison import results as compared
+from limbeck.comparison.results import COMPARISON
 from limbeck.core import LimbeckError
 from limbeck.data import Data, Progress, load
 from limbeck.errors import nearest
+from limbeck.experiment import results as runs
+from limbeck.experiment.events import Job
 from limbeck.experiment.networks import NetworkFactory, ensemble
-from limbeck.experiment.runfiles import STUDENT
-from limbeck.models import load_network
+from limbeck.experiment.results import NetworkResult
+from limbeck.experiment.runfiles import RECIPE, STUDENT, Network, read_network
+from limbeck.models import GIVEN, load_network
 from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
 from limbeck.recipe.blocks import Recipe
-from limbeck.report.found import Found, read
+from limbeck.recipe.read import reread
 from limbeck.user_code import code_notices
-
-TEACHER = "teacher.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,21 +69,20 @@ class Finished:
         trust_code: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        self._found, self._trust_code = read(folder), trust_code
-        self._name = _name(self._found, network)
-        result = self._found.network(self._name).result
-        student, spec = load_network(self._weights(self._name, STUDENT), trust_code=trust_code)
-        if self._found.recipe is None:
-            raise LimbeckError(
-                f"{folder} does not say how its data is loaded: use limbeck.export in Python with your data"
-            )
-        self._recipe: Recipe = self._found.recipe
-        data = _data(self._found, self._recipe, data_root, trust_code=trust_code, progress=progress)
+        self._folder, self._trust_code = folder, trust_code
+        self._compared = (folder / COMPARISON).exists()
+        result = compared.read(folder) if self._compared else runs.read(folder)
+        self._teacher = result.teacher
+        name = self._chosen([one for one in result.runs if not Job(one.arm, one.seed).teaches], network)
+        known = self._network(name)
+        student, spec = load_network(self._place(name) / name / STUDENT, trust_code=trust_code)
+        self._recipe, test = self._read_recipe(name, known)
+        data = self._data(self._recipe.data.model_dump(), test, data_root, progress)
         reads = AS_THE_DATA
         if spec.mean:
             size = (spec.shape[1], spec.shape[2]) if len(spec.shape) == 3 else None
             reads = Input(mean=spec.mean, std=spec.std, size=size, channels=spec.channels)
-        self.source = Source(student, data, reads, name=self._name, weights_sha256=result.weights_sha256)
+        self.source = Source(student, data, reads, name=name, weights_sha256=known.result.weights_sha256)
 
     def teacher(self) -> nn.Module:
         """The teacher of the student, which reads what the data gives.
@@ -85,41 +90,56 @@ class Finished:
         Raises:
             LimbeckError: there is none, or its weights are missing or damaged.
         """
-        block, result = self._recipe.teacher, self._found.result.teacher
+        block, result = self._recipe.teacher, self._teacher
         if block is None or result is None:
-            raise LimbeckError(f"{self._found.folder} has no teacher")
+            raise LimbeckError(f"{self._folder} has no teacher")
         factory = NetworkFactory(self._recipe, self.source.data, trust_code=self._trust_code)
         members = [network for network, _, _ in factory.restored(block)]
         if not members:
             if block.new_members > 1:
-                raise LimbeckError("a deferral to an ensemble that was trained in the run is not supported")
-            self._found.network(result.name)
-            members = [load_network(self._weights(result.name, TEACHER), trust_code=self._trust_code)[0]]
+                raise LimbeckError("a deferral to an ensemble that was trained in the run is not possible")
+            self._network(result.name)
+            file = self._place(result.name) / result.name / Job(result.arm, result.seed).file
+            members = [load_network(file, trust_code=self._trust_code)[0]]
         return ensemble(members, block, self.source.data.task).eval()
 
-    def _weights(self, name: str, file: str) -> Path:
-        return self._found.place(name) / name / file
+    def _chosen(self, students: Sequence[NetworkResult], network: str | None) -> str:
+        names = [one.name for one in students]
+        if network is None and self._compared:
+            raise LimbeckError(f"{self._folder} is a comparison: choose a student with --network, such as {names[-1]}")
+        if network is not None and network not in names:
+            raise LimbeckError(f"{self._folder} has no student {network!r}: {nearest(network, names)}")
+        return network or next((name for name in names if not name.startswith("alone/")), names[0])
 
+    def _place(self, name: str) -> Path:
+        """The run folder of a network."""
+        return self._folder / name.replace("/", "-") if self._compared else self._folder
 
-def _name(found: Found, network: str | None) -> str:
-    names = [one.name for one in found.result.runs if one.arm != "teacher"]
-    if network is None and found.is_run:
-        return next(one for one in names if not one.startswith("alone/") or len(found.result.arms) == 1)
-    if network is None:
-        raise LimbeckError(f"{found.folder} is a comparison: choose a student with --network, such as {names[-1]}")
-    if network not in names:
-        raise LimbeckError(f"{found.folder} has no student {network!r}: {nearest(network, names)}")
-    return network
+    def _network(self, name: str) -> Network:
+        """What is known of an intact network."""
+        found = read_network(self._place(name) / name, name)
+        if found is None:
+            raise LimbeckError(f"there is no finished network in {self._place(name) / name}")
+        return found
 
+    def _read_recipe(self, name: str, known: Network) -> tuple[Recipe, str]:
+        """The recipe with which a network was trained, and the digest of the test split."""
+        path = self._place(name) / RECIPE
+        recipe, text = reread(path), path.read_bytes()
+        if sha256(text).hexdigest() != known.recipe:
+            raise LimbeckError(f"{path} was changed after {name} was trained")
+        if recipe.data.source.startswith(GIVEN):
+            raise LimbeckError(
+                f"{self._folder} does not say how its data is loaded: use limbeck.export in Python with your data"
+            )
+        digest = next((line[8:] for line in text.decode().splitlines() if line.startswith("# test: ")), "")
+        return recipe, digest
 
-def _data(found: Found, recipe: Recipe, root: Path | None, *, trust_code: bool, progress: Progress | None) -> Data:
-    options = recipe.data.model_dump()
-    if root is not None:
-        options["root"] = str(root)
-    code = code_notices(options)
-    if code and not trust_code:
-        raise LimbeckError(f"the data of {found.folder} {code[0]}: allow it with --trust-code")
-    data = load(**options, progress=progress)
-    if data.test.digest() != found.test_digest:
-        raise LimbeckError(f"the test split has changed since the networks in {found.folder} were trained")
-    return data
+    def _data(self, options: dict[str, Any], test: str, root: Path | None, progress: Progress | None) -> Data:
+        code = code_notices(options)
+        if code and not self._trust_code:
+            raise LimbeckError(f"the data of {self._folder} {code[0]}: allow it with --trust-code")
+        data = load(**options | ({} if root is None else {"root": str(root)}), progress=progress)
+        if data.test.digest() != test:
+            raise LimbeckError(f"the test split has changed since the networks in {self._folder} were trained")
+        return data
