@@ -78,6 +78,7 @@ ORDER = (
     "recipe",
     "experiment",
     "comparison",
+    "exports",
     "report",
     "cli",
     "arguments",

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
     from limbeck.comparison.results import ComparisonResult
     from limbeck.core import Batch, LimbeckError, Setup, Stage, Tap, Term, from_student, from_teacher
     from limbeck.data import Augment, Data, arrays, dataset, load
+    from limbeck.evaluate.deferral import Deferred
     from limbeck.experiment.results import RunResult
+    from limbeck.exports.deferring import Deferral
+    from limbeck.exports.make import Exported, export
     from limbeck.models import load_network
     from limbeck.models.inputs import Input
 
@@ -20,9 +23,12 @@ _HOMES = {
     "data": ("Augment", "Data", "arrays", "dataset", "load"),
     "models": ("load_network",),
     "models.inputs": ("Input",),
+    "evaluate.deferral": ("Deferred",),
     "experiment.results": ("RunResult",),
     "api": ("compare", "distill"),
     "comparison.results": ("ComparisonResult",),
+    "exports.deferring": ("Deferral",),
+    "exports.make": ("Exported", "export"),
 }
 
 __all__ = [
@@ -30,6 +36,9 @@ __all__ = [
     "Batch",
     "ComparisonResult",
     "Data",
+    "Deferral",
+    "Deferred",
+    "Exported",
     "Input",
     "LimbeckError",
     "RunResult",
@@ -41,6 +50,7 @@ __all__ = [
     "compare",
     "dataset",
     "distill",
+    "export",
     "from_student",
     "from_teacher",
     "load",

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from limbeck.core import LimbeckError
-from limbeck.evaluate.deferral import Answers, choose, deferral
+from limbeck.evaluate.deferral import Answers, choose, deferral, for_accuracy, for_share
 
 
 def drawn(samples, classes=4, seed=0, teacher=1.0):
@@ -101,3 +101,22 @@ def test_without_a_validation_split_nothing_is_chosen():
 def test_a_margin_that_is_no_accuracy_is_an_error(margin):
     with pytest.raises(LimbeckError, match="the margin is"):
         deferral(drawn(10), margin=margin)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_wanted_share_or_accuracy_is_that_of_the_best_threshold(seed):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (torch.randn(40, 3, generator=generator).round(decimals=1) for _ in range(2))
+    answers = Answers(student, teacher, torch.randint(0, 3, (40,), generator=generator))
+    thresholds = [0.0, *answers.confidences.tolist(), 1.0]
+    joints = {one: answers.joints(torch.tensor([one], dtype=torch.float64))[0] for one in thresholds}
+    for share in (0.0, 0.3, 0.75, 1.0):
+        found = joints[for_share(answers, share)]
+        assert found.share == min(one.share for one in joints.values() if one.share >= share - 1e-9)
+    best = max(one.accuracy for one in joints.values() if one.share > 0)
+    for accuracy in (0.0, best / 2, best):
+        found = joints[for_accuracy(answers, accuracy)]
+        assert found.accuracy >= accuracy - 1e-9
+        assert found.share == max(one.share for one in joints.values() if one.accuracy >= accuracy - 1e-9)
+    with pytest.raises(LimbeckError, match="do not reach an accuracy of 1"):
+        for_accuracy(answers, 1.0)

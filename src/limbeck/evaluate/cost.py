@@ -2,9 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import safetensors.torch
 import torch
@@ -98,39 +99,46 @@ def latency(
         samples = {name: _sample(network, shapes[name], 1) for name, network in networks.items()}
         timed = {name: network for name, network in networks.items() if not calls_function(network)}
         able = {name: network for name, network in timed.items() if _runs(network, samples[name])}
-        quietest: dict[str, list[float]] = {}
-        least: float | None = None
-        for _ in range(ATTEMPTS):
-            times, others = _watched(able, samples, runs, warmup, seconds)
-            if not quietest or others is None or least is None or others < least:
-                quietest, least = times, others
-            if others is None or others <= QUIET:
-                break
-    return {name: _summary(quietest[name], least) if name in able else None for name in networks}
+        calls = {name: partial(_waited, network, samples[name]) for name, network in able.items()}
+        found = times(calls, runs=runs, warmup=warmup, seconds=seconds)
+    return {name: found.get(name) for name in networks}
+
+
+def times(
+    calls: Mapping[str, Callable[[], object]], *, runs: int = 100, warmup: int = 10, seconds: float = 5.0
+) -> dict[str, Latency]:
+    """Measure the times of several calls in turns, as `latency` does."""
+    quietest: dict[str, list[float]] = {}
+    least: float | None = None
+    for _ in range(ATTEMPTS):
+        found, others = _watched(calls, runs, warmup, seconds)
+        if not quietest or others is None or least is None or others < least:
+            quietest, least = found, others
+        if others is None or others <= QUIET:
+            break
+    return {name: _summary(values, least) for name, values in quietest.items()}
 
 
 def _watched(
-    networks: Mapping[str, nn.Module],
-    samples: Mapping[str, Tensor],
-    runs: int,
-    warmup: int,
-    seconds: float,
+    calls: Mapping[str, Callable[[], object]], runs: int, warmup: int, seconds: float
 ) -> tuple[dict[str, list[float]], float | None]:
-    """Return the times of each network's forwards in milliseconds, and the cores that other processes used."""
-    times: dict[str, list[float]] = {name: [] for name in networks}
+    """Return the times of each call in milliseconds, and the cores that other processes used."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
     for _ in _rounds(warmup, least=1, end=start + seconds / 5):
-        for name, network in networks.items():
-            _milliseconds(network, samples[name])
+        for call in calls.values():
+            call()
     before = machine.read()
     for _ in _rounds(runs, least=LEAST_ROUNDS, end=start + seconds):
-        for name, network in networks.items():
-            times[name].append(_milliseconds(network, samples[name]))
+        for name, call in calls.items():
+            began = time.perf_counter_ns()
+            call()
+            found[name].append((time.perf_counter_ns() - began) / 1e6)
     after = machine.read()
     if after.busy is not None and after.wall - before.wall < WATCHED:
         time.sleep(WATCHED - (after.wall - before.wall))
         after = machine.read()
-    return times, machine.outside_cores(before, after)
+    return found, machine.outside_cores(before, after)
 
 
 def _runs(network: nn.Module, sample: Tensor) -> bool:
@@ -154,12 +162,10 @@ def _rounds(most: int, *, least: int, end: float) -> Iterator[int]:
         yield number
 
 
-def _milliseconds(network: nn.Module, sample: Tensor) -> float:
-    _wait(sample.device)
-    start = time.perf_counter_ns()
+def _waited(network: nn.Module, sample: Tensor) -> None:
+    """Run a network, and wait until its device has finished."""
     network(sample)
     _wait(sample.device)
-    return (time.perf_counter_ns() - start) / 1e6
 
 
 def _wait(device: torch.device) -> None:

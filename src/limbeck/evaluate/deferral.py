@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.core import LimbeckError
 
@@ -68,12 +68,73 @@ def choose(validation: Answers, margin: float) -> float:
 
     It is 0, a confidence of the student, or 1, at which the teacher answers alone.
     """
-    thresholds = torch.cat([torch.zeros(1, dtype=torch.float64), torch.unique(validation.confidences)])
-    alone, right = validation.joint(thresholds)
     least = int((validation.teacher.argmax(dim=1) == validation.targets).sum())
-    least -= math.floor(margin * len(validation.targets) + 1e-9)
-    fitting = thresholds[(right >= least) & (alone > 0)]
+    return _lowest(validation, least - math.floor(margin * len(validation.targets) + 1e-9))
+
+
+def for_accuracy(validation: Answers, accuracy: float) -> float:
+    """Return the lowest threshold at which the pair reaches an accuracy, as `choose`.
+
+    Raises:
+        LimbeckError: no threshold reaches it.
+    """
+    chosen = _lowest(validation, math.ceil(accuracy * len(validation.targets) - 1e-9))
+    (reached,) = validation.joints(torch.tensor([chosen], dtype=torch.float64))
+    if reached.accuracy < accuracy - 1e-9:
+        raise LimbeckError(
+            f"student and teacher together do not reach an accuracy of {accuracy:g} on the validation split: the "
+            f"teacher has {reached.accuracy:.4f}"
+        )
+    return chosen
+
+
+def for_share(validation: Answers, share: float) -> float:
+    """Return the highest threshold at which the student answers at least this share of the inputs, as `choose`."""
+    confidences = validation.confidences.sort(descending=True).values
+    answered = math.ceil(share * len(confidences) - 1e-9)
+    if answered == 0:
+        return 1.0
+    below = confidences[confidences < confidences[answered - 1]]
+    return below[0].item() if len(below) else 0.0
+
+
+def _lowest(validation: Answers, right: int) -> float:
+    """The lowest threshold above which the student answers some input, and the pair has so many right; or 1."""
+    thresholds = torch.cat([torch.zeros(1, dtype=torch.float64), torch.unique(validation.confidences)])
+    alone, correct = validation.joint(thresholds)
+    fitting = thresholds[(correct >= right) & (alone > 0)]
     return fitting[0].item() if len(fitting) else 1.0
+
+
+class Deferred(nn.Module):
+    """A student, and the teacher behind it for inputs on which the student's confidence is at most a threshold.
+
+    Args:
+        student: inputs (N, ...) to logits (N, K).
+        teacher: likewise; it gets only the inputs that the student does not answer.
+        threshold: in [0, 1], such as that of an exported file.
+
+    Attributes:
+        answered: how many inputs the student has answered.
+        deferred: how many the teacher has.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, threshold: float) -> None:
+        super().__init__()
+        if not 0 <= threshold <= 1:
+            raise LimbeckError(f"the threshold is {threshold}: allowed is a confidence from 0 to 1")
+        self.student, self.teacher, self.threshold = student, teacher, threshold
+        self.answered = self.deferred = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, ...) to logits (N, K): those of the student or of the teacher, for each input."""
+        logits: Tensor = self.student(inputs)
+        unsure = logits.double().softmax(dim=1).amax(dim=1) <= self.threshold
+        count = int(unsure.sum())
+        self.answered, self.deferred = self.answered + len(inputs) - count, self.deferred + count
+        if not count:
+            return logits
+        return logits.index_copy(0, unsure.nonzero().flatten(), self.teacher(inputs[unsure]).to(logits))
 
 
 def deferral(test: Answers, validation: Answers | None = None, *, margin: float = 0.0) -> Deferral:

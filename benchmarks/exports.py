@@ -1,0 +1,108 @@
+"""Every export of several networks: how far the file is from the network, its size and its latency.
+
+    python -m benchmarks.exports [--to onnx,executorch] [--networks resnet8x4,vit]
+
+Each network is trained for 3 epochs on scikit-learn's digits, enlarged to 32 x 32 and with three channels. A cell that
+cannot be filled has the reason.
+"""
+
+import argparse
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import limbeck
+from limbeck.data import Data
+from limbeck.exports import EXPORTERS
+from limbeck.exports.make import export
+from limbeck.models import build
+
+SHAPE = (3, 32, 32)
+
+
+class Own(nn.Module):
+    """A module as a user writes one: two branches, an attention over channels, and logits in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(3, 16, 5, padding=2)
+        self.weigh, self.head = nn.Linear(32, 32), nn.Linear(32, 10)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W) to features (N, 32) and logits (N, 10)."""
+        maps = torch.cat([self.one(images).relu(), F.gelu(self.two(images))], dim=1)
+        pooled = maps.mean(dim=(2, 3))
+        return {"features": pooled, "logits": self.head(pooled * self.weigh(pooled).sigmoid())}
+
+
+def _zoo(name: str, **options: object) -> Callable[[], nn.Module]:
+    return lambda: build(name, classes=10, shape=SHAPE, **options)
+
+
+NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
+    "mlp": _zoo("mlp", hidden=(200, 200)),
+    "resnet8x4": _zoo("resnet8x4"),
+    "timm mobilenetv3_small_050": _zoo("timm:mobilenetv3_small_050"),
+    "torchvision shufflenet_v2_x0_5": _zoo("torchvision:shufflenet_v2_x0_5"),
+    "timm vit_tiny": _zoo("timm:vit_tiny_patch16_224", img_size=32, patch_size=8, depth=4),
+    "fitnet (maxout)": _zoo("fitnet1"),
+    "own module": Own,
+}
+
+
+def enlarged_digits() -> Data:
+    """The digits as bytes (N, 3, 32, 32)."""
+    bunch = load_digits()
+    images = torch.tensor(bunch.images)[:, None] * 15.9
+    large = F.interpolate(images, scale_factor=4, mode="nearest").expand(-1, 3, -1, -1)
+    return limbeck.arrays(large.round().to(torch.uint8), bunch.target)
+
+
+def main() -> None:
+    """Print a row for each network and backend."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", default=",".join(EXPORTERS))
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--precisions", default="fp32,fp16,int8")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+    data = enlarged_digits()
+    print(
+        "network | export | difference / greatest | decisions | accuracy, student | file | bytes | ms, student | file"
+    )
+    for name in asked.networks.split(","):
+        torch.manual_seed(0)
+        trained, _ = limbeck.distill(
+            None, NETWORKS[name](), data, method="alone", epochs=3, baseline=False, precision="32", progress=False
+        )
+        for to in asked.to.split(","):
+            for precision in asked.precisions.split(","):
+                if precision in EXPORTERS[to].precisions:
+                    print(f"{name} | {to} {precision} | {_row(trained, data, to, precision)}", flush=True)
+
+
+def _row(network: nn.Module, data: Data, to: str, precision: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            results = export(network, data, Path(folder) / "export", to=to, precision=precision).card.results
+        except limbeck.LimbeckError as error:
+            return str(error)
+    if results.parity is None:
+        return f"written, not run here | | | | {results.bytes:,} | |"
+    times = " | ".join(f"{one.median_ms:.2f}" for one in results.latency.values())
+    return (
+        f"{results.parity.relative:.1e} | {results.parity.agreement:.1%} | {results.student:.2%} | "
+        f"{results.exported:.2%} | {results.bytes:,} | {times}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""`limbeck export`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from limbeck.cli.recipe_options import DataRoot, TrustCode
+from limbeck.cli.reporting import reporting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from limbeck.exports.card import Card
+    from limbeck.exports.graph import Precision
+    from limbeck.exports.options import Options
+
+Layout = Literal["nhwc", "nchw"]
+Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or comparison.")]
+To = Annotated[str, typer.Option("--to", help="onnx, executorch, openvino, coreml or web.")]
+Network = Annotated[str | None, typer.Option(help="Such as kd/seed0; default: the student of a run's first seed.")]
+Batch = Annotated[str, typer.Option(help="1, or dynamic for any number of samples, if the backend can.")]
+
+
+def export(
+    folder: Folder,
+    to: To = "onnx",
+    fp16: Annotated[bool, typer.Option("--fp16", help="The network computes in 16 bits.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise with ranges from the training split.")] = False,
+    batch: Batch = "dynamic",
+    layout: Annotated[Layout, typer.Option(help="The axes of images.")] = "nhwc",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also return calibrated probabilities.")
+    ] = False,
+    network: Network = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the export; default: export/ in the folder.")] = None,
+    defer_accuracy: Annotated[
+        float | None, typer.Option(help="Choose when to ask the teacher: what both shall reach together, in [0, 1].")
+    ] = None,
+    defer_share: Annotated[
+        float | None, typer.Option(help="Or: the share of the inputs that the student shall answer, in [0, 1].")
+    ] = None,
+    runtime: Annotated[Path | None, typer.Option(help="For web: the unpacked npm package onnxruntime-web.")] = None,
+    data_root: DataRoot = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Write a student as a file for a device, and compare the file with the student.
+
+    The file reads raw samples, such as images of bytes, and does the preprocessing itself.
+    """
+    with reporting():
+        from limbeck.errors import LimbeckError, nearest
+
+        if fp16 and int8:
+            raise LimbeckError("a file has --fp16 or --int8, not both")
+        if batch not in ("1", "dynamic"):
+            raise LimbeckError(f"--batch is {batch!r}: {nearest(batch, ('1', 'dynamic'))}")
+        from limbeck.cli.terminal import loading
+
+        with loading():
+            from limbeck.exports.options import Options
+        precision: Precision = "fp16" if fp16 else "int8" if int8 else "fp32"
+        options = Options(to, precision, 1 if batch == "1" else None, layout, probabilities, runtime)
+        place = out or folder / "export" / "-".join([*([network.replace("/", "-")] if network else []), to, precision])
+        options.check(place)
+        wish = None if defer_accuracy is defer_share is None else (defer_accuracy, defer_share)
+        _export(folder, place, options, network, data_root, wish, trust_code=trust_code)
+
+
+def _export(
+    folder: Path,
+    place: Path,
+    options: "Options",
+    network: str | None,
+    data_root: Path | None,
+    wish: tuple[float | None, float | None] | None,
+    *,
+    trust_code: bool,
+) -> None:
+    from limbeck.cli.progress import reading
+    from limbeck.cli.terminal import console
+    from limbeck.exports.deferring import Deferral
+    from limbeck.exports.make import make
+    from limbeck.exports.source import Finished
+
+    screen = console(soft_wrap=True)
+    with reading(screen) as progress:
+        found = Finished(folder, network, data_root=data_root, trust_code=trust_code, progress=progress)
+    deferral = None if wish is None else Deferral(found.teacher(), *wish)
+    with screen.status("") as status:
+        done = make(found.source, place, options, deferral, status.update)
+    screen.print(_table(done.card))
+    for line in _evidence(done.card):
+        screen.print(line)
+    screen.print(f"written: {done.file}")
+
+
+def _table(card: "Card") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    results = card.results
+    table = Table(title=f"{card.network}: test split", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for heading in ("", results.figure, "latency ms", "p95 ms", "bytes"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    rows = (("student", results.student, results.student_bytes), ("file", results.exported, results.bytes))
+    for name, figure, size in rows:
+        latency = results.latency.get(name)
+        times = ("", "") if latency is None else (f"{latency.median_ms:.3f}", f"{latency.p95_ms:.3f}")
+        table.add_row(name, "" if figure is None else f"{figure:.4f}", *times, f"{size:,}")
+    return table
+
+
+def _evidence(card: "Card") -> "Iterator[str]":
+    parity = card.results.parity
+    if parity is None:
+        yield "the file was not compared with the student: it does not run on this system"
+        return
+    sizes = ", ".join(map(str, parity.batches))
+    same = "" if parity.agreement is None else f", {parity.agreement:.2%} of the decisions agree"
+    yield (
+        f"on {parity.samples} samples of the {parity.split} split, batch sizes {sizes}: greatest difference of an "
+        f"output {parity.difference:.2g} ({parity.relative:.2g} of the greatest){same}"
+    )
+    chosen = card.deferring
+    if chosen is not None and chosen.test is not None:
+        yield (
+            f"ask the teacher if the confidence is at most {chosen.threshold:.4f} (chosen on the validation split): "
+            f"the file then answers {chosen.test.share:.1%} of the test samples, and both have "
+            f"{chosen.test.accuracy:.2%} right"
+        )

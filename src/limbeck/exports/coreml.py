@@ -1,0 +1,54 @@
+"""Core ML, for Apple's devices. Files are written on any system and run on macOS."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.graph import Graph
+
+_UNKNOWN = {torch.ops.aten.addcmul.default: lambda summand, one, two: summand + one * two}
+"""The operations that coremltools does not know, by others."""
+
+
+def export(graph: Graph, path: Path) -> None:
+    """Write an ``.mlpackage``, whose input is an array of float32, because Core ML has no arrays of bytes."""
+    import coremltools
+
+    program = torch.export.export(graph.module, (graph.example[:1].float(),)).run_decompositions(_UNKNOWN)
+    half = graph.precision == "fp16"
+    model = coremltools.convert(
+        program,
+        convert_to="mlprogram",
+        compute_precision=coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32,
+        outputs=[coremltools.TensorType(name=name) for name in graph.outputs],
+    )
+    model.user_defined_metadata["limbeck"] = graph.card
+    model.save(str(path))
+
+
+def load(path: Path) -> Runner:
+    """Open a file with Core ML."""
+    import coremltools
+
+    model = coremltools.models.MLModel(str(path))
+    name = model.get_spec().description.input[0].name
+
+    def run(inputs: Tensor) -> Tensor:
+        parts = [model.predict({name: one[None].float().numpy()}) for one in inputs]
+        return torch.cat([torch.from_numpy(next(iter(part.values()))) for part in parts])
+
+    return run
+
+
+COREML = Exporter(
+    ".mlpackage",
+    ("coremltools",),
+    "coreml",
+    export,
+    load if sys.platform == "darwin" else None,
+    ("fp32", "fp16"),
+    False,
+)

@@ -1,0 +1,54 @@
+"""ExecuTorch with XNNPACK, for Android, iOS and small boards."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.graph import Graph
+
+
+def export(graph: Graph, path: Path) -> None:
+    """Write a ``.pte``. int8: PT2E quantisation by channel with XNNPACK's quantiser."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    program = graph.program()
+    if graph.precision == "int8":
+        program = torch.export.export(_quantised(program, graph), (graph.example[:1],))
+    lowered = to_edge_transform_and_lower(
+        program, partitioner=[XnnpackPartitioner()], constant_methods={"limbeck": graph.card}
+    )
+    path.write_bytes(lowered.to_executorch().buffer)
+
+
+def load(path: Path) -> Runner:
+    """Open a file with the runtime."""
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(path).load_method("forward")
+
+    def run(inputs: Tensor) -> Tensor:
+        output: Tensor = method.execute([inputs.contiguous()])[0]
+        return output.clone()
+
+    return run
+
+
+def _quantised(program: torch.export.ExportedProgram, graph: Graph) -> torch.nn.Module:
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    prepared = prepare_pt2e(program.module(), quantizer)
+    for sample in torch.split(graph.calibration, 1):
+        prepared(sample)
+    converted: torch.nn.Module = convert_pt2e(prepared)
+    return converted
+
+
+EXECUTORCH = Exporter(".pte", ("executorch", "torchao"), "executorch", export, load, ("fp32", "fp16", "int8"), False)

@@ -1,0 +1,99 @@
+"""What is exported: a student with its preprocessing, from raw samples to logits."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.models.inputs import Bridge, Input
+
+Layout = Literal["nhwc", "nchw"]
+Precision = Literal["fp32", "fp16", "int8"]
+LAYOUTS, PRECISIONS = get_args(Layout), get_args(Precision)
+
+
+class Deployed(nn.Module):
+    """A network that reads raw samples: it scales and normalises them, and resizes images.
+
+    Args:
+        network: is copied.
+        expected: what the network reads.
+        shape: of one raw sample, (C, H, W) or (D,).
+        pixels: whether the raw values are bytes of pixels, uint8; otherwise they are float32.
+        layout: of images, the order of the axes.
+        half: whether the network computes in 16 bits. The preprocessing and the output have 32 bits.
+        temperature: the network also returns probabilities, the softmax of ``logits / temperature``; None: it does not.
+
+    Shape:
+        (N, H, W, C) or (N, C, H, W) for images, (N, D) otherwise, to logits (N, ...), and probabilities (N, K).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        expected: Input,
+        shape: tuple[int, ...],
+        *,
+        pixels: bool,
+        layout: Layout,
+        half: bool = False,
+        temperature: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = deepcopy(network).cpu().eval().requires_grad_(False)
+        if half:
+            self.network.half()
+        self._pixels, self._last, self._half = pixels, layout == "nhwc" and len(shape) == 3, half
+        self._temperature = temperature
+        channels = shape[0] if len(shape) > 1 else 1
+        self._bridge = Bridge(expected, shape, (0.0,) * channels, (1.0,) * channels)
+        self.eval()
+
+    def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """See the class."""
+        values = inputs.permute(0, 3, 1, 2) if self._last else inputs
+        values = values.float() / 255 if self._pixels else values
+        values = self._bridge.convert(values)
+        logits = self.network(values.half() if self._half else values).float()
+        return logits if self._temperature is None else (logits, (logits / self._temperature).softmax(dim=1))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module to export, and how.
+
+    Attributes:
+        module: reads what is in ``example``, in eval mode.
+        example: raw samples as the file reads them, (2, ...).
+        outputs: the names of the module's outputs.
+        any_batch: whether the file takes any number of samples; otherwise it takes one.
+        precision: of the network in the file.
+        calibration: raw samples of the training split, (N, ...), for int8; otherwise empty.
+        card: what the file says about itself, as JSON.
+        runtime: the unpacked package onnxruntime-web, for a page; None: it is fetched.
+    """
+
+    module: nn.Module
+    example: Tensor
+    outputs: tuple[str, ...]
+    any_batch: bool
+    precision: Precision
+    calibration: Tensor
+    card: str
+    runtime: Path | None = None
+
+    @property
+    def input(self) -> str:
+        """The name of the input."""
+        return "images" if self.example.dim() == 4 else "inputs"
+
+    def program(self, *, most: int | None = None) -> torch.export.ExportedProgram:
+        """The module as `torch.export` captures it, for up to ``most`` samples."""
+        self.module(self.example)  # what is prepared in the first call must not be part of the graph
+        if not self.any_batch:
+            return torch.export.export(self.module, (self.example[:1],))
+        batch = torch.export.Dim("batch", min=1, max=most)
+        return torch.export.export(self.module, (self.example,), dynamic_shapes=({0: batch},))

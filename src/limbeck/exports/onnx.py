@@ -1,0 +1,83 @@
+"""ONNX, for onnxruntime on phones, servers and browsers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.graph import Graph
+
+OPSET = 20
+CALIBRATED = 64
+"""The samples of a batch in calibration, if the file takes any number."""
+
+
+def export(graph: Graph, path: Path) -> None:
+    """Write a file of ONNX. int8: onnxruntime's static quantisation of weights (by channel) and activations, as QDQ."""
+    import onnx
+
+    program: Any = torch.onnx.export(
+        graph.program(),
+        input_names=[graph.input],
+        output_names=list(graph.outputs),
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    written = path.with_suffix(".fp32.onnx") if graph.precision == "int8" else path
+    program.save(written)
+    if graph.precision == "int8":
+        _quantise(written, path, graph)
+        written.unlink()
+    model = onnx.load(path)
+    model.metadata_props.add(key="limbeck", value=graph.card)
+    onnx.save(model, path)
+
+
+def load(path: Path) -> Runner:
+    """Open a file with onnxruntime on the CPU."""
+    session = _session(path)
+    name, first = session.get_inputs()[0].name, [session.get_outputs()[0].name]
+    return lambda inputs: torch.from_numpy(session.run(first, {name: inputs.numpy()})[0])
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # errors are exceptions
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _quantise(source: Path, path: Path, graph: Graph) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
+        def __init__(self) -> None:
+            self._parts = iter(batches(graph.calibration, CALIBRATED if graph.any_batch else 1))
+
+        def get_next(self) -> dict[str, Any] | None:
+            part = next(self._parts, None)
+            return None if part is None else {graph.input: part.numpy()}
+
+    quantize_static(
+        source,
+        path,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+def batches(samples: Tensor, size: int) -> Iterator[Tensor]:
+    """Parts of ``size`` samples; the last one may be smaller."""
+    yield from torch.split(samples, size)
+
+
+ONNX = Exporter(".onnx", ("onnx", "onnxscript", "onnxruntime"), "export", export, load, ("fp32", "fp16", "int8"), True)

@@ -1,0 +1,34 @@
+"""OpenVINO, for Intel's processors."""
+
+from pathlib import Path
+
+import torch
+
+from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.graph import Graph
+
+
+def export(graph: Graph, path: Path) -> None:
+    """Write an ``.xml`` and a ``.bin``. fp16: the weights have 16 bits; the processor chooses how to compute."""
+    import openvino
+
+    model = openvino.convert_model(graph.program())
+    model.inputs[0].get_tensor().set_names({graph.input})
+    if graph.any_batch:
+        model.reshape({graph.input: [-1, *graph.example.shape[1:]]})
+    for output, name in zip(model.outputs, graph.outputs, strict=True):
+        output.get_tensor().set_names({name})
+    model.set_rt_info(graph.card, "limbeck")
+    openvino.save_model(model, path, compress_to_fp16=graph.precision == "fp16")
+
+
+def load(path: Path) -> Runner:
+    """Open a file on the CPU."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    return lambda inputs: torch.from_numpy(compiled(inputs.numpy())[0].copy())
+
+
+OPENVINO = Exporter(".xml", ("openvino",), "openvino", export, load, ("fp32", "fp16"), True)

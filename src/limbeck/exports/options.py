@@ -1,0 +1,53 @@
+"""What a user chooses of an exported file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from limbeck.core import LimbeckError
+from limbeck.errors import nearest
+from limbeck.exports import EXPORTERS
+from limbeck.exports.base import Exporter
+from limbeck.exports.card import CARD
+from limbeck.exports.graph import LAYOUTS, PRECISIONS, Layout, Precision
+
+
+@dataclass(frozen=True)
+class Options:
+    """As the arguments of `limbeck.export`."""
+
+    to: str = "onnx"
+    precision: Precision = "fp32"
+    batch: int | None = None
+    layout: Layout = "nhwc"
+    probabilities: bool = False
+    runtime: Path | None = None
+
+    @property
+    def backend(self) -> Exporter:
+        """What writes the file."""
+        return EXPORTERS[self.to]
+
+    @property
+    def any_batch(self) -> bool:
+        """Whether the file takes any number of samples."""
+        return self.backend.any_batch and self.batch is None
+
+    def check(self, folder: Path) -> None:
+        """Refuse what is not possible, before anything is read.
+
+        Raises:
+            LimbeckError: a value is not allowed; a package is missing; ``folder`` holds something else than an export.
+        """
+        if self.to not in EXPORTERS:
+            raise LimbeckError(f"there is no export to {self.to!r}: {nearest(self.to, EXPORTERS)}")
+        for key, allowed in (("precision", PRECISIONS), ("layout", LAYOUTS)):
+            value = getattr(self, key)
+            if value not in allowed:
+                raise LimbeckError(f"{key} is {value!r}: {nearest(value, allowed)}")
+        if self.precision not in self.backend.precisions:
+            raise LimbeckError(f"{self.to} has no {self.precision}: allowed are {', '.join(self.backend.precisions)}")
+        if self.batch not in (None, 1):
+            raise LimbeckError(f"batch is {self.batch}: allowed are 1, and None for any number of samples")
+        if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise LimbeckError(f"{folder} exists and holds no export: choose another folder")
+        self.backend.check(self.to)

@@ -1,0 +1,146 @@
+"""`limbeck export`, and the page docs/how-to/export.md."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import limbeck
+from limbeck.cli import app
+from limbeck.exports import EXPORTERS
+from limbeck.exports.base import missing_of
+from limbeck.exports.parity import LIMITS
+
+pytestmark = pytest.mark.skipif(bool(missing_of(EXPORTERS["onnx"].modules)), reason="needs limbeck[export]")
+
+PAGE = Path(__file__).parents[2].joinpath("docs/how-to/export.md").read_text(encoding="utf-8")
+RECIPE = """\
+name: tiny
+data: {source: digits, limit: 300}
+teacher:
+  model: {name: mlp, hidden: [32]}
+  train: {epochs: 6, batch_size: 32, optimizer: {name: adam, lr: 0.01}}
+student:
+  model: {name: mlp, hidden: [8]}
+method: {name: kd, temperature: 3}
+train: {epochs: 4, batch_size: 32, optimizer: {name: adam, lr: 0.01}}
+seeds: [0, 1]
+evaluate: {latency_runs: 1}
+precision: 32
+"""
+
+
+def limbeck_command(*arguments, code=0):
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder with a run and a comparison; do not change them."""
+    place = tmp_path_factory.mktemp("runs")
+    (place / "recipe.yaml").write_text(RECIPE)
+    limbeck_command("run", place / "recipe.yaml", "--out", place / "run")
+    limbeck_command("compare", place / "recipe.yaml", "--methods", "kd", "--seeds", 1, "--out", place / "compared")
+    return place
+
+
+def test_the_student_of_a_run_is_exported_with_its_teacher_behind_it(folders, tmp_path):
+    out = tmp_path / "out"
+    shown = limbeck_command("export", folders / "run", "--int8", "--probabilities", "--defer-share", 0.5, "--out", out)
+    assert "kd/seed0: test split" in shown
+    assert "batch sizes 1, 2, 8: greatest difference" in shown
+    assert "ask the teacher if the confidence is at most" in shown
+    card = json.loads((out / "card.json").read_text())
+    result = json.loads((folders / "run" / "kd" / "seed0" / "result.json").read_text())
+    assert (card["network"], card["weights_sha256"]) == ("kd/seed0", result["weights_sha256"])
+    assert card["results"]["student"] == result["test"]["accuracy"]
+    assert card["deferring"]["validation"]["share"] >= 0.5
+    alone = json.loads((folders / "run" / "teacher" / "seed0" / "result.json").read_text())
+    assert card["deferring"]["test"]["accuracy"] <= 1.0
+    assert card["deferring"]["threshold"] > 0
+    assert alone["test"]["accuracy"] > result["test"]["accuracy"]  # else there is nothing to defer
+
+
+def test_the_default_place_is_in_the_folder_and_any_network_can_be_chosen(folders):
+    shown = limbeck_command("export", folders / "run", "--network", "alone/seed1", "--batch", 1, "--layout", "nchw")
+    file = folders / "run" / "export" / "alone-seed1-onnx-fp32" / "student.onnx"
+    assert f"written: {file}" in shown.replace("\n", "")
+    card = json.loads((file.parent / "card.json").read_text())
+    assert card["reads"]["shape"] == [1, 1, 8, 8]
+
+
+def test_a_student_of_a_comparison_is_named(folders, tmp_path):
+    assert "choose a student with --network" in limbeck_command("export", folders / "compared", code=2)
+    limbeck_command("export", folders / "compared", "--network", "kd/seed0", "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "student.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "onx"], "there is no export to 'onx': did you mean 'onnx'"),
+        (["--int8", "--fp16"], "--fp16 or --int8, not both"),
+        (["--batch", "4"], "--batch is '4'"),
+        (["--network", "kd/seed9"], "has no student 'kd/seed9': did you mean 'kd/seed"),
+        (["--defer-share", "0.5", "--defer-accuracy", "0.5"], "an accuracy or a share"),
+        (["--defer-accuracy", "1.0"], "do not reach an accuracy of 1"),
+        (["--to", "openvino", "--int8"], "openvino has no int8"),
+    ],
+)
+def test_what_is_wrong_is_one_error_with_exit_code_2(folders, tmp_path, arguments, message):
+    shown = limbeck_command("export", folders / "run", "--out", tmp_path / "out", *arguments, code=2)
+    assert message in " ".join(shown.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_changed_data_is_refused(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.data.split.Split.digest", lambda split: "0" * 32)
+    shown = limbeck_command("export", folders / "run", "--out", tmp_path / "out", code=2)
+    assert "the test split has changed since" in " ".join(shown.split())
+
+
+def test_the_page_states_the_limits_and_the_backends():
+    for name, limit in LIMITS.items():
+        row = next(line for line in PAGE.splitlines() if line.startswith(f"| {name}"))
+        numbers = [float(one) for one in re.findall(r"(?<!fp)(?<!int)\b\d+(?:\.\d+)?\b", row)]
+        expected = [limit.difference, 100 * limit.agreement] if limit.difference < 1 else [100 * limit.agreement]
+        assert numbers == expected
+    for name, backend in EXPORTERS.items():
+        row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}`"))
+        assert ", ".join(backend.precisions) in row
+        assert f"limbeck[{backend.extra}]" in row
+
+
+def test_the_code_of_the_page_runs(folders, tmp_path, monkeypatch, capsys):
+    onnx_code, pair_code, call_code = (code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+    monkeypatch.chdir(tmp_path)
+    limbeck_command("export", folders / "run", "--int8", "--out", "runs/my_run/export/onnx-int8")
+    exec(onnx_code, {})
+    assert capsys.readouterr().out.strip() in map(str, range(10))
+    data = limbeck.load("digits", limit=100)
+    networks = [
+        limbeck.load_network(folders / "run" / name / "seed0" / f"{file}.safetensors")[0]
+        for name, file in (("kd", "student"), ("teacher", "teacher"))
+    ]
+    names = {"limbeck": limbeck, "student": networks[0], "teacher": networks[1], "data": data}
+    exec(pair_code, {**names, "inputs": torch.rand(5, 1, 8, 8)})
+    assert sum(map(int, capsys.readouterr().out.split())) == 5
+    exec(call_code.replace("0.97", "0.1"), names)
+    assert "student.onnx" in capsys.readouterr().out
+
+
+def test_deferred_asks_the_teacher_only_when_the_student_is_not_sure():
+    student, teacher = torch.nn.Identity(), torch.nn.Hardtanh(max_val=-1.0, min_val=-2.0)
+    pair = limbeck.Deferred(student, teacher, threshold=0.9)
+    inputs = torch.tensor([[9.0, 0.0], [0.1, 0.0], [0.0, 7.0]])
+    found = pair(inputs)
+    np.testing.assert_array_equal(found, [[9.0, 0.0], [-1.0, -1.0], [0.0, 7.0]])
+    assert (pair.answered, pair.deferred) == (2, 1)
+    with pytest.raises(limbeck.LimbeckError, match="the threshold is 90"):
+        limbeck.Deferred(student, teacher, threshold=90)

@@ -1,0 +1,143 @@
+"""`--to web`: the page in a browser gives the student's logits, also without a network."""
+
+import http.server
+import os
+import threading
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import limbeck
+from limbeck.exports import EXPORTERS
+from limbeck.exports.base import missing_of
+from limbeck.exports.web import RUNTIME
+from limbeck.models import build
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next((path for path in ("/usr/bin/chromium", "/usr/bin/google-chrome") if Path(path).exists()), None)
+pytestmark = pytest.mark.skipif(bool(missing_of(EXPORTERS["web"].modules)), reason="needs limbeck[export]")
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, 256, (60, 3, 6, 8), dtype=torch.uint8, generator=generator)
+    return limbeck.arrays(inputs, torch.arange(60) % 3)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return build("mlp", classes=3, shape=(3, 6, 8), hidden=(9,)).eval()
+
+
+def folder_of(path: Path) -> Path:
+    (path / "dist").mkdir(parents=True)
+    (path / "package.json").write_text('{"version": "1.2.3", "license": "MIT", "repository": {"url": "its home"}}')
+    for name in RUNTIME:
+        (path / "dist" / name).write_text(name)
+    return path
+
+
+def test_the_runtime_may_be_given(network, data, tmp_path):
+    done = limbeck.export(network, data, tmp_path / "out", to="web", runtime=folder_of(tmp_path / "package"))
+    assert {one.name for one in done.folder.iterdir()} == {
+        "card.json",
+        "index.html",
+        "onnxruntime-web.txt",
+        "page.js",
+        "student.onnx",
+        "worker.js",
+        *RUNTIME,
+    }
+    assert (done.folder / "onnxruntime-web.txt").read_text() == "onnxruntime-web 1.2.3, licence: MIT, its home\n"
+
+
+@pytest.mark.parametrize("missing", [*(f"dist/{name}" for name in RUNTIME), "package.json"])
+def test_a_folder_that_is_not_the_runtime_is_refused(network, data, missing, tmp_path):
+    package = folder_of(tmp_path / "package")
+    (package / missing).unlink()
+    with pytest.raises(limbeck.LimbeckError, match="is not the unpacked package onnxruntime-web"):
+        limbeck.export(network, data, tmp_path / "out", to="web", runtime=package)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_npm_the_message_says_what_to_do(network, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(limbeck.LimbeckError, match=r"npm cannot fetch .*name its folder with --runtime"):
+        limbeck.export(network, data, tmp_path / "out", to="web")
+
+
+def test_features_have_no_page(tmp_path):
+    data = limbeck.arrays(torch.randn(60, 5), torch.arange(60) % 3)
+    with pytest.raises(limbeck.LimbeckError, match="the page reads grey or RGB images of bytes"):
+        limbeck.export(build("mlp", classes=3, shape=(5,), hidden=(9,)), data, tmp_path / "out", to="web")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def served(network, data, tmp_path):
+    """The folder of a page on a server on this machine, and what stops the server."""
+    package = Path(os.environ.get("LIMBECK_ORT_WEB", "node_modules/onnxruntime-web"))
+    try:
+        given = package if package.is_dir() else None
+        done = limbeck.export(network, data, tmp_path / "out", to="web", runtime=given)
+    except limbeck.LimbeckError as error:
+        if "npm cannot fetch" not in str(error):
+            raise
+        pytest.skip(str(error))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=done.folder))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/", server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.timeout(120)
+def test_the_page_answers_as_the_student_also_without_a_network(served, network, data, tmp_path):
+    address, server = served
+    raw = data.test.inputs[:4]
+    with torch.no_grad():
+        expected = network(limbeck.data.normalise(raw, data.mean, data.std))
+    images = [one.permute(1, 2, 0).contiguous() for one in raw]
+    errors, strange = [], []
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda one: strange.append(one.url) if not one.url.startswith((address, "blob:")) else None)
+        page.goto(address)
+        page.wait_for_selector("body[data-ready]")
+        run = "async (bytes) => (await import('./page.js')).run(Uint8Array.from(bytes))"
+        for image, logits in zip(images, expected, strict=True):
+            found = page.evaluate(run, image.flatten().tolist())
+            np.testing.assert_allclose(found, logits.numpy(), rtol=1e-4, atol=1e-5)
+        page.evaluate("() => navigator.serviceWorker.ready")
+        page.reload()  # the worker now sees every request
+        page.wait_for_selector("body[data-ready]")
+        server.shutdown()
+        server.server_close()
+        page.reload()
+        page.wait_for_selector("body[data-ready]")
+        written = BytesIO()
+        Image.fromarray(images[0].numpy()).save(written, "PNG")
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": written.getvalue()})
+        page.wait_for_selector("#classes li")
+        shown = [row.inner_text() for row in page.locator("#classes li span:first-child").all()]
+        assert shown == [str(place) for place in expected[0].argsort(descending=True).tolist()]
+        page.set_input_files("#file", {"name": "b.png", "mimeType": "image/png", "buffer": b"no image"})
+        page.wait_for_selector("text=b.png is not an image")
+        page.screenshot(path=tmp_path / "page.png")
+        browser.close()
+    assert errors == strange == []
