@@ -79,6 +79,7 @@ ORDER = (
     "experiment",
     "comparison",
     "report",
+    "exports",
     "cli",
     "arguments",
     "api",

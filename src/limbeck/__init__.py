@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from limbeck.core import Batch, LimbeckError, Setup, Stage, Tap, Term, from_student, from_teacher
     from limbeck.data import Augment, Data, arrays, dataset, load
     from limbeck.experiment.results import RunResult
+    from limbeck.exports.compress import Compressed, compress
     from limbeck.models import load_network
     from limbeck.models.inputs import Input
 
@@ -23,12 +24,14 @@ _HOMES = {
     "experiment.results": ("RunResult",),
     "api": ("compare", "distill"),
     "comparison.results": ("ComparisonResult",),
+    "exports.compress": ("Compressed", "compress"),
 }
 
 __all__ = [
     "Augment",
     "Batch",
     "ComparisonResult",
+    "Compressed",
     "Data",
     "Input",
     "LimbeckError",
@@ -39,6 +42,7 @@ __all__ = [
     "Term",
     "arrays",
     "compare",
+    "compress",
     "dataset",
     "distill",
     "from_student",

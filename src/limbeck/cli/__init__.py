@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli import cache, compare, doctor, methods, models, plan, report, run, runs, tune
+from limbeck.cli import cache, compare, compress, doctor, methods, models, plan, report, run, runs, tune
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": run.demo,
@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "compare": compare.compare,
     "tune": tune.tune,
     "report": report.report,
+    "compress": compress.compress,
     "runs": runs.runs,
     "methods": methods.methods,
     "models": models.models,
