@@ -60,7 +60,7 @@ def compress(
         with reading(screen) as progress:
             work = of_run(folder, network, data_root=data_root, trust_code=trust_code, alone=alone, progress=progress)
         with screen.status("compressing", spinner="line") as status:
-            done = work.done(out or folder / "compressed.safetensors", options, say=status.update)
+            done = work.run(out or folder / "compressed.safetensors", options, say=status.update)
         screen.print(_table(work.source.name, done))
         shares = ", ".join(f"{name} {share:.1%}" for name, share in done.kept.items())
         screen.print(f"weights that are not 0: {shares}")

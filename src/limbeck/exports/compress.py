@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from limbeck.core import LimbeckError, Method, Stage
-from limbeck.data import Augment, Data
+from limbeck.data import Augment, Data, Progress
 from limbeck.errors import nearest
 from limbeck.evaluate import macs
 from limbeck.experiment.arms import block_of, method_of, training_of
@@ -76,7 +75,8 @@ class Options:
 
     def bits_of(self, name: str, layer: Layer) -> int:
         """The bits of a layer."""
-        return {**BITS, **self.bits}.get(name, {**BITS, **self.bits}[kind_of(layer)])
+        bits = {**BITS, **self.bits}
+        return bits.get(name, bits[kind_of(layer)])
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def compress(
     spec = spec_of({"name": GIVEN}, data, Bridge(reads, data.shape, data.mean, data.std), data.outputs)
     work = Work(Source(student, data, reads, student_output), spec, training, partial(call, METHODS, named), teacher)
     options = Options(quality, keep or {}, bits or {}, epochs, centroid_epochs)
-    return work.done(Path(file), options, seed=seed, device=device)
+    return work.run(Path(file), options, seed=seed, device=device)
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Work:
     method: Method
     teacher: nn.Module | None
 
-    def done(
+    def run(
         self, file: Path, options: Options, *, seed: int = 0, device: str = "auto", say: Say = lambda _: None
     ) -> Compressed:
         """As `compress`; ``say`` is called with a phrase before each step and after each epoch."""
@@ -195,15 +195,22 @@ class Work:
 
 
 def of_run(
-    folder: Path, network: str | None, *, data_root: Path | None, trust_code: bool, alone: bool, **more: Any
+    folder: Path,
+    network: str | None,
+    *,
+    data_root: Path | None,
+    trust_code: bool,
+    alone: bool,
+    progress: Progress | None = None,
 ) -> Work:
     """The student of a run folder, its training and, unless ``alone``, its method and teacher.
 
     Raises:
         LimbeckError: as for `limbeck.exports.source.Finished`.
     """
-    finished, found = Finished(folder, network, data_root=data_root, trust_code=trust_code, **more), read(folder)
-    source, recipe = finished.source, found.recipe
+    finished = Finished(folder, network, data_root=data_root, trust_code=trust_code, progress=progress)
+    found, source = read(folder), finished.source
+    recipe = found.recipe
     spec = read_spec(found.place(source.name) / source.name / STUDENT)
     if recipe is None or spec is None:
         raise LimbeckError(f"{folder} does not describe its student and data: use limbeck.compress in Python")

@@ -50,7 +50,7 @@ class Shared(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """The centroids, which take the place of the weight as the parameter."""
-        return self._centroids
+        return self._centroids.to(weight)
 
 
 def layers_of(network: nn.Module) -> dict[str, Layer]:
