@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from limbeck.cli import app
 from limbeck.models import load_network
+from limbeck.train import loop
 
 RECIPE = """\
 name: tiny
@@ -60,11 +61,18 @@ def test_a_run_gives_a_small_file_that_loads_alone_like_other_weights(run):
     assert not torch.equal(load_network("alone.safetensors")[0].head.weight, loaded.head.weight)
 
 
-def test_a_method_of_several_stages_retrains_by_its_last_one(run):
+def test_a_method_of_several_stages_retrains_by_its_last_one(run, monkeypatch):
     pytest.importorskip("constriction")
     run("fitnets")
-    does("compress", "run", *SHORT)
-    assert Path("run/compressed.safetensors").is_file()
+    trained = []
+
+    def record(stages, *arguments, **options):
+        trained.extend((stage.name, stage.epochs, tuple(stage.terms)) for stage in stages)
+        return loop.run(stages, *arguments, **options)
+
+    monkeypatch.setattr("limbeck.exports.compress.run", record)
+    does("compress", "run", "--epochs", 2, "--centroid-epochs", 1)
+    assert trained == [("kd", 2, ("hard", "soft")), ("kd", 1, ("hard", "soft"))]
 
 
 def test_a_method_that_does_more_than_to_train_the_student_needs_alone(run):

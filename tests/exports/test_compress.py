@@ -1,6 +1,7 @@
 """Deep compression: pruning, shared weights and the file, on tiny networks."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -109,7 +110,7 @@ def test_the_gradient_of_a_centroid_is_the_sum_over_its_cluster():
 def test_relative_indices_fill_gaps_that_they_cannot_span(density):
     mask = torch.rand(30, 50) < density
     places = [-1, *torch.nonzero(mask.flatten()).flatten().tolist()]
-    fillers = sum((after - before - 1) // 8 for before, after in zip(places, places[1:], strict=False))
+    fillers = sum((after - before - 1) // 8 for before, after in pairwise(places))
     assert entries(mask, 3) == int(mask.sum()) + fillers
 
 
