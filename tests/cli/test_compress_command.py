@@ -80,6 +80,10 @@ def test_a_method_that_does_more_than_to_train_the_student_needs_alone(run):
     run("mimic")
     assert "compress without the teacher (--alone)" in does("compress", "run", *SHORT, code=2)
     does("compress", "run", *SHORT, "--alone")
+    slow = load_network("run/compressed.safetensors")[0].head.weight
+    does("compress", "run", *SHORT, "--alone", "--lr", 0.05)
+    assert not torch.equal(load_network("run/compressed.safetensors")[0].head.weight, slow)
+    assert "optimizer.lr: got -1.0" in does("compress", "run", *SHORT, "--alone", "--lr", -1, code=2)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def compress(
     bits: Bits = None,
     epochs: Annotated[int, typer.Option(help="Of the training after pruning.")] = 10,
     centroid_epochs: Annotated[int, typer.Option(help="Of the training of the shared weights.")] = 5,
+    lr: Annotated[float | None, typer.Option(help="Of both trainings; default: that of the recipe.")] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Train without the teacher.")] = False,
     data_root: DataRoot = None,
     trust_code: TrustCode = False,
@@ -58,7 +59,9 @@ def compress(
 
         screen, options = console(soft_wrap=True), Options(quality, kept, shared, epochs, centroid_epochs)
         with reading(screen) as progress:
-            work = of_run(folder, network, data_root=data_root, trust_code=trust_code, alone=alone, progress=progress)
+            work = of_run(
+                folder, network, data_root=data_root, trust_code=trust_code, alone=alone, lr=lr, progress=progress
+            )
         with screen.status("compressing", spinner="line") as status:
             done = work.run(out or folder / "compressed.safetensors", options, say=status.update)
         screen.print(_table(work.source.name, done))

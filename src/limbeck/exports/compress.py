@@ -90,19 +90,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A finished compression.
+    """A finished compression."""
 
-    Attributes:
-        file: the weights, which `limbeck.load_network` reads.
-        figure: what the scores are, such as the accuracy.
-        steps: the original, pruned, quantised and coded network.
-        kept: by layer, the share of the weights that are not 0.
-    """
-
-    file: Path
-    figure: Shown
-    steps: tuple[Step, ...]
-    kept: Mapping[str, float]
+    file: Path  #: the weights, which `limbeck.load_network` reads
+    figure: Shown  #: what the scores are, such as the accuracy
+    steps: tuple[Step, ...]  #: the original, pruned, quantised and coded network
+    kept: Mapping[str, float]  #: by layer, the share of the weights that are not 0
 
 
 def compress(
@@ -201,12 +194,15 @@ def of_run(
     data_root: Path | None,
     trust_code: bool,
     alone: bool,
+    lr: float | None = None,
     progress: Progress | None = None,
 ) -> Work:
     """The student of a run folder, its training and, unless ``alone``, its method and teacher.
 
+    ``lr`` takes the place of the recipe's learning rate.
+
     Raises:
-        LimbeckError: as for `limbeck.exports.source.Finished`.
+        LimbeckError: as for `limbeck.exports.source.Finished`; or the learning rate is not above 0.
     """
     finished = Finished(folder, network, data_root=data_root, trust_code=trust_code, progress=progress)
     found, source = read(folder), finished.source
@@ -216,7 +212,10 @@ def of_run(
         raise LimbeckError(f"{folder} does not describe its student and data: use limbeck.compress in Python")
     arm = "alone" if alone else source.name.partition("/")[0]
     teacher = None if block_of(recipe, arm)["name"] in TEACHERLESS else finished.teacher()
-    return Work(source, spec, training_of(recipe.train, source.data), method_of(recipe, arm, {}), teacher)
+    rate = {} if lr is None else {"lr": lr}
+    optimizer = fill(OPTIMIZERS, {**recipe.train.optimizer, **rate}, kind="optimizer")
+    training = training_of(recipe.train.model_copy(update={"optimizer": optimizer}), source.data)
+    return Work(source, spec, training, method_of(recipe, arm, {}), teacher)
 
 
 class _Compression:
