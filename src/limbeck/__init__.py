@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from limbeck.data import Augment, Data, arrays, dataset, load
     from limbeck.evaluate.deferral import Deferred
     from limbeck.experiment.results import RunResult
+    from limbeck.exports.compress import Compressed, compress
     from limbeck.exports.deferring import Deferral
     from limbeck.exports.make import Exported, export
     from limbeck.models import load_network
@@ -27,6 +28,7 @@ _HOMES = {
     "experiment.results": ("RunResult",),
     "api": ("compare", "distill"),
     "comparison.results": ("ComparisonResult",),
+    "exports.compress": ("Compressed", "compress"),
     "exports.deferring": ("Deferral",),
     "exports.make": ("Exported", "export"),
 }
@@ -35,6 +37,7 @@ __all__ = [
     "Augment",
     "Batch",
     "ComparisonResult",
+    "Compressed",
     "Data",
     "Deferral",
     "Deferred",
@@ -48,6 +51,7 @@ __all__ = [
     "Term",
     "arrays",
     "compare",
+    "compress",
     "dataset",
     "distill",
     "export",

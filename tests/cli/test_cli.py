@@ -85,7 +85,7 @@ def same_weights(one, other):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ("demo", "plan", "run", "report", "runs", "methods", "models", "taps", "doctor", "--version")),
+        ([], ("demo", "plan", "run", "report", "compress", "runs", "methods", "models", "taps", "doctor", "--version")),
         (["demo"], ("--out", "runs/demo")),
         (
             ["run"],
@@ -105,6 +105,10 @@ def same_weights(one, other):
         ),
         (["tune"], ("RECIPE", "--method", "--trials", "--search", "--seed", "--jobs")),
         (["runs"], ("FOLDER", "--json")),
+        (
+            ["compress"],
+            ("FOLDER", "--network", "--quality", "--keep", "--bits", "--epochs", "--centroid-epochs", "--alone"),
+        ),
         (
             ["plan"],
             ("RECIPE", "--set", "--seed", "--smoke", "--json", "--out", "--data-root", "--allow", "--trust-code"),

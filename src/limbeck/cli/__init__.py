@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli import cache, compare, doctor, export, methods, models, plan, report, run, runs, tune
+from limbeck.cli import cache, compare, compress, doctor, export, methods, models, plan, report, run, runs, tune
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": run.demo,
@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "tune": tune.tune,
     "report": report.report,
     "export": export.export,
+    "compress": compress.compress,
     "runs": runs.runs,
     "methods": methods.methods,
     "models": models.models,

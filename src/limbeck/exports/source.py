@@ -56,6 +56,9 @@ class Finished:
         trust_code: run the Python files that the recipe or the weights name.
         progress: as for `limbeck.data.load`.
 
+    Attributes:
+        source: the student and the data. recipe: with which it was trained. spec: in the file of its weights.
+
     Raises:
         LimbeckError: the folder has no such network, or it is damaged; the data has changed.
     """
@@ -75,13 +78,13 @@ class Finished:
         self._teacher = result.teacher
         name = self._chosen([one for one in result.runs if not Job(one.arm, one.seed).teaches], network)
         known = self._network(name)
-        student, spec = load_network(self._place(name) / name / STUDENT, trust_code=trust_code)
-        self._recipe, test = self._read_recipe(name, known)
-        data = self._data(self._recipe.data.model_dump(), test, data_root, progress)
+        student, self.spec = load_network(self._place(name) / name / STUDENT, trust_code=trust_code)
+        self.recipe, test = self._read_recipe(name, known)
+        data = self._data(self.recipe.data.model_dump(), test, data_root, progress)
         reads = AS_THE_DATA
-        if spec.mean:
-            size = (spec.shape[1], spec.shape[2]) if len(spec.shape) == 3 else None
-            reads = Input(mean=spec.mean, std=spec.std, size=size, channels=spec.channels)
+        if self.spec.mean:
+            size = (self.spec.shape[1], self.spec.shape[2]) if len(self.spec.shape) == 3 else None
+            reads = Input(mean=self.spec.mean, std=self.spec.std, size=size, channels=self.spec.channels)
         self.source = Source(student, data, reads, name=name, weights_sha256=known.result.weights_sha256)
 
     def teacher(self) -> nn.Module:
@@ -90,10 +93,10 @@ class Finished:
         Raises:
             LimbeckError: there is none, or its weights are missing or damaged.
         """
-        block, result = self._recipe.teacher, self._teacher
+        block, result = self.recipe.teacher, self._teacher
         if block is None or result is None:
             raise LimbeckError(f"{self._folder} has no teacher")
-        factory = NetworkFactory(self._recipe, self.source.data, trust_code=self._trust_code)
+        factory = NetworkFactory(self.recipe, self.source.data, trust_code=self._trust_code)
         members = [network for network, _, _ in factory.restored(block)]
         if not members:
             if block.new_members > 1:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, overload
 
 import torch
@@ -21,6 +22,7 @@ from limbeck.files.atomic import replacing
 from limbeck.files.paths import expanded, file_size
 from limbeck.files.pickled import ALONE, damaged, read_pickled
 from limbeck.models.checkpoints import Found, described, find_state
+from limbeck.models.compressed import Coding, SharedWeight, coding_of, decoded, encoded, shapes_of
 from limbeck.models.fitting import check_fit
 from limbeck.models.rebuilding import check_reuse, portable, rebuild, restore_structure
 from limbeck.models.reuse import find_reuse
@@ -41,11 +43,14 @@ _KEY = "limbeck"
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
-def save_network(network: nn.Module, path: Path, *, spec: NetworkSpec) -> None:
+def save_network(
+    network: nn.Module, path: Path, *, spec: NetworkSpec, compressed: Mapping[str, SharedWeight] = MappingProxyType({})
+) -> None:
     """Write the parameters and buffers as safetensors, with the spec in the metadata. The write is atomic.
 
     Loading the file restores the exact bits. A tensor with two names (tied weights) is written under both. Folders are
-    removed from a model ``path/to/file.py:function`` and from options that are absolute paths.
+    removed from a model ``path/to/file.py:function`` and from options that are absolute paths. The weights in
+    ``compressed``, by name, are entropy-coded.
 
     Raises:
         LimbeckError: an option in the spec cannot be written as JSON.
@@ -62,6 +67,9 @@ def save_network(network: nn.Module, path: Path, *, spec: NetworkSpec) -> None:
         name: tensor.detach().clone(memory_format=torch.contiguous_format).cpu()
         for name, tensor in network.state_dict().items()
     }
+    if compressed:
+        tensors, coding = encoded(tensors, compressed)
+        metadata |= coding
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -148,7 +156,7 @@ def load_network(
     if network is not None and model is not None:
         raise LimbeckError("load_network takes a network= or a model=, not both")
     size = _size(path, LARGEST)
-    spec, shapes = _header(path, size) if _is_safetensors(path) else (None, {})
+    spec, shapes, _ = _header(path, size) if _is_safetensors(path) else (None, {}, None)
     if network is not None:
         if not isinstance(network, nn.Module):
             raise LimbeckError(f"network is a {type(network).__name__}: it must be a torch.nn.Module")
@@ -212,11 +220,12 @@ def _content(path: Path, most: int) -> Any:
     size = _size(path, most)
     if not _is_safetensors(path):
         return read_pickled(path, size)
-    _header(path, size)
+    coding = _header(path, size)[2]
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except _SAFETENSORS as error:
         raise damaged(path, error) from error
+    return tensors if coding is None else decoded(path, tensors, coding, most=most)
 
 
 def _shards(index: Path, most: int) -> dict[str, Tensor]:
@@ -241,8 +250,8 @@ _SAFETENSORS = (SafetensorError, ValueError, TypeError, LookupError, RuntimeErro
 """The exceptions for a damaged file, and for a dtype that this version of PyTorch does not know."""
 
 
-def _header(path: Path, size: int) -> tuple[NetworkSpec | None, dict[str, Tensor]]:
-    """Read the spec and the tensors' names, shapes and dtypes (as meta tensors) from the header of safetensors.
+def _header(path: Path, size: int) -> tuple[NetworkSpec | None, dict[str, Tensor], Coding | None]:
+    """Read the spec, the tensors' names, shapes and dtypes (as meta tensors), and the coding of compressed weights.
 
     Raises:
         LimbeckError: the header is damaged or longer than `HEADER`.
@@ -262,10 +271,12 @@ def _header(path: Path, size: int) -> tuple[NetworkSpec | None, dict[str, Tensor
             }
     except _SAFETENSORS as error:
         raise damaged(path, error) from error
+    coding = coding_of(path, metadata, shapes)
+    shapes |= {} if coding is None else shapes_of(coding)
     if _KEY not in metadata:
-        return None, shapes
+        return None, shapes, coding
     try:
-        return parse(metadata[_KEY]), shapes
+        return parse(metadata[_KEY]), shapes, coding
     except ValueError as error:
         raise LimbeckError(f"{path} has a description of its network that limbeck cannot read: {error}") from error
 
