@@ -152,9 +152,9 @@ def load_network(
     if network is not None:
         if not isinstance(network, nn.Module):
             raise LimbeckError(f"network is a {type(network).__name__}: it must be a torch.nn.Module")
-        if spec is not None and spec.reuse is not None and find_reuse(network) is None:
+        if spec is not None:
             check_reuse(path, spec, shapes)
-            restore_structure(network, spec)
+            restore_structure(network, spec, shapes)
         load_weights(network, path)
         return network.eval(), spec
     if spec is not None and model is None and spec.name == GIVEN:
