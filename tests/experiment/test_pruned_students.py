@@ -151,13 +151,29 @@ def test_a_student_is_pruned_from_its_own_weights():
     assert 0.4 < result.student.parameters / result.teacher.parameters <= 0.5
 
 
-def test_a_pruned_network_teaches():
-    first = ran("method=alone", "teacher=null", "student={model: resnet8, init: as_is}", folder="first")
+def test_a_pruned_network_teaches_learns_on_and_is_pruned_again():
+    first = ran("method=alone", "teacher=null", "student={model: resnet8}", folder="first")
     pruned = "student={model: resnet8, weights: first, init: pruned, parameters: 0.5}"
     second = ran("method=alone", "teacher=null", pruned, folder="second")
-    third = ran("student={model: resnet8}", "teacher={weights: second}", "allow=[chance]", folder="third")
-    assert third.teacher.test.errors == second.student.test.errors
-    assert third.teacher.parameters < first.student.parameters
+    resumed = ran("method=alone", "teacher=null", "student={model: resnet8, weights: second}", folder="resumed")
+    assert resumed.student.parameters == second.student.parameters < first.student.parameters
+    assert load_network("resumed/student.safetensors")[1].pruned
+    for teacher in ("{weights: second}", "{model: resnet8, weights: second}"):
+        third = ran("student={model: resnet8}", f"teacher={teacher}", "allow=[chance]", folder=f"third{len(teacher)}")
+        assert third.teacher.test.errors == second.student.test.errors
+    again = ran("teacher={model: resnet8, weights: second}", "allow=[chance]", folder="again")
+    assert again.student.macs <= again.teacher.macs / 4
+    assert load_network("again/student.safetensors")[1].pruned
+
+
+def test_a_student_with_the_classifier_of_its_teacher_is_pruned_and_saved():
+    result = ran("method=simkd")
+    network, spec = load_network("run/student.safetensors")
+    assert spec.pruned
+    assert spec.reuse is not None
+    assert parameters(network) == result.student.parameters
+    with pytest.raises(LimbeckError, match="prune the student: the trained network has other layers than its model"):
+        Experiment(recipe("teacher={model: resnet8, weights: run}", "allow=[chance]"), Path("again"))
 
 
 def test_a_teacher_in_a_file_that_reads_other_inputs_gives_a_student_that_reads_them_too():
@@ -206,7 +222,7 @@ def test_a_network_that_its_file_would_not_give_again_is_refused(monkeypatch):
 
     def wrong(network, shapes):
         narrow(network, shapes)
-        network.eval().stem.norm.eps = 0.1
+        network.stem.norm.eps *= 1000
 
     monkeypatch.setattr(pruning, "narrow", wrong)
     with pytest.raises(LimbeckError, match="prune the student: its weights file would give another network"):

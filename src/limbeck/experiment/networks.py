@@ -111,9 +111,10 @@ class NetworkFactory:
             return network, spec
         file = find_weights(block.weights)
         if block.init in ("as_is", "pruned"):
-            _check_use(file, read_spec(file), spec)
-            self._note(name, block.weights, load_weights(network, file))
-            return network, spec
+            known = read_spec(file)
+            _check_use(file, known, spec)
+            self._note(name, block.weights, _load(network, file, known))
+            return network, replace(spec, pruned=spec.pruned or (known is not None and known.pruned))
         small, known = load_network(file, trust_code=self._trust_code)
         _check_use(file, known, spec)
         net2net(small, network, example_batch(self._data, PROBE).inputs, noise=block.noise, seed=seed)
@@ -249,7 +250,7 @@ def restored(
         raise LimbeckError(f"{file} has {spec.classes} classes, but {wrong}")
     if block.model is not None:
         network = fresh(block.model, data, expected, labels=labels)[0]
-        return network, labels, load_weights(network, file)
+        return network, labels, _load(network, file, spec)
     if spec is None:
         raise LimbeckError(f"{file} does not say which model it holds: name it under model:")
     network, _ = load_network(file, trust_code=trust_code)
@@ -257,6 +258,14 @@ def restored(
     if bridge.changes:
         bridge.install(network)
     return network, labels, ""
+
+
+def _load(network: nn.Module, file: Path, spec: NetworkSpec | None) -> str:
+    """Load a file into a network, which gets the structure that limbeck saved; return which weights were used."""
+    if spec is None:
+        return load_weights(network, file)
+    load_network(file, network=network)
+    return ""
 
 
 def labels_of(block: MemberBlock, data: Data) -> tuple[str, ...]:

@@ -37,22 +37,24 @@ class Pruning:
             LimbeckError: a network cannot be pruned to its share.
         """
         for name, block in self._blocks.items():
-            network = networks[name]
-            whole = deep_copy(network, {name: network})
-            if block.of == "teacher":
-                whole.load_state_dict(networks["teacher"].state_dict())
-            digest = weights_digest(whole)
-            if self._known.get(name, ("",))[0] != digest:
-                try:
-                    self._known[name] = digest, self._pruned(name, block, whole)
-                except LimbeckError as error:
-                    raise LimbeckError(f"init: pruned cannot prune the {name}: {error}") from error
-            state = self._known[name][1]
-            if block.from_scratch:
-                bridge = bridge_of(network)
-                state = _scaled(fresh(block.model, self._data, bridge.expected if bridge else AS_THE_DATA)[0], state)
-            narrow(network, state)
-            network.load_state_dict(state)
+            try:
+                self._prune(name, block, networks)
+            except LimbeckError as error:
+                raise LimbeckError(f"init: pruned cannot prune the {name}: {error}") from error
+
+    def _prune(self, name: str, block: StudentBlock, networks: Mapping[str, nn.Module]) -> None:
+        network = networks[name]
+        whole = deep_copy(network, {name: network})
+        if block.of == "teacher":
+            _take(whole, networks["teacher"].state_dict())
+        digest = weights_digest(whole)
+        if self._known.get(name, ("",))[0] != digest:
+            self._known[name] = digest, self._pruned(name, block, whole)
+        state = self._known[name][1]
+        if block.from_scratch:
+            bridge = bridge_of(network)
+            state = _scaled(fresh(block.model, self._data, bridge.expected if bridge else AS_THE_DATA)[0], state)
+        _take(network, state)
 
     def _pruned(self, name: str, block: StudentBlock, whole: nn.Module) -> Mapping[str, Tensor]:
         """The state dict of the pruned network, from which `narrow` makes the same network to the bit."""
@@ -64,8 +66,7 @@ class Pruning:
         cost = parameters if block.macs is None else self._macs
         made = pruned(whole, batch.inputs, classifier, cost, block.share)
         again = deep_copy(whole, {name: whole})
-        narrow(again, made.state_dict())
-        again.load_state_dict(made.state_dict())
+        _take(again, made.state_dict())
         with evaluation_mode((made, again)), torch.no_grad():
             try:
                 same = torch.equal(made(batch.inputs), again(batch.inputs))
@@ -77,6 +78,15 @@ class Pruning:
 
     def _macs(self, network: nn.Module) -> int:
         return macs(network, self._data.shape) or 0
+
+
+def _take(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a network the shapes and the values of a state dict."""
+    narrow(network, state)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise LimbeckError("the trained network has other layers than its model") from error
 
 
 def _scaled(random: nn.Module, pruned: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -132,7 +132,7 @@ def load_network(
     Args:
         path: the file.
         network: load the weights into this network and ignore the network that the file names. The file may be any
-            that `load_weights` reads.
+            that `load_weights` reads. If it is of a pruned network, the layers of this network are narrowed.
         model: build this model, named as in a recipe, with the options, classes and shape from the file.
         trust_code: run the Python file that the weights file names. Use this only for files from a trusted source.
 
