@@ -241,6 +241,7 @@ def test_a_network_that_its_file_would_not_give_again_is_refused(monkeypatch):
         (["student={model: resnet8, init: pruned, macs: 0.5}"], "student.init: got 'pruned' without weights"),
         (["student.model=resnet14"], "student.of: with of: teacher, these keys are those of the teacher: remove model"),
         (["student.weights=x.pt"], "student.weights: with of: teacher, the weights are those of the teacher"),
+        (["teacher={weights: run}"], "student: of: teacher needs the network of the teacher: write model: in the"),
         (["teacher.members=2"], "student.of: of: teacher needs a teacher: block with one network"),
         (["teacher=null", "student.model=resnet8", "method=alone"], "student.of: of: teacher needs a teacher: block"),
         (["seeds=[0, 1]", "share_first_stage=true"], "share_first_stage: with of: teacher, the students of the seeds"),
