@@ -6,10 +6,9 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.cache.fingerprint import structure_digest, weights_digest
 from limbeck.core import Method, Networks, Outputs, Stage
@@ -22,7 +21,7 @@ from limbeck.experiment.plan import plan
 from limbeck.experiment.results import NetworkResult
 from limbeck.experiment.resuming import check_state
 from limbeck.experiment.workspace import Workspace
-from limbeck.models import NetworkSpec, load_weights, read_spec, restore_structure
+from limbeck.models import NetworkSpec, load_network, load_weights
 from limbeck.tasks import TASKS
 from limbeck.train.best import Best
 from limbeck.train.loop import Pause, run, turns
@@ -65,7 +64,7 @@ def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event | Pause, None
     name, network = str(one.job), one.networks["student"]
     done = folder.result(name)
     if done is not None:
-        restore(network, folder.weights(name, one.job.file))
+        load_network(folder.weights(name, one.job.file), network=network)
         yield Finished(one.job, done, reused=True, task=one.workspace.data.task)
         return done, None
     known = None if one.identity is None else _trained_as(one, one.identity)
@@ -79,12 +78,6 @@ def fit(one: Fit, folder: Folder, track: Track) -> Generator[Event | Pause, None
     result, outputs = _measured(one, folder, known, epoch)
     yield Finished(one.job, result, reused=False, task=one.workspace.data.task)
     return result, outputs
-
-
-def restore(network: nn.Module, file: Path) -> None:
-    """Load the weights of a trained network, whose structure its method may have changed."""
-    restore_structure(network, read_spec(file))
-    load_weights(network, file)
 
 
 def _train(one: Fit, folder: Folder, track: Track) -> Generator[Event | Pause, None, int | None]:

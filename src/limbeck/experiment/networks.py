@@ -1,6 +1,7 @@
 """A recipe's networks: built fresh, or restored from files and run folders."""
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -98,17 +99,22 @@ class NetworkFactory:
             yield network, labels, block
 
     def _started(self, name: str, block: StudentBlock, seed: int) -> tuple[nn.Module, NetworkSpec]:
-        network, spec = fresh(block.model, self._data, expected_input(block))
+        expected, teacher = expected_input(block), self._recipe.teacher
+        if block.of and teacher is not None and teacher.init == "as_is" and teacher.weights:
+            expected = _expected_of(read_spec(find_weights(teacher.weights[0])), teacher, self._data)
+        network, spec = fresh(block.model, self._data, expected)
+        spec = replace(spec, pruned=block.init == "pruned")
         if block.weights is None:
             return network, spec
         if block.init == "fine_tune":
             self._fine_tune(name, network, block.weights)
             return network, spec
         file = find_weights(block.weights)
-        if block.init == "as_is":
-            _check_use(file, read_spec(file), spec)
-            self._note(name, block.weights, load_weights(network, file))
-            return network, spec
+        if block.init in ("as_is", "pruned"):
+            known = read_spec(file)
+            _check_use(file, known, spec)
+            self._note(name, block.weights, _load(network, file, known))
+            return network, replace(spec, pruned=spec.pruned or (known is not None and known.pruned))
         small, known = load_network(file, trust_code=self._trust_code)
         _check_use(file, known, spec)
         net2net(small, network, example_batch(self._data, PROBE).inputs, noise=block.noise, seed=seed)
@@ -237,16 +243,14 @@ def restored(
     labels = labels_of(block, data) or (spec.labels if spec else ()) or data.outputs
     if spec is not None and block.classes is None and labels == tuple(map(str, range(len(labels)))):
         labels = data.outputs  # numbers, which say nothing of other data
-    expected = expected_input(block)
-    if block.input is None and spec is not None and spec.mean:
-        expected = _input_of(spec, data)
+    expected = _expected_of(spec, block, data)
     if spec is not None and spec.classes != len(labels):
         listed = f"classes: lists {len(labels)}: list all classes of the file in the order of its logits"
         wrong = listed if block.classes else f"the data has {len(labels)}: {FINE_TUNE}"
         raise LimbeckError(f"{file} has {spec.classes} classes, but {wrong}")
     if block.model is not None:
         network = fresh(block.model, data, expected, labels=labels)[0]
-        return network, labels, load_weights(network, file)
+        return network, labels, _load(network, file, spec)
     if spec is None:
         raise LimbeckError(f"{file} does not say which model it holds: name it under model:")
     network, _ = load_network(file, trust_code=trust_code)
@@ -254,6 +258,14 @@ def restored(
     if bridge.changes:
         bridge.install(network)
     return network, labels, ""
+
+
+def _load(network: nn.Module, file: Path, spec: NetworkSpec | None) -> str:
+    """Load a file into a network, which gets the structure that limbeck saved; return which weights were used."""
+    if spec is None:
+        return load_weights(network, file)
+    load_network(file, network=network)
+    return ""
 
 
 def labels_of(block: MemberBlock, data: Data) -> tuple[str, ...]:
@@ -267,8 +279,10 @@ def labels_of(block: MemberBlock, data: Data) -> tuple[str, ...]:
     return tuple(label if isinstance(label, str) else data.outputs[names[label]] for label in block.classes or ())
 
 
-def _input_of(spec: NetworkSpec, data: Data) -> Input:
-    """What a network that limbeck saved reads."""
+def _expected_of(spec: NetworkSpec | None, block: MemberBlock, data: Data) -> Input:
+    """What a trained teacher reads: what its block says, else its weights file, if limbeck saved it."""
+    if block.input is not None or spec is None or not spec.mean:
+        return expected_input(block)
     images = len(spec.shape) == 3 and len(data.shape) == 3
     size = (spec.shape[1], spec.shape[2]) if images and spec.shape[1:] != data.shape[1:] else None
     channels = spec.channels

@@ -163,6 +163,7 @@ def built(recipe: Recipe, data: Data, factory: Prepared, own: Mapping[str, Metho
     if block is not None:
         members = factory.restored(block) or [factory.teacher(block)[0] for _ in range(block.new_members)]
         networks["teacher"] = ensemble(members, block, data.task)
+    factory.prune(networks)
     notes = refuse_shared(networks, allow=recipe.allow)
     found: dict[str, Planned] = {}
     if block is not None and block.train is not None:

@@ -7,10 +7,12 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from limbeck.core import LimbeckError
 from limbeck.data import Data
 from limbeck.experiment.checks import unwrapped
 from limbeck.experiment.given import OwnNetworks
 from limbeck.experiment.networks import NetworkFactory, expected_input
+from limbeck.experiment.pruning import Pruning
 from limbeck.experiment.workspace import example_batch
 from limbeck.models import NetworkSpec
 from limbeck.models.class_order import order_of, select_classes
@@ -28,6 +30,7 @@ class Prepared(AbstractContextManager["Prepared"]):
     def __init__(self, source: NetworkFactory | OwnNetworks, recipe: Recipe, data: Data) -> None:
         self._source, self._recipe, self._data, self._probe = source, recipe, data, example_batch(data)
         self._layers = _layers(recipe.method)
+        self._pruning = Pruning(recipe, data)
         self._handles: list[RemovableHandle] = []
         self._notes: dict[str, None] = {}
 
@@ -53,6 +56,10 @@ class Prepared(AbstractContextManager["Prepared"]):
         network, spec = self._source.teacher(block)
         return self._prepare("teacher", network, block), spec
 
+    def prune(self, networks: Mapping[str, nn.Module]) -> None:
+        """Prune in place those of the networks whose blocks say so; the teacher is among the networks."""
+        self._pruning.prune(networks)
+
     def restored(self, block: TeacherBlock) -> list[nn.Module]:
         """The trained teacher, or the members of an ensemble; none where it is to be trained."""
         found = []
@@ -60,6 +67,8 @@ class Prepared(AbstractContextManager["Prepared"]):
             name = f"teacher's member {number}" if block.listed else "teacher"
             network = self._prepare(name, trained, one, len(labels))
             if labels != self._data.outputs:
+                if any(block.of for block in (self._recipe.student, *self._recipe.networks.values())):
+                    raise LimbeckError("of: teacher needs a teacher with the classes of the data in the same order")
                 order = order_of(name, labels, self._data.outputs)
                 select_classes(name, network, order, self._probe)
                 which = "in another order" if len(order) == len(labels) else f"and {len(labels) - len(order)} others"

@@ -29,7 +29,7 @@ from limbeck.experiment.caching import cached, outputs
 from limbeck.experiment.checks import check_trained
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Finished, Job, Track, unwatched
-from limbeck.experiment.fit import Fit, Shared, fit, restore
+from limbeck.experiment.fit import Fit, Shared, fit
 from limbeck.experiment.folder import check_folder
 from limbeck.experiment.given import Given
 from limbeck.experiment.in_memory import Keep, folder_of
@@ -44,7 +44,7 @@ from limbeck.experiment.runfiles import clear
 from limbeck.experiment.task_options import with_options
 from limbeck.experiment.workspace import Workspace, example_batch
 from limbeck.methods import METHODS
-from limbeck.models import GIVEN, load_weights
+from limbeck.models import GIVEN, load_network, load_weights
 from limbeck.models.inputs import as_deployed, bridge_of
 from limbeck.recipe.blocks import Recipe, TeacherBlock
 from limbeck.recipe.read import with_absolute_paths
@@ -272,6 +272,7 @@ class Experiment:
         self.engine.seed(job.seed)
         network, spec, others = self.factory.student(job.seed, job.arm)
         networks = {"student": network, **others} | ({} if teacher is None else {"teacher": teacher})
+        self.factory.prune(networks)
         trains_teacher, teacher_outputs = self._trains_teacher.get(job.arm, False), None
         if teacher is not None and not trains_teacher and self.folder.result(str(job)) is None:
             teacher_outputs = self._outputs_of(job.seed, teacher)
@@ -334,6 +335,7 @@ class Experiment:
         """The method's stages for a seed, which say what is read of the teacher."""
         student, _, others = self.factory.student(seed, self.recipe.method["name"])
         networks = {"student": student, **others, "teacher": teacher}
+        self.factory.prune(networks)
         method = method_of(self.recipe, self.recipe.method["name"], self._own)
         return plan(method, networks, self.data, self.workspace.training)
 
@@ -362,7 +364,7 @@ class Experiment:
     def trained(self, job: Job) -> nn.Module:
         """The network of a finished student."""
         network = self.factory.student(job.seed, job.arm)[0]
-        restore(network, self.folder.weights(str(job), job.file))
+        load_network(self.folder.weights(str(job), job.file), network=network)
         return self.engine.place(network)
 
     def _concluded(self, runs: tuple[NetworkResult, ...]) -> RunResult:

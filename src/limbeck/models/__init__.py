@@ -4,7 +4,6 @@ from limbeck.models.building import MODELS, build, options
 from limbeck.models.describe import Layer, layers
 from limbeck.models.ensemble import Ensemble
 from limbeck.models.files import load_network, load_weights, read_spec, save_network
-from limbeck.models.rebuilding import restore_structure
 from limbeck.models.spec import GIVEN, NetworkSpec
 
 __all__ = [
@@ -19,6 +18,5 @@ __all__ = [
     "load_weights",
     "options",
     "read_spec",
-    "restore_structure",
     "save_network",
 ]

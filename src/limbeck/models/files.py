@@ -140,7 +140,7 @@ def load_network(
     Args:
         path: the file.
         network: load the weights into this network and ignore the network that the file names. The file may be any
-            that `load_weights` reads.
+            that `load_weights` reads. If it is of a pruned network, the layers of this network are narrowed.
         model: build this model, named as in a recipe, with the options, classes and shape from the file.
         trust_code: run the Python file that the weights file names. Use this only for files from a trusted source.
 
@@ -160,9 +160,9 @@ def load_network(
     if network is not None:
         if not isinstance(network, nn.Module):
             raise LimbeckError(f"network is a {type(network).__name__}: it must be a torch.nn.Module")
-        if spec is not None and spec.reuse is not None and find_reuse(network) is None:
+        if spec is not None:
             check_reuse(path, spec, shapes)
-            restore_structure(network, spec)
+            restore_structure(network, spec, shapes)
         load_weights(network, path)
         return network.eval(), spec
     if spec is not None and model is None and spec.name == GIVEN:

@@ -14,7 +14,8 @@ from limbeck.core import LimbeckError
 from limbeck.files.pickled import first_line
 from limbeck.models.building import MODELS, build
 from limbeck.models.fitting import check_fit
-from limbeck.models.reuse import Reuse, apply_reuse, projector
+from limbeck.models.narrowing import narrow
+from limbeck.models.reuse import Reuse, apply_reuse, find_reuse, projector
 from limbeck.models.spec import NetworkSpec
 from limbeck.user_code import named
 
@@ -23,6 +24,9 @@ LARGEST = 2**32
 
 NUMBER, VALUES = 2**16, 10_000
 """The largest number in the options of a file, or the largest dimension of a tensor; the most values of an option."""
+
+PRUNED = 16
+"""A pruned network may have been built with PRUNED times the bytes of its file, but with at most LARGEST."""
 
 _LIBRARIES = ("timm", "torchvision")
 
@@ -75,7 +79,7 @@ def rebuild(
 
     def made() -> nn.Module:
         network = build(name, classes=spec.classes, shape=spec.shape, **options)
-        restore_structure(network, spec)
+        restore_structure(network, spec, shapes)
         return network
 
     if code is not None:  # the caller's code may not support the meta device
@@ -86,22 +90,27 @@ def rebuild(
             f"{path} has {size:,} bytes of weights, allowed are at most {LARGEST:,} if the network is built from the "
             "file alone: pass network= or model= (in a recipe model: next to weights:)"
         )
+    size = min(PRUNED * size, max(LARGEST, size)) if spec.pruned else size
     _look(path, made, shapes, size, plain=not options and name not in MODELS)
     return made()
 
 
-def restore_structure(network: nn.Module, spec: NetworkSpec | None) -> None:
-    """Apply the change of structure that the spec describes, if any, to a freshly built network.
+def restore_structure(network: nn.Module, spec: NetworkSpec, shapes: Mapping[str, Tensor]) -> None:
+    """Apply the changes of structure that the spec describes to a built network, unless it has them already.
+
+    Of ``shapes``, the tensors of the file, only the names and shapes are used.
 
     Raises:
         LimbeckError: the description is invalid, or the network cannot be changed like this.
     """
     reuse = _reuse(spec)
-    if reuse is not None:
+    if reuse is not None and find_reuse(network) is None:
         apply_reuse(network, reuse)
+    if spec.pruned:
+        narrow(network, shapes)
 
 
-def check_reuse(path: Path, spec: NetworkSpec | None, shapes: Mapping[str, Tensor]) -> None:
+def check_reuse(path: Path, spec: NetworkSpec, shapes: Mapping[str, Tensor]) -> None:
     """Raise LimbeckError if the layers that a file adds to a network have more weights than the file."""
     reuse = _reuse(spec)
     if reuse is None:
@@ -113,8 +122,8 @@ def check_reuse(path: Path, spec: NetworkSpec | None, shapes: Mapping[str, Tenso
         raise LimbeckError(f"{path} describes a projector and classifier of {count:,} weights, but has fewer weights")
 
 
-def _reuse(spec: NetworkSpec | None) -> Reuse | None:
-    if spec is None or spec.reuse is None:
+def _reuse(spec: NetworkSpec) -> Reuse | None:
+    if spec.reuse is None:
         return None
     try:
         reuse = TypeAdapter(Reuse).validate_python(dict(spec.reuse), extra="forbid")

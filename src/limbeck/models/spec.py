@@ -30,6 +30,7 @@ class NetworkSpec:
     std: tuple[float, ...] = ()  #: its standard deviation
     channels: Literal["rgb", "bgr", "gray"] | None = None  #: the channels of an image, if not those of the data
     reuse: Mapping[str, Any] | None = None  #: the reuse of the teacher's classifier by a student, see `Reuse`
+    pruned: bool = False  #: the tensors are smaller than those of the network that is built, see `narrow`
 
 
 def parse(text: str) -> NetworkSpec:

@@ -52,6 +52,7 @@ Samples = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Pixels = Annotated[int, Field(ge=0, le=10_000)]
 Side = Annotated[int, Field(ge=1, le=10_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Part = Annotated[float, Field(gt=0, lt=1)]
 Alpha = Annotated[float, Field(ge=0, le=1000)]  # of a Beta distribution; 0: off
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Refusal = Literal["chance", "permuted", "input", "probabilities", "random", "not_finite", "shared", "overlap"]
@@ -252,16 +253,39 @@ class StudentBlock(Checked):
     """The student or another network that is trained, and a file of initial weights.
 
     ``init`` states how the weights are used: ``as_is``; ``fine_tune``, all except the classifier's; ``net2net``, from
-    a smaller network of the same family, which is widened and deepened. ``noise`` is added to the copies that
-    ``net2net`` makes, in units of the standard deviation of a layer's weights. Without noise, copies may stay equal.
+    a smaller network of the same family, which is widened and deepened; ``pruned``, without the least important
+    channels. ``noise`` is added to the copies that ``net2net`` makes, in units of the standard deviation of a layer's
+    weights. Without noise, copies may stay equal. ``pruned`` starts from ``weights``, or from the teacher of the seed
+    (``of: teacher``), and keeps a share of its ``macs`` or ``parameters``. With ``from_scratch``, the pruned network
+    gets random weights.
     """
 
     model: Named
     weights: PathText | None = None
     input: InputBlock | None = None
     output: Output | None = None
-    init: Literal["as_is", "fine_tune", "net2net"] = "as_is"
+    init: Literal["as_is", "fine_tune", "net2net", "pruned"] = "as_is"
     noise: Annotated[float, Field(ge=0)] = 0.0
+    of: Literal["teacher"] | None = None
+    macs: Part | None = None
+    parameters: Part | None = None
+    from_scratch: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_model(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("of") == "teacher" and "model" not in value:
+            raise ValueError("of: teacher needs the network of the teacher: write model: in the teacher block")
+        return value
+
+    @property
+    def share(self) -> float:
+        """The share of its ``macs`` or ``parameters`` that the network keeps: 1 unless it is pruned."""
+        return self.macs or self.parameters or 1.0
+
+
+OF_TEACHER = ("model", "input", "output")
+"""The keys of a student with ``of: teacher`` that are those of the teacher."""
 
 
 Networks = Annotated[

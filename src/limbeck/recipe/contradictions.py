@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator
 
 from limbeck.errors import nearest
 from limbeck.options import Block
-from limbeck.recipe.blocks import HARD_LOSSES, MemberBlock, Recipe, StudentBlock, TaskBlock, TeacherBlock
+from limbeck.recipe.blocks import HARD_LOSSES, OF_TEACHER, MemberBlock, Recipe, StudentBlock, TaskBlock, TeacherBlock
 from limbeck.user_code import is_code
 from limbeck.wording import Problem, shown
 
@@ -28,9 +28,10 @@ def contradictions(recipe: Recipe, teacherless: Container[str]) -> Iterator[Prob
             yield Problem(("cache",), "the table: already contains this teacher's outputs: remove cache:")
     for name in sorted({"student", "teacher", "batch"} & set(recipe.networks)):
         yield Problem(("networks", name), f"the name {name!r} is taken: choose another")
-    yield from _student(("student",), recipe.student)
-    for name, other in recipe.networks.items():
-        yield from _student(("networks", name), other)
+    named = [(("networks", name), block) for name, block in recipe.networks.items()]
+    for path, block in [(("student",), recipe.student), *named]:
+        yield from _student(path, block)
+        yield from _pruned(path, block, recipe)
     yield from task_problems(recipe.task)
     if recipe.share_first_stage and len(recipe.seeds) < 2:
         yield Problem(("share_first_stage",), "only several seeds can share a first stage: write seeds: [0, 1]")
@@ -145,10 +146,38 @@ def _restored(teacher: TeacherBlock) -> Iterator[Problem]:
 
 
 def _student(path: tuple[str, ...], block: StudentBlock) -> Iterator[Problem]:
-    if block.init != "as_is" and block.weights is None:
+    if block.init != "as_is" and block.weights is None and block.of is None:
         yield Problem((*path, "init"), f"got {block.init!r} without weights: to start from: write weights: FILE")
     if block.noise and block.init != "net2net":
         yield Problem((*path, "noise"), f"got {block.noise}, but only init: net2net uses noise:")
+
+
+def _pruned(path: tuple[str, ...], block: StudentBlock, recipe: Recipe) -> Iterator[Problem]:
+    """Yield the contradictions of a network that is pruned."""
+    shares = [key for key in ("macs", "parameters") if getattr(block, key) is not None]
+    if block.init != "pruned":
+        for key in (*shares, *(key for key in ("of", "from_scratch") if getattr(block, key))):
+            yield Problem((*path, key), f"got {shown(getattr(block, key))}, but only init: pruned uses {key}:")
+    elif len(shares) != 1:
+        given = " and ".join(f"{key}:" for key in shares) or "neither"
+        yield Problem(path, f"init: pruned needs either macs: or parameters:, such as macs: 0.25; got {given}")
+    if block.from_scratch and _pretrained(block.model):
+        told = "starts from random weights, but the model names pretrained ones: remove them and write weights: FILE"
+        yield Problem((*path, "from_scratch"), told)
+    if block.of != "teacher":
+        return
+    teacher = recipe.teacher
+    if block.weights is not None:
+        yield Problem((*path, "weights"), "with of: teacher, the weights are those of the teacher: remove weights:")
+    plain = teacher is not None and teacher.model and not (teacher.trained or teacher.listed or teacher.untrained)
+    if teacher is None or not plain or len(teacher.weights or ()) > 1 or teacher.new_members > 1:
+        told = "of: teacher needs a teacher: block with one network: model: and either weights: FILE or train:"
+        yield Problem((*path, "of"), told)
+    elif any(getattr(block, key) != getattr(teacher, key) for key in OF_TEACHER):
+        told = f"with of: teacher, these keys are those of the teacher: remove {', '.join(OF_TEACHER)} here"
+        yield Problem((*path, "of"), told)
+    if recipe.share_first_stage:
+        yield Problem(("share_first_stage",), "with of: teacher, the students of the seeds have different layers")
 
 
 def _pretrained(model: Block | None) -> bool:

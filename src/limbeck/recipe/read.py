@@ -13,6 +13,7 @@ from limbeck.files.atomic import read as read_bytes
 from limbeck.files.paths import expanded, near
 from limbeck.options import Block, Checked, as_block, complete, keyword_model, validate, with_takers
 from limbeck.recipe.blocks import (
+    OF_TEACHER,
     CacheBlock,
     DataKeys,
     MemberBlock,
@@ -109,7 +110,7 @@ def read(
 
 def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     """Return the recipe with all defaults filled in (None if it is invalid), and its problems."""
-    names = known()
+    names, raw = known(), _with_teacher(raw)
     recipe, problems = validate(Recipe, raw)
     takers: dict[str, Collection[str]] = {path: block.model_fields for path, block in _BLOCKS.items()}
     takers["method"] = set[str]().union(*names.methods.values())
@@ -148,6 +149,19 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     problems += found
     problems += contradictions(recipe, names.teacherless)
     return (Recipe.model_validate(values, strict=False) if not problems else None), problems
+
+
+def _with_teacher(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe in which networks with ``of: teacher`` have the model of the teacher."""
+    teacher, others = raw.get("teacher"), raw.get("networks")
+    kept = {key: teacher[key] for key in OF_TEACHER if key in teacher} if isinstance(teacher, Mapping) else {}
+
+    def whole(block: Any) -> Any:
+        return {**kept, **block} if isinstance(block, Mapping) and block.get("of") == "teacher" else block
+
+    networks = {name: whole(one) for name, one in others.items()} if isinstance(others, Mapping) else others
+    filled = {"student": whole(raw.get("student")), "networks": networks}
+    return {**raw, **{key: value for key, value in filled.items() if key in raw}}
 
 
 def _data(block: Any) -> tuple[Any, list[Problem]]:
