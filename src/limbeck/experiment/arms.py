@@ -19,6 +19,7 @@ from limbeck.options import Block, call, signature
 from limbeck.recipe.blocks import Recipe, RegimeBlock, TeacherBlock, TrainBlock
 from limbeck.schedules import SCHEDULES
 from limbeck.tasks import HARD_LOSSES
+from limbeck.train.quantise import Quantise
 from limbeck.train.regime import Regime
 
 
@@ -143,9 +144,14 @@ def training_of(block: TrainBlock, data: Data) -> Training:
 
 
 def _regime_of(block: RegimeBlock) -> Regime:
-    values = {name: getattr(block, name) for name in RegimeBlock.model_fields if name != "freeze"}
-    freeze = block.freeze
-    return Regime(**values, freeze=freeze.layers if freeze else (), freeze_epochs=freeze.epochs if freeze else 0)
+    values = {name: getattr(block, name) for name in RegimeBlock.model_fields if name not in ("freeze", "quantise")}
+    freeze, quantise = block.freeze, block.quantise
+    return Regime(
+        **values,
+        freeze=freeze.layers if freeze else (),
+        freeze_epochs=freeze.epochs if freeze else 0,
+        quantise=None if quantise is None else Quantise(**quantise.model_dump()),
+    )
 
 
 def teacher_of(recipe: Recipe, seed: int) -> Job:

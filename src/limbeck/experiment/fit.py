@@ -25,6 +25,7 @@ from limbeck.models import NetworkSpec, load_network, load_weights
 from limbeck.tasks import TASKS
 from limbeck.train.best import Best
 from limbeck.train.loop import Pause, run, turns
+from limbeck.train.quantise import without_rounding
 from limbeck.train.together import SharedBatches, SharedReaders
 
 
@@ -96,21 +97,25 @@ def _train(one: Fit, folder: Folder, track: Track) -> Generator[Event | Pause, N
     watched = track(one.job, sum(lengths), batches)
     train = run if shared is None else partial(turns, reader=shared.readers)
     yield Started(one.job, sum(lengths[: state["stage"]]) + state["epoch"] if state else 0, sum(lengths))
-    for epoch in train(
-        stages, one.networks, watched, workspace.engine, store=one.store, state=state, regime=regime, best=best
-    ):
-        if isinstance(epoch, Pause):
-            yield epoch
-            continue
-        stage = stages[epoch.position]
-        validation = score(network, workspace) if "student" in stage.networks else None
-        if best is not None and validation is not None and epoch.position + 1 == len(stages):
-            best.add(epoch.number, TASKS[task].headline.score(validation), epoch.learned)
-        folder.log(log_line(name, epoch, validation, TASKS[task].headline.key))
-        if "student" in stage.networks and epoch.number == epoch.epochs and epoch.position + 1 < len(stages):
-            folder.write(name, _after(stage), network, one.spec)
-        folder.save(name, epoch.state)
-        yield Trained(one.job, epoch, validation, task)
+    try:
+        for epoch in train(
+            stages, one.networks, watched, workspace.engine, store=one.store, state=state, regime=regime, best=best
+        ):
+            if isinstance(epoch, Pause):
+                yield epoch
+                continue
+            stage = stages[epoch.position]
+            validation = score(network, workspace) if "student" in stage.networks else None
+            if best is not None and validation is not None and epoch.position + 1 == len(stages):
+                best.add(epoch.number, TASKS[task].headline.score(validation), epoch.learned)
+            folder.log(log_line(name, epoch, validation, TASKS[task].headline.key))
+            if "student" in stage.networks and epoch.number == epoch.epochs and epoch.position + 1 < len(stages):
+                folder.write(name, _after(stage), network, one.spec)
+            folder.save(name, epoch.state)
+            yield Trained(one.job, epoch, validation, task)
+    finally:
+        if regime.quantise is not None:  # of a training that was interrupted
+            without_rounding(network)
     return best.epoch if best is not None and regime.keep == "best" else None
 
 

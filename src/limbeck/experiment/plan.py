@@ -19,6 +19,7 @@ from limbeck.taps import Taps, check, dry_run, evaluation_mode, layer_of, shapes
 from limbeck.tasks import task_of
 from limbeck.train.copies import deep_copy
 from limbeck.train.freeze import check_learns
+from limbeck.train.quantise import with_quantised
 from limbeck.train.regime import PLAIN, Regime, check_regime
 
 
@@ -73,6 +74,8 @@ def plan(method: Method, networks: Networks, data: Data, training: Training) -> 
     if not stages:
         raise LimbeckError("the method returns no stages, so nothing would be trained")
     _evaluate_once(stages, networks, few)
+    if training.regime.quantise is not None:
+        stages = with_quantised(stages, networks, training.regime.quantise)
     if training.regime != PLAIN:
         stages = _with_regime(stages, networks, training.regime)
     for stage in stages:

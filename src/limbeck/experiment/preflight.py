@@ -32,6 +32,7 @@ from limbeck.recipe.read import reread
 from limbeck.taps import shapes
 from limbeck.train.engine import Engine, make_engine
 from limbeck.train.freeze import frozen_parts
+from limbeck.train.quantise import STAGE as QUANTISE
 from limbeck.train.readers import network_reader
 from limbeck.train.timing import resolve_precision
 
@@ -122,7 +123,7 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         teaching={arm: teaches(planned) for arm, (planned, _, _) in trainings.items()},
         work={arm: _work(arm, trainings[arm][0], data, costs, reads=arm == method and not stored) for arm in trainings},
         epochs={
-            arm: sum(stage.epochs for stage in planned if "student" in stage.networks)
+            arm: sum(one.epochs for one in planned if "student" in one.networks and one.name != QUANTISE)
             for arm, (planned, _, _) in trainings.items()
         },
         memory={arm: 4 * _bytes(planned) for arm, planned in trainings.items()},

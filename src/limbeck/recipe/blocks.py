@@ -149,6 +149,14 @@ class FreezeBlock(Checked):
     epochs: Count
 
 
+class QuantiseBlock(Checked):
+    """See `limbeck.train.quantise.Quantise`."""
+
+    bits: Annotated[int, Field(ge=2, le=8)] = 8
+    epochs: Count = 5
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
 class RegimeBlock(Checked):
     """See `limbeck.train.regime.Regime`."""
 
@@ -160,6 +168,7 @@ class RegimeBlock(Checked):
     rates: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(max_length=10_000)] = Field(default_factory=dict)
     keep: Literal["last", "best"] = "last"
     stop_after: Count | None = None
+    quantise: QuantiseBlock | None = None
 
 
 class TrainBlock(RegimeBlock):

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from limbeck.core import LimbeckError, Networks, Stage, Tap
 from limbeck.taps import check, layer_of
 from limbeck.train.freeze import frozen, learners
+from limbeck.train.quantise import Quantise
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Regime:
     rates: Mapping[str, float] = field(default_factory=dict)  # factors on the learning rate by layer
     keep: Literal["last", "best"] = "last"  # which epoch of the last stage gives the student
     stop_after: int | None = None  # epochs of the last stage without a better validation score
+    quantise: Quantise | None = None  # a last stage, see `limbeck.train.quantise`
 
     @property
     def every_batch(self) -> bool:
