@@ -383,8 +383,8 @@ def test_an_interrupted_run_is_not_resumed_with_another_recipe():
     Path("runs/tiny/result.json").unlink()
     message = refused("train.epochs=3", command=("run", "recipe.yaml", "--resume"))
     assert "runs/tiny holds a run of another recipe, so it cannot be resumed" in message
-    assert "it has epochs: 2" in message
-    assert "asked for epochs: 3" in message
+    assert "it has train.epochs: 2" in message
+    assert "asked for train.epochs: 3" in message
 
 
 def test_a_store_of_another_teacher_is_refused_and_kept():

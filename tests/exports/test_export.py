@@ -186,11 +186,12 @@ def test_a_file_that_differs_names_the_first_layer_and_is_not_kept(tmp_path, mon
 
 
 def test_a_file_that_differs_leaves_the_export_before_it(tmp_path, monkeypatch):
-    done = limbeck.export(small(), images(), tmp_path / "out")
+    network = NETWORKS["mlp"]()
+    done = limbeck.export(network, images(), tmp_path / "out")
     before = done.file.read_bytes()
     monkeypatch.setattr("limbeck.exports.options.EXPORTERS", {"onnx": wrong("head")})
     with pytest.raises(limbeck.LimbeckError, match="the first layer that differs is head"):
-        limbeck.export(small(), images(), tmp_path / "out")
+        limbeck.export(network, images(), tmp_path / "out")
     assert done.file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [done.folder]
 

@@ -126,12 +126,15 @@ def _tune(
     screen.print(_gain(tuning))
     path = tuning.write()
     screen.print(f"written: {path}")
-    name, file = recipe.method["name"], shlex.quote(str(path))
+    screen.print(_next_step(tuning, shlex.quote(str(path))))
+
+
+def _next_step(tuning: "Tuning", file: str) -> str:
+    name = tuning.recipe.method["name"]
     if name == "alone":
         rate = tuning.best.options["lr"]
-        screen.print(f"tune a method with this rate: limbeck tune {file} --method kd --search lr={rate}..{rate}")
-    else:
-        screen.print(f"compare it: limbeck compare {file} --methods {name} --seeds 6")
+        return f"tune a method with this rate: limbeck tune {file} --method kd --search lr={rate}..{rate}"
+    return f"compare it: limbeck compare {file} --methods {name} --seeds 6"
 
 
 def _value(tuning: "Tuning", tried: "Tried") -> str:

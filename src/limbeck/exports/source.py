@@ -73,6 +73,8 @@ class Finished:
         progress: Progress | None = None,
     ) -> None:
         self._folder, self._trust_code = folder, trust_code
+        if not folder.is_dir():
+            raise LimbeckError(f"there is no folder {folder}")
         self._compared = (folder / COMPARISON).exists()
         result = compared.read(folder) if self._compared else runs.read(folder)
         self._teacher = result.teacher

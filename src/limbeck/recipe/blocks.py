@@ -280,21 +280,10 @@ class StudentBlock(Checked):
     parameters: Part | None = None
     from_scratch: bool = False
 
-    @model_validator(mode="before")
-    @classmethod
-    def _has_model(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and value.get("of") == "teacher" and "model" not in value:
-            raise ValueError("of: teacher needs the network of the teacher: write model: in the teacher block")
-        return value
-
     @property
     def share(self) -> float:
         """The share of its ``macs`` or ``parameters`` that the network keeps: 1 unless it is pruned."""
         return self.macs or self.parameters or 1.0
-
-
-OF_TEACHER = ("model", "input", "output")
-"""The keys of a student with ``of: teacher`` that are those of the teacher."""
 
 
 Networks = Annotated[

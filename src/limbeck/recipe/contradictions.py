@@ -4,7 +4,8 @@ from collections.abc import Container, Iterator
 
 from limbeck.errors import nearest
 from limbeck.options import Block
-from limbeck.recipe.blocks import HARD_LOSSES, OF_TEACHER, MemberBlock, Recipe, StudentBlock, TaskBlock, TeacherBlock
+from limbeck.recipe.blocks import HARD_LOSSES, MemberBlock, Recipe, StudentBlock, TaskBlock, TeacherBlock
+from limbeck.recipe.of_teacher import KEYS as FROM_TEACHER
 from limbeck.user_code import is_code
 from limbeck.wording import Problem, shown
 
@@ -173,8 +174,8 @@ def _pruned(path: tuple[str, ...], block: StudentBlock, recipe: Recipe) -> Itera
     if teacher is None or not plain or len(teacher.weights or ()) > 1 or teacher.new_members > 1:
         told = "of: teacher needs a teacher: block with one network: model: and either weights: FILE or train:"
         yield Problem((*path, "of"), told)
-    elif any(getattr(block, key) != getattr(teacher, key) for key in OF_TEACHER):
-        told = f"with of: teacher, these keys are those of the teacher: remove {', '.join(OF_TEACHER)} here"
+    elif any(getattr(block, key) != getattr(teacher, key) for key in FROM_TEACHER):
+        told = f"with of: teacher, these keys are those of the teacher: remove {', '.join(FROM_TEACHER)} here"
         yield Problem((*path, "of"), told)
     if recipe.share_first_stage:
         yield Problem(("share_first_stage",), "with of: teacher, the students of the seeds have different layers")

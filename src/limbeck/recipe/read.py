@@ -13,7 +13,6 @@ from limbeck.files.atomic import read as read_bytes
 from limbeck.files.paths import expanded, near
 from limbeck.options import Block, Checked, as_block, complete, keyword_model, validate, with_takers
 from limbeck.recipe.blocks import (
-    OF_TEACHER,
     CacheBlock,
     DataKeys,
     MemberBlock,
@@ -24,6 +23,7 @@ from limbeck.recipe.blocks import (
     as_methods,
 )
 from limbeck.recipe.contradictions import contradictions, streaming_contradictions
+from limbeck.recipe.of_teacher import explained, with_teacher
 from limbeck.recipe.paths import missing
 from limbeck.recipe.signatures import known
 from limbeck.recipe.text import DEPTH, WHOLE_BYTES, line_of, plain, read_text
@@ -110,8 +110,9 @@ def read(
 
 def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     """Return the recipe with all defaults filled in (None if it is invalid), and its problems."""
-    names, raw = known(), _with_teacher(raw)
-    recipe, problems = validate(Recipe, raw)
+    names, raw = known(), with_teacher(raw)
+    recipe, found = validate(Recipe, raw)
+    problems = [explained(problem, raw) for problem in found]
     takers: dict[str, Collection[str]] = {path: block.model_fields for path, block in _BLOCKS.items()}
     takers["method"] = set[str]().union(*names.methods.values())
     takers["train.optimizer"] = set[str]().union(*names.optimizers.values())
@@ -149,19 +150,6 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     problems += found
     problems += contradictions(recipe, names.teacherless)
     return (Recipe.model_validate(values, strict=False) if not problems else None), problems
-
-
-def _with_teacher(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The recipe in which networks with ``of: teacher`` have the model of the teacher."""
-    teacher, others = raw.get("teacher"), raw.get("networks")
-    kept = {key: teacher[key] for key in OF_TEACHER if key in teacher} if isinstance(teacher, Mapping) else {}
-
-    def whole(block: Any) -> Any:
-        return {**kept, **block} if isinstance(block, Mapping) and block.get("of") == "teacher" else block
-
-    networks = {name: whole(one) for name, one in others.items()} if isinstance(others, Mapping) else others
-    filled = {"student": whole(raw.get("student")), "networks": networks}
-    return {**raw, **{key: value for key, value in filled.items() if key in raw}}
 
 
 def _data(block: Any) -> tuple[Any, list[Problem]]:
