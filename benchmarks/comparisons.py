@@ -1,6 +1,6 @@
 """The table of a comparison as Markdown, for docs/comparisons.md.
 
-    python -m benchmarks.comparisons runs/compare_mnist-compared
+python -m benchmarks.comparisons runs/compare_mnist-compared
 """
 
 import argparse

@@ -173,6 +173,7 @@ def test_every_kind_of_method_ends_with_a_student_on_the_grid(method):
         for module in trained.modules()
         for hook in module._forward_pre_hooks.values()
     )
+    assert not any("weight" in module.__dict__ for module in trained.modules())
     convolutions = [module for module in trained.modules() if type(module) is nn.Conv2d]
     assert convolutions
     for layer in convolutions:

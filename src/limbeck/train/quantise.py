@@ -3,8 +3,8 @@
 Weights and inputs of convolutions and linear layers are rounded in every forward, and gradients pass as if they were
 not, where they are in range (B. Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", CVPR 2018; the straight-through estimator of Bengio et al. 2013). Weights have one
-symmetric scale for each output channel, so that a BatchNorm behind the layer can be folded into them without leaving the
-grid; inputs have one scale and a zero point, from their range on training samples before each epoch.
+symmetric scale for each output channel, so that a BatchNorm behind the layer can be folded into them without leaving
+the grid; inputs have one scale and a zero point, from their range on training samples before each epoch.
 """
 
 from collections.abc import Iterable
@@ -82,6 +82,8 @@ def without_rounding(network: nn.Module) -> None:
     for module in network.modules():
         every = {**module._forward_pre_hooks, **module._forward_hooks}
         keys = [key for key, hook in every.items() if isinstance(getattr(hook, "__self__", None), Rounded)]
+        if keys:
+            module.__dict__.pop("weight", None)
         for hooks in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
             for key in keys:
                 hooks.pop(key, None)
@@ -108,6 +110,7 @@ class Rounded:
             scale = (high - low) / levels
             zero = min(levels, max(0, round(-low / scale)))
             args = (torch.fake_quantize_per_tensor_affine(args[0], scale, zero, 0, levels), *args[1:])
+        layer.__dict__.pop("weight", None)  # of a forward that a tap in front of this layer has ended
         layer.__dict__["weight"] = rounded(layer.get_parameter("weight"), self._bits)  # is found before the parameter
         return args
 
@@ -149,6 +152,7 @@ class Rounding:
             handle.remove()
         self._handles.clear()
         for layer, _ in self._layers:
+            layer.__dict__.pop("weight", None)
             weight = layer.get_parameter("weight")
             weight.copy_(rounded(weight, self._bits))
 
