@@ -14,6 +14,7 @@ import limbeck
 from limbeck.exports import EXPORTERS
 from limbeck.exports.base import missing_of
 from limbeck.exports.card import CARD
+from limbeck.exports.parity import LIMITS, compare
 from limbeck.models import build
 from limbeck.models.inputs import Input
 
@@ -241,9 +242,24 @@ def test_what_cannot_be_exported_is_one_error_and_leaves_nothing(network, option
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(limbeck.LimbeckError, match="exists and holds no export"):
+    with pytest.raises(limbeck.LimbeckError, match=r"exists and holds thesis\.tex, which no export writes"):
         limbeck.export(small(), images(), tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_an_export_with_other_files_beside_it_is_not_replaced(tmp_path):
+    done = limbeck.export(NETWORKS["mlp"](), images(), tmp_path / "out")
+    (done.folder / "thesis.tex").write_text("mine")
+    with pytest.raises(limbeck.LimbeckError, match=r"holds thesis\.tex, which no export writes"):
+        limbeck.export(NETWORKS["mlp"](), images(), tmp_path / "out")
+    assert (done.folder / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("precision", LIMITS)
+def test_outputs_that_are_not_finite_never_agree(value, precision):
+    parity = compare(lambda one: one + value, lambda one: one, torch.rand(4, 3), [1], task="regression", split="test")
+    assert "differ" in parity.problem(LIMITS[precision])
 
 
 def test_a_missing_package_is_told_with_the_command_that_installs_it(tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_the_page_states_the_limits_and_the_backends():
 def test_the_code_of_the_page_runs(folders, tmp_path, monkeypatch, capsys):
     onnx_code, pair_code, call_code = (code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
     monkeypatch.chdir(tmp_path)
-    limbeck_command("export", folders / "run", "--int8", "--out", "runs/my_run/export/onnx-int8")
+    limbeck_command("export", folders / "run", "--int8", "--out", "runs/demo/export/onnx-int8")
     exec(onnx_code, {})
     assert capsys.readouterr().out.strip() in map(str, range(10))
     data = limbeck.load("digits", limit=100)

@@ -87,8 +87,8 @@ def _compare(
     from limbeck.cli.terminal import console, loading
 
     with loading():
-        from limbeck.cli.comparison_tables import comparison_table
         from limbeck.cli.progress import reading, show_sweep
+        from limbeck.cli.tables import comparison_table
         from limbeck.comparison.results import COMPARISON, evidence
         from limbeck.comparison.sweep import Sweep
         from limbeck.train.allocator import keep_memory

@@ -65,8 +65,8 @@ def export(
         options = Options(to, precision, 1 if batch == "1" else None, layout, probabilities, runtime)
         place = out or folder / "export" / "-".join([*([network.replace("/", "-")] if network else []), to, precision])
         options.check(place)
-        wish = None if defer_accuracy is defer_share is None else (defer_accuracy, defer_share)
-        _export(folder, place, options, network, data_root, wish, trust_code=trust_code)
+        goal = None if defer_accuracy is defer_share is None else (defer_accuracy, defer_share)
+        _export(folder, place, options, network, data_root, goal, trust_code=trust_code)
 
 
 def _export(
@@ -75,7 +75,7 @@ def _export(
     options: "Options",
     network: str | None,
     data_root: Path | None,
-    wish: tuple[float | None, float | None] | None,
+    goal: tuple[float | None, float | None] | None,
     *,
     trust_code: bool,
 ) -> None:
@@ -88,7 +88,7 @@ def _export(
     screen = console(soft_wrap=True)
     with reading(screen) as progress:
         found = Finished(folder, network, data_root=data_root, trust_code=trust_code, progress=progress)
-    deferral = None if wish is None else Deferral(found.teacher(), *wish)
+    deferral = None if goal is None else Deferral(found.teacher(), *goal)
     with screen.status("") as status:
         done = make(found.source, place, options, deferral, status.update)
     screen.print(_table(done.card))

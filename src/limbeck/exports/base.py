@@ -33,6 +33,7 @@ class Exporter:
         load: opens a file to run it; None if this machine cannot.
         precisions: those that it can write.
         any_batch: whether a file may take any number of samples.
+        beside: the names of other files in the folder, besides those that begin with ``student.``.
     """
 
     suffix: str
@@ -42,6 +43,7 @@ class Exporter:
     load: Load | None
     precisions: tuple[Precision, ...]
     any_batch: bool
+    beside: tuple[str, ...] = ()
 
     def check(self, name: str) -> None:
         """Raise LimbeckError unless the packages are installed."""

@@ -90,10 +90,10 @@ class Graph:
         """The name of the input."""
         return "images" if self.example.dim() == 4 else "inputs"
 
-    def program(self, *, most: int | None = None) -> torch.export.ExportedProgram:
-        """The module as `torch.export` captures it, for up to ``most`` samples."""
+    def program(self) -> torch.export.ExportedProgram:
+        """The module as `torch.export` captures it."""
         self.module(self.example)  # what is prepared in the first call must not be part of the graph
         if not self.any_batch:
             return torch.export.export(self.module, (self.example[:1],))
-        batch = torch.export.Dim("batch", min=1, max=most)
+        batch = torch.export.Dim("batch", min=1)
         return torch.export.export(self.module, (self.example,), dynamic_shapes=({0: batch},))

@@ -1,7 +1,6 @@
 """Write a student for a device, and prove that the file answers as the student does."""
 
 import json
-import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from limbeck.exports.options import Options
 from limbeck.exports.parity import BATCHES, LIMITS, SAMPLES, Parity, compare
 from limbeck.exports.samples import RawSamples
 from limbeck.exports.source import Source
-from limbeck.files.atomic import explained, write_sealed
+from limbeck.files.atomic import FULL, explained, write_sealed
 from limbeck.models.inputs import AS_THE_DATA, Input
 from limbeck.models.outputs import install
 from limbeck.tasks import task_of
@@ -105,7 +104,8 @@ def make(
             one.write(file)
             card = one.measured(file)
             write_sealed(file.parent / CARD, asdict(card))
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():  # an earlier export, which is deleted with the temporary folder
+                folder.rename(Path(temporary) / "earlier")
             file.parent.rename(folder)
     return Exported(folder, folder / file.name, card)
 
@@ -115,7 +115,7 @@ class _Export:
 
     def __init__(self, source: Source, options: Options, deferral: Deferral | None, say: Say) -> None:
         data, raw = source.data, RawSamples(source.data, options.layout)
-        self._data, self._raw, self._backend, self._say, self._wish = data, raw, options.backend, say, deferral
+        self._data, self._raw, self._backend, self._say, self._deferral = data, raw, options.backend, say, deferral
         deployed = partial(
             Deployed,
             _with_logits(source),
@@ -165,9 +165,11 @@ class _Export:
         self._say(f"writing {self._about.precision} for {self._about.backend}")
         try:
             self._backend.export(self._graph, file)
-        except (OSError, LimbeckError):
+        except LimbeckError:
             raise
         except Exception as error:  # a backend may raise anything
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
             raise LimbeckError(f"the student cannot be exported to {self._about.backend}: {_line(error)}") from error
 
     def measured(self, file: Path) -> Card:
@@ -192,8 +194,8 @@ class _Export:
         of_file = self._raw.outputs(runner, test, TEST_BATCH if self._graph.any_batch else 1)
         student, exported = (task.score(outputs, test.targets) for outputs in (of_student, of_file))
         deferring = self._about.deferring
-        if self._wish is not None and deferring is not None:
-            deferring = self._wish.on_test(deferring, of_file, self._raw)
+        if self._deferral is not None and deferring is not None:
+            deferring = self._deferral.on_test(deferring, of_file, self._raw)
         self._say("measuring the latencies")
         latency = times({"student": partial(self._student, example), "file": partial(runner, example)})
         results = Results(*sizes, parity, label, student, exported, latency)
@@ -224,7 +226,7 @@ def _with_logits(source: Source) -> nn.Module:
 
 def _check_outputs(student: Deployed, raw: RawSamples) -> None:
     try:
-        outputs = student(raw.some(raw.data.test, 2))
+        outputs = student(raw.some(raw.data.train, 2))
     except Exception as error:  # a user's network may raise anything
         raise LimbeckError(f"the student fails on a batch of the data: {_line(error)}") from error
     if not torch.isfinite(outputs).all():

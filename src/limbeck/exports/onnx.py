@@ -1,11 +1,9 @@
 """ONNX, for onnxruntime on phones, servers and browsers."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from limbeck.exports.base import Exporter, Runner
 from limbeck.exports.graph import Graph
@@ -55,15 +53,17 @@ def _session(path: Path) -> Any:
 
 def _quantise(source: Path, path: Path, graph: Graph) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
         def __init__(self) -> None:
-            self._parts = iter(batches(graph.calibration, CALIBRATED if graph.any_batch else 1))
+            self._parts = iter(torch.split(graph.calibration, CALIBRATED if graph.any_batch else 1))
 
         def get_next(self) -> dict[str, Any] | None:
             part = next(self._parts, None)
             return None if part is None else {graph.input: part.numpy()}
 
+    quant_pre_process(source, source)
     quantize_static(
         source,
         path,
@@ -73,11 +73,6 @@ def _quantise(source: Path, path: Path, graph: Graph) -> None:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-
-
-def batches(samples: Tensor, size: int) -> Iterator[Tensor]:
-    """Parts of ``size`` samples; the last one may be smaller."""
-    yield from torch.split(samples, size)
 
 
 ONNX = Exporter(".onnx", ("onnx", "onnxscript", "onnxruntime"), "export", export, load, ("fp32", "fp16", "int8"), True)

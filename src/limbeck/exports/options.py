@@ -48,6 +48,17 @@ class Options:
             raise LimbeckError(f"{self.to} has no {self.precision}: allowed are {', '.join(self.backend.precisions)}")
         if self.batch not in (None, 1):
             raise LimbeckError(f"batch is {self.batch}: allowed are 1, and None for any number of samples")
-        if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise LimbeckError(f"{folder} exists and holds no export: choose another folder")
+        _check_folder(folder)
         self.backend.check(self.to)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder in which there is something besides an export, because an export replaces all of it."""
+    if not folder.exists():
+        return
+    ours = {CARD, *(name for backend in EXPORTERS.values() for name in backend.beside)}
+    inside = [one.name for one in folder.iterdir()] if folder.is_dir() else [folder.name]
+    others = sorted(name for name in inside if name not in ours and not name.startswith("student."))
+    if others or (inside and CARD not in inside):
+        told = f"holds {others[0]}, which no export writes" if others else "holds no export"
+        raise LimbeckError(f"{folder} exists and {told}: choose another folder")

@@ -46,7 +46,7 @@ class Parity:
 
     def problem(self, limit: Limit) -> str:
         """Why the file is refused; empty if it is not."""
-        if not self.relative <= limit.difference:  # also if it is NaN
+        if not (math.isfinite(self.relative) and self.relative <= limit.difference):
             return f"its outputs differ by {self.relative:.2g} of the greatest output, allowed is {limit.difference:g}"
         if self.agreement is not None and self.agreement < limit.agreement:
             return f"{self.agreement:.1%} of its decisions agree with the student's, needed are {limit.agreement:.0%}"

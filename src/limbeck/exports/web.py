@@ -20,6 +20,7 @@ RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-thre
 """The files of the package's folder ``dist`` that the page needs."""
 
 PAGE = ("index.html", "page.js", "worker.js")
+LICENCE = "onnxruntime-web.txt"
 LARGEST = 2**26
 """The most bytes of a file of the package: 64 MiB."""
 
@@ -68,7 +69,7 @@ def _copy(package: Path, folder: Path) -> None:
         text = f"onnxruntime-web {about['version']}, licence: {about['license']}, {about['repository']['url']}\n"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LimbeckError(f"{package} is not the unpacked package onnxruntime-web: {error}") from error
-    (folder / "onnxruntime-web.txt").write_text(text, encoding="utf-8")
+    (folder / LICENCE).write_text(text, encoding="utf-8")
 
 
-WEB = replace(ONNX, export=export, suffix=".onnx")
+WEB = replace(ONNX, export=export, beside=(*PAGE, *RUNTIME, LICENCE))
