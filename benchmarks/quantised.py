@@ -41,7 +41,7 @@ def trained(case: str, arguments: argparse.Namespace, *, quantise: bool) -> Path
     folder: Path = arguments.out / f"{case}-{'quantise' if quantise else 'trained'}"
     overrides = [
         *settings,
-        "methods=null",
+        "methods=[]",
         "method=kd" if case != "mnist" else "method={name: kd, temperature: 20, hard: 0.1, soft: 1.0}",
         f"teacher={{weights: {arguments.teacher}}}",
         f"seeds={list(range(arguments.seeds))}",
