@@ -3,9 +3,9 @@
     limbeck compare recipes/compare_cifar10.yaml
     python -m benchmarks.quantised cifar10 --teacher runs/compare_cifar10-compared/teacher-seed0
 
-Each seed trains the student by `kd` for the epochs of the recipe and FURTHER epochs, and again with the FURTHER epochs as
-the stage `quantise`, so that both learn for as long. Both are exported to ONNX. A student that is finished is not trained
-again, one that was stopped is resumed.
+Each seed trains the student by `kd` for the epochs of the recipe and FURTHER epochs, and again with the FURTHER epochs
+as the stage `quantise`, so that both learn for as long. Both are exported to ONNX. A student that is finished is not
+trained again, one that was stopped is resumed.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from limbeck.cli.progress import show
 from limbeck.experiment.results import spread, spread_text
