@@ -31,4 +31,4 @@ def load(path: Path) -> Runner:
     return lambda inputs: torch.from_numpy(compiled(inputs.numpy())[0].copy())
 
 
-OPENVINO = Exporter(".xml", ("openvino",), "openvino", export, load, ("fp32", "fp16"), True)
+OPENVINO = Exporter(".xml", ("openvino",), "openvino", export, load, ("fp32", "fp16"), True, beside=("student.bin",))
