@@ -197,74 +197,8 @@ def test_a_file_that_differs_leaves_the_export_before_it(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [done.folder]
 
 
-class Twice(nn.Module):
-    def forward(self, one, two):
-        return one + two
-
-
-class Branches(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(192, 3)
-
-    def forward(self, inputs):
-        flat = inputs.flatten(1)
-        return self.head(flat if flat.sum() > 0 else -flat)
-
-
-class NotFinite(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(192, 3)
-
-    def forward(self, inputs):
-        return self.head(inputs.flatten(1)) / 0
-
-
-@pytest.mark.parametrize(
-    ("network", "options", "message"),
-    [
-        (small, {"to": "onx"}, "there is no export to 'onx': did you mean 'onnx'"),
-        (small, {"precision": "int4"}, "precision is 'int4': did you mean 'int8'"),
-        (small, {"layout": "nwhc"}, "layout is 'nwhc': did you mean 'nhwc'"),
-        (small, {"batch": 3}, "batch is 3: allowed are 1, and None"),
-        (Twice, {}, "the student fails on a batch of the data"),
-        (NotFinite, {}, "the student's outputs are not finite"),
-        (Branches, {}, "the student cannot be exported to onnx"),
-    ],
-)
-def test_what_cannot_be_exported_is_one_error_and_leaves_nothing(network, options, message, tmp_path):
-    with pytest.raises(limbeck.LimbeckError, match=message) as caught:
-        limbeck.export(network(), images(), tmp_path / "out", **options)
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_with_other_files_is_not_replaced(tmp_path):
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(limbeck.LimbeckError, match=r"exists and holds thesis\.tex, which no export writes"):
-        limbeck.export(small(), images(), tmp_path)
-    assert (tmp_path / "thesis.tex").read_text() == "mine"
-
-
-def test_an_export_with_other_files_beside_it_is_not_replaced(tmp_path):
-    done = limbeck.export(NETWORKS["mlp"](), images(), tmp_path / "out")
-    (done.folder / "thesis.tex").write_text("mine")
-    with pytest.raises(limbeck.LimbeckError, match=r"holds thesis\.tex, which no export writes"):
-        limbeck.export(NETWORKS["mlp"](), images(), tmp_path / "out")
-    assert (done.folder / "thesis.tex").read_text() == "mine"
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("precision", LIMITS)
 def test_outputs_that_are_not_finite_never_agree(value, precision):
     parity = compare(lambda one: one + value, lambda one: one, torch.rand(4, 3), [1], task="regression", split="test")
     assert "differ" in parity.problem(LIMITS[precision])
-
-
-def test_a_missing_package_is_told_with_the_command_that_installs_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.exports.base.find_spec", lambda name: None)
-    with pytest.raises(
-        limbeck.LimbeckError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'limbeck\[export\]'"
-    ):
-        limbeck.export(small(), images(), tmp_path / "out")

@@ -64,8 +64,10 @@ def export(
         precision: Precision = "fp16" if fp16 else "int8" if int8 else "fp32"
         options = Options(to, precision, 1 if batch == "1" else None, layout, probabilities, runtime)
         place = out or folder / "export" / "-".join([*([network.replace("/", "-")] if network else []), to, precision])
+        if out is None and place.parent.is_symlink():
+            raise LimbeckError(f"{place.parent} is a link, which limbeck does not write to")
         options.check(place)
-        goal = None if defer_accuracy is defer_share is None else (defer_accuracy, defer_share)
+        goal = None if (defer_accuracy, defer_share) == (None, None) else (defer_accuracy, defer_share)
         _export(folder, place, options, network, data_root, goal, trust_code=trust_code)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,10 +61,12 @@ def missing_of(modules: Iterable[str]) -> list[str]:
     return [one for one in modules if find_spec(one) is None]
 
 
-def versions_of(modules: Iterable[str]) -> dict[str, str]:
-    """The versions of installed modules; a module may be in a package of another name, such as onnxruntime-gpu."""
-    packages = packages_distributions()
-    return {one: version(packages.get(one, [one])[0]) for one in modules}
+def version_of(module: str) -> str:
+    """The version of an installed module."""
+    try:
+        return version(module)
+    except PackageNotFoundError:  # its package has another name, such as onnxruntime-gpu
+        return version(packages_distributions()[module][0])
 
 
 @contextmanager
@@ -82,5 +84,8 @@ def in_one_line(what: str, file: Path | None = None) -> Iterator[None]:
         cause = error if file is None or isinstance(error, OSError) else refusal(file)
         if isinstance(cause, OSError) and cause.errno in FULL:
             raise cause from error
-        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        first: BaseException = error
+        while first.__cause__ is not None:  # it names the operator
+            first = first.__cause__
+        why = next((line.strip() for line in str(first).splitlines() if line.strip()), type(first).__name__)
         raise LimbeckError(f"{what}: {why}") from error

@@ -16,7 +16,7 @@ from limbeck.evaluate.calibration import fit_temperature
 from limbeck.evaluate.cost import file_bytes, times
 from limbeck.experiment.checks import unwrapped
 from limbeck.experiment.workspace import example_batch
-from limbeck.exports.base import Load, Runner, in_one_line, versions_of
+from limbeck.exports.base import Load, Runner, in_one_line, version_of
 from limbeck.exports.card import CARD, SCHEMA, About, Card, Reads, Results
 from limbeck.exports.deferring import Deferral
 from limbeck.exports.differing import first_differing
@@ -159,7 +159,7 @@ class _Export:
             classes=data.outputs,
             temperature=temperature,
             deferring=chosen,
-            versions=versions_of(("limbeck", "torch", *options.backend.modules)),
+            versions={name: version_of(name) for name in ("limbeck", "torch", *options.backend.modules)},
         )
         self._graph = Graph(
             module=deployed(half=options.precision == "fp16", temperature=temperature),
