@@ -116,6 +116,11 @@ def test_the_page_answers_as_the_student_also_without_a_network(served, network,
         page.wait_for_selector("#classes li")
         shown = [row.inner_text() for row in page.locator("#classes li span:first-child").all()]
         assert shown == [str(place) for place in expected[0].argsort(descending=True).tolist()]
+        empty = BytesIO()
+        Image.new("RGBA", (8, 6)).save(empty, "PNG")
+        page.set_input_files("#file", {"name": "empty.png", "mimeType": "image/png", "buffer": empty.getvalue()})
+        canvas = "document.getElementById('canvas').getContext('2d')"
+        page.wait_for_function(f"() => {canvas}.getImageData(0, 0, 8, 6).data.every((value) => value === 0)")
         page.set_input_files("#file", {"name": "b.png", "mimeType": "image/png", "buffer": b"no image"})
         page.wait_for_selector("text=b.png is not an image")
         page.screenshot(path=tmp_path / "page.png")

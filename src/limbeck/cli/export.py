@@ -37,10 +37,12 @@ def export(
     network: Network = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the export; default: export/ in the folder.")] = None,
     defer_accuracy: Annotated[
-        float | None, typer.Option(help="Choose when to ask the teacher: what both shall reach together, in [0, 1].")
+        float | None,
+        typer.Option(min=0, max=1, help="Choose when to ask the teacher: what both shall reach together."),
     ] = None,
     defer_share: Annotated[
-        float | None, typer.Option(help="Or: the share of the inputs that the student shall answer, in [0, 1].")
+        float | None,
+        typer.Option(min=0, max=1, help="Or: the share of the inputs that the student shall answer."),
     ] = None,
     runtime: Annotated[Path | None, typer.Option(help="For web: the unpacked npm package onnxruntime-web.")] = None,
     data_root: DataRoot = None,
@@ -124,7 +126,7 @@ def _evidence(card: "Card") -> "Iterator[str]":
     same = "" if parity.agreement is None else f", {parity.agreement:.2%} of the decisions agree"
     yield (
         f"on {parity.samples} samples of the {parity.split} split, batch sizes {sizes}: greatest difference of an "
-        f"output {parity.difference:.2g} ({parity.relative:.2g} of the greatest){same}"
+        f"output {parity.difference:.2g} ({parity.relative:.2g} of the greatest {parity.whole}){same}"
     )
     chosen = card.deferring
     if chosen is not None and chosen.test is not None:

@@ -47,12 +47,16 @@ class Parity:
     relative: float
     agreement: float | None  #: the least share of equal decisions over the batch sizes; None if outputs are numbers
 
+    @property
+    def whole(self) -> str:
+        """What `relative` is a share of: the greatest ..."""
+        return "deviation from the mean" if self.agreement is None else "output"
+
     def problem(self, limit: Limit) -> str:
         """Why the file is refused; empty if it is not."""
-        numbers = self.agreement is None
-        allowed, whole = (limit.numbers, "deviation from the mean") if numbers else (limit.difference, "output")
+        allowed = limit.numbers if self.agreement is None else limit.difference
         if not (math.isfinite(self.relative) and self.relative <= allowed):
-            return f"its outputs differ by {self.relative:.2g} of the greatest {whole}, allowed is {allowed:g}"
+            return f"its outputs differ by {self.relative:.2g} of the greatest {self.whole}, allowed is {allowed:g}"
         if self.agreement is not None and self.agreement < limit.agreement:
             return f"{self.agreement:.1%} of its decisions agree with the student's, needed are {limit.agreement:.0%}"
         return ""
