@@ -81,7 +81,9 @@ def test_the_default_place_is_in_the_folder_and_any_network_can_be_chosen(folder
 
 def test_a_student_of_a_comparison_is_named(folders, tmp_path):
     assert "choose a student with --network" in limbeck_command("export", folders / "compared", code=2)
-    limbeck_command("export", folders / "compared", "--network", "kd/seed0", "--out", tmp_path / "out")
+    chosen = ("--network", "kd/seed0", "--defer-share", 0.5)
+    shown = limbeck_command("export", folders / "compared", *chosen, "--out", tmp_path / "out")
+    assert "ask the teacher if" in shown
     assert (tmp_path / "out" / "student.onnx").exists()
 
 

@@ -136,6 +136,26 @@ def test_an_operator_and_control_flow_that_a_backend_does_not_take_are_told(func
     refused(tmp_path / "out", message, OfTheInput(function), data)
 
 
+REPORTED = """
+import sys
+from limbeck.exports.openvino import load
+try:
+    load("none")
+except RuntimeError:
+    print(sys.modules["openvino"] and sys.modules["openvino_telemetry"])
+"""
+
+
+@pytest.mark.skipif(bool(missing_of(EXPORTERS["openvino"].modules)), reason="needs limbeck[openvino]")
+def test_openvino_does_not_report_its_use_to_a_server(tmp_path):
+    places = {"PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", REPORTED], env=os.environ | places, timeout=60, capture_output=True, text=True
+    )
+    assert done.stdout == "None\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_students_with_computed_weights_and_compiled_ones_are_copied(data, tmp_path, backend):
     pruned = mlp()
     prune.l1_unstructured(pruned.head, "weight", 0.5)
