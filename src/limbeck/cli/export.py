@@ -38,11 +38,11 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The folder of the export; default: export/ in the folder.")] = None,
     defer_accuracy: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Choose when to ask the teacher: what both shall reach together."),
+        typer.Option(min=0, max=1, help="Ask the teacher just often enough to reach this accuracy on validation."),
     ] = None,
     defer_share: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Or: the share of the inputs that the student shall answer."),
+        typer.Option(min=0, max=1, help="Or: the least share of the inputs that the student answers."),
     ] = None,
     runtime: Annotated[Path | None, typer.Option(help="For web: the unpacked npm package onnxruntime-web.")] = None,
     data_root: DataRoot = None,

@@ -28,7 +28,7 @@ class Deferring:
 
 @dataclass(frozen=True)
 class Deferral:
-    """What student and teacher shall reach together, on the validation split: one of the two.
+    """A teacher, and what it and the student must reach together on the validation split: an accuracy or a share.
 
     The teacher reads normalised batches of the data, and runs on the device that it is on.
     """

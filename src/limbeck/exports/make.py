@@ -77,7 +77,7 @@ def export(
         batch: 1, or None for any number of samples if the backend can.
         layout: of images, ``nhwc`` or ``nchw``.
         probabilities: the file also returns probabilities, with a temperature that is fitted on the validation split.
-        deferral: the teacher behind the file, and what both shall reach together.
+        deferral: the teacher behind the file, and what both must reach together.
         student_input: what the student reads, as for `limbeck.distill`.
         student_output: as for `limbeck.distill`.
         runtime: for ``web``, the folder of the unpacked npm package onnxruntime-web; by default npm fetches it.
