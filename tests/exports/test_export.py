@@ -17,6 +17,7 @@ from limbeck.exports.card import CARD
 from limbeck.exports.parity import LIMITS, compare
 from limbeck.models import build
 from limbeck.models.inputs import Input
+from limbeck.train.quantise import rounded
 
 INSTALLED = [name for name, one in EXPORTERS.items() if name != "web" and not missing_of(one.modules)]
 pytestmark = pytest.mark.skipif("onnx" not in INSTALLED, reason="needs limbeck[export]")
@@ -159,6 +160,20 @@ def test_the_student_is_not_changed(tmp_path):
     assert network.training
     assert all(value.dtype == before[name].dtype for name, value in network.state_dict().items())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_int8_keeps_the_grid_of_rounded_weights_also_where_a_batchnorm_is_folded_into_them(tmp_path):
+    network, expected = small(), set()
+    for layer in network.modules():
+        if type(layer) in (nn.Conv2d, nn.Linear):
+            layer.weight.data = rounded(layer.weight.data, 8)
+            steps = layer.weight.data.flatten(1).abs().amax(dim=1) / 127
+            expected.add((layer.weight.data.flatten(1) / steps[:, None]).round().abs().int().numpy().tobytes())
+    done = limbeck.export(network, images(), tmp_path / "out", precision="int8")
+    onnx = pytest.importorskip("onnx")
+    stored = [onnx.numpy_helper.to_array(one) for one in onnx.load(done.file).graph.initializer]
+    found = {np.abs(one.reshape(len(one), -1).astype(np.int32)).tobytes() for one in stored if one.dtype == np.int8}
+    assert expected <= found
 
 
 def wrong(layer):
