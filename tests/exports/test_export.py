@@ -17,6 +17,7 @@ from limbeck.exports.card import CARD
 from limbeck.exports.parity import LIMITS, compare
 from limbeck.models import build
 from limbeck.models.inputs import Input
+from limbeck.train.quantise import rounded
 
 INSTALLED = [name for name, one in EXPORTERS.items() if name != "web" and not missing_of(one.modules)]
 pytestmark = pytest.mark.skipif("onnx" not in INSTALLED, reason="needs limbeck[export]")
@@ -161,6 +162,20 @@ def test_the_student_is_not_changed(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_int8_keeps_the_grid_of_rounded_weights_also_where_a_batchnorm_is_folded_into_them(tmp_path):
+    network, expected = small(), set()
+    for layer in network.modules():
+        if type(layer) in (nn.Conv2d, nn.Linear):
+            layer.weight.data = rounded(layer.weight.data, 8)
+            steps = layer.weight.data.flatten(1).abs().amax(dim=1) / 127
+            expected.add((layer.weight.data.flatten(1) / steps[:, None]).round().abs().int().numpy().tobytes())
+    done = limbeck.export(network, images(), tmp_path / "out", precision="int8")
+    onnx = pytest.importorskip("onnx")
+    stored = [onnx.numpy_helper.to_array(one) for one in onnx.load(done.file).graph.initializer]
+    found = {np.abs(one.reshape(len(one), -1).astype(np.int32)).tobytes() for one in stored if one.dtype == np.int8}
+    assert expected <= found
+
+
 def wrong(layer):
     """A backend that changes the weights of a layer when it writes a file."""
 
@@ -197,74 +212,8 @@ def test_a_file_that_differs_leaves_the_export_before_it(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [done.folder]
 
 
-class Twice(nn.Module):
-    def forward(self, one, two):
-        return one + two
-
-
-class Branches(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(192, 3)
-
-    def forward(self, inputs):
-        flat = inputs.flatten(1)
-        return self.head(flat if flat.sum() > 0 else -flat)
-
-
-class NotFinite(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(192, 3)
-
-    def forward(self, inputs):
-        return self.head(inputs.flatten(1)) / 0
-
-
-@pytest.mark.parametrize(
-    ("network", "options", "message"),
-    [
-        (small, {"to": "onx"}, "there is no export to 'onx': did you mean 'onnx'"),
-        (small, {"precision": "int4"}, "precision is 'int4': did you mean 'int8'"),
-        (small, {"layout": "nwhc"}, "layout is 'nwhc': did you mean 'nhwc'"),
-        (small, {"batch": 3}, "batch is 3: allowed are 1, and None"),
-        (Twice, {}, "the student fails on a batch of the data"),
-        (NotFinite, {}, "the student's outputs are not finite"),
-        (Branches, {}, "the student cannot be exported to onnx"),
-    ],
-)
-def test_what_cannot_be_exported_is_one_error_and_leaves_nothing(network, options, message, tmp_path):
-    with pytest.raises(limbeck.LimbeckError, match=message) as caught:
-        limbeck.export(network(), images(), tmp_path / "out", **options)
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_with_other_files_is_not_replaced(tmp_path):
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(limbeck.LimbeckError, match=r"exists and holds thesis\.tex, which no export writes"):
-        limbeck.export(small(), images(), tmp_path)
-    assert (tmp_path / "thesis.tex").read_text() == "mine"
-
-
-def test_an_export_with_other_files_beside_it_is_not_replaced(tmp_path):
-    done = limbeck.export(NETWORKS["mlp"](), images(), tmp_path / "out")
-    (done.folder / "thesis.tex").write_text("mine")
-    with pytest.raises(limbeck.LimbeckError, match=r"holds thesis\.tex, which no export writes"):
-        limbeck.export(NETWORKS["mlp"](), images(), tmp_path / "out")
-    assert (done.folder / "thesis.tex").read_text() == "mine"
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("precision", LIMITS)
 def test_outputs_that_are_not_finite_never_agree(value, precision):
     parity = compare(lambda one: one + value, lambda one: one, torch.rand(4, 3), [1], task="regression", split="test")
     assert "differ" in parity.problem(LIMITS[precision])
-
-
-def test_a_missing_package_is_told_with_the_command_that_installs_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.exports.base.find_spec", lambda name: None)
-    with pytest.raises(
-        limbeck.LimbeckError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'limbeck\[export\]'"
-    ):
-        limbeck.export(small(), images(), tmp_path / "out")

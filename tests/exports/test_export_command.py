@@ -11,9 +11,13 @@ from typer.testing import CliRunner
 
 import limbeck
 from limbeck.cli import app
+from limbeck.experiment.measuring import outputs_of
 from limbeck.exports import EXPORTERS
 from limbeck.exports.base import missing_of
 from limbeck.exports.parity import LIMITS
+from limbeck.exports.source import Finished
+from limbeck.tasks import task_of
+from limbeck.train.engine import make_engine
 
 pytestmark = pytest.mark.skipif(bool(missing_of(EXPORTERS["onnx"].modules)), reason="needs limbeck[export]")
 
@@ -77,8 +81,50 @@ def test_the_default_place_is_in_the_folder_and_any_network_can_be_chosen(folder
 
 def test_a_student_of_a_comparison_is_named(folders, tmp_path):
     assert "choose a student with --network" in limbeck_command("export", folders / "compared", code=2)
-    limbeck_command("export", folders / "compared", "--network", "kd/seed0", "--out", tmp_path / "out")
+    chosen = ("--network", "kd/seed0", "--defer-share", 0.5)
+    shown = limbeck_command("export", folders / "compared", *chosen, "--out", tmp_path / "out")
+    assert "ask the teacher if" in shown
     assert (tmp_path / "out" / "student.onnx").exists()
+
+
+NET = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(64, 10)
+
+    def forward(self, inputs):
+        return {"softmax": self.head(inputs.flatten(1)).softmax(dim=1)}
+
+def net(*, classes, shape):
+    return Net()
+"""
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("teacher.input={mean: 0.9, std: 0.1}",),
+        ("teacher={weights: {teacher}, classes: [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]}", "allow=[chance, permuted]"),
+        tuple(f"{one}.{key}" for one in ("student", "teacher") for key in ("model={file}:net", "output=probabilities")),
+    ],
+)
+def test_teacher_and_student_of_a_run_are_read_as_its_recipe_says(folders, tmp_path, overrides, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the weights name net.py without its folder
+    names = {"{teacher}": f"{folders / 'run' / 'teacher' / 'seed0'}", "{file}": f"{tmp_path / 'net.py'}"}
+    (tmp_path / "net.py").write_text(NET)
+    for name, value in names.items():
+        overrides = [one.replace(name, value) for one in overrides]
+    sets = [argument for one in ("seeds=[0]", "baseline=false", *overrides) for argument in ("--set", one)]
+    limbeck_command("run", folders / "recipe.yaml", "--out", tmp_path / "run", *sets)
+    found = Finished(tmp_path / "run", trust_code=True)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    data = found.source.data
+    outputs = outputs_of(found.teacher(), data.test, data, make_engine(device="cpu", precision="32"))
+    assert task_of(data).score(outputs, data.test.targets) == result["teacher"]["test"]["accuracy"]
+    limbeck_command("export", tmp_path / "run", "--probabilities", "--out", tmp_path / "out", "--trust-code")
 
 
 @pytest.mark.parametrize(
@@ -109,8 +155,7 @@ def test_the_page_states_the_limits_and_the_backends():
     for name, limit in LIMITS.items():
         row = next(line for line in PAGE.splitlines() if line.startswith(f"| {name}"))
         numbers = [float(one) for one in re.findall(r"(?<!fp)(?<!int)\b\d+(?:\.\d+)?\b", row)]
-        expected = [limit.difference, 100 * limit.agreement] if limit.difference < 1 else [100 * limit.agreement]
-        assert numbers == expected
+        assert numbers == [one for one in (limit.difference, limit.numbers) if one < 1] + [100 * limit.agreement]
     for name, backend in EXPORTERS.items():
         row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}`"))
         assert ", ".join(backend.precisions) in row

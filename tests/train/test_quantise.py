@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import limbeck
 from limbeck.core import LimbeckError, Stage, Tap, Term
@@ -110,6 +111,32 @@ def test_an_error_in_a_layer_leaves_its_weight():
     assert all("weight" not in module.__dict__ for module in student.modules())
 
 
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 16), nn.Linear(16, 2)
+
+    def forward(self, inputs):
+        return self.two(input=self.one(input=inputs.flatten(1)).relu())
+
+
+def test_layers_that_are_called_by_keyword_are_rounded_too():
+    student, inputs = ByKeyword(), torch.rand(16, 1, 4, 4)
+    other = nn.Sequential(nn.Flatten(), deepcopy(student.one), nn.ReLU(), deepcopy(student.two))
+    for network in (student, other):
+        stages(network)[-1].prepare(Sweep(network, inputs))
+    assert torch.equal(student(inputs), other(inputs))
+
+
+def test_layers_with_computed_weights_are_left_out():
+    student, inputs = network(), torch.rand(16, 1, 4, 4)
+    prune.l1_unstructured(student[0], "weight", 0.5)
+    stages(student)[-1].prepare(Sweep(student, inputs))
+    student(inputs)
+    assert not student[0]._forward_hooks
+    assert student[4]._forward_hooks
+
+
 def test_an_interrupted_stage_leaves_no_hooks():
     student = network()
     stages(student)[-1].prepare(Sweep(student, torch.rand(8, 1, 4, 4)))
@@ -117,6 +144,7 @@ def test_an_interrupted_stage_leaves_no_hooks():
     without_rounding(student)
     hooks = [hook for module in student.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
     assert hooks == [own.id]
+    assert not any(module._forward_pre_hooks_with_kwargs for module in student.modules())
     assert not any(module._forward_hooks_always_called for module in student.modules())
 
 

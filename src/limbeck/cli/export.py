@@ -37,10 +37,12 @@ def export(
     network: Network = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the export; default: export/ in the folder.")] = None,
     defer_accuracy: Annotated[
-        float | None, typer.Option(help="Choose when to ask the teacher: what both shall reach together, in [0, 1].")
+        float | None,
+        typer.Option(min=0, max=1, help="Ask the teacher just often enough to reach this accuracy on validation."),
     ] = None,
     defer_share: Annotated[
-        float | None, typer.Option(help="Or: the share of the inputs that the student shall answer, in [0, 1].")
+        float | None,
+        typer.Option(min=0, max=1, help="Or: the least share of the inputs that the student answers."),
     ] = None,
     runtime: Annotated[Path | None, typer.Option(help="For web: the unpacked npm package onnxruntime-web.")] = None,
     data_root: DataRoot = None,
@@ -64,8 +66,10 @@ def export(
         precision: Precision = "fp16" if fp16 else "int8" if int8 else "fp32"
         options = Options(to, precision, 1 if batch == "1" else None, layout, probabilities, runtime)
         place = out or folder / "export" / "-".join([*([network.replace("/", "-")] if network else []), to, precision])
+        if out is None and place.parent.is_symlink():
+            raise LimbeckError(f"{place.parent} is a link, which limbeck does not write to")
         options.check(place)
-        goal = None if defer_accuracy is defer_share is None else (defer_accuracy, defer_share)
+        goal = None if (defer_accuracy, defer_share) == (None, None) else (defer_accuracy, defer_share)
         _export(folder, place, options, network, data_root, goal, trust_code=trust_code)
 
 
@@ -122,7 +126,7 @@ def _evidence(card: "Card") -> "Iterator[str]":
     same = "" if parity.agreement is None else f", {parity.agreement:.2%} of the decisions agree"
     yield (
         f"on {parity.samples} samples of the {parity.split} split, batch sizes {sizes}: greatest difference of an "
-        f"output {parity.difference:.2g} ({parity.relative:.2g} of the greatest){same}"
+        f"output {parity.difference:.2g} ({parity.relative:.2g} of the greatest {parity.whole}){same}"
     )
     chosen = card.deferring
     if chosen is not None and chosen.test is not None:

@@ -8,13 +8,18 @@ from torch import Tensor, nn
 from limbeck.core import LimbeckError
 from limbeck.evaluate.deferral import Answers, Joint, for_accuracy, for_share
 from limbeck.experiment.measuring import outputs_of
+from limbeck.exports.base import in_one_line
 from limbeck.exports.samples import RawSamples
-from limbeck.train.engine import make_engine
+from limbeck.tasks import task_of
+from limbeck.train.engine import Engine
 
 
 @dataclass(frozen=True)
 class Deferring:
-    """The confidence, the largest probability of the logits, at or below which the teacher should be asked."""
+    """The confidence at or below which the teacher should be asked: the greatest value of the softmax of the logits.
+
+    The temperature of the probabilities that a file returns does not change it.
+    """
 
     threshold: float  #: chosen on the validation split
     validation: Joint  #: what student and teacher reach together
@@ -23,11 +28,14 @@ class Deferring:
 
 @dataclass(frozen=True)
 class Deferral:
-    """What student and teacher shall reach together, on the validation split: one of the two."""
+    """A teacher, and what it and the student must reach together on the validation split: an accuracy or a share.
+
+    The teacher reads normalised batches of the data, and runs on the device that it is on.
+    """
 
     teacher: nn.Module
     accuracy: float | None = None  #: in [0, 1], with the greatest share
-    share: float | None = None  #: in [0, 1], of the inputs that the student answers, with the greatest accuracy
+    share: float | None = None  #: in [0, 1], the least share of the inputs that the student answers
 
     def __post_init__(self) -> None:
         given = [one for one in (self.accuracy, self.share) if one is not None]
@@ -55,8 +63,13 @@ class Deferral:
         return replace(chosen, test=_at(self._answers(file, raw, "test"), chosen.threshold))
 
     def _answers(self, student: Tensor, raw: RawSamples, which: str) -> Answers:
-        split = getattr(raw.data, which)
-        teacher = outputs_of(self.teacher, split, raw.data, make_engine(device="cpu", precision="32"), name="teacher")
+        split, data = getattr(raw.data, which), raw.data
+        device = next((parameter.device for parameter in self.teacher.parameters()), torch.device("cpu"))
+        with in_one_line("the teacher fails on a batch of the data"):
+            teacher = outputs_of(self.teacher, split, data, Engine(device, "32", "always"), name="teacher")
+        task_of(data).check_output("teacher", tuple(teacher.shape[1:]), data)
+        if not torch.isfinite(teacher).all():
+            raise LimbeckError(f"the teacher's outputs on the {which} split are not finite")
         return Answers(student, teacher, split.targets)
 
 

@@ -36,9 +36,10 @@ class _UpTo(nn.Module):
 def first_differing(
     export: Export, load: Load, graph: Graph, student: Deployed, samples: Tensor, limit: Limit
 ) -> str | None:
-    """The first layer whose output in a file differs by more than the limit, by bisection; None if it is not found.
+    """The first layer whose output in a file differs by more than the limit of numbers, by bisection.
 
-    For each layer that is tried, the network up to it is exported and run.
+    For each layer that is tried, the network up to it is exported and run. None if no layer differs, or the network up
+    to a layer cannot be exported.
 
     Args:
         export: writes a file.
@@ -57,7 +58,10 @@ def first_differing(
             found = compare(load(file), _UpTo(student, layer), samples, [1], task="regression", split="validation")
         return bool(found.problem(limit))
 
-    place = bisect_left(layers, True, key=differs)
+    try:
+        place = bisect_left(layers, True, key=differs)
+    except Exception:  # a backend may raise anything; the reason why the whole file is refused is known
+        return None
     return layers[place] if place < len(layers) else None
 
 

@@ -7,7 +7,9 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from limbeck.core import LimbeckError
 from limbeck.models.inputs import Bridge, Input
 
 Layout = Literal["nhwc", "nchw"]
@@ -91,9 +93,17 @@ class Graph:
         return "images" if self.example.dim() == 4 else "inputs"
 
     def program(self) -> torch.export.ExportedProgram:
-        """The module as `torch.export` captures it."""
+        """The module as `torch.export` captures it.
+
+        Raises:
+            LimbeckError: its forward depends on the values of tensors.
+        """
         self.module(self.example)  # what is prepared in the first call must not be part of the graph
-        if not self.any_batch:
-            return torch.export.export(self.module, (self.example[:1],))
-        batch = torch.export.Dim("batch", min=1)
-        return torch.export.export(self.module, (self.example,), dynamic_shapes=({0: batch},))
+        shapes = ({0: torch.export.Dim("batch", min=1)},) if self.any_batch else None
+        example = self.example if self.any_batch else self.example[:1]
+        try:
+            return torch.export.export(self.module, (example,), dynamic_shapes=shapes)
+        except GuardOnDataDependentSymNode as error:
+            raise LimbeckError(
+                "the student cannot be exported: its forward depends on the values of tensors, as in `if x.sum() > 0`"
+            ) from error

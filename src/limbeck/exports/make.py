@@ -2,34 +2,34 @@
 
 import json
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.core import LimbeckError
 from limbeck.data import Data
 from limbeck.evaluate.calibration import fit_temperature
 from limbeck.evaluate.cost import file_bytes, times
+from limbeck.experiment.checks import unwrapped
 from limbeck.experiment.workspace import example_batch
-from limbeck.exports.base import Load, Runner
+from limbeck.exports.base import Load, Runner, in_one_line, version_of
 from limbeck.exports.card import CARD, SCHEMA, About, Card, Reads, Results
 from limbeck.exports.deferring import Deferral
 from limbeck.exports.differing import first_differing
 from limbeck.exports.graph import Deployed, Graph, Layout, Precision
-from limbeck.exports.options import Options
-from limbeck.exports.parity import BATCHES, LIMITS, SAMPLES, Parity, compare
+from limbeck.exports.options import Options, check_folder
+from limbeck.exports.parity import BATCHES, LIMITS, SAMPLES, Parity, compare, run
 from limbeck.exports.samples import RawSamples
 from limbeck.exports.source import Source
-from limbeck.files.atomic import FULL, explained, write_sealed
+from limbeck.files.atomic import unwritten, write_sealed
 from limbeck.models.inputs import AS_THE_DATA, Input
 from limbeck.models.outputs import install
 from limbeck.tasks import task_of
+from limbeck.train.copies import deep_copy
 
 CALIBRATION = 512
 """The training samples with which the ranges of int8 activations are found."""
@@ -77,7 +77,7 @@ def export(
         batch: 1, or None for any number of samples if the backend can.
         layout: of images, ``nhwc`` or ``nchw``.
         probabilities: the file also returns probabilities, with a temperature that is fitted on the validation split.
-        deferral: the teacher behind the file, and what both shall reach together.
+        deferral: the teacher behind the file, and what both must reach together.
         student_input: what the student reads, as for `limbeck.distill`.
         student_output: as for `limbeck.distill`.
         runtime: for ``web``, the folder of the unpacked npm package onnxruntime-web; by default npm fetches it.
@@ -97,17 +97,31 @@ def make(
     """As `export`; ``say`` is called with a phrase before each step."""
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
         one = _Export(source, options, deferral, say)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".export-", dir=folder.parent) as temporary, explained(folder):
-            file = Path(temporary) / "export" / f"student{options.backend.suffix}"
-            file.parent.mkdir()
-            one.write(file)
-            card = one.measured(file)
-            write_sealed(file.parent / CARD, asdict(card))
-            if folder.exists():  # an earlier export, which is deleted with the temporary folder
-                folder.rename(Path(temporary) / "earlier")
-            file.parent.rename(folder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".export-", dir=folder.parent) as temporary:
+                file = Path(temporary) / "export" / f"student{options.backend.suffix}"
+                file.parent.mkdir()
+                one.write(file)
+                card = one.measured(file)
+                write_sealed(file.parent / CARD, asdict(card))
+                _replace(folder, file.parent, Path(temporary) / "earlier")
+        except OSError as error:
+            raise unwritten(folder, error) from error
     return Exported(folder, folder / file.name, card)
+
+
+def _replace(folder: Path, new: Path, earlier: Path) -> None:
+    """Move a new export to its folder, and what is there to ``earlier``; or leave the folder as it was."""
+    check_folder(folder)  # again, because it may have changed during the export
+    if folder.exists():
+        folder.rename(earlier)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if earlier.exists():
+            earlier.rename(folder)
+        raise
 
 
 class _Export:
@@ -116,6 +130,8 @@ class _Export:
     def __init__(self, source: Source, options: Options, deferral: Deferral | None, say: Say) -> None:
         data, raw = source.data, RawSamples(source.data, options.layout)
         self._data, self._raw, self._backend, self._say, self._deferral = data, raw, options.backend, say, deferral
+        self._task = task_of(data)
+        self._task.check_data(data)
         deployed = partial(
             Deployed,
             _with_logits(source),
@@ -125,7 +141,7 @@ class _Export:
             layout=options.layout,
         )
         self._student = deployed()
-        _check_outputs(self._student, raw)
+        self._check_outputs()
         temperature = _temperature(self._student, raw) if options.probabilities else None
         outputs = ("logits", *["probabilities"] * options.probabilities)
         chosen = None
@@ -143,7 +159,7 @@ class _Export:
             classes=data.outputs,
             temperature=temperature,
             deferring=chosen,
-            versions={name: version(name) for name in ("limbeck", "torch", *options.backend.modules)},
+            versions={name: version_of(name) for name in ("limbeck", "torch", *options.backend.modules)},
         )
         self._graph = Graph(
             module=deployed(half=options.precision == "fp16", temperature=temperature),
@@ -163,14 +179,10 @@ class _Export:
             LimbeckError: the backend cannot take the student.
         """
         self._say(f"writing {self._about.precision} for {self._about.backend}")
-        try:
+        if self._backend.add is not None:
+            self._backend.add(self._graph, file.parent)
+        with in_one_line(f"the student cannot be exported to {self._about.backend}", file):
             self._backend.export(self._graph, file)
-        except LimbeckError:
-            raise
-        except Exception as error:  # a backend may raise anything
-            if isinstance(error, OSError) and error.errno in FULL:
-                raise
-            raise LimbeckError(f"the student cannot be exported to {self._about.backend}: {_line(error)}") from error
 
     def measured(self, file: Path) -> Card:
         """Compare the file with the student, and measure both.
@@ -182,16 +194,17 @@ class _Export:
             sum(one.stat().st_size for one in file.parent.rglob("*") if one.is_file()),
             file_bytes(self._student.network),
         )
-        task, test = task_of(self._data), self._data.test
+        task, test = self._task, self._data.test
         label = task.headline.label
         if self._backend.load is None:
             return Card(**vars(self._about), results=Results(*sizes, None, label, None, None))
         load, example = self._backend.load, self._graph.example[:1]
-        runner = load(file)
-        parity = self._parity(runner, load)
-        self._say(f"measuring both on the {len(test):,} samples of the test split")
+        with in_one_line("the exported file does not run"):
+            runner = load(file)
+            parity = self._parity(runner, load)
+            self._say(f"measuring both on the {len(test):,} samples of the test split")
+            of_file = self._raw.outputs(runner, test, TEST_BATCH if self._graph.any_batch else 1)
         of_student = self._raw.outputs(self._student, test, TEST_BATCH)
-        of_file = self._raw.outputs(runner, test, TEST_BATCH if self._graph.any_batch else 1)
         student, exported = (task.score(outputs, test.targets) for outputs in (of_student, of_file))
         deferring = self._about.deferring
         if self._deferral is not None and deferring is not None:
@@ -201,11 +214,22 @@ class _Export:
         results = Results(*sizes, parity, label, student, exported, latency)
         return Card(**vars(self._about) | {"deferring": deferring}, results=results)
 
+    @property
+    def _compared(self) -> tuple[str, Tensor]:
+        """The name of a split, and the samples of it on which the file is compared with the student."""
+        which = "validation" if len(self._data.validation) else "train"
+        return which, self._raw.some(getattr(self._data, which), SAMPLES)
+
+    def _check_outputs(self) -> None:
+        with in_one_line("the student fails on a batch of the data"):
+            outputs = run(self._student, self._compared[1], TEST_BATCH)
+        self._task.check_output("student", tuple(outputs.shape[1:]), self._data)
+        if not torch.isfinite(outputs).all():
+            raise LimbeckError("the student's outputs are not finite, so a file cannot be compared with them")
+
     def _parity(self, runner: Runner, load: Load) -> Parity:
-        split, which = self._data.validation, "validation"
-        if not len(split):
-            split, which = self._data.train, "train"
-        samples, limit = self._raw.some(split, SAMPLES), LIMITS[self._graph.precision]
+        which, samples = self._compared
+        limit = LIMITS[self._graph.precision]
         batches = [one for one in BATCHES if one <= len(samples)] if self._graph.any_batch else [1]
         self._say(f"comparing the file with the student on {len(samples)} samples of the {which} split")
         parity = compare(runner, self._student, samples, batches, task=self._data.task, split=which)
@@ -219,23 +243,10 @@ class _Export:
 
 def _with_logits(source: Source) -> nn.Module:
     """A copy of the student in eval mode that returns a tensor of logits."""
-    copy, data = deepcopy(source.student).cpu().eval(), source.data
+    network, data = unwrapped("student", source.student)[0], source.data
+    copy = deep_copy(network, {"student": network}).cpu().eval()
     install("student", copy, example_batch(data), len(data.outputs), output=source.output, task=data.task)
     return copy
-
-
-def _check_outputs(student: Deployed, raw: RawSamples) -> None:
-    try:
-        outputs = student(raw.some(raw.data.train, 2))
-    except Exception as error:  # a user's network may raise anything
-        raise LimbeckError(f"the student fails on a batch of the data: {_line(error)}") from error
-    if not torch.isfinite(outputs).all():
-        raise LimbeckError("the student's outputs are not finite, so a file cannot be compared with them")
-
-
-def _line(error: Exception) -> str:
-    """The first line of a message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _temperature(student: Deployed, raw: RawSamples) -> float:

@@ -1,6 +1,8 @@
 """OpenVINO, for Intel's processors."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,8 +12,7 @@ from limbeck.exports.graph import Graph
 
 def export(graph: Graph, path: Path) -> None:
     """Write an ``.xml`` and a ``.bin``. fp16: the weights have 16 bits; the processor chooses how to compute."""
-    import openvino
-
+    openvino = _openvino()
     model = openvino.convert_model(graph.program())
     model.inputs[0].get_tensor().set_names({graph.input})
     if graph.any_batch:
@@ -24,11 +25,18 @@ def export(graph: Graph, path: Path) -> None:
 
 def load(path: Path) -> Runner:
     """Open a file on the CPU."""
-    import openvino
-
+    openvino = _openvino()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.Core().compile_model(path, "CPU", settings)
     return lambda inputs: torch.from_numpy(compiled(inputs.numpy())[0].copy())
 
 
-OPENVINO = Exporter(".xml", ("openvino",), "openvino", export, load, ("fp32", "fp16"), True)
+def _openvino() -> Any:
+    """The package, without the one that reports its imports and conversions to a server of its makers."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
+    import openvino
+
+    return openvino
+
+
+OPENVINO = Exporter(".xml", ("openvino",), "openvino", export, load, ("fp32", "fp16"), True, beside=("student.bin",))

@@ -48,17 +48,25 @@ class Options:
             raise LimbeckError(f"{self.to} has no {self.precision}: allowed are {', '.join(self.backend.precisions)}")
         if self.batch not in (None, 1):
             raise LimbeckError(f"batch is {self.batch}: allowed are 1, and None for any number of samples")
-        _check_folder(folder)
+        if self.runtime is not None and self.backend.add is None:
+            raise LimbeckError(f"{self.to} has no runtime: remove it, or export to web")
+        check_folder(folder)
         self.backend.check(self.to)
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder in which there is something besides an export, because an export replaces all of it."""
+def check_folder(folder: Path) -> None:
+    """Refuse a folder in which there is something besides an export, because an export replaces all of it.
+
+    Raises:
+        LimbeckError: it is a link, or holds something else.
+    """
+    if folder.is_symlink():
+        raise LimbeckError(f"{folder} is a link, which an export does not replace: choose another folder")
     if not folder.exists():
         return
-    ours = {CARD, *(name for backend in EXPORTERS.values() for name in backend.beside)}
+    ours = {CARD, *(name for one in EXPORTERS.values() for name in (*one.beside, f"student{one.suffix}"))}
     inside = [one.name for one in folder.iterdir()] if folder.is_dir() else [folder.name]
-    others = sorted(name for name in inside if name not in ours and not name.startswith("student."))
+    others = sorted(name for name in inside if name not in ours)
     if others or (inside and CARD not in inside):
         told = f"holds {others[0]}, which no export writes" if others else "holds no export"
         raise LimbeckError(f"{folder} exists and {told}: choose another folder")

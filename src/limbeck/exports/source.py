@@ -17,6 +17,7 @@ from limbeck.errors import nearest
 from limbeck.experiment import results as runs
 from limbeck.experiment.events import Job
 from limbeck.experiment.networks import NetworkFactory, ensemble
+from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.results import NetworkResult
 from limbeck.experiment.runfiles import RECIPE, STUDENT, Network, read_network
 from limbeck.models import GIVEN, load_network
@@ -87,7 +88,8 @@ class Finished:
         if self.spec.mean:
             size = (self.spec.shape[1], self.spec.shape[2]) if len(self.spec.shape) == 3 else None
             reads = Input(mean=self.spec.mean, std=self.spec.std, size=size, channels=self.spec.channels)
-        self.source = Source(student, data, reads, name=name, weights_sha256=known.result.weights_sha256)
+        output = self.recipe.student.output
+        self.source = Source(student, data, reads, output, name=name, weights_sha256=known.result.weights_sha256)
 
     def teacher(self) -> nn.Module:
         """The teacher of the student, which reads what the data gives.
@@ -98,18 +100,20 @@ class Finished:
         block, result = self.recipe.teacher, self._teacher
         if block is None or result is None:
             raise LimbeckError(f"{self._folder} has no teacher")
-        factory = NetworkFactory(self.recipe, self.source.data, trust_code=self._trust_code)
-        members = [network for network, _, _ in factory.restored(block)]
-        if not members:
+        if not block.is_trained:
             if block.new_members > 1:
                 raise LimbeckError("a deferral to an ensemble that was trained in the run is not possible")
             self._network(result.name)
             file = self._place(result.name) / result.name / Job(result.arm, result.seed).file
-            members = [load_network(file, trust_code=self._trust_code)[0]]
+            block = block.model_copy(update={"weights": (str(file),), "init": "as_is"})
+        factory = NetworkFactory(self.recipe, self.source.data, trust_code=self._trust_code)
+        members = Prepared(factory, self.recipe, self.source.data).restored(block)
         return ensemble(members, block, self.source.data.task).eval()
 
     def _chosen(self, students: Sequence[NetworkResult], network: str | None) -> str:
         names = [one.name for one in students]
+        if not names:
+            raise LimbeckError(f"{self._folder} has no student")
         if network is None and self._compared:
             raise LimbeckError(f"{self._folder} is a comparison: choose a student with --network, such as {names[-1]}")
         if network is not None and network not in names:

@@ -5,19 +5,24 @@ import shutil
 import subprocess
 import tarfile
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from limbeck.core import LimbeckError
 from limbeck.exports.graph import Graph
 from limbeck.exports.onnx import ONNX
-from limbeck.exports.onnx import export as export_onnx
+from limbeck.files.atomic import read
 
 PACKAGE = "onnxruntime-web@1.30.0"
 """On npm; the version that is tested."""
 
-RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-"""The files of the package's folder ``dist`` that the page needs."""
+RUNTIME = {
+    "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
+    "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
+"""The files of the package's folder ``dist`` that the page needs, and their SHA-256."""
 
 PAGE = ("index.html", "page.js", "worker.js")
 LICENCE = "onnxruntime-web.txt"
@@ -25,23 +30,28 @@ LARGEST = 2**26
 """The most bytes of a file of the package: 64 MiB."""
 
 
-def export(graph: Graph, path: Path) -> None:
-    """Write a file of ONNX, and the page beside it, which needs a server but no other site.
+def add_page(graph: Graph, folder: Path) -> None:
+    """Write the page, which needs a server but no other site.
 
     Raises:
-        LimbeckError: the inputs are not grey or RGB images of bytes in ``nhwc``; the runtime cannot be fetched.
+        LimbeckError: the student does not classify grey or RGB images of bytes in ``nhwc``; the runtime cannot be
+            fetched, or is not the one that was tested.
     """
-    channels = graph.example.shape[-1]
-    if graph.example.dim() != 4 or graph.example.dtype.is_floating_point or channels not in (1, 3):
-        raise LimbeckError("the page reads grey or RGB images of bytes with the layout nhwc")
-    export_onnx(graph, path)
+    example, task = graph.example, json.loads(graph.card)["task"]
+    images = example.dim() == 4 and example.shape[-1] in (1, 3) and not example.is_floating_point()
+    if task != "classification" or not images:
+        raise LimbeckError("the page classifies grey or RGB images of bytes with the layout nhwc")
     for name in PAGE:
-        shutil.copyfile(Path(__file__).parent / "page" / name, path.parent / name)
-    if graph.runtime is not None:
-        _copy(graph.runtime, path.parent)
-        return
-    with TemporaryDirectory() as folder:
-        _copy(_fetched(Path(folder)), path.parent)
+        shutil.copyfile(Path(__file__).parent / "page" / name, folder / name)
+    with TemporaryDirectory() as temporary:
+        package = graph.runtime or _fetched(Path(temporary))
+        for name, digest in RUNTIME.items():
+            data = read(package / "dist" / name, LARGEST) or b""
+            if sha256(data).hexdigest() != digest:
+                raise LimbeckError(f"{package} is not {PACKAGE}, unpacked: dist/{name} is missing or differs")
+            (folder / name).write_bytes(data)
+    text = f"{PACKAGE}, licence: MIT, https://github.com/Microsoft/onnxruntime\n"
+    (folder / LICENCE).write_text(text, encoding="utf-8")
 
 
 def _fetched(folder: Path) -> Path:
@@ -50,7 +60,7 @@ def _fetched(folder: Path) -> Path:
         command = ["npm", "pack", PACKAGE, "--silent", "--ignore-scripts"]
         subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
         with tarfile.open(next(folder.glob("*.tgz"))) as archive:
-            names = {f"package/{name}" for name in ("package.json", *(f"dist/{one}" for one in RUNTIME))}
+            names = {f"package/dist/{name}" for name in RUNTIME}
             members = [one for one in archive if one.name in names and one.isfile() and one.size <= LARGEST]
             archive.extractall(folder, members, filter="data")
     except (OSError, subprocess.SubprocessError, tarfile.TarError, StopIteration) as error:
@@ -60,16 +70,4 @@ def _fetched(folder: Path) -> Path:
     return folder / "package"
 
 
-def _copy(package: Path, folder: Path) -> None:
-    """Copy what the page needs from a package, with a file that states its version and licence."""
-    try:
-        about = json.loads((package / "package.json").read_text(encoding="utf-8"))
-        for name in RUNTIME:
-            shutil.copyfile(package / "dist" / name, folder / name)
-        text = f"onnxruntime-web {about['version']}, licence: {about['license']}, {about['repository']['url']}\n"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LimbeckError(f"{package} is not the unpacked package onnxruntime-web: {error}") from error
-    (folder / LICENCE).write_text(text, encoding="utf-8")
-
-
-WEB = replace(ONNX, export=export, beside=(*PAGE, *RUNTIME, LICENCE))
+WEB = replace(ONNX, add=add_page, beside=(*PAGE, *RUNTIME, LICENCE))

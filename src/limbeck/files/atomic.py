@@ -54,7 +54,7 @@ def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        cause = error if isinstance(error, OSError) else _refusal(temporary)
+        cause = error if isinstance(error, OSError) else refusal(temporary)
         written = temporary.stat().st_size if temporary.is_file() else 0
         _remove(temporary)
         if cause is None:  # the disk is not the cause
@@ -84,7 +84,7 @@ def unwritten(path: Path, error: OSError, written: int = 0) -> LimbeckError:
     free = f", and {shutil.disk_usage(there).free:,} bytes are free" if there else ""
     return NoSpace(
         f"{path} cannot be written: {reason}. It needs more than {written:,} bytes{free}. The previous file is intact: "
-        "free some space and resume with --resume"
+        "free some space and repeat the command, a training with --resume"
     )
 
 
@@ -184,8 +184,8 @@ def _sealed(path: Path, value: Mapping[str, Any]) -> str:
     return json.dumps({**value, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=2) + "\n"
 
 
-def _refusal(temporary: Path) -> OSError | None:
-    """Return the OSError of another write to the file: libraries raise exceptions that omit the reason."""
+def refusal(temporary: Path) -> OSError | None:
+    """Return the OSError of another write to the file, or None: libraries raise exceptions that omit the reason."""
     try:
         with temporary.open("ab") as file:
             file.write(bytes(2**20))

@@ -23,7 +23,7 @@ STAGE = "quantise"
 SAMPLES = 512
 """The training samples, at least, on which the ranges of inputs are measured."""
 
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # others of these classes may use their weights in other ways
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # not subclasses, which may use their weights in other ways
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def with_quantised(stages: tuple[Stage, ...], networks: Networks, options: Quant
     last = stages[-1]
     if "student" not in last.learns:
         raise LimbeckError(f"quantise: stage {last.name!r}, the last one, does not train the whole student")
-    layers = [one for one in networks["student"].modules() if type(one) in _LAYERS]
+    layers = [one for one in networks["student"].modules() if type(one) in _LAYERS and "weight" in one._parameters]
     if not layers:
-        raise LimbeckError("quantise: the student has no convolution and no linear layer")
+        raise LimbeckError("quantise: the student has no convolution and no linear layer whose weight is a parameter")
     rounding = Rounding(layers, options.bits)
 
     def prepare(sweep: Sweep) -> None:
@@ -84,9 +84,9 @@ def without_rounding(network: nn.Module) -> None:
         keys = [key for key, hook in every.items() if isinstance(getattr(hook, "__self__", None), Rounded)]
         if keys:
             module.__dict__.pop("weight", None)
-        for hooks in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
-            for key in keys:
-                hooks.pop(key, None)
+        for key in keys:
+            for name in ("pre_hooks", "pre_hooks_with_kwargs", "hooks", "hooks_always_called"):
+                getattr(module, f"_forward_{name}").pop(key, None)
 
 
 class Rounded:
@@ -100,19 +100,22 @@ class Rounded:
         """Forget the range of the inputs, and measure it until `looks` is false."""
         self._range, self.looks = (0.0, 0.0), True
 
-    def before(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A forward pre-hook."""
+    def before(
+        self, layer: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Tensor], dict[str, Any]]:
+        """A forward pre-hook with keyword arguments, of which a layer has one, ``input``."""
+        inputs = args[0] if args else keywords["input"]
         low, high = self._range
         if self.looks:
-            self._range = min(low, args[0].min().item()), max(high, args[0].max().item())
+            self._range = min(low, inputs.min().item()), max(high, inputs.max().item())
         elif high > low:
             levels = 2**self._bits - 1
             scale = (high - low) / levels
             zero = min(levels, max(0, round(-low / scale)))
-            args = (torch.fake_quantize_per_tensor_affine(args[0], scale, zero, 0, levels), *args[1:])
+            inputs = torch.fake_quantize_per_tensor_affine(inputs, scale, zero, 0, levels)
         layer.__dict__.pop("weight", None)  # of a forward that a tap in front of this layer has ended
         layer.__dict__["weight"] = rounded(layer.get_parameter("weight"), self._bits)  # is found before the parameter
-        return args
+        return (inputs,), {}
 
     def after(self, layer: nn.Module, args: Any, output: Any) -> None:
         """A forward hook, which is called after an error, too."""
@@ -132,7 +135,7 @@ class Rounding:
         if not self._handles:
             for layer, hooks in self._layers:
                 self._handles += [
-                    layer.register_forward_pre_hook(hooks.before),
+                    layer.register_forward_pre_hook(hooks.before, with_kwargs=True),
                     layer.register_forward_hook(hooks.after, always_call=True),
                 ]
         for _, hooks in self._layers:

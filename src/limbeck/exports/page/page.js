@@ -36,6 +36,7 @@ function pixels() {
 async function classify(image, wide, high) {
   const factor = Math.max(width / wide, height / high);
   const [w, h] = [wide * factor, high * factor];
+  drawing.clearRect(0, 0, width, height);
   drawing.imageSmoothingQuality = "high";
   drawing.drawImage(image, (width - w) / 2, (height - h) / 2, w, h);
   const bytes = pixels();
