@@ -89,9 +89,9 @@ def test_a_method_that_does_more_than_to_train_the_student_needs_alone(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--keep", "head"), "--keep is 'head': write it as NAME=float"),
-        (("--keep", "head=much"), "--keep is 'head=much': write it as NAME=float"),
-        (("--bits", "head=2.5"), "--bits is 'head=2.5': write it as NAME=int"),
+        (("--keep", "head"), "--keep is 'head': write NAME=SHARE, such as head=0.3"),
+        (("--keep", "head=much"), "--keep is 'head=much': write NAME=SHARE"),
+        (("--bits", "head=2.5"), "--bits is 'head=2.5': write NAME=BITS, such as head=5"),
         ((), "there is no folder none"),
     ],
 )

@@ -12,6 +12,7 @@ import limbeck
 from limbeck.exports.compress import Options, compress
 from limbeck.exports.sharing import bake, clustered, entries, layers_of, prune, share, shared_of, sparse_bytes
 from limbeck.models import build, load_network
+from limbeck.models.files import read_state
 
 pytest.importorskip("constriction")
 
@@ -137,6 +138,7 @@ def test_a_student_is_compressed_to_a_file_of_the_same_weights(model, tmp_path):
     for name, layer in layers_of(loaded).items():
         assert float((layer.weight != 0).double().mean()) == done.kept[name]
         assert len(layer.weight.unique()) <= 2 ** (5 if isinstance(layer, nn.Linear) else 8) + 1
+        assert all(torch.equal(one, one.half().float()) for one in layer.parameters())
     with torch.no_grad():
         outputs = loaded(limbeck.data.normalise(data.test.inputs, data.mean, data.std))
     assert float((outputs.argmax(dim=1) == data.test.targets).double().mean()) == done.steps[-1].score
@@ -225,6 +227,12 @@ def test_what_cannot_be_compressed_is_one_error_before_training(network, options
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_instead_of_a_file_is_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.exports.compress.run", None)
+    with pytest.raises(limbeck.LimbeckError, match=r"is a folder: name a file, such as .*compressed\.safetensors"):
+        compress(mlp(), digits(), tmp_path)
+
+
 def test_without_the_package_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("limbeck.models.compressed.find_spec", lambda name: None)
     with pytest.raises(limbeck.LimbeckError, match=r"limbeck compress needs constriction: pip install 'limbeck\[comp"):
@@ -237,10 +245,12 @@ def test_the_defaults_are_those_of_the_paper():
 
 
 def test_a_file_that_gives_other_weights_is_not_kept(tmp_path, monkeypatch):
-    def loads(network, path):
-        network.state_dict()["head.bias"].add_(1)
+    def other(path, expected):
+        found = read_state(path, expected)
+        found.state["head.bias"] += 1
+        return found
 
-    monkeypatch.setattr("limbeck.exports.compress.load_weights", loads)
+    monkeypatch.setattr("limbeck.exports.compress.read_state", other)
     with pytest.raises(limbeck.LimbeckError, match=r"the file gives other values of head\.bias than the student has"):
         compress(mlp(), digits(), tmp_path / "small.safetensors", epochs=0, centroid_epochs=0)
     assert list(tmp_path.iterdir()) == []

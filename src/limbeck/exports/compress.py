@@ -17,12 +17,12 @@ from limbeck.experiment.measuring import outputs_of
 from limbeck.experiment.networks import spec_of
 from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import NO_AUGMENTATION, Training, example_batch, training_batches
-from limbeck.exports.sharing import Layer, bake, kind_of, layers_of, prune, share, shared_of, sparse_bytes
+from limbeck.exports.sharing import Layer, bake, kind_of, layers_of, prune, share, shared_of, shorten, sparse_bytes
 from limbeck.exports.source import Finished, Source
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
-from limbeck.models import GIVEN, NetworkSpec, load_weights
+from limbeck.models import GIVEN, NetworkSpec
 from limbeck.models.compressed import MOST_BITS, check_installed
-from limbeck.models.files import save_network
+from limbeck.models.files import read_state, save_network
 from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
 from limbeck.models.outputs import install
 from limbeck.optimizers import OPTIMIZERS
@@ -120,8 +120,8 @@ def compress(
     """Compress the weights of a student into a small file, and check that the file gives the same weights.
 
     Small weights are pruned, and the others are retrained. The weights of each layer are then shared: k-means gives
-    2**bits centroids, which are fine-tuned. A range coder writes the file. ``limbeck.load_network(file,
-    network=network)`` loads it.
+    2**bits centroids, which are fine-tuned. Centroids and biases are rounded to float16. A range coder writes the file.
+    ``limbeck.load_network(file, network=network)`` loads it.
 
     Args:
         student: the trained network; it is not changed.
@@ -146,7 +146,7 @@ def compress(
 
     Raises:
         LimbeckError: an argument is wrong; a package is missing; the student has no layers to compress; the method
-            changes more than the student.
+            changes more than the student; or the file cannot be written.
     """
     block = "alone" if teacher is None else method
     named = fill(METHODS, block, kind="method", presets=PRESETS)
@@ -179,6 +179,8 @@ class Work:
     ) -> Compressed:
         """As `compress`; ``say`` is called with a phrase before each step and after each epoch."""
         check_installed("limbeck compress")
+        if file.is_dir():
+            raise LimbeckError(f"{file} is a folder: name a file, such as {file / 'compressed.safetensors'}")
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             one = _Compression(self, options, seed, device, say)
             with threads_for(macs(one.student, one.data.shape) or SMALL):
@@ -245,9 +247,12 @@ class _Compression:
         for layer, bits in zip(layers.values(), self._bits, strict=True):
             share(layer, bits)
         self._train("quantised", options.centroid_epochs)
+        for layer in layers.values():
+            shorten(layer)
         shared = {f"{name}.weight": shared_of(layer) for name, layer in layers.items()}
-        codebooks = sum(4 * len(weight.centroids) for weight in shared.values())
-        steps.append(self._step("quantised", self._sparse(self._bits) + codebooks))
+        codebooks = sum(2 * len(weight.centroids) for weight in shared.values())
+        biases = sum(4 * layer.bias.numel() for layer in layers.values() if layer.bias is not None)
+        steps.append(self._step("quantised", self._sparse(self._bits) + codebooks - biases // 2))
         for layer in layers.values():
             bake(layer)
         save_network(self.student, file, spec=self._work.spec, compressed=shared)
@@ -287,11 +292,10 @@ class _Compression:
         self.student.eval()
 
     def _prove(self, file: Path) -> None:
-        """Load the file into the student, and raise LimbeckError if a bit differs from what was written."""
-        written = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
-        load_weights(self.student, file)
-        loaded = self.student.state_dict()
-        wrong = [name for name, tensor in written.items() if not torch.equal(tensor, loaded[name])]
+        """Raise LimbeckError if the file gives other numbers than the student has."""
+        expected = self.student.state_dict()
+        loaded = read_state(file, expected).state
+        wrong = [name for name, tensor in expected.items() if not torch.equal(loaded[name].to(tensor), tensor)]
         if wrong:
             file.unlink()
             raise LimbeckError(f"the file gives other values of {', '.join(wrong)} than the student has")

@@ -132,6 +132,13 @@ def clustered(weight: Tensor, bits: int) -> SharedWeight:
     return SharedWeight(symbols, torch.from_numpy(means.cluster_centers_).float().flatten())
 
 
+@torch.no_grad()
+def shorten(layer: Layer) -> None:
+    """Round the centroids and the bias of a layer to float16, as the file holds them."""
+    for parameter in layer.parameters():
+        parameter.copy_(parameter.half())
+
+
 def bake(layer: Layer) -> None:
     """Replace the parametrization of a weight by the weight that it gives."""
     parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
