@@ -220,7 +220,9 @@ class _Compression:
     def __init__(self, work: Work, options: Options, seed: int, device: str, say: Say) -> None:
         source, data = work.source, work.source.data
         self._work, self._options, self._seed, self._say, self.data = work, options, seed, say, data
-        regime = replace(work.training.regime, keep="last", stop_after=None, warmup=0, freeze=(), freeze_epochs=0)
+        regime = replace(
+            work.training.regime, keep="last", stop_after=None, warmup=0, freeze=(), freeze_epochs=0, quantise=None
+        )
         self._training = replace(work.training, regime=regime)
         self._engine = make_engine(device=device, precision="32")
         self.student = deep_copy(source.student, {"student": source.student}).eval()
