@@ -10,7 +10,7 @@ from torch import nn
 
 import limbeck
 from limbeck.exports.compress import Options, compress
-from limbeck.exports.sharing import bake, clustered, entries, layers_of, prune, share, shared_of, sparse_bytes
+from limbeck.exports.sharing import bake, clustered, entries, layers_of, prune, share, shared_of, shorten, sparse_bytes
 from limbeck.models import build, load_network
 from limbeck.models.files import read_state
 
@@ -92,6 +92,20 @@ def test_fewer_distinct_weights_have_fewer_centroids(weight, count):
     assert torch.equal(found.dense(), weight)
 
 
+def test_centroids_and_small_biases_are_rounded_to_16_bits():
+    layers = [nn.Linear(5, 3), nn.Linear(5, 3), nn.Linear(5, 3, bias=False)]
+    layers[1].bias.data[0] = 1990.3
+    before = [layer.bias.clone() for layer in layers[:2]]
+    for layer in layers:
+        prune(layer, quality=0.5, keep=None)
+        share(layer, 2)
+        exact = shared_of(layer).centroids.clone()
+        shorten(layer)
+        assert torch.equal(shared_of(layer).centroids, exact.half().float())
+    assert torch.equal(layers[0].bias, before[0].half().float())
+    assert torch.equal(layers[1].bias, before[1])
+
+
 def test_the_gradient_of_a_centroid_is_the_sum_over_its_cluster():
     layer = nn.Linear(5, 3)
     prune(layer, quality=0.5, keep=None)
@@ -138,7 +152,7 @@ def test_a_student_is_compressed_to_a_file_of_the_same_weights(model, tmp_path):
     for name, layer in layers_of(loaded).items():
         assert float((layer.weight != 0).double().mean()) == done.kept[name]
         assert len(layer.weight.unique()) <= 2 ** (5 if isinstance(layer, nn.Linear) else 8) + 1
-        assert all(torch.equal(one, one.half().float()) for one in layer.parameters())
+        assert torch.equal(layer.weight, layer.weight.half().float())
     with torch.no_grad():
         outputs = loaded(limbeck.data.normalise(data.test.inputs, data.mean, data.std))
     assert float((outputs.argmax(dim=1) == data.test.targets).double().mean()) == done.steps[-1].score

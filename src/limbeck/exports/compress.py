@@ -1,6 +1,6 @@
 """Deep compression (Han, Mao, Dally 2016, arXiv 1510.00149): prune, share weights, code; retrain with the teacher."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from limbeck.exports.sharing import Layer, bake, kind_of, layers_of, prune, shar
 from limbeck.exports.source import Finished, Source
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.models import GIVEN, NetworkSpec
-from limbeck.models.compressed import MOST_BITS, check_installed
+from limbeck.models.compressed import MOST_BITS, check_installed, shortest
 from limbeck.models.files import read_state, save_network
 from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
 from limbeck.models.outputs import install
@@ -120,8 +120,8 @@ def compress(
     """Compress the weights of a student into a small file, and check that the file gives the same weights.
 
     Small weights are pruned, and the others are retrained. The weights of each layer are then shared: k-means gives
-    2**bits centroids, which are fine-tuned. Centroids and biases are rounded to float16. A range coder writes the file.
-    ``limbeck.load_network(file, network=network)`` loads it.
+    2**bits centroids, which are fine-tuned. Centroids, and biases up to 1, are rounded to float16. A range coder writes
+    the file. ``limbeck.load_network(file, network=network)`` loads it.
 
     Args:
         student: the trained network; it is not changed.
@@ -233,7 +233,7 @@ class _Compression:
         if bridge.changes:
             bridge.install(self.student)
         install("student", self.student, example_batch(data), len(data.outputs), output=source.output, task=data.task)
-        self._size: int = sum(tensor.numel() * tensor.element_size() for tensor in self.student.state_dict().values())
+        self._size = sum(tensor.nbytes for tensor in self.student.state_dict().values())
         self._size_of_others = self._size - sum(4 * layer.weight.numel() for layer in self._layers.values())
         self._stage(1)  # finds what is wrong before the training
 
@@ -245,25 +245,22 @@ class _Compression:
             prune(layer, quality=options.quality, keep=options.kept(name, layer))
         self._train("pruned", options.epochs)
         kept = {name: float((layer.weight != 0).double().mean()) for name, layer in layers.items()}
-        steps.append(self._step("pruned", self._sparse([32] * len(layers))))
+        steps.append(self._step("pruned", self._size_of_others + sparse_bytes(layers.values(), [32] * len(layers))))
         for layer, bits in zip(layers.values(), self._bits, strict=True):
             share(layer, bits)
         self._train("quantised", options.centroid_epochs)
-        for layer in layers.values():
+        shared = {}
+        for name, layer in layers.items():
             shorten(layer)
-        shared = {f"{name}.weight": shared_of(layer) for name, layer in layers.items()}
-        codebooks = sum(2 * len(weight.centroids) for weight in shared.values())
-        biases = sum(4 * layer.bias.numel() for layer in layers.values() if layer.bias is not None)
-        steps.append(self._step("quantised", self._sparse(self._bits) + codebooks - biases // 2))
-        for layer in layers.values():
+            shared[f"{name}.weight"] = shared_of(layer)
             bake(layer)
+        others = [shortest(tensor) for name, tensor in self.student.state_dict().items() if name not in shared]
+        size = sum(tensor.nbytes for tensor in others) + sum(2 * len(weight.centroids) for weight in shared.values())
+        steps.append(self._step("quantised", size + sparse_bytes(layers.values(), self._bits)))
         save_network(self.student, file, spec=self._work.spec, compressed=shared)
         self._prove(file)
         steps.append(self._step("coded", file.stat().st_size))
         return Compressed(file, task_of(self.data).headline, tuple(steps), kept)
-
-    def _sparse(self, value_bits: Sequence[int]) -> int:
-        return self._size_of_others + sparse_bytes(self._layers.values(), value_bits)
 
     def _step(self, name: str, size: int) -> Step:
         test = self.data.test

@@ -134,8 +134,14 @@ def clustered(weight: Tensor, bits: int) -> SharedWeight:
 
 @torch.no_grad()
 def shorten(layer: Layer) -> None:
-    """Round the centroids and the bias of a layer to float16, as the file holds them."""
-    for parameter in layer.parameters():
+    """Round the centroids of a layer to float16, and its bias if no value is above 1.
+
+    The error of a larger bias could matter, for example in a regression whose targets vary little around their mean.
+    """
+    rounded: list[Tensor] = [layer.get_parameter("parametrizations.weight.original")]
+    if layer.bias is not None and layer.bias.abs().max() <= 1:
+        rounded.append(layer.bias)
+    for parameter in rounded:
         parameter.copy_(parameter.half())
 
 

@@ -98,7 +98,7 @@ def encoded(
         weights: those of them that are coded.
     """
     sizes = {name: Coded(tuple(weight.symbols.shape), len(weight.centroids)) for name, weight in weights.items()}
-    others = {name: _shortest(tensor) for name, tensor in tensors.items() if name not in weights}
+    others = {name: shortest(tensor) for name, tensor in tensors.items() if name not in weights}
     coding = Coding(1, sizes, digest({**tensors, **others}))
     codes = {name: _encode(weight) for name, weight in weights.items()}
     return {**others, **codes}, {KEY: json.dumps(asdict(coding), separators=(",", ":"))}
@@ -175,7 +175,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _shortest(tensor: Tensor) -> Tensor:
+def shortest(tensor: Tensor) -> Tensor:
     """The tensor in float16 if it is in float32 and this changes no number."""
     if tensor.dtype != torch.float32:
         return tensor
