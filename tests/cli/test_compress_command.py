@@ -37,9 +37,9 @@ def does(*arguments, code=0):
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def make(method):
+    def make(method, *settings):
         Path("recipe.yaml").write_text(RECIPE.replace("METHOD", method))
-        does("run", "recipe.yaml", "--out", "run")
+        does("run", "recipe.yaml", "--out", "run", *settings)
 
     return make
 
@@ -86,12 +86,20 @@ def test_a_method_that_does_more_than_to_train_the_student_needs_alone(run):
     assert "optimizer.lr: got -1.0" in does("compress", "run", *SHORT, "--alone", "--lr", -1, code=2)
 
 
+def test_what_belongs_to_the_first_training_is_not_repeated(run):
+    pytest.importorskip("constriction")
+    options = "train={epochs: 2, warmup: 1, freeze: {layers: [head], epochs: 1}, keep: best, quantise: {epochs: 2}}"
+    run("kd", "--set", options)
+    does("compress", "run", *SHORT)
+    assert load_network("run/compressed.safetensors")[1].name == "mlp"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--keep", "head"), "--keep is 'head': write it as NAME=float"),
-        (("--keep", "head=much"), "--keep is 'head=much': write it as NAME=float"),
-        (("--bits", "head=2.5"), "--bits is 'head=2.5': write it as NAME=int"),
+        (("--keep", "head"), "--keep is 'head': write NAME=SHARE, such as head=0.3"),
+        (("--keep", "head=much"), "--keep is 'head=much': write NAME=SHARE"),
+        (("--bits", "head=2.5"), "--bits is 'head=2.5': write NAME=BITS, such as head=5"),
         ((), "there is no folder none"),
     ],
 )

@@ -184,13 +184,43 @@ def test_a_teacher_in_a_file_that_reads_other_inputs_gives_a_student_that_reads_
     assert result.student.macs <= result.teacher.macs / 4
 
 
-def test_a_network_that_cannot_be_pruned_is_refused_before_training():
+@pytest.mark.parametrize("model", ["fsp_resnet8", "fitnet1", "maxout_mnist", "shufflenet_v1", "shufflenet_v2"])
+@pytest.mark.parametrize("share", [0.25, 0.95])
+def test_a_network_that_torch_pruning_does_not_support_is_refused_before_training(model, share):
+    pytest.importorskip("torch_pruning")
+    size = 28 if model == "maxout_mnist" else 32
+    with pytest.raises(LimbeckError, match="init: pruned cannot prune the student: torch-pruning does not support it"):
+        Experiment(recipe(f"teacher.model={model}", f"data.size={size}", f"student.macs={share}"), Path("run"))
+    assert not Path("run").exists()
+
+
+CONVOLUTION = """
+from torch import nn
+
+
+def net(classes):
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+def test_a_network_without_a_linear_classifier_is_refused_before_training():
+    pytest.importorskip("torch_pruning")
+    Path("net.py").write_text(CONVOLUTION)
+    with pytest.raises(LimbeckError, match="prune the student: its outputs are not those of a linear layer"):
+        Experiment(recipe("teacher.model=net.py:net"), Path("run"))
+
+
+def test_a_share_that_cannot_be_reached_is_refused_before_training():
     pytest.importorskip("torch_pruning")
     with pytest.raises(LimbeckError, match=r"cannot prune the student: got the share 0\.001, the smallest"):
         Experiment(recipe("student.macs=0.001"), Path("run"))
-    with pytest.raises(LimbeckError, match="init: pruned cannot prune the student: torch-pruning does not support it"):
-        Experiment(recipe("teacher.model=shufflenet_v1", "data.size=32"), Path("run"))
-    assert not Path("run").exists()
+
+
+def test_a_network_without_a_count_of_its_macs_is_refused(monkeypatch):
+    pytest.importorskip("torch_pruning")
+    monkeypatch.setattr(pruning, "macs", lambda network, shape: None)
+    with pytest.raises(LimbeckError, match="its multiply-accumulates cannot be counted: write parameters: instead"):
+        Experiment(recipe(), Path("run"))
 
 
 ATTENTION = """
@@ -271,7 +301,9 @@ def test_the_recipe_of_a_run_reads_as_the_recipe():
     assert given.student.model == given.teacher.model
 
 
-@pytest.mark.parametrize("model", ["mobilenet_v2", "timm:mobilenetv3_small_050", "torchvision:mobilenet_v2"])
+@pytest.mark.parametrize(
+    "model", ["mobilenet_v2", "timm:mobilenetv3_small_050", "torchvision:mobilenet_v2", "torchvision:mnasnet0_5"]
+)
 def test_networks_with_depthwise_layers_and_of_the_libraries_are_pruned_and_saved(model):
     pytest.importorskip("torch_pruning")
     shape = (1, 8, 8) if model == "mobilenet_v2" else (3, 32, 32)

@@ -10,8 +10,9 @@ from torch import nn
 
 import limbeck
 from limbeck.exports.compress import Options, compress
-from limbeck.exports.sharing import bake, clustered, entries, layers_of, prune, share, shared_of, sparse_bytes
+from limbeck.exports.sharing import bake, clustered, entries, layers_of, prune, share, shared_of, shorten, sparse_bytes
 from limbeck.models import build, load_network
+from limbeck.models.files import read_state
 
 pytest.importorskip("constriction")
 
@@ -91,6 +92,20 @@ def test_fewer_distinct_weights_have_fewer_centroids(weight, count):
     assert torch.equal(found.dense(), weight)
 
 
+def test_centroids_and_small_biases_are_rounded_to_16_bits():
+    layers = [nn.Linear(5, 3), nn.Linear(5, 3), nn.Linear(5, 3, bias=False)]
+    layers[1].bias.data[0] = 1990.3
+    before = [layer.bias.clone() for layer in layers[:2]]
+    for layer in layers:
+        prune(layer, quality=0.5, keep=None)
+        share(layer, 2)
+        exact = shared_of(layer).centroids.clone()
+        shorten(layer)
+        assert torch.equal(shared_of(layer).centroids, exact.half().float())
+    assert torch.equal(layers[0].bias, before[0].half().float())
+    assert torch.equal(layers[1].bias, before[1])
+
+
 def test_the_gradient_of_a_centroid_is_the_sum_over_its_cluster():
     layer = nn.Linear(5, 3)
     prune(layer, quality=0.5, keep=None)
@@ -137,6 +152,7 @@ def test_a_student_is_compressed_to_a_file_of_the_same_weights(model, tmp_path):
     for name, layer in layers_of(loaded).items():
         assert float((layer.weight != 0).double().mean()) == done.kept[name]
         assert len(layer.weight.unique()) <= 2 ** (5 if isinstance(layer, nn.Linear) else 8) + 1
+        assert torch.equal(layer.weight, layer.weight.half().float())
     with torch.no_grad():
         outputs = loaded(limbeck.data.normalise(data.test.inputs, data.mean, data.std))
     assert float((outputs.argmax(dim=1) == data.test.targets).double().mean()) == done.steps[-1].score
@@ -225,6 +241,12 @@ def test_what_cannot_be_compressed_is_one_error_before_training(network, options
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_instead_of_a_file_is_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.exports.compress.run", None)
+    with pytest.raises(limbeck.LimbeckError, match=r"is a folder: name a file, such as .*compressed\.safetensors"):
+        compress(mlp(), digits(), tmp_path)
+
+
 def test_without_the_package_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("limbeck.models.compressed.find_spec", lambda name: None)
     with pytest.raises(limbeck.LimbeckError, match=r"limbeck compress needs constriction: pip install 'limbeck\[comp"):
@@ -237,10 +259,12 @@ def test_the_defaults_are_those_of_the_paper():
 
 
 def test_a_file_that_gives_other_weights_is_not_kept(tmp_path, monkeypatch):
-    def loads(network, path):
-        network.state_dict()["head.bias"].add_(1)
+    def other(path, expected):
+        found = read_state(path, expected)
+        found.state["head.bias"] += 1
+        return found
 
-    monkeypatch.setattr("limbeck.exports.compress.load_weights", loads)
+    monkeypatch.setattr("limbeck.exports.compress.read_state", other)
     with pytest.raises(limbeck.LimbeckError, match=r"the file gives other values of head\.bias than the student has"):
         compress(mlp(), digits(), tmp_path / "small.safetensors", epochs=0, centroid_epochs=0)
     assert list(tmp_path.iterdir()) == []

@@ -35,6 +35,12 @@ def saved(tmp_path):
     return path
 
 
+def test_a_network_of_torchvision_that_reads_its_version_is_read_back(tmp_path):
+    network = build("torchvision:mnasnet0_5", classes=3, shape=(3, 32, 32))
+    save_network(network, tmp_path / "one.safetensors", spec=NetworkSpec("torchvision:mnasnet0_5", {}, 3, (3, 32, 32)))
+    assert same(load_network(tmp_path / "one.safetensors")[0], network)
+
+
 def test_network_is_read_back_bit_for_bit_from_its_file_alone(tmp_path):
     network, path = resnet(), tmp_path / "new" / "student.safetensors"
     save_network(network, path, spec=SPEC)

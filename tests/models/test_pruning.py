@@ -56,6 +56,24 @@ def test_the_channels_with_the_smallest_weights_are_removed_and_the_outputs_kept
     assert kept <= {tuple(row.flatten().tolist()) for row in network[0].weight[1::2]}
 
 
+def test_the_importance_is_the_mean_of_the_squared_norms_of_the_layers_relative_to_the_group():
+    network = plain(width=6)
+    first, second, last = (network[place].weight.detach() for place in (0, 2, 4))
+    groups = [[], []]
+    for channel in range(6):
+        groups[0].append((sum(first[channel].flatten() ** 2) + sum(second[:, channel].flatten() ** 2)) / 2)
+        columns = last[:, 4 * channel : 4 * channel + 4]  # flattened 2 x 2 maps
+        groups[1].append((sum(second[channel].flatten() ** 2) + sum(columns.flatten() ** 2)) / 2)
+    scores = [[float(score) / float(sum(group) / 6) for score in group] for group in groups]
+    made = pruned(network, IMAGES, "4", parameters, 0.5)
+    kept, removed = [], []
+    for place, group in zip((0, 2), scores, strict=True):
+        for bias, score in zip(network[place].bias.tolist(), group, strict=True):
+            (kept if bias in made[place].bias.tolist() else removed).append(score)
+    assert len(kept) > 2
+    assert min(kept) > max(removed)
+
+
 def test_a_layer_keeps_a_tenth_of_its_channels():
     network = plain()
     with torch.no_grad():

@@ -232,6 +232,25 @@ def test_the_best_epoch_is_restored_and_the_stage_ends_without_gain():
     assert same(weights(net), seen[1])
 
 
+class Versioned(nn.Linear):
+    """Reads its version, as MNASNet of torchvision does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, metadata, *others):
+        assert metadata["version"] == 2
+        super()._load_from_state_dict(state, prefix, metadata, *others)
+
+
+def test_the_best_epoch_of_a_network_that_reads_its_version_is_restored():
+    net, best = Versioned(2, 2), Best(keep=True, stop_after=None)
+    best.add(1, 0.5, net)
+    expected = weights(net)
+    nn.init.zeros_(net.weight)
+    best.restore(net)
+    assert same(weights(net), expected)
+
+
 def test_the_last_epochs_weights_stay_where_only_the_end_is_asked_for():
     net, best = student(), Best(keep=False, stop_after=1)
     for epoch in run([stage(5)], {"student": net}, Source(), ENGINE, best=best):

@@ -22,14 +22,14 @@ Keep = Annotated[
 ]
 Bits = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=BITS", help="Of a shared weight, of conv (default: 8), linear (5) or a layer."),
+    typer.Option(metavar="NAME=BITS", help="Bits of a shared weight of conv (default: 8), linear (5) or a layer."),
 ]
 
 
 def compress(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run or comparison.")],
     network: Annotated[
-        str | None, typer.Option(help="Such as kd/seed0; default: the student of a run's first seed.")
+        str | None, typer.Option(help="The student, such as kd/seed0; default: that of a run's first seed.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file; default: compressed.safetensors in the folder.")] = None,
     quality: Annotated[
@@ -37,9 +37,9 @@ def compress(
     ] = 1.0,
     keep: Keep = None,
     bits: Bits = None,
-    epochs: Annotated[int, typer.Option(help="Of the training after pruning.")] = 10,
-    centroid_epochs: Annotated[int, typer.Option(help="Of the training of the shared weights.")] = 5,
-    lr: Annotated[float | None, typer.Option(help="Of both trainings; default: that of the recipe.")] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of the training after pruning.")] = 10,
+    centroid_epochs: Annotated[int, typer.Option(help="Epochs of the training of the shared weights.")] = 5,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of both; default: that of the recipe.")] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Train without the teacher.")] = False,
     data_root: DataRoot = None,
     trust_code: TrustCode = False,
@@ -52,7 +52,8 @@ def compress(
     with reporting():
         from limbeck.cli.terminal import console, loading
 
-        kept, shared = _pairs("--keep", keep or (), float), _pairs("--bits", bits or (), int)
+        kept = _pairs("--keep", keep or (), float, "NAME=SHARE, such as head=0.3")
+        shared = _pairs("--bits", bits or (), int, "NAME=BITS, such as head=5")
         with loading():
             from limbeck.cli.progress import reading
             from limbeck.exports.compress import Options, of_run
@@ -70,7 +71,7 @@ def compress(
         screen.print(f"written: {done.file}; its decoded weights are those of the last row, bit for bit")
 
 
-def _pairs(option: str, texts: Sequence[str], kind: Callable[[str], Value]) -> dict[str, Value]:
+def _pairs(option: str, texts: Sequence[str], kind: Callable[[str], Value], form: str) -> dict[str, Value]:
     from limbeck.errors import LimbeckError
 
     found = {}
@@ -79,7 +80,7 @@ def _pairs(option: str, texts: Sequence[str], kind: Callable[[str], Value]) -> d
         try:
             found[name] = kind(value)
         except ValueError as error:
-            raise LimbeckError(f"{option} is {text!r}: write it as NAME={kind.__name__}") from error
+            raise LimbeckError(f"{option} is {text!r}: write {form}") from error
     return found
 
 

@@ -77,7 +77,10 @@ class Pruning:
         return made.state_dict()
 
     def _macs(self, network: nn.Module) -> int:
-        return macs(network, self._data.shape) or 0
+        counted = macs(network, self._data.shape)
+        if not counted:
+            raise LimbeckError("its multiply-accumulates cannot be counted: write parameters: instead of macs:")
+        return counted
 
 
 def _take(network: nn.Module, state: Mapping[str, Tensor]) -> None:

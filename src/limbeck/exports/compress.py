@@ -1,6 +1,6 @@
 """Deep compression (Han, Mao, Dally 2016, arXiv 1510.00149): prune, share weights, code; retrain with the teacher."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,12 @@ from limbeck.experiment.measuring import outputs_of
 from limbeck.experiment.networks import spec_of
 from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import NO_AUGMENTATION, Training, example_batch, training_batches
-from limbeck.exports.sharing import Layer, bake, kind_of, layers_of, prune, share, shared_of, sparse_bytes
+from limbeck.exports.sharing import Layer, bake, kind_of, layers_of, prune, share, shared_of, shorten, sparse_bytes
 from limbeck.exports.source import Finished, Source
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
-from limbeck.models import GIVEN, NetworkSpec, load_weights
-from limbeck.models.compressed import MOST_BITS, check_installed
-from limbeck.models.files import save_network
+from limbeck.models import GIVEN, NetworkSpec
+from limbeck.models.compressed import MOST_BITS, check_installed, shortest
+from limbeck.models.files import read_state, save_network
 from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
 from limbeck.models.outputs import install
 from limbeck.optimizers import OPTIMIZERS
@@ -120,8 +120,8 @@ def compress(
     """Compress the weights of a student into a small file, and check that the file gives the same weights.
 
     Small weights are pruned, and the others are retrained. The weights of each layer are then shared: k-means gives
-    2**bits centroids, which are fine-tuned. A range coder writes the file. ``limbeck.load_network(file,
-    network=network)`` loads it.
+    2**bits centroids, which are fine-tuned. Centroids, and biases up to 1, are rounded to float16. A range coder writes
+    the file. ``limbeck.load_network(file, network=network)`` loads it.
 
     Args:
         student: the trained network; it is not changed.
@@ -146,7 +146,7 @@ def compress(
 
     Raises:
         LimbeckError: an argument is wrong; a package is missing; the student has no layers to compress; the method
-            changes more than the student.
+            changes more than the student; or the file cannot be written.
     """
     block = "alone" if teacher is None else method
     named = fill(METHODS, block, kind="method", presets=PRESETS)
@@ -179,6 +179,8 @@ class Work:
     ) -> Compressed:
         """As `compress`; ``say`` is called with a phrase before each step and after each epoch."""
         check_installed("limbeck compress")
+        if file.is_dir():
+            raise LimbeckError(f"{file} is a folder: name a file, such as {file / 'compressed.safetensors'}")
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             one = _Compression(self, options, seed, device, say)
             with threads_for(macs(one.student, one.data.shape) or SMALL):
@@ -218,7 +220,9 @@ class _Compression:
     def __init__(self, work: Work, options: Options, seed: int, device: str, say: Say) -> None:
         source, data = work.source, work.source.data
         self._work, self._options, self._seed, self._say, self.data = work, options, seed, say, data
-        regime = replace(work.training.regime, keep="last", stop_after=None, warmup=0, freeze=(), freeze_epochs=0)
+        regime = replace(
+            work.training.regime, keep="last", stop_after=None, warmup=0, freeze=(), freeze_epochs=0, quantise=None
+        )
         self._training = replace(work.training, regime=regime)
         self._engine = make_engine(device=device, precision="32")
         self.student = deep_copy(source.student, {"student": source.student}).eval()
@@ -229,7 +233,7 @@ class _Compression:
         if bridge.changes:
             bridge.install(self.student)
         install("student", self.student, example_batch(data), len(data.outputs), output=source.output, task=data.task)
-        self._size: int = sum(tensor.numel() * tensor.element_size() for tensor in self.student.state_dict().values())
+        self._size = sum(tensor.nbytes for tensor in self.student.state_dict().values())
         self._size_of_others = self._size - sum(4 * layer.weight.numel() for layer in self._layers.values())
         self._stage(1)  # finds what is wrong before the training
 
@@ -241,22 +245,22 @@ class _Compression:
             prune(layer, quality=options.quality, keep=options.kept(name, layer))
         self._train("pruned", options.epochs)
         kept = {name: float((layer.weight != 0).double().mean()) for name, layer in layers.items()}
-        steps.append(self._step("pruned", self._sparse([32] * len(layers))))
+        steps.append(self._step("pruned", self._size_of_others + sparse_bytes(layers.values(), [32] * len(layers))))
         for layer, bits in zip(layers.values(), self._bits, strict=True):
             share(layer, bits)
         self._train("quantised", options.centroid_epochs)
-        shared = {f"{name}.weight": shared_of(layer) for name, layer in layers.items()}
-        codebooks = sum(4 * len(weight.centroids) for weight in shared.values())
-        steps.append(self._step("quantised", self._sparse(self._bits) + codebooks))
-        for layer in layers.values():
+        shared = {}
+        for name, layer in layers.items():
+            shorten(layer)
+            shared[f"{name}.weight"] = shared_of(layer)
             bake(layer)
+        others = [shortest(tensor) for name, tensor in self.student.state_dict().items() if name not in shared]
+        size = sum(tensor.nbytes for tensor in others) + sum(2 * len(weight.centroids) for weight in shared.values())
+        steps.append(self._step("quantised", size + sparse_bytes(layers.values(), self._bits)))
         save_network(self.student, file, spec=self._work.spec, compressed=shared)
         self._prove(file)
         steps.append(self._step("coded", file.stat().st_size))
         return Compressed(file, task_of(self.data).headline, tuple(steps), kept)
-
-    def _sparse(self, value_bits: Sequence[int]) -> int:
-        return self._size_of_others + sparse_bytes(self._layers.values(), value_bits)
 
     def _step(self, name: str, size: int) -> Step:
         test = self.data.test
@@ -287,11 +291,10 @@ class _Compression:
         self.student.eval()
 
     def _prove(self, file: Path) -> None:
-        """Load the file into the student, and raise LimbeckError if a bit differs from what was written."""
-        written = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
-        load_weights(self.student, file)
-        loaded = self.student.state_dict()
-        wrong = [name for name, tensor in written.items() if not torch.equal(tensor, loaded[name])]
+        """Raise LimbeckError if the file gives other numbers than the student has."""
+        expected = self.student.state_dict()
+        loaded = read_state(file, expected).state
+        wrong = [name for name, tensor in expected.items() if not torch.equal(loaded[name].to(tensor), tensor)]
         if wrong:
             file.unlink()
             raise LimbeckError(f"the file gives other values of {', '.join(wrong)} than the student has")

@@ -132,6 +132,19 @@ def clustered(weight: Tensor, bits: int) -> SharedWeight:
     return SharedWeight(symbols, torch.from_numpy(means.cluster_centers_).float().flatten())
 
 
+@torch.no_grad()
+def shorten(layer: Layer) -> None:
+    """Round the centroids of a layer to float16, and its bias if no value is above 1.
+
+    The error of a larger bias could matter, for example in a regression whose targets vary little around their mean.
+    """
+    rounded: list[Tensor] = [layer.get_parameter("parametrizations.weight.original")]
+    if layer.bias is not None and layer.bias.abs().max() <= 1:
+        rounded.append(layer.bias)
+    for parameter in rounded:
+        parameter.copy_(parameter.half())
+
+
 def bake(layer: Layer) -> None:
     """Replace the parametrization of a weight by the weight that it gives."""
     parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)

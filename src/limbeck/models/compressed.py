@@ -1,14 +1,15 @@
 """Weights as zeros and centroids, entropy-coded: how a weights file holds them, and how they are decoded.
 
-A coded weight is a tensor of bytes in the safetensors file: the centroids (float32), the frequencies of the symbols
+A coded weight is a tensor of bytes in the safetensors file: the centroids (float16), the frequencies of the symbols
 (uint16), and the words of a range coder (uint32), all little-endian. Symbol 0 is a zero, symbol j is centroid j. The
-metadata has the shapes, the numbers of centroids, and the sha256 of all decoded tensors.
+words say which weights are not 0, and then the symbols of these. Other tensors are written in float16 if that changes
+no number. The metadata has the shapes, the numbers of centroids, and the sha256 of all decoded tensors.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +30,18 @@ MOST_BITS = 8
 """The most bits of a number of a centroid."""
 
 TIMES = 1000
-"""The most bytes of a decoded weight for each byte of its code."""
+"""The most bytes of a decoded weight for each byte of its code; a shorter code is padded."""
+
+LONGEST = 2**20
+"""The most characters of the description: enough for about 10,000 weights."""
+
+PRIOR = 16
+"""The number of rows as which the share of a whole weight counts when the share of a column is estimated."""
+
+BLOCKS = 256
+"""The most blocks of rows after which these shares are estimated again."""
+
+_FULL = 2**16 - 1  # the largest frequency
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,7 @@ class Coded:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
-    shape: Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(max_length=8)]
+    shape: Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=1, max_length=8)]
     centroids: Annotated[int, Field(ge=1, le=2**MOST_BITS)]
 
     @property
@@ -63,7 +75,7 @@ class SharedWeight:
     """A weight whose values are 0 or one of a few centroids."""
 
     symbols: Tensor  #: int64, of the weight's shape; 0: zero, j: centroid j from 1
-    centroids: Tensor  #: (K,) float32, at most 2**8
+    centroids: Tensor  #: (K,) float32 with the numbers of float16, at most 2**8
 
     def dense(self) -> Tensor:
         """The weight, float32."""
@@ -86,9 +98,10 @@ def encoded(
         weights: those of them that are coded.
     """
     sizes = {name: Coded(tuple(weight.symbols.shape), len(weight.centroids)) for name, weight in weights.items()}
-    coding = Coding(1, sizes, digest(tensors))
+    others = {name: shortest(tensor) for name, tensor in tensors.items() if name not in weights}
+    coding = Coding(1, sizes, digest({**tensors, **others}))
     codes = {name: _encode(weight) for name, weight in weights.items()}
-    return {**tensors, **codes}, {KEY: json.dumps(asdict(coding), separators=(",", ":"))}
+    return {**others, **codes}, {KEY: json.dumps(asdict(coding), separators=(",", ":"))}
 
 
 def coding_of(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Coding | None:
@@ -108,6 +121,10 @@ def coding_of(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Ten
     """
     if KEY not in metadata:
         return None
+    if len(metadata[KEY]) > LONGEST:
+        raise LimbeckError(
+            f"{path} describes its compressed weights in {len(metadata[KEY]):,} characters, allowed are {LONGEST:,}"
+        )
     try:
         coding = TypeAdapter(Coding).validate_json(metadata[KEY])
     except ValidationError as error:
@@ -158,9 +175,17 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def shortest(tensor: Tensor) -> Tensor:
+    """The tensor in float16 if it is in float32 and this changes no number."""
+    if tensor.dtype != torch.float32:
+        return tensor
+    short = tensor.half()
+    return short if torch.equal(short.float(), tensor) else tensor
+
+
 def _start(coded: Coded) -> int:
     """Where the words begin: after the centroids and the frequencies."""
-    return 4 * coded.centroids + 2 * (coded.centroids + 1)
+    return 2 * coded.centroids + 2 * (coded.centroids + 1)
 
 
 def _encode(weight: SharedWeight) -> Tensor:
@@ -168,25 +193,57 @@ def _encode(weight: SharedWeight) -> Tensor:
 
     symbols = weight.symbols.flatten().numpy().astype(np.int32)
     counts = np.bincount(symbols, minlength=len(weight.centroids) + 1)
-    frequencies = np.ceil(counts * (65535 / len(symbols))).astype("<u2")
-    encoder = stream.queue.RangeEncoder()
-    encoder.encode(symbols, _model(frequencies))
+    frequencies = (-(-counts * _FULL // len(symbols))).astype("<u2")
+    used = (symbols != 0).reshape(len(weight.symbols), -1)
+    encoder, bernoulli = stream.queue.RangeEncoder(), stream.model.Bernoulli(perfect=False)
+    for block, chances in _blocks(used, frequencies):
+        encoder.encode(block.ravel().astype(np.int32), bernoulli, chances)
+    if used.any():
+        encoder.encode(symbols[symbols > 0], _model(frequencies))
     words = encoder.get_compressed().astype("<u4")
-    parts = (weight.centroids.numpy().astype("<f4"), frequencies, words)
-    return torch.from_numpy(np.concatenate([part.view(np.uint8) for part in parts]))
+    parts = (weight.centroids.numpy().astype("<f2"), frequencies, words)
+    code = np.concatenate([part.view(np.uint8) for part in parts])
+    missing = max(0, -(-4 * len(symbols) // TIMES) - len(code))
+    return torch.from_numpy(np.pad(code, (0, missing + -missing % 4)))
 
 
 def _decode(code: Tensor, coded: Coded) -> Tensor:
     from constriction import stream
 
-    data, middle, start = code.numpy(), 4 * coded.centroids, _start(coded)
-    centroids = data[:middle].view("<f4").astype(np.float32)
-    words = data[start:].copy().view("<u4").astype(np.uint32)
-    symbols = stream.queue.RangeDecoder(words).decode(_model(data[middle:start].view("<u2")), math.prod(coded.shape))
-    return SharedWeight(torch.from_numpy(symbols).long().view(coded.shape), torch.from_numpy(centroids)).dense()
+    data, middle, start = code.numpy(), 2 * coded.centroids, _start(coded)
+    values = np.concatenate([np.zeros(1, np.float32), data[:middle].view("<f2").astype(np.float32)])
+    frequencies = data[middle:start].view("<u2")
+    decoder = stream.queue.RangeDecoder(data[start:].copy().view("<u4").astype(np.uint32))
+    used = np.empty((coded.shape[0], math.prod(coded.shape[1:])), dtype=bool)
+    bernoulli = stream.model.Bernoulli(perfect=False)
+    for block, chances in _blocks(used, frequencies):
+        block[:] = decoder.decode(bernoulli, chances).reshape(block.shape)
+    weight = np.zeros(used.shape, np.float32)
+    if used.any():
+        weight[used] = values[decoder.decode(_model(frequencies), int(used.sum()))]
+    return torch.from_numpy(weight).view(coded.shape)
+
+
+def _blocks(
+    used: NDArray[np.bool_], frequencies: NDArray[np.uint16]
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float64]]]:
+    """Blocks of rows of a weight, and the chances that its entries are used, by what is used in the blocks before.
+
+    Args:
+        used: (rows, columns), which weights are not 0. A block is a view of it, and may be filled by the caller.
+        frequencies: of the symbols.
+    """
+    rows, columns = used.shape
+    step = -(-rows // BLOCKS)
+    counts = np.full(columns, PRIOR * (1 - int(frequencies[0]) / _FULL))
+    for start in range(0, rows, step):
+        block = used[start : start + step]
+        yield block, np.tile(counts / (PRIOR + start), len(block))
+        counts += block.sum(axis=0)
 
 
 def _model(frequencies: NDArray[np.uint16]) -> Any:
+    """The distribution of the symbols of the weights that are not 0."""
     from constriction import stream
 
-    return stream.model.Categorical(frequencies.astype(np.float32), perfect=False)
+    return stream.model.Categorical(np.append(0, frequencies[1:]).astype(np.float32), perfect=False)

@@ -98,9 +98,7 @@ def load_weights(network: nn.Module, path: Path | str) -> str:
     Raises:
         LimbeckError: the file does not exist, is damaged, or has no weights that fit. The network is then unchanged.
     """
-    found = read_state(expanded(path), network.state_dict())
-    network.load_state_dict(found.state)
-    return found.note
+    return _loaded(network, read_state(expanded(path), network.state_dict()))
 
 
 def load_all_but_classifier(network: nn.Module, path: Path, classifier: str) -> str:
@@ -116,8 +114,14 @@ def load_all_but_classifier(network: nn.Module, path: Path, classifier: str) -> 
     if not any(name.startswith(f"{classifier}.") for name in state):
         layers = dict.fromkeys(name.rpartition(".")[0] for name in state)
         raise LimbeckError(f"the network has no layer {classifier!r} with weights: {nearest(classifier, layers)}")
-    found = read_state(path, state, classifier=classifier)
-    network.load_state_dict(found.state)
+    return _loaded(network, read_state(path, state, classifier=classifier))
+
+
+def _loaded(network: nn.Module, found: Found) -> str:
+    """Load weights into a network; return the note on them."""
+    state = network.state_dict()
+    state.update(found.state)  # keeps the versions of the layers, which some networks of torchvision need
+    network.load_state_dict(state)
     return found.note
 
 
@@ -185,9 +189,8 @@ def read_state(path: Path, expected: Mapping[str, Tensor], *, classifier: str = 
     Raises:
         LimbeckError: the file does not exist, is damaged, or has no weights that fit.
     """
-    content = _content(
-        path, max(LEAST, TIMES * sum(tensor.numel() * tensor.element_size() for tensor in expected.values()))
-    )
+    size = TIMES * sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    content = _content(path, max(LEAST, size), size)
     found = find_state(content, expected, classifier=classifier)
     if found is None:
         raise LimbeckError(f"{path} contains no weights, {described(content)}: {ALONE}")
@@ -213,8 +216,8 @@ def _check_type(path: Path, name: str, tensor: Tensor, expected: Tensor) -> None
         raise LimbeckError(f"{path} has the weights {name} {wrong[0]}: save dense tensors of the network's dtype")
 
 
-def _content(path: Path, most: int) -> Any:
-    """Load the content of a file of at most ``most`` bytes."""
+def _content(path: Path, most: int, most_decoded: int) -> Any:
+    """Load the content of a file of at most ``most`` bytes, whose weights have at most ``most_decoded`` if decoded."""
     if path.name.endswith(SHARDS):
         return _shards(path, most)
     size = _size(path, most)
@@ -225,7 +228,7 @@ def _content(path: Path, most: int) -> Any:
         tensors = load_file(path)
     except _SAFETENSORS as error:
         raise damaged(path, error) from error
-    return tensors if coding is None else decoded(path, tensors, coding, most=most)
+    return tensors if coding is None else decoded(path, tensors, coding, most=most_decoded)
 
 
 def _shards(index: Path, most: int) -> dict[str, Tensor]:
@@ -240,7 +243,8 @@ def _shards(index: Path, most: int) -> dict[str, Tensor]:
     for name in files:
         if not isinstance(name, str) or not name or Path(name).name != name or name.endswith(SHARDS):
             raise LimbeckError(f"{index} names the shard {name!r}, allowed are names of files in its folder")
-        held = _content(index.with_name(name), most - sum(t.numel() * t.element_size() for t in tensors.values()))
+        left = most - sum(t.numel() * t.element_size() for t in tensors.values())
+        held = _content(index.with_name(name), left, left)
         if isinstance(held, dict):
             tensors |= {key: value for key, value in held.items() if isinstance(value, Tensor)}
     return tensors

@@ -52,7 +52,7 @@ def pruned(
         smaller = _without(network, inputs, classifier, middle / total)
         reached = 0 if smaller is None else cost(smaller) / whole
         if reached <= share:
-            high, best = middle, smaller or best
+            high, best = middle, best if smaller is None else smaller
         else:
             low, cheapest = middle, reached
     if best is None:

@@ -38,7 +38,9 @@ class Best:
     def restore(self, learned: nn.Module) -> None:
         """Load the weights of the best epoch, if they are kept."""
         if self._weights:
-            learned.load_state_dict(self._weights)
+            state = learned.state_dict()
+            state.update(self._weights)  # keeps the versions of the layers, which some networks of torchvision need
+            learned.load_state_dict(state)
 
     def state(self) -> dict[str, Any]:
         """Return what exact resume needs."""
