@@ -42,6 +42,7 @@ def export(
     defer_share: Annotated[
         float | None, typer.Option(help="Or: the share of the inputs that the student shall answer, in [0, 1].")
     ] = None,
+    size: Annotated[str | None, typer.Option(help="The size of a camera's images, such as 480x640.")] = None,
     runtime: Annotated[Path | None, typer.Option(help="For web: the unpacked npm package onnxruntime-web.")] = None,
     data_root: DataRoot = None,
     trust_code: TrustCode = False,
@@ -62,11 +63,23 @@ def export(
         with loading():
             from limbeck.exports.options import Options
         precision: Precision = "fp16" if fp16 else "int8" if int8 else "fp32"
-        options = Options(to, precision, 1 if batch == "1" else None, layout, probabilities, runtime)
+        options = Options(to, precision, 1 if batch == "1" else None, layout, probabilities, runtime, _sides(size))
         place = out or folder / "export" / "-".join([*([network.replace("/", "-")] if network else []), to, precision])
         options.check(place)
         goal = None if defer_accuracy is defer_share is None else (defer_accuracy, defer_share)
         _export(folder, place, options, network, data_root, goal, trust_code=trust_code)
+
+
+def _sides(size: str | None) -> tuple[int, int] | None:
+    """Height and width of a text such as 480x640."""
+    from limbeck.errors import LimbeckError
+
+    if size is None:
+        return None
+    height, _, width = size.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise LimbeckError(f"--size is {size!r}: write HEIGHTxWIDTH in pixels, such as 480x640")
+    return int(height), int(width)
 
 
 def _export(

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from limbeck.exports.base import Exporter, Runner
-from limbeck.exports.graph import Graph
+from limbeck.exports.graph import Graph, resized_by_products
 
-_UNKNOWN = {torch.ops.aten.addcmul.default: lambda summand, one, two: summand + one * two}
-"""The operations that coremltools does not know, by others."""
+_UNKNOWN = {
+    torch.ops.aten.addcmul.default: lambda summand, one, two: summand + one * two,
+    torch.ops.aten._upsample_bilinear2d_aa.vec: resized_by_products,
+}
+"""The operations that coremltools does not know, or converts without antialiasing, by others."""
 
 
 def export(graph: Graph, path: Path) -> None:

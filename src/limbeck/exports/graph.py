@@ -1,10 +1,12 @@
 """What is exported: a student with its preprocessing, from raw samples to logits."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -97,3 +99,17 @@ class Graph:
             return torch.export.export(self.module, (self.example[:1],))
         batch = torch.export.Dim("batch", min=1)
         return torch.export.export(self.module, (self.example,), dynamic_shapes=({0: batch},))
+
+
+def resized_by_products(images: Tensor, size: Sequence[int], *_: object) -> Tensor:
+    """``aten._upsample_bilinear2d_aa.vec`` of images (..., H, W) as two matrix products, for backends that lack it."""
+    rows, columns = (_weights(before, after) for before, after in zip(images.shape[-2:], size, strict=True))
+    return rows @ images @ columns.T
+
+
+def _weights(before: int, after: int) -> Tensor:
+    """The matrix (after, before) that resizes one axis: a triangle around the place of each new pixel."""
+    scale = before / after
+    places = (np.arange(after)[:, None] + 0.5) * scale
+    weights = np.maximum(0, 1 - np.abs(np.arange(before) + 0.5 - places) / max(scale, 1))
+    return torch.tensor((weights / weights.sum(axis=1, keepdims=True)).tolist())

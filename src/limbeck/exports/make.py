@@ -62,6 +62,7 @@ def export(
     student_input: Input | None = None,
     student_output: str | None = None,
     runtime: Path | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Exported:
     """Export a student, run the file, and compare it with the student on up to 256 validation samples.
 
@@ -81,12 +82,15 @@ def export(
         student_input: what the student reads, as for `limbeck.distill`.
         student_output: as for `limbeck.distill`.
         runtime: for ``web``, the folder of the unpacked npm package onnxruntime-web; by default npm fetches it.
+        size: height and width of the images that the file reads, such as those of a camera; by default those of the
+            data. The file resizes them to what the student reads. All figures are then those of images of this size,
+            see `limbeck.exports.samples.framed`.
 
     Raises:
         LimbeckError: an argument is wrong; a package is missing; the backend cannot take the network; or the file does
             not agree with the student, see `limbeck.exports.parity.LIMITS`.
     """
-    options = Options(to, precision, batch, layout, probabilities, runtime)
+    options = Options(to, precision, batch, layout, probabilities, runtime, size)
     options.check(Path(folder))
     return make(Source(student, data, student_input or AS_THE_DATA, student_output), Path(folder), options, deferral)
 
@@ -114,13 +118,13 @@ class _Export:
     """One file, from the student to the results."""
 
     def __init__(self, source: Source, options: Options, deferral: Deferral | None, say: Say) -> None:
-        data, raw = source.data, RawSamples(source.data, options.layout)
+        data, raw = source.data, RawSamples(source.data, options.layout, options.size)
         self._data, self._raw, self._backend, self._say, self._deferral = data, raw, options.backend, say, deferral
         deployed = partial(
             Deployed,
             _with_logits(source),
             source.expected,
-            data.shape,
+            raw.shape,
             pixels=raw.are_pixels,
             layout=options.layout,
         )

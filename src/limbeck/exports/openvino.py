@@ -5,14 +5,17 @@ from pathlib import Path
 import torch
 
 from limbeck.exports.base import Exporter, Runner
-from limbeck.exports.graph import Graph
+from limbeck.exports.graph import Graph, resized_by_products
+
+_UNKNOWN = {torch.ops.aten._upsample_bilinear2d_aa.vec: resized_by_products}
+"""The operation that OpenVINO does not know, by others."""
 
 
 def export(graph: Graph, path: Path) -> None:
     """Write an ``.xml`` and a ``.bin``. fp16: the weights have 16 bits; the processor chooses how to compute."""
     import openvino
 
-    model = openvino.convert_model(graph.program())
+    model = openvino.convert_model(graph.program().run_decompositions(_UNKNOWN))
     model.inputs[0].get_tensor().set_names({graph.input})
     if graph.any_batch:
         model.reshape({graph.input: [-1, *graph.example.shape[1:]]})

@@ -10,6 +10,9 @@ from limbeck.exports.base import Exporter
 from limbeck.exports.card import CARD
 from limbeck.exports.graph import LAYOUTS, PRECISIONS, Layout, Precision
 
+LARGEST_SIDE = 8192
+"""Of an image that a file reads, in pixels."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -21,6 +24,7 @@ class Options:
     layout: Layout = "nhwc"
     probabilities: bool = False
     runtime: Path | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def backend(self) -> Exporter:
@@ -48,6 +52,8 @@ class Options:
             raise LimbeckError(f"{self.to} has no {self.precision}: allowed are {', '.join(self.backend.precisions)}")
         if self.batch not in (None, 1):
             raise LimbeckError(f"batch is {self.batch}: allowed are 1, and None for any number of samples")
+        if self.size is not None and not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in self.size):
+            raise LimbeckError(f"size is {self.size}: allowed are a height and a width of 1 to {LARGEST_SIDE} pixels")
         _check_folder(folder)
         self.backend.check(self.to)
 
