@@ -116,13 +116,15 @@ def _table(card: "Card") -> "Table":
 
     results = card.results
     table = Table(title=f"{card.network}: test split", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    for heading in ("", results.figure, "latency ms", "p95 ms", "bytes"):
+    for heading in ("", results.figure, "latency ms", "p95 ms", "memory MB", "bytes"):
         table.add_column(heading, justify="left" if not heading else "right")
     rows = (("student", results.student, results.student_bytes), ("file", results.exported, results.bytes))
     for name, figure, size in rows:
         latency = results.latency.get(name)
         times = ("", "") if latency is None else (f"{latency.median_ms:.3f}", f"{latency.p95_ms:.3f}")
-        table.add_row(name, "" if figure is None else f"{figure:.4f}", *times, f"{size:,}")
+        peak = results.memory.get(name)
+        memory = "" if peak is None else f"{peak / 1e6:.1f}"
+        table.add_row(name, "" if figure is None else f"{figure:.4f}", *times, memory, f"{size:,}")
     return table
 
 

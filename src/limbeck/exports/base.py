@@ -20,6 +20,9 @@ Export = Callable[[Graph, Path], None]
 Load = Callable[[Path], Runner]
 """Opens a file to run it."""
 
+Metadata = Callable[[Path], str]
+"""What a file says about itself, `Graph.card`."""
+
 
 @dataclass(frozen=True)
 class Exporter:
@@ -34,6 +37,8 @@ class Exporter:
         precisions: those that it can write.
         any_batch: whether a file may take any number of samples.
         beside: the names of other files in the folder, besides those that begin with ``student.``.
+        runtime: the module that runs the files in this process; empty: their memory is not measured.
+        metadata: reads what a file says about itself; None if only ``card.json`` says it.
     """
 
     suffix: str
@@ -44,6 +49,8 @@ class Exporter:
     precisions: tuple[Precision, ...]
     any_batch: bool
     beside: tuple[str, ...] = ()
+    runtime: str = ""
+    metadata: Metadata | None = None
 
     def check(self, name: str) -> None:
         """Raise LimbeckError unless the packages are installed."""

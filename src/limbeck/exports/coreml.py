@@ -46,6 +46,14 @@ def load(path: Path) -> Runner:
     return run
 
 
+def metadata(path: Path) -> str:
+    """What a file says about itself."""
+    import coremltools
+
+    found: str = coremltools.models.MLModel(str(path), skip_model_load=True).user_defined_metadata["limbeck"]
+    return found
+
+
 COREML = Exporter(
     ".mlpackage",
     ("coremltools",),
@@ -54,4 +62,6 @@ COREML = Exporter(
     load if sys.platform == "darwin" else None,
     ("fp32", "fp16"),
     False,
+    runtime="coremltools",
+    metadata=metadata,
 )

@@ -36,6 +36,14 @@ def load(path: Path) -> Runner:
     return run
 
 
+def metadata(path: Path) -> str:
+    """What a file says about itself."""
+    from executorch.runtime import Runtime
+
+    found: str = Runtime.get().load_program(path).load_method("limbeck").execute([])[0]
+    return found
+
+
 def _quantised(program: torch.export.ExportedProgram, graph: Graph) -> torch.nn.Module:
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -51,4 +59,14 @@ def _quantised(program: torch.export.ExportedProgram, graph: Graph) -> torch.nn.
     return converted
 
 
-EXECUTORCH = Exporter(".pte", ("executorch", "torchao"), "executorch", export, load, ("fp32", "fp16", "int8"), False)
+EXECUTORCH = Exporter(
+    ".pte",
+    ("executorch", "torchao"),
+    "executorch",
+    export,
+    load,
+    ("fp32", "fp16", "int8"),
+    False,
+    runtime="executorch.runtime",
+    metadata=metadata,
+)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +16,14 @@ from limbeck.core import LimbeckError
 from limbeck.data import Data
 from limbeck.evaluate.calibration import fit_temperature
 from limbeck.evaluate.cost import file_bytes, times
+from limbeck.experiment.environment import processor
 from limbeck.experiment.workspace import example_batch
 from limbeck.exports.base import Load, Runner
 from limbeck.exports.card import CARD, SCHEMA, About, Card, Reads, Results
 from limbeck.exports.deferring import Deferral
 from limbeck.exports.differing import first_differing
 from limbeck.exports.graph import Deployed, Graph, Layout, Precision
+from limbeck.exports.memory import STUDENT, peak_memory
 from limbeck.exports.options import Options
 from limbeck.exports.parity import BATCHES, LIMITS, SAMPLES, Parity, compare
 from limbeck.exports.samples import RawSamples
@@ -202,8 +204,20 @@ class _Export:
             deferring = self._deferral.on_test(deferring, of_file, self._raw)
         self._say("measuring the latencies")
         latency = times({"student": partial(self._student, example), "file": partial(runner, example)})
-        results = Results(*sizes, parity, label, student, exported, latency)
+        results = Results(
+            *sizes, parity, label, student, exported, latency, self._memory(file), processor()
+        )
         return Card(**vars(self._about) | {"deferring": deferring}, results=results)
+
+    def _memory(self, file: Path) -> dict[str, int | None]:
+        """The peak memory of the student in PyTorch and of the file."""
+        self._say("measuring the peak memory")
+        program = replace(self._graph, module=self._student, outputs=("logits",)).program()
+        with TemporaryDirectory() as folder:
+            saved = Path(folder) / "student.pt2"
+            torch.export.save(program, saved)
+            student = peak_memory(STUDENT, saved, self._about.reads)
+        return {"student": student, "file": peak_memory(self._about.backend, file, self._about.reads)}
 
     def _parity(self, runner: Runner, load: Load) -> Parity:
         split, which = self._data.validation, "validation"

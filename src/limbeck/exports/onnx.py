@@ -42,6 +42,12 @@ def load(path: Path) -> Runner:
     return lambda inputs: torch.from_numpy(session.run(first, {name: inputs.numpy()})[0])
 
 
+def metadata(path: Path) -> str:
+    """What a file says about itself."""
+    found: str = _session(path).get_modelmeta().custom_metadata_map["limbeck"]
+    return found
+
+
 def _session(path: Path) -> Any:
     import onnxruntime
 
@@ -75,4 +81,14 @@ def _quantise(source: Path, path: Path, graph: Graph) -> None:
     )
 
 
-ONNX = Exporter(".onnx", ("onnx", "onnxscript", "onnxruntime"), "export", export, load, ("fp32", "fp16", "int8"), True)
+ONNX = Exporter(
+    ".onnx",
+    ("onnx", "onnxscript", "onnxruntime"),
+    "export",
+    export,
+    load,
+    ("fp32", "fp16", "int8"),
+    True,
+    runtime="onnxruntime",
+    metadata=metadata,
+)

@@ -34,4 +34,22 @@ def load(path: Path) -> Runner:
     return lambda inputs: torch.from_numpy(compiled(inputs.numpy())[0].copy())
 
 
-OPENVINO = Exporter(".xml", ("openvino",), "openvino", export, load, ("fp32", "fp16"), True)
+def metadata(path: Path) -> str:
+    """What a file says about itself."""
+    import openvino
+
+    found: str = openvino.Core().read_model(path).get_rt_info("limbeck").astype(str)
+    return found
+
+
+OPENVINO = Exporter(
+    ".xml",
+    ("openvino",),
+    "openvino",
+    export,
+    load,
+    ("fp32", "fp16"),
+    True,
+    runtime="openvino",
+    metadata=metadata,
+)
