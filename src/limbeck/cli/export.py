@@ -61,10 +61,11 @@ def export(
         from limbeck.cli.terminal import loading
 
         with loading():
+            from limbeck.exports.card import EXPORTS
             from limbeck.exports.options import Options
         precision: Precision = "fp16" if fp16 else "int8" if int8 else "fp32"
         options = Options(to, precision, 1 if batch == "1" else None, layout, probabilities, runtime, _sides(size))
-        place = out or folder / "export" / "-".join([*([network.replace("/", "-")] if network else []), to, precision])
+        place = out or folder / EXPORTS / "-".join([*([network.replace("/", "-")] if network else []), to, precision])
         options.check(place)
         goal = None if defer_accuracy is defer_share is None else (defer_accuracy, defer_share)
         _export(folder, place, options, network, data_root, goal, trust_code=trust_code)

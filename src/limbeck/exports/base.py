@@ -58,6 +58,22 @@ class Exporter:
         if missing:
             raise LimbeckError(f"the export to {name} needs {', '.join(missing)}: pip install 'limbeck[{self.extra}]'")
 
+    def loader(self, name: str) -> Load:
+        """What opens its files.
+
+        Raises:
+            LimbeckError: a package is missing, or its files do not run on this system.
+        """
+        self.check(name)
+        if self.load is None:
+            raise LimbeckError(f"files for {name} do not run on this system")
+        return self.load
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
 
 def missing_of(modules: Iterable[str]) -> list[str]:
     """Those of the modules that are not installed."""

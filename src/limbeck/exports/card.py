@@ -20,6 +20,9 @@ from limbeck.exports.parity import Parity
 from limbeck.files.atomic import JSON_BYTES, read_sealed
 
 CARD = "card.json"
+EXPORTS = "export"
+"""The folder of the exports in that of a run or comparison."""
+
 SCHEMA = 1
 
 LARGEST_SAMPLE = 2**28

@@ -18,7 +18,7 @@ from limbeck.evaluate.calibration import fit_temperature
 from limbeck.evaluate.cost import file_bytes, times
 from limbeck.experiment.environment import processor
 from limbeck.experiment.workspace import example_batch
-from limbeck.exports.base import Load, Runner
+from limbeck.exports.base import Load, Runner, first_line
 from limbeck.exports.card import CARD, SCHEMA, About, Card, Reads, Results
 from limbeck.exports.deferring import Deferral
 from limbeck.exports.differing import first_differing
@@ -176,7 +176,9 @@ class _Export:
         except Exception as error:  # a backend may raise anything
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
-            raise LimbeckError(f"the student cannot be exported to {self._about.backend}: {_line(error)}") from error
+            raise LimbeckError(
+                f"the student cannot be exported to {self._about.backend}: {first_line(error)}"
+            ) from error
 
     def measured(self, file: Path) -> Card:
         """Compare the file with the student, and measure both.
@@ -204,9 +206,7 @@ class _Export:
             deferring = self._deferral.on_test(deferring, of_file, self._raw)
         self._say("measuring the latencies")
         latency = times({"student": partial(self._student, example), "file": partial(runner, example)})
-        results = Results(
-            *sizes, parity, label, student, exported, latency, self._memory(file), processor()
-        )
+        results = Results(*sizes, parity, label, student, exported, latency, self._memory(file), processor())
         return Card(**vars(self._about) | {"deferring": deferring}, results=results)
 
     def _memory(self, file: Path) -> dict[str, int | None]:
@@ -246,14 +246,9 @@ def _check_outputs(student: Deployed, raw: RawSamples) -> None:
     try:
         outputs = student(raw.some(raw.data.train, 2))
     except Exception as error:  # a user's network may raise anything
-        raise LimbeckError(f"the student fails on a batch of the data: {_line(error)}") from error
+        raise LimbeckError(f"the student fails on a batch of the data: {first_line(error)}") from error
     if not torch.isfinite(outputs).all():
         raise LimbeckError("the student's outputs are not finite, so a file cannot be compared with them")
-
-
-def _line(error: Exception) -> str:
-    """The first line of a message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _temperature(student: Deployed, raw: RawSamples) -> float:

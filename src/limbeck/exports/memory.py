@@ -18,7 +18,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.exports import EXPORTERS
-from limbeck.exports.base import Runner
+from limbeck.exports.base import Load, Runner
 from limbeck.exports.card import Reads
 
 STUDENT = "torch"
@@ -63,14 +63,13 @@ def peak_memory(backend: str, file: Path, reads: Reads) -> int | None:
 def main(backend: str, file: Path, reads: Reads) -> None:
     """Measure in this process, and write the bytes to stdout."""
     sample = reads.random()
+    load: Load = _program if backend == STUDENT else EXPORTERS[backend].loader(backend)
     if backend == STUDENT:
-        load = _program
         tiny = BytesIO()  # PyTorch imports what programs need with the first one
         torch.export.save(torch.export.export(nn.Identity(), (sample,)), tiny)
         _program(tiny)(sample)
     else:
         import_module(EXPORTERS[backend].runtime)
-        load = EXPORTERS[backend].load
     _limit()
     _RESET.write_text("5")  # the peak becomes the present memory, see proc(5)
     before = _bytes("VmRSS")
