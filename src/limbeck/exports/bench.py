@@ -24,6 +24,9 @@ LARGEST = 2**31
 
 MOST_EXPORTS = 100
 
+SUFFIXES = {EXPORTERS[name].suffix: name for name in reversed([*EXPORTERS])}
+"""Backends by the suffix of their files; the first that has it."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -56,18 +59,19 @@ def bench_exports(paths: Sequence[Path]) -> list[Measured]:
 
 def _found(path: Path) -> tuple[Path, About]:
     """The file of an export, and what is known of it."""
-    suffixes = {EXPORTERS[name].suffix: name for name in reversed([*EXPORTERS])}
-    about = _about(path, suffixes[path.suffix]) if path.suffix in suffixes else read_card(path)
+    is_file = path.suffix in SUFFIXES and not (path / CARD).exists()
+    about = _about(path) if is_file else read_card(path)
     if about.backend not in EXPORTERS:
         raise LimbeckError(f"{path} is for the backend {about.backend!r}: {nearest(about.backend, EXPORTERS)}")
     EXPORTERS[about.backend].loader(about.backend)
-    file = path if path.suffix in suffixes else path / f"student{EXPORTERS[about.backend].suffix}"
+    file = path if is_file else path / f"student{EXPORTERS[about.backend].suffix}"
     _check_file(file)
     return file, about
 
 
-def _about(file: Path, backend: str) -> About:
+def _about(file: Path) -> About:
     """The metadata of a file; the card beside it if the backend's files have none."""
+    backend = SUFFIXES[file.suffix]
     metadata = EXPORTERS[backend].metadata
     if metadata is None:
         return read_card(file.parent)
@@ -96,6 +100,10 @@ def _runner(file: Path, about: About) -> Runner:
 
 
 def _bytes(path: Path) -> int:
-    """Of the files in a folder but the card; of a file, with those beside it that have its name and other endings."""
+    """Of the files in a folder but the card; of a file, with its weights beside it."""
     files = path.rglob("*") if path.is_dir() else path.parent.glob(f"{escape(path.stem)}.*")
-    return sum(one.stat().st_size for one in files if one.is_file() and one.name != CARD)
+    return sum(
+        one.stat().st_size
+        for one in files
+        if one.is_file() and one.name != CARD and (path.is_dir() or one == path or one.suffix not in SUFFIXES)
+    )
