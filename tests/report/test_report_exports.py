@@ -71,7 +71,17 @@ def test_an_export_is_a_point_beside_its_student_and_a_row(folder):
         None,
         ["93", "90,000", "yes"],
     ]
-    assert rows(costs)["onnx-int8"] == ["kd/seed0", "94.00", "93.00", "0.800", "0.250", "4.0", NONE, "90,000"]
+    assert rows(costs)["onnx-int8"] == [
+        "kd/seed0",
+        "8x8x1",
+        "94.00",
+        "93.00",
+        "0.800",
+        "0.250",
+        "4.0",
+        NONE,
+        "90,000",
+    ]
     assert "Not shown" not in text(costs)
 
 
@@ -88,13 +98,13 @@ def test_a_latency_of_another_processor_is_only_in_the_table(folder):
     figures = [rows(one) for one in costs.iter() if one.tag.endswith("figure")]
     assert ["phone" in found for found in figures] == [False, False, True]
     assert "the latency of phone in the figure, because it was measured on another processor" in text(costs)
-    assert rows(costs)["phone"][4] == "0.250"
+    assert rows(costs)["phone"][5] == "0.250"
 
 
 def test_a_file_that_was_not_run_has_only_a_row(folder):
     written(folder, "coreml-fp16", parity=None, student=None, exported=None, latency={}, memory={}, processor="")
     costs = section(page(read(folder)), "costs")
-    assert rows(costs)["coreml-fp16"] == ["kd/seed0", *[NONE] * 6, "90,000"]
+    assert rows(costs)["coreml-fp16"] == ["kd/seed0", "8x8x1", *[NONE] * 6, "90,000"]
     assert not any("coreml-fp16" in rows(one) for one in costs.iter() if one.tag.endswith("figure"))
 
 

@@ -101,6 +101,7 @@ def _table(exports: Sequence[Exported], figure: Shown) -> Table:
     head = [
         "export",
         "network",
+        "sample",
         *(f"{axis_of(figure)}, {which}" for which in ("student", "file")),
         *(f"latency, ms, {which}" for which in ("student", "file")),
         *(f"peak memory, MB, {which}" for which in ("student", "file")),
@@ -116,6 +117,7 @@ def _table(exports: Sequence[Exported], figure: Shown) -> Table:
             [
                 one.name,
                 one.card.network,
+                "x".join(map(str, one.card.reads.shape[1:])),
                 *scores,
                 *(decimal(None if time is None else time.median_ms, 3) for time in times),
                 *(decimal(None if peak is None else peak / 1e6, 1) for peak in peaks),
@@ -189,20 +191,19 @@ def _write_names(axes: Axes, named: Mapping[str, Point]) -> None:
     axes.set_ylim(low - (high - low) * 0.08, high + (high - low) * 0.08)
     points = {arm: tuple(axes.transData.transform((one.cost, one.quality)).tolist()) for arm, one in named.items()}
     middle = axes.bbox.x0 + axes.bbox.width / 2
-    for right, toward in ((True, max), (False, min)):
-        arms = [arm for arm, (x, _) in points.items() if (x < middle) == right]
-        for arm, y in zip(arms, apart([points[arm][1] for arm in arms], FONT + 3), strict=True):
-            beside = [points[other][0] for other in arms if abs(points[other][1] - y) < FONT]
-            x = toward([points[arm][0], *beside]) + (12 if right else -12)
-            line = {"arrowstyle": "-", "color": named[arm].look.colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
-            line["relpos"] = (0 if right else 1, 0.5)
-            axes.annotate(
-                short(arm),
-                points[arm],
-                (x, y),
-                xycoords="figure pixels",
-                textcoords="figure pixels",
-                ha="left" if right else "right",
-                va="center",
-                arrowprops=line if abs(y - points[arm][1]) > 4 else None,
-            )
+    for (arm, (x, level)), y in zip(points.items(), apart([y for _, y in points.values()], FONT + 3), strict=True):
+        right = x < middle
+        beside = [far for far, near in points.values() if (far < middle) == right and abs(near - y) < FONT]
+        place = (max if right else min)([x, *beside]) + (12 if right else -12)
+        line = {"arrowstyle": "-", "color": named[arm].look.colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
+        line["relpos"] = (0 if right else 1, 0.5)
+        axes.annotate(
+            short(arm),
+            points[arm],
+            (place, y),
+            xycoords="figure pixels",
+            textcoords="figure pixels",
+            ha="left" if right else "right",
+            va="center",
+            arrowprops=line if abs(y - level) > 4 else None,
+        )
