@@ -85,8 +85,8 @@ def export(
         student_output: as for `limbeck.distill`.
         runtime: for ``web``, the folder of the unpacked npm package onnxruntime-web; by default npm fetches it.
         size: height and width of the images that the file reads, such as those of a camera; by default those of the
-            data. The file resizes them to what the student reads. All figures are then those of images of this size,
-            see `limbeck.exports.samples.framed`.
+            data. The file resizes their middle to what the student reads. All figures are then those of the data in
+            images of this size, see `limbeck.exports.samples.framed`.
 
     Raises:
         LimbeckError: an argument is wrong; a package is missing; the backend cannot take the network; or the file does
@@ -129,6 +129,7 @@ class _Export:
             raw.shape,
             pixels=raw.are_pixels,
             layout=options.layout,
+            part=raw.part,
         )
         self._student = deployed()
         _check_outputs(self._student, raw)

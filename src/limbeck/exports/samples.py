@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data import Data, Split
-from limbeck.exports.graph import Layout
+from limbeck.exports.graph import Layout, middle
 
 MOST_VALUES = 2**29
 """The most values of raw samples that are in memory at the same time, besides one sample."""
@@ -41,6 +41,11 @@ class RawSamples:
     def shape(self) -> tuple[int, ...]:
         """Of one sample, (C, H, W) or (D,)."""
         return tuple(self.data.shape) if self.size is None else (self.data.shape[0], *self.size)
+
+    @property
+    def part(self) -> tuple[slice, slice] | None:
+        """What the student reads of an image; None: the whole."""
+        return None if self.size is None else middle(self.size, self.data.shape[1:])
 
     @property
     def are_images(self) -> bool:
@@ -84,13 +89,12 @@ class RawSamples:
 def framed(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images (N, C, h, w) in frames (N, C, *size) of the same type.
 
-    An image is in the middle of its frame, as large as it fits (bilinear, antialiased), and its edges are repeated
-    around it. `limbeck.models.inputs.resized` then cuts the whole image out again if it has the same ratio of sides.
+    An image is in the `middle` of its frame, as large as it fits (bilinear, antialiased). Its edges are repeated around
+    it.
     """
-    height, width = images.shape[2:]
-    factor = min(size[0] / height, size[1] / width)
-    inner = max(1, round(height * factor)), max(1, round(width * factor))
+    rows, columns = middle(size, images.shape[2:])
+    inner = (rows.stop - rows.start, columns.stop - columns.start)
     fitted = F.interpolate(images.float(), inner, mode="bilinear", antialias=True, align_corners=False)
-    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-    frames = F.pad(fitted, (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top), mode="replicate")
+    around = (columns.start, size[1] - columns.stop, rows.start, size[0] - rows.stop)
+    frames = F.pad(fitted, around, mode="replicate")
     return frames if images.is_floating_point() else frames.round().to(images.dtype)
