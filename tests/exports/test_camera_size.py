@@ -9,7 +9,7 @@ import limbeck
 from limbeck.cli import app
 from limbeck.exports import EXPORTERS
 from limbeck.exports.base import missing_of
-from limbeck.exports.graph import middle, resized_by_products
+from limbeck.exports.resizing import middle, resized_by_products
 from limbeck.exports.samples import RawSamples, framed
 from limbeck.models import build
 from limbeck.models.inputs import Input, resized

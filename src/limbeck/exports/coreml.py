@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from limbeck.exports.base import Exporter, Runner
-from limbeck.exports.graph import Graph, resized_by_products
+from limbeck.exports.graph import Graph
+from limbeck.exports.resizing import resized_by_products
 
 _UNKNOWN = {
     torch.ops.aten.addcmul.default: lambda summand, one, two: summand + one * two,

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from limbeck.exports.base import Exporter, Runner
-from limbeck.exports.graph import Graph, resized_by_products
+from limbeck.exports.graph import Graph
+from limbeck.exports.resizing import resized_by_products
 
 _UNKNOWN = {torch.ops.aten._upsample_bilinear2d_aa.vec: resized_by_products}
 """The operation that OpenVINO does not know, by others."""

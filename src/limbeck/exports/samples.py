@@ -10,7 +10,8 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.data import Data, Split
-from limbeck.exports.graph import Layout, middle
+from limbeck.exports.graph import Layout
+from limbeck.exports.resizing import middle
 
 MOST_VALUES = 2**29
 """The most values of raw samples that are in memory at the same time, besides one sample."""
