@@ -13,6 +13,7 @@ from limbeck.exports.resizing import resized_by_products
 _UNKNOWN = {
     torch.ops.aten.addcmul.default: lambda summand, one, two: summand + one * two,
     torch.ops.aten._upsample_bilinear2d_aa.vec: resized_by_products,
+    torch.ops.aten.alias.default: lambda whole: whole,
 }
 """The operations that coremltools does not know, or converts without antialiasing, by others."""
 
