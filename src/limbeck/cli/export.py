@@ -108,6 +108,8 @@ def _export(
     screen.print(_table(done.card))
     for line in _evidence(done.card):
         screen.print(line)
+    if options.size is not None:
+        screen.print(f"all figures are those of the data in images of {options.size[0]} x {options.size[1]} pixels")
     screen.print(f"written: {done.file}")
 
 
