@@ -12,11 +12,13 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
 
 from limbeck.cli.progress import show
+from limbeck.evaluate.metrics import ClassFigures
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.read import read
 
@@ -61,18 +63,17 @@ def errors(name: str, settings: tuple[str, ...], arguments: argparse.Namespace) 
     recipe = read(RECIPES / f"hinton_{arguments.data}.yaml", overrides=overrides)
     experiment = Experiment(recipe, folder, resume=True)
     show(experiment, Console(), folder)
-    return {run.seed: run.test.errors for run in experiment.result.of("kd")}
+    return {run.seed: cast("ClassFigures", run.test).errors for run in experiment.result.of("kd")}
 
 
 def train_teacher(arguments: argparse.Namespace) -> None:
     """One teacher for all cells: the recipe's, for fewer epochs, trained as a student alone."""
-    recipe = read(RECIPES / f"hinton_{arguments.data}.yaml")
-    block = recipe.teacher.train
-    values = json.loads(recipe.model_dump_json())
+    values = json.loads(read(RECIPES / f"hinton_{arguments.data}.yaml").model_dump_json())
+    epochs = values["teacher"]["train"]["epochs"]
     overrides = [
         f"student={json.dumps({'model': values['teacher']['model']})}",
         f"train={json.dumps(values['teacher']['train'])}",
-        f"train.epochs={min(block.epochs, TEACHER_EPOCHS[arguments.data])}",
+        f"train.epochs={min(epochs, TEACHER_EPOCHS[arguments.data])}",
         "teacher=null",
         "method=alone",
         "seeds=[1000]",
@@ -107,7 +108,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     train_teacher(arguments)
-    rows, bases = [], {}
+    rows, bases = [], dict[str, dict[int, int]]()
     for name, settings in SETTINGS[arguments.data].items():
         if arguments.only and arguments.only not in name:
             continue

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 import limbeck
 from limbeck.data import Data
 from limbeck.exports import EXPORTERS
+from limbeck.exports.graph import Precision
 from limbeck.exports.make import export
 from limbeck.models import build
 
@@ -89,7 +90,7 @@ def main() -> None:
                     print(f"{name} | {to} {precision} | {_row(trained, data, to, precision)}", flush=True)
 
 
-def _row(network: nn.Module, data: Data, to: str, precision: str) -> str:
+def _row(network: nn.Module, data: Data, to: str, precision: Precision) -> str:
     with tempfile.TemporaryDirectory() as folder:
         try:
             results = export(network, data, Path(folder) / "export", to=to, precision=precision).card.results

@@ -11,11 +11,13 @@ one that was stopped is resumed.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
 
 from limbeck.cli.progress import show
+from limbeck.evaluate.metrics import ClassFigures
 from limbeck.experiment.results import ArmSummary, NetworkResult, RunResult, spread_text
 from limbeck.experiment.run import Experiment
 from limbeck.recipe.read import read
@@ -45,14 +47,18 @@ def result(system: str, arguments: argparse.Namespace) -> RunResult:
     return experiment.result
 
 
+def _figures(test: object) -> ClassFigures:
+    return cast("ClassFigures", test)
+
+
 def row(name: str, summary: ArmSummary, alone: dict[int, int], runs: Sequence[NetworkResult]) -> str:
     """One line of the table: accuracy and the errors fewer than alone, paired by seed."""
-    pairs = [alone[run.seed] - run.test.errors for run in runs if run.seed in alone]
+    pairs = [alone[run.seed] - _figures(run.test).errors for run in runs if run.seed in alone]
     gain = ""
     if name not in ("teacher", "alone") and len(pairs) > 1:
         values = torch.tensor(pairs, dtype=torch.float64)
         gain = f"{values.mean():+.1f} (SE {values.std() / len(pairs) ** 0.5:.1f})"
-    after = [run.teacher_after.test.accuracy for run in runs if run.teacher_after is not None]
+    after = [_figures(run.teacher_after.test).accuracy for run in runs if run.teacher_after is not None]
     taught = f"{100 * sum(after) / len(after):.2f}" if after else ""
     accuracy = spread_text(summary.headline, TASKS["classification"].headline)
     return f"| {name} | {accuracy} | {summary.headline.n} | {gain} | {taught} |"
@@ -73,7 +79,7 @@ def main() -> None:
         for arm, summary in found.summary.items():
             runs = found.of(arm)
             if arm == "alone" and system == SYSTEMS[0]:
-                alone = {run.seed: run.test.errors for run in runs}
+                alone = {run.seed: _figures(run.test).errors for run in runs}
             if arm != "teacher" or system == SYSTEMS[0]:
                 rows.append(row("alone, twice the epochs" if system == "longer" else arm, summary, alone, runs))
     print("| | test accuracy % | seeds | errors fewer than alone | its teacher % |")

@@ -9,6 +9,7 @@ and prints a table in Markdown. A cell that is finished is not run again, one th
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 
@@ -36,7 +37,7 @@ def cell(width: int, temperature: int | None, arguments: argparse.Namespace) -> 
     ]
     experiment = Experiment(read(RECIPE, overrides=settings), folder, resume=True)
     show(experiment, Console(), folder)
-    return experiment.result.summary["alone" if temperature is None else "kd"].errors
+    return cast("Spread", experiment.result.summary["alone" if temperature is None else "kd"].errors)
 
 
 def main() -> None:

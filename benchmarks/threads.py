@@ -16,7 +16,6 @@ import time
 
 from benchmarks.speed.workloads import DIGITS, WORKLOADS, Workload, prepare
 
-_MODELS = {"teacher": {"name": "resnet14"}, "student": {"name": "resnet8"}}
 _KD = WORKLOADS["kd"].method
 
 CASES = {
@@ -24,14 +23,23 @@ CASES = {
     "the demo: digits, ResNet-14 to an MLP": Workload(
         "demo",
         _KD,
-        **(_MODELS | {"student": {"name": "mlp", "hidden": [200, 200]}}),
+        teacher={"name": "resnet14"},
+        student={"name": "mlp", "hidden": [200, 200]},
         shape=(1, 8, 8),
         classes=10,
         batch_size=64,
         batches=16,
     ),
     "MNIST, two wide MLPs": WORKLOADS["mnist_mlp"],
-    "CIFAR-10, ResNet-14 to ResNet-8": Workload("cifar", _KD, **_MODELS, shape=(3, 32, 32), classes=10, batch_size=64),
+    "CIFAR-10, ResNet-14 to ResNet-8": Workload(
+        "cifar",
+        _KD,
+        teacher={"name": "resnet14"},
+        student={"name": "resnet8"},
+        shape=(3, 32, 32),
+        classes=10,
+        batch_size=64,
+    ),
     "CIFAR-100, resnet32x4 to resnet8x4": WORKLOADS["kd"],
 }
 

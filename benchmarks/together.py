@@ -14,7 +14,7 @@ is at most 1.15. The weights of the students are compared to the bit.
 import argparse
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -84,7 +84,7 @@ class Bench:
         shared, readers = SharedBatches(self.batches()), SharedReaders()
         arms = [self.arm(block) for block in ARMS]
 
-        def training(stages: tuple[Stage, ...], networks: dict[str, nn.Module]) -> Iterator[Pause]:
+        def training(stages: tuple[Stage, ...], networks: dict[str, nn.Module]) -> Generator[Pause, None, None]:
             torch.manual_seed(2)
             for event in turns(stages, networks, shared, ENGINE, reader=readers):
                 if isinstance(event, Pause):
@@ -103,9 +103,10 @@ class Bench:
         for stage in stages:
             taps = frozen_taps(stage, networks).get("teacher", ())
             known = Known(taps, len(self.data.train))
-            read = self._reader(taps) if taps else None
-            for batch in self.batches()(0) if read else ():
-                known.add(batch, read(batch))
+            if taps:
+                read = self._reader(taps)
+                for batch in self.batches()(0):
+                    known.add(batch, read(batch))
             start = time.perf_counter()
             for _ in run([stage], networks, self.batches(), ENGINE, store=known if taps else None):
                 pass

@@ -87,7 +87,9 @@ def reading(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield read
 
 
-def show(experiment: Experiment, console: Console, out: Path, consume: Callable[[Event], None]) -> None:
+def show(
+    experiment: Experiment, console: Console, out: Path, consume: Callable[[Event], object] = lambda _: None
+) -> None:
     """Run an experiment with a progress bar on a terminal and plain lines elsewhere, and print its table.
 
     ``consume`` is called with each event.
