@@ -207,7 +207,9 @@ class _Export:
             deferring = self._deferral.on_test(deferring, of_file, self._raw)
         self._say("measuring the latencies")
         latency = times({"student": partial(self._student, example), "file": partial(runner, example)})
-        results = Results(*sizes, parity, label, student, exported, latency, self._memory(file), processor())
+        results = Results(
+            *sizes, parity, label, student, exported, latency, memory=self._memory(file), processor=processor()
+        )
         return Card(**vars(self._about) | {"deferring": deferring}, results=results)
 
     def _memory(self, file: Path) -> dict[str, int | None]:
