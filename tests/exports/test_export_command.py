@@ -79,6 +79,12 @@ def test_the_default_place_is_in_the_folder_and_any_network_can_be_chosen(folder
     assert card["reads"]["shape"] == [1, 1, 8, 8]
 
 
+def test_a_file_for_a_camera_is_tested_on_the_data_in_images_of_its_size(folders, tmp_path):
+    shown = limbeck_command("export", folders / "run", "--size", "24x32", "--out", tmp_path / "out")
+    assert "all figures are those of the data in images of 24 x 32 pixels" in shown
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["reads"]["shape"] == [None, 24, 32, 1]
+
+
 def test_a_student_of_a_comparison_is_named(folders, tmp_path):
     assert "choose a student with --network" in limbeck_command("export", folders / "compared", code=2)
     chosen = ("--network", "kd/seed0", "--defer-share", 0.5)

@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli import cache, compare, compress, doctor, export, methods, models, plan, report, run, runs, tune
+from limbeck.cli import (
+    bench_export,
+    cache,
+    compare,
+    compress,
+    doctor,
+    export,
+    methods,
+    models,
+    plan,
+    report,
+    run,
+    runs,
+    tune,
+)
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": run.demo,
@@ -16,6 +30,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "tune": tune.tune,
     "report": report.report,
     "export": export.export,
+    "bench-export": bench_export.bench_export,
     "compress": compress.compress,
     "runs": runs.runs,
     "methods": methods.methods,

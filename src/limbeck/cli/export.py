@@ -44,6 +44,7 @@ def export(
         float | None,
         typer.Option(min=0, max=1, help="Or: the least share of the inputs that the student answers."),
     ] = None,
+    size: Annotated[str | None, typer.Option(help="The size of a camera's images, such as 480x640.")] = None,
     runtime: Annotated[Path | None, typer.Option(help="For web: the unpacked npm package onnxruntime-web.")] = None,
     data_root: DataRoot = None,
     trust_code: TrustCode = False,
@@ -62,15 +63,28 @@ def export(
         from limbeck.cli.terminal import loading
 
         with loading():
+            from limbeck.exports.card import EXPORTS
             from limbeck.exports.options import Options
         precision: Precision = "fp16" if fp16 else "int8" if int8 else "fp32"
-        options = Options(to, precision, 1 if batch == "1" else None, layout, probabilities, runtime)
-        place = out or folder / "export" / "-".join([*([network.replace("/", "-")] if network else []), to, precision])
+        options = Options(to, precision, 1 if batch == "1" else None, layout, probabilities, runtime, _sides(size))
+        place = out or folder / EXPORTS / "-".join([*([network.replace("/", "-")] if network else []), to, precision])
         if out is None and place.parent.is_symlink():
             raise LimbeckError(f"{place.parent} is a link, which limbeck does not write to")
         options.check(place)
         goal = None if (defer_accuracy, defer_share) == (None, None) else (defer_accuracy, defer_share)
         _export(folder, place, options, network, data_root, goal, trust_code=trust_code)
+
+
+def _sides(size: str | None) -> tuple[int, int] | None:
+    """Height and width of a text such as 480x640."""
+    from limbeck.errors import LimbeckError
+
+    if size is None:
+        return None
+    height, _, width = size.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise LimbeckError(f"--size is {size!r}: write HEIGHTxWIDTH in pixels, such as 480x640")
+    return int(height), int(width)
 
 
 def _export(
@@ -98,6 +112,8 @@ def _export(
     screen.print(_table(done.card))
     for line in _evidence(done.card):
         screen.print(line)
+    if options.size is not None:
+        screen.print(f"all figures are those of the data in images of {options.size[0]} x {options.size[1]} pixels")
     screen.print(f"written: {done.file}")
 
 
@@ -107,13 +123,15 @@ def _table(card: "Card") -> "Table":
 
     results = card.results
     table = Table(title=f"{card.network}: test split", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    for heading in ("", results.figure, "latency ms", "p95 ms", "bytes"):
+    for heading in ("", results.figure, "latency ms", "p95 ms", "memory MB", "bytes"):
         table.add_column(heading, justify="left" if not heading else "right")
     rows = (("student", results.student, results.student_bytes), ("file", results.exported, results.bytes))
     for name, figure, size in rows:
         latency = results.latency.get(name)
         times = ("", "") if latency is None else (f"{latency.median_ms:.3f}", f"{latency.p95_ms:.3f}")
-        table.add_row(name, "" if figure is None else f"{figure:.4f}", *times, f"{size:,}")
+        peak = results.memory.get(name)
+        memory = "" if peak is None else f"{peak / 1e6:.1f}"
+        table.add_row(name, "" if figure is None else f"{figure:.4f}", *times, memory, f"{size:,}")
     return table
 
 

@@ -15,7 +15,8 @@ def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run or comparison.")],
     out: Annotated[Path | None, typer.Option(help="The file; default: report.html or FIGURE.svg in it.")] = None,
     figure: Annotated[
-        str | None, typer.Option(help="Write only this figure, as SVG: differences, cost-latency or cost-parameters.")
+        str | None,
+        typer.Option(help="Write only this figure, as SVG: differences, cost-latency, cost-parameters or cost-size."),
     ] = None,
 ) -> None:
     """Write the results of a run or comparison as one HTML page, or a figure of the page as SVG.

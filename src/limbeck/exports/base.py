@@ -22,6 +22,9 @@ Export = Callable[[Graph, Path], None]
 Load = Callable[[Path], Runner]
 """Opens a file to run it."""
 
+Metadata = Callable[[Path], str]
+"""What a file says about itself, `Graph.card`."""
+
 
 @dataclass(frozen=True)
 class Exporter:
@@ -37,6 +40,8 @@ class Exporter:
         any_batch: whether a file may take any number of samples.
         add: writes other files into the folder, before the file is written.
         beside: the names of the other files.
+        runtime: imports what runs the files in this process; None: their memory is not measured.
+        metadata: reads what a file says about itself; None if only ``card.json`` says it.
     """
 
     suffix: str
@@ -48,12 +53,25 @@ class Exporter:
     any_batch: bool
     add: Export | None = None
     beside: tuple[str, ...] = ()
+    runtime: Callable[[], object] | None = None
+    metadata: Metadata | None = None
 
     def check(self, name: str) -> None:
         """Raise LimbeckError unless the packages are installed."""
         missing = missing_of(self.modules)
         if missing:
             raise LimbeckError(f"the export to {name} needs {', '.join(missing)}: pip install 'limbeck[{self.extra}]'")
+
+    def loader(self, name: str) -> Load:
+        """What opens its files.
+
+        Raises:
+            LimbeckError: a package is missing, or its files do not run on this system.
+        """
+        self.check(name)
+        if self.load is None:
+            raise LimbeckError(f"files for {name} do not run on this system")
+        return self.load
 
 
 def missing_of(modules: Iterable[str]) -> list[str]:

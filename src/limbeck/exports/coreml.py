@@ -1,6 +1,8 @@
 """Core ML, for Apple's devices. Files are written on any system and run on macOS."""
 
 import sys
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -8,9 +10,14 @@ from torch import Tensor
 
 from limbeck.exports.base import Exporter, Runner
 from limbeck.exports.graph import Graph
+from limbeck.exports.resizing import resized_by_products
 
-_UNKNOWN = {torch.ops.aten.addcmul.default: lambda summand, one, two: summand + one * two}
-"""The operations that coremltools does not know, by others."""
+_UNKNOWN = {
+    torch.ops.aten.addcmul.default: lambda summand, one, two: summand + one * two,
+    torch.ops.aten._upsample_bilinear2d_aa.vec: resized_by_products,
+    torch.ops.aten.alias.default: lambda whole: whole,
+}
+"""The operations that coremltools does not know, or converts without antialiasing, by others."""
 
 
 def export(graph: Graph, path: Path) -> None:
@@ -43,6 +50,14 @@ def load(path: Path) -> Runner:
     return run
 
 
+def metadata(path: Path) -> str:
+    """What a file says about itself."""
+    import coremltools
+
+    found: str = coremltools.models.MLModel(str(path), skip_model_load=True).user_defined_metadata["limbeck"]
+    return found
+
+
 COREML = Exporter(
     ".mlpackage",
     ("coremltools",),
@@ -51,4 +66,6 @@ COREML = Exporter(
     load if sys.platform == "darwin" else None,
     ("fp32", "fp16"),
     False,
+    runtime=partial(import_module, "coremltools"),
+    metadata=metadata,
 )

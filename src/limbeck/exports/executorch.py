@@ -1,5 +1,7 @@
 """ExecuTorch with XNNPACK, for Android, iOS and small boards."""
 
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -36,6 +38,14 @@ def load(path: Path) -> Runner:
     return run
 
 
+def metadata(path: Path) -> str:
+    """What a file says about itself."""
+    from executorch.runtime import Runtime
+
+    found: str = Runtime.get().load_program(path).load_method("limbeck").execute([])[0]
+    return found
+
+
 def _quantised(program: torch.export.ExportedProgram, graph: Graph) -> torch.nn.Module:
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -51,4 +61,14 @@ def _quantised(program: torch.export.ExportedProgram, graph: Graph) -> torch.nn.
     return converted
 
 
-EXECUTORCH = Exporter(".pte", ("executorch", "torchao"), "executorch", export, load, ("fp32", "fp16", "int8"), False)
+EXECUTORCH = Exporter(
+    ".pte",
+    ("executorch", "torchao"),
+    "executorch",
+    export,
+    load,
+    ("fp32", "fp16", "int8"),
+    False,
+    runtime=partial(import_module, "executorch.runtime"),
+    metadata=metadata,
+)

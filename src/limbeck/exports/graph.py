@@ -18,7 +18,7 @@ LAYOUTS, PRECISIONS = get_args(Layout), get_args(Precision)
 
 
 class Deployed(nn.Module):
-    """A network that reads raw samples: it scales and normalises them, and resizes images.
+    """A network that reads raw samples: it cuts images and resizes them, scales and normalises.
 
     Args:
         network: is copied.
@@ -27,6 +27,7 @@ class Deployed(nn.Module):
         pixels: whether the raw values are bytes of pixels, uint8; otherwise they are float32.
         layout: of images, the order of the axes.
         half: whether the network computes in 16 bits. The preprocessing and the output have 32 bits.
+        part: of the images, which is read as the data was: see `limbeck.exports.resizing.middle`; None: the whole.
         temperature: the network also returns probabilities, the softmax of ``logits / temperature``; None: it does not.
 
     Shape:
@@ -42,6 +43,7 @@ class Deployed(nn.Module):
         pixels: bool,
         layout: Layout,
         half: bool = False,
+        part: tuple[slice, slice] | None = None,
         temperature: float | None = None,
     ) -> None:
         super().__init__()
@@ -49,7 +51,9 @@ class Deployed(nn.Module):
         if half:
             self.network.half()
         self._pixels, self._last, self._half = pixels, layout == "nhwc" and len(shape) == 3, half
-        self._temperature = temperature
+        self._temperature, self._part = temperature, part
+        if part is not None:
+            shape = (shape[0], *(one.stop - one.start for one in part))
         channels = shape[0] if len(shape) > 1 else 1
         self._bridge = Bridge(expected, shape, (0.0,) * channels, (1.0,) * channels)
         self.eval()
@@ -57,6 +61,7 @@ class Deployed(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """See the class."""
         values = inputs.permute(0, 3, 1, 2) if self._last else inputs
+        values = values if self._part is None else values[:, :, *self._part]
         values = values.float() / 255 if self._pixels else values
         values = self._bridge.convert(values)
         logits = self.network(values.half() if self._half else values).float()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,12 +15,14 @@ from limbeck.data import Data
 from limbeck.evaluate.calibration import fit_temperature
 from limbeck.evaluate.cost import file_bytes, times
 from limbeck.experiment.checks import unwrapped
+from limbeck.experiment.environment import processor
 from limbeck.experiment.workspace import example_batch
 from limbeck.exports.base import Load, Runner, in_one_line, version_of
 from limbeck.exports.card import CARD, SCHEMA, About, Card, Reads, Results
 from limbeck.exports.deferring import Deferral
 from limbeck.exports.differing import first_differing
 from limbeck.exports.graph import Deployed, Graph, Layout, Precision
+from limbeck.exports.memory import STUDENT, peak_memory
 from limbeck.exports.options import Options, check_folder
 from limbeck.exports.parity import BATCHES, LIMITS, SAMPLES, Parity, compare, run
 from limbeck.exports.samples import RawSamples
@@ -62,6 +64,7 @@ def export(
     student_input: Input | None = None,
     student_output: str | None = None,
     runtime: Path | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Exported:
     """Export a student, run the file, and compare it with the student on up to 256 validation samples.
 
@@ -81,12 +84,15 @@ def export(
         student_input: what the student reads, as for `limbeck.distill`.
         student_output: as for `limbeck.distill`.
         runtime: for ``web``, the folder of the unpacked npm package onnxruntime-web; by default npm fetches it.
+        size: height and width of the images that the file reads, such as those of a camera; by default those of the
+            data. The file resizes their middle to what the student reads. All figures are then those of the data in
+            images of this size, see `limbeck.exports.samples.framed`.
 
     Raises:
         LimbeckError: an argument is wrong; a package is missing; the backend cannot take the network; or the file does
             not agree with the student, see `limbeck.exports.parity.LIMITS`.
     """
-    options = Options(to, precision, batch, layout, probabilities, runtime)
+    options = Options(to, precision, batch, layout, probabilities, runtime, size)
     options.check(Path(folder))
     return make(Source(student, data, student_input or AS_THE_DATA, student_output), Path(folder), options, deferral)
 
@@ -128,7 +134,7 @@ class _Export:
     """One file, from the student to the results."""
 
     def __init__(self, source: Source, options: Options, deferral: Deferral | None, say: Say) -> None:
-        data, raw = source.data, RawSamples(source.data, options.layout)
+        data, raw = source.data, RawSamples(source.data, options.layout, options.size)
         self._data, self._raw, self._backend, self._say, self._deferral = data, raw, options.backend, say, deferral
         self._task = task_of(data)
         self._task.check_data(data)
@@ -136,9 +142,10 @@ class _Export:
             Deployed,
             _with_logits(source),
             source.expected,
-            data.shape,
+            raw.shape,
             pixels=raw.are_pixels,
             layout=options.layout,
+            part=raw.part,
         )
         self._student = deployed()
         self._check_outputs()
@@ -211,7 +218,9 @@ class _Export:
             deferring = self._deferral.on_test(deferring, of_file, self._raw)
         self._say("measuring the latencies")
         latency = times({"student": partial(self._student, example), "file": partial(runner, example)})
-        results = Results(*sizes, parity, label, student, exported, latency)
+        results = Results(
+            *sizes, parity, label, student, exported, latency, memory=self._memory(file), processor=processor()
+        )
         return Card(**vars(self._about) | {"deferring": deferring}, results=results)
 
     @property
@@ -226,6 +235,16 @@ class _Export:
         self._task.check_output("student", tuple(outputs.shape[1:]), self._data)
         if not torch.isfinite(outputs).all():
             raise LimbeckError("the student's outputs are not finite, so a file cannot be compared with them")
+
+    def _memory(self, file: Path) -> dict[str, int | None]:
+        """The peak memory of the student in PyTorch and of the file."""
+        self._say("measuring the peak memory")
+        program = replace(self._graph, module=self._student, outputs=("logits",)).program()
+        with TemporaryDirectory() as folder:
+            saved = Path(folder) / "student.pt2"
+            torch.export.save(program, saved)
+            student = peak_memory(STUDENT, saved, self._about.reads)
+        return {"student": student, "file": peak_memory(self._about.backend, file, self._about.reads)}
 
     def _parity(self, runner: Runner, load: Load) -> Parity:
         which, samples = self._compared

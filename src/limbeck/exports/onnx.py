@@ -1,5 +1,7 @@
 """ONNX, for onnxruntime on phones, servers and browsers."""
 
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,15 @@ def load(path: Path) -> Runner:
     return lambda inputs: torch.from_numpy(session.run(first, {name: inputs.numpy()})[0])
 
 
+def metadata(path: Path) -> str:
+    """What a file says about itself."""
+    import onnx
+
+    entries = onnx.load(path, load_external_data=False).metadata_props
+    found: str = next(one.value for one in entries if one.key == "limbeck")
+    return found
+
+
 def _session(path: Path) -> Any:
     import onnxruntime
 
@@ -75,4 +86,14 @@ def _quantise(source: Path, path: Path, graph: Graph) -> None:
     )
 
 
-ONNX = Exporter(".onnx", ("onnx", "onnxscript", "onnxruntime"), "export", export, load, ("fp32", "fp16", "int8"), True)
+ONNX = Exporter(
+    ".onnx",
+    ("onnx", "onnxscript", "onnxruntime"),
+    "export",
+    export,
+    load,
+    ("fp32", "fp16", "int8"),
+    True,
+    runtime=partial(import_module, "onnxruntime"),
+    metadata=metadata,
+)

@@ -8,12 +8,16 @@ import torch
 
 from limbeck.exports.base import Exporter, Runner
 from limbeck.exports.graph import Graph
+from limbeck.exports.resizing import resized_by_products
+
+_UNKNOWN = {torch.ops.aten._upsample_bilinear2d_aa.vec: resized_by_products}
+"""The operation that OpenVINO does not know, by others."""
 
 
 def export(graph: Graph, path: Path) -> None:
     """Write an ``.xml`` and a ``.bin``. fp16: the weights have 16 bits; the processor chooses how to compute."""
     openvino = _openvino()
-    model = openvino.convert_model(graph.program())
+    model = openvino.convert_model(graph.program().run_decompositions(_UNKNOWN))
     model.inputs[0].get_tensor().set_names({graph.input})
     if graph.any_batch:
         model.reshape({graph.input: [-1, *graph.example.shape[1:]]})
@@ -31,6 +35,12 @@ def load(path: Path) -> Runner:
     return lambda inputs: torch.from_numpy(compiled(inputs.numpy())[0].copy())
 
 
+def metadata(path: Path) -> str:
+    """What a file says about itself."""
+    found: str = _openvino().Core().read_model(path).get_rt_info("limbeck").astype(str)
+    return found
+
+
 def _openvino() -> Any:
     """The package, without the one that reports its imports and conversions to a server of its makers."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
@@ -39,4 +49,15 @@ def _openvino() -> Any:
     return openvino
 
 
-OPENVINO = Exporter(".xml", ("openvino",), "openvino", export, load, ("fp32", "fp16"), True, beside=("student.bin",))
+OPENVINO = Exporter(
+    ".xml",
+    ("openvino",),
+    "openvino",
+    export,
+    load,
+    ("fp32", "fp16"),
+    True,
+    beside=("student.bin",),
+    runtime=_openvino,
+    metadata=metadata,
+)

@@ -10,6 +10,9 @@ from limbeck.exports.base import Exporter
 from limbeck.exports.card import CARD
 from limbeck.exports.graph import LAYOUTS, PRECISIONS, Layout, Precision
 
+LARGEST_SIDE = 8192
+"""Of an image that a file reads, in pixels."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -21,6 +24,7 @@ class Options:
     layout: Layout = "nhwc"
     probabilities: bool = False
     runtime: Path | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def backend(self) -> Exporter:
@@ -50,6 +54,8 @@ class Options:
             raise LimbeckError(f"batch is {self.batch}: allowed are 1, and None for any number of samples")
         if self.runtime is not None and self.backend.add is None:
             raise LimbeckError(f"{self.to} has no runtime: remove it, or export to web")
+        if self.size is not None and not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in self.size):
+            raise LimbeckError(f"size is {self.size}: allowed are a height and a width of 1 to {LARGEST_SIDE} pixels")
         check_folder(folder)
         self.backend.check(self.to)
 

@@ -11,6 +11,7 @@ from limbeck.comparison.results import ArmResult, ComparisonResult, scores_of
 from limbeck.comparison.statistics import differences
 from limbeck.errors import LimbeckError
 from limbeck.experiment.results import plain, spread
+from limbeck.exports.card import Card
 from limbeck.tasks import TASKS
 
 LARGEST = 1e30
@@ -20,6 +21,17 @@ LONGEST = 10_000
 """No name or note has as many characters."""
 
 MOST_ARMS, MOST_NETWORKS = 100, 10_000
+
+
+def check_card(card: Card, folder: Path) -> None:
+    """Raise LimbeckError if what an export says cannot be shown."""
+    results = card.results
+    costs = [results.bytes, results.student_bytes, *(one.median_ms for one in results.latency.values())]
+    problem = next(_absurd(plain(card), "card"), None)
+    if problem is None and not all(0 < cost < LARGEST for cost in costs):
+        problem = "a size or a latency is not above 0"
+    if problem is not None:
+        raise LimbeckError(f"the export {folder} cannot be shown: {problem}")
 
 
 def check(result: ComparisonResult, folder: Path) -> None:

@@ -16,15 +16,19 @@ from limbeck.experiment import results as runs
 from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.results import RESULT, NetworkResult, RunResult
 from limbeck.experiment.runfiles import LOG, RECIPE, Network, read_network
+from limbeck.exports.card import CARD, EXPORTS, Card, read_card
 from limbeck.files.atomic import read as read_bytes
 from limbeck.files.atomic import read_sealed
 from limbeck.models import GIVEN
 from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import reread
 from limbeck.recipe.text import WHOLE_BYTES
-from limbeck.report.checks import LARGEST, check
+from limbeck.report.checks import LARGEST, check, check_card
 from limbeck.report.verdict import best_arm
 from limbeck.tasks import TASKS
+
+MOST_EXPORTS = 20
+"""The most exports that are shown."""
 
 Value = TypeVar("Value")
 
@@ -35,6 +39,16 @@ class Epochs:
 
     stages: tuple[str, ...]  # the stage of each epoch
     scores: tuple[float | None, ...]  # the headline on the validation split; None if the student did not learn
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file for a device that was exported from a network of the folder."""
+
+    name: str  # of its folder
+    arm: str  # of the network
+    card: Card
+    comparable: bool  # whether its latencies were measured on the processor of the networks
 
 
 @dataclass
@@ -49,6 +63,7 @@ class Found:
         recipe: the recipe that gives the same result again; None if it is missing, or of a call from Python.
         command: the command that uses it.
         test_digest: of the test split, as `limbeck.data.Split.digest`.
+        exports: in the folder.
         missing: by part of the page, why it is not shown.
     """
 
@@ -60,6 +75,7 @@ class Found:
     recipe: Recipe | None = None
     command: str = ""
     test_digest: str | None = None
+    exports: list[Exported] = field(default_factory=list)
     missing: dict[str, list[str]] = field(default_factory=dict)
     _networks: dict[str, Network] = field(default_factory=dict)
     _logs: dict[Path, EpochLog] = field(default_factory=dict)
@@ -154,6 +170,9 @@ def read(folder: Path) -> Found:
         environment = found.attempt("environment", partial(_environment, place))
         if environment is not None and environment not in found.environments:
             found.environments.append(environment)
+    for path in sorted(folder.glob(f"{EXPORTS}/*/{CARD}"))[:MOST_EXPORTS]:
+        exported = found.attempt("exports", partial(_exported, found, path.parent))
+        found.exports += [] if exported is None else [exported]
     found.recipe = found.attempt("recipe", lambda: _recipe(found))
     if found.recipe is not None:
         verb, file = ("run", str(folder / RECIPE)) if is_run else ("compare", RECIPE)
@@ -204,6 +223,16 @@ def _epochs(found: Found, one: NetworkResult) -> Epochs:
     if not all(isinstance(line.get("stage"), str) and _is_number(line.get(key, 0)) for line in lines):
         raise LimbeckError(f"{found.place(one.name) / LOG} has a line that does not describe an epoch of {one.name}")
     return Epochs(tuple(line["stage"] for line in lines), tuple(line.get(key) for line in lines))
+
+
+def _exported(found: Found, folder: Path) -> Exported:
+    card = read_card(folder)
+    check_card(card, folder)
+    arms = {one.weights_sha256: one.arm for one in found.result.runs if one.weights_sha256 is not None}
+    if card.task != found.result.task or card.weights_sha256 not in arms:
+        raise LimbeckError(f"{folder} was not exported from a network of this folder, or the network was trained again")
+    processors = {environment.get("cpu") for environment in found.environments}
+    return Exported(folder.name, arms[card.weights_sha256], card, processors == {card.results.processor})
 
 
 def _is_number(value: Any) -> bool:

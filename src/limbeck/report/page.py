@@ -90,7 +90,7 @@ def page(found: Found, data: Data | None = None, progress: Progress | None = Non
 def _sections(found: Found) -> Iterator[Section]:
     result = found.result
     yield differences(result)
-    yield costs(result)
+    yield costs(result, found.exports, found.missing.get("exports", []))
     yield curves(found)
     yield arms(found)
     if result.task != "classification" or found.is_run:

@@ -3,36 +3,36 @@
 import re
 from pathlib import Path
 
-from limbeck.comparison.results import ComparisonResult
 from limbeck.errors import LimbeckError, nearest
 from limbeck.files.atomic import write
 from limbeck.report.colours import DARK, LIGHT
 from limbeck.report.costs import costs
 from limbeck.report.differences import differences
-from limbeck.report.found import read
+from limbeck.report.found import Found, read
 from limbeck.report.numbers import printable
 
 TEXT = "font-family: system-ui, sans-serif; paint-order: stroke; stroke-width: 3px; stroke-linejoin: round"
 
 
 def write_figure(folder: Path, name: str, out: Path) -> None:
-    """Write a figure of a run or comparison, which is `differences`, `cost-latency` or `cost-parameters`.
+    """Write a figure of a run or comparison, which is `differences`, `cost-latency`, `cost-parameters` or `cost-size`.
 
     Raises:
         LimbeckError: the folder has no finished run or comparison, or no such figure.
     """
-    write(out, figure_svg(read(folder).result, name))
+    write(out, figure_svg(read(folder), name))
 
 
-def figure_svg(result: ComparisonResult, name: str) -> str:
+def figure_svg(found: Found, name: str) -> str:
     """The figure with its own background. Viewers that support it show dark colours if the screen is dark.
 
     Raises:
         LimbeckError: there is no such figure.
     """
-    figures = {one.name: one for section in (differences(result), costs(result)) for one in section.figures}
+    sections = differences(found.result), costs(found.result, found.exports)
+    figures = {one.name: one for section in sections for one in section.figures}
     if name not in figures:
-        raise LimbeckError(f"{result.name} has no figure {name!r}: {nearest(name, figures)}")
+        raise LimbeckError(f"{found.result.name} has no figure {name!r}: {nearest(name, figures)}")
     head, _, body = printable(figures[name].panels[0]).partition(">")
     size = "width='{2}' height='{3}'".format(*re.findall(r"\d+", head))
     body = re.sub(r"var\(--(\w+)\)", lambda found: LIGHT[found[1]], body)
