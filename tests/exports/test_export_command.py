@@ -90,7 +90,7 @@ def test_a_student_of_a_comparison_is_named(folders, tmp_path):
         (["--network", "kd/seed9"], "has no student 'kd/seed9': did you mean 'kd/seed"),
         (["--defer-share", "0.5", "--defer-accuracy", "0.5"], "an accuracy or a share"),
         (["--defer-accuracy", "1.0"], "do not reach an accuracy of 1"),
-        (["--to", "openvino", "--int8"], "openvino has no int8"),
+        (["--to", "litert", "--fp16"], "litert has no fp16"),
     ],
 )
 def test_what_is_wrong_is_one_error_with_exit_code_2(folders, tmp_path, arguments, message):

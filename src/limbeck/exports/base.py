@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,9 +14,8 @@ from limbeck.exports.graph import Graph, Precision
 Runner = Callable[[Tensor], Tensor]
 """Raw samples as the file reads them, (N, ...), to the first output, (N, ...)."""
 
-
-Export = Callable[[Graph, Path], None]
-"""Writes a file, or a folder."""
+Export = Callable[[Graph, Path], dict[str, int]]
+"""Writes a file, or a folder, and returns the fallbacks, see `limbeck.exports.card.Results`."""
 
 Load = Callable[[Path], Runner]
 """Opens a file to run it."""
@@ -34,6 +34,7 @@ class Exporter:
         precisions: those that it can write.
         any_batch: whether a file may take any number of samples.
         beside: the names of other files in the folder, besides those that begin with ``student.``.
+        elsewhere: the versions of packages in another environment; raises LimbeckError if they are missing.
     """
 
     suffix: str
@@ -44,12 +45,14 @@ class Exporter:
     precisions: tuple[Precision, ...]
     any_batch: bool
     beside: tuple[str, ...] = ()
+    elsewhere: Callable[[], dict[str, str]] = dict
 
-    def check(self, name: str) -> None:
-        """Raise LimbeckError unless the packages are installed."""
+    def versions(self, name: str) -> dict[str, str]:
+        """The versions of its packages; raises LimbeckError unless they are installed."""
         missing = missing_of(self.modules)
         if missing:
             raise LimbeckError(f"the export to {name} needs {', '.join(missing)}: pip install 'limbeck[{self.extra}]'")
+        return {module: version(module) for module in self.modules} | self.elsewhere()
 
 
 def missing_of(modules: Iterable[str]) -> list[str]:

@@ -33,6 +33,9 @@ class Results:
     student: float | None  #: None without parity
     exported: float | None
     latency: dict[str, Latency] = field(default_factory=dict)  #: of one sample: of the student in PyTorch and the file
+    #: How many operators of each kind XNNPACK does not run (ExecuTorch), or stay in 32 bits (convolutions and matrix
+    #: products of ONNX in int8). Not known of other backends.
+    fallbacks: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

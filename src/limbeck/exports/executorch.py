@@ -1,5 +1,6 @@
 """ExecuTorch with XNNPACK, for Android, iOS and small boards."""
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -9,10 +10,11 @@ from limbeck.exports.base import Exporter, Runner
 from limbeck.exports.graph import Graph
 
 
-def export(graph: Graph, path: Path) -> None:
+def export(graph: Graph, path: Path) -> dict[str, int]:
     """Write a ``.pte``. int8: PT2E quantisation by channel with XNNPACK's quantiser."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir.dialects.edge._ops import EdgeOpOverload
 
     program = graph.program()
     if graph.precision == "int8":
@@ -20,7 +22,9 @@ def export(graph: Graph, path: Path) -> None:
     lowered = to_edge_transform_and_lower(
         program, partitioner=[XnnpackPartitioner()], constant_methods={"limbeck": graph.card}
     )
+    targets = [node.target for node in lowered.exported_program().graph.nodes]
     path.write_bytes(lowered.to_executorch().buffer)
+    return dict(Counter(one.__name__.split(".")[1] for one in targets if isinstance(one, EdgeOpOverload)))
 
 
 def load(path: Path) -> Runner:

@@ -101,8 +101,7 @@ def make(
         with TemporaryDirectory(prefix=".export-", dir=folder.parent) as temporary, explained(folder):
             file = Path(temporary) / "export" / f"student{options.backend.suffix}"
             file.parent.mkdir()
-            one.write(file)
-            card = one.measured(file)
+            card = one.measured(file, one.write(file))
             write_sealed(file.parent / CARD, asdict(card))
             if folder.exists():  # an earlier export, which is deleted with the temporary folder
                 folder.rename(Path(temporary) / "earlier")
@@ -143,7 +142,7 @@ class _Export:
             classes=data.outputs,
             temperature=temperature,
             deferring=chosen,
-            versions={name: version(name) for name in ("limbeck", "torch", *options.backend.modules)},
+            versions={name: version(name) for name in ("limbeck", "torch")} | options.backend.versions(options.to),
         )
         self._graph = Graph(
             module=deployed(half=options.precision == "fp16", temperature=temperature),
@@ -156,15 +155,15 @@ class _Export:
             runtime=options.runtime,
         )
 
-    def write(self, file: Path) -> None:
-        """Write the file.
+    def write(self, file: Path) -> dict[str, int]:
+        """Write the file, and return its fallbacks.
 
         Raises:
             LimbeckError: the backend cannot take the student.
         """
         self._say(f"writing {self._about.precision} for {self._about.backend}")
         try:
-            self._backend.export(self._graph, file)
+            return self._backend.export(self._graph, file)
         except LimbeckError:
             raise
         except Exception as error:  # a backend may raise anything
@@ -172,7 +171,7 @@ class _Export:
                 raise
             raise LimbeckError(f"the student cannot be exported to {self._about.backend}: {_line(error)}") from error
 
-    def measured(self, file: Path) -> Card:
+    def measured(self, file: Path, fallbacks: dict[str, int]) -> Card:
         """Compare the file with the student, and measure both.
 
         Raises:
@@ -185,7 +184,7 @@ class _Export:
         task, test = task_of(self._data), self._data.test
         label = task.headline.label
         if self._backend.load is None:
-            return Card(**vars(self._about), results=Results(*sizes, None, label, None, None))
+            return Card(**vars(self._about), results=Results(*sizes, None, label, None, None, {}, fallbacks))
         load, example = self._backend.load, self._graph.example[:1]
         runner = load(file)
         parity = self._parity(runner, load)
@@ -198,7 +197,7 @@ class _Export:
             deferring = self._deferral.on_test(deferring, of_file, self._raw)
         self._say("measuring the latencies")
         latency = times({"student": partial(self._student, example), "file": partial(runner, example)})
-        results = Results(*sizes, parity, label, student, exported, latency)
+        results = Results(*sizes, parity, label, student, exported, latency, fallbacks)
         return Card(**vars(self._about) | {"deferring": deferring}, results=results)
 
     def _parity(self, runner: Runner, load: Load) -> Parity:

@@ -1,6 +1,8 @@
 """OpenVINO, for Intel's processors."""
 
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -8,8 +10,12 @@ from limbeck.exports.base import Exporter, Runner
 from limbeck.exports.graph import Graph
 
 
-def export(graph: Graph, path: Path) -> None:
-    """Write an ``.xml`` and a ``.bin``. fp16: the weights have 16 bits; the processor chooses how to compute."""
+def export(graph: Graph, path: Path) -> dict[str, int]:
+    """Write an ``.xml`` and a ``.bin``.
+
+    fp16: the weights have 16 bits; the processor chooses how to compute. int8: NNCF's post-training quantisation of
+    weights (by channel) and activations.
+    """
     import openvino
 
     model = openvino.convert_model(graph.program())
@@ -18,8 +24,19 @@ def export(graph: Graph, path: Path) -> None:
         model.reshape({graph.input: [-1, *graph.example.shape[1:]]})
     for output, name in zip(model.outputs, graph.outputs, strict=True):
         output.get_tensor().set_names({name})
+    if graph.precision == "int8":
+        model = _quantised(model, graph)
     model.set_rt_info(graph.card, "limbeck")
     openvino.save_model(model, path, compress_to_fp16=graph.precision == "fp16")
+    return {}
+
+
+def _quantised(model: Any, graph: Graph) -> Any:
+    import nncf
+
+    samples = nncf.Dataset([sample.numpy() for sample in torch.split(graph.calibration, 1)])
+    with redirect_stdout(None):  # of progress bars
+        return nncf.quantize(model, samples, subset_size=len(graph.calibration))
 
 
 def load(path: Path) -> Runner:
@@ -31,4 +48,4 @@ def load(path: Path) -> Runner:
     return lambda inputs: torch.from_numpy(compiled(inputs.numpy())[0].copy())
 
 
-OPENVINO = Exporter(".xml", ("openvino",), "openvino", export, load, ("fp32", "fp16"), True)
+OPENVINO = Exporter(".xml", ("openvino", "nncf"), "openvino", export, load, ("fp32", "fp16", "int8"), True)

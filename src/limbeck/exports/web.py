@@ -25,7 +25,7 @@ LARGEST = 2**26
 """The most bytes of a file of the package: 64 MiB."""
 
 
-def export(graph: Graph, path: Path) -> None:
+def export(graph: Graph, path: Path) -> dict[str, int]:
     """Write a file of ONNX, and the page beside it, which needs a server but no other site.
 
     Raises:
@@ -34,14 +34,15 @@ def export(graph: Graph, path: Path) -> None:
     channels = graph.example.shape[-1]
     if graph.example.dim() != 4 or graph.example.dtype.is_floating_point or channels not in (1, 3):
         raise LimbeckError("the page reads grey or RGB images of bytes with the layout nhwc")
-    export_onnx(graph, path)
+    fallbacks = export_onnx(graph, path)
     for name in PAGE:
         shutil.copyfile(Path(__file__).parent / "page" / name, path.parent / name)
     if graph.runtime is not None:
         _copy(graph.runtime, path.parent)
-        return
+        return fallbacks
     with TemporaryDirectory() as folder:
         _copy(_fetched(Path(folder)), path.parent)
+    return fallbacks
 
 
 def _fetched(folder: Path) -> Path:
