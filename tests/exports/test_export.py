@@ -12,6 +12,7 @@ from torch import nn
 
 import limbeck
 from limbeck.exports import EXPORTERS
+from limbeck.exports.base import missing_of
 from limbeck.exports.card import CARD
 from limbeck.exports.parity import LIMITS, compare
 from limbeck.models import build
@@ -20,9 +21,10 @@ from limbeck.models.inputs import Input
 
 def installed(name):
     try:
-        return bool(EXPORTERS[name].versions(name))
+        EXPORTERS[name].elsewhere()
     except limbeck.LimbeckError:
         return False
+    return not missing_of(EXPORTERS[name].modules)
 
 
 INSTALLED = [name for name in EXPORTERS if name != "web" and installed(name)]

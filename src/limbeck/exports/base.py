@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,7 +33,8 @@ class Exporter:
         precisions: those that it can write.
         any_batch: whether a file may take any number of samples.
         beside: the names of other files in the folder, besides those that begin with ``student.``.
-        elsewhere: the versions of packages in another environment; raises LimbeckError if they are missing.
+        elsewhere: the versions of packages in another environment that writes the files; raises LimbeckError if they
+            are missing.
     """
 
     suffix: str
@@ -47,12 +47,11 @@ class Exporter:
     beside: tuple[str, ...] = ()
     elsewhere: Callable[[], dict[str, str]] = dict
 
-    def versions(self, name: str) -> dict[str, str]:
-        """The versions of its packages; raises LimbeckError unless they are installed."""
+    def check(self, name: str) -> None:
+        """Raise LimbeckError unless the packages are installed."""
         missing = missing_of(self.modules)
         if missing:
             raise LimbeckError(f"the export to {name} needs {', '.join(missing)}: pip install 'limbeck[{self.extra}]'")
-        return {module: version(module) for module in self.modules} | self.elsewhere()
 
 
 def missing_of(modules: Iterable[str]) -> list[str]:

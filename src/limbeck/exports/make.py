@@ -142,7 +142,8 @@ class _Export:
             classes=data.outputs,
             temperature=temperature,
             deferring=chosen,
-            versions={name: version(name) for name in ("limbeck", "torch")} | options.backend.versions(options.to),
+            versions={name: version(name) for name in ("limbeck", "torch", *options.backend.modules)}
+            | options.backend.elsewhere(),
         )
         self._graph = Graph(
             module=deployed(half=options.precision == "fp16", temperature=temperature),

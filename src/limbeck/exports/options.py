@@ -49,7 +49,8 @@ class Options:
         if self.batch not in (None, 1):
             raise LimbeckError(f"batch is {self.batch}: allowed are 1, and None for any number of samples")
         _check_folder(folder)
-        self.backend.versions(self.to)
+        self.backend.check(self.to)
+        self.backend.elsewhere()
 
 
 def _check_folder(folder: Path) -> None:

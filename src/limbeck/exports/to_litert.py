@@ -13,17 +13,21 @@ def main() -> None:
     import litert_torch
     import numpy as np
     import torch
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import calibrator, quantizer, recipe_manager
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
     source, path = sys.argv[1:3]
     program = torch.export.load(source)
     litert_torch.convert(program.module(), program.example_inputs[0]).export(path)
     if len(sys.argv) > 3:
-        samples = np.load(sys.argv[3])
-        quantised = quantizer.Quantizer(path, recipe.static_wi8_ai8())
-        quantised.update_quantization_recipe(".*", "OUTPUT", algorithm_key="no_quantize")
-        ranges = quantised.calibrate({"serving_default": [{"args_0": one[None]} for one in samples]}, num_threads=1)
-        quantised.quantize(ranges, enable_progress_report=False).export_model(path, overwrite=True)
+        samples = [{"args_0": sample[None]} for sample in np.load(sys.argv[3])]
+        bits = recipe_manager.RecipeManager()
+        bits.add_static_config(".*", "*", activation_num_bits=8, weight_num_bits=8)
+        bits.add_quantization_config(".*", "OUTPUT", algorithm_key="no_quantize")
+        ranges = calibrator.Calibrator(path, num_threads=1, qsv_update_func=min_max_update)
+        ranges.calibrate({"serving_default": samples}, bits)
+        quantised = quantizer.Quantizer(path, bits.get_quantization_recipe())
+        quantised.quantize(ranges.get_model_qsvs(), enable_progress_report=False).export_model(path, overwrite=True)
 
 
 if __name__ == "__main__":
