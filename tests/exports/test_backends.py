@@ -176,6 +176,13 @@ def test_a_file_of_litert_answers_raw_images_where_limbeck_and_torch_cannot_be_i
 
 
 @litert
+def test_an_operator_that_litert_does_not_take_is_one_line(tmp_path):
+    with pytest.raises(limbeck.LimbeckError, match=r"cannot convert to litert: .*adaptive_max_pool2d") as caught:
+        limbeck.export(network(nn.AdaptiveMaxPool2d(4)), images(), tmp_path / "out", to="litert")
+    assert "\n" not in str(caught.value)
+
+
+@litert
 def test_int8_of_litert_does_not_cut_the_greatest_outputs(tmp_path):
-    done = limbeck.export(network(nn.AdaptiveAvgPool2d(2)), images(), tmp_path / "out", to="litert", precision="int8")
+    done = limbeck.export(network(nn.AdaptiveMaxPool2d(2)), images(), tmp_path / "out", to="litert", precision="int8")
     assert done.card.results.parity.relative < 0.1

@@ -16,7 +16,7 @@ def export(graph: Graph, path: Path) -> dict[str, int]:
     from executorch.exir import to_edge_transform_and_lower
     from executorch.exir.dialects.edge._ops import EdgeOpOverload
 
-    program = _with_windows(graph.program())
+    program = with_windows(graph.program())
     if graph.precision == "int8":
         program = torch.export.export(_quantised(program, graph), (graph.example[:1],))
     lowered = to_edge_transform_and_lower(
@@ -40,8 +40,8 @@ def load(path: Path) -> Runner:
     return run
 
 
-def _with_windows(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Replace adaptive max pooling, which ExecuTorch does not have, by max pooling if all windows have one size."""
+def with_windows(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Replace adaptive max pooling, which some backends do not have, by max pooling if all windows have one size."""
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.adaptive_max_pool2d.default:
             maps, (height, width) = node.args

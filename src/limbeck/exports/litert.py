@@ -15,6 +15,7 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.executorch import with_windows
 from limbeck.exports.graph import Graph
 
 PYTHON = "LIMBECK_LITERT_PYTHON"
@@ -38,7 +39,7 @@ def export(graph: Graph, path: Path) -> dict[str, int]:
 
     with TemporaryDirectory() as folder:
         program, calibration = Path(folder) / "program.pt2", Path(folder) / "calibration.npy"
-        torch.export.save(graph.program(), program)
+        torch.export.save(with_windows(graph.program()), program)
         arguments = [Path(__file__).with_name("to_litert.py"), program, path]
         if graph.precision == "int8":
             np.save(calibration, graph.calibration.numpy())

@@ -31,4 +31,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:
+        sys.exit(next(iter(str(error).strip().splitlines()), type(error).__name__))
