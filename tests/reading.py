@@ -59,7 +59,7 @@ JOBS = {
         },
     ),
     "an exporter": Job(
-        300,
+        330,
         {
             "exports/graph.py": "what is exported",
             "exports/base.py": "what a backend is",

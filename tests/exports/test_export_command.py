@@ -142,7 +142,7 @@ def test_teacher_and_student_of_a_run_are_read_as_its_recipe_says(folders, tmp_p
         (["--network", "kd/seed9"], "has no student 'kd/seed9': did you mean 'kd/seed"),
         (["--defer-share", "0.5", "--defer-accuracy", "0.5"], "an accuracy or a share"),
         (["--defer-accuracy", "1.0"], "do not reach an accuracy of 1"),
-        (["--to", "openvino", "--int8"], "openvino has no int8"),
+        (["--to", "litert", "--fp16"], "litert has no fp16"),
     ],
 )
 def test_what_is_wrong_is_one_error_with_exit_code_2(folders, tmp_path, arguments, message):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["nhwc", "nchw"]
 Folder = Annotated[Path, typer.Argument(help="The folder of a finished run or comparison.")]
-To = Annotated[str, typer.Option("--to", help="onnx, executorch, openvino, coreml or web.")]
+To = Annotated[str, typer.Option("--to", help="onnx, executorch, openvino, coreml, litert or web.")]
 Network = Annotated[str | None, typer.Option(help="Such as kd/seed0; default: the student of a run's first seed.")]
 Batch = Annotated[str, typer.Option(help="1, or dynamic for any number of samples, if the backend can.")]
 
@@ -136,6 +136,10 @@ def _table(card: "Card") -> "Table":
 
 
 def _evidence(card: "Card") -> "Iterator[str]":
+    fallbacks = ", ".join(f"{number} {name}" for name, number in sorted(card.results.fallbacks.items()))
+    if fallbacks:
+        left = "are not run by XNNPACK" if card.backend == "executorch" else "stay in 32 bits"
+        yield f"operators that {left}: {fallbacks}"
     parity = card.results.parity
     if parity is None:
         yield "the file was not compared with the student: it does not run on this system"

@@ -1,7 +1,6 @@
 """What a backend is: how it writes a file, and how the file is run."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
@@ -11,13 +10,12 @@ from torch import Tensor
 
 from limbeck.core import LimbeckError
 from limbeck.exports.graph import Graph, Precision
-from limbeck.files.atomic import FULL, refusal
 
 Runner = Callable[[Tensor], Tensor]
 """Raw samples as the file reads them, (N, ...), to the first output, (N, ...)."""
 
-Export = Callable[[Graph, Path], None]
-"""Writes a file, or a folder."""
+Export = Callable[[Graph, Path], dict[str, int]]
+"""Writes a file, or a folder, and returns the fallbacks, see `limbeck.exports.card.Results`."""
 
 Load = Callable[[Path], Runner]
 """Opens a file to run it."""
@@ -42,6 +40,9 @@ class Exporter:
         beside: the names of the other files.
         runtime: imports what runs the files in this process; None: their memory is not measured.
         metadata: reads what a file says about itself; None if only ``card.json`` says it.
+        elsewhere: the versions of packages in another environment that writes the files; raises LimbeckError if they
+            are missing.
+        for_int8: the packages that int8 needs, too.
     """
 
     suffix: str
@@ -51,14 +52,16 @@ class Exporter:
     load: Load | None
     precisions: tuple[Precision, ...]
     any_batch: bool
-    add: Export | None = None
+    add: Callable[[Graph, Path], None] | None = None
     beside: tuple[str, ...] = ()
     runtime: Callable[[], object] | None = None
     metadata: Metadata | None = None
+    elsewhere: Callable[[], dict[str, str]] = dict
+    for_int8: tuple[str, ...] = ()
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, precision: Precision = "fp32") -> None:
         """Raise LimbeckError unless the packages are installed."""
-        missing = missing_of(self.modules)
+        missing = missing_of((*self.modules, *(self.for_int8 if precision == "int8" else ())))
         if missing:
             raise LimbeckError(f"the export to {name} needs {', '.join(missing)}: pip install 'limbeck[{self.extra}]'")
 
@@ -85,25 +88,3 @@ def version_of(module: str) -> str:
         return version(module)
     except PackageNotFoundError:  # its package has another name, such as onnxruntime-gpu
         return version(packages_distributions()[module][0])
-
-
-@contextmanager
-def in_one_line(what: str, file: Path | None = None) -> Iterator[None]:
-    """Turn what a backend or a network of the user raises into a LimbeckError of one line that begins with ``what``.
-
-    Raises:
-        OSError: the disk is full, also if the exception does not say so; ``file`` is what was written.
-    """
-    try:
-        yield
-    except LimbeckError:
-        raise
-    except Exception as error:
-        cause = error if file is None or isinstance(error, OSError) else refusal(file)
-        if isinstance(cause, OSError) and cause.errno in FULL:
-            raise cause from error
-        first: BaseException = error
-        while first.__cause__ is not None:  # it names the operator
-            first = first.__cause__
-        why = next((line.strip() for line in str(first).splitlines() if line.strip()), type(first).__name__)
-        raise LimbeckError(f"{what}: {why}") from error

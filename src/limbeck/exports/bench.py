@@ -14,8 +14,9 @@ from limbeck.errors import nearest
 from limbeck.evaluate import Latency
 from limbeck.evaluate.cost import times
 from limbeck.exports import EXPORTERS
-from limbeck.exports.base import Runner, in_one_line
+from limbeck.exports.base import Runner
 from limbeck.exports.card import CARD, About, read_card, read_metadata
+from limbeck.exports.errors import in_one_line
 from limbeck.exports.memory import peak_memory
 from limbeck.files.paths import file_size
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from limbeck.core import LimbeckError
 from limbeck.evaluate.deferral import Answers, Joint, for_accuracy, for_share
 from limbeck.experiment.measuring import outputs_of
-from limbeck.exports.base import in_one_line
+from limbeck.exports.errors import in_one_line
 from limbeck.exports.samples import RawSamples
 from limbeck.tasks import task_of
 from limbeck.train.engine import Engine

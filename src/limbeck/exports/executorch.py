@@ -1,5 +1,6 @@
 """ExecuTorch with XNNPACK, for Android, iOS and small boards."""
 
+from collections import Counter
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -11,18 +12,21 @@ from limbeck.exports.base import Exporter, Runner
 from limbeck.exports.graph import Graph
 
 
-def export(graph: Graph, path: Path) -> None:
+def export(graph: Graph, path: Path) -> dict[str, int]:
     """Write a ``.pte``. int8: PT2E quantisation by channel with XNNPACK's quantiser."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir.dialects.edge._ops import EdgeOpOverload
 
-    program = graph.program()
+    program = with_windows(graph.program())
     if graph.precision == "int8":
         program = torch.export.export(_quantised(program, graph), (graph.example[:1],))
     lowered = to_edge_transform_and_lower(
         program, partitioner=[XnnpackPartitioner()], constant_methods={"limbeck": graph.card}
     )
+    targets = [node.target for node in lowered.exported_program().graph.nodes]
     path.write_bytes(lowered.to_executorch().buffer)
+    return dict(Counter(one.__name__.split(".")[1] for one in targets if isinstance(one, EdgeOpOverload)))
 
 
 def load(path: Path) -> Runner:
@@ -44,6 +48,18 @@ def metadata(path: Path) -> str:
 
     found: str = Runtime.get().load_program(path).load_method("limbeck").execute([])[0]
     return found
+
+
+def with_windows(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Replace adaptive max pooling, which some backends do not have, by max pooling if all windows have one size."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.adaptive_max_pool2d.default:
+            maps, (height, width) = node.args
+            *_, rows, columns = maps.meta["val"].shape
+            if rows % height == columns % width == 0:
+                node.target = torch.ops.aten.max_pool2d_with_indices.default
+                node.args = (maps, (rows // height, columns // width))
+    return program
 
 
 def _quantised(program: torch.export.ExportedProgram, graph: Graph) -> torch.nn.Module:

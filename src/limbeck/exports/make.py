@@ -17,10 +17,11 @@ from limbeck.evaluate.cost import file_bytes, times
 from limbeck.experiment.checks import unwrapped
 from limbeck.experiment.environment import processor
 from limbeck.experiment.workspace import example_batch
-from limbeck.exports.base import Load, Runner, in_one_line, version_of
+from limbeck.exports.base import Load, Runner, version_of
 from limbeck.exports.card import CARD, SCHEMA, About, Card, Reads, Results
 from limbeck.exports.deferring import Deferral
 from limbeck.exports.differing import first_differing
+from limbeck.exports.errors import in_one_line
 from limbeck.exports.graph import Deployed, Graph, Layout, Precision
 from limbeck.exports.memory import STUDENT, peak_memory
 from limbeck.exports.options import Options, check_folder
@@ -108,8 +109,7 @@ def make(
             with TemporaryDirectory(prefix=".export-", dir=folder.parent) as temporary:
                 file = Path(temporary) / "export" / f"student{options.backend.suffix}"
                 file.parent.mkdir()
-                one.write(file)
-                card = one.measured(file)
+                card = one.measured(file, one.write(file))
                 write_sealed(file.parent / CARD, asdict(card))
                 _replace(folder, file.parent, Path(temporary) / "earlier")
         except OSError as error:
@@ -166,7 +166,8 @@ class _Export:
             classes=data.outputs,
             temperature=temperature,
             deferring=chosen,
-            versions={name: version_of(name) for name in ("limbeck", "torch", *options.backend.modules)},
+            versions={name: version_of(name) for name in ("limbeck", "torch", *options.backend.modules)}
+            | options.backend.elsewhere(),
         )
         self._graph = Graph(
             module=deployed(half=options.precision == "fp16", temperature=temperature),
@@ -179,8 +180,8 @@ class _Export:
             runtime=options.runtime,
         )
 
-    def write(self, file: Path) -> None:
-        """Write the file.
+    def write(self, file: Path) -> dict[str, int]:
+        """Write the file, and return its fallbacks.
 
         Raises:
             LimbeckError: the backend cannot take the student.
@@ -189,9 +190,9 @@ class _Export:
         if self._backend.add is not None:
             self._backend.add(self._graph, file.parent)
         with in_one_line(f"the student cannot be exported to {self._about.backend}", file):
-            self._backend.export(self._graph, file)
+            return self._backend.export(self._graph, file)
 
-    def measured(self, file: Path) -> Card:
+    def measured(self, file: Path, fallbacks: dict[str, int]) -> Card:
         """Compare the file with the student, and measure both.
 
         Raises:
@@ -204,7 +205,7 @@ class _Export:
         task, test = self._task, self._data.test
         label = task.headline.label
         if self._backend.load is None:
-            return Card(**vars(self._about), results=Results(*sizes, None, label, None, None))
+            return Card(**vars(self._about), results=Results(*sizes, None, label, None, None, fallbacks=fallbacks))
         load, example = self._backend.load, self._graph.example[:1]
         with in_one_line("the exported file does not run"):
             runner = load(file)
@@ -219,7 +220,15 @@ class _Export:
         self._say("measuring the latencies")
         latency = times({"student": partial(self._student, example), "file": partial(runner, example)})
         results = Results(
-            *sizes, parity, label, student, exported, latency, memory=self._memory(file), processor=processor()
+            *sizes,
+            parity,
+            label,
+            student,
+            exported,
+            latency,
+            memory=self._memory(file),
+            processor=processor(),
+            fallbacks=fallbacks,
         )
         return Card(**vars(self._about) | {"deferring": deferring}, results=results)
 

@@ -1,5 +1,7 @@
 """ONNX, for onnxruntime on phones, servers and browsers."""
 
+from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +17,7 @@ CALIBRATED = 64
 """The samples of a batch in calibration, if the file takes any number."""
 
 
-def export(graph: Graph, path: Path) -> None:
+def export(graph: Graph, path: Path) -> dict[str, int]:
     """Write a file of ONNX. int8: onnxruntime's static quantisation of weights (by channel) and activations, as QDQ."""
     import onnx
 
@@ -35,6 +37,14 @@ def export(graph: Graph, path: Path) -> None:
     model = onnx.load(path)
     model.metadata_props.add(key="limbeck", value=graph.card)
     onnx.save(model, path)
+    return _in_32_bits(model.graph.node) if graph.precision == "int8" else {}
+
+
+def _in_32_bits(nodes: Iterable[Any]) -> dict[str, int]:
+    """The convolutions and matrix products that the quantisation left in 32 bits."""
+    made = {name: node.op_type for node in nodes for name in node.output}
+    layers = [node for node in nodes if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
+    return dict(Counter(node.op_type for node in layers if made.get(node.input[0]) != "DequantizeLinear"))
 
 
 def load(path: Path) -> Runner:

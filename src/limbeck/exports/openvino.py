@@ -1,6 +1,7 @@
 """OpenVINO, for Intel's processors."""
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ _UNKNOWN = {torch.ops.aten._upsample_bilinear2d_aa.vec: resized_by_products}
 """The operation that OpenVINO does not know, by others."""
 
 
-def export(graph: Graph, path: Path) -> None:
-    """Write an ``.xml`` and a ``.bin``. fp16: the weights have 16 bits; the processor chooses how to compute."""
+def export(graph: Graph, path: Path) -> dict[str, int]:
+    """Write an ``.xml`` and a ``.bin``.
+
+    fp16: the weights have 16 bits; the processor chooses how to compute. int8: NNCF's post-training quantisation of
+    weights (by channel) and activations.
+    """
     openvino = _openvino()
     model = openvino.convert_model(graph.program().run_decompositions(_UNKNOWN))
     model.inputs[0].get_tensor().set_names({graph.input})
@@ -23,8 +28,19 @@ def export(graph: Graph, path: Path) -> None:
         model.reshape({graph.input: [-1, *graph.example.shape[1:]]})
     for output, name in zip(model.outputs, graph.outputs, strict=True):
         output.get_tensor().set_names({name})
+    if graph.precision == "int8":
+        model = _quantised(model, graph)
     model.set_rt_info(graph.card, "limbeck")
     openvino.save_model(model, path, compress_to_fp16=graph.precision == "fp16")
+    return {}
+
+
+def _quantised(model: Any, graph: Graph) -> Any:
+    import nncf
+
+    samples = nncf.Dataset([sample.numpy() for sample in torch.split(graph.calibration, 1)])
+    with redirect_stdout(None):  # of progress bars
+        return nncf.quantize(model, samples, subset_size=len(graph.calibration))
 
 
 def load(path: Path) -> Runner:
@@ -55,9 +71,10 @@ OPENVINO = Exporter(
     "openvino",
     export,
     load,
-    ("fp32", "fp16"),
+    ("fp32", "fp16", "int8"),
     True,
     beside=("student.bin",),
     runtime=_openvino,
     metadata=metadata,
+    for_int8=("nncf",),
 )
