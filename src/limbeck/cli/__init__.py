@@ -63,13 +63,21 @@ app.add_typer(_group(CACHE_COMMANDS, "Build, verify or show the store of a teach
 
 
 @app.callback(invoke_without_command=True)
-def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def main(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     """Train a small student network with a trained teacher network, and measure whether the teacher helped."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is first imported
+    from limbeck.cli.reporting import reporting
     from limbeck.cli.terminal import plain_where_needed
 
     plain_where_needed()
+    with reporting():
+        from limbeck.errors import LimbeckError
+
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "run":
+            raise LimbeckError("several processes can only run a recipe: torchrun ... -m limbeck run RECIPE")
     if version:
         from importlib.metadata import version as installed
 
