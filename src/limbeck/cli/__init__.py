@@ -69,6 +69,9 @@ def main(
     """Train a small student network with a trained teacher network, and measure whether the teacher helped."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is first imported
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or a warning that no parameter of a stage is unused
     from limbeck.cli.reporting import reporting
     from limbeck.cli.terminal import plain_where_needed
 
@@ -76,7 +79,7 @@ def main(
     with reporting():
         from limbeck.errors import LimbeckError
 
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "run":
+        if several and context.invoked_subcommand != "run":
             raise LimbeckError("several processes can only run a recipe: torchrun ... -m limbeck run RECIPE")
     if version:
         from importlib.metadata import version as installed

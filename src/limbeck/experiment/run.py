@@ -127,6 +127,8 @@ class Experiment:
                 raise LimbeckError(
                     f"the {name} split has no samples of the classes in shift_bias: {list(recipe.evaluate.shift_bias)}"
                 )
+        if self._processes.count > 1 and recipe.train.quantise is not None:
+            raise LimbeckError("train.quantise needs one process: run the recipe without torchrun")
         found = self._processes.first(lambda: self._preflight(path, resume=resume))
         self.recipe, self.macs = found.recipe, found.macs
         self.engine = replace(found.engine, device=pick_device(self.recipe.device), processes=self._processes)

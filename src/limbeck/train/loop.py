@@ -226,7 +226,7 @@ def _stage(
         stateful = [part for part in (average, best) if part is not None]
         if engine.compile:
             step.compile_losses()
-        averaged = engine.processes.averaged(step)
+        averaged = engine.processes.averaged(step, buffers=not regime.sync_batch_norm)
         if state is not None:
             _restore(state, optimizer, engine, stateful)
         read: Versions | None = None
@@ -243,7 +243,7 @@ def _stage(
                 taps, read = Taps(networks, stage.reads, learns=stage.networks, readers=readers), versions
             place = Pause(position + 1 - len(steps), number, 0)
             try:
-                with engine.processes.synchronised([step.learners]):
+                with engine.processes.synchronised([step.learners] if regime.sync_batch_norm else []):
                     means, images, paused = yield from _epoch(
                         stage, place, averaged, rest, taps, optimizer, rates, batches, engine, updater
                     )

@@ -9,6 +9,7 @@ This is the only module that knows of `torch.distributed`.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -81,11 +82,16 @@ class Processes:
         if not self.rank:
             self.first(lambda: None)
 
-    def averaged(self, step: nn.Module) -> nn.Module:
-        """A module that runs ``step``, and averages the gradients of its parameters over the processes."""
+    def averaged(self, step: nn.Module, *, buffers: bool) -> nn.Module:
+        """A module that runs ``step``, and averages the gradients of its parameters over the processes.
+
+        With ``buffers``, those of the first process are copied to the others before each step.
+        """
         if self.count == 1:
             return step
-        return DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the argument is forward_sync_buffers from torch 2.14 on
+            return DistributedDataParallel(step, broadcast_buffers=buffers, find_unused_parameters=True)
 
     @contextmanager
     def synchronised(self, networks: Iterable[nn.Module]) -> Iterator[None]:
