@@ -212,7 +212,7 @@ class Experiment:
             for arm in self.arms:
                 yield from _events(self.student(Job(arm, seed), self.teacher_of(arm, teacher), store, track))
         student, runs = str(Job(self.recipe.method["name"], self.recipe.seeds[0])), tuple(self.results.values())
-        self._result = self.folder.conclude(runs, student, lambda: run_result(self, runs))
+        self._result = self.folder.conclude(runs, student, lambda: self._concluded(runs))
 
     @property
     def decided(self) -> dict[str, object]:
@@ -381,6 +381,12 @@ class Experiment:
         network = self.factory.student(job.seed, job.arm)[0]
         load_network(self.folder.weights(str(job), job.file), network=network)
         return self.engine.place(network)
+
+    def _concluded(self, runs: tuple[NetworkResult, ...]) -> RunResult:
+        times = self.latencies(self.networks)
+        first = {job.arm: found for job, found in reversed(list(self.results.items())) if job.arm in times}
+        shown = {arm: replace(found, latency=times[arm]) for arm, found in first.items()}
+        return run_result(self.recipe, self.data, shown, runs, self.lasting_notes, self.decided)
 
 
 def _events(training: Iterator[Event | Pause]) -> Iterator[Event]:

@@ -214,10 +214,9 @@ def _stage(
     reader: MakeReader,
 ) -> Iterator[Epoch | Pause]:
     step = steps[position]
-    with frozen(frozen_modules(stage, networks)) as rest:
-        learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
-        if not learning:
-            raise LimbeckError(f"stage {stage.name!r}: nothing learns in {', '.join(stage.learns)}")
+    norms = engine.processes.synchronised(step.learners.values() if regime.sync_batch_norm else ())
+    with frozen(frozen_modules(stage, networks)) as rest, norms:
+        learning = _learning(step, stage)
         optimizer = stage.optimizer(learning)
         rates = [group["lr"] for group in optimizer.param_groups]
         engine.place(step)
@@ -243,10 +242,9 @@ def _stage(
                 taps, read = Taps(networks, stage.reads, learns=stage.networks, readers=readers), versions
             place = Pause(position + 1 - len(steps), number, 0)
             try:
-                with engine.processes.synchronised([step.learners] if regime.sync_batch_norm else []):
-                    means, images, paused = yield from _epoch(
-                        stage, place, averaged, rest, taps, optimizer, rates, batches, engine, updater
-                    )
+                means, images, paused = yield from _epoch(
+                    stage, place, averaged, rest, taps, optimizer, rates, batches, engine, updater
+                )
             except NotFinite as first:
                 raise _diverged(stage, first, sweep, readers) from None
             yield Epoch(
@@ -262,6 +260,13 @@ def _stage(
                 learned=step,
                 notes=notes,
             )
+
+
+def _learning(step: Step, stage: Stage) -> list[nn.Parameter]:
+    learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
+    if not learning:
+        raise LimbeckError(f"stage {stage.name!r}: nothing learns in {', '.join(stage.learns)}")
+    return learning
 
 
 def _epoch(
