@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
-from torch import nn
 
 import limbeck
 from limbeck.core import Batch
