@@ -66,6 +66,7 @@ def test_a_process_that_is_killed_ends_all_and_another_number_of_processes_resum
     output = started.communicate(timeout=100)[0]
     assert started.returncode != 0
     assert time.monotonic() - killed < 60
+    assert "To resume, start torchrun again with --resume" in output
     assert output.count("kd/seed0: epoch 3/60") <= 1  # only the first process prints
     assert not (tmp_path / "two" / "result.json").exists()
     resumed = subprocess.run(command(1, "two", "--resume"), capture_output=True, timeout=250, **options)

@@ -69,17 +69,17 @@ def main(
     """Train a small student network with a trained teacher network, and measure whether the teacher helped."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is first imported
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several:
+    from limbeck.cli.terminal import plain_where_needed, several_processes
+
+    if several_processes():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or a warning that no parameter of a stage is unused
     from limbeck.cli.reporting import reporting
-    from limbeck.cli.terminal import plain_where_needed
 
     plain_where_needed()
     with reporting():
         from limbeck.errors import LimbeckError
 
-        if several and context.invoked_subcommand != "run":
+        if several_processes() and context.invoked_subcommand != "run":
             raise LimbeckError("several processes can only run a recipe: torchrun ... -m limbeck run RECIPE")
     if version:
         from importlib.metadata import version as installed

@@ -14,7 +14,7 @@ def reporting(resume: str = "") -> Iterator[None]:
     The exit code is that of the LimbeckError (2 by default, 3 if training diverged), 3 for a full disk, 2 for other
     OSErrors, 130 for Ctrl-C. ``resume`` is the command line that resumes the command.
     """
-    from limbeck.cli.terminal import console, process_number
+    from limbeck.cli.terminal import console, process_number, several_processes
     from limbeck.errors import LimbeckError
     from limbeck.files.atomic import NoSpace
 
@@ -38,6 +38,12 @@ def reporting(resume: str = "") -> Iterator[None]:
         if (full or isinstance(error, NoSpace)) and advice:
             screen.print(f"Free some disk space first. {advice}")
         raise typer.Exit(code) from error
+    except RuntimeError:
+        if advice and several_processes():  # such as a lost connection to one that was killed
+            screen.print(
+                "a process has failed. To resume, start torchrun again with --resume, also with fewer processes"
+            )
+        raise
     except KeyboardInterrupt as stop:
         screen.print(f"\nstopped. {advice}".rstrip())
         raise typer.Exit(130) from stop

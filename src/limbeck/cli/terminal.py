@@ -45,6 +45,11 @@ def process_number() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def several_processes() -> bool:
+    """Whether torchrun has started this process together with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def loading() -> Status:
     """Show on a terminal that PyTorch is being loaded, which takes seconds."""
     return console(stderr=True).status("loading PyTorch", spinner="line")  # of ASCII
