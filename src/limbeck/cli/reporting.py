@@ -40,9 +40,7 @@ def reporting(resume: str = "") -> Iterator[None]:
         raise typer.Exit(code) from error
     except RuntimeError:
         if advice and several_processes():  # such as a lost connection to one that was killed
-            screen.print(
-                "a process has failed. To resume, start torchrun again with --resume, also with fewer processes"
-            )
+            screen.print("a process has failed. To resume, start torchrun again with --resume")
         raise
     except KeyboardInterrupt as stop:
         screen.print(f"\nstopped. {advice}".rstrip())
