@@ -353,11 +353,13 @@ class Experiment:
         method = method_of(self.recipe, self.recipe.method["name"], self._own)
         return plan(method, networks, self.data, self.workspace.training)
 
-    def outputs(self, seed: int, teacher: nn.Module) -> Generator[Event, None, Outputs | None]:
-        """What the method reads of a seed's teacher, where it is kept: the store is built unless it is there."""
+    def outputs(
+        self, seed: int, teacher: nn.Module, part: tuple[int, int] = (0, 1)
+    ) -> Generator[Event, None, Outputs | None]:
+        """What the method reads of a seed's teacher, where it is kept: builds the store, or a ``part`` of it."""
         stages = self.reading(seed, teacher)
         path, training, engine = self.folder.path, self.workspace.training, replace(self.engine, processes=ONE)
-        return (yield from outputs(self.recipe, path, seed, stages, teacher, self.data, training, engine))
+        return (yield from outputs(self.recipe, path, seed, stages, teacher, self.data, training, engine, part))
 
     def _outputs(self, seed: int, teacher: nn.Module | None) -> Generator[Event, None, Outputs | None]:
         """The same, before any student is trained: what prevents it is told then."""
