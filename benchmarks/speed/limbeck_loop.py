@@ -94,13 +94,13 @@ class LimbeckLoop:
         return next(self._epochs).loss
 
 
-def build_now(building: Generator[Estimate | Progress, None, Store]) -> Store:
+def build_now(building: Generator[Estimate | Progress, None, Store | None]) -> Store | None:
     """Build a store without showing progress, and return it."""
     while True:
         try:
             next(building)
         except StopIteration as end:
-            store: Store = end.value
+            store: Store | None = end.value
             return store
 
 

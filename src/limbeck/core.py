@@ -35,6 +35,7 @@ class Batch:
     targets: Tensor  #: (N,) int64 class indices, (N, K) of `limbeck.data.soft_targets`, or (N, ...) float of regression
     index: Tensor  #: (N,) int64, the sample's place in its split
     view: int  #: which augmented view of each sample this is
+    total: int = 0  #: the samples of the whole batch, of which each of several processes has a part
 
 
 class Tap(NamedTuple):

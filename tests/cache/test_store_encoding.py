@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.cache.encoding import decode, deviation, encode, parts_of
+from limbeck.cache.encoding import class_indices, decode, deviation, encode, parts_of
 from limbeck.cache.fingerprint import Format
 from limbeck.core import LimbeckError, Tap
 
@@ -79,11 +79,12 @@ def test_logits_at_the_end_of_the_range_give_no_nan():
     assert again(torch.tensor([[65504.0, -65504.0, 1.0]]), "float16", top_k=1).isfinite().all()
 
 
-@pytest.mark.parametrize(("classes", "dtype"), [(2**15, torch.int16), (2**15 + 1, torch.int32)])
+@pytest.mark.parametrize(("classes", "dtype"), [(2**16, torch.int16), (2**16 + 1, torch.int32)])
 def test_the_last_class_is_found_again_in_few_bits(classes, dtype):
     tensor = torch.zeros(1, classes)
     tensor[0, -1] = 5.0
     assert stored(tensor, top_k=1)["classes"].dtype == dtype
+    assert class_indices(stored(tensor, top_k=1)["classes"]).tolist() == [[classes - 1]]
     assert again(tensor, top_k=1)[0].argmax() == classes - 1
 
 

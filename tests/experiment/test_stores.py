@@ -272,3 +272,28 @@ def test_a_table_needs_data_of_files():
 def test_what_cannot_be_kept_is_refused_with_its_place(settings, words):
     with pytest.raises(RecipeError, match=words):
         read(Path("recipe.yaml"), overrides=settings)
+
+
+def test_workers_build_their_shards_and_the_last_one_finishes_the_store():
+    whole, parts = ("--set", "cache.folder=whole"), ("--set", "cache.folder=parts")
+    refused = limbeck_does("cache", "build", "recipe.yaml", *parts, "--shard", "0/2", code=2)
+    assert "train it first with limbeck run" in refused
+    limbeck_does("cache", "build", "recipe.yaml", *whole, "--out", "run")
+    Path("run2").mkdir()
+    limbeck_does("cache", "build", "recipe.yaml", *parts, "--out", "run2")  # trains the teachers
+    for folder in sorted(Path("parts").iterdir()):
+        for file in folder.iterdir():
+            file.unlink()
+    for number in (1, 0):  # in any order
+        for folder in Path("parts").iterdir():
+            assert not (folder / "manifest.json").exists()
+        limbeck_does("cache", "build", "recipe.yaml", *parts, "--out", "run2", "--shard", f"{number}/2")
+    ours, theirs = (
+        {str(one.relative_to(name)): one.read_bytes() for one in Path(name).rglob("*.*")} for name in ("parts", "whole")
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("shard", ["2/2", "1", "a/b", "-1/2", "0/0"])
+def test_a_shard_that_does_not_exist_is_refused(shard):
+    assert "allowed are i/N" in limbeck_does("cache", "build", "recipe.yaml", "--shard", shard, code=2)

@@ -94,7 +94,7 @@ def decode(stored: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     if "classes" not in stored:
         return values
     even = values[:, -1:].expand(-1, *shape).clone()
-    return even.scatter_(1, stored["classes"].long(), values[:, :-1])
+    return even.scatter_(1, class_indices(stored["classes"]), values[:, :-1])
 
 
 def deviation(stored: Mapping[str, Tensor], fresh: Tensor, form: Format, precision: str) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ def deviation(stored: Mapping[str, Tensor], fresh: Tensor, form: Format, precisi
     between = _FORWARDS[precision] * now.flatten(1).abs().amax(1, keepdim=True)
     surplus = now.new_zeros(len(now), 1)
     if form.top_k is not None:
-        classes = stored["classes"].long()
+        classes = class_indices(stored["classes"])
         inside = now.gather(1, classes)
         surplus = now.scatter(1, classes, -torch.inf).amax(1, keepdim=True) - inside.amin(1, keepdim=True)
         now = torch.cat([inside, _even_rest(now, classes)], 1)
@@ -129,7 +129,13 @@ def deviation(stored: Mapping[str, Tensor], fresh: Tensor, form: Format, precisi
 
 
 def _index_dtype(classes: int) -> torch.dtype:
-    return torch.int16 if classes <= 2**15 else torch.int32
+    """int16, whose bits are those of an unsigned number, as far as it goes."""
+    return torch.int16 if classes <= 2**16 else torch.int32
+
+
+def class_indices(stored: Tensor) -> Tensor:
+    """The classes (N, top_k), int64, of the stored ones."""
+    return stored.long() & 0xFFFF if stored.dtype == torch.int16 else stored.long()
 
 
 def _even_rest(values: Tensor, classes: Tensor) -> Tensor:

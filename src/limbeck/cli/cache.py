@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -27,6 +28,9 @@ def build(
     data_root: DataRoot = None,
     allow: Allow = None,
     trust_code: TrustCode = False,
+    shard: Annotated[
+        str | None, typer.Option(help="Build part i of N, such as 0/8, beside other workers; i is from 0 to N - 1.")
+    ] = None,
 ) -> None:
     """Compute and store the teacher's outputs that the recipe's method reads, for `limbeck run` with `cache: true`.
 
@@ -34,10 +38,11 @@ def build(
     """
     asked = Asked(recipe, override, seed, out, data_root, allow, trust_code)
     with reporting(asked.again("cache build")):
+        part = _part(shard)
         experiment = _experiment(asked)
         from limbeck.experiment.stores import build_stores
 
-        _follow(experiment, lambda track: build_stores(experiment, track), experiment.work)
+        _follow(experiment, lambda track: build_stores(experiment, track, part), experiment.work)
 
 
 def verify(
@@ -104,6 +109,16 @@ def _table(folder: Path, found: "Info") -> Table:
     for key, value in rows.items():
         table.add_row(key, value)
     return table
+
+
+def _part(shard: str | None) -> tuple[int, int]:
+    """The number of a shard and of all shards."""
+    if shard is None:
+        return 0, 1
+    number, _, count = shard.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise LimbeckError(f"--shard is {shard!r}: allowed are i/N with i from 0 to N - 1, such as 0/8")
+    return int(number), int(count)
 
 
 def _run(asked: Asked, checked: "Recipe") -> Path:

@@ -14,7 +14,7 @@ def reporting(resume: str = "") -> Iterator[None]:
     The exit code is that of the LimbeckError (2 by default, 3 if training diverged), 3 for a full disk, 2 for other
     OSErrors, 130 for Ctrl-C. ``resume`` is the command line that resumes the command.
     """
-    from limbeck.cli.terminal import console
+    from limbeck.cli.terminal import console, process_number, several_processes
     from limbeck.errors import LimbeckError
     from limbeck.files.atomic import NoSpace
 
@@ -27,6 +27,9 @@ def reporting(resume: str = "") -> Iterator[None]:
     except (LimbeckError, OSError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         code = NoSpace.exit_code if full else error.exit_code if isinstance(error, LimbeckError) else 2
+        if process_number():
+            screen = console(stderr=True, soft_wrap=True, quiet=False)
+            screen.print(f"process {process_number()}: ", end="")
         screen.print("error: ", style="bold red", end="")
         said = str(error)
         if isinstance(error, OSError) and error.filename and error.strerror:  # urllib's HTTPError has no strerror
@@ -35,6 +38,10 @@ def reporting(resume: str = "") -> Iterator[None]:
         if (full or isinstance(error, NoSpace)) and advice:
             screen.print(f"Free some disk space first. {advice}")
         raise typer.Exit(code) from error
+    except RuntimeError:
+        if advice and several_processes():  # such as a lost connection to one that was killed
+            screen.print("a process has failed. To resume, start torchrun again with --resume")
+        raise
     except KeyboardInterrupt as stop:
         screen.print(f"\nstopped. {advice}".rstrip())
         raise typer.Exit(130) from stop

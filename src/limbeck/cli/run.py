@@ -1,5 +1,6 @@
 """`limbeck run` and `limbeck demo`."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,7 @@ def run(
 
         if resume and overwrite:
             raise LimbeckError("--resume needs the run that --overwrite deletes: use only one of them")
+        resume = resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # torchrun starts it again
         checked = asked.checked()
         folder = out or Path("runs") / checked.name
         _run(checked, folder, resume=resume, overwrite=overwrite, replaces=smoke, trust_code=trust_code, log=log or ())
@@ -78,15 +80,23 @@ def _run(
         from limbeck.experiment.run import Experiment
         from limbeck.experiment.runfiles import holds_run_of
         from limbeck.train.allocator import keep_memory
+        from limbeck.train.processes import processes
         from limbeck.train.threads import threads_for
 
     check_loggers(log)
     overwrite = overwrite or (replaces and not resume and holds_run_of(out, recipe))
     keep_memory()
     say_code(recipe.model_dump())
-    with reading(console()) as progress:
-        experiment = Experiment(
-            recipe, out, resume=resume, overwrite=overwrite, trust_code=trust_code, progress=progress
-        )
-    with threads_for(experiment.macs), logged(log, out, experiment.recipe) as consume:
-        show(experiment, console(), out, consume)
+    with processes() as ours:
+        with reading(console()) as progress:
+            experiment = Experiment(
+                recipe,
+                out,
+                resume=resume,
+                overwrite=overwrite,
+                trust_code=trust_code,
+                progress=progress,
+                processes=ours,
+            )
+        with threads_for(experiment.macs), logged(() if ours.rank else log, out, experiment.recipe) as consume:
+            show(experiment, console(), out, consume)

@@ -5,6 +5,7 @@ from a file of someone else, are shown as escapes, so that they do not reach the
 """
 
 import codecs
+import os
 import re
 import sys
 from io import TextIOWrapper
@@ -35,7 +36,18 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
         options: options of rich's Console, such as ``width``.
     """
     codecs.register_error("limbeck.plain", _replaced)
-    return _Console(stderr=stderr, **{"markup": False, "highlight": False, "emoji": False} | options)
+    others = {"markup": False, "highlight": False, "emoji": False, "quiet": process_number() > 0}
+    return _Console(stderr=stderr, **others | options)
+
+
+def process_number() -> int:
+    """The number of this process among those that torchrun has started. Only the first one, 0, prints."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def several_processes() -> bool:
+    """Whether torchrun has started this process together with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def loading() -> Status:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core import Batch, LimbeckError
-from limbeck.data.dividing import batch_sizes
+from limbeck.data.dividing import batch_sizes, part_of
 from limbeck.data.images import Images
 from limbeck.data.keys import Purpose, key
 from limbeck.data.scaling import coefficients, scaled
@@ -56,6 +56,8 @@ class Batches:
         soft: makes the targets (N, K) and, with ``shuffle``, mixes each batch as a pure function of (seed, epoch,
             number of the batch). None: targets are class indices.
         balanced: draw each class equally often, see above.
+        part: the number of this process, from 0, and of all processes. The batches have the samples of this process,
+            see `limbeck.data.dividing.part_of`.
 
     Raises:
         LimbeckError: mean or std do not fit; shuffling leaves no batch; the inputs cannot be augmented or mixed so;
@@ -77,11 +79,14 @@ class Batches:
         view_seed: int | None = None,
         soft: SoftTargets | None = None,
         balanced: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if shuffle and len(split) == 1 < batch_size:
             raise LimbeckError(
                 "a single sample cannot be shuffled into batches; allowed are 2 and more, or batch size 1"
             )
+        if shuffle and batch_size < part[1]:
+            raise LimbeckError(f"batch_size is {batch_size} for {part[1]} processes: each needs a sample of a batch")
         if shuffle and augment != NONE:  # an error here comes before the first epoch
             check(split.inputs.shape, augment)
             check_points(split.targets, augment)
@@ -96,17 +101,17 @@ class Batches:
         self._batch_size, self._shuffle, self._augment = batch_size, shuffle, augment
         self._seed, self._view_seed, self._views = seed, seed if view_seed is None else view_seed, views
         self._device, self._targets = torch.device(device), split.targets.to(device)
-        self._soft, self._balanced = soft, balanced
+        self._soft, self._balanced, self._part = soft, balanced, part
         self._weights = None if split.weights is None else split.weights.to(device)
         self._scaling = coefficients(split.inputs, mean, std, device=self._device)
         self._inputs = split.inputs
-        self._read: Callable[[Tensor, int | None], Iterator[Tensor]]  # an order and a view to raw batches
+        self._read: Callable[[Tensor, Sequence[int], int | None], Iterator[Tensor]]  # order, sizes and view to batches
         if isinstance(split.inputs, Images):
-            self._read = Stream(split.inputs, batch_size=batch_size, seed=self._view_seed, device=self._device)
+            self._read = Stream(split.inputs, seed=self._view_seed, device=self._device)
         else:
             held = split.inputs.to(self._device).contiguous()  # choosing is fast where a sample is one block of memory
             together = max(1, TOGETHER // (4 * max(1, held[:1].numel()) * batch_size))
-            self._read = functools.partial(_chosen, held, batch_size, together)
+            self._read = functools.partial(_chosen, held, together)
 
     def __len__(self) -> int:
         return -(-self.samples // self._batch_size)
@@ -114,14 +119,16 @@ class Batches:
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, counted from 0."""
         view = epoch if self._views is None else epoch % self._views
-        batches = self._pass(self._order(epoch)[: self.samples], view if self._shuffle else None)
-        if self._shuffle and self._soft is not None and self._soft.mixing:
-            return map(functools.partial(self._soft.mixed, self._seed, epoch), itertools.count(), batches)
-        return batches
+        order = self._order(epoch)[: self.samples]
+        if self._shuffle and self._soft is not None and self._soft.mixing:  # the samples of a whole batch
+            batches = self._pass(order, view, (0, 1))
+            mixed = map(functools.partial(self._soft.mixed, self._seed, epoch), itertools.count(), batches)
+            return mixed if self._part == (0, 1) else map(self._own, mixed)
+        return self._pass(order, view if self._shuffle else None, self._part)
 
     def sweep(self) -> Iterator[Batch]:
         """Every sample once, in order, unchanged and as view 0."""
-        return self._pass(torch.arange(len(self._targets)), None)
+        return self._pass(torch.arange(len(self._targets)), None, self._part)
 
     def view(self, number: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """The samples from ``start`` up to ``stop``, or to the last, once and in order, as this view.
@@ -135,22 +142,25 @@ class Batches:
         stop = count if stop is None else stop
         if not 0 <= start <= stop <= count:
             raise LimbeckError(f"there are no samples {start} to {stop}; allowed are 0 to {count}, in this order")
-        return self._pass(torch.arange(start, stop), number)
+        return self._pass(torch.arange(start, stop), number, self._part)
 
     def example_inputs(self) -> Tensor:
         """The inputs of the first two samples (of one, if there is one), not augmented, to try networks on."""
         inputs = self._inputs[torch.arange(min(2, len(self._inputs)))].to(self._device)
         return scaled(inputs.contiguous(), self._scaling)
 
-    def _pass(self, order: Tensor, view: int | None) -> Iterator[Batch]:
+    def _pass(self, order: Tensor, view: int | None, part: tuple[int, int]) -> Iterator[Batch]:
         """These samples in this order, as this view, or unchanged. Small batches share memory, not values."""
-        there, start = order.to(self._device), 0
-        sizes = iter(batch_sizes(len(order), self._batch_size))
+        wholes = sizes = batch_sizes(len(order), self._batch_size)
+        if part != (0, 1):
+            parts = [whole[part_of(len(whole), *part)] for whole in torch.split(order, wholes)]
+            order, sizes = torch.cat(parts), [len(one) for one in parts]
+        there, start, both = order.to(self._device), 0, zip(sizes, wholes, strict=True)
         numbers = None
         if view is not None and self._augment != NONE:
             # those of a whole pass at once: one by one is a third of the time
             numbers = draws(there, options=self._augment, seed=self._view_seed, view=view)
-        for inputs in self._read(order, view):
+        for inputs in self._read(order, [size for size in sizes if size], view):
             stop = start + len(inputs)
             index = there[start:stop]
             targets = self._targets.index_select(0, index)
@@ -161,8 +171,14 @@ class Batches:
             if self._soft is not None:
                 targets = self._soft.rows(targets, None if self._weights is None else self._weights[index])
             several = Batch(scaled(inputs, self._scaling), targets, index, view or 0)
-            yield from _parts(several, sizes)
+            yield from _parts(several, both)
             start = stop
+        for _, total in both:  # fewer samples than processes
+            yield Batch(several.inputs[:0], several.targets[:0], several.index[:0], several.view, total)
+
+    def _own(self, batch: Batch) -> Batch:
+        own = part_of(len(batch.index), *self._part)
+        return Batch(batch.inputs[own], batch.targets[own], batch.index[own], batch.view, len(batch.index))
 
     def _order(self, epoch: int) -> Tensor:
         if not self._shuffle:
@@ -183,18 +199,18 @@ def _balanced(order: Tensor, targets: Tensor, generator: torch.Generator) -> Ten
     return chosen[torch.randperm(len(order), generator=generator)]
 
 
-def _parts(batch: Batch, sizes: Iterator[int]) -> Iterator[Batch]:
-    """The parts of a batch, in the next sizes."""
+def _parts(batch: Batch, sizes: Iterator[tuple[int, int]]) -> Iterator[Batch]:
+    """The parts of a batch, in the next sizes: of this process, and of the whole batch."""
     start = 0
     while start < len(batch.index):
-        part = slice(start, start + next(sizes))
-        yield Batch(batch.inputs[part], batch.targets[part], batch.index[part], batch.view)
+        size, total = next(sizes)
+        part = slice(start, start + size)
+        yield Batch(batch.inputs[part], batch.targets[part], batch.index[part], batch.view, total)
         start = part.stop
 
 
-def _chosen(held: Tensor, batch_size: int, together: int, order: Tensor, _: int | None) -> Iterator[Tensor]:
+def _chosen(held: Tensor, together: int, order: Tensor, sizes: Sequence[int], _: int | None) -> Iterator[Tensor]:
     """Copies of samples in memory, ``together`` batches at a time."""
-    sizes = batch_sizes(len(order), batch_size)
     stretches = [sum(sizes[first : first + together]) for first in range(0, len(sizes), together)]
     for index in torch.split(order.to(held.device), stretches):
         yield held.index_select(0, index)

@@ -87,6 +87,13 @@ def part_of_train(count_or_fraction: float, seed: int, task: TaskName) -> str:
     return f"{in_words(count_or_fraction)} of train, {how_divided(task)}, seed {seed}" if count_or_fraction else "none"
 
 
+def part_of(total: int, number: int, count: int) -> slice:
+    """Part ``number`` of ``count`` parts of a batch. Their sizes differ by at most one; the larger ones are first."""
+    size, rest = divmod(total, count)
+    start = number * size + min(number, rest)
+    return slice(start, start + size + (number < rest))
+
+
 def batch_sizes(count: int, most: int) -> list[int]:
     """The sizes of the batches of ``count`` samples: ``most`` each, and the rest in a last batch.
 

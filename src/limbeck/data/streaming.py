@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from limbeck.core import LimbeckError
 from limbeck.data.decoding import quiet
-from limbeck.data.dividing import batch_sizes
 from limbeck.data.images import Images
 from limbeck.data.transforms import Transform, generators_kept, make_transform, seed_generators
 
@@ -91,17 +90,17 @@ class Stream:
         LimbeckError: the transform does not exist; in a pass, an image cannot be read or a worker died.
     """
 
-    def __init__(self, images: Images, *, batch_size: int, seed: int, device: torch.device) -> None:
-        self._images, self._batch_size, self._device = images, batch_size, device
+    def __init__(self, images: Images, *, seed: int, device: torch.device) -> None:
+        self._images, self._device = images, device
         self._decoder = Decoder(images, seed=seed)
 
-    def __call__(self, order: Tensor, view: int | None) -> Iterator[Tensor]:
-        """The images at these places, (M,) int64, in batches, on the device; transformed if a view is given."""
-        workers = self._images.workers if len(order) > self._batch_size else 0
+    def __call__(self, order: Tensor, sizes: Sequence[int], view: int | None) -> Iterator[Tensor]:
+        """The images at these places, (M,) int64, in batches of these sizes; transformed if a view is given."""
+        workers = self._images.workers if len(sizes) > 1 else 0
         loader: DataLoader[Any] = DataLoader(
             self._decoder,
             batch_size=None,  # the sampler gives whole batches
-            sampler=self._wanted(order, view),
+            sampler=self._wanted(order, sizes, view),
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
             pin_memory=self._device.type == "cuda",
@@ -125,8 +124,8 @@ class Stream:
                 ahead._shutdown_workers()  # by default they end with the last reference, which a traceback may hold
         raise LimbeckError(f"a process that decodes images failed: {died}; workers: 0 decodes in the main process")
 
-    def _wanted(self, order: Tensor, view: int | None) -> Iterator[Wanted]:
-        for index in torch.split(order, batch_sizes(len(order), self._batch_size)):
+    def _wanted(self, order: Tensor, sizes: Sequence[int], view: int | None) -> Iterator[Wanted]:
+        for index in torch.split(order, list(sizes)):
             places = index.tolist()
             yield Wanted([self._images.names[place] for place in places], places, view)
 

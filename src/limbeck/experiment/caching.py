@@ -15,7 +15,7 @@ from limbeck.cache.building import LEFT_FREE, Estimate, Progress, build, estimat
 from limbeck.cache.checking import Verification, verify
 from limbeck.cache.encoding import parts_of
 from limbeck.cache.fingerprint import Fingerprint, Format, structure_digest, weights_digest
-from limbeck.cache.manifest import begun, digest_of
+from limbeck.cache.manifest import begun, digest_of, info
 from limbeck.cache.reading import Store
 from limbeck.cache.table import read_table
 from limbeck.core import LimbeckError, Outputs, Reader, Stage, Tap
@@ -153,8 +153,12 @@ def keep(
     data: Data,
     training: Training,
     engine: Engine,
-) -> Generator[Estimate | Progress, None, Store]:
+    part: tuple[int, int] = (0, 1),
+) -> Generator[Estimate | Progress, None, Store | None]:
     """Build the store, or finish or repair it, and open it. The estimate of a new store is yielded first.
+
+    Of several writers, each builds its ``part``, as for `limbeck.cache.building.build`. The store is None until the
+    last of them is finished.
 
     Raises:
         LimbeckError: the folder holds another store; the disk has not enough space.
@@ -166,8 +170,8 @@ def keep(
         if begun(folder) is None:
             timed = max(1, min(3, len(batches) * expected.views // 50))  # not much beside the work itself
             yield estimate(folder, reader, batches, fingerprint=expected, rows=rows, batches=timed)
-        checksums = yield from build(folder, reader, batches, fingerprint=expected, rows=rows)
-    return Store(folder, expected, checksums)
+        checksums = yield from build(folder, reader, batches, fingerprint=expected, rows=rows, part=part)
+    return Store(folder, expected, checksums) if part == (0, 1) or info(folder).finished else None
 
 
 def soft_label_table(block: TeacherBlock, data: Data, training: Training) -> TableStore | None:
@@ -200,6 +204,7 @@ def outputs(
     data: Data,
     training: Training,
     engine: Engine,
+    part: tuple[int, int] = (0, 1),
 ) -> Generator[StoreEstimate | StoreProgress, None, Outputs | None]:
     """The stored outputs of a recipe's teacher; None if the teacher runs at every step. Builds the store if necessary.
 
@@ -212,6 +217,7 @@ def outputs(
         data: the recipe's.
         training: the student's.
         engine: runs the teacher.
+        part: of the store to build, as for `keep`.
 
     Raises:
         LimbeckError: the folder holds another store; the disk has not enough space; a table does not fit the data.
@@ -220,12 +226,12 @@ def outputs(
         return soft_label_table(recipe.teacher, data, training) if recipe.teacher else None
     job = teacher_of(recipe, seed)
     folder = store_folder(recipe, run, job.seed)
-    building = keep(folder, recipe.cache, teacher, teacher_taps(stages), data, training, engine)
+    building = keep(folder, recipe.cache, teacher, teacher_taps(stages), data, training, engine, part)
     while True:
         try:
             step = next(building)
         except StopIteration as end:
-            store: Outputs = end.value
+            store: Outputs | None = end.value
             return store
         yield (
             StoreEstimate(job, folder, step.bytes, step.seconds, step.free)

@@ -160,6 +160,7 @@ def _trained_as(one: Fit, identity: str) -> str:
         "data": [one.workspace.samples.digest(), data.mean, data.std],
         "validation": data.validation.digest() if training.regime.selects else None,
         "engine": [str(engine.device), engine.precision, engine.compile, torch.get_num_threads()],
+        **({"processes": engine.processes.count} if engine.processes.count > 1 else {}),
         "versions": {name: version(name) for name in ("limbeck", "torch")},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,10 @@
 """A trained network's figures and cost."""
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.data import Batches, Data, Split
+from limbeck.data.dividing import part_of
 from limbeck.evaluate import Figures, file_bytes, macs, parameters, predict
 from limbeck.experiment.events import Job
 from limbeck.experiment.results import NetworkResult
@@ -15,6 +17,10 @@ EVALUATION_BATCH = 500
 
 def outputs_of(network: nn.Module, split: Split, data: Data, engine: Engine, *, name: str = "network") -> Tensor:
     """The outputs (N, K) on a split of what errors call ``name``, in 32 bits, in eval mode, without augmentation."""
+    ours, total = engine.processes, len(split)
+    divided = 1 < ours.count <= total
+    if divided:
+        split = split.select(torch.arange(total)[part_of(total, ours.rank, ours.count)])
     batches = Batches(
         split,
         batch_size=EVALUATION_BATCH,
@@ -24,7 +30,8 @@ def outputs_of(network: nn.Module, split: Split, data: Data, engine: Engine, *, 
         shuffle=False,
         device=engine.device,
     )
-    return predict(engine.place(network), batches(0), name=name)
+    outputs = predict(engine.place(network), batches(0), name=name)
+    return ours.gather(outputs, total) if divided else outputs
 
 
 def measure(

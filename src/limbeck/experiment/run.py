@@ -27,19 +27,21 @@ from limbeck.experiment.arms import (
 )
 from limbeck.experiment.caching import cached, outputs
 from limbeck.experiment.checks import check_trained
+from limbeck.experiment.concluding import run_result
 from limbeck.experiment.environment import environment
 from limbeck.experiment.events import Event, Finished, Job, Track, unwatched
 from limbeck.experiment.fit import Fit, Shared, fit
 from limbeck.experiment.folder import check_folder
 from limbeck.experiment.given import Given
-from limbeck.experiment.in_memory import Keep, folder_of
+from limbeck.experiment.in_memory import Folder, Keep, folder_of
 from limbeck.experiment.kept_outputs import MOST_OUTPUTS
 from limbeck.experiment.measuring import measure, outputs_of
 from limbeck.experiment.networks import NetworkFactory, ensemble
+from limbeck.experiment.of_first import of_first
 from limbeck.experiment.plan import plan
-from limbeck.experiment.preflight import Built, built, preflight, resolved
+from limbeck.experiment.preflight import Built, Preflight, built, preflight, resolved
 from limbeck.experiment.prepared import Prepared
-from limbeck.experiment.results import SCHEMA, NetworkResult, RunResult, summarise
+from limbeck.experiment.results import NetworkResult, RunResult
 from limbeck.experiment.runfiles import clear
 from limbeck.experiment.task_options import with_options
 from limbeck.experiment.workspace import Workspace, example_batch
@@ -48,9 +50,10 @@ from limbeck.models import GIVEN, load_network, load_weights
 from limbeck.models.inputs import as_deployed, bridge_of
 from limbeck.recipe.blocks import Recipe, TeacherBlock
 from limbeck.recipe.read import with_absolute_paths
-from limbeck.tasks import task_of
 from limbeck.train.copies import copy_of
+from limbeck.train.engine import pick_device
 from limbeck.train.loop import Pause
+from limbeck.train.processes import ONE, Processes
 from limbeck.user_code import code_digests
 
 
@@ -67,6 +70,7 @@ class Experiment:
         keep: what the folder holds: a ``run``; the ``trials`` of a comparison; or, for ``memory``, only the teacher's
             outputs, if they are stored.
         progress: is called while the data is read, see `limbeck.data.load`.
+        processes: that train the networks together.
 
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
@@ -91,6 +95,7 @@ class Experiment:
         given: Given | None = None,
         keep: Keep = "run",
         progress: Progress | None = None,
+        processes: Processes = ONE,
     ) -> None:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
         if keep != "memory":  # before the data is read
@@ -100,7 +105,7 @@ class Experiment:
         self.data = _loaded(recipe, progress) if given is None else given.data
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)
-        self._given, self._keep = given, keep
+        self._given, self._keep, self._processes = given, keep, processes
         self._own = given.methods if given else {}
         self.results: dict[Job, NetworkResult] = {}
         self.networks: dict[str, nn.Module] = {}
@@ -122,11 +127,11 @@ class Experiment:
                 raise LimbeckError(
                     f"the {name} split has no samples of the classes in shift_bias: {list(recipe.evaluate.shift_bias)}"
                 )
-        known = resolved(self.recipe, path) if resume else self.recipe
-        found = preflight(known, self.data, self.factory, path, self._own)
-        self.recipe, self.engine, self.macs = found.recipe, found.engine, found.macs
-        if known.precision != recipe.precision:
-            self.engine = replace(found.engine, reason="as decided when the run began")
+        if self._processes.count > 1 and recipe.train.quantise is not None:
+            raise LimbeckError("train.quantise needs one process: run the recipe without torchrun")
+        found = self._processes.first(lambda: self._preflight(path, resume=resume))
+        self.recipe, self.macs = found.recipe, found.macs
+        self.engine = replace(found.engine, device=pick_device(self.recipe.device), processes=self._processes)
         self._trains_teacher, self._work, self.found = found.teaching, found.work, found.notes
         self.longer = longer(self.recipe, found.epochs)
         self.epochs = {**found.epochs, **self.longer}
@@ -139,11 +144,20 @@ class Experiment:
                 replace(self.workspace, training=training_of(block, self.data)).batches(seed=0)
         if self._given is not None and (len(self.recipe.seeds) > 1 or len(self.arms) > 1):
             self._given.networks.keep()
-        if overwrite:
-            clear(path)
-        self.folder = folder_of(
-            self._keep, path, self.recipe, longer=self.longer, digests=self._digests(), resume=resume
-        )
+
+        def opened() -> Folder:
+            if overwrite:
+                clear(path)
+            return folder_of(self._keep, path, self.recipe, longer=self.longer, digests=self._digests(), resume=resume)
+
+        self.folder = of_first(self._processes, path, opened)
+
+    def _preflight(self, path: Path, *, resume: bool) -> Preflight:
+        known = resolved(self.recipe, path) if resume else self.recipe
+        found = preflight(known, self.data, self.factory, path, self._own)
+        if known.precision == self.recipe.precision:
+            return found
+        return replace(found, engine=replace(found.engine, reason="as decided when the run began"))
 
     def _digests(self) -> str:
         """What the recipe names and does not hold, as comments below it: a run of other data or code is another run."""
@@ -339,11 +353,13 @@ class Experiment:
         method = method_of(self.recipe, self.recipe.method["name"], self._own)
         return plan(method, networks, self.data, self.workspace.training)
 
-    def outputs(self, seed: int, teacher: nn.Module) -> Generator[Event, None, Outputs | None]:
-        """What the method reads of a seed's teacher, where it is kept: the store is built unless it is there."""
+    def outputs(
+        self, seed: int, teacher: nn.Module, part: tuple[int, int] = (0, 1)
+    ) -> Generator[Event, None, Outputs | None]:
+        """What the method reads of a seed's teacher, where it is kept: builds the store, or a ``part`` of it."""
         stages = self.reading(seed, teacher)
-        path, training = self.folder.path, self.workspace.training
-        return (yield from outputs(self.recipe, path, seed, stages, teacher, self.data, training, self.engine))
+        path, training, engine = self.folder.path, self.workspace.training, replace(self.engine, processes=ONE)
+        return (yield from outputs(self.recipe, path, seed, stages, teacher, self.data, training, engine, part))
 
     def _outputs(self, seed: int, teacher: nn.Module | None) -> Generator[Event, None, Outputs | None]:
         """The same, before any student is trained: what prevents it is told then."""
@@ -352,7 +368,8 @@ class Experiment:
             return None
         if self.folder.result(str(job)) is not None:
             return None
-        return (yield from self.outputs(seed, teacher))
+        with self._processes.one_by_one():  # the first one builds the store, the others find it
+            return (yield from self.outputs(seed, teacher))
 
     def latencies(self, networks: Mapping[str, nn.Module]) -> dict[str, Latency | None]:
         """The latencies of networks of the run, by name."""
@@ -368,28 +385,10 @@ class Experiment:
         return self.engine.place(network)
 
     def _concluded(self, runs: tuple[NetworkResult, ...]) -> RunResult:
-        """The networks of the first seed with their latencies, and every seed's figures beside them."""
-        method = self.recipe.method["name"]
         times = self.latencies(self.networks)
         first = {job.arm: found for job, found in reversed(list(self.results.items())) if job.arm in times}
-        own = task_of(self.data).own_metric
         shown = {arm: replace(found, latency=times[arm]) for arm, found in first.items()}
-        return RunResult(
-            schema=SCHEMA,
-            name=self.recipe.name,
-            task=self.data.task,
-            method=method,
-            seeds=tuple(self.recipe.seeds),
-            teacher=shown.get("teacher"),
-            student=shown[method],
-            alone=shown.get("alone"),
-            summary=summarise(runs, self.data.task),
-            splits=dict(self.data.origins),
-            notes=self.lasting_notes,
-            decided=self.decided,
-            runs=runs,
-            metric=None if own is None else own.name,
-        )
+        return run_result(self.recipe, self.data, shown, runs, self.lasting_notes, self.decided)
 
 
 def _events(training: Iterator[Event | Pause]) -> Iterator[Event]:

@@ -13,18 +13,26 @@ from limbeck.experiment.store_folders import NOTHING, store_folder
 from limbeck.recipe.blocks import TeacherBlock
 
 
-def build_stores(experiment: Experiment, track: Track = lambda job, epochs, batches: batches) -> Iterator[Event]:
+def build_stores(
+    experiment: Experiment, track: Track = lambda job, epochs, batches: batches, part: tuple[int, int] = (0, 1)
+) -> Iterator[Event]:
     """Build the store of each teacher's outputs. Teachers that the recipe trains are trained first, for the run.
 
+    Of several writers, each builds a ``part``, as for `limbeck.cache.building.build`; the teachers are trained before.
+
     Raises:
-        LimbeckError: the recipe stores nothing; the disk has not enough space; a folder holds another store.
+        LimbeckError: the recipe stores nothing; the disk has not enough space; a folder holds another store; for
+            a part, a teacher is not trained.
     """
     block = _block(experiment)
-    if block.train is not None:
+    if block.train is not None and part == (0, 1):
         experiment.folder.open(environment() | experiment.decided)
+    elif block.train is not None:
+        for seed in _teachers(experiment).values():
+            _check_trained(experiment, block, seed)
     for seed in _teachers(experiment).values():
         teacher = yield from experiment.teacher(block, seed, track)
-        yield from experiment.outputs(seed, teacher)
+        yield from experiment.outputs(seed, teacher, part)
 
 
 def compare_stores(experiment: Experiment) -> Iterator[Event]:
@@ -41,15 +49,21 @@ def compare_stores(experiment: Experiment) -> Iterator[Event]:
         info(folder)  # a store that does not exist is reported before any teacher is loaded
     for job, folder in folders.items():
         seed = teachers[job]
-        names = members_of(experiment.recipe, block, seed)
-        if block.train is not None and any(experiment.folder.result(str(name)) is None for name in names):
-            raise LimbeckError(
-                f"{job}, whose outputs are stored, was not trained in {run}: name its run folder with --out"
-            )
+        if block.train is not None:
+            _check_trained(experiment, block, seed)
         teacher = yield from experiment.teacher(block, seed, lambda job, epochs, batches: batches)
         taps, training = teacher_taps(experiment.reading(seed, teacher)), experiment.workspace.training
         found = check(folder, experiment.recipe.cache, teacher, taps, experiment.data, training, experiment.engine)
         yield StoreVerified(job, folder, found.rows, found.deviation, found.allowed)
+
+
+def _check_trained(experiment: Experiment, block: TeacherBlock, seed: int) -> None:
+    names = members_of(experiment.recipe, block, seed)
+    if any(experiment.folder.result(str(name)) is None for name in names):
+        raise LimbeckError(
+            f"{teacher_of(experiment.recipe, seed)}, whose outputs are stored, was not trained in "
+            f"{experiment.folder.path}: name its run folder with --out, or train it first with limbeck run"
+        )
 
 
 def _block(experiment: Experiment) -> TeacherBlock:

@@ -56,6 +56,7 @@ def training_batches(data: Data, training: Training, *, seed: int, engine: Engin
         soft=training.soft,
         balanced=training.balanced,
         device=engine.device,
+        part=(engine.processes.rank, engine.processes.count),
     )
 
 

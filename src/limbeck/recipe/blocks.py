@@ -168,6 +168,7 @@ class RegimeBlock(Checked):
     rates: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(max_length=10_000)] = Field(default_factory=dict)
     keep: Literal["last", "best"] = "last"
     stop_after: Count | None = None
+    sync_batch_norm: bool = True
     quantise: QuantiseBlock | None = None
 
 

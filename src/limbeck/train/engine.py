@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import LimbeckError
+from limbeck.train.processes import ONE, Processes
 
 Precision = Literal["auto", "32", "bf16"]
 
@@ -24,12 +25,13 @@ class Engine:
     precision: Literal["32", "bf16"]  # bf16: weights in 32 bits, forward in bfloat16
     reason: str  # why this precision
     compile: bool = False  # frozen networks and losses
+    processes: Processes = ONE
 
     @property
     def decided(self) -> dict[str, Any]:
         """The fields as plain values, for a run's records."""
         picked = {"device": str(self.device), "precision": self.precision, "why": self.reason}
-        return {**picked, "compile": self.compile}
+        return {**picked, "compile": self.compile, "processes": self.processes.count}
 
     def seed(self, seed: int) -> None:
         """Set the generators that dropout and initialisation draw from."""

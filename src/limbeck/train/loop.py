@@ -117,7 +117,7 @@ class TrainingSweep:
             for batch in self.batches.sweep():
                 # around the networks only, because the caller computes in its own context
                 with torch.no_grad(), self.engine.without_autocast(), self.engine.autocast():
-                    values = tapped.read(batch)
+                    values = gathered(tapped.read(batch), batch, self.engine)
                 yield tuple(_full(values[tap]) for tap in taps)
 
 
@@ -214,10 +214,9 @@ def _stage(
     reader: MakeReader,
 ) -> Iterator[Epoch | Pause]:
     step = steps[position]
-    with frozen(frozen_modules(stage, networks)) as rest:
-        learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
-        if not learning:
-            raise LimbeckError(f"stage {stage.name!r}: nothing learns in {', '.join(stage.learns)}")
+    norms = engine.processes.synchronised(step.learners.values() if regime.sync_batch_norm else ())
+    with frozen(frozen_modules(stage, networks)) as rest, norms:
+        learning = _learning(step, stage)
         optimizer = stage.optimizer(learning)
         rates = [group["lr"] for group in optimizer.param_groups]
         engine.place(step)
@@ -226,6 +225,7 @@ def _stage(
         stateful = [part for part in (average, best) if part is not None]
         if engine.compile:
             step.compile_losses()
+        averaged = engine.processes.averaged(step, buffers=not regime.sync_batch_norm)
         if state is not None:
             _restore(state, optimizer, engine, stateful)
         read: Versions | None = None
@@ -243,7 +243,7 @@ def _stage(
             place = Pause(position + 1 - len(steps), number, 0)
             try:
                 means, images, paused = yield from _epoch(
-                    stage, place, step, rest, taps, optimizer, rates, batches, engine, updater
+                    stage, place, averaged, rest, taps, optimizer, rates, batches, engine, updater
                 )
             except NotFinite as first:
                 raise _diverged(stage, first, sweep, readers) from None
@@ -262,10 +262,17 @@ def _stage(
             )
 
 
+def _learning(step: Step, stage: Stage) -> list[nn.Parameter]:
+    learning = [parameter for parameter in step.parameters() if parameter.requires_grad]
+    if not learning:
+        raise LimbeckError(f"stage {stage.name!r}: nothing learns in {', '.join(stage.learns)}")
+    return learning
+
+
 def _epoch(
     stage: Stage,
     place: Pause,
-    step: Step,
+    step: nn.Module,
     rest: Sequence[nn.Module],
     taps: Taps,
     optimizer: Optimizer,
@@ -285,7 +292,8 @@ def _epoch(
             stream = iter(batches(place.epoch))
             for position in itertools.count():
                 pause = time.perf_counter()
-                yield place._replace(batch=position)
+                place = place._replace(batch=position)
+                yield place
                 paused += time.perf_counter() - pause
                 batch = next(stream, None)  # after the pause, in which others may write to a batch
                 if batch is None:
@@ -294,8 +302,8 @@ def _epoch(
                 factor = stage.schedule(progress)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
-                means.add(_update(step, taps, optimizer, batch, progress, engine, updater))
-                images += len(batch.targets)
+                means.add(_update(place, step, taps, optimizer, batch, progress, engine, updater))
+                images += batch.total or len(batch.targets)
     terms = means.read()
     if not all(weight.isfinite().all() for group in optimizer.param_groups for weight in group["params"]):
         raise NotFinite(len(batches) - 1, [])  # before a checkpoint is written
@@ -303,20 +311,32 @@ def _epoch(
 
 
 def _update(
-    step: Step, taps: Taps, optimizer: Optimizer, batch: Batch, progress: float, engine: Engine, updater: Updater | None
+    place: Pause,
+    step: nn.Module,
+    taps: Taps,
+    optimizer: Optimizer,
+    batch: Batch,
+    progress: float,
+    engine: Engine,
+    updater: Updater | None,
 ) -> list[Tensor]:
     """One step, in a function so that its tensors are freed before the next one."""
-    with engine.autocast():
+    with engine.autocast(), engine.processes.own_generators(engine.device, *place):
         read = taps.read(batch)
-    values = step(read, progress)
+    values = step(gathered(read, batch, engine), progress)
     if updater is None:
         values[-1].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     else:
-        updater.add(values[-1], len(batch.targets))
+        updater.add(values[-1], batch.total or len(batch.targets))
     torch.clear_autocast_cache()  # inside a caller's autocast it would keep the old weights
     return [value.detach() for value in values]
+
+
+def gathered(read: Mapping[Tap, Tensor], batch: Batch, engine: Engine) -> dict[Tap, Tensor]:
+    """What was read on a batch, of all processes."""
+    return {tap: engine.processes.gather(value, batch.total) for tap, value in read.items()}
 
 
 def _snapshot(
@@ -350,5 +370,9 @@ def _diverged(stage: Stage, first: NotFinite, sweep: TrainingSweep, readers: Map
     fixed = Taps(sweep.networks, frozen_taps, readers=readers)
     for batch in islice(sweep.batches(sweep.epoch), first.step, first.step + 1):
         with torch.no_grad(), sweep.engine.without_autocast():
-            why = cause(batch, fixed.read(batch), sweep)
+            read = gathered(fixed.read(batch), batch, sweep.engine)
+            inputs, targets, index = (
+                sweep.engine.processes.gather(one, batch.total) for one in (batch.inputs, batch.targets, batch.index)
+            )
+            why = cause(Batch(inputs, targets, index, batch.view), read, sweep)
     return Diverged(explained(stage, sweep.epoch, first, len(sweep.batches), why))

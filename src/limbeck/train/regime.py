@@ -30,6 +30,7 @@ class Regime:
     rates: Mapping[str, float] = field(default_factory=dict)  # factors on the learning rate by layer
     keep: Literal["last", "best"] = "last"  # which epoch of the last stage gives the student
     stop_after: int | None = None  # epochs of the last stage without a better validation score
+    sync_batch_norm: bool = True  # of several processes: BatchNorm has the statistics of the whole batch
     quantise: Quantise | None = None  # a last stage, see `limbeck.train.quantise`
 
     @property

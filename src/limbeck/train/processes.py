@@ -1,0 +1,222 @@
+"""Several processes that train the same networks, each on its part of every batch; torchrun starts them.
+
+Each process runs the networks on its part. What the losses read is then gathered, so that each process computes the
+losses of the whole batch, and their gradients for its own part. Every loss thus gets what it gets in one process: also
+one that compares the samples of a batch, remembers them, or contains a BatchNorm. Gradients are averaged by
+`torch.nn.parallel.DistributedDataParallel`, statistics of BatchNorm are those of the whole batch.
+
+This is the only module that knows of `torch.distributed`.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from limbeck.data.dividing import part_of
+
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for another, such as for the first one, which measures latencies."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank: the number of this process; the first one, 0, writes and prints.
+        count: of all processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def gather(self, own: Tensor, total: int) -> Tensor:
+        """The tensors (n, ...) of all processes in the order of their ranks, (total, ...).
+
+        `limbeck.data.dividing.part_of` gives n. The gradient of ``own`` is ``count`` times its part, because the
+        gradients of weights are averaged afterwards.
+        """
+        if self.count == 1:
+            return own
+        gathered: Tensor = _Gather.apply(own, total, self)
+        return gathered
+
+    def first(self, make: Callable[[], Value]) -> Value:
+        """What the first process makes, in each process. If it raises an error, the others exit."""
+        if self.count == 1:
+            return make()
+        held: list[Any] = [None, 1]
+        try:
+            if self.rank == 0:
+                held = [make(), None]
+        except BaseException as error:
+            held[1] = getattr(error, "exit_code", 1)
+            raise
+        finally:
+            torch.distributed.broadcast_object_list(held, src=0)
+        if held[1] is not None:
+            raise SystemExit(held[1])
+        made: Value = held[0]
+        return made
+
+    @contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """The first process enters the block alone; the others enter it when the first has left it."""
+        if self.rank:
+            self.first(lambda: None)
+        yield
+        if not self.rank:
+            self.first(lambda: None)
+
+    def averaged(self, step: nn.Module, *, buffers: bool) -> nn.Module:
+        """A module that runs ``step``, and averages the gradients of its parameters over the processes.
+
+        With ``buffers``, those of the first process are copied to the others before each step.
+        """
+        if self.count == 1:
+            return step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the argument is forward_sync_buffers from torch 2.14 on
+            return DistributedDataParallel(step, broadcast_buffers=buffers, find_unused_parameters=True)
+
+    @contextmanager
+    def synchronised(self, networks: Iterable[nn.Module]) -> Iterator[None]:
+        """Inside the block, BatchNorms in training mode use the mean and the variance of the whole batch."""
+        norms = [one for network in networks for one in network.modules() if isinstance(one, _BatchNorm)]
+        with ExitStack() as restored:
+            for norm in norms if self.count > 1 else ():
+                restored.callback(norm.__dict__.pop, "forward", None)
+                norm.__dict__["forward"] = partial(_normalised, norm)
+            yield
+
+    @contextmanager
+    def own_generators(self, device: torch.device, *key: int) -> Iterator[None]:
+        """Inside the block, each process draws other numbers, such as for dropout: a function of seed, key and rank.
+
+        Otherwise all processes draw the same numbers.
+        """
+        if self.count == 1:
+            yield
+            return
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(hash((torch.initial_seed(), self.rank, *key)))
+            yield
+
+
+ONE = Processes()
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """The processes that torchrun has started, inside the block; or this one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE
+    )
+    try:
+        yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, own: Tensor, total: int, ours: Processes) -> Tensor:
+        """Gathers."""
+        context.place, context.count = part_of(total, ours.rank, ours.count), ours.count
+        most, short = -(-total // ours.count), -(-total // ours.count) - len(own)
+        own = torch.cat([own, own.new_zeros(short, *own.shape[1:])]) if short else own.contiguous()
+        every = [torch.empty_like(own) for _ in range(ours.count)]
+        torch.distributed.all_gather(every, own)
+        sizes = [one.stop - one.start for one in (part_of(total, rank, ours.count) for rank in range(ours.count))]
+        return torch.cat([one[:size] if size < most else one for one, size in zip(every, sizes, strict=True)])
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """The part of this process."""
+        return gradients[0][context.place] * context.count, None, None
+
+
+def _normalised(norm: _BatchNorm, inputs: Tensor) -> Tensor:
+    """The forward of a BatchNorm over all processes."""
+    if not (norm.training or norm.running_mean is None):
+        return type(norm).forward(norm, inputs)
+    norm._check_input_dim(inputs)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        variance, mean = torch.var_mean(inputs, [0, *range(2, inputs.dim())], correction=0)
+        count = mean.new_full((1,), inputs.numel() // len(mean), dtype=torch.float64)
+        own = torch.cat([count, mean.double(), variance.double()]).nan_to_num()  # a process may have no samples
+        every = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(every, own)
+        counts, means, variances = torch.split(torch.stack(every), [1, len(mean), len(mean)], dim=1)
+        total = counts.sum()
+        mean = (counts * means).sum(0) / total
+        variance = (counts * (variances + (means - mean).square())).sum(0) / total
+        if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+            norm.running_var.lerp_((variance * total / (total - 1)).to(norm.running_var.dtype), share)
+        kind = torch.promote_types(inputs.dtype, torch.float32)
+        weight = mean.new_ones(len(mean), dtype=kind) if norm.weight is None else norm.weight
+        bias = mean.new_zeros(len(mean), dtype=kind) if norm.bias is None else norm.bias
+    normalised: Tensor = _Normalise.apply(
+        inputs, weight, bias, mean.to(kind), variance.to(kind), total.to(kind), norm.eps
+    )
+    return normalised
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        total: Tensor,
+        eps: float,
+    ) -> Tensor:
+        """Normalises (N, C, ...) with this mean and variance (C,) of ``total`` values in each channel."""
+        context.save_for_backward(inputs, weight, mean, variance, total)
+        context.eps = eps
+        return F.batch_norm(inputs, mean, variance, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of normalisation with fixed statistics, less what the statistics contribute.
+
+        With y = (x - mean) / deviation: dx = w / deviation * (dz - mean(dz) - y * mean(dz * y)).
+        """
+        inputs, weight, mean, variance, total = context.saved_tensors
+        fixed, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], inputs, weight, mean, variance, None, None, False, context.eps, [True, True, True]
+        )
+        sums = torch.cat([of_weight, of_bias])
+        torch.distributed.all_reduce(sums)
+        through_deviation, through_mean = (sums / total).chunk(2)
+        inverse = (variance + context.eps).rsqrt()
+        slope = weight * inverse.square() * through_deviation
+        constant = weight * inverse * through_mean - slope * mean
+        shape = [1, -1, *[1] * (inputs.dim() - 2)]
+        whole = fixed - (constant.view(shape) + slope.view(shape) * inputs).to(fixed.dtype)
+        return whole, of_weight, of_bias, None, None, None, None

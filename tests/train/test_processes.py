@@ -1,0 +1,97 @@
+"""Several processes train the networks that one process trains, up to the order of sums."""
+
+import os
+import socket
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+import limbeck
+from limbeck.core import Batch
+from limbeck.experiment.plan import plan
+from limbeck.experiment.workspace import Training, training_batches
+from limbeck.methods import METHODS
+from limbeck.models import build
+from limbeck.optimizers import sgd
+from limbeck.schedules import cosine
+from limbeck.train.engine import make_engine
+from limbeck.train.loop import run
+from limbeck.train.processes import ONE, processes
+
+CASES = {
+    "kd": {},
+    "fitnets": {"hint_epochs": 1},
+    "fsp": {"fsp_epochs": 1},
+    "class_distance": {},
+    "srrl": {},
+    "crd": {},
+    "rkd": {},
+}
+
+
+class Double:
+    """Batches in 64 bits."""
+
+    def __init__(self, batches):
+        self._batches, self.samples = batches, batches.samples
+
+    def __len__(self):
+        return len(self._batches)
+
+    def __call__(self, epoch):
+        return map(self._double, self._batches(epoch))
+
+    def sweep(self):
+        return map(self._double, self._batches.sweep())
+
+    def example_inputs(self):
+        return self._batches.example_inputs().double()
+
+    def _double(self, batch: Batch):
+        return replace(batch, inputs=batch.inputs.double())
+
+
+def weights(method, options, ours):
+    """The student's weights after two epochs; 29 samples are not a multiple of the batch or of the processes."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (29, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    targets = torch.arange(29) % 3
+    data = limbeck.arrays(images, targets, validation=0, test_set=(images, targets))
+    teacher, student = (build(name, classes=3, shape=(3, 8, 8)) for name in ("resnet14", "resnet8"))
+    engine = replace(make_engine(device="cpu", precision="32"), processes=ours)
+    training = Training(2, 8, sgd(lr=0.05, momentum=0.9), cosine())
+    networks = {"student": student, "teacher": teacher}
+    stages = plan(partial(METHODS[method], **options), networks, data, training)
+    for module in (*networks.values(), *(loss for stage in stages for loss in stage.losses)):
+        module.double()
+    batches = Double(training_batches(data, training, seed=3, engine=engine))
+    for _ in run(stages, networks, batches, engine):
+        pass
+    return {name: value.clone() for name, value in student.state_dict().items()}
+
+
+def one_of_several(rank, count, port, cases, queue):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    with processes() as ours:
+        found = {method: weights(method, options, ours) for method, options in cases.items()}
+    torch.save(found, f"{queue}/{rank}.pt")
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_train_the_weights_of_one(count, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_several, (count, port, CASES, str(tmp_path)), nprocs=count)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(count)]
+    for method, options in CASES.items():
+        alone = weights(method, options, ONE)
+        for other in found:
+            for name, value in alone.items():
+                torch.testing.assert_close(other[method][name], value, rtol=1e-9, atol=1e-9, msg=f"{method} {name}")
