@@ -59,7 +59,7 @@ JOBS = {
         },
     ),
     "an exporter": Job(
-        330,
+        300,
         {
             "exports/graph.py": "what is exported",
             "exports/base.py": "what a backend is",
@@ -79,12 +79,12 @@ JOBS = {
     "several processes": Job(
         1000,
         {
-            "train/engine.py": "device and precision; will start and join processes",
-            "train/loop.py": "the step in which gradients are reduced",
+            "train/processes.py": "gathers what the losses read; BatchNorm of the whole batch",
+            "train/loop.py": "the step in which gradients are averaged",
             "data/batches.py": "the order of samples, which is divided among processes",
             "experiment/workspace.py": "what makes the batches of a training",
-            "experiment/in_memory.py": "what stands in the place of a run folder where a process does not write",
-            "evaluate/metrics.py": "the figures that are gathered",
+            "experiment/of_first.py": "the run folder, which the first process reads and writes",
+            "experiment/measuring.py": "the outputs that are gathered",
         },
     ),
 }

@@ -79,8 +79,7 @@ def tap(source: str, text: str) -> Tap:
 Reader = Callable[[Batch], Mapping[Tap, Tensor]]
 """How a frozen network's tensors are read: from a fused copy, compiled, or from a store."""
 
-TARGETS = Tap("batch", "targets")
-"""The labels of the batch."""
+TARGETS = Tap("batch", "targets")  #: the labels of the batch
 
 
 @dataclass(frozen=True)

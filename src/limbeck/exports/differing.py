@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.exports.base import Export, Load
-from limbeck.exports.graph import Deployed, Graph
+from limbeck.exports.deployed import Deployed
+from limbeck.exports.graph import Graph
 from limbeck.exports.parity import Limit, compare
 
 

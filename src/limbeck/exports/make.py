@@ -20,9 +20,10 @@ from limbeck.experiment.workspace import example_batch
 from limbeck.exports.base import Load, Runner, version_of
 from limbeck.exports.card import CARD, SCHEMA, About, Card, Reads, Results
 from limbeck.exports.deferring import Deferral
+from limbeck.exports.deployed import Deployed
 from limbeck.exports.differing import first_differing
 from limbeck.exports.errors import in_one_line
-from limbeck.exports.graph import Deployed, Graph, Layout, Precision
+from limbeck.exports.graph import Graph, Layout, Precision
 from limbeck.exports.memory import STUDENT, peak_memory
 from limbeck.exports.options import Options, check_folder
 from limbeck.exports.parity import BATCHES, LIMITS, SAMPLES, Parity, compare, run
