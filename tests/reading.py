@@ -82,7 +82,6 @@ JOBS = {
             "train/processes.py": "gathers what the losses read; BatchNorm of the whole batch",
             "train/loop.py": "the step in which gradients are averaged",
             "data/batches.py": "the order of samples, which is divided among processes",
-            "experiment/workspace.py": "what makes the batches of a training",
             "experiment/of_first.py": "the run folder, which the first process reads and writes",
             "experiment/measuring.py": "the outputs that are gathered",
         },
