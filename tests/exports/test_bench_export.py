@@ -77,7 +77,7 @@ def test_a_file_alone_says_what_it_reads(exports, to, tmp_path):
     assert found.latency.runs >= 10
 
 
-peak_is_told = pytest.mark.skipif(not is_told("onnx"), reason="the system does not tell the peak")
+peak_is_told = pytest.mark.skipif(not is_told(EXPORTERS["onnx"]), reason="the system does not tell the peak")
 
 
 @peak_is_told
@@ -110,7 +110,7 @@ def test_a_peak_memory_that_cannot_be_measured_does_not_end_an_export(tmp_path, 
 
 
 def test_where_the_system_does_not_tell_the_peak_the_student_is_not_exported_for_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.exports.make.is_told", lambda backend: False)
+    monkeypatch.setattr("limbeck.exports.make.is_told", lambda exporter: False)
     monkeypatch.setattr("limbeck.exports.make.peak_memory", None)
     assert exported(tmp_path / "out", "onnx").card.results.memory == {}
 
@@ -136,7 +136,7 @@ def test_to_measure_a_file_only_its_runtime_is_needed(exports, monkeypatch):
 
 def test_a_card_with_long_texts_does_not_break_the_other_process(one):
     reads = replace(read_card(one).reads, name="x" * 300_000)
-    assert peak_memory("onnx", one / "student.onnx", reads) is None or is_told("onnx")
+    assert peak_memory("onnx", one / "student.onnx", reads) is None or is_told(EXPORTERS["onnx"])
 
 
 @pytest.mark.parametrize(("python", "message"), [("/bin/echo", "Expecting value"), ("no/such/python", "No such file")])
@@ -157,7 +157,7 @@ def test_a_file_that_its_process_cannot_run_is_not_opened_here(one, monkeypatch)
 
 def test_a_system_that_tells_neither_peak_nor_size_limits_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr("limbeck.exports.memory._RESET", tmp_path / "no" / "file")
-    assert not is_told("onnx")
+    assert not is_told(EXPORTERS["onnx"])
     assert _before() is None
     monkeypatch.setattr("limbeck.exports.memory._STATUS", tmp_path / "no" / "file")
     _limit()

@@ -244,7 +244,7 @@ class _Export:
 
         What fails here does not end a good export.
         """
-        if not is_told(self._about.backend):
+        if not is_told(self._backend):
             return {}, ""
         memory: dict[str, int | None] = {"student": None, "file": None}
         try:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from limbeck.core import LimbeckError
 from limbeck.exports import EXPORTERS
-from limbeck.exports.base import Runner
+from limbeck.exports.base import Exporter, Runner
 from limbeck.exports.card import Reads
 from limbeck.files.atomic import JSON_BYTES
 
@@ -38,9 +38,9 @@ SECONDS = 600
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def is_told(backend: str) -> bool:
-    """Whether the system tells the peak memory of files of a backend."""
-    return _RESET.exists() and (backend == STUDENT or EXPORTERS[backend].runtime is not None)
+def is_told(exporter: Exporter) -> bool:
+    """Whether the peak memory of files of a backend can be measured here."""
+    return _RESET.exists() and exporter.runtime is not None
 
 
 def peak_memory(backend: str, file: Path, reads: Reads) -> int | None:
@@ -102,7 +102,7 @@ def _peak(backend: str, file: Path, sample: Tensor) -> int | None:
         if exporter.runtime is not None:
             exporter.runtime()
     _limit()
-    before = _before() if is_told(backend) else None
+    before = _before() if backend == STUDENT or is_told(EXPORTERS[backend]) else None
     run = load(file)
     with torch.no_grad():
         for _ in range(RUNS):
