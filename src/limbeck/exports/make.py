@@ -212,7 +212,8 @@ class _Export:
         with in_one_line("the exported file does not run"):
             runner = load(file)
             parity = self._parity(runner, load)
-            self._check_probabilities(runner, file)
+            if self._about.temperature is not None:
+                self._check_probabilities(runner, load(file, 1), self._about.temperature)
             self._say(f"measuring both on the {len(test):,} samples of the test split")
             of_file = self._raw.outputs(runner, test, TEST_BATCH if self._graph.any_batch else 1)
         of_student = self._raw.outputs(self._student, test, TEST_BATCH)
@@ -270,13 +271,11 @@ class _Export:
             raise LimbeckError(f"the exported file does not answer as the student does: {problem}{where}")
         return parity
 
-    def _check_probabilities(self, runner: Runner, file: Path) -> None:
+    def _check_probabilities(self, runner: Runner, second: Runner, temperature: float) -> None:
         """Compare the second output of the file with the softmax of the first."""
-        if self._about.temperature is None or self._backend.load is None:
-            return
         samples, size = self._compared[1], max(BATCHES) if self._graph.any_batch else 1
-        expected = (run(runner, samples, size) / self._about.temperature).softmax(dim=1)
-        apart = (run(self._backend.load(file, 1), samples, size) - expected).abs().max().item()
+        expected = (run(runner, samples, size) / temperature).softmax(dim=1)
+        apart = (run(second, samples, size) - expected).abs().max().item()
         allowed = LIMITS[self._graph.precision].probabilities
         if not apart <= allowed:
             raise LimbeckError(
