@@ -1,7 +1,6 @@
 """What is particular to one backend: files that are read without limbeck, fallbacks, and quantised weights."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,15 +10,14 @@ import torch
 from torch import nn
 
 import limbeck
-from limbeck.exports import EXPORTERS
-from limbeck.exports.base import missing_of
 from limbeck.exports.litert import versions
+from tests.exports.conftest import installed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # some of the packages warn
 
 
 def needs(name):
-    return pytest.mark.skipif(bool(missing_of(EXPORTERS[name].modules)), reason=f"needs the packages of {name}")
+    return pytest.mark.skipif(not installed(name), reason=f"needs the packages of {name}")
 
 
 def images(count=60):
@@ -118,6 +116,8 @@ def test_int8_of_core_ml_rounds_the_weights_of_each_channel(tmp_path):
     apart, step = np.abs(layers[0].weight.val - weight), np.abs(weight).max(axis=1, keepdims=True) / 127
     assert apart.max() > 0
     assert (apart <= 0.51 * step).all()
+    assert done.card.results.calibration == 0
+    assert done.card.results.fallbacks is None
 
 
 def test_without_the_other_environment_the_export_to_litert_tells_the_commands_that_make_it(monkeypatch):
@@ -151,13 +151,7 @@ numpy.save(sys.argv[3], numpy.concatenate(found))
 """
 
 
-litert = pytest.mark.skipif(
-    bool(missing_of(EXPORTERS["litert"].modules)) or "LIMBECK_LITERT_PYTHON" not in os.environ,
-    reason="needs limbeck[litert] and litert-torch",
-)
-
-
-@litert
+@needs("litert")
 def test_a_file_of_litert_answers_raw_images_where_limbeck_and_torch_cannot_be_imported(tmp_path):
     from ai_edge_litert.tools.flatbuffer_utils import read_model
 
@@ -175,14 +169,31 @@ def test_a_file_of_litert_answers_raw_images_where_limbeck_and_torch_cannot_be_i
     assert json.loads(bytes(model.buffers[place].data))["outputs"] == ["logits", "probabilities"]
 
 
-@litert
+@needs("litert")
 def test_an_operator_that_litert_does_not_take_is_one_line(tmp_path):
     with pytest.raises(limbeck.LimbeckError, match=r"cannot convert to litert: .*adaptive_max_pool2d") as caught:
         limbeck.export(network(nn.AdaptiveMaxPool2d(4)), images(), tmp_path / "out", to="litert")
     assert "\n" not in str(caught.value)
 
 
-@litert
+@needs("litert")
 def test_int8_of_litert_does_not_cut_the_greatest_outputs(tmp_path):
     done = limbeck.export(network(nn.AdaptiveMaxPool2d(2)), images(), tmp_path / "out", to="litert", precision="int8")
     assert done.card.results.parity.relative < 0.1
+
+
+@needs("litert")
+def test_int8_of_litert_reads_features_as_floats(tmp_path):
+    data = limbeck.arrays(torch.randn(60, 5), torch.arange(60) % 3)
+    student = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    done = limbeck.export(student, data, tmp_path / "out", to="litert", precision="int8", probabilities=True)
+    assert done.card.reads.type == "float32"
+    assert done.card.results.parity.agreement >= 0.9
+
+
+@needs("coreml")
+@pytest.mark.filterwarnings("ignore")  # of temporary folders
+def test_int8_of_core_ml_is_refused_if_it_changes_nothing(tmp_path):
+    student = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    with pytest.raises(limbeck.LimbeckError, match="no layer has more than 2,048 weights"):
+        limbeck.export(student, images(), tmp_path / "out", to="coreml", precision="int8")

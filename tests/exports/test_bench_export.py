@@ -1,8 +1,8 @@
 """`limbeck bench-export`, the peak memory of exports, and cards as received data."""
 
 import json
-import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,19 +12,14 @@ import limbeck
 from limbeck.cli import app
 from limbeck.evaluate import Latency
 from limbeck.exports import EXPORTERS
-from limbeck.exports.base import missing_of
 from limbeck.exports.bench import bench_exports
 from limbeck.exports.card import CARD, read_card, read_metadata
-from limbeck.exports.memory import peak_memory
+from limbeck.exports.memory import STUDENT, _before, _limit, is_told, metadata_of, peak_memory
 from limbeck.files.atomic import read_sealed, write_sealed
 from limbeck.models import build
+from tests.exports.conftest import installed
 
-ELSEWHERE = () if os.environ.get("LIMBECK_LITERT_PYTHON") else ("litert",)  # what cannot be written here
-INSTALLED = [
-    name
-    for name, one in EXPORTERS.items()
-    if name not in ("web", *ELSEWHERE) and one.load and not missing_of(one.modules)
-]
+INSTALLED = [name for name, one in EXPORTERS.items() if name != "web" and one.load and installed(name)]
 pytestmark = pytest.mark.skipif("onnx" not in INSTALLED, reason="needs limbeck[export]")
 
 LATENCY = Latency(1.25, 2.5, 10, 1.5)
@@ -74,6 +69,7 @@ def test_several_exports_are_measured_in_turns_in_one_table(exports, monkeypatch
 def test_a_file_alone_says_what_it_reads(exports, to, tmp_path):
     for file in (exports / to).glob("student.*"):
         shutil.copy(file, tmp_path)
+    (tmp_path / "student.safetensors").write_bytes(bytes(1000))  # not of the export
     found = bench_exports([tmp_path / f"student{EXPORTERS[to].suffix}"])[0]
     card = read_card(exports / to)
     assert found.about.reads == card.reads
@@ -81,7 +77,10 @@ def test_a_file_alone_says_what_it_reads(exports, to, tmp_path):
     assert found.latency.runs >= 10
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the system does not tell the peak")
+peak_is_told = pytest.mark.skipif(not is_told(EXPORTERS["onnx"]), reason="the system does not tell the peak")
+
+
+@peak_is_told
 def test_the_peak_memory_holds_the_weights_of_student_and_file(tmp_path, monkeypatch):
     monkeypatch.setattr("limbeck.exports.make.peak_memory", peak_memory)
     done = exported(tmp_path / "out", "onnx")
@@ -90,7 +89,64 @@ def test_the_peak_memory_holds_the_weights_of_student_and_file(tmp_path, monkeyp
         assert WEIGHTS < peak < 8 * WEIGHTS
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the system does not tell the peak")
+@peak_is_told
+@pytest.mark.parametrize("to", [name for name in INSTALLED if name != "onnx"])
+def test_the_peak_memory_of_every_backend_holds_the_weights(exports, to):
+    peak = peak_memory(to, exports / to / f"student{EXPORTERS[to].suffix}", read_card(exports / to).reads)
+    assert WEIGHTS < peak < 8 * WEIGHTS
+
+
+@peak_is_told
+def test_a_peak_memory_that_cannot_be_measured_does_not_end_an_export(tmp_path, monkeypatch):
+    def fails(backend, *_):
+        if backend == STUDENT:
+            raise limbeck.LimbeckError("student.pt2 cannot be run: Killed")
+        return 7
+
+    monkeypatch.setattr("limbeck.exports.make.peak_memory", fails)
+    results = exported(tmp_path / "out", "onnx").card.results
+    assert results.memory == {"student": None, "file": 7}
+    assert results.memory_problem == "student.pt2 cannot be run: Killed"
+
+
+def test_where_the_system_does_not_tell_the_peak_the_student_is_not_exported_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.exports.make.is_told", lambda exporter: False)
+    monkeypatch.setattr("limbeck.exports.make.peak_memory", None)
+    assert exported(tmp_path / "out", "onnx").card.results.memory == {}
+
+
+def test_the_metadata_of_a_file_are_read_in_another_process(exports, tmp_path, monkeypatch):
+    file = exports / "onnx" / "student.onnx"
+    assert read_metadata(metadata_of("onnx", file), file).reads == read_card(exports / "onnx").reads
+    monkeypatch.setattr("limbeck.exports.bench.metadata_of", metadata_of)
+    (tmp_path / "student.onnx").write_bytes(b"no network")
+    with pytest.raises(limbeck.LimbeckError, match=r"limbeck did not export it: .*InvalidProtobuf"):
+        bench_exports([tmp_path / "student.onnx"])
+
+
+def test_to_measure_a_file_only_its_runtime_is_needed(exports, monkeypatch):
+    monkeypatch.setattr(
+        "limbeck.exports.base.find_spec", lambda name: None if name in ("onnx", "onnxscript") else object()
+    )
+    assert bench_exports([exports / "onnx", exports / "onnx" / "student.onnx"])
+    monkeypatch.setattr("limbeck.exports.base.find_spec", lambda name: None)
+    with pytest.raises(limbeck.LimbeckError, match="a file for onnx needs onnxruntime: pip install"):
+        bench_exports([exports / "onnx"])
+
+
+def test_a_card_with_long_texts_does_not_break_the_other_process(one):
+    reads = replace(read_card(one).reads, name="x" * 300_000)
+    assert peak_memory("onnx", one / "student.onnx", reads) is None or is_told(EXPORTERS["onnx"])
+
+
+@pytest.mark.parametrize(("python", "message"), [("/bin/echo", "Expecting value"), ("no/such/python", "No such file")])
+def test_another_process_that_does_not_answer_is_one_error(python, message, one, monkeypatch):
+    monkeypatch.setattr("limbeck.exports.memory.sys.executable", python)
+    with pytest.raises(limbeck.LimbeckError, match=rf"student\.onnx cannot be run: .*{message}"):
+        peak_memory("onnx", one / "student.onnx", read_card(one).reads)
+
+
+@peak_is_told
 def test_a_file_that_its_process_cannot_run_is_not_opened_here(one, monkeypatch):
     (one / "student.onnx").write_bytes(b"no network")
     monkeypatch.setattr("limbeck.exports.bench.peak_memory", peak_memory)
@@ -99,9 +155,12 @@ def test_a_file_that_its_process_cannot_run_is_not_opened_here(one, monkeypatch)
         bench_exports([one])
 
 
-def test_where_the_system_does_not_tell_the_peak_there_is_none(one, monkeypatch, tmp_path):
-    monkeypatch.setattr("limbeck.exports.memory._RESET", tmp_path / "missing")
-    assert peak_memory("onnx", one / "student.onnx", read_card(one).reads) is None
+def test_a_system_that_tells_neither_peak_nor_size_limits_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr("limbeck.exports.memory._RESET", tmp_path / "no" / "file")
+    assert not is_told(EXPORTERS["onnx"])
+    assert _before() is None
+    monkeypatch.setattr("limbeck.exports.memory._STATUS", tmp_path / "no" / "file")
+    _limit()
 
 
 def changed(folder, **update):

@@ -1,7 +1,5 @@
 """`--size`: the file reads images of a camera's size."""
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,14 +8,13 @@ from typer.testing import CliRunner
 import limbeck
 from limbeck.cli import app
 from limbeck.exports import EXPORTERS
-from limbeck.exports.base import missing_of
 from limbeck.exports.resizing import middle, resized_by_products
 from limbeck.exports.samples import RawSamples, framed
 from limbeck.models import build
 from limbeck.models.inputs import Input, resized
+from tests.exports.conftest import installed
 
-ELSEWHERE = () if os.environ.get("LIMBECK_LITERT_PYTHON") else ("litert",)  # what cannot be written here
-INSTALLED = [name for name, one in EXPORTERS.items() if name not in ("web", *ELSEWHERE) and not missing_of(one.modules)]
+INSTALLED = [name for name in EXPORTERS if name != "web" and installed(name)]
 
 
 def data(shape=(3, 8, 8), count=60):

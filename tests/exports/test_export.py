@@ -12,21 +12,12 @@ from torch import nn
 
 import limbeck
 from limbeck.exports import EXPORTERS
-from limbeck.exports.base import missing_of
 from limbeck.exports.card import CARD
 from limbeck.exports.parity import LIMITS, compare
 from limbeck.models import build
 from limbeck.models.inputs import Input
 from limbeck.train.quantise import rounded
-
-
-def installed(name):
-    try:
-        EXPORTERS[name].elsewhere()
-    except limbeck.LimbeckError:
-        return False
-    return not missing_of(EXPORTERS[name].modules)
-
+from tests.exports.conftest import installed
 
 INSTALLED = [name for name in EXPORTERS if name != "web" and installed(name)]
 pytestmark = pytest.mark.skipif("onnx" not in INSTALLED, reason="needs limbeck[export]")
@@ -109,12 +100,13 @@ def test_every_backend_takes_every_network(to, name, tmp_path):
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("to", INSTALLED)
 def test_lower_precisions_are_smaller(to, precision, tmp_path):
-    if precision not in EXPORTERS[to].precisions:
-        pytest.skip(f"{to} has no {precision}")
+    if precision not in EXPORTERS[to].precisions or not installed(to, precision):
+        pytest.skip(f"{to} has no {precision} here")
     network = build("mlp", classes=3, shape=(3, 8, 8), hidden=(300,))
     whole = limbeck.export(network, images(), tmp_path / "whole", to=to)
-    done = limbeck.export(network, images(), tmp_path / "out", to=to, precision=precision)
+    done = limbeck.export(network, images(), tmp_path / "out", to=to, precision=precision, probabilities=True)
     assert done.card.results.bytes < 0.75 * whole.card.results.bytes
+    assert done.card.versions.keys() >= {*EXPORTERS[to].packages(precision)}
 
 
 OUTSIDE = """
@@ -185,7 +177,7 @@ def test_int8_keeps_the_grid_of_rounded_weights_also_where_a_batchnorm_is_folded
     assert expected <= found
 
 
-def wrong(layer):
+def wrong(layer, to="onnx"):
     """A backend that changes the weights of a layer when it writes a file."""
 
     def write(graph, path):
@@ -193,21 +185,22 @@ def wrong(layer):
         weight = network.get_submodule(layer).weight
         kept = weight.clone()
         weight.mul_(1.1)
-        fallbacks = EXPORTERS["onnx"].export(graph, path)
+        fallbacks = EXPORTERS[to].export(graph, path)
         weight.copy_(kept)
         return fallbacks
 
-    return replace(EXPORTERS["onnx"], export=write)
+    return replace(EXPORTERS[to], export=write)
 
 
-def test_a_file_that_differs_names_the_first_layer_and_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.exports.options.EXPORTERS", {"onnx": wrong("two")})
+@pytest.mark.parametrize("to", [name for name in INSTALLED if EXPORTERS[name].load is not None])
+def test_a_file_that_differs_names_the_first_layer_and_is_not_kept(to, tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.exports.options.EXPORTERS", {to: wrong("two", to)})
     network = nn.Sequential()
     for name in ("one", "two", "three", "four"):
         network.add_module(name, nn.Linear(5, 5))
     data = limbeck.arrays(torch.randn(60, 5), torch.arange(60) % 5)
     with pytest.raises(limbeck.LimbeckError, match=r"differ by .*; the first layer that differs is two"):
-        limbeck.export(network, data, tmp_path / "out")
+        limbeck.export(network, data, tmp_path / "out", to=to)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -227,3 +220,25 @@ def test_a_file_that_differs_leaves_the_export_before_it(tmp_path, monkeypatch):
 def test_outputs_that_are_not_finite_never_agree(value, precision):
     parity = compare(lambda one: one + value, lambda one: one, torch.rand(4, 3), [1], task="regression", split="test")
     assert "differ" in parity.problem(LIMITS[precision])
+
+
+def test_probabilities_that_are_not_the_softmax_of_the_logits_are_refused(tmp_path, monkeypatch):
+    def load(path, output=0):
+        run = EXPORTERS["onnx"].load(path, output)
+        return lambda raw: run(raw) * (1 + output / 100)
+
+    monkeypatch.setattr("limbeck.exports.options.EXPORTERS", {"onnx": replace(EXPORTERS["onnx"], load=load)})
+    limbeck.export(NETWORKS["mlp"](), images(), tmp_path / "out")
+    with pytest.raises(limbeck.LimbeckError, match=r"the probabilities of the file differ by .* from the softmax"):
+        limbeck.export(NETWORKS["mlp"](), images(), tmp_path / "other", probabilities=True)
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_card_says_how_many_samples_gave_the_ranges_of_int8(tmp_path, monkeypatch):
+    data = images()
+    done = limbeck.export(NETWORKS["mlp"](), data, tmp_path / "out", precision="int8")
+    assert done.card.results.calibration == len(data.train)
+    monkeypatch.setattr("limbeck.exports.samples.MOST_VALUES", 20 * 192)
+    done = limbeck.export(NETWORKS["mlp"](), data, tmp_path / "out", precision="int8")
+    assert done.card.results.calibration == 20
+    assert limbeck.export(NETWORKS["mlp"](), data, tmp_path / "out").card.results.calibration == 0

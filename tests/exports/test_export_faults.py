@@ -45,14 +45,15 @@ def plain(**changes):
         modules[path] = graph.module
         path.write_text(graph.card)
 
-    def load(path):
+    def load(path, output=0):
         def run(raw):
             outputs = modules[path](raw)
-            return outputs[0] if isinstance(outputs, tuple) else outputs
+            return outputs[output] if isinstance(outputs, tuple) else outputs
 
         return run
 
-    return replace(Exporter(".plain", ("torch",), "export", export, load, ("fp32", "int8"), True), **changes)
+    whole = Exporter(".plain", ("torch",), "export", export, load, ("fp32", "int8"), True, Path.read_text, ("torch",))
+    return replace(whole, **changes)
 
 
 @pytest.fixture
@@ -299,8 +300,9 @@ def test_an_export_with_other_files_beside_it_is_not_replaced(name, data, tmp_pa
     (folder / name).write_text("mine")
     refused(folder, f"holds {name}, which no export writes", mlp(), data, to="plain")
     (folder / name).unlink()
-    backend(load=lambda path: (folder / name).write_text("mine") and plain().load)
-    with pytest.raises(limbeck.LimbeckError):
+    inner = plain()
+    backend(export=inner.export, load=lambda path: (folder / name).write_text("mine") and inner.load(path))
+    with pytest.raises(limbeck.LimbeckError, match=f"holds {name}, which no export writes"):
         limbeck.export(mlp(), data, folder, to="plain")
     assert (folder / name).read_text() == "mine"
 

@@ -28,7 +28,7 @@ def export(
     folder: Folder,
     to: To = "onnx",
     fp16: Annotated[bool, typer.Option("--fp16", help="The network computes in 16 bits.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise with ranges from the training split.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise weights and activations (coreml: weights).")] = False,
     batch: Batch = "dynamic",
     layout: Annotated[Layout, typer.Option(help="The axes of images.")] = "nhwc",
     probabilities: Annotated[
@@ -136,10 +136,14 @@ def _table(card: "Card") -> "Table":
 
 
 def _evidence(card: "Card") -> "Iterator[str]":
-    fallbacks = ", ".join(f"{number} {name}" for name, number in sorted(card.results.fallbacks.items()))
+    fallbacks = ", ".join(f"{number} {name}" for name, number in sorted((card.results.fallbacks or {}).items()))
     if fallbacks:
         left = "are not run by XNNPACK" if card.backend == "executorch" else "stay in 32 bits"
         yield f"operators that {left}: {fallbacks}"
+    if card.results.calibration:
+        yield f"the ranges of int8 are those of {card.results.calibration} samples of the training split"
+    if card.results.memory_problem:
+        yield f"a peak memory is not known: {card.results.memory_problem}"
     parity = card.results.parity
     if parity is None:
         yield "the file was not compared with the student: it does not run on this system"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
@@ -12,13 +13,18 @@ from limbeck.core import LimbeckError
 from limbeck.exports.graph import Graph, Precision
 
 Runner = Callable[[Tensor], Tensor]
-"""Raw samples as the file reads them, (N, ...), to the first output, (N, ...)."""
+"""Raw samples as the file reads them, (N, ...), to an output, (N, ...)."""
 
-Export = Callable[[Graph, Path], dict[str, int]]
+Export = Callable[[Graph, Path], dict[str, int] | None]
 """Writes a file, or a folder, and returns the fallbacks, see `limbeck.exports.card.Results`."""
 
-Load = Callable[[Path], Runner]
-"""Opens a file to run it."""
+
+class Load(Protocol):
+    """Opens a file to run it."""
+
+    def __call__(self, path: Path, output: int = 0) -> Runner:
+        """Return what runs it and gives the output with this number."""
+
 
 Metadata = Callable[[Path], str]
 """What a file says about itself, `Graph.card`."""
@@ -30,19 +36,21 @@ class Exporter:
 
     Attributes:
         suffix: of its files.
-        modules: the packages that it imports.
+        modules: the packages with which it writes and runs files.
         extra: of limbeck, which installs them.
         export: writes a file, or a folder.
         load: opens a file to run it; None if this machine cannot.
         precisions: those that it can write.
         any_batch: whether a file may take any number of samples.
+        metadata: reads what a file says about itself.
+        runs_with: those of the packages that run a file.
         add: writes other files into the folder, before the file is written.
         beside: the names of the other files.
         runtime: imports what runs the files in this process; None: their memory is not measured.
-        metadata: reads what a file says about itself; None if only ``card.json`` says it.
         elsewhere: the versions of packages in another environment that writes the files; raises LimbeckError if they
             are missing.
         for_int8: the packages that int8 needs, too.
+        calibrates: whether int8 needs samples, for the ranges of activations.
     """
 
     suffix: str
@@ -52,18 +60,24 @@ class Exporter:
     load: Load | None
     precisions: tuple[Precision, ...]
     any_batch: bool
+    metadata: Metadata
+    runs_with: tuple[str, ...]
     add: Callable[[Graph, Path], None] | None = None
     beside: tuple[str, ...] = ()
     runtime: Callable[[], object] | None = None
-    metadata: Metadata | None = None
     elsewhere: Callable[[], dict[str, str]] = dict
     for_int8: tuple[str, ...] = ()
+    calibrates: bool = True
 
-    def check(self, name: str, precision: Precision = "fp32") -> None:
-        """Raise LimbeckError unless the packages are installed."""
-        missing = missing_of((*self.modules, *(self.for_int8 if precision == "int8" else ())))
+    def packages(self, precision: Precision) -> tuple[str, ...]:
+        """Those that write and run a file."""
+        return (*self.modules, *(self.for_int8 if precision == "int8" else ()))
+
+    def check(self, what: str, packages: Iterable[str]) -> None:
+        """Raise LimbeckError, which begins with ``what``, unless the packages are installed."""
+        missing = missing_of(packages)
         if missing:
-            raise LimbeckError(f"the export to {name} needs {', '.join(missing)}: pip install 'limbeck[{self.extra}]'")
+            raise LimbeckError(f"{what} needs {', '.join(missing)}: pip install 'limbeck[{self.extra}]'")
 
     def loader(self, name: str) -> Load:
         """What opens its files.
@@ -71,7 +85,7 @@ class Exporter:
         Raises:
             LimbeckError: a package is missing, or its files do not run on this system.
         """
-        self.check(name)
+        self.check(f"a file for {name}", self.runs_with)
         if self.load is None:
             raise LimbeckError(f"files for {name} do not run on this system")
         return self.load

@@ -1,12 +1,11 @@
 """Measure finished exports again, on this machine: without the student, the data or the code that trained it.
 
-A file that a user received is first run in a process of its own with limited memory, see `limbeck.exports.memory`.
+A file that a user received is first opened and run in a process of its own, see `limbeck.exports.memory`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from glob import escape
 from pathlib import Path
 
 from limbeck.core import LimbeckError
@@ -17,7 +16,7 @@ from limbeck.exports import EXPORTERS
 from limbeck.exports.base import Runner
 from limbeck.exports.card import CARD, About, read_card, read_metadata
 from limbeck.exports.errors import in_one_line
-from limbeck.exports.memory import peak_memory
+from limbeck.exports.memory import metadata_of, peak_memory
 from limbeck.files.paths import file_size
 
 LARGEST = 2**31
@@ -35,7 +34,7 @@ class Measured:
 
     path: Path  #: as it was given
     about: About
-    bytes: int  #: of all its files but the card
+    bytes: int  #: of its files but the card
     memory: int | None  #: see `limbeck.exports.memory`
     latency: Latency  #: of one random sample
 
@@ -55,7 +54,10 @@ def bench_exports(paths: Sequence[Path]) -> list[Measured]:
     memory = {path: peak_memory(about.backend, file, about.reads) for path, (file, about) in found.items()}
     calls = {str(path): partial(_runner(file, about), about.reads.random()) for path, (file, about) in found.items()}
     latency = times(calls)
-    return [Measured(path, about, _bytes(path), memory[path], latency[str(path)]) for path, (_, about) in found.items()]
+    return [
+        Measured(path, about, _bytes(file, about), memory[path], latency[str(path)])
+        for path, (file, about) in found.items()
+    ]
 
 
 def _found(path: Path) -> tuple[Path, About]:
@@ -71,15 +73,14 @@ def _found(path: Path) -> tuple[Path, About]:
 
 
 def _about(file: Path) -> About:
-    """The metadata of a file; the card beside it if the backend's files have none."""
+    """The metadata of a file."""
     backend = SUFFIXES[file.suffix]
-    metadata = EXPORTERS[backend].metadata
-    if metadata is None:
-        return read_card(file.parent)
-    EXPORTERS[backend].check(backend)
+    EXPORTERS[backend].loader(backend)
     _check_file(file)
-    with in_one_line(f"{file} is damaged, or limbeck did not export it"):
-        text = metadata(file)
+    try:
+        text = metadata_of(backend, file)
+    except LimbeckError as error:
+        raise LimbeckError(f"{file} is damaged, or limbeck did not export it: {error}") from error
     return read_metadata(text, file)
 
 
@@ -96,11 +97,8 @@ def _runner(file: Path, about: About) -> Runner:
     return runner
 
 
-def _bytes(path: Path) -> int:
-    """Of the files in a folder but the card; of a file, with its weights beside it."""
-    files = path.rglob("*") if path.is_dir() else path.parent.glob(f"{escape(path.stem)}.*")
-    return sum(
-        one.stat().st_size
-        for one in files
-        if one.is_file() and one.name != CARD and (path.is_dir() or one == path or one.suffix not in SUFFIXES)
-    )
+def _bytes(file: Path, about: About) -> int:
+    """Of a file, which may be a folder, and of those that its backend writes beside it."""
+    beside = (file.with_name(name.replace("student", file.stem)) for name in EXPORTERS[about.backend].beside)
+    files = (one for path in (file, *beside) for one in (path, *path.rglob("*")))
+    return sum(one.stat().st_size for one in files if one.is_file())

@@ -60,9 +60,11 @@ class Results:
     latency: dict[str, Latency] = field(default_factory=dict)  #: of one sample: of the student in PyTorch and the file
     memory: dict[str, int | None] = field(default_factory=dict)  #: of the same: see `limbeck.exports.memory`
     processor: str = ""  #: of the latencies, as in environment.json
+    memory_problem: str = ""  #: why a peak memory could not be measured
     #: How many operators of each kind XNNPACK does not run (ExecuTorch), or stay in 32 bits (convolutions and matrix
-    #: products of ONNX in int8). Not known of other backends.
-    fallbacks: dict[str, int] = field(default_factory=dict)
+    #: products of ONNX in int8). None: not known, as of other backends.
+    fallbacks: dict[str, int] | None = None
+    calibration: int = 0  #: the training samples from which the ranges of int8 activations come
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """Core ML, for Apple's devices. Files are written on any system and run on macOS."""
 
 import sys
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from limbeck.core import LimbeckError
 from limbeck.exports.base import Exporter, Runner
 from limbeck.exports.graph import Graph
 from limbeck.exports.resizing import resized_by_products
@@ -20,10 +19,13 @@ _UNKNOWN = {
 """The operations that coremltools does not know, or converts without antialiasing, by others."""
 
 
-def export(graph: Graph, path: Path) -> dict[str, int]:
+def export(graph: Graph, path: Path) -> None:
     """Write an ``.mlpackage``, whose input is an array of float32, because Core ML has no arrays of bytes.
 
     int8: the weights alone, by channel, in layers with more than 2,048 weights; the network computes in 32 bits.
+
+    Raises:
+        LimbeckError: int8, and no layer has so many.
     """
     import coremltools
     from coremltools.optimize.coreml import OpLinearQuantizerConfig, OptimizationConfig, linear_quantize_weights
@@ -38,21 +40,25 @@ def export(graph: Graph, path: Path) -> dict[str, int]:
     )
     if graph.precision == "int8":
         model = linear_quantize_weights(model, OptimizationConfig(OpLinearQuantizerConfig(mode="linear_symmetric")))
+        if not any("dequantize" in one.op_type for one in model._mil_program.functions["main"].operations):
+            raise LimbeckError(
+                "int8 changes nothing, because no layer has more than 2,048 weights: export fp32 or fp16"
+            )
     model.user_defined_metadata["limbeck"] = graph.card
     model.save(str(path))
-    return {}
 
 
-def load(path: Path) -> Runner:
+def load(path: Path, output: int = 0) -> Runner:
     """Open a file with Core ML."""
     import coremltools
 
     model = coremltools.models.MLModel(str(path))
-    name = model.get_spec().description.input[0].name
+    described = model.get_spec().description
+    given, wanted = described.input[0].name, described.output[output].name
 
     def run(inputs: Tensor) -> Tensor:
-        parts = [model.predict({name: one[None].float().numpy()}) for one in inputs]
-        return torch.cat([torch.from_numpy(next(iter(part.values()))) for part in parts])
+        parts = [model.predict({given: one[None].float().numpy()}) for one in inputs]
+        return torch.cat([torch.from_numpy(part[wanted]) for part in parts])
 
     return run
 
@@ -73,6 +79,7 @@ COREML = Exporter(
     load if sys.platform == "darwin" else None,
     ("fp32", "fp16", "int8"),
     False,
-    runtime=partial(import_module, "coremltools"),
-    metadata=metadata,
+    metadata,
+    ("coremltools",),
+    calibrates=False,
 )

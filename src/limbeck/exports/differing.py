@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from limbeck.exports.base import Export, Load
+from limbeck.exports.base import Exporter, Load
 from limbeck.exports.deployed import Deployed
 from limbeck.exports.graph import Graph
 from limbeck.exports.parity import Limit, compare
@@ -35,7 +35,7 @@ class _UpTo(nn.Module):
 
 
 def first_differing(
-    export: Export, load: Load, graph: Graph, student: Deployed, samples: Tensor, limit: Limit
+    backend: Exporter, load: Load, graph: Graph, student: Deployed, samples: Tensor, limit: Limit
 ) -> str | None:
     """The first layer whose output in a file differs by more than the limit of numbers, by bisection.
 
@@ -43,7 +43,7 @@ def first_differing(
     to a layer cannot be exported.
 
     Args:
-        export: writes a file.
+        backend: writes a file.
         load: opens it.
         graph: what was exported.
         student: the module in 32 bits.
@@ -54,8 +54,8 @@ def first_differing(
 
     def differs(layer: str) -> bool:
         with TemporaryDirectory() as folder:
-            file = Path(folder) / "layer"
-            export(replace(graph, module=_UpTo(graph.module, layer), outputs=("layer",)), file)
+            file = Path(folder) / f"layer{backend.suffix}"
+            backend.export(replace(graph, module=_UpTo(graph.module, layer), outputs=("layer",)), file)
             found = compare(load(file), _UpTo(student, layer), samples, [1], task="regression", split="validation")
         return bool(found.problem(limit))
 

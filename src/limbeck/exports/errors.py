@@ -22,6 +22,8 @@ def in_one_line(what: str, file: Path | None = None) -> Iterator[None]:
     except Exception as error:
         cause = error if file is None or isinstance(error, OSError) else refusal(file)
         if isinstance(cause, OSError) and cause.errno in FULL:
+            if cause is error:
+                raise
             raise cause from error
         first: BaseException = error
         while first.__cause__ is not None:  # it names the operator

@@ -29,15 +29,15 @@ def export(graph: Graph, path: Path) -> dict[str, int]:
     return dict(Counter(one.__name__.split(".")[1] for one in targets if isinstance(one, EdgeOpOverload)))
 
 
-def load(path: Path) -> Runner:
+def load(path: Path, output: int = 0) -> Runner:
     """Open a file with the runtime."""
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(path).load_method("forward")
 
     def run(inputs: Tensor) -> Tensor:
-        output: Tensor = method.execute([inputs.contiguous()])[0]
-        return output.clone()
+        found: Tensor = method.execute([inputs.contiguous()])[output]
+        return found.clone()
 
     return run
 
@@ -85,6 +85,7 @@ EXECUTORCH = Exporter(
     load,
     ("fp32", "fp16", "int8"),
     False,
+    metadata,
+    ("executorch",),
     runtime=partial(import_module, "executorch.runtime"),
-    metadata=metadata,
 )

@@ -30,7 +30,7 @@ LONGEST = 3600
 """The most seconds of a conversion."""
 
 
-def export(graph: Graph, path: Path) -> dict[str, int]:
+def export(graph: Graph, path: Path) -> None:
     """Write a ``.tflite``. int8: static quantisation of weights (by channel) and activations with AI Edge Quantizer.
 
     Raises:
@@ -54,21 +54,20 @@ def export(graph: Graph, path: Path) -> dict[str, int]:
     model.buffers.append(BufferT(data=graph.card.encode()))
     model.metadata = [*(model.metadata or []), MetadataT(name="limbeck", buffer=len(model.buffers) - 1)]
     flatbuffer_utils.write_model(model, path)
-    return {}
 
 
-def load(path: Path) -> Runner:
+def load(path: Path, output: int = 0) -> Runner:
     """Open a file with the interpreter."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(path, num_threads=torch.get_num_threads())
     interpreter.allocate_tensors()
-    (given,), (first, *_) = interpreter.get_input_details(), interpreter.get_output_details()
+    (given,), wanted = interpreter.get_input_details(), interpreter.get_output_details()[output]
 
     def run(inputs: Tensor) -> Tensor:
         interpreter.set_tensor(given["index"], inputs.numpy())
         interpreter.invoke()
-        return torch.from_numpy(interpreter.get_tensor(first["index"]))
+        return torch.from_numpy(interpreter.get_tensor(wanted["index"]))
 
     return run
 
@@ -118,7 +117,8 @@ LITERT = Exporter(
     load,
     ("fp32", "int8"),
     False,
+    metadata,
+    ("ai_edge_litert",),
     runtime=partial(import_module, "ai_edge_litert.interpreter"),
-    metadata=metadata,
     elsewhere=versions,
 )

@@ -24,7 +24,7 @@ from limbeck.exports.deployed import Deployed
 from limbeck.exports.differing import first_differing
 from limbeck.exports.errors import in_one_line
 from limbeck.exports.graph import Graph, Layout, Precision
-from limbeck.exports.memory import STUDENT, peak_memory
+from limbeck.exports.memory import STUDENT, is_told, peak_memory
 from limbeck.exports.options import Options, check_folder
 from limbeck.exports.parity import BATCHES, LIMITS, SAMPLES, Parity, compare, run
 from limbeck.exports.samples import RawSamples
@@ -36,7 +36,7 @@ from limbeck.tasks import task_of
 from limbeck.train.copies import deep_copy
 
 CALIBRATION = 512
-"""The training samples with which the ranges of int8 activations are found."""
+"""The most training samples with which the ranges of int8 activations are found."""
 
 TEST_BATCH = 64
 
@@ -152,7 +152,7 @@ class _Export:
         self._check_outputs()
         temperature = _temperature(self._student, raw) if options.probabilities else None
         outputs = ("logits", *["probabilities"] * options.probabilities)
-        chosen = None
+        chosen, packages = None, options.backend.packages(options.precision)
         if deferral is not None:
             chosen = deferral.chosen(raw.outputs(self._student, data.validation, TEST_BATCH), raw)
         self._about = About(
@@ -167,21 +167,21 @@ class _Export:
             classes=data.outputs,
             temperature=temperature,
             deferring=chosen,
-            versions={name: version_of(name) for name in ("limbeck", "torch", *options.backend.modules)}
-            | options.backend.elsewhere(),
+            versions={name: version_of(name) for name in ("limbeck", "torch", *packages)} | options.backend.elsewhere(),
         )
+        calibrated = options.precision == "int8" and options.backend.calibrates
         self._graph = Graph(
             module=deployed(half=options.precision == "fp16", temperature=temperature),
             example=raw.some(data.train, 1).repeat(2, *[1] * len(data.shape)),
             outputs=outputs,
             any_batch=options.any_batch,
             precision=options.precision,
-            calibration=raw.some(data.train, CALIBRATION if options.precision == "int8" else 0),
+            calibration=raw.some(data.train, CALIBRATION if calibrated else 0),
             card=json.dumps(asdict(self._about)),
             runtime=options.runtime,
         )
 
-    def write(self, file: Path) -> dict[str, int]:
+    def write(self, file: Path) -> dict[str, int] | None:
         """Write the file, and return its fallbacks.
 
         Raises:
@@ -193,7 +193,7 @@ class _Export:
         with in_one_line(f"the student cannot be exported to {self._about.backend}", file):
             return self._backend.export(self._graph, file)
 
-    def measured(self, file: Path, fallbacks: dict[str, int]) -> Card:
+    def measured(self, file: Path, fallbacks: dict[str, int] | None) -> Card:
         """Compare the file with the student, and measure both.
 
         Raises:
@@ -203,14 +203,17 @@ class _Export:
             sum(one.stat().st_size for one in file.parent.rglob("*") if one.is_file()),
             file_bytes(self._student.network),
         )
+        results = partial(Results, *sizes, fallbacks=fallbacks, calibration=len(self._graph.calibration))
         task, test = self._task, self._data.test
         label = task.headline.label
         if self._backend.load is None:
-            return Card(**vars(self._about), results=Results(*sizes, None, label, None, None, fallbacks=fallbacks))
+            return Card(**vars(self._about), results=results(None, label, None, None))
         load, example = self._backend.load, self._graph.example[:1]
         with in_one_line("the exported file does not run"):
             runner = load(file)
             parity = self._parity(runner, load)
+            if self._about.temperature is not None:
+                self._check_probabilities(runner, load(file, 1), self._about.temperature)
             self._say(f"measuring both on the {len(test):,} samples of the test split")
             of_file = self._raw.outputs(runner, test, TEST_BATCH if self._graph.any_batch else 1)
         of_student = self._raw.outputs(self._student, test, TEST_BATCH)
@@ -218,20 +221,11 @@ class _Export:
         deferring = self._about.deferring
         if self._deferral is not None and deferring is not None:
             deferring = self._deferral.on_test(deferring, of_file, self._raw)
-        self._say("measuring the latencies")
+        self._say("measuring latency and memory")
         latency = times({"student": partial(self._student, example), "file": partial(runner, example)})
-        results = Results(
-            *sizes,
-            parity,
-            label,
-            student,
-            exported,
-            latency,
-            memory=self._memory(file),
-            processor=processor(),
-            fallbacks=fallbacks,
-        )
-        return Card(**vars(self._about) | {"deferring": deferring}, results=results)
+        memory, problem = self._memory(file)
+        measured = results(parity, label, student, exported, latency, memory, processor(), memory_problem=problem)
+        return Card(**vars(self._about) | {"deferring": deferring}, results=measured)
 
     @property
     def _compared(self) -> tuple[str, Tensor]:
@@ -246,15 +240,23 @@ class _Export:
         if not torch.isfinite(outputs).all():
             raise LimbeckError("the student's outputs are not finite, so a file cannot be compared with them")
 
-    def _memory(self, file: Path) -> dict[str, int | None]:
-        """The peak memory of the student in PyTorch and of the file."""
-        self._say("measuring the peak memory")
-        program = replace(self._graph, module=self._student, outputs=("logits",)).program()
-        with TemporaryDirectory() as folder:
-            saved = Path(folder) / "student.pt2"
-            torch.export.save(program, saved)
-            student = peak_memory(STUDENT, saved, self._about.reads)
-        return {"student": student, "file": peak_memory(self._about.backend, file, self._about.reads)}
+    def _memory(self, file: Path) -> tuple[dict[str, int | None], str]:
+        """The peak memory of the student in PyTorch and of the file, and why one is missing.
+
+        What fails here does not end a good export.
+        """
+        if not is_told(self._backend):
+            return {}, ""
+        memory: dict[str, int | None] = {"student": None, "file": None}
+        try:
+            with in_one_line("it cannot be measured"), TemporaryDirectory() as folder:
+                memory["file"] = peak_memory(self._about.backend, file, self._about.reads)
+                saved = Path(folder) / "student.pt2"
+                torch.export.save(replace(self._graph, module=self._student, outputs=("logits",)).program(), saved)
+                memory["student"] = peak_memory(STUDENT, saved, self._about.reads)
+        except (LimbeckError, OSError) as error:
+            return memory, str(error)
+        return memory, ""
 
     def _parity(self, runner: Runner, load: Load) -> Parity:
         which, samples = self._compared
@@ -264,10 +266,22 @@ class _Export:
         parity = compare(runner, self._student, samples, batches, task=self._data.task, split=which)
         problem = parity.problem(limit)
         if problem:
-            layer = first_differing(self._backend.export, load, self._graph, self._student, samples[:8], limit)
+            layer = first_differing(self._backend, load, self._graph, self._student, samples[:8], limit)
             where = "" if layer is None else f"; the first layer that differs is {layer}"
             raise LimbeckError(f"the exported file does not answer as the student does: {problem}{where}")
         return parity
+
+    def _check_probabilities(self, runner: Runner, second: Runner, temperature: float) -> None:
+        """Compare the second output of the file with the softmax of the first."""
+        samples, size = self._compared[1], max(BATCHES) if self._graph.any_batch else 1
+        expected = (run(runner, samples, size) / temperature).softmax(dim=1)
+        apart = (run(second, samples, size) - expected).abs().max().item()
+        allowed = LIMITS[self._graph.precision].probabilities
+        if not apart <= allowed:
+            raise LimbeckError(
+                f"the probabilities of the file differ by {apart:.2g} from the softmax of its logits, allowed is "
+                f"{allowed:g}"
+            )
 
 
 def _with_logits(source: Source) -> nn.Module:

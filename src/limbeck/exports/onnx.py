@@ -47,19 +47,16 @@ def _in_32_bits(nodes: Iterable[Any]) -> dict[str, int]:
     return dict(Counter(node.op_type for node in layers if made.get(node.input[0]) != "DequantizeLinear"))
 
 
-def load(path: Path) -> Runner:
+def load(path: Path, output: int = 0) -> Runner:
     """Open a file with onnxruntime on the CPU."""
     session = _session(path)
-    name, first = session.get_inputs()[0].name, [session.get_outputs()[0].name]
-    return lambda inputs: torch.from_numpy(session.run(first, {name: inputs.numpy()})[0])
+    given, wanted = session.get_inputs()[0].name, [session.get_outputs()[output].name]
+    return lambda inputs: torch.from_numpy(session.run(wanted, {given: inputs.numpy()})[0])
 
 
 def metadata(path: Path) -> str:
     """What a file says about itself."""
-    import onnx
-
-    entries = onnx.load(path, load_external_data=False).metadata_props
-    found: str = next(one.value for one in entries if one.key == "limbeck")
+    found: str = _session(path).get_modelmeta().custom_metadata_map["limbeck"]
     return found
 
 
@@ -73,6 +70,7 @@ def _session(path: Path) -> Any:
 
 
 def _quantise(source: Path, path: Path, graph: Graph) -> None:
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -85,6 +83,7 @@ def _quantise(source: Path, path: Path, graph: Graph) -> None:
             return None if part is None else {graph.input: part.numpy()}
 
     quant_pre_process(source, source)
+    rest = set(graph.outputs[1:])  # the softmax, whose result would have 256 values
     quantize_static(
         source,
         path,
@@ -93,6 +92,7 @@ def _quantise(source: Path, path: Path, graph: Graph) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        nodes_to_exclude=[one.name for one in onnx.load(source).graph.node if rest & {*one.output}],
     )
 
 
@@ -104,6 +104,7 @@ ONNX = Exporter(
     load,
     ("fp32", "fp16", "int8"),
     True,
+    metadata,
+    ("onnxruntime",),
     runtime=partial(import_module, "onnxruntime"),
-    metadata=metadata,
 )

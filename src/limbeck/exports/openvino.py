@@ -15,7 +15,7 @@ _UNKNOWN = {torch.ops.aten._upsample_bilinear2d_aa.vec: resized_by_products}
 """The operation that OpenVINO does not know, by others."""
 
 
-def export(graph: Graph, path: Path) -> dict[str, int]:
+def export(graph: Graph, path: Path) -> None:
     """Write an ``.xml`` and a ``.bin``.
 
     fp16: the weights have 16 bits; the processor chooses how to compute. int8: NNCF's post-training quantisation of
@@ -32,7 +32,6 @@ def export(graph: Graph, path: Path) -> dict[str, int]:
         model = _quantised(model, graph)
     model.set_rt_info(graph.card, "limbeck")
     openvino.save_model(model, path, compress_to_fp16=graph.precision == "fp16")
-    return {}
 
 
 def _quantised(model: Any, graph: Graph) -> Any:
@@ -43,12 +42,12 @@ def _quantised(model: Any, graph: Graph) -> Any:
         return nncf.quantize(model, samples, subset_size=len(graph.calibration))
 
 
-def load(path: Path) -> Runner:
+def load(path: Path, output: int = 0) -> Runner:
     """Open a file on the CPU."""
     openvino = _openvino()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.Core().compile_model(path, "CPU", settings)
-    return lambda inputs: torch.from_numpy(compiled(inputs.numpy())[0].copy())
+    return lambda inputs: torch.from_numpy(compiled(inputs.numpy())[output].copy())
 
 
 def metadata(path: Path) -> str:
@@ -73,8 +72,9 @@ OPENVINO = Exporter(
     load,
     ("fp32", "fp16", "int8"),
     True,
+    metadata,
+    ("openvino",),
     beside=("student.bin",),
     runtime=_openvino,
-    metadata=metadata,
     for_int8=("nncf",),
 )

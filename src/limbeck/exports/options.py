@@ -57,7 +57,7 @@ class Options:
         if self.size is not None and not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in self.size):
             raise LimbeckError(f"size is {self.size}: allowed are a height and a width of 1 to {LARGEST_SIDE} pixels")
         check_folder(folder)
-        self.backend.check(self.to, self.precision)
+        self.backend.check(f"the export to {self.to}", self.backend.packages(self.precision))
         self.backend.elsewhere()
 
 

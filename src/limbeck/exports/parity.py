@@ -25,12 +25,13 @@ class Limit:
     difference: float  # the greatest `Parity.relative` of outputs that decide for classes or labels
     numbers: float  # the same of outputs that are numbers
     agreement: float  # the least share of equal decisions
+    probabilities: float  # the greatest difference of a probability from the softmax of the logits of the file
 
 
 LIMITS: dict[Precision, Limit] = {
-    "fp32": Limit(1e-4, 1e-4, 0.99),
-    "fp16": Limit(2e-2, 2e-2, 0.98),
-    "int8": Limit(math.inf, 0.2, 0.9),
+    "fp32": Limit(1e-4, 1e-4, 0.99, 1e-4),
+    "fp16": Limit(2e-2, 2e-2, 0.98, 1e-2),
+    "int8": Limit(math.inf, 0.2, 0.9, 1e-3),
 }
 
 

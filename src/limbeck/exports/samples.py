@@ -64,11 +64,8 @@ class RawSamples:
 
     def some(self, split: Split, count: int) -> Tensor:
         """Samples spread evenly over a split, (count, ...); fewer if it has fewer, or for `MOST_VALUES`."""
-        return self._of(split, self.places(split, min(count, self._most)))
-
-    def places(self, split: Split, count: int) -> Tensor:
-        """The places of `some` in the split."""
-        return torch.arange(min(count, len(split))) * len(split) // max(1, min(count, len(split)))
+        count = min(count, self._most, len(split))
+        return self._of(split, torch.arange(count) * len(split) // max(1, count))
 
     def outputs(self, run: Callable[[Tensor], Tensor], split: Split, size: int) -> Tensor:
         """What a file or a module returns for a whole split, read in batches of ``size``."""

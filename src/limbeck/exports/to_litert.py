@@ -23,7 +23,9 @@ def main() -> None:
         samples = [{"args_0": sample[None]} for sample in np.load(sys.argv[3])]
         bits = recipe_manager.RecipeManager()
         bits.add_static_config(".*", "*", activation_num_bits=8, weight_num_bits=8)
-        bits.add_quantization_config(".*", "OUTPUT", algorithm_key="no_quantize")
+        for kind in ("INPUT", "OUTPUT"):
+            bits.add_quantization_config(".*", kind, algorithm_key="no_quantize")
+        bits.add_quantization_config(".*serving_default_output_1.*", "SOFTMAX", algorithm_key="no_quantize")
         ranges = calibrator.Calibrator(path, num_threads=1, qsv_update_func=min_max_update)
         ranges.calibrate({"serving_default": samples}, bits)
         quantised = quantizer.Quantizer(path, bits.get_quantization_recipe())

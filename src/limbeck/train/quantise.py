@@ -150,7 +150,7 @@ class Rounding:
 
     @torch.no_grad()
     def end(self) -> None:
-        """Round the weights for good. A file with 8 bits, which rounds them in the same way, keeps their values."""
+        """Round the weights for good. A file of ONNX in int8, which rounds them in the same way, keeps their values."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
