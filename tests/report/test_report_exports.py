@@ -66,12 +66,12 @@ def written(folder, name, weights=None, **results):
 def test_an_export_is_a_point_beside_its_student_and_a_row(folder):
     costs = section(page(read(folder)), "costs")
     figures = {one.get("id"): rows(one) for one in costs.iter() if one.tag.endswith("figure")}
-    assert [found.get("onnx-int8") for found in figures.values()] == [
+    assert [found.get("export/onnx-int8") for found in figures.values()] == [
         ["93", "0.250", "yes"],
         None,
         ["93", "90,000", "yes"],
     ]
-    assert rows(costs)["onnx-int8"] == [
+    assert rows(costs)["export/onnx-int8"] == [
         "kd/seed0",
         "8x8x1",
         "94.00",
@@ -88,7 +88,7 @@ def test_an_export_is_a_point_beside_its_student_and_a_row(folder):
 def test_an_export_of_other_weights_is_not_shown(folder):
     written(folder, "foreign", weights="0" * 64)
     costs = section(page(read(folder)), "costs")
-    assert "foreign" not in rows(costs)
+    assert "export/foreign" not in rows(costs)
     assert "foreign was not exported from a network of this folder" in text(costs)
 
 
@@ -96,23 +96,44 @@ def test_a_latency_of_another_processor_is_only_in_the_table(folder):
     written(folder, "phone", processor="another")
     costs = section(page(read(folder)), "costs")
     figures = [rows(one) for one in costs.iter() if one.tag.endswith("figure")]
-    assert ["phone" in found for found in figures] == [False, False, True]
-    assert "the latency of phone in the figure, because it was measured on another processor" in text(costs)
-    assert rows(costs)["phone"][5] == "0.250"
+    assert ["export/phone" in found for found in figures] == [False, False, True]
+    assert "the latency of export/phone in the figure, because it was measured on another processor" in text(costs)
+    assert rows(costs)["export/phone"][5] == "0.250"
 
 
 def test_a_file_that_was_not_run_has_only_a_row(folder):
     written(folder, "coreml-fp16", parity=None, student=None, exported=None, latency={}, memory={}, processor="")
     costs = section(page(read(folder)), "costs")
-    assert rows(costs)["coreml-fp16"] == ["kd/seed0", "8x8x1", *[NONE] * 6, "90,000"]
-    assert not any("coreml-fp16" in rows(one) for one in costs.iter() if one.tag.endswith("figure"))
+    assert rows(costs)["export/coreml-fp16"] == ["kd/seed0", "8x8x1", *[NONE] * 6, "90,000"]
+    assert not any("export/coreml-fp16" in rows(one) for one in costs.iter() if one.tag.endswith("figure"))
+    assert "another processor" not in text(costs)
+
+
+def test_an_export_with_the_name_of_a_network_does_not_replace_its_point(folder):
+    written(folder, "kd")
+    costs = section(page(read(folder)), "costs")
+    latency = next(rows(one) for one in costs.iter() if one.tag.endswith("figure"))
+    assert {"teacher", "alone", "kd", "export/kd"} <= latency.keys()
+    assert latency["kd"] != latency["export/kd"]
+
+
+def test_the_number_of_exports_that_do_not_fit_is_told(folder, monkeypatch):
+    monkeypatch.setattr("limbeck.report.found.MOST_EXPORTS", 1)
+    written(folder, "second")
+    written(folder, "third")
+    costs = section(page(read(folder)), "costs")
+    assert "Not shown: 2 of 3 exports, because at most 1 are shown" in text(costs)
+    assert "export/second" not in rows(costs)
 
 
 @pytest.mark.parametrize(
     ("results", "message"),
     [
         ({"bytes": 0}, "a size or a latency is not above 0"),
-        ({"bytes": 10**400}, "a size or a latency is not above 0"),
+        ({"bytes": 10**400}, "card.results.bytes has 401 digits"),
+        ({"memory": {"file": 10**400}}, "card.results.memory.file has 401 digits"),
+        ({"memory": {"file": -1}}, "a memory is below 0"),
+        ({"latency": {"file": Latency(0.1, -5.0, 100)}}, "a size or a latency is not above 0"),
         ({"exported": float("inf")}, "card.results.exported is inf"),
         ({"exported": "0.9"}, "is not the card of an export"),
         ({"figure": "x" * 20_000}, "card.results.figure has 20,000 characters"),
@@ -121,7 +142,7 @@ def test_a_file_that_was_not_run_has_only_a_row(folder):
 def test_a_card_that_cannot_be_shown_is_left_out(folder, results, message):
     written(folder, "strange", **results)
     costs = section(page(read(folder)), "costs")
-    assert "strange" not in rows(costs)
+    assert "export/strange" not in rows(costs)
     assert message in text(costs)
 
 
