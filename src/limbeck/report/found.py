@@ -171,10 +171,8 @@ def read(folder: Path) -> Found:
         if environment is not None and environment not in found.environments:
             found.environments.append(environment)
     cards = sorted(folder.glob(f"{EXPORTS}/*/{CARD}"))
-    if len(cards) > MOST_EXPORTS:
-        found.missing["exports"] = [
-            f"{len(cards) - MOST_EXPORTS} of {len(cards)} exports, because at most {MOST_EXPORTS} are shown"
-        ]
+    if left_out := len(cards[MOST_EXPORTS:]):
+        found.missing["exports"] = [f"{left_out} of {len(cards)} exports, because at most {MOST_EXPORTS} are shown"]
     for path in cards[:MOST_EXPORTS]:
         exported = found.attempt("exports", partial(_exported, found, path.parent))
         found.exports += [] if exported is None else [exported]
