@@ -102,7 +102,11 @@ def encoded(
         weights: those of them that are coded.
     """
     sizes = {
-        name: Coded(tuple(weight.symbols.shape), len(weight.centroids), shortest(weight.centroids).itemsize)
+        name: Coded(
+            tuple(weight.symbols.shape),
+            len(weight.centroids),
+            2 if shortest(weight.centroids).dtype == torch.float16 else 4,
+        )
         for name, weight in weights.items()
     }
     others = {name: shortest(tensor) for name, tensor in tensors.items() if name not in weights}

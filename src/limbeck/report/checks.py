@@ -26,7 +26,7 @@ MOST_ARMS, MOST_NETWORKS = 100, 10_000
 def check_card(card: Card, folder: Path) -> None:
     """Raise LimbeckError if what an export says cannot be shown."""
     results = card.results
-    costs = [results.bytes, results.student_bytes]
+    costs: list[float] = [results.bytes, results.student_bytes]
     costs += [time for one in results.latency.values() for time in (one.median_ms, one.p95_ms)]
     problem = next(_absurd(plain(card), "card"), None)
     if problem is None and min(costs) <= 0:
