@@ -141,6 +141,7 @@ def changed(path, **values):
             "has compressed weights of version 1, but .* reads version 2: compress again",
         ),
         ({"version": "2"}, "that limbeck cannot read"),
+        ({"centroid_bytes": 3}, "that limbeck cannot read"),
         ({"centroid_bytes": 8}, "that limbeck cannot read"),
         ({"centroid_bytes": 4}, "is damaged|has no code"),
         ({"more": 1}, "that limbeck cannot read"),

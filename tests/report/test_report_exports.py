@@ -66,12 +66,12 @@ def written(folder, name, weights=None, **results):
 def test_an_export_is_a_point_beside_its_student_and_a_row(folder):
     costs = section(page(read(folder)), "costs")
     figures = {one.get("id"): rows(one) for one in costs.iter() if one.tag.endswith("figure")}
-    assert [found.get("export/onnx-int8") for found in figures.values()] == [
+    assert [found.get("onnx-int8") for found in figures.values()] == [
         ["93", "0.250", "yes"],
         None,
         ["93", "90,000", "yes"],
     ]
-    assert rows(costs)["export/onnx-int8"] == [
+    assert rows(costs)["onnx-int8"] == [
         "kd/seed0",
         "8x8x1",
         "94.00",
@@ -88,7 +88,7 @@ def test_an_export_is_a_point_beside_its_student_and_a_row(folder):
 def test_an_export_of_other_weights_is_not_shown(folder):
     written(folder, "foreign", weights="0" * 64)
     costs = section(page(read(folder)), "costs")
-    assert "export/foreign" not in rows(costs)
+    assert "foreign" not in rows(costs)
     assert "foreign was not exported from a network of this folder" in text(costs)
 
 
@@ -96,16 +96,16 @@ def test_a_latency_of_another_processor_is_only_in_the_table(folder):
     written(folder, "phone", processor="another")
     costs = section(page(read(folder)), "costs")
     figures = [rows(one) for one in costs.iter() if one.tag.endswith("figure")]
-    assert ["export/phone" in found for found in figures] == [False, False, True]
-    assert "the latency of export/phone in the figure, because it was measured on another processor" in text(costs)
-    assert rows(costs)["export/phone"][5] == "0.250"
+    assert ["phone" in found for found in figures] == [False, False, True]
+    assert "the latency of phone in the figure, because it was measured on another processor" in text(costs)
+    assert rows(costs)["phone"][5] == "0.250"
 
 
 def test_a_file_that_was_not_run_has_only_a_row(folder):
     written(folder, "coreml-fp16", parity=None, student=None, exported=None, latency={}, memory={}, processor="")
     costs = section(page(read(folder)), "costs")
-    assert rows(costs)["export/coreml-fp16"] == ["kd/seed0", "8x8x1", *[NONE] * 6, "90,000"]
-    assert not any("export/coreml-fp16" in rows(one) for one in costs.iter() if one.tag.endswith("figure"))
+    assert rows(costs)["coreml-fp16"] == ["kd/seed0", "8x8x1", *[NONE] * 6, "90,000"]
+    assert not any("coreml-fp16" in rows(one) for one in costs.iter() if one.tag.endswith("figure"))
     assert "another processor" not in text(costs)
 
 
@@ -123,7 +123,7 @@ def test_the_number_of_exports_that_do_not_fit_is_told(folder, monkeypatch):
     written(folder, "third")
     costs = section(page(read(folder)), "costs")
     assert "Not shown: 2 of 3 exports, because at most 1 are shown" in text(costs)
-    assert "export/second" not in rows(costs)
+    assert "second" not in rows(costs)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_the_number_of_exports_that_do_not_fit_is_told(folder, monkeypatch):
 def test_a_card_that_cannot_be_shown_is_left_out(folder, results, message):
     written(folder, "strange", **results)
     costs = section(page(read(folder)), "costs")
-    assert "export/strange" not in rows(costs)
+    assert "strange" not in rows(costs)
     assert message in text(costs)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class Coded:
 
     shape: Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=1, max_length=8)]
     centroids: Annotated[int, Field(ge=1, le=2**MOST_BITS)]
-    centroid_bytes: Literal[2, 4] = 2
+    centroid_bytes: Annotated[int, Field(ge=2, le=4, multiple_of=2)] = 2
 
     @property
     def bytes(self) -> int:
@@ -102,11 +102,7 @@ def encoded(
         weights: those of them that are coded.
     """
     sizes = {
-        name: Coded(
-            tuple(weight.symbols.shape),
-            len(weight.centroids),
-            2 if shortest(weight.centroids).dtype == torch.float16 else 4,
-        )
+        name: Coded(tuple(weight.symbols.shape), len(weight.centroids), shortest(weight.centroids).itemsize)
         for name, weight in weights.items()
     }
     others = {name: shortest(tensor) for name, tensor in tensors.items() if name not in weights}

@@ -45,7 +45,7 @@ class Epochs:
 class Exported:
     """A file for a device that was exported from a network of the folder."""
 
-    name: str  # export/ and that of its folder; an arm has no slash in its name
+    name: str  # of its folder; below export/ if an arm has this name
     arm: str  # of the network
     card: Card
     comparable: bool  # whether its latencies were measured on the processor of the networks
@@ -235,7 +235,9 @@ def _exported(found: Found, folder: Path) -> Exported:
     if card.task != found.result.task or card.weights_sha256 not in arms:
         raise LimbeckError(f"{folder} was not exported from a network of this folder, or the network was trained again")
     processors = {environment.get("cpu") for environment in found.environments}
-    return Exported(f"{EXPORTS}/{folder.name}", arms[card.weights_sha256], card, processors == {card.results.processor})
+    taken = folder.name in ("teacher", *(arm.arm for arm in found.result.arms))
+    name = f"{EXPORTS}/{folder.name}" if taken else folder.name
+    return Exported(name, arms[card.weights_sha256], card, processors == {card.results.processor})
 
 
 def _is_number(value: Any) -> bool:
