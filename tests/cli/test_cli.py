@@ -87,6 +87,7 @@ def same_weights(one, other):
     ("command", "words"),
     [
         ([], ("demo", "plan", "run", "report", "compress", "runs", "methods", "models", "taps", "doctor", "--version")),
+        ([], ("export", "bench-export")),
         (["demo"], ("--out", "runs/demo")),
         (
             ["run"],
@@ -110,6 +111,11 @@ def same_weights(one, other):
             ["compress"],
             ("FOLDER", "--network", "--quality", "--keep", "--bits", "--epochs", "--centroid-epochs", "--alone"),
         ),
+        (
+            ["export"],
+            ("FOLDER", "--to", "--fp16", "--int8", "--batch", "--layout", "--probabilities", "--defer-share", "--size"),
+        ),
+        (["bench-export"], ("EXPORTS", "size", "latency", "peak memory")),
         (
             ["plan"],
             ("RECIPE", "--set", "--seed", "--smoke", "--json", "--out", "--data-root", "--allow", "--trust-code"),

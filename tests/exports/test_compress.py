@@ -106,6 +106,17 @@ def test_centroids_and_small_biases_are_rounded_to_16_bits():
     assert torch.equal(layers[1].bias, before[1])
 
 
+@pytest.mark.parametrize("scale", [1e6, 1e-6])
+def test_centroids_that_float16_cannot_hold_keep_32_bits(scale):
+    layer = nn.Linear(5, 3)
+    layer.weight.data *= scale
+    prune(layer, quality=0.5, keep=None)
+    share(layer, 2)
+    exact = shared_of(layer).centroids.clone()
+    shorten(layer)
+    assert torch.equal(shared_of(layer).centroids, exact)
+
+
 def test_the_gradient_of_a_centroid_is_the_sum_over_its_cluster():
     layer = nn.Linear(5, 3)
     prune(layer, quality=0.5, keep=None)
@@ -265,6 +276,7 @@ def test_a_file_that_gives_other_weights_is_not_kept(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr("limbeck.exports.compress.read_state", other)
+    (tmp_path / "small.safetensors").write_text("earlier")
     with pytest.raises(limbeck.LimbeckError, match=r"the file gives other values of head\.bias than the student has"):
         compress(mlp(), digits(), tmp_path / "small.safetensors", epochs=0, centroid_epochs=0)
-    assert list(tmp_path.iterdir()) == []
+    assert [one.read_text() for one in tmp_path.iterdir()] == ["earlier"]

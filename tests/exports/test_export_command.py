@@ -72,11 +72,12 @@ def test_the_student_of_a_run_is_exported_with_its_teacher_behind_it(folders, tm
 
 
 def test_the_default_place_is_in_the_folder_and_any_network_can_be_chosen(folders):
-    shown = limbeck_command("export", folders / "run", "--network", "alone/seed1", "--batch", 1, "--layout", "nchw")
-    file = folders / "run" / "export" / "alone-seed1-onnx-fp32" / "student.onnx"
+    options = ("--network", "alone/seed1", "--batch", 1, "--layout", "nchw", "--size", "24x32")
+    shown = limbeck_command("export", folders / "run", *options)
+    file = folders / "run" / "export" / "alone-seed1-onnx-fp32-24x32-nchw-batch1" / "student.onnx"
     assert f"written: {file}" in shown.replace("\n", "")
     card = json.loads((file.parent / "card.json").read_text())
-    assert card["reads"]["shape"] == [1, 1, 8, 8]
+    assert card["reads"]["shape"] == [1, 1, 24, 32]
 
 
 def test_a_file_for_a_camera_is_tested_on_the_data_in_images_of_its_size(folders, tmp_path):

@@ -300,8 +300,8 @@ def test_an_export_with_other_files_beside_it_is_not_replaced(name, data, tmp_pa
     (folder / name).write_text("mine")
     refused(folder, f"holds {name}, which no export writes", mlp(), data, to="plain")
     (folder / name).unlink()
-    inner = plain()
-    backend(export=inner.export, load=lambda path: (folder / name).write_text("mine") and inner.load(path))
+    working = plain()
+    backend(export=working.export, load=lambda path: (folder / name).write_text("mine") and working.load(path))
     with pytest.raises(limbeck.LimbeckError, match=f"holds {name}, which no export writes"):
         limbeck.export(mlp(), data, folder, to="plain")
     assert (folder / name).read_text() == "mine"

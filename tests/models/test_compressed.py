@@ -77,6 +77,7 @@ def test_columns_of_zeros_take_little_room():
         shared(density=1.0),
         shared(centroids=1),
         shared((1, 1), 256),
+        SharedWeight(shared().symbols, torch.tensor([70_000.0, 1e-8, 1 / 3, -2.0])),
         shared((600, 2, 3, 3), density=0.5),
     ],
 )
@@ -135,7 +136,14 @@ def changed(path, **values):
         ({"centroids": 250}, "has no code of the compressed weight|bytes for the compressed weight"),
         ({"centroids": 6}, "is damaged"),
         ({"sha256": "0" * 64}, "its decoded weights are not those that were compressed"),
-        ({"version": 2}, "that limbeck cannot read"),
+        (
+            {"version": 1},
+            "has compressed weights of version 1, but .* reads version 2: compress again",
+        ),
+        ({"version": "2"}, "that limbeck cannot read"),
+        ({"centroid_bytes": 3}, "that limbeck cannot read"),
+        ({"centroid_bytes": 8}, "that limbeck cannot read"),
+        ({"centroid_bytes": 4}, "is damaged|has no code"),
         ({"more": 1}, "that limbeck cannot read"),
         ({"weights": {str(one): {} for one in range(100_000)}}, "describes its compressed weights in .* allowed are"),
         ({"weights": {"other": {"shape": [2], "centroids": 1}}}, "has no code of the compressed weight 'other'"),

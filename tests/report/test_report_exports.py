@@ -106,13 +106,34 @@ def test_a_file_that_was_not_run_has_only_a_row(folder):
     costs = section(page(read(folder)), "costs")
     assert rows(costs)["coreml-fp16"] == ["kd/seed0", "8x8x1", *[NONE] * 6, "90,000"]
     assert not any("coreml-fp16" in rows(one) for one in costs.iter() if one.tag.endswith("figure"))
+    assert "another processor" not in text(costs)
+
+
+def test_an_export_with_the_name_of_a_network_does_not_replace_its_point(folder):
+    written(folder, "kd")
+    costs = section(page(read(folder)), "costs")
+    latency = next(rows(one) for one in costs.iter() if one.tag.endswith("figure"))
+    assert {"teacher", "alone", "kd", "export/kd"} <= latency.keys()
+    assert latency["kd"] != latency["export/kd"]
+
+
+def test_the_number_of_exports_that_do_not_fit_is_told(folder, monkeypatch):
+    monkeypatch.setattr("limbeck.report.found.MOST_EXPORTS", 1)
+    written(folder, "second")
+    written(folder, "third")
+    costs = section(page(read(folder)), "costs")
+    assert "Not shown: 2 of 3 exports, because at most 1 are shown" in text(costs)
+    assert "second" not in rows(costs)
 
 
 @pytest.mark.parametrize(
     ("results", "message"),
     [
         ({"bytes": 0}, "a size or a latency is not above 0"),
-        ({"bytes": 10**400}, "a size or a latency is not above 0"),
+        ({"bytes": 10**400}, "card.results.bytes has 401 digits"),
+        ({"memory": {"file": 10**400}}, "card.results.memory.file has 401 digits"),
+        ({"memory": {"file": -1}}, "a memory is below 0"),
+        ({"latency": {"file": Latency(0.1, -5.0, 100)}}, "a size or a latency is not above 0"),
         ({"exported": float("inf")}, "card.results.exported is inf"),
         ({"exported": "0.9"}, "is not the card of an export"),
         ({"figure": "x" * 20_000}, "card.results.figure has 20,000 characters"),

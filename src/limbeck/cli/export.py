@@ -35,7 +35,7 @@ def export(
         bool, typer.Option("--probabilities", help="Also return calibrated probabilities.")
     ] = False,
     network: Network = None,
-    out: Annotated[Path | None, typer.Option(help="The folder of the export; default: export/ in the folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; default: in export/, named by the options.")] = None,
     defer_accuracy: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Ask the teacher just often enough to reach this accuracy on validation."),
@@ -44,7 +44,7 @@ def export(
         float | None,
         typer.Option(min=0, max=1, help="Or: the least share of the inputs that the student answers."),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="The size of a camera's images, such as 480x640.")] = None,
+    size: Annotated[str | None, typer.Option(help="Height and width of a camera's images, such as 480x640.")] = None,
     runtime: Annotated[Path | None, typer.Option(help="For web: the unpacked npm package onnxruntime-web.")] = None,
     data_root: DataRoot = None,
     trust_code: TrustCode = False,
@@ -67,7 +67,9 @@ def export(
             from limbeck.exports.options import Options
         precision: Precision = "fp16" if fp16 else "int8" if int8 else "fp32"
         options = Options(to, precision, 1 if batch == "1" else None, layout, probabilities, runtime, _sides(size))
-        place = out or folder / EXPORTS / "-".join([*([network.replace("/", "-")] if network else []), to, precision])
+        nchw, single = "nchw" if layout == "nchw" else "", "batch1" if batch == "1" else ""
+        name = "-".join(part for part in ((network or "").replace("/", "-"), to, precision, size, nchw, single) if part)
+        place = out or folder / EXPORTS / name
         if out is None and place.parent.is_symlink():
             raise LimbeckError(f"{place.parent} is a link, which limbeck does not write to")
         options.check(place)

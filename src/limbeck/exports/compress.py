@@ -19,6 +19,7 @@ from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import NO_AUGMENTATION, Training, example_batch, training_batches
 from limbeck.exports.sharing import Layer, bake, kind_of, layers_of, prune, share, shared_of, shorten, sparse_bytes
 from limbeck.exports.source import Finished, Source
+from limbeck.files.atomic import replacing
 from limbeck.methods import METHODS, PRESETS, TEACHERLESS
 from limbeck.models import GIVEN, NetworkSpec
 from limbeck.models.compressed import MOST_BITS, check_installed, shortest
@@ -120,8 +121,8 @@ def compress(
     """Compress the weights of a student into a small file, and check that the file gives the same weights.
 
     Small weights are pruned, and the others are retrained. The weights of each layer are then shared: k-means gives
-    2**bits centroids, which are fine-tuned. Centroids, and biases up to 1, are rounded to float16. A range coder writes
-    the file. ``limbeck.load_network(file, network=network)`` loads it.
+    2**bits centroids, which are fine-tuned. Centroids, and biases up to 1, are rounded to float16; tiny and very large
+    centroids are not. A range coder writes the file. ``limbeck.load_network(file, network=network)`` loads it.
 
     Args:
         student: the trained network; it is not changed.
@@ -255,10 +256,12 @@ class _Compression:
             shared[f"{name}.weight"] = shared_of(layer)
             bake(layer)
         others = [shortest(tensor) for name, tensor in self.student.state_dict().items() if name not in shared]
-        size = sum(tensor.nbytes for tensor in others) + sum(2 * len(weight.centroids) for weight in shared.values())
+        others += [shortest(weight.centroids) for weight in shared.values()]
+        size = sum(tensor.nbytes for tensor in others)
         steps.append(self._step("quantised", size + sparse_bytes(layers.values(), self._bits)))
-        save_network(self.student, file, spec=self._work.spec, compressed=shared)
-        self._prove(file)
+        with replacing(file) as temporary:
+            save_network(self.student, temporary, spec=self._work.spec, compressed=shared)
+            self._prove(temporary)
         steps.append(self._step("coded", file.stat().st_size))
         return Compressed(file, task_of(self.data).headline, tuple(steps), kept)
 
@@ -296,5 +299,4 @@ class _Compression:
         loaded = read_state(file, expected).state
         wrong = [name for name, tensor in expected.items() if not torch.equal(loaded[name].to(tensor), tensor)]
         if wrong:
-            file.unlink()
             raise LimbeckError(f"the file gives other values of {', '.join(wrong)} than the student has")

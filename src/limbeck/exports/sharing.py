@@ -137,12 +137,13 @@ def shorten(layer: Layer) -> None:
     """Round the centroids of a layer to float16, and its bias if no value is above 1.
 
     The error of a larger bias could matter, for example in a regression whose targets vary little around their mean.
+    Centroids stay as they are if an error is above 2**-10 of the greatest: all are tiny, or one is above 65,504.
     """
-    rounded: list[Tensor] = [layer.get_parameter("parametrizations.weight.original")]
+    centroids = layer.get_parameter("parametrizations.weight.original")
+    if (centroids.half() - centroids).abs().max() <= centroids.abs().max() / 2**10:
+        centroids.copy_(centroids.half())
     if layer.bias is not None and layer.bias.abs().max() <= 1:
-        rounded.append(layer.bias)
-    for parameter in rounded:
-        parameter.copy_(parameter.half())
+        layer.bias.copy_(layer.bias.half())
 
 
 def bake(layer: Layer) -> None:

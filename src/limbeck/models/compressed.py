@@ -1,19 +1,19 @@
 """Weights as zeros and centroids, entropy-coded: how a weights file holds them, and how they are decoded.
 
-A coded weight is a tensor of bytes in the safetensors file: the centroids (float16), the frequencies of the symbols
-(uint16), and the words of a range coder (uint32), all little-endian. Symbol 0 is a zero, symbol j is centroid j. The
-words say which weights are not 0, and then the symbols of these. Other tensors are written in float16 if that changes
-no number. The metadata has the shapes, the numbers of centroids, and the sha256 of all decoded tensors.
+A coded weight is a tensor of bytes in the safetensors file: the centroids (float16, or float32 if `shortest` keeps it),
+the frequencies of the symbols (uint16), and the words of a range coder (uint32), all little-endian. Symbol 0 is a zero,
+symbol j is centroid j. The words say which weights are not 0, and then the symbols of these. Other tensors are written
+in float16 if that changes no number. The metadata has the shapes, the numbers of centroids, and the sha256 of all
+decoded tensors.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from limbeck.core import LimbeckError
 
 KEY = "limbeck.compressed"
 """The key of the metadata that describes coded weights."""
+
+VERSION = 2
+"""The version of the format."""
 
 MOST_BITS = 8
 """The most bits of a number of a centroid."""
@@ -52,6 +55,7 @@ class Coded:
 
     shape: Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=1, max_length=8)]
     centroids: Annotated[int, Field(ge=1, le=2**MOST_BITS)]
+    centroid_bytes: Annotated[int, Field(ge=2, le=4, multiple_of=2)] = 2
 
     @property
     def bytes(self) -> int:
@@ -65,7 +69,7 @@ class Coding:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
-    version: Literal[1]
+    version: int
     weights: Mapping[str, Coded]
     sha256: str  #: as `digest` of all decoded tensors
 
@@ -75,7 +79,7 @@ class SharedWeight:
     """A weight whose values are 0 or one of a few centroids."""
 
     symbols: Tensor  #: int64, of the weight's shape; 0: zero, j: centroid j from 1
-    centroids: Tensor  #: (K,) float32 with the numbers of float16, at most 2**8
+    centroids: Tensor  #: (K,) float32, at most 2**8
 
     def dense(self) -> Tensor:
         """The weight, float32."""
@@ -97,11 +101,14 @@ def encoded(
         tensors: all tensors of a network, on the CPU.
         weights: those of them that are coded.
     """
-    sizes = {name: Coded(tuple(weight.symbols.shape), len(weight.centroids)) for name, weight in weights.items()}
+    sizes = {
+        name: Coded(tuple(weight.symbols.shape), len(weight.centroids), shortest(weight.centroids).itemsize)
+        for name, weight in weights.items()
+    }
     others = {name: shortest(tensor) for name, tensor in tensors.items() if name not in weights}
-    coding = Coding(1, sizes, digest({**tensors, **others}))
+    coding = Coding(VERSION, sizes, digest({**tensors, **others}))
     codes = {name: _encode(weight) for name, weight in weights.items()}
-    return {**others, **codes}, {KEY: json.dumps(asdict(coding), separators=(",", ":"))}
+    return {**others, **codes}, {KEY: TypeAdapter(Coding).dump_json(coding, exclude_defaults=True).decode()}
 
 
 def coding_of(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Coding | None:
@@ -129,6 +136,11 @@ def coding_of(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Ten
         coding = TypeAdapter(Coding).validate_json(metadata[KEY])
     except ValidationError as error:
         raise LimbeckError(f"{path} has a description of its compressed weights that limbeck cannot read") from error
+    if coding.version != VERSION:
+        raise LimbeckError(
+            f"{path} has compressed weights of version {coding.version}, but this version of limbeck reads version "
+            f"{VERSION}: compress again"
+        )
     for name, coded in coding.weights.items():
         code = tensors.get(name)
         if code is None or code.dtype != torch.uint8 or code.dim() != 1 or (len(code) - _start(coded)) % 4:
@@ -185,7 +197,7 @@ def shortest(tensor: Tensor) -> Tensor:
 
 def _start(coded: Coded) -> int:
     """Where the words begin: after the centroids and the frequencies."""
-    return 2 * coded.centroids + 2 * (coded.centroids + 1)
+    return coded.centroid_bytes * coded.centroids + 2 * (coded.centroids + 1)
 
 
 def _encode(weight: SharedWeight) -> Tensor:
@@ -201,7 +213,8 @@ def _encode(weight: SharedWeight) -> Tensor:
     if used.any():
         encoder.encode(symbols[symbols > 0], _model(frequencies))
     words = encoder.get_compressed().astype("<u4")
-    parts = (weight.centroids.numpy().astype("<f2"), frequencies, words)
+    centroids = shortest(weight.centroids).numpy()
+    parts = (centroids.astype(centroids.dtype.newbyteorder("<")), frequencies, words)
     code = np.concatenate([part.view(np.uint8) for part in parts])
     missing = max(0, -(-4 * len(symbols) // TIMES) - len(code))
     return torch.from_numpy(np.pad(code, (0, missing + -missing % 4)))
@@ -210,8 +223,9 @@ def _encode(weight: SharedWeight) -> Tensor:
 def _decode(code: Tensor, coded: Coded) -> Tensor:
     from constriction import stream
 
-    data, middle, start = code.numpy(), 2 * coded.centroids, _start(coded)
-    values = np.concatenate([np.zeros(1, np.float32), data[:middle].view("<f2").astype(np.float32)])
+    data, middle, start = code.numpy(), coded.centroid_bytes * coded.centroids, _start(coded)
+    centroids = data[:middle].view(f"<f{coded.centroid_bytes}").astype(np.float32)
+    values = np.concatenate([np.zeros(1, np.float32), centroids])
     frequencies = data[middle:start].view("<u2")
     decoder = stream.queue.RangeDecoder(data[start:].copy().view("<u4").astype(np.uint32))
     used = np.empty((coded.shape[0], math.prod(coded.shape[1:])), dtype=bool)

@@ -26,10 +26,13 @@ MOST_ARMS, MOST_NETWORKS = 100, 10_000
 def check_card(card: Card, folder: Path) -> None:
     """Raise LimbeckError if what an export says cannot be shown."""
     results = card.results
-    costs = [results.bytes, results.student_bytes, *(one.median_ms for one in results.latency.values())]
+    costs: list[float] = [results.bytes, results.student_bytes]
+    costs += [time for one in results.latency.values() for time in (one.median_ms, one.p95_ms)]
     problem = next(_absurd(plain(card), "card"), None)
-    if problem is None and not all(0 < cost < LARGEST for cost in costs):
+    if problem is None and min(costs) <= 0:
         problem = "a size or a latency is not above 0"
+    if problem is None and any(peak is not None and peak < 0 for peak in results.memory.values()):
+        problem = "a memory is below 0"
     if problem is not None:
         raise LimbeckError(f"the export {folder} cannot be shown: {problem}")
 
@@ -77,6 +80,8 @@ def _absurd(value: Any, place: str = "result") -> Iterator[str]:
     """Where plain values have numbers that are not finite or too large for any figure, or very long texts."""
     if isinstance(value, float) and not abs(value) < LARGEST:
         yield f"{place} is {value}"
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        yield f"{place} has {len(str(abs(value)))} digits"
     if isinstance(value, str) and len(value) > LONGEST:
         yield f"{place} has {len(value):,} characters"
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -57,7 +57,7 @@ def costs(result: ComparisonResult, exports: Sequence[Exported] = (), reasons: S
         missing += [
             f"the latency of {one.name} in the figure, because it was measured on another processor"
             for one in exports
-            if not one.comparable
+            if not one.comparable and "file" in one.card.results.latency
         ]
     else:
         missing.append("the latencies, which were not measured")

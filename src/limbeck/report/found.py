@@ -45,7 +45,7 @@ class Epochs:
 class Exported:
     """A file for a device that was exported from a network of the folder."""
 
-    name: str  # of its folder
+    name: str  # of its folder; below export/ if an arm has this name
     arm: str  # of the network
     card: Card
     comparable: bool  # whether its latencies were measured on the processor of the networks
@@ -170,7 +170,10 @@ def read(folder: Path) -> Found:
         environment = found.attempt("environment", partial(_environment, place))
         if environment is not None and environment not in found.environments:
             found.environments.append(environment)
-    for path in sorted(folder.glob(f"{EXPORTS}/*/{CARD}"))[:MOST_EXPORTS]:
+    cards = sorted(folder.glob(f"{EXPORTS}/*/{CARD}"))
+    if left_out := len(cards[MOST_EXPORTS:]):
+        found.missing["exports"] = [f"{left_out} of {len(cards)} exports, because at most {MOST_EXPORTS} are shown"]
+    for path in cards[:MOST_EXPORTS]:
         exported = found.attempt("exports", partial(_exported, found, path.parent))
         found.exports += [] if exported is None else [exported]
     found.recipe = found.attempt("recipe", lambda: _recipe(found))
@@ -232,7 +235,9 @@ def _exported(found: Found, folder: Path) -> Exported:
     if card.task != found.result.task or card.weights_sha256 not in arms:
         raise LimbeckError(f"{folder} was not exported from a network of this folder, or the network was trained again")
     processors = {environment.get("cpu") for environment in found.environments}
-    return Exported(folder.name, arms[card.weights_sha256], card, processors == {card.results.processor})
+    taken = folder.name in ("teacher", *(arm.arm for arm in found.result.arms))
+    name = f"{EXPORTS}/{folder.name}" if taken else folder.name
+    return Exported(name, arms[card.weights_sha256], card, processors == {card.results.processor})
 
 
 def _is_number(value: Any) -> bool:
