@@ -32,6 +32,7 @@ class Batches:
     on it; which one changes from epoch to epoch. Without ``shuffle``, all samples come in order, unchanged, as view 0.
     With ``balanced``, the numbers of samples of the classes in an epoch differ by at most one. The length of the epoch
     does not change: some samples are left out or repeated. A repeated sample has the same view each time.
+    Images of tar files may be shuffled a few files at a time (`Images.together`).
     In every pass in order, the last two batches share evenly if one sample would be left
     (`limbeck.data.dividing.batch_sizes`).
 
@@ -107,6 +108,7 @@ class Batches:
         self._inputs = split.inputs
         self._read: Callable[[Tensor, Sequence[int], int | None], Iterator[Tensor]]  # order, sizes and view to batches
         if isinstance(split.inputs, Images):
+            self._shards = split.inputs.shards() if split.inputs.together else torch.empty(0)
             self._read = Stream(split.inputs, seed=self._view_seed, device=self._device)
         else:
             held = split.inputs.to(self._device).contiguous()  # choosing is fast where a sample is one block of memory
@@ -185,7 +187,15 @@ class Batches:
             return torch.arange(len(self._targets))
         generator = torch.Generator().manual_seed(key(Purpose.ORDER, self._seed, epoch))
         order = torch.randperm(len(self._targets), generator=generator)
+        if isinstance(self._inputs, Images) and self._inputs.together:
+            order = _by_shard(order, self._shards, self._inputs.together, generator)
         return _balanced(order, self._targets.cpu(), generator) if self._balanced else order
+
+
+def _by_shard(order: Tensor, shards: Tensor, together: int, generator: torch.Generator) -> Tensor:
+    """A random order (N,), so that the samples of ``together`` shards, chosen at random, come one after the other."""
+    places = torch.randperm(int(shards.max()) + 1, generator=generator) // together
+    return order[torch.argsort(places[shards[order]], stable=True)]
 
 
 def _balanced(order: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
