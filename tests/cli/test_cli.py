@@ -32,6 +32,7 @@ from limbeck.files.atomic import NoSpace, read_sealed, write_sealed
 from limbeck.methods import ABOUT, METHODS
 from limbeck.methods.about import About
 from limbeck.models import Ensemble, load_network
+from limbeck.train.processes import ONE
 
 RECIPE = """\
 name: tiny
@@ -424,6 +425,7 @@ def test_the_options_reach_the_experiment(monkeypatch):
 
     def made(recipe, out, **options):
         assert options.pop("progress") is not None
+        assert options.pop("processes", ONE) == ONE
         asked.append((recipe.allow, out, options))
         raise LimbeckError("enough")
 

@@ -215,7 +215,7 @@ def without_space(monkeypatch, where):
     if where == "card":
         monkeypatch.setattr("limbeck.exports.make.write_sealed", raising(FULL))
     if where == "library":  # it raises an error that does not say why; the next write does
-        monkeypatch.setattr("limbeck.exports.base.refusal", lambda file: FULL)
+        monkeypatch.setattr("limbeck.exports.errors.refusal", lambda file: FULL)
 
 
 @pytest.mark.parametrize("where", ["file", "library", "card"])

@@ -78,9 +78,7 @@ app.add_typer(_group(CACHE_COMMANDS, "Build, verify or show the store of a teach
 
 
 @app.callback(invoke_without_command=True)
-def main(
-    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
-) -> None:
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Train a small student network with a trained teacher network, and measure whether the teacher helped."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is first imported
@@ -88,14 +86,7 @@ def main(
 
     if several_processes():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or a warning that no parameter of a stage is unused
-    from limbeck.cli.reporting import reporting
-
     plain_where_needed()
-    with reporting():
-        from limbeck.errors import LimbeckError
-
-        if several_processes() and context.invoked_subcommand != "run":
-            raise LimbeckError("several processes can only run a recipe: torchrun ... -m limbeck run RECIPE")
     if version:
         from importlib.metadata import version as installed
 

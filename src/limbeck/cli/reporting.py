@@ -8,11 +8,12 @@ import typer
 
 
 @contextmanager
-def reporting(resume: str = "") -> Iterator[None]:
+def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
     """Print errors that the user can fix as messages and exit with a code. Torch is not imported.
 
     The exit code is that of the LimbeckError (2 by default, 3 if training diverged), 3 for a full disk, 2 for other
-    OSErrors, 130 for Ctrl-C. ``resume`` is the command line that resumes the command.
+    OSErrors, 130 for Ctrl-C. ``resume`` is the command line that resumes the command. Torchrun may start the command
+    only if ``several`` is true.
     """
     from limbeck.cli.terminal import console, process_number, several_processes
     from limbeck.errors import LimbeckError
@@ -21,6 +22,8 @@ def reporting(resume: str = "") -> Iterator[None]:
     screen = console(stderr=True, soft_wrap=True)
     advice = f"To resume: {resume}" if resume else ""
     try:
+        if several_processes() and not several:
+            raise LimbeckError("several processes can only run a recipe: torchrun ... -m limbeck run RECIPE")
         yield
     except BrokenPipeError:
         raise  # the reader of the output is gone; typer exits silently

@@ -50,7 +50,7 @@ def run(
     Trains the teacher if the recipe says so, then for each seed the student without and with the teacher.
     """
     asked = Asked(recipe, override, seed, out, data_root, allow, trust_code, smoke, log)
-    with reporting(asked.again("run")):
+    with reporting(asked.again("run"), several=True):
         from limbeck.errors import LimbeckError
 
         if resume and overwrite:

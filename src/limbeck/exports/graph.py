@@ -1,5 +1,6 @@
 """What a backend is given."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -54,7 +55,9 @@ class Graph:
         shapes = ({0: torch.export.Dim("batch", min=1)},) if self.any_batch else None
         example = self.example if self.any_batch else self.example[:1]
         try:
-            return torch.export.export(self.module, (example,), dynamic_shapes=shapes)
+            with warnings.catch_warnings():  # on weights that a hook computes, as those of torch.nn.utils.prune
+                warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
+                return torch.export.export(self.module, (example,), dynamic_shapes=shapes)
         except GuardOnDataDependentSymNode as error:
             raise LimbeckError(
                 "the student cannot be exported: its forward depends on the values of tensors, as in `if x.sum() > 0`"
