@@ -8,6 +8,7 @@ import io
 import os
 import re
 import tarfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -72,7 +73,8 @@ class Tars:
         if shard not in self._open:
             if len(self._open) == _OPEN:
                 self._open.pop(next(iter(self._open))).close()
-            self._open[shard] = (self.place / shard).open("rb")
+            self._open[shard] = file = (self.place / shard).open("rb")
+            weakref.finalize(self, file.close)
         return self._open[shard]
 
 
