@@ -86,8 +86,6 @@ class Batches:
             raise LimbeckError(
                 "a single sample cannot be shuffled into batches; allowed are 2 and more, or batch size 1"
             )
-        if shuffle and batch_size < part[1]:
-            raise LimbeckError(f"batch_size is {batch_size} for {part[1]} processes: each needs a sample of a batch")
         if shuffle and augment != NONE:  # an error here comes before the first epoch
             check(split.inputs.shape, augment)
             check_points(split.targets, augment)
@@ -99,6 +97,12 @@ class Batches:
         if unlabelled:
             raise LimbeckError(f"balanced draws samples by their class, but {unlabelled:,} samples are unlabelled")
         self.samples = len(split) - (shuffle and len(split) % batch_size == 1)
+        least = min(min(batch_sizes(count, batch_size), default=1) for count in (self.samples, len(split)))
+        if least < part[1]:
+            raise LimbeckError(
+                f"a batch has {least} samples for {part[1]} processes, but each process needs at least one sample of "
+                f"every batch: change batch_size, which is {batch_size}"
+            )
         self._batch_size, self._shuffle, self._augment = batch_size, shuffle, augment
         self._seed, self._view_seed, self._views = seed, seed if view_seed is None else view_seed, views
         self._device, self._targets = torch.device(device), split.targets.to(device)
@@ -162,7 +166,7 @@ class Batches:
         if view is not None and self._augment != NONE:
             # those of a whole pass at once: one by one is a third of the time
             numbers = draws(there, options=self._augment, seed=self._view_seed, view=view)
-        for inputs in self._read(order, [size for size in sizes if size], view):
+        for inputs in self._read(order, sizes, view):
             stop = start + len(inputs)
             index = there[start:stop]
             targets = self._targets.index_select(0, index)
@@ -175,8 +179,6 @@ class Batches:
             several = Batch(scaled(inputs, self._scaling), targets, index, view or 0)
             yield from _parts(several, both)
             start = stop
-        for _, total in both:  # fewer samples than processes
-            yield Batch(several.inputs[:0], several.targets[:0], several.index[:0], several.view, total)
 
     def _own(self, batch: Batch) -> Batch:
         own = part_of(len(batch.index), *self._part)
