@@ -1,4 +1,4 @@
-"""What one thread or all, waiting asleep or spinning, cost: alone and beside other work.
+"""What one thread or all, waiting asleep or spinning, or two processes cost: alone and beside other work.
 
 Every sample is a separate process, because OpenMP reads its settings once. The settings take turns, round by round.
 Prints a table in Markdown: the milliseconds of a step, median and range over the rounds, and times the first setting.
@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 from benchmarks.speed.workloads import DIGITS, WORKLOADS, Workload, prepare
 
@@ -48,6 +49,7 @@ SETTINGS = {
     "all, asleep at once": {"OMP_WAIT_POLICY": "PASSIVE"},
     "all, as the commands": {"GOMP_SPINCOUNT": "30000"},
     "all, as they are": {},
+    "two processes": {"OMP_NUM_THREADS": "1"},
 }
 
 BUSY = "while True: pass"
@@ -56,21 +58,26 @@ BUSY = "while True: pass"
 def child(name: str, seconds: float) -> None:
     """Warm up, train for about that many seconds, and print the milliseconds of a step."""
     from benchmarks.speed.limbeck_loop import LimbeckLoop, engine_of
+    from limbeck.train.processes import processes
 
     case = prepare(CASES[name])
-    loop = LimbeckLoop(case, case.networks(), engine_of("32"))
-    loop(3)
-    start, steps, size = time.perf_counter(), 0, 1
-    while (passed := time.perf_counter() - start) < seconds:
-        loop(size)
-        steps, size = steps + size, min(2 * size, 50)
-    print(1000 * passed / steps)
+    with processes("cpu") as ours:
+        loop = LimbeckLoop(case, case.networks(), replace(engine_of("32"), processes=ours))
+        loop(3)
+        start, steps, size = time.perf_counter(), 0, 1
+        while ours.first(lambda: time.perf_counter() - start < seconds):
+            loop(size)
+            steps, size = steps + size, min(2 * size, 50)
+        if ours.rank == 0:
+            print(1000 * (time.perf_counter() - start) / steps)
 
 
 def sample(name: str, setting: str, seconds: float) -> float:
     """The milliseconds of a step in a process with this setting."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
-    command = [sys.executable, "-m", "benchmarks.threads", "--child", name, "--seconds", str(seconds)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    start = [sys.executable, *(launcher if setting == "two processes" else [])]
+    command = [*start, "-m", "benchmarks.threads", "--child", name, "--seconds", str(seconds)]
     done = subprocess.run(command, env={**kept, **SETTINGS[setting]}, capture_output=True, text=True, check=True)
     return float(done.stdout)
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from torch import nn
 
 import limbeck
-from limbeck.core import Batch
+from limbeck.core import Batch, LimbeckError
+from limbeck.data.dividing import part_of
 from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods import METHODS
@@ -20,7 +22,7 @@ from limbeck.optimizers import sgd
 from limbeck.schedules import cosine
 from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
-from limbeck.train.processes import ONE, processes
+from limbeck.train.processes import ONE, Processes, processes
 
 CASES = {
     "kd": {},
@@ -29,7 +31,6 @@ CASES = {
     "class_distance": {},
     "srrl": {},
     "crd": {},
-    "rkd": {},
 }
 
 
@@ -56,15 +57,15 @@ class Double:
 
 
 def weights(method, options, ours):
-    """The student's weights after two epochs; 29 samples are not a multiple of the batch or of the processes."""
+    """The student's weights; 21 samples are not a multiple of the batch or of the processes."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (29, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    targets = torch.arange(29) % 3
+    images = torch.randint(0, 256, (21, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    targets = torch.arange(21) % 3
     data = limbeck.arrays(images, targets, validation=0, test_set=(images, targets))
     teacher, student = (build(name, classes=3, shape=(3, 8, 8)) for name in ("resnet14", "resnet8"))
     engine = replace(make_engine(device="cpu", precision="32"), processes=ours)
-    training = Training(2, 8, sgd(lr=0.05, momentum=0.9), cosine())
+    training = Training(1, 8, sgd(lr=0.05, momentum=0.9), cosine())
     networks = {"student": student, "teacher": teacher}
     stages = plan(partial(METHODS[method], **options), networks, data, training)
     for module in (*networks.values(), *(loss for stage in stages for loss in stage.losses)):
@@ -75,23 +76,68 @@ def weights(method, options, ours):
     return {name: value.clone() for name, value in student.state_dict().items()}
 
 
-def one_of_several(rank, count, port, cases, queue):
+NORMS = (
+    lambda: nn.BatchNorm2d(4),
+    lambda: nn.BatchNorm2d(4, momentum=None, affine=False),
+    lambda: nn.BatchNorm2d(4, track_running_stats=False),
+    lambda: nn.BatchNorm2d(4),  # of inputs in bfloat16
+)
+
+
+def normalised(number, ours):
+    """Outputs, gradients and statistics of a BatchNorm on the part of a process."""
+    torch.manual_seed(0)
+    norm = NORMS[number]()
+    kind = torch.bfloat16 if number == 3 else torch.float32
+    whole, weights = (4 + 0.5 * torch.randn(7, 4, 3, 3)).to(kind), torch.randn(7, 4, 3, 3)
+    own = part_of(7, ours.rank, ours.count)
+    with ours.synchronised([norm]):
+        for _ in range(2):
+            inputs = whole[own].clone().requires_grad_()
+            outputs = norm(inputs)
+            (outputs.float() * weights[own]).sum().backward()
+    assert "forward" not in norm.__dict__
+    return outputs.float(), inputs.grad.float(), {name: value.float() for name, value in norm.state_dict().items()}
+
+
+def one_of_several(rank, count, port, cases, folder):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    with processes() as ours:
+    with processes("cpu") as ours:
         found = {method: weights(method, options, ours) for method, options in cases.items()}
-    torch.save(found, f"{queue}/{rank}.pt")
+        norms = [normalised(number, ours) for number in range(len(NORMS))]
+    torch.save((found, norms), f"{folder}/{rank}.pt")
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_train_the_weights_of_one(count, tmp_path):
+@pytest.mark.parametrize(("count", "cases"), [(2, CASES), (3, {"rkd": {}})])
+def test_several_processes_train_the_weights_of_one(count, cases, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_several, (count, port, CASES, str(tmp_path)), nprocs=count)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(count)]
-    for method, options in CASES.items():
+    torch.multiprocessing.spawn(one_of_several, (count, port, cases, str(tmp_path)), nprocs=count)
+    found, norms = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(count)), strict=True)
+    for method, options in cases.items():
         alone = weights(method, options, ONE)
         for other in found:
             for name, value in alone.items():
                 torch.testing.assert_close(other[method][name], value, rtol=1e-9, atol=1e-9, msg=f"{method} {name}")
+    for number in range(len(NORMS)):
+        *whole, state = normalised(number, ONE)
+        close = {"rtol": 0.02, "atol": 0.05} if number == 3 else {"rtol": 1e-5, "atol": 1e-5}
+        for place, one in enumerate(whole):
+            torch.testing.assert_close(torch.cat([parts[number][place] for parts in norms]), one, **close)
+        for parts in norms:
+            torch.testing.assert_close(parts[number][2], state, **close)
+
+
+def test_a_norm_with_an_activation_is_not_synchronised_without_it():
+    timm = pytest.importorskip("timm.layers")
+    message = r"BatchNormAct2d has a forward of its own: set train\.sync_batch_norm to false"
+    with pytest.raises(LimbeckError, match=message), Processes(0, 2).synchronised([timm.BatchNormAct2d(4)]):
+        pass
+
+
+def test_torchrun_may_have_started_processes_that_fit_the_device(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LimbeckError, match="several processes need device: cpu or cuda"), processes("mps"):
+        pass

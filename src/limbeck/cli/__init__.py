@@ -85,7 +85,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
     from limbeck.cli.terminal import plain_where_needed, several_processes
 
     if several_processes():
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or a warning that no parameter of a stage is unused
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no warning that every parameter is used
     plain_where_needed()
     if version:
         from importlib.metadata import version as installed

@@ -58,7 +58,7 @@ class _Watched:
     def __call__(self, epoch: int) -> Iterator[Batch]:
         for batch in self._batches(epoch):
             yield batch
-            self._advance(len(batch.targets))
+            self._advance(batch.total or len(batch.targets))
 
     def sweep(self) -> Iterable[Batch]:
         return self._batches.sweep()

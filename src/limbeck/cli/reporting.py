@@ -20,7 +20,8 @@ def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
     from limbeck.files.atomic import NoSpace
 
     screen = console(stderr=True, soft_wrap=True)
-    advice = f"To resume: {resume}" if resume else ""
+    again = "start torchrun again with --resume" if several_processes() else resume
+    advice = f"To resume: {again}" if resume else ""
     try:
         if several_processes() and not several:
             raise LimbeckError("several processes can only run a recipe: torchrun ... -m limbeck run RECIPE")
@@ -41,9 +42,9 @@ def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
         if (full or isinstance(error, NoSpace)) and advice:
             screen.print(f"Free some disk space first. {advice}")
         raise typer.Exit(code) from error
-    except RuntimeError:
-        if advice and several_processes():  # such as a lost connection to one that was killed
-            screen.print("a process has failed. To resume, start torchrun again with --resume")
+    except RuntimeError as error:
+        if several_processes() and any(word in str(error) for word in ("onnection", "NCCL")):
+            screen.print(f"another process has failed. {advice}")
         raise
     except KeyboardInterrupt as stop:
         screen.print(f"\nstopped. {advice}".rstrip())

@@ -1,6 +1,5 @@
 """`limbeck run` and `limbeck demo`."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +54,6 @@ def run(
 
         if resume and overwrite:
             raise LimbeckError("--resume needs the run that --overwrite deletes: use only one of them")
-        resume = resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # torchrun starts it again
         checked = asked.checked()
         folder = out or Path("runs") / checked.name
         _run(checked, folder, resume=resume, overwrite=overwrite, replaces=smoke, trust_code=trust_code, log=log or ())
@@ -87,7 +85,8 @@ def _run(
     overwrite = overwrite or (replaces and not resume and holds_run_of(out, recipe))
     keep_memory()
     say_code(recipe.model_dump())
-    with processes() as ours:
+    with processes(recipe.device) as ours:
+        resume, overwrite = resume or ours.restarted, overwrite and not ours.restarted
         with reading(console()) as progress:
             experiment = Experiment(
                 recipe,

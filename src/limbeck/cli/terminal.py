@@ -42,7 +42,7 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
 
 def process_number() -> int:
     """The number of this process among those that torchrun has started. Only the first one, 0, prints."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK", "0")) if several_processes() else 0
 
 
 def several_processes() -> bool:

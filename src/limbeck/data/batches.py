@@ -32,6 +32,7 @@ class Batches:
     on it; which one changes from epoch to epoch. Without ``shuffle``, all samples come in order, unchanged, as view 0.
     With ``balanced``, the numbers of samples of the classes in an epoch differ by at most one. The length of the epoch
     does not change: some samples are left out or repeated. A repeated sample has the same view each time.
+    Images of tar files may be shuffled a few files at a time (`Images.together`).
     In every pass in order, the last two batches share evenly if one sample would be left
     (`limbeck.data.dividing.batch_sizes`).
 
@@ -85,8 +86,6 @@ class Batches:
             raise LimbeckError(
                 "a single sample cannot be shuffled into batches; allowed are 2 and more, or batch size 1"
             )
-        if shuffle and batch_size < part[1]:
-            raise LimbeckError(f"batch_size is {batch_size} for {part[1]} processes: each needs a sample of a batch")
         if shuffle and augment != NONE:  # an error here comes before the first epoch
             check(split.inputs.shape, augment)
             check_points(split.targets, augment)
@@ -98,6 +97,12 @@ class Batches:
         if unlabelled:
             raise LimbeckError(f"balanced draws samples by their class, but {unlabelled:,} samples are unlabelled")
         self.samples = len(split) - (shuffle and len(split) % batch_size == 1)
+        least = min(min(batch_sizes(count, batch_size), default=1) for count in (self.samples, len(split)))
+        if least < part[1]:
+            raise LimbeckError(
+                f"a batch has {least} samples for {part[1]} processes, but each process needs at least one sample of "
+                f"every batch: change batch_size, which is {batch_size}"
+            )
         self._batch_size, self._shuffle, self._augment = batch_size, shuffle, augment
         self._seed, self._view_seed, self._views = seed, seed if view_seed is None else view_seed, views
         self._device, self._targets = torch.device(device), split.targets.to(device)
@@ -107,6 +112,7 @@ class Batches:
         self._inputs = split.inputs
         self._read: Callable[[Tensor, Sequence[int], int | None], Iterator[Tensor]]  # order, sizes and view to batches
         if isinstance(split.inputs, Images):
+            self._shards = split.inputs.shards() if split.inputs.together else torch.empty(0)
             self._read = Stream(split.inputs, seed=self._view_seed, device=self._device)
         else:
             held = split.inputs.to(self._device).contiguous()  # choosing is fast where a sample is one block of memory
@@ -160,7 +166,7 @@ class Batches:
         if view is not None and self._augment != NONE:
             # those of a whole pass at once: one by one is a third of the time
             numbers = draws(there, options=self._augment, seed=self._view_seed, view=view)
-        for inputs in self._read(order, [size for size in sizes if size], view):
+        for inputs in self._read(order, sizes, view):
             stop = start + len(inputs)
             index = there[start:stop]
             targets = self._targets.index_select(0, index)
@@ -173,8 +179,6 @@ class Batches:
             several = Batch(scaled(inputs, self._scaling), targets, index, view or 0)
             yield from _parts(several, both)
             start = stop
-        for _, total in both:  # fewer samples than processes
-            yield Batch(several.inputs[:0], several.targets[:0], several.index[:0], several.view, total)
 
     def _own(self, batch: Batch) -> Batch:
         own = part_of(len(batch.index), *self._part)
@@ -185,7 +189,15 @@ class Batches:
             return torch.arange(len(self._targets))
         generator = torch.Generator().manual_seed(key(Purpose.ORDER, self._seed, epoch))
         order = torch.randperm(len(self._targets), generator=generator)
+        if isinstance(self._inputs, Images) and self._inputs.together:
+            order = _by_shard(order, self._shards, self._inputs.together, generator)
         return _balanced(order, self._targets.cpu(), generator) if self._balanced else order
+
+
+def _by_shard(order: Tensor, shards: Tensor, together: int, generator: torch.Generator) -> Tensor:
+    """A random order (N,), so that the samples of ``together`` shards, chosen at random, come one after the other."""
+    places = torch.randperm(int(shards.max()) + 1, generator=generator) // together
+    return order[torch.argsort(places[shards[order]], stable=True)]
 
 
 def _balanced(order: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:

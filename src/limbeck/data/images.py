@@ -10,7 +10,7 @@ from torch import Tensor
 from limbeck.data.ahead import in_threads
 from limbeck.data.decoding import Pixels, quiet
 from limbeck.data.pixels import as_tensor, converted, decoded
-from limbeck.data.trees import Reader
+from limbeck.data.trees import Files
 from limbeck.user_code import contents, named
 
 _HEAD = 4096  # bytes of each file that the fingerprint covers
@@ -26,7 +26,7 @@ class Images:
         LimbeckError: the transform's file does not exist, or cannot be read.
     """
 
-    reader: Reader  # of the folder or zip file
+    reader: Files  # of the folder, zip file or tar files
     names: tuple[str, ...]  # of the files in it
     size: tuple[int, int]  # height and width in pixels
     channels: int = 3  # 3 (RGB), or 1 if all images are grey, or those of arrays
@@ -35,6 +35,7 @@ class Images:
     exif_orientation: bool = True  # whether images are rotated or flipped according to their EXIF orientation
     code: bytes = b""  # of the transform's file; read at once, because the file may change later
     deep: bool = False  # whether they are float32, because some have more than 8 bits a channel
+    together: int = 0  # tar files whose samples are shuffled with each other; 0: all
 
     def __post_init__(self) -> None:
         if self.transform is not None and not self.code and (found := named(self.transform)) is not None:
@@ -73,6 +74,11 @@ class Images:
     def select(self, index: Tensor) -> "Images":
         """The images at these places, (M,) int64, in this order; nothing is decoded."""
         return replace(self, names=tuple(self.names[place] for place in index.tolist()))
+
+    def shards(self) -> Tensor:
+        """The number of the tar file of each image, (N,) int64."""
+        numbers: dict[str, int] = {}
+        return torch.tensor([numbers.setdefault(name.partition(":")[0], len(numbers)) for name in self.names])
 
     def fingerprint(self) -> Iterator[bytes]:
         """What `Split.digest` covers of the images, piece by piece."""

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from limbeck.core import LimbeckError
 from limbeck.data import bounds
@@ -33,6 +33,18 @@ class Listing(NamedTuple):
     hidden: int  # number of hidden files, which are left out
     hidden_folders: int  # likewise of folders, which are not entered
     circular: int  # number of links to a folder that holds the link
+
+
+class Files(Protocol):
+    """What reads files by name."""
+
+    place: Path  #: for messages
+
+    def __call__(self, name: str) -> bytes:
+        """The whole file."""
+
+    def head(self, name: str, count: int) -> tuple[int, bytes]:
+        """The size of the file in bytes, and its first ``count`` bytes."""
 
 
 class Reader:

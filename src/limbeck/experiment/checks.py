@@ -41,8 +41,8 @@ _STATELESS = ("activation", "container", "flatten", "linear", "padding", "pixels
 _FOREIGN = {
     "DataParallel": "pass the network inside it, its `.module`",
     "DistributedDataParallel": "pass the network inside it, its `.module`",
-    "FullyShardedDataParallel": "limbeck runs in one process: build the network without it and load its full state",
-    "FSDPModule": "limbeck runs in one process: build the network without fully_shard and load its full state",
+    "FullyShardedDataParallel": "limbeck does not divide networks: build it without it and load its full state",
+    "FSDPModule": "limbeck does not divide networks: build it without fully_shard and load its full state",
 }
 
 

@@ -102,7 +102,8 @@ class Experiment:
             place = self.recipe.data.model_dump().get("path")
             old = resume or overwrite
             check_folder(folder, resume=old, data=Path(place) if place else None, compares=keep == "trials")
-        self.data = _loaded(recipe, progress) if given is None else given.data
+        with processes.one_by_one():  # the first one downloads
+            self.data = _loaded(recipe, progress) if given is None else given.data
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)
         self._given, self._keep, self._processes = given, keep, processes
@@ -127,7 +128,8 @@ class Experiment:
                 raise LimbeckError(
                     f"the {name} split has no samples of the classes in shift_bias: {list(recipe.evaluate.shift_bias)}"
                 )
-        if self._processes.count > 1 and recipe.train.quantise is not None:
+        blocks = [one for one in (recipe.train, recipe.teacher.train if recipe.teacher else None) if one is not None]
+        if self._processes.count > 1 and any(block.quantise for block in blocks):
             raise LimbeckError("train.quantise needs one process: run the recipe without torchrun")
         found = self._processes.first(lambda: self._preflight(path, resume=resume))
         self.recipe, self.macs = found.recipe, found.macs
@@ -139,9 +141,8 @@ class Experiment:
         self.arms = (*arms_of(self.recipe), *self.longer)
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         self.workspace = Workspace(self.data, training, self.engine)
-        for block in (recipe.train, recipe.teacher.train if recipe.teacher else None):
-            if block is not None:  # what cannot be put into batches is refused now, not after the teacher's training
-                replace(self.workspace, training=training_of(block, self.data)).batches(seed=0)
+        for block in blocks:  # what cannot be put into batches is refused now, not after the teacher's training
+            replace(self.workspace, training=training_of(block, self.data)).batches(seed=0)
         if self._given is not None and (len(self.recipe.seeds) > 1 or len(self.arms) > 1):
             self._given.networks.keep()
 

@@ -269,7 +269,8 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         return block.model_copy(update={"weights": whole(block.weights), "model": model(block.model)})
 
     def found(text: str) -> str | None:
-        return whole(text) if Path(text).exists() else text
+        path = Path(text)  # with a range of files, such as {0..9}, only the folder exists
+        return whole(text) if path.exists() or ("{" in path.name and path.parent.is_dir()) else text
 
     data, teacher = recipe.data, recipe.teacher
     places = dict.fromkeys(("path", "validation_path", "test_path", "images"), found)

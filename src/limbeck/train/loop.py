@@ -225,7 +225,7 @@ def _stage(
         stateful = [part for part in (average, best) if part is not None]
         if engine.compile:
             step.compile_losses()
-        averaged = engine.processes.averaged(step, buffers=not regime.sync_batch_norm)
+        averaged = engine.processes.averaged(step, step.losses)
         if state is not None:
             _restore(state, optimizer, engine, stateful)
         read: Versions | None = None
@@ -368,11 +368,8 @@ def _diverged(stage: Stage, first: NotFinite, sweep: TrainingSweep, readers: Map
     """The error, with the `cause` that is found in the batch of the step."""
     why, frozen_taps = "", [tap for tap in stage.reads if tap.source not in stage.networks]
     fixed = Taps(sweep.networks, frozen_taps, readers=readers)
-    for batch in islice(sweep.batches(sweep.epoch), first.step, first.step + 1):
+    alone = sweep.engine.processes.count == 1  # the search ends by the clock, which several processes do not share
+    for batch in islice(sweep.batches(sweep.epoch), first.step, first.step + 1) if alone else ():
         with torch.no_grad(), sweep.engine.without_autocast():
-            read = gathered(fixed.read(batch), batch, sweep.engine)
-            inputs, targets, index = (
-                sweep.engine.processes.gather(one, batch.total) for one in (batch.inputs, batch.targets, batch.index)
-            )
-            why = cause(Batch(inputs, targets, index, batch.view), read, sweep)
+            why = cause(batch, fixed.read(batch), sweep)
     return Diverged(explained(stage, sweep.epoch, first, len(sweep.batches), why))

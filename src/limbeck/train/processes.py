@@ -9,7 +9,6 @@ This is the only module that knows of `torch.distributed`.
 """
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from limbeck.core import LimbeckError
 from limbeck.data.dividing import part_of
+from limbeck.data.keys import key
 
 Value = TypeVar("Value")
 
@@ -39,10 +40,12 @@ class Processes:
     Attributes:
         rank: the number of this process; the first one, 0, writes and prints.
         count: of all processes.
+        restarted: whether torchrun has started them again after a failure.
     """
 
     rank: int = 0
     count: int = 1
+    restarted: bool = False
 
     def gather(self, own: Tensor, total: int) -> Tensor:
         """The tensors (n, ...) of all processes in the order of their ranks, (total, ...).
@@ -56,18 +59,17 @@ class Processes:
         return gathered
 
     def first(self, make: Callable[[], Value]) -> Value:
-        """What the first process makes, in each process. If it raises an error, the others exit."""
+        """Run ``make`` in the first process, and return its result in every process. If it fails, the others exit."""
         if self.count == 1:
             return make()
-        held: list[Any] = [None, 1]
-        try:
-            if self.rank == 0:
-                held = [make(), None]
-        except BaseException as error:
-            held[1] = getattr(error, "exit_code", 1)
-            raise
-        finally:
-            torch.distributed.broadcast_object_list(held, src=0)
+        held: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                held[0] = make()
+            except Exception as error:
+                _tell([None, getattr(error, "exit_code", 1)])
+                raise
+        _tell(held)
         if held[1] is not None:
             raise SystemExit(held[1])
         made: Value = held[0]
@@ -76,36 +78,52 @@ class Processes:
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
         """The first process enters the block alone; the others enter it when the first has left it."""
-        if self.rank:
+        if self.rank or self.count == 1:
             self.first(lambda: None)
-        yield
-        if not self.rank:
-            self.first(lambda: None)
+            yield
+            return
+        try:
+            yield
+        except Exception as error:
+            _tell([None, getattr(error, "exit_code", 1)])
+            raise
+        _tell([None, None])
 
-    def averaged(self, step: nn.Module, *, buffers: bool) -> nn.Module:
+    def averaged(self, step: nn.Module, losses: nn.Module) -> nn.Module:
         """A module that runs ``step``, and averages the gradients of its parameters over the processes.
 
-        With ``buffers``, those of the first process are copied to the others before each step.
+        Before each step, the buffers of the first process are copied to the others, besides those of the ``losses`` in
+        ``step``, which are the same in all of them.
         """
         if self.count == 1:
             return step
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the argument is forward_sync_buffers from torch 2.14 on
-            return DistributedDataParallel(step, broadcast_buffers=buffers, find_unused_parameters=True)
+        name = next(name for name, module in step.named_modules() if module is losses)
+        ignored = [f"{name}.{buffer}" for buffer, _ in losses.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+            step, ignored
+        )
+        return DistributedDataParallel(step, find_unused_parameters=True)
 
     @contextmanager
     def synchronised(self, networks: Iterable[nn.Module]) -> Iterator[None]:
-        """Inside the block, BatchNorms in training mode use the mean and the variance of the whole batch."""
+        """Inside the block, BatchNorms in training mode use the mean and the variance of the whole batch.
+
+        Raises:
+            LimbeckError: a BatchNorm is of a class with a forward of its own.
+        """
         norms = [one for network in networks for one in network.modules() if isinstance(one, _BatchNorm)]
         with ExitStack() as restored:
             for norm in norms if self.count > 1 else ():
-                restored.callback(norm.__dict__.pop, "forward", None)
+                if type(norm).forward is not _BatchNorm.forward or "forward" in norm.__dict__:
+                    kind = type(norm).__name__
+                    raise LimbeckError(f"{kind} has a forward of its own: set train.sync_batch_norm to false")
+                restored.callback(norm.__dict__.pop, "forward")
                 norm.__dict__["forward"] = partial(_normalised, norm)
             yield
 
     @contextmanager
-    def own_generators(self, device: torch.device, *key: int) -> Iterator[None]:
-        """Inside the block, each process draws other numbers, such as for dropout: a function of seed, key and rank.
+    def own_generators(self, device: torch.device, *place: int) -> Iterator[None]:
+        """Inside the block, each process draws other numbers, such as for dropout: a function of seed, place and rank.
 
         Otherwise all processes draw the same numbers.
         """
@@ -113,7 +131,7 @@ class Processes:
             yield
             return
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(hash((torch.initial_seed(), self.rank, *key)))
+            torch.manual_seed(key(torch.initial_seed(), self.rank, *place))
             yield
 
 
@@ -121,20 +139,36 @@ ONE = Processes()
 
 
 @contextmanager
-def processes() -> Iterator[Processes]:
-    """The processes that torchrun has started, inside the block; or this one alone."""
+def processes(device: str) -> Iterator[Processes]:
+    """The processes that torchrun has started, inside the block; or this one alone.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``, of which each process gets its own.
+
+    Raises:
+        LimbeckError: there are fewer GPUs than processes on this machine, or another device is asked for.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ONE
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE
-    )
-    try:
-        yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    finally:
-        torch.distributed.destroy_process_group()
+    cuda = device in ("auto", "cuda") and torch.cuda.is_available()
+    if device == "mps" or (device == "auto" and not cuda and torch.backends.mps.is_available()):
+        raise LimbeckError("several processes need device: cpu or cuda")
+    if cuda:
+        place, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if place >= there:
+            raise LimbeckError(f"process {place} of this machine has no GPU: there are {there}")
+        torch.cuda.set_device(place)
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    restarts = torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))  # which nodes count differently
+    torch.distributed.all_reduce(restarts)
+    yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size(), restarts.item() > 0)
+    torch.distributed.destroy_process_group()  # not after an error, when the others may be in a collective
+
+
+def _tell(held: list[Any]) -> None:
+    """Replace the list in each process by that of the first."""
+    torch.distributed.broadcast_object_list(held, src=0)
 
 
 class _Gather(torch.autograd.Function):
@@ -157,25 +191,27 @@ class _Gather(torch.autograd.Function):
 
 def _normalised(norm: _BatchNorm, inputs: Tensor) -> Tensor:
     """The forward of a BatchNorm over all processes."""
-    if not (norm.training or norm.running_mean is None):
+    if not norm.training:
         return type(norm).forward(norm, inputs)
     norm._check_input_dim(inputs)  # type: ignore[no-untyped-call]
+    kind = torch.promote_types(inputs.dtype, torch.float32)
     with torch.no_grad():
-        variance, mean = torch.var_mean(inputs, [0, *range(2, inputs.dim())], correction=0)
+        variance, mean = torch.var_mean(inputs.to(kind), [0, *range(2, inputs.dim())], correction=0)
         count = mean.new_full((1,), inputs.numel() // len(mean), dtype=torch.float64)
-        own = torch.cat([count, mean.double(), variance.double()]).nan_to_num()  # a process may have no samples
+        own = torch.cat([count, mean.double(), variance.double()])
         every = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(every, own)
         counts, means, variances = torch.split(torch.stack(every), [1, len(mean), len(mean)], dim=1)
         total = counts.sum()
         mean = (counts * means).sum(0) / total
         variance = (counts * (variances + (means - mean).square())).sum(0) / total
-        if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
+            share = norm.momentum or 0.0
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(1)
+                share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else share
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
             norm.running_var.lerp_((variance * total / (total - 1)).to(norm.running_var.dtype), share)
-        kind = torch.promote_types(inputs.dtype, torch.float32)
         weight = mean.new_ones(len(mean), dtype=kind) if norm.weight is None else norm.weight
         bias = mean.new_zeros(len(mean), dtype=kind) if norm.bias is None else norm.bias
     normalised: Tensor = _Normalise.apply(

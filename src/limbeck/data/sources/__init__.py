@@ -23,6 +23,7 @@ from limbeck.data.sources.cifar import cifar10, cifar100
 from limbeck.data.sources.folders import folder
 from limbeck.data.sources.idx import mnist
 from limbeck.data.sources.masks import masks
+from limbeck.data.sources.shards import webdataset
 from limbeck.data.sources.tables import table
 from limbeck.data.split import Data, Split
 from limbeck.data.targets import TaskName
@@ -39,6 +40,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         "folder": folder,
         "table": table,
         "masks": masks,
+        "webdataset": webdataset,
     }
 )
 """What `load` can load by name."""

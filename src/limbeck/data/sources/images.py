@@ -15,7 +15,7 @@ from limbeck.data.bounds import check_memory, fits_in_memory
 from limbeck.data.decoding import Header, Pixels, is_grey, quiet
 from limbeck.data.pixels import Decoded, converted, decoded, looked_at
 from limbeck.data.sources.base import Progress
-from limbeck.data.trees import Reader
+from limbeck.data.trees import Files
 
 Size: TypeAlias = tuple[int, int]  # height and width in pixels
 File: TypeAlias = tuple[str, bytes]  # its name and its content
@@ -31,7 +31,7 @@ _HEAD = 2**16  # bytes that hold most headers
 
 
 def read_images(
-    reader: Reader,
+    reader: Files,
     names: Sequence[str],
     size: Size | None,
     *,
@@ -89,7 +89,7 @@ def were(count: int, what: str) -> str:
     return f"1 {what} was" if count == 1 else f"{count:,} {what}s were"
 
 
-def look_at(reader: Reader, names: Sequence[str], *, exif_orientation: bool) -> list[Header]:
+def look_at(reader: Files, names: Sequence[str], *, exif_orientation: bool) -> list[Header]:
     """The headers of the files that can be read."""
     found = []
     with quiet():
@@ -118,7 +118,7 @@ def common_size(sizes: Iterable[Size]) -> tuple[Size, list[str]]:
     return (side, side), [note]
 
 
-def look(reader: Reader, name: str, exif_orientation: bool) -> Header:
+def look(reader: Files, name: str, exif_orientation: bool) -> Header:
     """The header of a file.
 
     Raises:
@@ -141,7 +141,7 @@ def _counted(items: Iterable[_Item], total: int, progress: Progress | None) -> I
 
 
 def _made(
-    reader: Reader,
+    reader: Files,
     names: Sequence[str],
     size: Size,
     exif_orientation: bool,
@@ -186,7 +186,7 @@ def _made(
     return torch.from_numpy(pixels), turned, deep
 
 
-def _empty(reader: Reader, count: int, channels: int, size: Size, *, deep: bool = False) -> Pixels:
+def _empty(reader: Files, count: int, channels: int, size: Size, *, deep: bool = False) -> Pixels:
     kind = numpy.dtype(numpy.float32 if deep else numpy.uint8)
     needed = count * channels * size[0] * size[1] * kind.itemsize
     text = f"{count:,} images of {size[0]} x {size[1]} from {reader.place}"

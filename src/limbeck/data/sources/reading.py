@@ -14,7 +14,7 @@ from limbeck.data.decoding import SUFFIXES, Header
 from limbeck.data.images import Images, Inputs
 from limbeck.data.sources.base import Progress
 from limbeck.data.sources.images import Size, common_size, deep_note, look_at, read_images, were
-from limbeck.data.trees import Listing, Reader
+from limbeck.data.trees import Files, Listing
 
 _LOOKED_AT = 2000  # streamed images of which the header is read
 _NOT_READ = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef"})
@@ -35,6 +35,7 @@ class Reading:
     workers: int | None
     transform: str | None
     progress: Progress | None
+    together: int = 0  # see `Images`
 
     def __post_init__(self) -> None:
         for name, value in (("workers", self.workers), ("transform", self.transform)):
@@ -43,7 +44,7 @@ class Reading:
         if self.workers is not None and self.workers < 0:
             raise LimbeckError(f"workers is {self.workers}; allowed are 0 and greater")
 
-    def inputs(self, reader: Reader, parts: Sequence[tuple[str, ...]]) -> tuple[Sequence[Inputs], Sequence[str]]:
+    def inputs(self, reader: Files, parts: Sequence[tuple[str, ...]]) -> tuple[Sequence[Inputs], Sequence[str]]:
         """Return the images of each part, which is a tuple of file names, and notes for the user.
 
         Raises:
@@ -67,7 +68,7 @@ class Reading:
             )
         workers = _processors() if self.workers is None else self.workers
         images = Images(reader, (), size, channels, workers, self.transform, self.exif_orientation, deep=deep > 0)
-        return [replace(images, names=part) for part in parts], notes
+        return [replace(images, names=part, together=self.together) for part in parts], notes
 
     def _streamed_size(self, first: str, looked: Sequence[Header]) -> tuple[Size, list[str]]:
         """The size of streamed images, of which at most a few thousand headers are read, and notes."""

@@ -1,0 +1,131 @@
+"""Images in tar files, as the package webdataset writes them, for data that no memory and few file systems hold."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from limbeck.core import LimbeckError
+from limbeck.data.sources.base import Parts, Progress, located
+from limbeck.data.sources.reading import Reading
+from limbeck.data.split import Split
+from limbeck.data.tars import Tars, samples
+from limbeck.files.paths import near
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MOST = 100_000  # tar files
+
+
+def webdataset(
+    *,
+    path: Path,
+    test_path: Path | None = None,
+    validation_path: Path | None = None,
+    label: str = "cls",
+    classes: tuple[str, ...] = (),
+    together: int = 0,
+    root: Path | None = None,
+    size: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+    exif_orientation: bool = True,
+    workers: int | None = None,
+    transform: str | None = None,
+) -> Parts:
+    """Images of uncompressed tar files, (N, C, H, W), which stay there and are decoded when they are needed.
+
+    A sample is one or more files with the same key, the name up to its first dot: an image, and a file with the number
+    of its class. Samples without that file have no label. When the data is loaded, the headers of all tar files are
+    read once, and no image.
+
+    Args:
+        path: the tar files of the training split, such as ``train-{0000..1023}.tar``, all in one folder; absolute, or
+            relative to the working folder or to the data root.
+        test_path: those of the test split. None: a part of the training split.
+        validation_path: those of the validation split. None: a part of the training split.
+        label: the extension of the files with the number of the class, from 0.
+        classes: the names of the classes. By default "0", "1", ... up to the largest label of the training split.
+        together: the number of tar files, chosen at random in each epoch, whose samples are shuffled with each other
+            before the next ones are read; 0: the samples of all files are shuffled. Disks and servers that are slow at
+            jumping read few files at a time faster.
+        root: see `data_root`.
+        size: height and width of the images, as for `limbeck.data.sources.folders.folder`.
+        progress: is called for each tar file.
+        exif_orientation: turn and mirror images as their EXIF data says.
+        workers: the number of processes that decode images; 0: only this one; None: one a processor, at most 4.
+        transform: what makes a training view of an image, as for `limbeck.data.sources.folders.folder`.
+
+    Raises:
+        LimbeckError: there is no such file; a file is damaged, compressed or cut short, see `limbeck.data.tars`; a
+            label is no number of a class; ``together`` is negative.
+    """
+    if together < 0:
+        raise LimbeckError(f"together is {together}: allowed are 0 and more tar files")
+    how = Reading(size, exif_orientation, True, workers, transform, progress, together)
+    given = {"train": path, "validation": validation_path, "test": test_path}
+    files = {part: _files(place, root) for part, place in given.items() if place is not None}
+    folders = {file.parent for listed in files.values() for file in listed}
+    if len(folders) > 1:
+        raise LimbeckError(f"the tar files are in {len(folders)} folders, such as {min(folders)}: put them into one")
+    total, done, found = sum(map(len, files.values())), 0, {}
+    for part, listed in files.items():
+        names, labels = list[str](), list[int]()
+        for file in listed:
+            for sample in samples(file, label):
+                names.append(sample.name)
+                labels.append(_number(sample.label, f"{sample.name} in {file.parent}"))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        if not names:
+            raise LimbeckError(f"{listed[0]} and the other {len(listed) - 1} tar files of {part} hold no image")
+        found[part] = tuple(names), torch.tensor(labels)
+    inputs, notes = how.inputs(Tars(min(folders)), [names for names, _ in found.values()])
+    splits = {
+        part: Split(images, targets, names)
+        for (part, (names, targets)), images in zip(found.items(), inputs, strict=True)
+    }
+    count = len(classes) or int(found["train"][1].max()) + 1
+    return Parts(
+        splits["train"],
+        classes=classes or tuple(map(str, range(count))),
+        validation=splits.get("validation"),
+        test=splits.get("test"),
+        origins={part: f"{len(listed):,} tar files, {listed[0].name} ..." for part, listed in files.items()},
+        notes=tuple(notes),
+    )
+
+
+def _number(label: bytes | None, name: str) -> int:
+    if label is None:
+        return -1
+    try:
+        number = int(label)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 2**31:
+        raise LimbeckError(f"the label of {name} is {label[:20]!r}: allowed are numbers from 0")
+    return number
+
+
+def _files(pattern: Path, root: Path | None) -> Sequence[Path]:
+    """The tar files that a pattern stands for, in order."""
+    names = list(_expanded(pattern.name))
+    folder = located(pattern.parent, root)
+    missing = next((name for name in names if not (folder / name).is_file()), None)
+    if missing is not None:
+        raise LimbeckError(f"there is no file {folder / missing}{near(folder / missing)}")
+    return [folder / name for name in names]
+
+
+def _expanded(name: str) -> Iterator[str]:
+    found = _RANGE.search(name)
+    if found is None:
+        yield name
+        return
+    first, last = int(found[1]), int(found[2])
+    if not first <= last < first + _MOST:
+        raise LimbeckError(f"{found[0]} in {name} is no range of at most {_MOST:,} numbers")
+    for number in range(first, last + 1):
+        digits = f"{number:0{len(found[1])}d}"
+        yield from _expanded(name[: found.start()] + digits + name[found.end() :])

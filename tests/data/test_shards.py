@@ -1,0 +1,183 @@
+"""Images in tar files, as webdataset writes them."""
+
+import gzip
+import io
+import pickle
+import tarfile
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from limbeck.core import LimbeckError
+from limbeck.data import Batches, load
+from limbeck.data.tars import Tars, samples
+
+
+def png(value):
+    made = io.BytesIO()
+    Image.fromarray(numpy.full((8, 8, 3), value, numpy.uint8)).save(made, "png")
+    return made.getvalue()
+
+
+def write_tar(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def shards(folder, count=4, each=5, kind="train"):
+    for shard in range(count):
+        files = {}
+        for sample in range(each):
+            number = shard * each + sample
+            files |= {f"{number:06d}.png": png(number), f"{number:06d}.cls": str(number % 3).encode()}
+        write_tar(folder / f"{kind}-{shard:02d}.tar", files)
+
+
+@pytest.fixture
+def data(tmp_path):
+    shards(tmp_path)
+    return load("webdataset", path=tmp_path / "train-{00..03}.tar", validation=0.2, workers=0)
+
+
+def test_each_sample_has_its_image_and_label(tmp_path):
+    shards(tmp_path)
+    shards(tmp_path, count=1, kind="test")
+    data = load(
+        "webdataset", path=tmp_path / "train-{00..03}.tar", test_path=tmp_path / "test-00.tar", validation=0, workers=0
+    )
+    assert (len(data.train), len(data.test), data.classes) == (20, 5, ("0", "1", "2"))
+    assert data.train.targets.tolist() == [number % 3 for number in range(20)]
+    images = data.train.inputs[torch.arange(20)]
+    assert images[:, 0, 0, 0].tolist() == list(range(20))
+    assert data.train.inputs.names[7].endswith(":000007.png")
+
+
+def test_the_reader_can_be_sent_to_another_process_and_opens_few_files_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.data.tars._OPEN", 2)
+    shards(tmp_path)
+    names = [one.name for shard in range(4) for one in samples(tmp_path / f"train-{shard:02d}.tar", "cls")]
+    reader = Tars(tmp_path)
+    assert [reader(name) for name in names] == [png(number) for number in range(20)]
+    assert len(reader._open) == 2
+    assert pickle.loads(pickle.dumps(reader))(names[3]) == png(3)
+    assert reader.head(names[3], 4) == (len(png(3)), png(3)[:4])
+
+
+def order(data, epoch, **options):
+    given = {"batch_size": 4, "seed": 1, "mean": data.mean, "std": data.std}
+    return torch.cat([batch.index for batch in Batches(data.train, **given | options)(epoch)])
+
+
+def test_a_few_shards_are_shuffled_at_a_time(tmp_path):
+    shards(tmp_path)
+    data = load("webdataset", path=tmp_path / "train-{00..03}.tar", validation=0, workers=0, together=2)
+    shard_of = data.train.inputs.shards()
+    first, second = order(data, 0), order(data, 1)
+    assert sorted(first.tolist()) == list(range(len(data.train)))
+    assert first.tolist() == order(data, 0).tolist()
+    assert first.tolist() != second.tolist()
+    for one in (first, second):
+        numbers = shard_of[one].tolist()
+        changes = [place for place in range(1, 16) if not set(numbers[:place]) & set(numbers[place:])]
+        assert len(changes) == 1  # two blocks of two tar files
+        assert len(set(numbers[: changes[0]])) == 2
+    parts = [order(data, 0, part=(number, 2)) for number in range(2)]
+    assert sorted(torch.cat(parts).tolist()) == sorted(first.tolist())
+
+
+def test_all_samples_are_shuffled_by_default(data):
+    assert len(set(data.train.inputs.shards()[order(data, 0)][:8].tolist())) > 2
+
+
+def test_a_sample_without_a_label_is_used_for_training_only(tmp_path):
+    write_tar(tmp_path / "a.tar", {"1.png": png(1), "1.cls": b"0", "2.png": png(2), "3.png": png(3), "3.cls": b"1\n"})
+    write_tar(tmp_path / "b.tar", {"1.png": png(1), "1.cls": b"0", "3.png": png(3), "3.cls": b"1"})
+    data = load(
+        "webdataset", path=tmp_path / "a.tar", test_path=tmp_path / "b.tar", validation=0, workers=0, classes=("x", "y")
+    )
+    assert data.train.targets.tolist() == [0, -1, 1]
+
+
+def cut(path, by):
+    path.write_bytes(path.read_bytes()[:-by])
+
+
+def broken(folder, kind):
+    path = folder / "train-00.tar"
+    if kind == "cut in the last image":
+        cut(path, 10240)
+    elif kind == "cut in a header":
+        path.write_bytes(path.read_bytes()[: 512 * 5 + 100])
+    elif kind == "without an end":
+        with tarfile.open(path) as archive:
+            last = max(one.offset_data + 512 * -(-one.size // 512) for one in archive)
+        path.write_bytes(path.read_bytes()[:last])
+    elif kind == "compressed":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    elif kind == "no tar file":
+        path.write_bytes(b"nothing" * 1000)
+    elif kind == "two images":
+        write_tar(path, {"1.png": png(1), "1.jpg": png(2), "1.cls": b"0"})
+    elif kind == "the same key":
+        write_tar(path, {"1.png": png(1), "2.png": png(2), "1.cls": b"0"})
+    elif kind == "a long label":
+        write_tar(path, {"1.png": png(1), "1.cls": b"0" * 100_000})
+    elif kind == "no number":
+        write_tar(path, {"1.png": png(1), "1.cls": b"cat"})
+    elif kind == "a huge header":
+        info = tarfile.TarInfo("x")
+        info.type, info.size = tarfile.XHDTYPE, 2**33
+        path.write_bytes(info.tobuf() + path.read_bytes())
+    elif kind == "empty":
+        write_tar(path, {"1.txt": b"text"})
+    elif kind == "missing":
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("cut in the last image", "cut short|damaged"),
+        ("cut in a header", "cut short|damaged"),
+        ("without an end", "is cut short: it has no end"),
+        ("compressed", "no uncompressed tar file"),
+        ("no tar file", "no uncompressed tar file"),
+        ("two images", "two images with the key '1'"),
+        ("the same key", "two samples with the key '1'"),
+        ("a long label", "100,000 bytes, allowed are 65,536"),
+        ("no number", "b'cat': allowed are numbers from 0"),
+        ("a huge header", "damaged"),
+        ("empty", "hold no image"),
+        ("missing", "there is no file"),
+    ],
+)
+def test_a_damaged_file_is_refused_when_the_data_is_loaded(kind, said, tmp_path):
+    shards(tmp_path, count=1)
+    broken(tmp_path, kind)
+    with pytest.raises(LimbeckError, match=said):
+        load("webdataset", path=tmp_path / "train-{00..00}.tar", workers=0)
+
+
+def test_a_file_that_is_cut_later_is_told_when_its_image_is_read(tmp_path, data):
+    cut(tmp_path / "train-03.tar", 20_000)
+    with pytest.raises(LimbeckError, match=r"train-03.tar is cut short|cannot be read"):
+        data.train.inputs[torch.arange(len(data.train))]
+
+
+@pytest.mark.parametrize("name", ["train-{05..02}.tar", "train-{0..999999}.tar"])
+def test_a_range_that_is_none_is_refused(name, tmp_path):
+    with pytest.raises(LimbeckError, match="is no range"):
+        load("webdataset", path=tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["secret", "../secret:0+6:x"])
+def test_a_name_that_is_not_of_a_sample_reads_no_file(name, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "inside").mkdir()
+    with pytest.raises(LimbeckError, match="not the name of a sample"):
+        Tars(tmp_path / "inside")(name)
