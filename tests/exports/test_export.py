@@ -20,7 +20,10 @@ from limbeck.train.quantise import rounded
 from tests.exports.conftest import installed
 
 INSTALLED = [name for name in EXPORTERS if name != "web" and installed(name)]
-pytestmark = pytest.mark.skipif("onnx" not in INSTALLED, reason="needs limbeck[export]")
+pytestmark = [
+    pytest.mark.skipif("onnx" not in INSTALLED, reason="needs limbeck[export]"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # some of the packages warn
+]
 
 
 def images(shape=(3, 8, 8), count=60, classes=3):
