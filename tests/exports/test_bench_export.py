@@ -20,7 +20,10 @@ from limbeck.models import build
 from tests.exports.conftest import installed
 
 INSTALLED = [name for name, one in EXPORTERS.items() if name != "web" and one.load and installed(name)]
-pytestmark = pytest.mark.skipif("onnx" not in INSTALLED, reason="needs limbeck[export]")
+pytestmark = [
+    pytest.mark.skipif("onnx" not in INSTALLED, reason="needs limbeck[export]"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # some of the packages warn
+]
 
 LATENCY = Latency(1.25, 2.5, 10, 1.5)
 WIDE = 1500
