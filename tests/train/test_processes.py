@@ -138,6 +138,13 @@ def test_a_norm_with_an_activation_is_not_synchronised_without_it():
         pass
 
 
+def test_a_norm_that_two_networks_share_is_synchronised_once():
+    norm = nn.BatchNorm2d(4)
+    with Processes(0, 2).synchronised([norm, nn.Sequential(norm)]):
+        assert "forward" in norm.__dict__
+    assert "forward" not in norm.__dict__
+
+
 def test_torchrun_may_have_started_processes_that_fit_the_device(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(LimbeckError, match="several processes need device: cpu or cuda"), processes("mps"):

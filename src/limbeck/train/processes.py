@@ -111,7 +111,8 @@ class Processes:
         Raises:
             LimbeckError: a BatchNorm is of a class with a forward of its own.
         """
-        norms = [one for network in networks for one in network.modules() if isinstance(one, _BatchNorm)]
+        modules = dict.fromkeys(one for network in networks for one in network.modules())  # networks may share some
+        norms = [one for one in modules if isinstance(one, _BatchNorm)]
         with ExitStack() as restored:
             for norm in norms if self.count > 1 else ():
                 if type(norm).forward is not _BatchNorm.forward or "forward" in norm.__dict__:
