@@ -9,7 +9,7 @@ import os
 import re
 import tarfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -70,12 +70,17 @@ class Tars:
     def _file(self, shard: str) -> BinaryIO:
         if self._process != os.getpid():
             self._open, self._process = {}, os.getpid()
+            weakref.finalize(self, _close, self._open)
         if shard not in self._open:
             if len(self._open) == _OPEN:
                 self._open.pop(next(iter(self._open))).close()
-            self._open[shard] = file = (self.place / shard).open("rb")
-            weakref.finalize(self, file.close)
+            self._open[shard] = (self.place / shard).open("rb")
         return self._open[shard]
+
+
+def _close(files: Mapping[str, BinaryIO]) -> None:
+    for file in files.values():
+        file.close()
 
 
 class _Bounded(io.BufferedReader):
