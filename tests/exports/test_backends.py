@@ -1,6 +1,7 @@
 """What is particular to one backend: files that are read without limbeck, fallbacks, and quantised weights."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import limbeck
-from limbeck.exports.litert import versions
+from limbeck.exports import litert
 from tests.exports.conftest import installed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # some of the packages warn
@@ -123,7 +124,7 @@ def test_int8_of_core_ml_rounds_the_weights_of_each_channel(tmp_path):
 def test_without_the_other_environment_the_export_to_litert_tells_the_commands_that_make_it(monkeypatch):
     monkeypatch.delenv("LIMBECK_LITERT_PYTHON", raising=False)
     with pytest.raises(limbeck.LimbeckError, match=r"pip install litert-torch==.* && export LIMBECK_LITERT_PYTHON="):
-        versions()
+        litert.versions()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_without_the_other_environment_the_export_to_litert_tells_the_commands_t
 def test_an_environment_without_litert_torch_is_told(python, message, monkeypatch):
     monkeypatch.setenv("LIMBECK_LITERT_PYTHON", python)
     with pytest.raises(limbeck.LimbeckError, match=message) as caught:
-        versions()
+        litert.versions()
     assert "\n" not in str(caught.value)
 
 
@@ -197,3 +198,31 @@ def test_int8_of_core_ml_is_refused_if_it_changes_nothing(tmp_path):
     student = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     with pytest.raises(limbeck.LimbeckError, match="no layer has more than 2,048 weights"):
         limbeck.export(student, images(), tmp_path / "out", to="coreml", precision="int8")
+
+
+QUANTISING = "onnx", "openvino", "executorch", "litert"
+
+
+def quantises_nothing(to, monkeypatch):
+    """Let the tools of a backend return the network as it is."""
+    if to == "onnx":
+        monkeypatch.setattr(
+            "onnxruntime.quantization.quantize_static", lambda one, two, *_, **__: shutil.copy(one, two)
+        )
+    elif to == "openvino":
+        monkeypatch.setattr("nncf.quantize", lambda model, *_, **__: model)
+    elif to == "executorch":
+        place = "executorch.backends.xnnpack.quantizer.xnnpack_quantizer.XNNPACKQuantizer"
+        monkeypatch.setattr(f"{place}.set_global", lambda self, _: self)
+    else:
+        run = litert._run
+        monkeypatch.setattr(litert, "_run", lambda arguments, seconds: run(arguments[:3], seconds))
+
+
+@pytest.mark.parametrize(
+    "to", [pytest.param(to, marks=needs(to)) for to in ("onnx", "openvino", "executorch", "litert")]
+)
+def test_int8_is_refused_if_no_operator_is_quantised(to, tmp_path, monkeypatch):
+    quantises_nothing(to, monkeypatch)
+    with pytest.raises(limbeck.LimbeckError, match="int8 changes nothing"):
+        limbeck.export(network(nn.AdaptiveAvgPool2d(1)), images(), tmp_path / "out", to=to, precision="int8")

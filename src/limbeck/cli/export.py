@@ -150,10 +150,10 @@ def _evidence(card: "Card") -> "Iterator[str]":
     if parity is None:
         yield "the file was not compared with the student: it does not run on this system"
         return
-    sizes = ", ".join(map(str, parity.batches))
+    sizes = f"batch size{'s' * (len(parity.batches) > 1)} {', '.join(map(str, parity.batches))}"
     same = "" if parity.agreement is None else f", {parity.agreement:.2%} of the decisions agree"
     yield (
-        f"on {parity.samples} samples of the {parity.split} split, batch sizes {sizes}: greatest difference of an "
+        f"on {parity.samples} samples of the {parity.split} split, {sizes}: greatest difference of an "
         f"output {parity.difference:.2g} ({parity.relative:.2g} of the greatest {parity.whole}){same}"
     )
     chosen = card.deferring

@@ -91,6 +91,12 @@ class Exporter:
         return self.load
 
 
+def check_quantised(found: bool, why: str = "no operator of the student is quantised") -> None:
+    """Raise LimbeckError unless a file of int8 was ``found`` to have quantised operators."""
+    if not found:
+        raise LimbeckError(f"int8 changes nothing, because {why}: export another precision")
+
+
 def missing_of(modules: Iterable[str]) -> list[str]:
     """Those of the modules that are not installed."""
     return [one for one in modules if find_spec(one) is None]

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from limbeck.core import LimbeckError
-from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.base import Exporter, Runner, check_quantised
 from limbeck.exports.graph import Graph
 from limbeck.exports.resizing import resized_by_products
 
@@ -40,10 +39,8 @@ def export(graph: Graph, path: Path) -> None:
     )
     if graph.precision == "int8":
         model = linear_quantize_weights(model, OptimizationConfig(OpLinearQuantizerConfig(mode="linear_symmetric")))
-        if not any("dequantize" in one.op_type for one in model._mil_program.functions["main"].operations):
-            raise LimbeckError(
-                "int8 changes nothing, because no layer has more than 2,048 weights: export fp32 or fp16"
-            )
+        operations = model._mil_program.functions["main"].operations
+        check_quantised(any("dequantize" in one.op_type for one in operations), "no layer has more than 2,048 weights")
     model.user_defined_metadata["limbeck"] = graph.card
     model.save(str(path))
 

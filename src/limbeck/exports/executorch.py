@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.base import Exporter, Runner, check_quantised
 from limbeck.exports.graph import Graph
 
 
@@ -62,7 +62,7 @@ def with_windows(program: torch.export.ExportedProgram) -> torch.export.Exported
     return program
 
 
-def _quantised(program: torch.export.ExportedProgram, graph: Graph) -> torch.nn.Module:
+def _quantised(program: torch.export.ExportedProgram, graph: Graph) -> torch.fx.GraphModule:
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -73,7 +73,8 @@ def _quantised(program: torch.export.ExportedProgram, graph: Graph) -> torch.nn.
     prepared = prepare_pt2e(program.module(), quantizer)
     for sample in torch.split(graph.calibration, 1):
         prepared(sample)
-    converted: torch.nn.Module = convert_pt2e(prepared)
+    converted: torch.fx.GraphModule = convert_pt2e(prepared)
+    check_quantised(any("quantize_per" in str(node.target) for node in converted.graph.nodes))
     return converted
 
 

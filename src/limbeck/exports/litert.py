@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core import LimbeckError
-from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.base import Exporter, Runner, check_quantised
 from limbeck.exports.executorch import with_windows
 from limbeck.exports.graph import Graph
 
@@ -36,7 +36,7 @@ def export(graph: Graph, path: Path) -> None:
     Raises:
         LimbeckError: the environment is missing, or the conversion fails.
     """
-    from ai_edge_litert.schema_py_generated import BufferT, MetadataT
+    from ai_edge_litert.schema_py_generated import BufferT, MetadataT, TensorType
     from ai_edge_litert.tools import flatbuffer_utils
 
     with TemporaryDirectory() as folder:
@@ -48,6 +48,9 @@ def export(graph: Graph, path: Path) -> None:
             arguments.append(calibration)
         _run(arguments, LONGEST)
     model = flatbuffer_utils.read_model(path)
+    if graph.precision == "int8":
+        tensors = (tensor for part in model.subgraphs for tensor in part.tensors)
+        check_quantised(any(tensor.type == TensorType.INT8 for tensor in tensors))
     (signature,) = model.signatureDefs
     for tensor, name in zip(signature.inputs + signature.outputs, (graph.input, *graph.outputs), strict=True):
         tensor.name = name

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.base import Exporter, Runner, check_quantised
 from limbeck.exports.graph import Graph
 
 OPSET = 20
@@ -37,7 +37,10 @@ def export(graph: Graph, path: Path) -> dict[str, int]:
     model = onnx.load(path)
     model.metadata_props.add(key="limbeck", value=graph.card)
     onnx.save(model, path)
-    return _in_32_bits(model.graph.node) if graph.precision == "int8" else {}
+    if graph.precision != "int8":
+        return {}
+    check_quantised(any(node.op_type == "QuantizeLinear" for node in model.graph.node))
+    return _in_32_bits(model.graph.node)
 
 
 def _in_32_bits(nodes: Iterable[Any]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from limbeck.exports.base import Exporter, Runner
+from limbeck.exports.base import Exporter, Runner, check_quantised
 from limbeck.exports.graph import Graph
 from limbeck.exports.resizing import resized_by_products
 
@@ -39,7 +39,9 @@ def _quantised(model: Any, graph: Graph) -> Any:
 
     samples = nncf.Dataset([sample.numpy() for sample in torch.split(graph.calibration, 1)])
     with redirect_stdout(None):  # of progress bars
-        return nncf.quantize(model, samples, subset_size=len(graph.calibration))
+        quantised = nncf.quantize(model, samples, subset_size=len(graph.calibration))
+    check_quantised(any(one.get_type_name() == "FakeQuantize" for one in quantised.get_ops()))
+    return quantised
 
 
 def load(path: Path, output: int = 0) -> Runner:
