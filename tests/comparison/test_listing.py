@@ -131,8 +131,14 @@ def test_a_run_folder_itself_is_listed(runs):
 
 def test_a_run_that_has_no_epoch_yet_is_interrupted_at_the_beginning(runs):
     Path("runs/new").mkdir()
-    shutil.copy(runs / "whole" / "recipe.yaml", "runs/new")
+    for name in ("recipe.yaml", "environment.json"):
+        shutil.copy(runs / "whole" / name, "runs/new")
     assert "interrupted at the beginning" in [run.state for run in list_runs(runs)]
+
+
+def test_a_folder_with_a_recipe_of_the_user_is_no_run(runs):
+    shutil.copy(runs / "whole" / "recipe.yaml", runs)
+    assert {Path(run.folder).name for run in list_runs(runs)} == {"whole", "part"}
 
 
 def test_a_comparison_is_one_row_with_its_best_method(compared):

@@ -1,6 +1,7 @@
 """What is particular to one backend: files that are read without limbeck, fallbacks, and quantised weights."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from torch import nn
 
 import limbeck
 from limbeck.exports import litert
+from limbeck.exports.executorch import quiet
 from tests.exports.conftest import installed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # some of the packages warn
@@ -44,6 +46,17 @@ forward = program.load_method("forward")
 numpy.save(sys.argv[3], torch.cat([forward.execute([image[None]])[0].clone() for image in images]).numpy())
 print("card:" + program.load_method("limbeck").execute([])[0])
 """
+
+
+def test_what_executorch_writes_to_stderr_is_shown_only_with_an_error(capfd):
+    with quiet():
+        os.write(2, b"cpuinfo_utils.cpp: Reading file midr_el1")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(RuntimeError), quiet():
+        os.write(2, b"Missing operator: aten::foo")
+        raise RuntimeError
+    os.write(2, b".")
+    assert capfd.readouterr().err == "Missing operator: aten::foo."
 
 
 @needs("executorch")

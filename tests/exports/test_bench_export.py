@@ -59,12 +59,13 @@ def test_several_exports_are_measured_in_turns_in_one_table(exports, monkeypatch
         "limbeck.exports.bench.times", lambda calls: order.append(list(calls)) or dict.fromkeys(calls, LATENCY)
     )
     folders = [exports / to for to in INSTALLED]
-    shown = CliRunner().invoke(app, ["bench-export", *map(str, folders)], env={"COLUMNS": "400"})
+    shown = CliRunner().invoke(app, ["bench-export", *map(str, folders)], env={"COLUMNS": "80"})
     assert shown.exit_code == 0, shown.output
     assert order == [[str(folder) for folder in folders]]
+    assert shown.output.splitlines()[0] == f"in {exports}:"
     for folder in folders:
-        row = next(line for line in shown.output.splitlines() if str(folder) in line)
-        assert row.split()[1:] == ["student", "fp32", "1.250", "2.500", f"{read_card(folder).results.bytes:,}"]
+        row = next(line for line in shown.output.splitlines()[1:] if line.startswith(folder.name))
+        assert row.split() == [folder.name, "student", "fp32", "1.250", "2.500", f"{read_card(folder).results.bytes:,}"]
     assert "unreliable: other processes used 1.5 cores" in shown.output
 
 
@@ -197,6 +198,14 @@ def test_what_is_no_export_is_one_error(one, change, message):
     shown = CliRunner().invoke(app, ["bench-export", str(one)])
     assert shown.exit_code == 2
     assert message in " ".join(shown.output.split())
+
+
+def test_a_folder_of_exports_is_told_how_to_name_them(exports, tmp_path):
+    run = shutil.copytree(exports / "onnx", tmp_path / "run" / "export" / "onnx").parents[1]
+    for given, place in ((run, run / "export"), (run / "export", run / "export")):
+        with pytest.raises(limbeck.LimbeckError) as caught:
+            bench_exports([given])
+        assert str(caught.value) == f"there is no {given / CARD}: the exports are in {place}, so name {place}/*"
 
 
 @pytest.mark.parametrize("name", ["student.onnx", "student.txt"])

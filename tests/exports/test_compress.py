@@ -258,6 +258,13 @@ def test_a_folder_instead_of_a_file_is_told_before_training(tmp_path, monkeypatc
         compress(mlp(), digits(), tmp_path)
 
 
+def test_a_file_that_cannot_be_written_is_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.exports.compress.run", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(limbeck.LimbeckError, match=r"small\.safetensors cannot be written"):
+        compress(mlp(), digits(), tmp_path / "file" / "small.safetensors")
+
+
 def test_without_the_package_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("limbeck.models.compressed.find_spec", lambda name: None)
     with pytest.raises(limbeck.LimbeckError, match=r"limbeck compress needs constriction: pip install 'limbeck\[comp"):

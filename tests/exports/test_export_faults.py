@@ -21,6 +21,7 @@ from limbeck.cli import app
 from limbeck.exports import EXPORTERS
 from limbeck.exports.base import Exporter, missing_of
 from limbeck.exports.card import CARD
+from limbeck.exports.options import Options
 from limbeck.files.atomic import NoSpace, write_sealed
 from limbeck.models import build
 
@@ -199,8 +200,8 @@ def raising(error):
         ({"export": raising(RuntimeError(""))}, "exported to plain: RuntimeError"),
         ({"load": raising(RuntimeError("opset 99 is unknown\nsecond line"))}, "file does not run: opset 99 is unknown"),
         ({"load": lambda path: raising(ValueError("no kernel"))}, "the exported file does not run: no kernel"),
-        ({"load": lambda path: lambda inputs: torch.full((len(inputs), 10), torch.nan)}, "does not answer .* by nan"),
-        ({"load": lambda path: lambda inputs: torch.zeros(len(inputs), 9)}, "does not answer .* differ by nan"),
+        ({"load": lambda path: lambda inputs: torch.full((len(inputs), 10), torch.nan)}, "does not answer .* are not finite, or have"),
+        ({"load": lambda path: lambda inputs: torch.zeros(len(inputs), 9)}, "does not answer .* or have another shape"),
     ],
 )
 def test_a_backend_that_fails_is_told(changes, message, data, tmp_path, backend):
@@ -336,6 +337,17 @@ class NotFinite(nn.Module):
 )
 def test_what_is_chosen_on_validation_needs_a_validation_split(options, message, data, tmp_path, backend):
     refused(tmp_path / "out", message, mlp(), without_validation(data), to="plain", **options)
+
+
+@pytest.mark.parametrize("goal", [{}, {"accuracy": 0.9, "share": 0.5}, {"accuracy": 90}, {"share": -0.1}])
+def test_a_deferral_has_one_goal(goal):
+    with pytest.raises(limbeck.LimbeckError, match=r"a deferral has an accuracy or a share, in \[0, 1\]: got"):
+        limbeck.Deferral(mlp(), **goal)
+
+
+def test_a_layout_that_the_page_does_not_read_is_told_before_the_data_is_read(tmp_path):
+    with pytest.raises(limbeck.LimbeckError, match="the page of web reads images in nhwc, not in nchw"):
+        Options("web", layout="nchw").check(tmp_path / "out")
 
 
 def test_calibration_needs_training_samples(data):

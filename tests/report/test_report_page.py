@@ -342,6 +342,14 @@ def test_figures_of_classes_that_do_not_fit_are_refused(compared):
         write_report(compared)
 
 
+def test_accuracies_of_corrupted_images_without_that_of_the_clean_ones_are_refused(compared):
+    learned = read_sealed(compared / "comparison.json")["learned"]
+    networks = [one | {"clean_accuracy": None} for one in learned["networks"]]
+    change(compared, learned=learned | {"networks": networks})
+    with pytest.raises(LimbeckError, match="what .* learned does not fit the other figures"):
+        write_report(compared)
+
+
 def test_arms_that_are_no_names_of_folders_and_too_many_arms_are_refused(compared):
     values = read_sealed(compared / "comparison.json")
     runs = [run | {"arm": "../kd"} if run["arm"] == "kd" else run for run in values["runs"]]

@@ -1,5 +1,6 @@
 """`limbeck bench-export`."""
 
+from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,13 +31,15 @@ def bench_export(exports: Exports) -> None:
         screen = console(soft_wrap=True)
         with screen.status("measuring"):
             found = bench_exports(exports)
-        screen.print(_table(found))
+        place = Path(commonpath([path.absolute().parent for path in exports]))
+        screen.print(f"in {place}:")
+        screen.print(_table(found, place))
         busy = found[0].latency.others_cores or 0.0
         if busy > QUIET:
             screen.print(f"The latencies are unreliable: other processes used {busy:.1f} cores meanwhile.")
 
 
-def _table(found: "list[Measured]") -> "Table":
+def _table(found: "list[Measured]", place: Path) -> "Table":
     from rich import box
     from rich.table import Table
 
@@ -48,5 +51,5 @@ def _table(found: "list[Measured]") -> "Table":
     for one in found:
         times = f"{one.latency.median_ms:.3f}", f"{one.latency.p95_ms:.3f}"
         memory = "" if one.memory is None else f"{one.memory / 1e6:.1f}"
-        table.add_row(str(one.path), one.about.network, one.about.precision, *times, memory, f"{one.bytes:,}")
+        table.add_row(str(one.path.absolute().relative_to(place)), one.about.network, one.about.precision, *times, memory, f"{one.bytes:,}")
     return table

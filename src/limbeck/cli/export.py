@@ -58,6 +58,8 @@ def export(
 
         if fp16 and int8:
             raise LimbeckError("a file has --fp16 or --int8, not both")
+        if defer_accuracy is not None and defer_share is not None:
+            raise LimbeckError("an export has --defer-accuracy or --defer-share, not both")
         if batch not in ("1", "dynamic"):
             raise LimbeckError(f"--batch is {batch!r}: {nearest(batch, ('1', 'dynamic'))}")
         from limbeck.cli.terminal import loading

@@ -12,7 +12,7 @@ from limbeck.data.targets import TaskName
 from limbeck.errors import LimbeckError
 from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.results import RESULT, RunResult, read
-from limbeck.experiment.runfiles import LOCKS, LOG, RECIPE
+from limbeck.experiment.runfiles import ENVIRONMENT, LOCKS, LOG, RECIPE
 from limbeck.models import GIVEN
 from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import SMOKE, reread
@@ -73,7 +73,8 @@ def _rank(run: ListedRun) -> tuple[bool, bool, str, float, str]:
 def _is_run(path: Path) -> bool:
     """Whether a folder holds a run or a comparison, and is no part of a comparison or tuning."""
     part = (path.absolute().parent / LOCKS).is_dir()
-    return not part and any((path / name).is_file() for name in (RECIPE, RESULT, LOG, COMPARISON))
+    begun = (path / RECIPE).is_file() and (path / ENVIRONMENT).is_file()  # a recipe alone is that of a user
+    return not part and (begun or any((path / name).is_file() for name in (RESULT, LOG, COMPARISON)))
 
 
 def _listed(path: Path) -> ListedRun:

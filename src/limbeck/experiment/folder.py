@@ -35,6 +35,7 @@ from limbeck.experiment.kept_outputs import OUTPUTS, write_outputs
 from limbeck.experiment.results import RESULT, NetworkResult, OtherSchema, RunResult, from_json, plain, read_values
 from limbeck.experiment.runfiles import (
     CHECKPOINT,
+    ENVIRONMENT,
     LOCKS,
     LOG,
     RECIPE,
@@ -132,7 +133,7 @@ class RunFolder:
         if self._begun and not (self.path / RECIPE).is_file():
             self.notes.append(f"{self.path / RECIPE} was missing and is written again")
         write(self.path / RECIPE, self._recipe)
-        file = self.path / "environment.json"
+        file = self.path / ENVIRONMENT
         before: dict[str, Any] = {}
         if self._begun:
             try:

@@ -14,6 +14,7 @@ from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import is_smoke, reread
 
 STUDENT, LOG, RECIPE = "student.safetensors", "metrics.jsonl", "recipe.yaml"
+ENVIRONMENT = "environment.json"
 TABLE = "metrics.csv"
 LOCKS = "locks"
 """The folder of the locks of a comparison or tuning, see `limbeck.experiment.trials`."""
@@ -23,7 +24,7 @@ _SEED = re.compile(r"seed\d+(-\d+)?")
 _OF_NETWORK = re.compile(r"(result\.json|(student|teacher|outputs|after_[^/]*)\.safetensors)(\.tmp)?")
 _OF_STORE = re.compile(r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)(\..*)?")
 REPORT = "report.html"
-_OF_RUN = (RESULT, STUDENT, LOG, TABLE, RECIPE, REPORT, "environment.json", str(CHECKPOINT))
+_OF_RUN = (RESULT, STUDENT, LOG, TABLE, RECIPE, REPORT, ENVIRONMENT, str(CHECKPOINT))
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,10 @@ def read_card(folder: Path) -> Card:
     path = folder / CARD
     values = read_sealed(path)
     if values is None:
-        raise LimbeckError(f"there is no {path}: {folder} holds no export")
+        cards = (card for pattern in (f"*/{CARD}", f"{EXPORTS}/*/{CARD}") for card in folder.glob(pattern))
+        place = next((card.parents[1] for card in cards), None)
+        hint = f"{folder} holds no export" if place is None else f"the exports are in {place}, so name {place}/*"
+        raise LimbeckError(f"there is no {path}: {hint}")
     return _checked(Card, values, path)
 
 

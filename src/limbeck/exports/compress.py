@@ -240,6 +240,13 @@ class _Compression:
 
     def run(self, file: Path) -> Compressed:
         """All steps."""
+        with replacing(file) as temporary:
+            temporary.touch()  # finds before the training that the file cannot be written
+            steps, kept = self._written(temporary)
+        return Compressed(file, task_of(self.data).headline, steps, kept)
+
+    def _written(self, file: Path) -> tuple[tuple[Step, ...], Mapping[str, float]]:
+        """The steps, and the shares of the weights that are kept."""
         options, layers = self._options, self._layers
         steps = [self._step("original", self._size)]
         for name, layer in layers.items():
@@ -259,11 +266,9 @@ class _Compression:
         others += [shortest(weight.centroids) for weight in shared.values()]
         size = sum(tensor.nbytes for tensor in others)
         steps.append(self._step("quantised", size + sparse_bytes(layers.values(), self._bits)))
-        with replacing(file) as temporary:
-            save_network(self.student, temporary, spec=self._work.spec, compressed=shared)
-            self._prove(temporary)
-        steps.append(self._step("coded", file.stat().st_size))
-        return Compressed(file, task_of(self.data).headline, tuple(steps), kept)
+        save_network(self.student, file, spec=self._work.spec, compressed=shared)
+        self._prove(file)
+        return (*steps, self._step("coded", file.stat().st_size)), kept
 
     def _step(self, name: str, size: int) -> Step:
         test = self.data.test

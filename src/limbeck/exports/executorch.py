@@ -1,9 +1,13 @@
 """ExecuTorch with XNNPACK, for Android, iOS and small boards."""
 
+import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from torch import Tensor
@@ -12,6 +16,24 @@ from limbeck.exports.base import Exporter, Runner, check_quantised
 from limbeck.exports.graph import Graph
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what is written to stderr, such as the runtime's log on the processor, unless an error follows it."""
+    kept = os.dup(2)
+    with TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            written.seek(0)
+            os.write(kept, written.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@quiet()
 def export(graph: Graph, path: Path) -> dict[str, int]:
     """Write a ``.pte``. int8: PT2E quantisation by channel with XNNPACK's quantiser."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -29,6 +51,7 @@ def export(graph: Graph, path: Path) -> dict[str, int]:
     return dict(Counter(one.__name__.split(".")[1] for one in targets if isinstance(one, EdgeOpOverload)))
 
 
+@quiet()
 def load(path: Path, output: int = 0) -> Runner:
     """Open a file with the runtime."""
     from executorch.runtime import Runtime
@@ -42,6 +65,7 @@ def load(path: Path, output: int = 0) -> Runner:
     return run
 
 
+@quiet()
 def metadata(path: Path) -> str:
     """What a file says about itself."""
     from executorch.runtime import Runtime

@@ -18,8 +18,7 @@ _UNKNOWN = {torch.ops.aten._upsample_bilinear2d_aa.vec: resized_by_products}
 def export(graph: Graph, path: Path) -> None:
     """Write an ``.xml`` and a ``.bin``.
 
-    fp16: the weights have 16 bits; the processor chooses how to compute. int8: NNCF's post-training quantisation of
-    weights (by channel) and activations.
+    fp16: the weights have 16 bits. int8: NNCF's post-training quantisation of weights (by channel) and activations.
     """
     openvino = _openvino()
     model = openvino.convert_model(graph.program().run_decompositions(_UNKNOWN))

@@ -54,6 +54,8 @@ class Options:
             raise LimbeckError(f"batch is {self.batch}: allowed are 1, and None for any number of samples")
         if self.runtime is not None and self.backend.add is None:
             raise LimbeckError(f"{self.to} has no runtime: remove it, or export to web")
+        if self.layout != "nhwc" and self.backend.add is not None:
+            raise LimbeckError(f"the page of {self.to} reads images in nhwc, not in {self.layout}")
         if self.size is not None and not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in self.size):
             raise LimbeckError(f"size is {self.size}: allowed are a height and a width of 1 to {LARGEST_SIDE} pixels")
         check_folder(folder)

@@ -56,7 +56,9 @@ class Parity:
     def problem(self, limit: Limit) -> str:
         """Why the file is refused; empty if it is not."""
         allowed = limit.numbers if self.agreement is None else limit.difference
-        if not (math.isfinite(self.relative) and self.relative <= allowed):
+        if not math.isfinite(self.relative):
+            return "its outputs are not finite, or have another shape"
+        if self.relative > allowed:
             return f"its outputs differ by {self.relative:.2g} of the greatest {self.whole}, allowed is {allowed:g}"
         if self.agreement is not None and self.agreement < limit.agreement:
             return f"{self.agreement:.1%} of its decisions agree with the student's, needed are {limit.agreement:.0%}"

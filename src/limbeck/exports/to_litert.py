@@ -35,5 +35,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Exception as error:
+    except Exception as error:  # limbeck shows one line of what litert-torch raises, which may be anything
         sys.exit(next(iter(str(error).strip().splitlines()), type(error).__name__))

@@ -111,6 +111,7 @@ def _of_learned(learned: Learned, arms: set[str]) -> Iterator[str]:
         calibration = one.calibration
         bins = [*calibration.before.bins, *(calibration.after.bins if calibration.after else ())]
         fits = one.arm in arms and names[one.arm] == 1 and lengths == {len(learned.classes)} and len(kinds) <= 1
+        fits = fits and (one.clean_accuracy is not None or not one.corrupted_accuracy)
         if not fits or any(part.samples < 0 for part in bins) or (one.class_change and "alone" not in names):
             yield f"what {one.arm} learned does not fit the other figures"
         if one.deferral is not None and not one.deferral.curve:

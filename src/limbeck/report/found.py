@@ -15,7 +15,7 @@ from limbeck.errors import LimbeckError
 from limbeck.experiment import results as runs
 from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.results import RESULT, NetworkResult, RunResult
-from limbeck.experiment.runfiles import LOG, RECIPE, Network, read_network
+from limbeck.experiment.runfiles import ENVIRONMENT, LOG, RECIPE, Network, read_network
 from limbeck.exports.card import CARD, EXPORTS, Card, read_card
 from limbeck.files.atomic import read as read_bytes
 from limbeck.files.atomic import read_sealed
@@ -245,7 +245,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _environment(place: Path) -> dict[str, Any]:
-    path = place / "environment.json"
+    path = place / ENVIRONMENT
     found = read_sealed(path)
     if found is None:
         raise LimbeckError(f"there is no {path}")

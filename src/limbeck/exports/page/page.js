@@ -65,12 +65,14 @@ function show(logits) {
 
 async function read(file) {
   if (!file) return;
-  try {
-    const image = await createImageBitmap(file);
-    await classify(image, image.width, image.height);
-  } catch {
+  const image = await createImageBitmap(file).catch(() => null);
+  if (!image) {
     element("time").textContent = `${file.name} is not an image that this browser reads.`;
+    return;
   }
+  await classify(image, image.width, image.height).catch((error) => {
+    element("time").textContent = `The network cannot be run: ${error.message}`;
+  });
 }
 
 const video = element("video");
