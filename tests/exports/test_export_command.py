@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from typer.testing import CliRunner
 
 import limbeck
 from limbeck.cli import app
+from limbeck.cli.export import _evidence
 from limbeck.experiment.measuring import outputs_of
 from limbeck.exports import EXPORTERS
 from limbeck.exports.base import missing_of
+from limbeck.exports.card import read_card
 from limbeck.exports.parity import LIMITS
 from limbeck.exports.source import Finished
 from limbeck.tasks import task_of
@@ -74,6 +77,12 @@ def test_the_student_of_a_run_is_exported_with_its_teacher_behind_it(folders, tm
     right = torch.where(alone, logits.argmax(dim=1), taught.argmax(dim=1)) == test.targets
     found = [one.double().mean().item() for one in (alone, right)]
     assert [card["deferring"]["test"][key] for key in ("share", "accuracy")] == pytest.approx(found)
+    known = read_card(out)  # as where the file does not run
+    known = replace(known, deferring=replace(known.deferring, test=None), results=replace(known.results, parity=None))
+    assert [*_evidence(known)][-2:] == [
+        "the file was not compared with the student: it does not run on this system",
+        f"ask the teacher if the confidence is at most {known.deferring.threshold:.4f} (chosen on the validation split)",
+    ]
 
 
 def test_the_default_place_is_in_the_folder_and_any_network_can_be_chosen(folders):

@@ -135,6 +135,7 @@ def changed(path, **values):
         ({"centroids": 257}, "that limbeck cannot read"),
         ({"centroids": 250}, "has no code of the compressed weight|bytes for the compressed weight"),
         ({"centroids": 6}, "is damaged"),
+        ({"tensors": {NAME: torch.zeros(6, dtype=torch.uint8)}}, "has 6 bytes .* of 4,800: allowed are 18 and more"),
         ({"sha256": "0" * 64}, "its decoded weights are not those that were compressed"),
         (
             {"version": 1},

@@ -151,17 +151,16 @@ def _evidence(card: "Card") -> "Iterator[str]":
     parity = card.results.parity
     if parity is None:
         yield "the file was not compared with the student: it does not run on this system"
-        return
-    sizes = f"batch size{'s' * (len(parity.batches) > 1)} {', '.join(map(str, parity.batches))}"
-    same = "" if parity.agreement is None else f", {parity.agreement:.2%} of the decisions agree"
-    yield (
-        f"on {parity.samples} samples of the {parity.split} split, {sizes}: greatest difference of an "
-        f"output {parity.difference:.2g} ({parity.relative:.2g} of the greatest {parity.whole}){same}"
-    )
-    chosen = card.deferring
-    if chosen is not None and chosen.test is not None:
+    else:
+        sizes = f"batch size{'s' * (len(parity.batches) > 1)} {', '.join(map(str, parity.batches))}"
+        same = "" if parity.agreement is None else f", {parity.agreement:.2%} of the decisions agree"
         yield (
-            f"ask the teacher if the confidence is at most {chosen.threshold:.4f} (chosen on the validation split): "
-            f"the file then answers {chosen.test.share:.1%} of the test samples, and both have "
-            f"{chosen.test.accuracy:.2%} right"
+            f"on {parity.samples} samples of the {parity.split} split, {sizes}: greatest difference of an "
+            f"output {parity.difference:.2g} ({parity.relative:.2g} of the greatest {parity.whole}){same}"
         )
+    chosen = card.deferring
+    if chosen is not None:
+        told, both = "", chosen.test
+        if both is not None:
+            told = f": the file then answers {both.share:.1%} of the test samples, and both have {both.accuracy:.2%} right"
+        yield f"ask the teacher if the confidence is at most {chosen.threshold:.4f} (chosen on the validation split){told}"

@@ -145,10 +145,11 @@ def coding_of(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Ten
         code = tensors.get(name)
         if code is None or code.dtype != torch.uint8 or code.dim() != 1 or (len(code) - _start(coded)) % 4:
             raise LimbeckError(f"{path} has no code of the compressed weight {name!r}")
-        if len(code) < _start(coded) or coded.bytes > TIMES * len(code):
+        least = max(_start(coded), -(-coded.bytes // TIMES))
+        if len(code) < least:
             raise LimbeckError(
                 f"{path} has {len(code):,} bytes for the compressed weight {name!r} of {coded.bytes:,}: allowed are "
-                f"{coded.bytes // TIMES:,} and more"
+                f"{least:,} and more"
             )
     return coding
 
