@@ -81,7 +81,8 @@ def test_the_student_of_a_run_is_exported_with_its_teacher_behind_it(folders, tm
     known = replace(known, deferring=replace(known.deferring, test=None), results=replace(known.results, parity=None))
     assert [*_evidence(known)][-2:] == [
         "the file was not compared with the student: it does not run on this system",
-        f"ask the teacher if the confidence is at most {known.deferring.threshold:.4f} (chosen on the validation split)",
+        f"ask the teacher if the confidence is at most {card['deferring']['threshold']:.4f} "
+        "(chosen on the validation split)",
     ]
 
 

@@ -200,7 +200,10 @@ def raising(error):
         ({"export": raising(RuntimeError(""))}, "exported to plain: RuntimeError"),
         ({"load": raising(RuntimeError("opset 99 is unknown\nsecond line"))}, "file does not run: opset 99 is unknown"),
         ({"load": lambda path: raising(ValueError("no kernel"))}, "the exported file does not run: no kernel"),
-        ({"load": lambda path: lambda inputs: torch.full((len(inputs), 10), torch.nan)}, "does not answer .* are not finite, or have"),
+        (
+            {"load": lambda path: lambda inputs: torch.full((len(inputs), 10), torch.nan)},
+            "does not answer .* are not finite, or have",
+        ),
         ({"load": lambda path: lambda inputs: torch.zeros(len(inputs), 9)}, "does not answer .* or have another shape"),
     ],
 )

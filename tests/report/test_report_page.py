@@ -346,7 +346,7 @@ def test_accuracies_of_corrupted_images_without_that_of_the_clean_ones_are_refus
     learned = read_sealed(compared / "comparison.json")["learned"]
     networks = [one | {"clean_accuracy": None} for one in learned["networks"]]
     change(compared, learned=learned | {"networks": networks})
-    with pytest.raises(LimbeckError, match="what .* learned does not fit the other figures"):
+    with pytest.raises(LimbeckError, match=r"what .* learned does not fit the other figures"):
         write_report(compared)
 
 

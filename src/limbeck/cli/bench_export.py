@@ -51,5 +51,12 @@ def _table(found: "list[Measured]", place: Path) -> "Table":
     for one in found:
         times = f"{one.latency.median_ms:.3f}", f"{one.latency.p95_ms:.3f}"
         memory = "" if one.memory is None else f"{one.memory / 1e6:.1f}"
-        table.add_row(str(one.path.absolute().relative_to(place)), one.about.network, one.about.precision, *times, memory, f"{one.bytes:,}")
+        table.add_row(
+            str(one.path.absolute().relative_to(place)),
+            one.about.network,
+            one.about.precision,
+            *times,
+            memory,
+            f"{one.bytes:,}",
+        )
     return table

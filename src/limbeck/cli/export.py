@@ -160,7 +160,13 @@ def _evidence(card: "Card") -> "Iterator[str]":
         )
     chosen = card.deferring
     if chosen is not None:
-        told, both = "", chosen.test
-        if both is not None:
-            told = f": the file then answers {both.share:.1%} of the test samples, and both have {both.accuracy:.2%} right"
-        yield f"ask the teacher if the confidence is at most {chosen.threshold:.4f} (chosen on the validation split){told}"
+        asked = f"ask the teacher if the confidence is at most {chosen.threshold:.4f} (chosen on the validation split)"
+        both = chosen.test
+        yield (
+            asked
+            if both is None
+            else (
+                f"{asked}: the file then answers {both.share:.1%} of the test samples, and both have "
+                f"{both.accuracy:.2%} right"
+            )
+        )

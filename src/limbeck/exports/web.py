@@ -34,8 +34,8 @@ def add_page(graph: Graph, folder: Path) -> None:
     """Write the page, which needs a server but no other site.
 
     Raises:
-        LimbeckError: the student does not classify grey or RGB images of bytes; the runtime cannot be fetched, or is not
-            the one that was tested.
+        LimbeckError: the student does not classify grey or RGB images of bytes; the runtime cannot be fetched, or is
+            not the one that was tested.
     """
     example, task = graph.example, json.loads(graph.card)["task"]
     images = example.dim() == 4 and example.shape[-1] in (1, 3) and not example.is_floating_point()
