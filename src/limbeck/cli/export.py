@@ -161,12 +161,9 @@ def _evidence(card: "Card") -> "Iterator[str]":
     chosen = card.deferring
     if chosen is not None:
         asked = f"ask the teacher if the confidence is at most {chosen.threshold:.4f} (chosen on the validation split)"
-        both = chosen.test
-        yield (
-            asked
-            if both is None
-            else (
-                f"{asked}: the file then answers {both.share:.1%} of the test samples, and both have "
-                f"{both.accuracy:.2%} right"
+        if chosen.test is not None:
+            asked += (
+                f": the file then answers {chosen.test.share:.1%} of the test samples, and both have "
+                f"{chosen.test.accuracy:.2%} right"
             )
-        )
+        yield asked
