@@ -11,7 +11,6 @@ from safetensors import safe_open
 from torch import nn
 
 from limbeck.cache import building as module
-from limbeck.cache import folder as folder_module
 from limbeck.cache.building import build, estimate
 from limbeck.cache.fingerprint import Format
 from limbeck.cache.folder import place
@@ -132,26 +131,50 @@ def test_the_views_are_those_that_training_sees(tmp_path):
             assert torch.equal(store.read(batch.index, view)[tiny.LOGITS], batch.inputs.flatten(1))
 
 
-def test_every_file_is_read_once_at_most_to_be_built_and_opened(tmp_path, network, monkeypatch):
-    checked, read = folder_module._checked, []
+def finished(going):
+    """What a build returns at its end."""
+    while True:
+        try:
+            next(going)
+        except StopIteration as end:
+            return end.value
 
-    def noting(path, *options):
-        read.append(path.name)
-        return checked(path, *options)
 
-    def built():
-        going = start(tmp_path, network, 0)
-        while True:
-            try:
-                next(going)
-            except StopIteration as end:
-                return end.value
-
-    monkeypatch.setattr(folder_module, "_checked", noting)
-    built()
-    read.clear()  # looking for the files of a new store
-    Store(tmp_path, tiny.fingerprint(network), built())
+@pytest.mark.parametrize("part", [(0, 1), (1, 2)])
+def test_a_build_reads_the_files_of_its_part_and_opening_reads_none_of_them_again(tmp_path, network, monkeypatch, part):
+    finished(start(tmp_path, network, 0))
+    read = []
+    monkeypatch.setattr("limbeck.cache.folder.check_numbers", lambda path, *_: read.append(path.name))
+    monkeypatch.setattr("limbeck.cache.reading.check_numbers", lambda path, *_: read.append(path.name))
+    store = Store(tmp_path, tiny.fingerprint(network), finished(start(tmp_path, network, 0, part=part)))
+    assert len(read) == 16 / part[1]
+    for view in range(tiny.VIEWS):
+        store.read(torch.arange(tiny.ROWS), view)
     assert sorted(read) == sorted(path.name for path in tmp_path.glob("*.safetensors"))
+
+
+def test_a_build_without_checks_reads_no_file_and_makes_what_is_missing_or_truncated(tmp_path, network, undisturbed):
+    folder, reader = tmp_path / "undisturbed", tiny.Reader(network)
+    flip(folder / "tap0-view000-shard0000.safetensors")
+    os.truncate(folder / "tap0-view001-shard0001.safetensors", 300)
+    (folder / "tap1-view001-shard0003.safetensors").unlink()
+    tiny.run(folder, reader=reader, check=False)
+    assert reader.samples == 6 + 5
+    different = {name for name, content in tiny.contents(folder).items() if content != undisturbed[name]}
+    assert different == {"tap0-view000-shard0000.safetensors"}  # is found when it is read
+    tiny.run(folder, network)
+    assert tiny.contents(folder) == undisturbed
+
+
+def test_a_view_has_files_for_many_workers_and_no_more_than_can_be_described(tmp_path, network, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_ROWS", 2)
+    tiny.run(tmp_path / "s", network, shard_bytes=10**6)
+    assert read_manifest(tmp_path / "s" / "manifest.json")["shard_rows"] == 2  # at least 16 files, of 23 samples
+    monkeypatch.setattr(module, "SHARD_ROWS", 1)
+    monkeypatch.setattr(module, "MOST_FILES", 91)
+    with pytest.raises(LimbeckError, match="would have 92 files, allowed are 91: store fewer views or taps"):
+        start(tmp_path / "t", network, 0)
+    assert not (tmp_path / "t").exists()
 
 
 @pytest.mark.parametrize("steps", range(1, 16, 2))
@@ -202,7 +225,7 @@ def test_a_store_that_is_being_repaired_is_refused_for_what_is_damaged(tmp_path,
     repairing = start(folder, network, 0)
     next(repairing)
     with pytest.raises(LimbeckError, match=r"tap1-view001-shard0001\.safetensors"):
-        Store(folder, tiny.fingerprint(network))
+        Store(folder, tiny.fingerprint(network)).check()
     list(repairing)
     Store(folder, tiny.fingerprint(network))
 

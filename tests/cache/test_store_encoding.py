@@ -72,6 +72,16 @@ def test_of_equal_logits_the_first_classes_are_kept():
     assert stored(torch.zeros(1, 5000), top_k=9)["classes"].tolist() == [list(range(9))]
 
 
+@settings(deadline=None)
+@given(st.integers(1, 29), st.integers(0, 99))
+def test_the_largest_logits_are_those_of_a_stable_sort(top_k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    few = torch.randint(-4, 5, (20, 30), generator=generator) * torch.tensor([-0.5, 1e-40, 3e38 / 4])[:, None, None]
+    tensor = torch.cat([*few, torch.randn(20, 30, generator=generator)])  # many equal, denormal and -0.0; few equal
+    wanted = tensor.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
+    assert torch.equal(stored(tensor, top_k=top_k)["classes"].long(), wanted)
+
+
 def test_logits_at_the_end_of_the_range_give_no_nan():
     most = torch.finfo(torch.float32).max
     tensor = torch.tensor([[most, -most, 0.0, most], [-most, -most, -most, -most]])

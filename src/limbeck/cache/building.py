@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,13 +12,22 @@ from torch import Tensor
 
 from limbeck.cache.encoding import encode
 from limbeck.cache.fingerprint import Fingerprint, refuse_difference
-from limbeck.cache.folder import Plan, Unit, check_unit, clear_up, is_there, write_manifest, write_unit
-from limbeck.cache.manifest import BUILDING, FINISHED, begun, read_manifest
+from limbeck.cache.folder import Plan, Unit, check_unit, clear_up, is_there, recorded, write_manifest, write_unit
+from limbeck.cache.manifest import BUILDING, FINISHED, MOST_FILES, begun, file_count, read_manifest
 from limbeck.core import Batch, LimbeckError, Reader, Tap
 from limbeck.data import Batches
 
 SHARD_BYTES = 64 * 2**20
-"""Bytes of the files of one range of samples, which a killed writer loses; it holds twice as many in memory."""
+"""The most bytes of the files of one range of samples, which a writer holds in memory and loses if it is killed."""
+
+SHARD_ROWS = 2**16
+"""The most samples of a range."""
+
+SHARDS = 16
+"""A view has at least so many ranges, for as many writers, as far as a range then has `LEAST_ROWS` samples."""
+
+LEAST_ROWS = 2**12
+"""See `SHARDS`; a file of few samples takes longer to open than to read."""
 
 LEFT_FREE = 64 * 2**20
 """Bytes of the disk that a build leaves free."""
@@ -77,11 +86,14 @@ def build(
     rows: int,
     part: tuple[int, int] = (0, 1),
     shard_bytes: int = SHARD_BYTES,
-) -> Generator[Progress, None, dict[str, str]]:
+    check: bool = True,
+) -> Generator[Progress, None, set[str]]:
     """Build a store, or finish or repair one.
 
     The call checks its arguments and runs at most one batch; iterating the result does the work, batch by batch. Whole
-    files of this fingerprint are kept, and all others are made.
+    files of this fingerprint are kept, and all others are made. Whether a file of the part is whole is seen from its
+    checksum, for which all of it is read, or, without ``check``, from its size and header. Of other parts, only sizes
+    and headers are read.
 
     The unit of work is one range of samples of one view. Parts are sets of units, because a store without augmentation
     has one view, and several writers must be able to share it. A build that was stopped continues with the first unit
@@ -99,10 +111,10 @@ def build(
         part: (number of this writer from 0, number of writers). The writer that makes the last file finishes the store.
         shard_bytes: the most bytes of the files of one range of samples, which holds at least one sample. A store that
             was begun keeps its own.
+        check: whether the numbers of files that are there are compared with their checksums.
 
     Returns:
-        The checksum of every file that was read or written, by its name, so that `limbeck.cache.reading.Store` need not
-        read these files again.
+        The names of the files that were read or written, so that `limbeck.cache.reading.Store` need not read them again.
 
     Raises:
         LimbeckError: the folder holds another store; the disk has not enough space; there is no such part. While
@@ -123,7 +135,7 @@ def build(
             f"the store needs about {needed:,} bytes, and {LEFT_FREE:,} must stay free, but the disk of {folder} has "
             f"{free:,}: free some, or store fewer views, fewer taps, or the top_k logits"
         )
-    return _building(folder, reader, source, plan, own)
+    return _building(folder, reader, source, plan, own, check)
 
 
 def _plan(reader: Reader, source: Batches, fingerprint: Fingerprint, rows: int, shard_bytes: int) -> Plan:
@@ -132,48 +144,62 @@ def _plan(reader: Reader, source: Batches, fingerprint: Fingerprint, rows: int, 
         raise LimbeckError(f"a store of {rows} samples: allowed are 1 and more")
     tensors = read_taps(reader, next(iter(source.view(0, stop=rows))), fingerprint)
     plan = Plan(fingerprint, rows, rows, {tap: tuple(tensor.shape[1:]) for tap, tensor in tensors.items()})
-    return replace(plan, shard_rows=min(rows, max(1, shard_bytes // plan.row_bytes)))
+    few = max(LEAST_ROWS, -(-rows // SHARDS))
+    plan = replace(plan, shard_rows=min(rows, few, SHARD_ROWS, max(1, shard_bytes // plan.row_bytes)))
+    files = file_count(plan.manifest({}))
+    if files > MOST_FILES:
+        raise LimbeckError(
+            f"the store would have {files:,} files, allowed are {MOST_FILES:,}: store fewer views or taps, or "
+            "the top_k logits, or compute the outputs in every step (cache: false)"
+        )
+    return plan
 
 
 def _building(
-    folder: Path, reader: Reader, source: Batches, plan: Plan, own: Sequence[Unit]
-) -> Generator[Progress, None, dict[str, str]]:
+    folder: Path, reader: Reader, source: Batches, plan: Plan, own: Sequence[Unit], check: bool
+) -> Generator[Progress, None, set[str]]:
     checksums: dict[str, str] = {}
-    missing = [unit for unit in own if not _whole(folder, plan, unit, checksums)]
+    look = check_unit if check else recorded
+    missing = [unit for unit in own if not _whole(look, folder, plan, unit, checksums)]
+    read = set(checksums) if check else set()
     total = _rows(own)
     done = written = total - _rows(missing)
     if missing:  # the manifest of a damaged store stays until the end: until then readers are told what is damaged
         write_manifest(folder / BUILDING, plan.manifest({}))
     for unit in missing:
-        chunks = []
-        for count, chunk in _chunks(reader, source, plan, unit):
-            chunks.append(chunk)
-            done += count
+        tensors = {
+            tap: {part.name: torch.empty(unit.rows, *part.shape, dtype=part.dtype) for part in parts}
+            for tap, parts in plan.parts.items()
+        }
+        for start, stop, chunk in _chunks(reader, source, plan, unit):
+            for tap, parts in chunk.items():
+                for name, rows in parts.items():
+                    tensors[tap][name][start:stop] = rows
+            done += stop - start
             if done < total:  # the last progress is yielded when the store is finished
                 yield Progress(done, total, written * plan.row_bytes)
-        checksums |= write_unit(folder, plan, unit, _joined(plan, chunks))
+        new = write_unit(folder, plan, unit, tensors)
+        checksums, read = checksums | new, read | set(new)
         written += unit.rows
     others = set(plan.units) - set(own)  # they are read only when all of them are there
     if all(is_there(folder, plan, unit) for unit in others) and all(
-        _whole(folder, plan, unit, checksums) for unit in others
+        _whole(recorded, folder, plan, unit, checksums) for unit in others
     ):
         _finish(folder, plan, checksums)
     yield Progress(done, total, written * plan.row_bytes)
-    return checksums
+    return read
 
 
-def _joined(plan: Plan, chunks: Sequence[Mapping[Tap, Mapping[str, Tensor]]]) -> dict[Tap, dict[str, Tensor]]:
-    """The rows of all chunks, contiguous, as safetensors needs them."""
-    return {
-        tap: {part.name: torch.cat([chunk[tap][part.name] for chunk in chunks]).contiguous() for part in parts}
-        for tap, parts in plan.parts.items()
-    }
-
-
-def _whole(folder: Path, plan: Plan, unit: Unit, checksums: dict[str, str]) -> bool:
-    """Whether all files of a unit are whole; reads them, and adds their checksums."""
+def _whole(
+    look: Callable[[Path, Plan, Unit], Mapping[str, str]],
+    folder: Path,
+    plan: Plan,
+    unit: Unit,
+    checksums: dict[str, str],
+) -> bool:
+    """Whether ``look`` finds all files of a unit whole; adds the checksums that it returns."""
     try:
-        checksums |= check_unit(folder, plan, unit)
+        checksums |= look(folder, plan, unit)
     except LimbeckError:  # the files are made again
         return False
     return True
@@ -188,8 +214,8 @@ def _finish(folder: Path, plan: Plan, checksums: dict[str, str]) -> None:
 
 def _chunks(
     reader: Reader, source: Batches, plan: Plan, unit: Unit
-) -> Iterator[tuple[int, dict[Tap, dict[str, Tensor]]]]:
-    """The rows of each batch of a unit, in order: how many, and what is stored of them."""
+) -> Iterator[tuple[int, int, dict[Tap, dict[str, Tensor]]]]:
+    """The rows of each batch of a unit, in order: from where in the unit, to where, and what is stored of them."""
     view, _, start, stop = unit
     for batch in source.view(view, start=start, stop=stop):
         after = start + len(batch.index)
@@ -205,7 +231,8 @@ def _chunks(
                     f"but {plan.shapes[tap]} for the first: a store needs one shape"
                 )
         forms = plan.fingerprint.taps
-        yield after - start, {tap: encode(tap, tensor, forms[tap], batch.index) for tap, tensor in tensors.items()}
+        found = {tap: encode(tap, tensor, forms[tap], batch.index) for tap, tensor in tensors.items()}
+        yield start - unit.start, after - unit.start, found
         start = after
     if start < stop:
         raise LimbeckError(f"view {view} ends before sample {start}: needed are {plan.rows} samples")

@@ -9,7 +9,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,10 +32,14 @@ _LEFT_OVER = re.compile(
     r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)\.\d+-[0-9a-f]{8}(\.tmp)?"
 )
 
+_CHECKSUM = re.compile(r'"xxh3_128": "([0-9a-f]{32})"}$')
+
 HEADER = 2**16
-"""The largest header of a file in bytes, and the most bytes of a file beside its numbers."""
+"""The largest header of a file in bytes."""
 
 _AGAIN = "Build the store again: whole files are kept"
+
+_REPLACE = "Delete the file and build the store again: whole files are kept"
 
 _DELETE = f"Delete its {FINISHED} or {BUILDING}, and build the store again"
 
@@ -138,33 +143,75 @@ def is_there(folder: Path, plan: Plan, unit: Unit) -> bool:
     return all((folder / name).is_file() for name in plan.files(unit).values())
 
 
-def check_unit(folder: Path, plan: Plan, unit: Unit) -> dict[str, str]:
-    """Read the files of a unit, and compare them with their metadata; returns the checksum of each.
+def check_sizes(folder: Path, plan: Plan, unit: Unit) -> None:
+    """Compare the sizes of the files of a unit with the plan.
 
     Raises:
-        LimbeckError: a file is missing, truncated or damaged, or is another one of this or of another store.
+        LimbeckError: a file is missing, or has another size.
     """
-    return {name: _checked(folder / name, plan, unit, tap) for tap, name in plan.files(unit).items()}
+    for tap, name in plan.files(unit).items():
+        with _explained(folder / name):
+            _check_size(folder / name, plan, unit, tap)
 
 
-def _checked(path: Path, plan: Plan, unit: Unit, tap: Tap) -> str:
+def recorded(folder: Path, plan: Plan, unit: Unit) -> dict[str, str]:
+    """The checksums that the headers of the files of a unit record, by name. The numbers are not read.
+
+    Raises:
+        LimbeckError: a file is missing or truncated, its header is damaged, or it is another file of this or of another
+            store.
+    """
+    return {name: map_file(folder / name, plan, unit, tap)[1] for tap, name in plan.files(unit).items()}
+
+
+def check_unit(folder: Path, plan: Plan, unit: Unit) -> dict[str, str]:
+    """Read the files of a unit, and compare them with the checksums that they record, which are returned by name.
+
+    Raises:
+        LimbeckError: see `recorded`; or the numbers of a file are damaged.
+    """
+    checksums = {}
+    for tap, name in plan.files(unit).items():
+        tensors, checksums[name] = map_file(folder / name, plan, unit, tap)
+        check_numbers(folder / name, tensors, checksums[name])
+    return checksums
+
+
+def map_file(path: Path, plan: Plan, unit: Unit, tap: Tap) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file, and the checksum that it records. Nothing may be written to the tensors.
+
+    The tensors are mapped: their numbers are read from the disk when they are used, and are not compared with the
+    checksum here.
+
+    Raises:
+        LimbeckError: see `recorded`.
+    """
+    with _explained(path):
+        tensors, metadata = _opened(path, plan, unit, tap)
+    expected = {part.name: (part.dtype, (unit.rows, *part.shape)) for part in plan.parts[tap]}
+    alike = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} == expected
+    found = _CHECKSUM.search((metadata or {}).get("limbeck", ""))
+    checksum = found.group(1) if found else ""
+    if not alike or metadata != plan.metadata(unit, tap, checksum):
+        raise LimbeckError(f"{path} is damaged, or is another file of this or another store. {_REPLACE}")
+    return tensors, checksum
+
+
+def check_numbers(path: Path, tensors: Mapping[str, Tensor], checksum: str) -> None:
+    """Raise LimbeckError unless the tensors of a file have this checksum."""
+    if _checksum(tensors) != checksum:
+        raise LimbeckError(f"{path} is damaged: its numbers do not have the checksum that was recorded. {_REPLACE}")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the errors of opening a file into a `LimbeckError`."""
     if not path.is_file():
         raise LimbeckError(f"{path} is missing. {_AGAIN}")
     try:
-        tensors, metadata = _opened(path, plan, unit, tap)
+        yield
     except (SafetensorError, ValueError, RuntimeError, OSError) as error:
-        raise LimbeckError(f"{path} is truncated or damaged: {error}. {_AGAIN}") from error
-    expected = {part.name: (part.dtype, (unit.rows, *part.shape)) for part in plan.parts[tap]}
-    checksum = _checksum(tensors)
-    alike = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} == expected
-    if not alike or metadata != plan.metadata(unit, tap, checksum):
-        raise LimbeckError(f"{path} is damaged, or is another file of this or another store. {_AGAIN}")
-    return checksum
-
-
-def map_unit(folder: Path, plan: Plan, unit: Unit) -> dict[Tap, dict[str, Tensor]]:
-    """The tensors of a unit, mapped: numbers are read from disk when they are used. Nothing may be written to them."""
-    return {tap: _opened(folder / name, plan, unit, tap)[0] for tap, name in plan.files(unit).items()}
+        raise LimbeckError(f"{path} is truncated or damaged: {error}. {_REPLACE}") from error
 
 
 def place(path: Path, save: Callable[[Path], None]) -> None:
@@ -198,22 +245,25 @@ def _opened(path: Path, plan: Plan, unit: Unit, tap: Tap) -> tuple[dict[str, Ten
     """The tensors and the metadata of a file.
 
     Raises:
-        ValueError: the file or its header is larger than that of this unit, or the tensors have other names. Opening
-            such a file might take much time and memory.
+        ValueError: the file has another size, its header is too large, or the tensors have other names. Opening such a
+            file might take much time and memory.
     """
-    parts = plan.parts[tap]
-    most = unit.rows * sum(part.row_bytes for part in parts) + HEADER
-    with path.open("rb") as opened:
-        size, header = os.fstat(opened.fileno()).st_size, int.from_bytes(opened.read(8), "little")
-    if size > most or header > HEADER:
-        raise ValueError(
-            f"it has {size:,} bytes and a header of {header:,}, allowed are at most {most:,} and {HEADER:,}"
-        )
+    _check_size(path, plan, unit, tap)
     with safe_open(path, framework="pt") as file:
-        names, expected = set(file.keys()), {part.name for part in parts}
+        names, expected = set(file.keys()), {part.name for part in plan.parts[tap]}
         if names != expected:
             raise ValueError(f"it has {len(names)} tensors, needed are {' and '.join(sorted(expected))}")
         return {name: file.get_tensor(name) for name in expected}, file.metadata()
+
+
+def _check_size(path: Path, plan: Plan, unit: Unit, tap: Tap) -> None:
+    with path.open("rb") as opened:
+        size, header = os.fstat(opened.fileno()).st_size, int.from_bytes(opened.read(8), "little")
+    needed = 8 + header + unit.rows * sum(part.row_bytes for part in plan.parts[tap])
+    if header > HEADER or size != needed:
+        raise ValueError(
+            f"it has {size:,} bytes and a header of {header:,}, needed are {needed:,} and at most {HEADER:,}"
+        )
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

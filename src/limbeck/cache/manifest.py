@@ -28,8 +28,8 @@ BUILDING = "building.json"
 MOST_BYTES = 64 * 2**20
 """The most bytes of a description."""
 
-MOST_FILES = 10**6
-"""The most files of a store."""
+MOST_FILES = 500_000
+"""The most files of a store; its description then has 40 MB."""
 
 
 Dtype = Literal["float32", "float16", "bfloat16"]

@@ -54,7 +54,7 @@ def verify(
     allow: Allow = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Compare the store with its teacher on random rows, and every file with its checksum."""
+    """Compare every file of the store with its checksum, and random rows with the teacher."""
     with reporting():
         experiment = _experiment(Asked(recipe, override, seed, out, data_root, allow, trust_code))
         from limbeck.experiment.stores import compare_stores

@@ -153,12 +153,13 @@ def keep(
     data: Data,
     training: Training,
     engine: Engine,
-    part: tuple[int, int] = (0, 1),
+    part: tuple[int, int] | None = None,
 ) -> Generator[Estimate | Progress, None, Store | None]:
     """Build the store, or finish or repair it, and open it. The estimate of a new store is yielded first.
 
-    Of several writers, each builds its ``part``, as for `limbeck.cache.building.build`. The store is None until the
-    last of them is finished.
+    Of several writers, each builds its ``part``, as for `limbeck.cache.building.build`, and compares the files of its
+    part with their checksums. The store is None until the last of them is finished. Without a part, everything is
+    built, and files that are there are compared with their checksums when they are first read.
 
     Raises:
         LimbeckError: the folder holds another store; the disk has not enough space.
@@ -170,8 +171,16 @@ def keep(
         if begun(folder) is None:
             timed = max(1, min(3, len(batches) * expected.views // 50))  # not much beside the work itself
             yield estimate(folder, reader, batches, fingerprint=expected, rows=rows, batches=timed)
-        checksums = yield from build(folder, reader, batches, fingerprint=expected, rows=rows, part=part)
-    return Store(folder, expected, checksums) if part == (0, 1) or info(folder).finished else None
+        checked = yield from build(
+            folder,
+            reader,
+            batches,
+            fingerprint=expected,
+            rows=rows,
+            part=part or (0, 1),
+            check=part is not None,
+        )
+    return Store(folder, expected, checked) if part in (None, (0, 1)) or info(folder).finished else None
 
 
 def soft_label_table(block: TeacherBlock, data: Data, training: Training) -> TableStore | None:
@@ -204,7 +213,7 @@ def outputs(
     data: Data,
     training: Training,
     engine: Engine,
-    part: tuple[int, int] = (0, 1),
+    part: tuple[int, int] | None = None,
 ) -> Generator[StoreEstimate | StoreProgress, None, Outputs | None]:
     """The stored outputs of a recipe's teacher; None if the teacher runs at every step. Builds the store if necessary.
 
@@ -249,13 +258,16 @@ def check(
     training: Training,
     engine: Engine,
 ) -> Verification:
-    """Compare a finished store with its teacher on random rows, which are others at each call.
+    """Compare all files of a finished store with their checksums, and random rows with its teacher.
+
+    The rows are others at each call.
 
     Raises:
         LimbeckError: the store is not finished, damaged or built from something else; a row is not what the teacher
             gives.
     """
     store = Store(folder, fingerprint(block, teacher, taps, data, training, engine))
+    store.check()
     batches = training_batches(data, training, seed=block.seed, engine=engine)
     with reading(teacher, taps, batches.example_inputs(), engine) as reader:
         return verify(store, reader, batches, seed=secrets.randbits(32))

@@ -355,9 +355,9 @@ class Experiment:
         return plan(method, networks, self.data, self.workspace.training)
 
     def outputs(
-        self, seed: int, teacher: nn.Module, part: tuple[int, int] = (0, 1)
+        self, seed: int, teacher: nn.Module, part: tuple[int, int] | None = None
     ) -> Generator[Event, None, Outputs | None]:
-        """What the method reads of a seed's teacher, where it is kept: builds the store, or a ``part`` of it."""
+        """What the method reads of a seed's teacher, where it is kept: builds the store, or a ``part`` of it, see `keep`."""
         stages = self.reading(seed, teacher)
         path, training, engine = self.folder.path, self.workspace.training, replace(self.engine, processes=ONE)
         return (yield from outputs(self.recipe, path, seed, stages, teacher, self.data, training, engine, part))
