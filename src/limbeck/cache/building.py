@@ -114,7 +114,8 @@ def build(
         check: whether the numbers of files that are there are compared with their checksums.
 
     Returns:
-        The names of the files that were read or written, so that `limbeck.cache.reading.Store` need not read them again.
+        The names of the files that were compared with their checksums or written, so that
+        `limbeck.cache.reading.Store` need not compare them again.
 
     Raises:
         LimbeckError: the folder holds another store; the disk has not enough space; there is no such part. While

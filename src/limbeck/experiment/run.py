@@ -357,7 +357,7 @@ class Experiment:
     def outputs(
         self, seed: int, teacher: nn.Module, part: tuple[int, int] | None = None
     ) -> Generator[Event, None, Outputs | None]:
-        """What the method reads of a seed's teacher, where it is kept: builds the store, or a ``part`` of it, see `keep`."""
+        """What the method reads of a seed's teacher, where it is kept; builds the store, or a ``part`` (see `keep`)."""
         stages = self.reading(seed, teacher)
         path, training, engine = self.folder.path, self.workspace.training, replace(self.engine, processes=ONE)
         return (yield from outputs(self.recipe, path, seed, stages, teacher, self.data, training, engine, part))

@@ -1,0 +1,196 @@
+"""A large store of a teacher's outputs: its size, its build by workers that are killed, and how fast it is read.
+
+    python -m benchmarks.store                                       # 1,000,000 rows, top 10 of 1,000 classes
+    python -m benchmarks.store --rows 10000000 --classes 20 --kills 0
+
+The teacher is a function of the sample's number, so that its time is small beside that of the store. One process builds
+the store undisturbed. Then workers build it again with `limbeck.cache.building.build`, as ``limbeck cache build --shard
+i/N`` does; the first ones are killed at random times and started again, and the files must be the same. Without kills,
+only the workers build it. A fresh process reads it. Prints a table in Markdown. Memory is read from ``/proc``.
+"""
+
+import argparse
+import filecmp
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from limbeck.cache.building import build
+from limbeck.cache.fingerprint import Fingerprint, Format
+from limbeck.cache.reading import Store
+from limbeck.core import Batch, Tap
+
+TAP = Tap("teacher")
+BATCH = 256
+TOP_K = 10
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A source of numbered samples, and a teacher of them."""
+
+    rows: int
+    classes: int
+
+    def view(self, number: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """Batches of four times `BATCH` samples without inputs."""
+        for index in torch.arange(start, self.rows if stop is None else stop).split(4 * BATCH):
+            yield Batch(torch.empty(len(index), 0), index % self.classes, index, number)
+
+    def read(self, batch: Batch) -> dict[Tap, Tensor]:
+        """Logits (N, classes) that differ between samples and classes."""
+        phase = batch.index[:, None].remainder(65_521) * 0.37 + torch.arange(self.classes) * 2.4
+        return {TAP: 8 * torch.sin(phase)}
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """That of a store of the largest logits in 16 bits."""
+        return Fingerprint(
+            weights="none",
+            structure="a sine",
+            data=f"{self.rows} numbers",
+            transform={},
+            seed=0,
+            views=1,
+            taps={TAP: Format("float16", TOP_K)},
+            precision="32",
+            versions={"torch": torch.__version__},
+        )
+
+
+def build_part(folder: Path, case: Synthetic, number: int, count: int) -> None:
+    """Build a part of the store; print a line before, and the growth of the memory in bytes after."""
+    torch.set_num_threads(1)
+    before = _memory("VmRSS")
+    print("building", flush=True)
+    # mypy wants a Batches, of which build uses only view()
+    for _ in build(folder, case.read, case, fingerprint=case.fingerprint, rows=case.rows, part=(number, count)):  # type: ignore[arg-type]
+        pass
+    print(_memory("VmHWM") - before)
+
+
+def read_all(folder: Path, case: Synthetic) -> None:
+    """Read the store, and print: seconds to open it, seconds of a pass, seconds of a batch, growth of the memory."""
+    torch.set_num_threads(1)
+    before = _memory("RssAnon"), _memory("RssFile")
+    start = time.perf_counter()
+    store = Store(folder, case.fingerprint)
+    opened = time.perf_counter() - start
+    start = time.perf_counter()
+    for index in torch.randperm(case.rows, generator=torch.Generator().manual_seed(0))[: 400 * BATCH].split(BATCH):
+        store.read(index, 0)
+    for unit in store.plan.units:
+        store.read(torch.tensor([unit.start]), 0)  # every file is compared with its checksum
+    passed, times = time.perf_counter() - start, []
+    for _ in range(400):
+        index = torch.randint(case.rows, (BATCH,))
+        start = time.perf_counter()
+        store.read(index, 0)
+        times.append(time.perf_counter() - start)
+    store.check()
+    grown = _memory("RssAnon") - before[0], _memory("RssFile") - before[1]
+    print(opened, passed, statistics.median(times), min(times), *grown)
+
+
+def _memory(key: str) -> int:
+    """Bytes of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def start(folder: Path, case: Synthetic, *job: str) -> subprocess.Popen[str]:
+    """A process that builds or reads the store."""
+    sizes = ["--rows", str(case.rows), "--classes", str(case.classes)]
+    command = [sys.executable, "-m", "benchmarks.store", *sizes, "--folder", str(folder), "--job", *job]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def work(folder: Path, case: Synthetic, number: int, count: int, pauses: list[float]) -> tuple[int, int]:
+    """Start a worker, kill it after each of the pauses and let the last one finish; kills and growth of the memory."""
+    for kills in range(len(pauses) + 1):
+        worker = start(folder, case, str(number), str(count))
+        assert worker.stdout is not None
+        worker.stdout.readline()  # it builds now
+        try:
+            worker.wait(pauses[kills] if kills < len(pauses) else None)
+            break
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+    if worker.returncode:
+        raise SystemExit(f"worker {number} failed")
+    return kills, int(worker.stdout.read())
+
+
+def main() -> None:
+    """Build, compare and read the store, and print the table; or do one job of these."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--classes", type=int, default=1_000)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--kills", type=int, default=8, help="how often a worker is killed, if it is not done before")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    case = Synthetic(asked.rows, asked.classes)
+    if asked.job == ["read"]:
+        read_all(asked.folder, case)
+    elif asked.job:
+        build_part(asked.folder, case, *map(int, asked.job))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            _table(Path(folder), case, asked.workers, asked.kills)
+
+
+def _table(folder: Path, case: Synthetic, workers: int, kills: int) -> None:
+    alone, shared = folder / "alone", folder / "shared"
+    print("| | |", "|---|---|", sep="\n")
+    pauses: list[list[float]] = [[] for _ in range(workers)]
+    if kills:
+        began = time.perf_counter()
+        _, grown = work(alone, case, 0, 1, [])
+        seconds = time.perf_counter() - began
+        _row("undisturbed build by one process", f"{seconds:.0f} s, memory grows by {grown / 1e6:.0f} MB")
+        for number in range(kills):
+            pauses[number % workers].append(random.uniform(0, seconds / workers))
+    began = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        parts = range(workers)
+        done = list(pool.map(lambda number: work(shared, case, number, workers, pauses[number]), parts))
+    seconds, grown = time.perf_counter() - began, max(grown for _, grown in done)
+    killed = sum(times for times, _ in done)
+    _row(f"build by {workers} workers, killed {killed} times", f"{seconds:.0f} s, memory grows by {grown / 1e6:.0f} MB")
+    if kills:
+        names = sorted(path.name for path in alone.iterdir())
+        _, different, missing = filecmp.cmpfiles(alone, shared, names, shallow=False)
+        extra = {path.name for path in shared.iterdir()} - set(names)
+        same = "no" if different or missing or extra else f"yes, all {len(names)}"
+        _row("files equal those of the undisturbed build bit for bit", same)
+    files = list(shared.glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in files)
+    _row("files", f"{len(files)}, {size / 1e6:.1f} MB")
+    _row("bytes a row", f"{size / case.rows:.2f}; {2 * (TOP_K + 1) + 2 * TOP_K} of numbers")
+    reader = start(shared, case, "read")
+    opened, passed, median, least, anonymous, mapped = map(float, reader.communicate()[0].split())
+    _row("opening", f"{opened:.3f} s")
+    _row("400 batches in random order, with the checksums of all files", f"{passed:.2f} s")
+    _row(f"a random batch of {BATCH} rows", f"{1e3 * median:.2f} ms (median of 400), {1e3 * least:.2f} ms (fastest)")
+    _row("memory while reading", f"grows by {anonymous / 1e6:.0f} MB and {mapped / 1e6:.0f} MB of mapped files")
+
+
+def _row(what: str, found: str) -> None:
+    print(f"| {what} | {found} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
