@@ -5,21 +5,21 @@
 
 The teacher is a function of the sample's number, so that its time is small beside that of the store. One process builds
 the store undisturbed. Then workers build it again with `limbeck.cache.building.build`, as ``limbeck cache build --shard
-i/N`` does; the first ones are killed at random times and started again, and the files must be the same. Without kills,
-only the workers build it. A fresh process reads it. Prints a table in Markdown. Memory is read from ``/proc``.
+i/N`` does; some are killed at random times and started again, and the files must be the same. Without kills, only the
+workers build it. Another process reads it. Prints a table in Markdown. It needs Linux, for ``/proc`` and ``fork``.
 """
 
 import argparse
 import filecmp
+import multiprocessing
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import torch
@@ -33,6 +33,8 @@ from limbeck.core import Batch, Tap
 TAP = Tap("teacher")
 BATCH = 256
 TOP_K = 10
+
+FORK = multiprocessing.get_context("fork")  # a worker need not import torch again
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,17 @@ class Synthetic:
         )
 
 
-def build_part(folder: Path, case: Synthetic, number: int, count: int) -> None:
-    """Build a part of the store; print a line before, and the growth of the memory in bytes after."""
-    torch.set_num_threads(1)
+def build_part(told: Connection, folder: Path, case: Synthetic, number: int, count: int) -> None:
+    """Build a part of the store, and tell by how many bytes the memory grew."""
     before = _memory("VmRSS")
-    print("building", flush=True)
     # mypy wants a Batches, of which build uses only view()
     for _ in build(folder, case.read, case, fingerprint=case.fingerprint, rows=case.rows, part=(number, count)):  # type: ignore[arg-type]
         pass
-    print(_memory("VmHWM") - before)
+    told.send(_memory("VmHWM") - before)
 
 
-def read_all(folder: Path, case: Synthetic) -> None:
-    """Read the store, and print: seconds to open it, seconds of a pass, seconds of a batch, growth of the memory."""
-    torch.set_num_threads(1)
+def read_all(told: Connection, folder: Path, case: Synthetic) -> None:
+    """Read the store, and tell: seconds to open it, of a pass, of a batch (median, least), growth of the memory."""
     before = _memory("RssAnon"), _memory("RssFile")
     start = time.perf_counter()
     store = Store(folder, case.fingerprint)
@@ -97,9 +96,8 @@ def read_all(folder: Path, case: Synthetic) -> None:
         start = time.perf_counter()
         store.read(index, 0)
         times.append(time.perf_counter() - start)
-    store.check()
     grown = _memory("RssAnon") - before[0], _memory("RssFile") - before[1]
-    print(opened, passed, statistics.median(times), min(times), *grown)
+    told.send((opened, passed, statistics.median(times), min(times), *grown))
 
 
 def _memory(key: str) -> int:
@@ -108,67 +106,58 @@ def _memory(key: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def start(folder: Path, case: Synthetic, *job: str) -> subprocess.Popen[str]:
-    """A process that builds or reads the store."""
-    sizes = ["--rows", str(case.rows), "--classes", str(case.classes)]
-    command = [sys.executable, "-m", "benchmarks.store", *sizes, "--folder", str(folder), "--job", *job]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start(job: Callable[..., None], *options: object) -> tuple[ForkProcess, Connection]:
+    """A process that does a job, and what it will tell."""
+    here, there = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=job, args=(there, *options))
+    process.start()
+    there.close()  # so that a process that ends without a word is an error
+    return process, here
 
 
-def work(folder: Path, case: Synthetic, number: int, count: int, pauses: list[float]) -> tuple[int, int]:
-    """Start a worker, kill it after each of the pauses and let the last one finish; kills and growth of the memory."""
-    for kills in range(len(pauses) + 1):
-        worker = start(folder, case, str(number), str(count))
-        assert worker.stdout is not None
-        worker.stdout.readline()  # it builds now
-        try:
-            worker.wait(pauses[kills] if kills < len(pauses) else None)
+def disturbed(folder: Path, case: Synthetic, workers: int, kills: int, seconds: float) -> tuple[int, int]:
+    """Build with workers that are killed and started again; the number of kills and the largest growth of the memory.
+
+    The kills come at random times in about half of these seconds.
+    """
+    going, killed = [start(build_part, folder, case, number, workers) for number in range(workers)], 0
+    for _ in range(kills):
+        time.sleep(random.uniform(0, seconds / kills))
+        alive = [number for number, (process, _) in enumerate(going) if process.is_alive()]
+        if not alive:
             break
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
-    if worker.returncode:
-        raise SystemExit(f"worker {number} failed")
-    return kills, int(worker.stdout.read())
+        number = random.choice(alive)
+        going[number][0].kill()
+        going[number][0].join()
+        killed += 1
+        going[number] = start(build_part, folder, case, number, workers)
+    return killed, max(told.recv() for _, told in going)
 
 
 def main() -> None:
-    """Build, compare and read the store, and print the table; or do one job of these."""
+    """Build, compare and read the store, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--classes", type=int, default=1_000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--kills", type=int, default=8, help="how often a worker is killed, if it is not done before")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    case = Synthetic(asked.rows, asked.classes)
-    if asked.job == ["read"]:
-        read_all(asked.folder, case)
-    elif asked.job:
-        build_part(asked.folder, case, *map(int, asked.job))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            _table(Path(folder), case, asked.workers, asked.kills)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        _table(Path(folder), Synthetic(asked.rows, asked.classes), asked.workers, asked.kills)
 
 
 def _table(folder: Path, case: Synthetic, workers: int, kills: int) -> None:
-    alone, shared = folder / "alone", folder / "shared"
+    alone, shared, seconds = folder / "alone", folder / "shared", 0.0
     print("| | |", "|---|---|", sep="\n")
-    pauses: list[list[float]] = [[] for _ in range(workers)]
     if kills:
         began = time.perf_counter()
-        _, grown = work(alone, case, 0, 1, [])
+        grown = start(build_part, alone, case, 0, 1)[1].recv()
         seconds = time.perf_counter() - began
         _row("undisturbed build by one process", f"{seconds:.0f} s, memory grows by {grown / 1e6:.0f} MB")
-        for number in range(kills):
-            pauses[number % workers].append(random.uniform(0, seconds / workers))
     began = time.perf_counter()
-    with ThreadPoolExecutor(workers) as pool:
-        parts = range(workers)
-        done = list(pool.map(lambda number: work(shared, case, number, workers, pauses[number]), parts))
-    seconds, grown = time.perf_counter() - began, max(grown for _, grown in done)
-    killed = sum(times for times, _ in done)
+    killed, grown = disturbed(shared, case, workers, kills, seconds)
+    seconds = time.perf_counter() - began
     _row(f"build by {workers} workers, killed {killed} times", f"{seconds:.0f} s, memory grows by {grown / 1e6:.0f} MB")
     if kills:
         names = sorted(path.name for path in alone.iterdir())
@@ -180,8 +169,7 @@ def _table(folder: Path, case: Synthetic, workers: int, kills: int) -> None:
     size = sum(path.stat().st_size for path in files)
     _row("files", f"{len(files)}, {size / 1e6:.1f} MB")
     _row("bytes a row", f"{size / case.rows:.2f}; {2 * (TOP_K + 1) + 2 * TOP_K} of numbers")
-    reader = start(shared, case, "read")
-    opened, passed, median, least, anonymous, mapped = map(float, reader.communicate()[0].split())
+    opened, passed, median, least, anonymous, mapped = start(read_all, shared, case)[1].recv()
     _row("opening", f"{opened:.3f} s")
     _row("400 batches in random order, with the checksums of all files", f"{passed:.2f} s")
     _row(f"a random batch of {BATCH} rows", f"{1e3 * median:.2f} ms (median of 400), {1e3 * least:.2f} ms (fastest)")
