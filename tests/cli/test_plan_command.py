@@ -110,6 +110,7 @@ def test_the_json_holds_the_same_figures_that_the_run_has():
     }
     assert {name: arm["trainings"] for name, arm in found["arms"].items()} == {"teacher": 2, "alone": 2, "kd+rkd": 2}
     assert found["kept"]["store"] == 2 * 64 * 4 * (10 + 16)  # teachers, samples, bytes, logits and features
+    assert found["store"]["bytes"] == 64 * 4 * (10 + 16)  # of one teacher
     assert [verdict["check"] for verdict in found["verdicts"]] == list(CHECKS)
     assert found["seconds"] > 0
     assert found["memory"] > 0

@@ -140,6 +140,10 @@ def _costs(found: "Forecast") -> Iterator[str]:
         f"{kept.folder} will hold about {decimal(kept.weights)} of weights, a checkpoint of {decimal(kept.checkpoint)}"
         f"{store}"
     )
+    if found.store:
+        from limbeck.cli.progress import building
+
+        yield f"the store of a teacher's outputs: {building(found.store)}"
     if kept.in_use:
         yield f"{kept.folder} already holds a run: choose --resume, --overwrite or another --out for limbeck run"
     if found.seconds is None:

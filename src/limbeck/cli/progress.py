@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
+from limbeck.cache.building import Estimate
 from limbeck.cli import terminal
 from limbeck.cli.tables import result_table, verdicts
 from limbeck.comparison.sweep import Sweep
@@ -347,8 +348,17 @@ def _epoch(event: Trained, losses: str) -> str:
 
 def _estimated(event: StoreEstimate) -> str:
     size, free = decimal(event.bytes), decimal(event.free)
-    took = "under a second" if event.seconds < 1 else f"about {timedelta(seconds=round(event.seconds))}"
-    return f"{event.job}: the store of its outputs will take about {size} ({free} free); building it takes {took}"
+    return f"{event.job}: the store of its outputs will take about {size} ({free} free); {building(event)}"
+
+
+def building(store: StoreEstimate | Estimate) -> str:
+    """How long a store takes to build, and how fast a disk must be for it to be worth it."""
+    if store.seconds < 1:
+        return "building it takes under a second"
+    return (
+        f"building it takes about {timedelta(seconds=round(store.seconds))}. Reading it is faster than running the "
+        f"teacher in every step if the disk reads more than {decimal(round(store.bytes / store.seconds))} a second"
+    )
 
 
 def _verified(event: StoreVerified) -> str:

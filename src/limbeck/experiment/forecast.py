@@ -3,24 +3,26 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.cache.encoding import parts_of
+from limbeck.cache.building import Estimate, estimate
+from limbeck.cache.fingerprint import Fingerprint
 from limbeck.core import TARGETS, Batch, LimbeckError, Networks, Stage, Tap, tap
 from limbeck.data.targets import TaskName
 from limbeck.evaluate import file_bytes, macs, parameters
 from limbeck.experiment.arms import teacher_of
-from limbeck.experiment.caching import cached, formats, teacher_taps
+from limbeck.experiment.caching import cached, formats, reading, teacher_taps
 from limbeck.experiment.first_step import unprepared
 from limbeck.experiment.preflight import Planned
 from limbeck.experiment.run import Experiment
 from limbeck.experiment.runfiles import holds_epoch
 from limbeck.experiment.terms import SAMPLES
 from limbeck.experiment.verdicts import CHECKS, Note
-from limbeck.experiment.workspace import Workspace, example_batch
+from limbeck.experiment.workspace import Workspace, example_batch, training_batches
 from limbeck.models import Ensemble
 from limbeck.models.inputs import bridge_of
 from limbeck.outline import outline
@@ -129,6 +131,7 @@ class Forecast:
     networks: Mapping[str, NetworkForecast]
     arms: Mapping[str, ArmForecast]
     kept: Kept
+    store: Estimate | None  # of the outputs of one teacher, if they are stored
     seconds: float | None  # of all training steps, without reading and evaluating
     memory: int  # bytes of data, networks, optimizer and activations, without PyTorch itself
     verdicts: tuple[Verdict, ...]
@@ -150,6 +153,7 @@ def forecast(experiment: Experiment, allow: Collection[str]) -> Forecast:
     arms = {arm: _arm(experiment, arm, planned) for arm, planned in made.trainings.items()}
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     shown = {note.said for note in experiment.found if note.check}
+    store = _store(experiment, made.trainings[recipe.method["name"]])
     return Forecast(
         name=recipe.name,
         device=engine.device.type,
@@ -160,7 +164,8 @@ def forecast(experiment: Experiment, allow: Collection[str]) -> Forecast:
         splits={name: SplitForecast(len(split), data.origins.get(name, "")) for name, split in splits.items()},
         networks={name: _network(network, data.shape) for name, network in made.networks.items()},
         arms=arms,
-        kept=_kept(experiment, made.trainings),
+        kept=_kept(experiment, made.trainings, store),
+        store=store,
         seconds=_seconds(arms.values()),
         memory=max(_memory(experiment, planned) for planned in made.trainings.values()),
         verdicts=tuple(_verdicts(experiment.found, allow)),
@@ -322,8 +327,31 @@ def _saved_bytes(stage: Stage, networks: Networks, batch: Batch, engine: Engine)
     return sum(found.values())
 
 
-def _kept(experiment: Experiment, trainings: Mapping[str, Planned]) -> Kept:
-    recipe, data, folder = experiment.recipe, experiment.data, experiment.folder.path
+def _store(experiment: Experiment, planned: Planned) -> Estimate | None:
+    """What the store of a teacher takes, from a few batches that the teacher runs on."""
+    recipe, data, engine, folder = experiment.recipe, experiment.data, experiment.engine, experiment.folder.path
+    if not recipe.cache.use:
+        return None
+    stages, networks, training = planned
+    taps, batches = teacher_taps(stages), training_batches(data, training, seed=recipe.cache.seed, engine=engine)
+    unknown = Fingerprint(  # only the taps and the views matter here
+        weights="",
+        structure="",
+        data="",
+        transform={},
+        seed=recipe.cache.seed,
+        views=recipe.cache.views or 1,
+        taps=formats(recipe.cache, taps),
+        precision=engine.precision,
+        versions={},
+    )
+    with reading(networks["teacher"], taps, batches.example_inputs(), engine) as reader:
+        rows = len(data.train.without(training.exclude))
+        return estimate(Path(recipe.cache.folder or folder), reader, batches, fingerprint=unknown, rows=rows)
+
+
+def _kept(experiment: Experiment, trainings: Mapping[str, Planned], store: Estimate | None) -> Kept:
+    recipe, folder = experiment.recipe, experiment.folder.path
     student = file_bytes(trainings[recipe.method["name"]][1]["student"])  # that of the first seed has a copy
     files = {  # the student is also written after each stage before the last that trains it
         arm: file_bytes(networks["student"]) * (1 + sum("student" in stage.networks for stage in stages[:-1]))
@@ -335,16 +363,9 @@ def _kept(experiment: Experiment, trainings: Mapping[str, Planned]) -> Kept:
         for planned in trainings.values()
         for stage in planned[0]
     )
-    store = 0
-    stages, networks, training = trainings[recipe.method["name"]]
-    if recipe.cache.use:
-        taps, few = teacher_taps(stages), example_batch(data)
-        forms, sizes = formats(recipe.cache, taps), shapes(networks, taps, few)
-        row = sum(part.row_bytes for one in taps for part in parts_of(forms[one], sizes[one]))
-        teachers = len({teacher_of(recipe, seed) for seed in recipe.seeds})
-        store = teachers * row * (recipe.cache.views or 1) * len(data.train.without(training.exclude))
+    teachers = len({teacher_of(recipe, seed) for seed in recipe.seeds})
     weights = student + sum(files[job.arm] for job in experiment.work)
-    return Kept(weights, max(checkpoints), store, str(folder), holds_epoch(folder))
+    return Kept(weights, max(checkpoints), teachers * store.bytes if store else 0, str(folder), holds_epoch(folder))
 
 
 def _verdicts(found: Collection[Note], allow: Collection[str]) -> Iterator[Verdict]:
