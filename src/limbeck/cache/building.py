@@ -145,8 +145,8 @@ def _plan(reader: Reader, source: Batches, fingerprint: Fingerprint, rows: int, 
         raise LimbeckError(f"a store of {rows} samples: allowed are 1 and more")
     tensors = read_taps(reader, next(iter(source.view(0, stop=rows))), fingerprint)
     plan = Plan(fingerprint, rows, rows, {tap: tuple(tensor.shape[1:]) for tap, tensor in tensors.items()})
-    few = max(LEAST_ROWS, -(-rows // SHARDS))
-    plan = replace(plan, shard_rows=min(rows, few, SHARD_ROWS, max(1, shard_bytes // plan.row_bytes)))
+    share = max(LEAST_ROWS, -(-rows // SHARDS))
+    plan = replace(plan, shard_rows=min(rows, share, SHARD_ROWS, max(1, shard_bytes // plan.row_bytes)))
     files = file_count(plan.manifest({}))
     if files > MOST_FILES:
         raise LimbeckError(
@@ -180,7 +180,8 @@ def _building(
             if done < total:  # the last progress is yielded when the store is finished
                 yield Progress(done, total, written * plan.row_bytes)
         new = write_unit(folder, plan, unit, tensors)
-        checksums, read = checksums | new, read | set(new)
+        checksums |= new
+        read |= new.keys()
         written += unit.rows
     others = set(plan.units) - set(own)  # they are read only when all of them are there
     if all(is_there(folder, plan, unit) for unit in others) and all(
