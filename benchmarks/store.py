@@ -46,7 +46,7 @@ class Synthetic:
 
     def view(self, number: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """Batches of four times `BATCH` samples without inputs."""
-        for index in torch.arange(start, self.rows if stop is None else stop).split(4 * BATCH):
+        for index in torch.split(torch.arange(start, self.rows if stop is None else stop), 4 * BATCH):
             yield Batch(torch.empty(len(index), 0), index % self.classes, index, number)
 
     def read(self, batch: Batch) -> dict[Tap, Tensor]:
@@ -86,7 +86,8 @@ def read_all(told: Connection, folder: Path, case: Synthetic) -> None:
     store = Store(folder, case.fingerprint)
     opened = time.perf_counter() - start
     start = time.perf_counter()
-    for index in torch.randperm(case.rows, generator=torch.Generator().manual_seed(0))[: 400 * BATCH].split(BATCH):
+    order = torch.randperm(case.rows, generator=torch.Generator().manual_seed(0))
+    for index in torch.split(order[: 400 * BATCH], BATCH):
         store.read(index, 0)
     for unit in store.plan.units:
         store.read(torch.tensor([unit.start]), 0)  # every file is compared with its checksum

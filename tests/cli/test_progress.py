@@ -42,7 +42,8 @@ def test_watched_batches_can_be_swept_and_looked_at_without_moving_the_bar():
 def test_a_long_build_is_estimated_in_hours_and_with_the_disk_that_it_needs():
     event = StoreEstimate(Job("teacher", 0), Path("store"), 10_000_000, 3725.4, 2 * 10**9)
     assert watching._estimated(event) == (
-        "teacher/seed0: the store of its outputs will take about 10.0 MB (2.0 GB free); building it takes about 1:02:05. "
+        "teacher/seed0: the store of its outputs will take about 10.0 MB (2.0 GB free); "
+        "building it takes about 1:02:05. "
         "Reading it is faster than running the teacher in every step if the disk reads more than 2.7 kB a second"
     )
 
