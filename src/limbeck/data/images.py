@@ -13,8 +13,6 @@ from limbeck.data.pixels import as_tensor, converted, decoded
 from limbeck.data.trees import Files
 from limbeck.user_code import contents, named
 
-_HEAD = 4096  # bytes of each file that the fingerprint covers
-
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -67,7 +65,7 @@ class Images:
         names = [self.names[place] for place in index.tolist()]
         result = torch.empty(len(names), *self.shape[1:], dtype=self.dtype)
         with quiet():
-            for place, pixels in enumerate(in_threads(self.plain, ((name, self.reader(name)) for name in names))):
+            for place, pixels in enumerate(in_threads(self.plain, self.reader.several(names))):
                 result[place] = pixels
         return result
 
@@ -87,7 +85,7 @@ class Images:
             made_by = self.transform.rpartition(":")[2].encode() + b":" + self.code  # wherever its file is
         yield repr((tuple(self.shape), self.exif_orientation, len(made_by))).encode() + made_by + b"deep" * self.deep
         for name in self.names:
-            size, head = self.reader.head(name, _HEAD)
+            size, head = self.reader.beginning(name)
             yield repr((name, size)).encode() + head
 
     def plain(self, file: tuple[str, bytes]) -> Tensor:

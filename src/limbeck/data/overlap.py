@@ -24,7 +24,6 @@ NEAR = 8 / 255
 
 _FLAT = 2.0  # the standard deviation, of values from 0 to 255, up to which a thumbnail has no contrast
 _CHUNK = 512  # images that are reduced at a time
-_HEAD = 4096  # bytes of a file that are read first
 
 
 class Match(NamedTuple):
@@ -92,7 +91,7 @@ def _keys(split: Split) -> list[bytes]:
     if inputs.dim() != 4:
         return []
     if isinstance(inputs, Images):
-        heads = (inputs.reader.head(name, _HEAD) for name in inputs.names)
+        heads = (inputs.reader.beginning(name) for name in inputs.names)
         return [size.to_bytes(8) + xxhash.xxh3_128_digest(head) for size, head in heads]
     chunks = (chunk.contiguous().flatten(1).view(torch.uint8).numpy() for chunk in torch.split(inputs, _CHUNK))
     return [xxhash.xxh3_128_digest(row) for chunk in chunks for row in chunk]

@@ -50,8 +50,8 @@ class Decoder(Dataset[tuple[Tensor, str]]):
         result = torch.empty(len(wanted.names), *self._images.shape[1:], dtype=self._images.dtype)
         try:
             with generators_kept(), quiet():
-                for place, (name, index) in enumerate(zip(wanted.names, wanted.places, strict=True)):
-                    file = name, self._images.reader(name)
+                files = self._images.reader.several(wanted.names)
+                for place, (file, index) in enumerate(zip(files, wanted.places, strict=True)):
                     if wanted.view is None or self._transform is None:
                         result[place] = self._images.plain(file)
                     else:

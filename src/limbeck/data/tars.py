@@ -1,7 +1,8 @@
 """Samples in uncompressed tar files, as the package webdataset writes them: one or more files with the same key each.
 
-An image keeps its place in a tar file in its name, such as ``train-0003.tar:1536+20480:n01440764/10026.jpg``, so that
-it can be read alone, in any order, by any process, and no process needs a table of all places.
+An image keeps its place in a tar file, and a hash of its beginning, in its name, such as
+``train-0003.tar:1536+20480~8f2c5a0912d34e67:n01440764/10026.jpg``. So it can be read alone, in any order, by any
+process, and no process needs a table of all places.
 """
 
 import io
@@ -9,19 +10,23 @@ import os
 import re
 import tarfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from xxhash import xxh3_64_hexdigest
 
 from limbeck.core import LimbeckError
 from limbeck.data import bounds
 from limbeck.data.decoding import SUFFIXES
+from limbeck.data.trees import BEGINNING, Files
 
 LABEL_BYTES = 2**16
 """The most bytes of a label."""
 
 _OPEN = 32  # tar files that a process keeps open
-_NAME = re.compile(r"([^:/\\]+):(\d+)\+(\d+):")
+_NAME = re.compile(r"([^:/\\]+):(\d+)\+(\d+)~([0-9a-f]{16}):")
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -32,12 +37,22 @@ class Sample(NamedTuple):
     label: bytes | None  # what the file of the label contains; None: there is none
 
 
-class Tars:
-    """Reads images of tar files in a folder by their names. An open file belongs to one process.
+class Shards(Protocol):
+    """Where tar files are: a `Folder`, or a `limbeck.data.remote.Server`. What cannot be read raises an OSError."""
 
-    Raises:
-        LimbeckError: an image cannot be read; the message names it.
-    """
+    @property
+    def place(self) -> Path | str:
+        """For messages."""
+
+    def open(self, name: str) -> AbstractContextManager[io.RawIOBase]:
+        """A file to read from its beginning."""
+
+    def parts(self, wanted: Iterable[tuple[str, int, int]]) -> Iterator[bytes]:
+        """Parts of files, each by the name of the file, the first byte and the number of bytes."""
+
+
+class Folder:
+    """The files of a folder. An open file belongs to one process."""
 
     def __init__(self, place: Path) -> None:
         self.place = place.absolute()
@@ -47,25 +62,16 @@ class Tars:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_process": None, "_open": {}}
 
-    def __call__(self, name: str) -> bytes:
-        """The whole image file."""
-        return self.head(name, bounds.FILE_BYTES)[1]
+    def open(self, name: str) -> io.FileIO:
+        """See `Shards`."""
+        return io.FileIO(self.place / name)
 
-    def head(self, name: str, count: int) -> tuple[int, bytes]:
-        """The size of the image file in bytes, and its first ``count`` bytes."""
-        found = _NAME.match(name)
-        if found is None:
-            raise LimbeckError(f"{name} in {self.place} is not the name of a sample")
-        shard, offset, size = found[1], int(found[2]), int(found[3])
-        try:
-            file = self._file(shard)
-            file.seek(offset)
-            data = file.read(min(size, count))
-        except OSError as error:
-            raise LimbeckError(f"{name} in {self.place} cannot be read: {error}") from error
-        if len(data) < min(size, count):
-            raise LimbeckError(f"{name} in {self.place} cannot be read: {shard} is cut short")
-        return size, data
+    def parts(self, wanted: Iterable[tuple[str, int, int]]) -> Iterator[bytes]:
+        """See `Shards`."""
+        for name, start, count in wanted:
+            file = self._file(name)
+            file.seek(start)
+            yield file.read(count)
 
     def _file(self, shard: str) -> BinaryIO:
         if self._process != os.getpid():
@@ -83,6 +89,54 @@ def _close(files: Mapping[str, BinaryIO]) -> None:
         file.close()
 
 
+class Tars(Files):
+    """Reads images of tar files by their names.
+
+    Raises:
+        LimbeckError: an image cannot be read; the message names it.
+    """
+
+    def __init__(self, shards: Shards) -> None:
+        self.place, self._shards = shards.place, shards
+
+    def __call__(self, name: str) -> bytes:
+        """The whole image file."""
+        return self.head(name, bounds.FILE_BYTES)[1]
+
+    def head(self, name: str, count: int) -> tuple[int, bytes]:
+        """The size of the image file in bytes, and its first ``count`` bytes."""
+        ((_, data),) = self._read([name], count)
+        return self._found(name)[2], data
+
+    def several(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """The names with the whole image files, of which a server is asked for many at once."""
+        return self._read(names, bounds.FILE_BYTES)
+
+    def beginning(self, name: str) -> tuple[int, bytes]:
+        """The size of the image file in bytes, and the hash of its beginning. Nothing is read."""
+        *_, size, digest = self._found(name)
+        return size, digest.encode()
+
+    def _found(self, name: str) -> tuple[str, int, int, str]:
+        """The tar file, the first byte, the number of bytes and the hash of the beginning."""
+        found = _NAME.match(name)
+        if found is None:
+            raise LimbeckError(f"{name} in {self.place} is not the name of a sample")
+        return found[1], int(found[2]), int(found[3]), found[4]
+
+    def _read(self, names: Sequence[str], count: int) -> Iterator[tuple[str, bytes]]:
+        wanted = [(shard, start, min(size, count)) for shard, start, size, _ in map(self._found, names)]
+        done = 0
+        try:
+            for name, one, data in zip(names, wanted, self._shards.parts(wanted), strict=True):
+                if len(data) != one[2]:
+                    raise LimbeckError(f"{name} in {self.place} cannot be read: {one[0]} is cut short")
+                yield name, data
+                done += 1
+        except OSError as error:
+            raise LimbeckError(f"{names[done]} in {self.place} cannot be read: {error}") from error
+
+
 class _Bounded(io.BufferedReader):
     """A tar file of which a damaged header cannot make much be read."""
 
@@ -92,29 +146,33 @@ class _Bounded(io.BufferedReader):
         return super().read(size)
 
 
-def samples(path: Path, label: str) -> Iterator[Sample]:
-    """The images of a tar file in order, with their labels. No image is read.
+def samples(shards: Shards, name: str, label: str) -> Iterator[Sample]:
+    """The images of a tar file in order, with their labels. Of an image, only the beginning is read.
 
     Args:
-        path: the tar file.
+        shards: where the tar file is.
+        name: the tar file.
         label: the extension of the files of the labels, such as ``cls``.
 
     Raises:
-        LimbeckError: it is no uncompressed tar file, or is cut short; two samples have the same key; a sample has two
-            images; a label or an image is too large.
+        LimbeckError: it cannot be read; it is no uncompressed tar file, or is cut short; two samples have the same key;
+            a sample has two images; a label or an image is too large.
     """
+    where = f"{shards.place}/{name}"
     try:
-        size = path.stat().st_size
-        with _Bounded(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            yield from _samples(archive, path, label, size)
+        with shards.open(name) as raw, _Bounded(raw) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            size = file.seek(0, os.SEEK_END)
+            yield from _samples(archive, where, name, label, size)
             file.seek(archive.offset)
             if file.read(_BLOCK) != bytes(_BLOCK):
-                raise LimbeckError(f"{path} is cut short: it has no end of a tar file")
-    except (tarfile.TarError, OSError) as error:
-        raise LimbeckError(f"{path} is damaged, or no uncompressed tar file: {error}") from error
+                raise LimbeckError(f"{where} is cut short: it has no end of a tar file")
+    except tarfile.TarError as error:
+        raise LimbeckError(f"{where} is damaged, or no uncompressed tar file: {error}") from error
+    except OSError as error:
+        raise LimbeckError(f"{where} cannot be read: {error}") from error
 
 
-def _samples(archive: tarfile.TarFile, path: Path, label: str, size: int) -> Iterator[Sample]:
+def _samples(archive: tarfile.TarFile, where: str, shard: str, label: str, size: int) -> Iterator[Sample]:
     seen, key, image, text = set[str](), "", "", None
     for member in archive:
         archive.members.clear()  # type: ignore[attr-defined]  # which would hold all of them
@@ -127,22 +185,27 @@ def _samples(archive: tarfile.TarFile, path: Path, label: str, size: int) -> Ite
                 yield Sample(image, text)
             key, image, text = folder + slash + stem, "", None
             if key in seen:
-                raise LimbeckError(f"{path} has two samples with the key {key!r}")
+                raise LimbeckError(f"{where} has two samples with the key {key!r}")
             seen.add(key)
         if member.offset_data + member.size > size:
-            raise LimbeckError(f"{path} is cut short: {member.name} ends after it")
+            raise LimbeckError(f"{where} is cut short: {member.name} ends after it")
         if extension == label:
             if member.size > LABEL_BYTES:
-                raise LimbeckError(f"{member.name} in {path} has {member.size:,} bytes, allowed are {LABEL_BYTES:,}")
-            content = archive.extractfile(member)
-            text = content.read(member.size) if content is not None else None
+                raise LimbeckError(f"{member.name} in {where} has {member.size:,} bytes, allowed are {LABEL_BYTES:,}")
+            text = _read(archive, member, LABEL_BYTES)
         elif name.lower().endswith(SUFFIXES):
             if image:
-                raise LimbeckError(f"{path} has two images with the key {key!r}: a sample has one")
+                raise LimbeckError(f"{where} has two images with the key {key!r}: a sample has one")
             if member.size > bounds.FILE_BYTES:
                 raise LimbeckError(
-                    f"{member.name} in {path} has {member.size:,} bytes, allowed are {bounds.FILE_BYTES:,}"
+                    f"{member.name} in {where} has {member.size:,} bytes, allowed are {bounds.FILE_BYTES:,}"
                 )
-            image = f"{path.name}:{member.offset_data}+{member.size}:{member.name}"
+            beginning = _read(archive, member, BEGINNING)
+            image = f"{shard}:{member.offset_data}+{member.size}~{xxh3_64_hexdigest(beginning)}:{member.name}"
     if image:
         yield Sample(image, text)
+
+
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, count: int) -> bytes:
+    content = archive.extractfile(member)
+    return b"" if content is None else content.read(min(member.size, count))

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +10,9 @@ from limbeck.core import LimbeckError
 from limbeck.data import bounds
 from limbeck.data.archives import Archive
 from limbeck.files.paths import near, regular
+
+BEGINNING = 4096
+"""Bytes of a file by which it is recognised before it is read in full."""
 
 _SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 
@@ -38,7 +41,7 @@ class Listing(NamedTuple):
 class Files(Protocol):
     """What reads files by name."""
 
-    place: Path  #: for messages
+    place: Path | str  #: for messages
 
     def __call__(self, name: str) -> bytes:
         """The whole file."""
@@ -46,8 +49,16 @@ class Files(Protocol):
     def head(self, name: str, count: int) -> tuple[int, bytes]:
         """The size of the file in bytes, and its first ``count`` bytes."""
 
+    def several(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """The names with the whole files, in this order."""
+        return ((name, self(name)) for name in names)
 
-class Reader:
+    def beginning(self, name: str) -> tuple[int, bytes]:
+        """The size of the file in bytes, and its first `BEGINNING` bytes or a hash of them."""
+        return self.head(name, BEGINNING)
+
+
+class Reader(Files):
     """Reads the files of a folder or zip file by name, as far as `limbeck.data.bounds` allows.
 
     A zip file is opened when it is first read, by each process separately, because processes that share an open file

@@ -20,6 +20,7 @@ from limbeck.experiment.networks import NetworkFactory, ensemble
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.results import NetworkResult
 from limbeck.experiment.runfiles import RECIPE, STUDENT, Network, read_network
+from limbeck.files.paths import is_url
 from limbeck.models import GIVEN, load_network
 from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
 from limbeck.recipe.blocks import Recipe
@@ -148,6 +149,9 @@ class Finished:
         code = code_notices(options)
         if code and not self._trust_code:
             raise LimbeckError(f"the data of {self._folder} {code[0]}: allow it with --trust-code")
+        url = next((str(value) for value in options.values() if is_url(str(value))), None)
+        if url is not None and not self._trust_code:
+            raise LimbeckError(f"the data of {self._folder} is read from {url}: allow it with --trust-code")
         data = load(**options | ({} if root is None else {"root": str(root)}), progress=progress)
         if data.test.digest() != test:
             raise LimbeckError(f"the test split has changed since the networks in {self._folder} were trained")

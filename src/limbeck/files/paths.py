@@ -1,6 +1,7 @@
 """Checks before a file is opened: its kind, its size, and the directory of a zip file. This module needs no torch."""
 
 import os
+import re
 import stat
 import struct
 from collections.abc import Collection
@@ -34,6 +35,11 @@ def expanded(text: str | Path) -> Path:
     except RuntimeError as error:
         user = str(text).partition("/")[0].removeprefix("~")
         raise LimbeckError(f"got {str(text)!r}: there is no user {user!r}") from error
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL, such as s3://bucket/train.tar, and not a path."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
 
 
 def near(path: Path) -> str:

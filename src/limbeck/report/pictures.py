@@ -14,7 +14,7 @@ from limbeck.data import SOURCES, Data, Progress, load
 from limbeck.errors import LimbeckError
 from limbeck.experiment.kept_outputs import MOST_BYTES, OUTPUTS, read_outputs
 from limbeck.experiment.runfiles import file_record
-from limbeck.files.paths import file_size
+from limbeck.files.paths import file_size, is_url
 from limbeck.report.found import Found
 from limbeck.user_code import code_notices
 
@@ -44,13 +44,15 @@ def data_of(found: Found, progress: Progress | None = None) -> Data:
     """Load the data of the recipe, without downloading it.
 
     Raises:
-        LimbeckError: it cannot be read, or is loaded by a Python file.
+        LimbeckError: it cannot be read, is loaded by a Python file, or is at a URL.
     """
     if found.recipe is None:
         raise LimbeckError("the recipe is not known, so the data cannot be loaded")
     options = found.recipe.data.model_dump()
     if options["source"] not in SOURCES or code_notices(options):
         raise LimbeckError("a Python file loads the data, and a report runs no code")
+    if any(is_url(str(value)) for value in options.values()):
+        raise LimbeckError("the data is at a URL, and a report makes no request")
     if "download" in options:
         options["download"] = False
     return load(**options, progress=progress)

@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from limbeck.core import LimbeckError
+from limbeck.data.ahead import in_threads
+from limbeck.data.remote import Server
 from limbeck.data.sources.base import Parts, Progress, located
 from limbeck.data.sources.reading import Reading
 from limbeck.data.split import Split
-from limbeck.data.tars import Tars, samples
-from limbeck.files.paths import near
+from limbeck.data.tars import Folder, Shards, Tars, samples
+from limbeck.files.paths import is_url, near
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST = 100_000  # tar files
@@ -19,9 +22,9 @@ _MOST = 100_000  # tar files
 
 def webdataset(
     *,
-    path: Path,
-    test_path: Path | None = None,
-    validation_path: Path | None = None,
+    path: str,
+    test_path: str | None = None,
+    validation_path: str | None = None,
     label: str = "cls",
     classes: tuple[str, ...] = (),
     together: int = 0,
@@ -35,12 +38,13 @@ def webdataset(
     """Images of uncompressed tar files, (N, C, H, W), which stay there and are decoded when they are needed.
 
     A sample is one or more files with the same key, the name up to its first dot: an image, and a file with the number
-    of its class. Samples without that file have no label. When the data is loaded, the headers of all tar files are
-    read once, and no image.
+    of its class. Samples without that file have no label. When the data is loaded, the headers of all tar files and
+    the beginning of each image are read once.
 
     Args:
         path: the tar files of the training split, such as ``train-{0000..1023}.tar``, all in one folder; absolute, or
-            relative to the working folder or to the data root.
+            relative to the working folder or to the data root, or a URL that fsspec reads, such as
+            ``s3://bucket/train-{0000..1023}.tar``.
         test_path: those of the test split. None: a part of the training split.
         validation_path: those of the validation split. None: a part of the training split.
         label: the extension of the files with the number of the class, from 0.
@@ -57,30 +61,32 @@ def webdataset(
 
     Raises:
         LimbeckError: there is no such file; a file is damaged, compressed or cut short, see `limbeck.data.tars`; a
-            label is no number of a class; ``together`` is negative.
+            server cannot be read; a label is no number of a class; ``together`` is negative.
     """
     if together < 0:
         raise LimbeckError(f"together is {together}: allowed are 0 and more tar files")
     how = Reading(size, exif_orientation, True, workers, transform, progress, together)
     given = {"train": path, "validation": validation_path, "test": test_path}
-    files = {part: _files(place, root) for part, place in given.items() if place is not None}
-    folders = {file.parent for listed in files.values() for file in listed}
+    files = {part: _files(text, root) for part, text in given.items() if text is not None}
+    folders = {folder for folder, _ in files.values()}
     if len(folders) > 1:
         raise LimbeckError(f"the tar files are in {len(folders)} folders, such as {min(folders)}: put them into one")
-    total, done, found = sum(map(len, files.values())), 0, {}
-    for part, listed in files.items():
+    folder = folders.pop()
+    place: Shards = Server(folder) if is_url(folder) else Folder(Path(folder))
+    look = partial(_samples, place, label=label)
+    total, done, found = sum(len(listed) for _, listed in files.values()), 0, {}
+    for part, (_, listed) in files.items():
         names, labels = list[str](), list[int]()
-        for file in listed:
-            for sample in samples(file, label):
-                names.append(sample.name)
-                labels.append(_number(sample.label, f"{sample.name} in {file.parent}"))
+        for some in in_threads(look, listed) if is_url(folder) else map(look, listed):
+            names += some[0]
+            labels += some[1]
             done += 1
             if progress is not None:
                 progress(done, total)
         if not names:
             raise LimbeckError(f"{listed[0]} and the other {len(listed) - 1} tar files of {part} hold no image")
         found[part] = tuple(names), torch.tensor(labels)
-    inputs, notes = how.inputs(Tars(min(folders)), [names for names, _ in found.values()])
+    inputs, notes = how.inputs(Tars(place), [names for names, _ in found.values()])
     splits = {
         part: Split(images, targets, names)
         for (part, (names, targets)), images in zip(found.items(), inputs, strict=True)
@@ -91,9 +97,15 @@ def webdataset(
         classes=classes or tuple(map(str, range(count))),
         validation=splits.get("validation"),
         test=splits.get("test"),
-        origins={part: f"{len(listed):,} tar files, {listed[0].name} ..." for part, listed in files.items()},
+        origins={part: f"{len(listed):,} tar files, {listed[0]} ..." for part, (_, listed) in files.items()},
         notes=tuple(notes),
     )
+
+
+def _samples(place: Shards, shard: str, *, label: str) -> tuple[list[str], list[int]]:
+    """The names and labels of the images of a tar file."""
+    found = list(samples(place, shard, label))
+    return [one.name for one in found], [_number(one.label, f"{one.name} in {place.place}") for one in found]
 
 
 def _number(label: bytes | None, name: str) -> int:
@@ -108,14 +120,16 @@ def _number(label: bytes | None, name: str) -> int:
     return number
 
 
-def _files(pattern: Path, root: Path | None) -> Sequence[Path]:
-    """The tar files that a pattern stands for, in order."""
-    names = list(_expanded(pattern.name))
-    folder = located(pattern.parent, root)
+def _files(pattern: str, root: Path | None) -> tuple[str, Sequence[str]]:
+    """The folder of the tar files that a pattern stands for, a path or URL, and their names in order."""
+    if is_url(pattern):
+        top, _, last = pattern.rpartition("/")
+        return top, list(_expanded(last))
+    folder, names = located(Path(pattern).parent, root), list(_expanded(Path(pattern).name))
     missing = next((name for name in names if not (folder / name).is_file()), None)
     if missing is not None:
         raise LimbeckError(f"there is no file {folder / missing}{near(folder / missing)}")
-    return [folder / name for name in names]
+    return str(folder), names
 
 
 def _expanded(name: str) -> Iterator[str]:

@@ -1,0 +1,175 @@
+"""Tar files at URLs, which fsspec reads."""
+
+import http.server
+import re
+import threading
+
+import fsspec
+import pytest
+import torch
+from test_shards import order, png, shards, write_tar
+
+from limbeck.core import LimbeckError
+from limbeck.data import load
+from limbeck.data.overlap import identical
+from limbeck.data.remote import AT_ONCE, Server
+from limbeck.data.tars import Folder, Tars
+
+
+@pytest.fixture
+def memory():
+    """The file system of the URLs memory://, which is empty again afterwards."""
+    system = fsspec.filesystem("memory")
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+def uploaded(folder, memory):
+    for path in folder.glob("*.tar"):
+        memory.pipe_file(f"/bucket/{path.name}", path.read_bytes())
+
+
+@pytest.fixture
+def both(tmp_path, memory):
+    """The same tar files in a folder and at URLs."""
+    shards(tmp_path)
+    shards(tmp_path, count=1, kind="test")
+    uploaded(tmp_path, memory)
+
+    def loaded(place):
+        path, test = f"{place}/train-{{00..03}}.tar", f"{place}/test-00.tar"
+        return load("webdataset", path=path, test_path=test, validation=0.2, workers=0, together=2)
+
+    return loaded(tmp_path), loaded("memory://bucket")
+
+
+def test_the_samples_and_their_order_are_those_of_the_same_files_in_a_folder(both):
+    here, there = both
+    assert there.train.names == here.train.names
+    assert there.train.digest() == here.train.digest()
+    assert order(there, 3).tolist() == order(here, 3).tolist()
+    every = torch.arange(len(here.train))
+    assert torch.equal(there.train.inputs[every], here.train.inputs[every])
+    assert there.origins == here.origins
+
+
+def test_parts_of_files_are_requested_a_few_at_a_time(memory, monkeypatch):
+    memory.pipe_file("/bucket/a.tar", bytes(range(100)))
+    asked, cat = [], type(memory).cat_ranges
+    counted = lambda self, paths, *rest, **options: asked.append(len(paths)) or cat(self, paths, *rest, **options)  # noqa: E731
+    monkeypatch.setattr(type(memory), "cat_ranges", counted)
+    parts = Server("memory://bucket").parts(("a.tar", place, 2) for place in range(AT_ONCE + 5))
+    assert next(parts) == bytes([0, 1])
+    assert asked == [AT_ONCE]
+    assert list(parts)[-1] == bytes([AT_ONCE + 4, AT_ONCE + 5])
+    assert asked == [AT_ONCE, 5]
+
+
+def test_images_in_two_splits_are_found_without_reading_the_others(both, monkeypatch):
+    _, there = both
+    read = []
+    monkeypatch.setattr(Tars, "__call__", lambda self, name: read.append(name) or b"")
+    found = identical({"train": there.train, "test": there.test})
+    assert len(found["test"]) == sum(name.split(":")[-1] < "000005" for name in there.train.names)
+    assert len(read) == 2 * len(found["test"])
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("memory://bucket/none-{00..03}.tar", "memory://bucket/none-00.tar cannot be read: there is no such file"),
+        ("s4://bucket/train-00.tar", "s4://bucket/train-00.tar cannot be read: ValueError: Protocol not known: s4"),
+        ("memory://bucket/cut-00.tar", "memory://bucket/cut-00.tar is (cut short|damaged)"),
+    ],
+)
+def test_what_cannot_be_read_is_told_when_the_data_is_loaded(url, said, tmp_path, memory):
+    shards(tmp_path, count=1, kind="cut")
+    uploaded(tmp_path, memory)
+    memory.pipe_file("/bucket/cut-00.tar", memory.cat_file("/bucket/cut-00.tar")[:-10240])
+    with pytest.raises(LimbeckError, match=said):
+        load("webdataset", path=url, workers=0)
+
+
+def test_the_package_for_a_protocol_that_is_missing_is_named(monkeypatch):
+    def connected(place):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", connected)
+    with pytest.raises(LimbeckError, match=r"s3://b/t.tar cannot be read: a package .* not installed: Install s3fs"):
+        load("webdataset", path="s3://b/t.tar", workers=0)
+
+
+def test_a_file_that_changes_later_is_told_when_its_image_is_read(both, memory):
+    _, there = both
+    last = there.train.names[-1]
+    memory.pipe_file("/bucket/train-03.tar", b"")
+    with pytest.raises(LimbeckError, match=f"{re.escape(last)} in memory://bucket cannot be read: train-03.tar is cut"):
+        there.train.inputs.reader(last)
+
+
+def test_tar_files_in_a_folder_and_at_urls_cannot_be_mixed(tmp_path, memory):
+    shards(tmp_path)
+    with pytest.raises(LimbeckError, match="in 2 folders"):
+        load("webdataset", path=tmp_path / "train-{00..03}.tar", test_path="memory://bucket/test-00.tar", workers=0)
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """A server that answers requests for parts of files; some files are forbidden."""
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.directory / self.path.strip("/")
+        if self.path.startswith("/forbidden"):
+            return self.send_error(403)
+        if not path.is_file():
+            return self.send_error(404)
+        data, found = path.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        part = data[int(found[1]) : int(found[2]) + 1] if found and self.ranges else data
+        self.send_response(206 if found and self.ranges else 200)
+        self.send_header("Content-Length", str(len(part)))
+        if found and self.ranges:
+            self.send_header("Content-Range", f"bytes {found[1]}-{int(found[1]) + len(part) - 1}/{len(data)}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(part)
+        return None
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    pytest.importorskip("aiohttp")
+    handler = type("Handler", (Ranges,), {"directory": tmp_path, "ranges": True})
+    handler.__init__ = lambda self, *given: http.server.BaseHTTPRequestHandler.__init__(self, *given)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", handler
+        running.shutdown()
+
+
+def test_worker_processes_read_parts_of_files_over_http(tmp_path, server):
+    shards(tmp_path)
+    data = load("webdataset", path=f"{server[0]}/train-{{00..03}}.tar", validation=0, workers=2)
+    assert data.train.inputs[torch.arange(2)][:, 0, 0, 0].tolist() == [int(n[-6:-4]) for n in data.train.names[:2]]
+    assert sorted(order(data, 0).tolist()) == list(range(len(data.train)))
+    name = data.train.names[0]
+    assert data.train.inputs.reader(name) == Tars(Folder(tmp_path))(name) == png(int(name[-6:-4]))
+
+
+@pytest.mark.parametrize(("name", "said"), [("forbidden.tar", "403"), ("missing.tar", "404")])
+def test_the_answer_of_a_server_is_told(name, said, server):
+    with pytest.raises(LimbeckError, match=f"{name} cannot be read: there is no such file, or it may not be .*{said}"):
+        load("webdataset", path=f"{server[0]}/{name}", workers=0)
+
+
+def test_a_server_that_sends_only_whole_files_is_refused(tmp_path, server):
+    large = {"1.png": png(1), "1.cls": b"0", "2.npy": bytes(9_000_000), "3.png": png(3), "3.cls": b"1"}
+    write_tar(tmp_path / "train-00.tar", large)
+    server[1].ranges = False
+    with pytest.raises(LimbeckError, match=r"train-00.tar cannot be read: .*range requests"):
+        load("webdataset", path=f"{server[0]}/train-00.tar", workers=0)
