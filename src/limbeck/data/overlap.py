@@ -1,8 +1,7 @@
 """Images of one split that are in other splits too: identical ones, and nearly identical ones."""
 
-from collections import Counter
 from collections.abc import Mapping
-from itertools import chain
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -45,16 +44,18 @@ def identical(splits: Mapping[str, Split]) -> dict[str, list[Match]]:
         LimbeckError: a file cannot be read.
     """
     keys = {name: _keys(split) for name, split in splits.items()}
-    held = Counter(chain.from_iterable(map(set, keys.values())))  # how many splits have a key
+    shared = set[bytes]().union(*(one & other for one, other in combinations(map(set, keys.values()), 2)))
     known: dict[bytes, tuple[str, int]] = {}
     found = {}
     for name, split in splits.items():
-        images, full = split.inputs, keys[name]
+        images = split.inputs
+        full = {place: key for place, key in enumerate(keys[name]) if key in shared}
         if isinstance(images, Images):
-            pairs = zip(full, images.names, strict=True)
-            full = [key + xxhash.xxh3_128_digest(images.reader(file)) if held[key] > 1 else key for key, file in pairs]
-        found[name] = [Match(place, *known[key]) for place, key in enumerate(full) if key in known]
-        for place, key in enumerate(full):
+            full = {
+                place: key + xxhash.xxh3_128_digest(images.reader(images.names[place])) for place, key in full.items()
+            }
+        found[name] = [Match(place, *known[key]) for place, key in full.items() if key in known]
+        for place, key in full.items():
             known.setdefault(key, (name, place))
     return found
 
