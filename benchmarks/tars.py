@@ -6,10 +6,10 @@
 Writes the tar files to a folder (``--folder``; an existing one is used again), and loads them. For 1 and 2 processes
 and 0, 1 and 2 workers of each, it checks that the parts of the processes have each sample once, in the order of one
 process; the parts are read in turns. It stops in the middle of an epoch and compares the next batch with that of an
-epoch that is begun again, as in a resumed run. The memory is the most that this process had resident before and after all
-these passes, and the most of a worker process, most of which it shares with this one. For the speed, limbeck and webdataset take turns: both
-read all tar files, shuffle, and decode batches of 256 with as many worker processes; webdataset shuffles the tar files
-and 1,000 samples, limbeck all samples.
+epoch that is begun again, as in a resumed run. The memory is the most that this process had resident before and after
+all these passes, and the most of a worker process, which shares much of it with this one. For the speed, limbeck and
+webdataset take turns: both read all tar files, shuffle, and decode batches of 256 with as many worker processes;
+webdataset shuffles the tar files and 1,000 samples, limbeck all samples.
 """
 
 import argparse
