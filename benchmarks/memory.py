@@ -69,10 +69,10 @@ def main() -> None:
     parts = {"train": rest, "test": _split(reader, count // 50)}
     _measured("search for images in two splits", count, partial(identical, parts))
     _measured("digest of the training split", count, rest.digest)
-    augment, statistics = Augment(crop=4, flip=True), {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    augment, mean, std = Augment(crop=4, flip=True), (0.0,) * 3, (1.0,) * 3
     for title, together in (("an epoch", 0), ("an epoch with `together`", 16)):
         inputs = replace(rest.inputs, together=together) if isinstance(rest.inputs, Images) else rest.inputs
-        batches = Batches(replace(rest, inputs=inputs), batch_size=256, seed=0, augment=augment, **statistics)
+        batches = Batches(replace(rest, inputs=inputs), batch_size=256, seed=0, mean=mean, std=std, augment=augment)
         running = batches(0)
         _measured(title, count, partial(next, running))
         del running

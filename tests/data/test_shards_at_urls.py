@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import re
 import threading
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -15,6 +16,8 @@ from limbeck.data import load
 from limbeck.data.overlap import identical
 from limbeck.data.remote import AT_ONCE, Server
 from limbeck.data.tars import Folder, Tars
+from limbeck.exports.source import Finished
+from limbeck.report.pictures import data_of
 
 
 @pytest.fixture
@@ -113,6 +116,15 @@ def test_tar_files_in_a_folder_and_at_urls_cannot_be_mixed(tmp_path, memory):
     shards(tmp_path)
     with pytest.raises(LimbeckError, match="in 2 folders"):
         load("webdataset", path=tmp_path / "train-{00..03}.tar", test_path="memory://bucket/test-00.tar", workers=0)
+
+
+def test_a_report_and_an_export_do_not_read_a_url_that_a_received_run_names():
+    options = {"source": "webdataset", "path": "https://host/train-00.tar"}
+    recipe = SimpleNamespace(data=SimpleNamespace(model_dump=lambda: options))
+    with pytest.raises(LimbeckError, match="a report makes no request"):
+        data_of(SimpleNamespace(recipe=recipe))
+    with pytest.raises(LimbeckError, match=r"read from https://host/train-00.tar: allow it with --trust-code"):
+        Finished._data(SimpleNamespace(_folder="run", _trust_code=False), options, "", None, None)
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):
