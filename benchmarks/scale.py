@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from limbeck.cache.building import SHARD_BYTES
+from limbeck.cache.building import SHARD_BYTES, SHARD_ROWS
 from limbeck.cache.encoding import parts_of
 from limbeck.cache.fingerprint import Format
 
@@ -106,7 +106,7 @@ def _bytes() -> str:
             one = row_bytes(name, size)
             views = one * size.images * size.epochs
             month = views / 1e12 * ASSUMED["dollars a TB month"]
-            files = -(-size.images // max(1, SHARD_BYTES // one)) * size.epochs
+            files = -(-size.images // min(SHARD_ROWS, max(1, SHARD_BYTES // one))) * size.epochs
             sizes = [f"{one:,}", _of_bytes(one * size.images), _of_bytes(views)]
             rows.append([name, title, *sizes, f"{files:,}", f"{month:,.0f}"])
     head = ["what is stored", "data", "bytes a view", "one view of each image", "a view an epoch", "files", "$ a month"]
