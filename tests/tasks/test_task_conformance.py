@@ -19,6 +19,7 @@ from limbeck.schedules import constant
 from limbeck.taps import Taps
 from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
+from tests.unchecked import unchecked
 
 ENGINE = make_engine(device="cpu", precision="32")
 SEVERAL = {"student_layers": ("stage1", "stage2"), "teacher_layers": ("stage1", "stage2")}
@@ -65,7 +66,8 @@ def test_a_method_trains_for_its_tasks_and_is_refused_for_others(name, task):
     before = {key: tensor.clone() for key, tensor in nets["student"].state_dict().items()}
     options = LAYERS.get(name, {}) if task == "segmentation" else {}
     stages = plan(partial(METHODS[name], **options), nets, data(task), setting)
-    epochs = list(run(stages, nets, training_batches(data(task), setting, seed=0, engine=ENGINE), ENGINE))
+    with unchecked():
+        epochs = list(run(stages, nets, training_batches(data(task), setting, seed=0, engine=ENGINE), ENGINE))
     assert epochs
     assert all(torch.tensor(value).isfinite() for epoch in epochs for value in epoch.terms.values())
     after = nets["student"].state_dict()
