@@ -11,8 +11,7 @@ from limbeck.core import LimbeckError, Schedule, Setup, Stage, Tap, Term, tap, w
 from limbeck.methods.about import EVERY_TASK, About, Paper
 from limbeck.methods.kd import label_terms
 from limbeck.methods.reading import check_map_or_vector, in_order, network_maps, paired
-from limbeck.methods.shared import as_schedule, check_at_least, check_norm
-from limbeck.schedules import linear
+from limbeck.methods.shared import check_at_least, check_norm, rising
 
 PAPER = Paper("Chen, Liu, Zhao, Jia", "Distilling Knowledge via Knowledge Review", 2021, "2104.09044")
 
@@ -146,8 +145,6 @@ def reviewkd(
         LimbeckError: a network has no maps; the layers do not come in pairs; an option is out of range; the batch size
             is 1 and a level has one position, so BatchNorm would see one value per channel.
     """
-    if not 0 <= warmup < 1:
-        raise LimbeckError(f"warmup is {warmup}: it is a fraction of the stage, at least 0 and below 1")
     if middle_channels is not None:
         check_at_least(1, "middle_channels", middle_channels)
     student = _levels(setup, "student", student_layers, activated=True)
@@ -159,7 +156,7 @@ def reviewkd(
     loss = Review(students, teachers, middle=middle_channels or min(512, students[-1]))
     terms = {
         **label_terms(setup, hard=hard, soft=soft, temperature=temperature),
-        "review": Term(loss, in_order(pairs), _rising(review, warmup)),
+        "review": Term(loss, in_order(pairs), rising(review, warmup)),
     }
     return (Stage("reviewkd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
@@ -173,14 +170,6 @@ def _levels(setup: Setup, network: str, layers: tuple[str, ...], *, activated: b
     for one in levels:
         check_map_or_vector(setup, one, method="reviewkd")
     return levels
-
-
-def _rising(weight: float | Schedule, warmup: float) -> float | Schedule:
-    """The weight times a factor that rises linearly from 0 to 1 during the warm-up."""
-    if warmup == 0 or weight == 0:
-        return weight
-    full, rise = as_schedule(weight), linear(start=0.0, end=1.0, until=warmup)
-    return lambda progress: full(progress) * rise(progress)
 
 
 ABOUT = About(reviewkd, PAPER, tasks=EVERY_TASK)

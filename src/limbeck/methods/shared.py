@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck.core import LimbeckError, Loss, MakeOptimizer, Schedule, Setup
+from limbeck.schedules import linear
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -138,6 +139,20 @@ def check_at_least(least: int, name: str, value: float) -> None:
 def as_schedule(weight: float | Schedule) -> Schedule:
     """A weight as a function of the stage's progress."""
     return (lambda progress: weight) if isinstance(weight, int | float) else weight
+
+
+def rising(weight: float | Schedule, warmup: float) -> float | Schedule:
+    """The weight times a factor that rises linearly from 0 to 1 over a fraction ``warmup`` of the stage.
+
+    Raises:
+        LimbeckError: the fraction is not at least 0 and below 1.
+    """
+    if not 0 <= warmup < 1:
+        raise LimbeckError(f"warmup is {warmup}: it is a fraction of the stage, at least 0 and below 1")
+    if warmup == 0 or weight == 0:
+        return weight
+    full, rise = as_schedule(weight), linear(start=0.0, end=1.0, until=warmup)
+    return lambda progress: full(progress) * rise(progress)
 
 
 def stage_epochs(setup: Setup, name: str, epochs: int | None, *, least: int = 1) -> int:
