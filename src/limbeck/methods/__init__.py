@@ -39,6 +39,7 @@ from limbeck.methods import (
     standardised,
     vid,
     wsld,
+    wttm,
 )
 from limbeck.methods.about import About
 
@@ -67,6 +68,7 @@ ABOUT: Mapping[str, About] = {
     "mlkd": mlkd.ABOUT,
     "cat_kd": cat_kd.ABOUT,
     "wsld": wsld.ABOUT,
+    "wttm": wttm.ABOUT,
     "ab": ab.ABOUT,
     "ft": ft.ABOUT,
     "ofd": ofd.ABOUT,
