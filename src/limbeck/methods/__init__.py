@@ -40,6 +40,7 @@ from limbeck.methods import (
     srrl,
     standardised,
     vid,
+    vkd,
     wsld,
     wttm,
 )
@@ -73,6 +74,7 @@ ABOUT: Mapping[str, About] = {
     "nkd": nkd.ABOUT,
     "wttm": wttm.ABOUT,
     "kd_plus_plus": kd_plus_plus.ABOUT,
+    "vkd": vkd.ABOUT,
     "ab": ab.ABOUT,
     "ft": ft.ABOUT,
     "ofd": ofd.ABOUT,
