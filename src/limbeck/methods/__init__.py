@@ -41,6 +41,7 @@ from limbeck.methods import (
     standardised,
     vid,
     vkd,
+    wkd_f,
     wsld,
     wttm,
 )
@@ -75,6 +76,7 @@ ABOUT: Mapping[str, About] = {
     "wttm": wttm.ABOUT,
     "kd_plus_plus": kd_plus_plus.ABOUT,
     "vkd": vkd.ABOUT,
+    "wkd_f": wkd_f.ABOUT,
     "ab": ab.ABOUT,
     "ft": ft.ABOUT,
     "ofd": ofd.ABOUT,
