@@ -84,7 +84,7 @@ def test_of_an_ensemble_a_method_that_needs_its_classifier_does_not_ask_for_laye
     assert planned(method, convolutional(), teacher.members[0])
 
 
-@pytest.mark.parametrize("method", ["dkd", "kd_standardised", "dist", "mlkd", "wsld", "nkd", "wttm"])
+@pytest.mark.parametrize("method", ["dkd", "kd_standardised", "dist", "mlkd", "wsld", "nkd", "wttm", "ofa"])
 def test_of_an_ensemble_a_method_of_one_teacher_names_both_ways_out_and_they_work(method):
     members = [convolutional(), convolutional()]
     with pytest.raises(
