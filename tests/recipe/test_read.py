@@ -234,7 +234,7 @@ def test_smoke_is_short_and_small(tmp_path):
 
 BUNDLED = [
     *("digits_kd", "hinton_mnist", "hinton_mnist_without_3", "compare_mnist", "compare_cifar10"),
-    *("lenet_mnist", "pruned_cifar10"),
+    *("lenet_mnist", "pruned_cifar10", "vanilla_kd_cifar10"),
     *(
         f"{system}_{data}"
         for system in ("hinton", "fitnets", "fsp", "class_distance", "srrl")
