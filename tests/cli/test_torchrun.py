@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer import Exit
 
+from limbeck.cli.reporting import reporting
 from limbeck.experiment.run import Experiment
 from limbeck.models import load_network
 from limbeck.recipe.read import read
@@ -26,6 +28,22 @@ precision: 32
 device: cpu
 """
 
+FAILS = """
+import os
+from torch import nn
+
+class Fails(nn.Sequential):
+    def forward(self, inputs):
+        self.calls = getattr(self, "calls", 0) + self.training
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+        if first and os.environ.get("RANK") == "1" and self.calls > 50:
+            raise ValueError("of process 1")
+        return super().forward(inputs)
+
+def fails():
+    return Fails(nn.Flatten(), nn.Linear(64, 10))
+"""
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun's gloo on Windows is not tested")
 
 
@@ -37,6 +55,12 @@ def run_here(folder, *, resume=False):
 
 def environment():
     return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def torchrun(*options):
+    """The command that runs the recipe in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+    return [*launcher, "-m", "limbeck", "run", "recipe.yaml"]
 
 
 def children(pid):
@@ -58,23 +82,23 @@ def test_a_process_that_is_killed_ends_all_and_another_number_of_processes_resum
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(RECIPE)
     whole = run_here("one")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     started = subprocess.Popen(
-        [*launcher, "-m", "limbeck", "run", "recipe.yaml", "--out", "two"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment(),
-        text=True,
+        [*torchrun(), "--out", "two"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(), text=True
     )
     log, deadline = Path("two/metrics.jsonl"), time.monotonic() + 200
-    while not (log.exists() and log.read_text().count("kd/seed0") >= 2) and time.monotonic() < deadline:
+    while not (log.exists() and log.read_text().count("kd/seed0") >= 2):
+        assert started.poll() is None, f"torchrun has ended before the second epoch: {started.communicate()[0]}"
+        if time.monotonic() > deadline:
+            started.kill()
+            pytest.fail(f"the second epoch was not reached in 200 s: {started.communicate()[0]}")
         time.sleep(0.02)
     os.kill(children(started.pid)[1], signal.SIGKILL)
     killed = time.monotonic()
     output = started.communicate(timeout=100)[0]
     assert started.returncode != 0
     assert time.monotonic() - killed < 60
-    assert "To resume: start torchrun again with --resume" in output
+    again = "torchrun --nproc-per-node 2 -m limbeck run recipe.yaml --out two --resume"
+    assert f"2 processes; to resume if one of them fails: {again}" in output
     assert output.count("teacher/seed0: epoch 1/1") == 1  # only the first process prints
     assert not Path("two/result.json").exists()
     resumed = run_here("two", resume=True)
@@ -82,6 +106,45 @@ def test_a_process_that_is_killed_ends_all_and_another_number_of_processes_resum
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
     assert abs(resumed.student.test.accuracy - whole.student.test.accuracy) < 0.01
+
+
+def test_after_an_error_in_one_process_its_traceback_is_shown_and_torchrun_resumes_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(FAILS)
+    Path("recipe.yaml").write_text(RECIPE.replace("{name: mlp, hidden: [50]}", "'net.py:fails'").replace("60", "4"))
+    command = [*torchrun("--max-restarts", "1"), "--out", "two"]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    again = "To resume: torchrun --nproc-per-node 2 -m limbeck run recipe.yaml --out two --resume"
+    assert f"process 1 has failed. {again}" in ended.stderr
+    assert ended.stderr.count("ValueError: of process 1") == 1
+    assert ended.stdout.count("kd/seed0: epoch 1/4") == 1  # the run was resumed, not started again
+    assert ended.stdout.count("kd/seed0: epoch 4/4") == 1
+    assert Path("two/result.json").exists()
+
+
+@pytest.mark.parametrize(("rank", "machines"), [(0, 1), (1, 1), (0, 2), (2, 2)])
+def test_a_process_that_loses_another_says_how_to_resume(monkeypatch, capsys, rank, machines):
+    for name, value in {"RANK": rank, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 4 // machines}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(Exit), reporting("limbeck run a.yaml --resume", several=True):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    again = "torchrun --nproc-per-node 4" if machines == 1 else "start torchrun again on each machine, with"
+    expected = f"Connection closed by peer). To resume: {again} -m limbeck run a.yaml --resume"
+    assert (expected in capsys.readouterr().err) == (rank < 2)  # two of many processes are enough
+
+
+def test_a_process_ends_when_torchrun_is_killed():
+    child = (
+        "import os; parent = os.getppid(); from limbeck.train.processes import _end_with; print(); _end_with(parent)"
+    )
+    asked = [sys.executable, "-uc", f"import subprocess, sys; subprocess.run([sys.executable, '-uc', {child!r}])"]
+    launcher = subprocess.Popen(asked, stdout=subprocess.PIPE)
+    launcher.stdout.readline()
+    time.sleep(1)
+    assert launcher.poll() is None  # as long as its process runs
+    launcher.kill()
+    launcher.communicate(timeout=60)  # until the process has ended, too
 
 
 def test_only_run_takes_several_processes(tmp_path):

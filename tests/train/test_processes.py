@@ -19,10 +19,11 @@ from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods import METHODS
 from limbeck.models import build
 from limbeck.optimizers import sgd
-from limbeck.schedules import cosine
+from limbeck.schedules import constant
 from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 from limbeck.train.processes import ONE, Processes, processes
+from limbeck.train.regime import Regime
 
 CASES = {
     "kd": {},
@@ -33,6 +34,8 @@ CASES = {
     "crd": {},
     "rkd": {},
 }
+NETWORKS = (("resnet14", {}), ("resnet8", {}))
+MLPS = (("mlp", {"hidden": (6,)}), ("mlp", {"hidden": (4,)}))
 
 
 class Double:
@@ -57,22 +60,22 @@ class Double:
         return replace(batch, inputs=batch.inputs.double())
 
 
-def weights(method, options, ours):
+def weights(method, options, ours, *, networks=NETWORKS, size=8, accumulate=1):
     """The student's weights; 21 samples are not a multiple of the batch or of the processes."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (21, 3, 8, 8), generator=generator, dtype=torch.uint8)
     targets = torch.arange(21) % 3
     data = limbeck.arrays(images, targets, validation=0, test_set=(images, targets))
-    teacher, student = (build(name, classes=3, shape=(3, 8, 8)) for name in ("resnet14", "resnet8"))
+    teacher, student = (build(name, classes=3, shape=(3, 8, 8), **more) for name, more in networks)
     engine = replace(make_engine(device="cpu", precision="32"), processes=ours)
-    training = Training(1, 8, sgd(lr=0.05, momentum=0.9), cosine())
-    networks = {"student": student, "teacher": teacher}
-    stages = plan(partial(METHODS[method], **options), networks, data, training)
-    for module in (*networks.values(), *(loss for stage in stages for loss in stage.losses)):
+    training = Training(1, size, sgd(lr=0.05, momentum=0.9), constant(), regime=Regime(accumulate=accumulate))
+    roles = {"student": student, "teacher": teacher}
+    stages = plan(partial(METHODS[method], **options), roles, data, training)
+    for module in (*roles.values(), *(loss for stage in stages for loss in stage.losses)):
         module.double()
     batches = Double(training_batches(data, training, seed=3, engine=engine))
-    for _ in run(stages, networks, batches, engine):
+    for _ in run(stages, roles, batches, engine, regime=training.regime):
         pass
     return {name: value.clone() for name, value in student.state_dict().items()}
 
@@ -101,12 +104,27 @@ def normalised(number, ours):
     return outputs.float(), inputs.grad.float(), {name: value.float() for name, value in norm.state_dict().items()}
 
 
+def added(ours):
+    """Gradients after a batch that is not averaged, and after the next one; and a buffer that is then copied."""
+    step = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Identity())
+    step.register_buffer("place", torch.tensor(ours.rank))
+    averaged = ours.averaged(step, step[1])
+    with ours.unaveraged(averaged):
+        averaged(torch.full((1, 1), ours.rank + 1.0)).sum().backward()
+    first = step[0].weight.grad.item()
+    step.place.fill_(ours.rank)
+    averaged(torch.full((1, 1), 10.0)).sum().backward()
+    return first, step[0].weight.grad.item(), step.place.item()
+
+
 def one_of_several(rank, count, port, cases, folder):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     with processes("cpu") as ours:
         found = {method: weights(method, options, ours) for method, options in cases.items()}
+        found["accumulated"] = weights("kd", {}, ours, networks=MLPS, accumulate=2)
         norms = [normalised(number, ours) for number in range(len(NORMS))]
+        assert added(ours) == pytest.approx((rank + 1, 12, 0))  # of 3 processes
     torch.save((found, norms), f"{folder}/{rank}.pt")
 
 
@@ -117,8 +135,9 @@ def test_several_processes_train_the_weights_of_one(tmp_path):
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(one_of_several, (count, port, CASES, str(tmp_path)), nprocs=count)
     found, norms = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(count)), strict=True)
-    for method, options in CASES.items():
-        alone = weights(method, options, ONE)
+    whole = {method: weights(method, options, ONE) for method, options in CASES.items()}
+    whole["accumulated"] = weights("kd", {}, ONE, networks=MLPS, size=16)  # one large batch
+    for method, alone in whole.items():
         for other in found:
             for name, value in alone.items():
                 torch.testing.assert_close(other[method][name], value, rtol=1e-9, atol=1e-9, msg=f"{method} {name}")

@@ -1,6 +1,10 @@
-"""Turn exceptions of a command into messages and exit codes. For Ctrl-C and a full disk, show how to resume."""
+"""Turn exceptions of a command into messages and exit codes.
+
+For Ctrl-C, a full disk, and a failure among several processes, show how to resume.
+"""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,11 +24,14 @@ def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
     from limbeck.files.atomic import NoSpace
 
     screen = console(stderr=True, soft_wrap=True)
-    again = "start torchrun again with --resume" if several_processes() else resume
+    again = _started_again(resume) if several_processes() else resume
     advice = f"To resume: {again}" if resume else ""
     try:
         if several_processes() and not several:
             raise LimbeckError("several processes can only run a recipe: torchrun ... -m limbeck run RECIPE")
+        if several_processes():  # now, because a process that is killed says nothing
+            count = os.environ["WORLD_SIZE"]
+            console().print(f"{count} processes; to resume if one of them fails: {again}", soft_wrap=True)
         yield
     except BrokenPipeError:
         raise  # the reader of the output is gone; typer exits silently
@@ -42,10 +49,25 @@ def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
         if (full or isinstance(error, NoSpace)) and advice:
             screen.print(f"Free some disk space first. {advice}")
         raise typer.Exit(code) from error
-    except RuntimeError as error:
-        if several_processes() and any(word in str(error) for word in ("onnection", "NCCL")):
-            screen.print(f"another process has failed. {advice}")
-        raise
     except KeyboardInterrupt as stop:
         screen.print(f"\nstopped. {advice}".rstrip())
         raise typer.Exit(130) from stop
+    except Exception as error:
+        if not several_processes():
+            raise
+        lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))
+        said = f"has lost the connection to another process ({error})" if lost else "has failed"
+        if not lost or process_number() < 2:  # one of these two, if the other one was killed
+            screen = console(stderr=True, soft_wrap=True, quiet=False)
+            screen.print(f"process {process_number()} {said}. {advice}")
+        if lost:  # only the process that has failed shows a traceback
+            raise typer.Exit(1) from error
+        raise
+
+
+def _started_again(resume: str) -> str:
+    """The command that starts these processes again, with ``resume`` in each."""
+    there = os.environ.get("LOCAL_WORLD_SIZE")
+    if there != os.environ["WORLD_SIZE"]:
+        return f"start torchrun again on each machine, with -m {resume}"
+    return f"torchrun --nproc-per-node {there} -m {resume}"

@@ -288,7 +288,7 @@ def _epoch(
         step.train()
         for part in rest:  # a loss may hold a layer of a frozen network, such as the teacher's classifier
             part.training = False
-        with nullcontext() if updater is None else updater.epoch(place.epoch):
+        with nullcontext() if updater is None else updater.epoch(place.epoch, len(batches)):
             stream = iter(batches(place.epoch))
             for position in itertools.count():
                 pause = time.perf_counter()
@@ -323,13 +323,15 @@ def _update(
     """One step, in a function so that its tensors are freed before the next one."""
     with engine.autocast(), engine.processes.own_generators(engine.device, *place):
         read = taps.read(batch)
-    values = step(gathered(read, batch, engine), progress)
-    if updater is None:
-        values[-1].backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    else:
-        updater.add(values[-1], batch.total or len(batch.targets))
+    completes = updater is None or updater.completes
+    with nullcontext() if completes else engine.processes.unaveraged(step):
+        values = step(gathered(read, batch, engine), progress)
+        if updater is None:
+            values[-1].backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        else:
+            updater.add(values[-1], batch.total or len(batch.targets))
     torch.clear_autocast_cache()  # inside a caller's autocast it would keep the old weights
     return [value.detach() for value in values]
 

@@ -9,6 +9,8 @@ This is the only module that knows of `torch.distributed`.
 """
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -105,6 +109,16 @@ class Processes:
         return DistributedDataParallel(step, find_unused_parameters=True)
 
     @contextmanager
+    def unaveraged(self, step: nn.Module) -> Iterator[None]:
+        """Inside the block, the gradients of an `averaged` module are added up. The next step averages them."""
+        if not isinstance(step, DistributedDataParallel):
+            yield
+            return
+        with step.no_sync():
+            yield
+        step.require_forward_param_sync = True  # no_sync would also keep the next step from copying the buffers
+
+    @contextmanager
     def synchronised(self, networks: Iterable[nn.Module]) -> Iterator[None]:
         """Inside the block, BatchNorms in training mode use the mean and the variance of the whole batch.
 
@@ -160,11 +174,24 @@ def processes(device: str) -> Iterator[Processes]:
         if place >= there:
             raise LimbeckError(f"process {place} of this machine has no GPU: there are {there}")
         torch.cuda.set_device(place)
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    if torch.distributed.is_torchelastic_launched():
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
     restarts = torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))  # which nodes count differently
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun's store still has the addresses of processes that failed
+        store = PrefixStore(f"restart{restarts}", store)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     torch.distributed.all_reduce(restarts)
-    yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size(), restarts.item() > 0)
+    yield Processes(rank, count, restarts.item() > 0)
     torch.distributed.destroy_process_group()  # not after an error, when the others may be in a collective
+
+
+def _end_with(launcher: int) -> None:
+    """End this process when torchrun was killed, or it would write to the folder of the run that is resumed."""
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _tell(held: list[Any]) -> None:

@@ -112,27 +112,37 @@ class Updater:
         self._optimizer, self._learning = optimizer, learning
         self.average = Average(learning, regime.ema) if regime.ema and regime.averages(stage) else None
         self._batches = self._samples = 0  # whose gradients are accumulated
+        self._left = 0  # batches of the epoch
 
     @contextmanager
-    def epoch(self, number: int) -> Iterator[None]:
-        """Train epoch ``number`` (from 0) inside the block. Outside, the networks hold the averaged weights."""
+    def epoch(self, number: int, batches: int) -> Iterator[None]:
+        """Train epoch ``number`` (from 0), of so many batches, inside the block.
+
+        Outside, the networks hold the averaged weights.
+        """
+        self._left = batches
         layers = self._regime.freeze if number < self._regime.freeze_epochs else ()
         swap = self.average.swap if self.average is not None else lambda: None
         with frozen(_modules(layers, self._networks)):
             swap()
             yield
-            if self._batches:
-                self._step()
             swap()
+
+    @property
+    def completes(self) -> bool:
+        """Whether the next batch is the last one of a step."""
+        return self._batches + 1 == self._regime.accumulate or self._left == 1
 
     def add(self, loss: Tensor, samples: int) -> None:
         """Accumulate the gradients of a batch's loss; after the last batch of a step, update the weights."""
+        completes = self.completes
         # the step divides the gradients by the number of samples in all its batches
         total: Tensor = loss if self._regime.accumulate == 1 else samples * loss
         total.backward()  # type: ignore[no-untyped-call]
         self._batches += 1
         self._samples += samples
-        if self._batches == self._regime.accumulate:
+        self._left -= 1
+        if completes:
             self._step()
 
     def _step(self) -> None:
