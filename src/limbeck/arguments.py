@@ -41,6 +41,7 @@ from limbeck.recipe.blocks import (
     as_cache,
 )
 from limbeck.recipe.contradictions import task_problems
+from limbeck.recipe.read import complete_methods
 from limbeck.schedules import SCHEDULES
 from limbeck.train.engine import Precision
 
@@ -329,5 +330,10 @@ def _method(
         name = "+".join(name for name, _, _ in named)
         parts = [block for _, _, block in named]
         return name, partial(combined, parts=[part for _, part, _ in named]), {"name": name, "parts": parts}
+    if isinstance(method, Mapping) and "as" in method:
+        block, problems = complete_methods(method)
+        for problem in problems:
+            raise LimbeckError(f"{'.'.join(map(str, problem.path))}: {problem.message}")
+        return block["name"], partial(call, METHODS, block["parts"][0]), block
     block = fill(METHODS, method, kind="method", presets=PRESETS)
     return block["name"], partial(call, METHODS, block), block

@@ -48,10 +48,12 @@ def test_own_modules_and_methods_are_compared(data, teacher, tmp_path):
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     student = network(4)
     weights = {name: value.clone() for name, value in student.state_dict().items()}
-    methods = ["kd", {"name": "srrl", "alpha": 0.5}, labels_only, ["kd", "srrl"]]
+    warm = {"name": "kd", "temperature": 9, "as": "warm"}
+    methods = ["kd", {"name": "srrl", "alpha": 0.5}, labels_only, ["kd", "srrl"], warm]
     result = compare(teacher, student, data, methods=methods, out=tmp_path / "x")
-    assert [arm.arm for arm in result.arms] == ["alone", "kd", "srrl", "labels_only", "kd+srrl"]
+    assert [arm.arm for arm in result.arms] == ["alone", "kd", "srrl", "labels_only", "kd+srrl", "warm"]
     assert result.arms[2].options["alpha"] == 0.5
+    assert result.arms[5].options["parts"][0]["temperature"] == 9
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
     assert all(parameter.requires_grad for parameter in teacher.parameters())
@@ -62,7 +64,7 @@ def test_own_modules_and_methods_are_compared(data, teacher, tmp_path):
     page = (tmp_path / "x" / "report.html").read_text()
     assert "given to <code>limbeck.compare</code> in Python" in page
     (listed,) = list_runs(tmp_path / "x")
-    assert (listed.state, listed.method, listed.command) == ("finished", "kd, srrl, labels_only, kd+srrl", None)
+    assert (listed.state, listed.method, listed.command) == ("finished", "kd, srrl, labels_only, kd+srrl, warm", None)
     with pytest.raises(LimbeckError, match="holds a comparison of another recipe"):
         compare(teacher, network(4), data, methods=methods, out=tmp_path / "x")
 
@@ -171,6 +173,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_training(data, teach
         ({"methods": []}, "pass a list"),
         ({"methods": ["kd", "kd"]}, "lists 'kd' twice"),
         ({"methods": ["kdd"]}, "did you mean 'kd'"),
+        ({"methods": [{"name": "kd", "as": "srrl"}]}, "method.as: 'srrl' is taken"),
         ({"methods": ["kd"], "seeds": []}, "got the seeds"),
         ({"methods": ["kd"], "seeds": 0}, "got the seeds"),
         ({"methods": ["fsp"]}, "fsp: fsp compares maps"),

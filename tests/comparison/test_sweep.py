@@ -434,11 +434,42 @@ def test_options_are_those_of_the_recipe():
     assert blocks[3]["parts"] == [blocks[2], blocks[1]]
 
 
+def test_a_method_with_other_options_is_compared_under_another_name():
+    Path("recipe.yaml").write_text(f"{RECIPE}methods: [kd, {{name: kd, as: warm}}, {{name: alone, as: hard}}]\n")
+    found = finish(Sweep(read(Path("recipe.yaml"), seed=0), Path("named")))[1]
+    assert [(one.arm, one.kd is not None) for one in found.arms] == [
+        ("alone", False),
+        ("kd", False),
+        ("warm", True),
+        ("hard", True),
+    ]
+    run = Experiment(read(Path("named/warm-seed0/recipe.yaml")), Path("alone"))
+    list(run.run())
+    assert same(load_file(Path("alone/warm/seed0/student.safetensors")), weights("named", "warm", 0))
+    assert [one.test for one in found.of("alone")] == [one.test for one in found.of("hard")]
+    assert read(Path("recipe.yaml"), methods=["warm"]).methods == (read(Path("recipe.yaml")).methods[1],)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("{name: kd, as: a/b}", "methods.0.as: got 'a/b': it must be a name for a folder"),
+        ("{name: kd, as: srrl}", "methods.0.as: 'srrl' is taken: choose another name"),
+        ("{name: kd, as: teacher}", "methods.0.as: 'teacher' is taken"),
+        ("{name: kd, as: warm, temperatur: 2}", "methods.0.temperatur: unknown key .* did you mean 'temperature'"),
+    ],
+)
+def test_a_wrong_name_or_option_of_a_renamed_method_is_told(block, message):
+    Path("recipe.yaml").write_text(RECIPE + f"methods: [{block}]\n")
+    with pytest.raises(RecipeError, match=message):
+        read(Path("recipe.yaml"))
+
+
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
         (("kdd",), r"--methods kdd: methods.0.name: there is no method 'kdd': did you mean 'kd'"),
-        (("kd", "kd"), "kd is listed twice"),
+        (("kd", "kd"), "kd is listed twice: give one of them another name with as:"),
     ],
 )
 def test_wrong_methods_are_told_before_anything_is_read(methods, message):

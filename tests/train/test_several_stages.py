@@ -73,7 +73,7 @@ def test_a_recipe_with_a_list_reads_itself_again():
     [
         ("method=[kd, srl]", "method.1.name: there is no method 'srl': did you mean 'srrl'?"),
         ("method=[kd, {name: srrl, beat: 1}]", "method.1.beat: unknown key 'beat': did you mean 'beta'?"),
-        ("method=[kd]", "method: got a list of 1, allowed are lists of two methods or more"),
+        ("method=[kd]", "method: got ['kd']: it must be a list of two methods or more"),
         ("networks={peer: {model: resnet9}}", "networks.peer.model.name: there is no model 'resnet9'"),
         ("networks={teacher: {model: resnet8}}", "the name 'teacher' is taken"),
         ("networks={Peer: {model: resnet8}}", "networks.Peer"),

@@ -30,9 +30,16 @@ def _cache(value: Any) -> Any:
     return as_cache(value)
 
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+"""What may be the name of a folder: that of a recipe, or that which `as:` gives a method."""
+
+NAMED = "a name for a folder: letters, digits, . _ and -, beginning with a letter or digit"
+"""The same in words."""
+
+
 def _name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-        raise needed("a name for a folder: letters, digits, . _ and -, beginning with a letter or digit")
+    if not re.fullmatch(NAME, value):
+        raise needed(NAMED)
     return value
 
 
@@ -67,11 +74,18 @@ Files = Annotated[tuple[PathText, ...], Field(min_length=1, max_length=100), Bef
 
 
 def as_methods(value: Any) -> Any:
-    """Turn a list of methods into one block ``{"name": "kd+srrl", "parts": [...]}``; see `as_block` for the rest."""
+    """Turn a list of methods into one block ``{"name": "kd+srrl", "parts": [...]}``; see `as_block` for the rest.
+
+    A block ``{"name": "kd", "as": "warm"}`` gets the same form: ``{"name": "warm", "parts": [{"name": "kd"}]}``.
+    """
     if not isinstance(value, str | Mapping | list):
         raise needed("a name, a block with a name, or a list of these")
+    if isinstance(value, Mapping) and "as" in value:
+        return {"name": value["as"], "parts": [{key: one for key, one in value.items() if key != "as"}]}
     if not isinstance(value, list):
         return as_block(value)
+    if len(value) < 2:
+        raise needed("a list of two methods or more")
     parts = [as_block(part) for part in value]
     names = [str(part.get("name")) if isinstance(part, dict) else str(part) for part in parts]
     return {"name": "+".join(names), "parts": parts}

@@ -1,6 +1,7 @@
 """Find keys of a recipe that are valid alone and contradict each other."""
 
 from collections.abc import Container, Iterator
+from typing import Any
 
 from limbeck.errors import nearest
 from limbeck.options import Block
@@ -20,7 +21,7 @@ WORKERS = 256
 
 def contradictions(recipe: Recipe, teacherless: Container[str]) -> Iterator[Problem]:
     """Yield all contradictions of a recipe whose keys are valid. The methods ``teacherless`` need no teacher."""
-    for method in dict.fromkeys(block.get("name") for block in (recipe.method, *recipe.methods)):
+    for method in dict.fromkeys(map(_method, (recipe.method, *recipe.methods))):
         if recipe.teacher is None and method not in teacherless:
             yield Problem((), f"the method {method} needs a teacher: block; {_KINDS}")
     if recipe.teacher is not None:
@@ -40,6 +41,12 @@ def contradictions(recipe: Recipe, teacherless: Container[str]) -> Iterator[Prob
         yield Problem(("seeds",), "got []: write at least one seed, such as seeds: [0]")
     if len(set(recipe.seeds)) < len(recipe.seeds):
         yield Problem(("seeds",), f"got {list(recipe.seeds)[:20]}: write each seed only once")
+
+
+def _method(block: Block) -> Any:
+    """The name of a block's method, which `as:` does not change."""
+    parts = block.get("parts", ())
+    return parts[0].get("name") if len(parts) == 1 else block.get("name")
 
 
 def streaming_contradictions(options: Block) -> Iterator[Problem]:

@@ -1,6 +1,7 @@
 """Read and validate a recipe file. All errors are reported at once, each with its line, value and allowed values."""
 
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -13,6 +14,8 @@ from limbeck.files.atomic import read as read_bytes
 from limbeck.files.paths import expanded, near
 from limbeck.options import Block, Checked, as_block, complete, keyword_model, validate, with_takers
 from limbeck.recipe.blocks import (
+    NAME,
+    NAMED,
     CacheBlock,
     DataKeys,
     MemberBlock,
@@ -120,7 +123,7 @@ def check(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     values: dict[str, Any] = recipe.model_dump(mode="json") if recipe else dict(raw)
     wrong = {problem.path for problem in problems}
     if ("method",) not in wrong and "method" in values:
-        values["method"], found = _methods(values["method"])
+        values["method"], found = complete_methods(values["method"])
         problems += found
     tables = {"model": names.models, "optimizer": names.optimizers, "schedule": names.schedules}
     others = values.get("networks")
@@ -175,19 +178,23 @@ def _data(block: Any) -> tuple[Any, list[Problem]]:
     return values and values.model_dump(mode="json"), [Problem(("data", *one.path), one.message) for one in own]
 
 
-def _methods(block: Any) -> tuple[dict[str, Any], list[Problem]]:
-    """Return the block of the method, or of several combined methods, with every option."""
+def complete_methods(block: Any) -> tuple[dict[str, Any], list[Problem]]:
+    """Return the block of the method, or of several combined methods, with every option, and its problems."""
     names, block = known(), as_methods(block)
     if "parts" not in block:
         filled, found = complete(block, names.methods, kind="method", presets=names.presets)
         return filled, [Problem(("method", *problem.path), problem.message) for problem in found]
     parts, problems = [], []
+    renamed, name = len(block["parts"]) == 1, block["name"]
+    if renamed and (not isinstance(name, str) or not re.fullmatch(NAME, name)):
+        problems.append(Problem(("method", "as"), f"got {shown(name)}: it must be {NAMED}"))
+    elif renamed and name in (*names.methods, "teacher", "member"):
+        problems.append(Problem(("method", "as"), f"{shown(name)} is taken: choose another name"))
     for place, part in enumerate(block["parts"]):
         filled, found = complete(part, names.methods, kind="method", presets=names.presets)
         parts.append(filled)
-        problems += [Problem(("method", place, *problem.path), problem.message) for problem in found]
-    if len(parts) < 2:
-        problems.append(Problem(("method",), f"got a list of {len(parts)}, allowed are lists of two methods or more"))
+        within = ("method",) if renamed else ("method", place)
+        problems += [Problem((*within, *problem.path), problem.message) for problem in found]
     return {**block, "parts": parts}, problems
 
 
@@ -195,12 +202,12 @@ def _compared(blocks: Sequence[Block]) -> tuple[list[dict[str, Any]], list[Probl
     """Return the blocks of the methods that are compared, with every option."""
     filled, problems = [], []
     for place, block in enumerate(blocks):
-        whole, found = _methods(block)
+        whole, found = complete_methods(block)
         filled.append(whole)
         problems += [Problem(("methods", place, *problem.path[1:]), problem.message) for problem in found]
     names = [block["name"] for block in blocks]
     problems += [
-        Problem(("methods", place), f"{name} is listed twice: each method can be compared once")
+        Problem(("methods", place), f"{name} is listed twice: give one of them another name with as:")
         for place, name in enumerate(names)
         if name in names[:place]
     ]
@@ -327,7 +334,7 @@ def _compare(raw: dict[str, Any], methods: Sequence[str]) -> None:
     """Put these methods into a recipe, with the options that it has for them."""
     listed = raw.get("methods")
     blocks = [raw.get("method"), *(listed if isinstance(listed, list) else ())]
-    known = {block.get("name"): block for block in map(as_block, blocks) if isinstance(block, dict)}
+    known = {block.get("as", block.get("name")): block for block in map(as_block, blocks) if isinstance(block, dict)}
     raw["methods"] = []
     for name in methods:
         parts = [known.get(part, {"name": part}) for part in name.split("+")]
