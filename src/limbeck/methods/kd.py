@@ -22,6 +22,7 @@ def soft_loss(
     temperature: float,
     temperature_squared: bool = True,
     average: Literal["batch", "elements"] = "batch",
+    teacher_softmax: bool = False,
 ) -> Tensor:
     """T² * KL(p || q), where p and q are the softened distributions of teacher and student (Eq. 1).
 
@@ -34,9 +35,10 @@ def soft_loss(
         teachers: logits (N, K), one tensor for each teacher.
         temperature: T > 0.
         temperature_squared: multiply by T², which keeps the size of the gradient when T changes (section 2).
-        average: "batch" sums over the classes and averages over N. "elements" averages over N and K, as ``F.kl_div``
-            does by default, which is the former divided by K.
+        average: "batch" sums over the classes and averages over N; "elements", as ``F.kl_div`` by default, also over K.
+        teacher_softmax: soften the teachers' probabilities instead of their logits, a mistake of public code.
     """
+    teachers = tuple(one.softmax(dim=1) for one in teachers) if teacher_softmax else teachers
     averaged = len(student) if average == "batch" else student.numel()
     factor = (temperature**2 if temperature_squared else 1.0) / averaged
     return divergence(student, *teachers, temperature=temperature, factor=factor)
@@ -50,6 +52,7 @@ def kd(
     soft: float | Schedule = 0.9,
     temperature_squared: bool = True,
     average: Literal["batch", "elements"] = "batch",
+    teacher_softmax: bool = False,
     student_layer: str = "",
     teacher_layer: str = "",
 ) -> tuple[Stage, ...]:
@@ -65,6 +68,7 @@ def kd(
         soft: weight of the soft term, a number or a schedule.
         temperature_squared: multiply the soft term by T².
         average: mean of the soft term over the "batch", or over all "elements" (batch times classes).
+        teacher_softmax: soften the teacher's probabilities, a mistake of the code behind tf2_demo, to measure it.
         student_layer: the layer read as the student's logits; the default is the network's output.
         teacher_layer: the same for the teacher.
 
@@ -73,11 +77,11 @@ def kd(
     """
     check_above_zero("temperature", temperature)
     student, *teachers = outputs(setup, student_layer, teacher_layer)
-    loss = partial(soft_loss, temperature=temperature, temperature_squared=temperature_squared, average=average)
-    if setup.soft_loss is not None:
-        loss = partial(setup.soft_loss, temperature=temperature, temperature_squared=temperature_squared)
-        if average != "batch":
-            raise LimbeckError(f"average is {average!r}; allowed is 'batch', because the task is not classification")
+    loss = partial(setup.soft_loss or soft_loss, temperature=temperature, temperature_squared=temperature_squared)
+    if setup.soft_loss is None:
+        loss = partial(loss, average=average, teacher_softmax=teacher_softmax)
+    elif average != "batch" or teacher_softmax:
+        raise LimbeckError(f"average is {average!r}; allowed is 'batch' without teacher_softmax outside classification")
     terms = {"hard": hard_term(setup, student, hard), "soft": Term(loss, (student, *teachers), soft)}
     return (Stage("kd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
@@ -98,16 +102,12 @@ def label_terms(
     }
 
 
+_ANNEALED = {"name": "linear", "start": 4.0, "end": 1.0}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The paper's T and T² on MNIST; the paper does not give the weights.
     "hinton_mnist": {"temperature": 20.0, "hard": 0.1, "soft": 1.0},
     # FitNets (2015), Eq. 2, with lambda annealed over the stage: no T².
-    "fitnet_eq2": {
-        "temperature": 3.0,
-        "hard": 1.0,
-        "soft": {"name": "linear", "start": 4.0, "end": 1.0},
-        "temperature_squared": False,
-    },
+    "fitnet_eq2": {"temperature": 3.0, "hard": 1.0, "soft": _ANNEALED, "temperature_squared": False},
     # lsh3163/TF-2.0-Knowledge-Distillation, knowledge_distillation.py.
     "tf2_demo": {"temperature": 10.0, "hard": 0.1, "soft": 0.9},
     # HobbitLong/RepDistiller, scripts/run_cifar_distill.sh.

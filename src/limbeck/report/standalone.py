@@ -24,7 +24,7 @@ def write_figure(folder: Path, name: str, out: Path) -> None:
 
 
 def figure_svg(found: Found, name: str) -> str:
-    """The figure with its own background. Viewers that support it show dark colours if the screen is dark.
+    """The figure, see `standalone`.
 
     Raises:
         LimbeckError: there is no such figure.
@@ -33,7 +33,12 @@ def figure_svg(found: Found, name: str) -> str:
     figures = {one.name: one for section in sections for one in section.figures}
     if name not in figures:
         raise LimbeckError(f"{found.result.name} has no figure {name!r}: {nearest(name, figures)}")
-    head, _, body = printable(figures[name].panels[0]).partition(">")
+    return standalone(figures[name].panels[0])
+
+
+def standalone(panel: str) -> str:
+    """A panel with its own background. Viewers that support it show dark colours if the screen is dark."""
+    head, _, body = printable(panel).partition(">")
     size = "width='{2}' height='{3}'".format(*re.findall(r"\d+", head))
     body = re.sub(r"var\(--(\w+)\)", lambda found: LIGHT[found[1]], body)
     dark = [

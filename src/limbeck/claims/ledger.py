@@ -1,0 +1,100 @@
+"""What was measured: a line of JSON for each claim and scale, in one file for each paper."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from limbeck.claims.checks import Part, Verdict, judge, together
+from limbeck.claims.claim import Claim, Results, Scale, System
+from limbeck.comparison.statistics import Interval, paired
+from limbeck.errors import LimbeckError
+from limbeck.experiment.results import from_json, headline_text, plain
+from limbeck.files.atomic import JSON_BYTES, read, write
+from limbeck.tasks import TASKS
+
+RESULTS = "results"
+"""The folder of the files."""
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """A `Part` with its verdict; without statistics if it is a fact."""
+
+    says: str
+    verdict: Verdict
+    unit: str
+    n: int  # seeds
+    mean: float | None  # of the differences
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim as it was measured at a scale."""
+
+    claim: str
+    scale: Scale
+    verdict: Verdict
+    parts: tuple[PartRow, ...]
+    figures: dict[str, str]  # by study and arm, the headline on the test split
+    lines: dict[str, tuple[tuple[float, float], ...]]  # of the figure
+    command: str
+    version: str  # of limbeck
+    tried: str = ""  # written by hand: if the claim does not hold, what was tried and the likely cause
+
+
+def row_of(claim: Claim, scale: Scale, results: Results) -> Row:
+    """Decide a claim."""
+    parts = tuple(map(_judged, claim.parts(results)))
+    return Row(
+        claim=claim.name,
+        scale=scale,
+        verdict=together([part.verdict for part in parts]),
+        parts=parts,
+        figures=dict(_figures(claim, results)),
+        lines={} if claim.curve is None else {name: tuple(line) for name, line in claim.curve.lines(results).items()},
+        command=f"limbeck reproduce {claim.name} --scale {scale}",
+        version=version("limbeck"),
+    )
+
+
+def _judged(part: Part) -> PartRow:
+    if part.fact is not None:
+        return PartRow(part.says, judge(part), part.unit, 0, None, None)
+    found = paired(part.differences)
+    return PartRow(part.says, judge(part), part.unit, found.n, found.mean, found.interval)
+
+
+def _figures(claim: Claim, results: Results) -> Iterator[tuple[str, str]]:
+    for result in (results[study.name] for study in claim.studies):
+        headlines = {} if result.teachers is None else {"teacher": result.teachers}
+        headlines |= {arm.arm: arm.headline for arm in result.arms}
+        figure = TASKS[result.task].headline
+        yield from ((f"{result.name}, {arm}", headline_text(one, figure)) for arm, one in headlines.items())
+
+
+def rows(folder: Path, system: System) -> list[Row]:
+    """What was measured of a paper's claims, in their order.
+
+    Raises:
+        LimbeckError: the file is not readable, or has lines that are not rows.
+    """
+    file = folder / RESULTS / f"{system.name}.jsonl"
+    lines = (read(file, JSON_BYTES) or b"").decode(errors="replace").splitlines()
+    try:
+        found = [from_json(Row, json.loads(line)) for line in lines]
+    except (LimbeckError, ValueError) as error:
+        raise LimbeckError(f"{file} has a line that is no result of limbeck reproduce: {error}") from error
+    order = [claim.name for claim in system.claims]
+    return sorted((row for row in found if row.claim in order), key=lambda row: order.index(row.claim))
+
+
+def add(folder: Path, system: System, row: Row) -> None:
+    """Write a row in place of the one of the same claim and scale, whose `Row.tried` it keeps."""
+    others = rows(folder, system)
+    old = next((one for one in others if (one.claim, one.scale) == (row.claim, row.scale)), row)
+    kept = [one for one in others if one is not old]
+    lines = [json.dumps(plain(one), ensure_ascii=False) for one in (*kept, replace(row, tried=old.tried))]
+    write(folder / RESULTS / f"{system.name}.jsonl", "".join(f"{line}\n" for line in lines))

@@ -1,0 +1,120 @@
+"""The page on the claims, and its figures, from what was measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from limbeck.claims import SYSTEMS
+from limbeck.claims.claim import Claim, Curve, System
+from limbeck.claims.ledger import PartRow, Row, rows
+from limbeck.files.atomic import write
+from limbeck.report.drawing import drawn, plain_ticks, series
+from limbeck.report.standalone import standalone
+
+ASSETS = "assets"
+
+HEAD = """\
+# The papers' claims, measured again
+
+`limbeck reproduce` trains what a claim is about and decides whether it holds. Without a claim it lists the claims;
+`limbeck reproduce E4 --scale cpu` measures one:
+
+- `--scale smoke` shows that everything runs. Its verdicts mean nothing.
+- `--scale cpu` takes about an hour or less for a claim on two cores. Networks, data or schedules are smaller than those
+  of the papers, so orders can be compared, but not levels.
+- `--scale paper` has the data and the length of the paper's training, for a GPU.
+
+A claim consists of inequalities, whose direction the paper states. An inequality holds (does not hold) if the mean of
+its differences, paired by seed, is above (below) 0 and two one-sided tests agree at 5 %: the t-test and the exact
+sign-flip test. Otherwise it is inconclusive, which fewer than 5 seeds always are. A claim holds if all its inequalities
+hold. The students of all seeds have one teacher, so a verdict is about this teacher. All figures are those of the test
+split: mean ± sample standard deviation over the seeds.
+
+Students that share a recipe are trained once for all claims, and the same command resumes what was stopped. It writes
+its results to `results/` in the folder of `--out`. Those that this page shows are in `results/` of the repository; this
+command writes the page from them:
+
+    limbeck reproduce --out . --write docs/claims.md
+"""
+
+
+def write_page(folder: Path, page: Path) -> list[Path]:
+    """Write the page on the rows of a folder, and its figures beside it; return the paths."""
+    files = files_of(folder)
+    for name, text in files.items():
+        write(page.parent / ASSETS / name if name else page, text)
+    return [page.parent / ASSETS / name if name else page for name in files]
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """The content of the page (its name is empty) and of its figures by name."""
+    found = {system: rows(folder, system) for system in SYSTEMS.values()}
+    files = {"": "\n".join([HEAD, *(line for system in found for line in _section(system, found[system]))])}
+    for system, measured in found.items():
+        for claim, row in ((claim, row) for claim in system.claims for row in measured if row.claim == claim.name):
+            if claim.curve is not None:
+                files[_figure(row)] = curve_svg(claim.curve, row)
+    return files
+
+
+def _figure(row: Row) -> str:
+    return f"claim-{row.claim}-{row.scale}.svg"
+
+
+def _section(system: System, measured: Sequence[Row]) -> Iterator[str]:
+    """A table of all claims of a paper, then what was measured."""
+    yield f"## {system.paper}\n"
+    yield "| | claim | published | limbeck |\n|---|---|---|---|"
+    by_claim = {claim: [row for row in measured if row.claim == claim.name] for claim in system.claims}
+    for claim, own in by_claim.items():
+        said = ", ".join(f"{row.verdict} ({row.scale})" for row in own)
+        yield f"| {claim.name} | {claim.says} | {claim.published} | {said or 'not measured'} |"
+    yield ""
+    for claim, own in by_claim.items():
+        for row in own:
+            yield from _measured(claim, row)
+
+
+def _measured(claim: Claim, row: Row) -> Iterator[str]:
+    yield f"### {claim.name}, {row.scale}: {row.verdict}\n"
+    yield from (f"- {part_text(part)}" for part in row.parts)
+    if row.figures:
+        yield "\n| network | test split |\n|---|---|"
+        yield from (f"| {name} | {value} |" for name, value in row.figures.items())
+    if claim.curve is not None:
+        yield f"\n![{_alt(claim.curve, row)}]({ASSETS}/{_figure(row)})"
+    yield from (f"\n{row.tried}",) * bool(row.tried)
+    yield f"\n    {row.command}\n"
+
+
+def part_text(part: PartRow) -> str:
+    """An inequality with its verdict and the mean of its differences."""
+    if part.mean is None:
+        return f"{part.says}: {part.verdict}"
+    between = "" if part.interval is None else f" [{part.interval.low:+.2f}, {part.interval.high:+.2f}]"
+    return f"{part.says}: {part.verdict} ({part.mean:+.2f} {part.unit}{between}, n = {part.n})"
+
+
+def _alt(curve: Curve, row: Row) -> str:
+    return f"{curve.y} against {curve.x} for {', '.join(row.lines)}"
+
+
+def curve_svg(curve: Curve, row: Row) -> str:
+    """The figure of a claim."""
+
+    def draw(axes: Axes) -> None:
+        _draw(axes, curve, row.lines)
+
+    return standalone(drawn(row.claim, _alt(curve, row), (400, 260), draw, margins=(50, 12, 12, 40)))
+
+
+def _draw(axes: Axes, curve: Curve, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    for place, (name, points) in enumerate(lines.items()):
+        look = series(place)
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, color=look.colour, marker=look.marker, linestyle=look.dash, label=name)
+    axes.set(xlabel=curve.x, ylabel=curve.y)
+    axes.legend(frameon=False)
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis)

@@ -1,0 +1,125 @@
+"""`limbeck reproduce`."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
+from rich import box
+from rich.table import Table
+
+from limbeck.cli.recipe_options import DataRoot
+from limbeck.cli.reporting import reporting
+
+if TYPE_CHECKING:
+    from limbeck.claims.claim import Scale, Study
+    from limbeck.comparison.results import ComparisonResult
+
+Claims = Annotated[list[str] | None, typer.Argument(help="Such as E1; all claims of a paper, such as hinton; or all.")]
+ScaleName = Annotated[str, typer.Option("--scale", help="smoke, cpu (about an hour for a claim) or paper (a GPU).")]
+Out = Annotated[Path, typer.Option(help="The folder of the networks and results.")]
+Page = Annotated[Path | None, typer.Option(help="Train nothing, and write the page on the results in --out.")]
+
+
+def reproduce(
+    claims: Claims = None,
+    scale: ScaleName = "smoke",
+    out: Out = Path("runs/claims"),
+    write: Page = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Measure the claims of published papers again; without a claim, list them with their results.
+
+    Networks that claims share are trained once. A second start trains only what is missing.
+    """
+    again = shlex.join(["limbeck", "reproduce", *(claims or ()), "--scale", scale, "--out", str(out)])
+    with reporting(again + (f" --data-root {shlex.quote(str(data_root))}" if data_root else "")):
+        from limbeck.cli.terminal import console, loading
+
+        with loading():
+            from limbeck.claims.claim import Scale
+            from limbeck.claims.page import write_page
+            from limbeck.errors import LimbeckError, nearest
+
+        scales = get_args(Scale)
+        if scale not in scales:
+            raise LimbeckError(f"--scale is {scale!r}: {nearest(scale, scales)}")
+        if write is not None:
+            for path in write_page(out, write):
+                console().print(f"written: {path}", soft_wrap=True)
+        elif claims:
+            _measure(claims, cast("Scale", scale), out, data_root)
+        else:
+            console().print(_listed(out))
+
+
+def _measure(names: list[str], scale: "Scale", out: Path, data_root: Path | None) -> None:
+    from limbeck.claims import chosen
+    from limbeck.claims.ledger import add, row_of
+    from limbeck.claims.page import part_text
+    from limbeck.cli.terminal import console
+    from limbeck.train.allocator import keep_memory
+
+    keep_memory()
+    selected = chosen(names)
+    studies = dict.fromkeys(study for _, claim in selected for one in claim.studies for study in _needed(one))
+    for study in studies:  # a wrong path is told before anything is trained
+        study.at(scale, data_root=data_root)
+    results: dict[str, ComparisonResult] = {}
+    for system, claim in selected:
+        for study in claim.studies:
+            _train(study, scale, out, data_root, results)
+        row = row_of(claim, scale, results)
+        add(out, system, row)
+        console().print(f"{claim.name}: {row.verdict}", style="bold", soft_wrap=True)
+        for part in row.parts:
+            console().print(f"  {part_text(part)}", soft_wrap=True)
+
+
+def _needed(study: "Study") -> Iterator["Study"]:
+    """The study after those that train its teacher."""
+    if study.teacher is not None:
+        yield from _needed(study.teacher)
+    yield study
+
+
+def _train(
+    study: "Study", scale: "Scale", out: Path, data_root: Path | None, results: dict[str, "ComparisonResult"]
+) -> None:
+    """Add the result of a study to ``results``, and those of the studies that it needs."""
+    from limbeck.cli.progress import reading, show_sweep
+    from limbeck.cli.terminal import console
+    from limbeck.comparison.sweep import Sweep
+    from limbeck.train.threads import threads_for
+
+    for one in _needed(study):
+        if one.name in results:
+            continue
+        screen, folder = console(), out / scale
+        teacher = None if one.teacher is None else folder / one.teacher.name / TEACHER
+        recipe = one.at(scale, data_root=data_root, teacher=teacher)
+        with reading(screen) as progress:
+            sweep = Sweep(recipe, folder / one.name, progress=progress)
+        with threads_for(sweep.experiment.macs):
+            show_sweep(sweep, screen)
+            results[one.name] = sweep.conclude()
+
+
+TEACHER = Path("teacher-seed0/teacher/seed0/teacher.safetensors")
+"""The weights of the teacher in the folder of a study."""
+
+
+def _listed(out: Path) -> Table:
+    from limbeck.claims import SYSTEMS
+    from limbeck.claims.ledger import rows
+
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for heading in ("", "claim", "published", "measured"):
+        table.add_column(heading, overflow="fold")
+    for system in SYSTEMS.values():
+        measured = rows(out, system)
+        for claim in system.claims:
+            said = "\n".join(f"{row.scale}: {row.verdict}" for row in measured if row.claim == claim.name)
+            table.add_row(claim.name, claim.says, claim.published, said)
+    return table
