@@ -120,6 +120,7 @@ def same_weights(one, other):
             ["plan"],
             ("RECIPE", "--set", "--seed", "--smoke", "--json", "--out", "--data-root", "--allow", "--trust-code"),
         ),
+        (["reproduce"], ("CLAIMS", "--scale", "--out", "--write", "--data-root")),
         (["methods"], ("NAME",)),
         (["models"], ("PATTERN",)),
         (["taps"], ("MODEL", "--shape", "--classes", "--set")),

@@ -74,6 +74,13 @@ def test_the_square_of_the_temperature_can_be_left_out():
     assert with_it.item() == pytest.approx(9 * without.item(), rel=1e-12)
 
 
+def test_probabilities_are_softened_instead_of_logits_if_asked_for():
+    student, teacher = torch.randn(2, 5, 4)
+    mistaken = soft_loss(student, teacher, temperature=10.0, teacher_softmax=True)
+    assert mistaken == soft_loss(student, teacher.softmax(dim=1), temperature=10.0)
+    assert mistaken != soft_loss(student, teacher, temperature=10.0)
+
+
 def test_has_the_gradient_of_cross_entropy_with_soft_targets():
     student, teacher = logits()
     one, other = student.clone().requires_grad_(), student.clone().requires_grad_()

@@ -85,7 +85,7 @@ def rows(folder: Path, system: System) -> list[Row]:
     lines = (read(file, JSON_BYTES) or b"").decode(errors="replace").splitlines()
     try:
         found = [from_json(Row, json.loads(line)) for line in lines]
-    except (LimbeckError, ValueError) as error:
+    except (LimbeckError, ValueError, RecursionError) as error:
         raise LimbeckError(f"{file} has a line that is no result of limbeck reproduce: {error}") from error
     order = [claim.name for claim in system.claims]
     return sorted((row for row in found if row.claim in order), key=lambda row: order.index(row.claim))

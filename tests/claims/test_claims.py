@@ -1,0 +1,192 @@
+"""The claims: their tests decide as they say, their recipes are right, and the page shows what was measured."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+from typer.testing import CliRunner
+
+from limbeck import claims
+from limbeck.claims import SYSTEMS, chosen
+from limbeck.claims.checks import Part, above, judge, together
+from limbeck.claims.claim import Claim, Curve, Scale, Study, System
+from limbeck.claims.ledger import add, row_of, rows
+from limbeck.claims.page import curve_svg, files_of
+from limbeck.cli import app
+from limbeck.errors import LimbeckError
+from limbeck.experiment.results import spread
+from limbeck.methods.kd import PAPER
+
+HERE = Path(__file__).parents[2]
+CLAIMS = {claim.name: claim for system in SYSTEMS.values() for claim in system.claims}
+STUDIES = {study.name: study for claim in CLAIMS.values() for study in claim.studies}
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ((1.0, 2.0, 1.5, 1.0, 2.0), "holds"),
+        ((-1.0, -2.0, -1.5, -1.0, -2.0), "does not hold"),
+        ((1.0, 2.0, 1.5, 1.0), "inconclusive"),  # the exact test cannot be below 1/16
+        ((1.0, 2.0, -1.5, 1.0, 0.5), "inconclusive"),
+        ((0.0,) * 5, "inconclusive"),
+        ((3.0,), "inconclusive"),
+    ],
+)
+def test_an_inequality_needs_both_tests(differences, verdict):
+    assert judge(Part("", differences)) == verdict
+
+
+def test_a_claim_holds_if_all_its_parts_hold():
+    assert together(["holds", "holds"]) == "holds"
+    assert together(["holds", "inconclusive"]) == "inconclusive"
+    assert together(["inconclusive", "does not hold"]) == "does not hold"
+    assert [judge(Part("", fact=fact)) for fact in (True, False)] == ["holds", "does not hold"]
+
+
+def results_of(name, accuracies, bias=None):
+    """What the tests of claims read of a comparison of 5 seeds: accuracies with a little variation."""
+
+    def network(arm, seed):
+        test = SimpleNamespace(accuracy=accuracies[arm] + seed / 1e5)
+        return SimpleNamespace(arm=arm, seed=seed, test=test, bias_shift=bias)
+
+    runs = [network(arm, seed) for arm in accuracies if arm != "teacher" for seed in range(5)]
+    return SimpleNamespace(
+        name=name,
+        task="classification",
+        seeds=tuple(range(5)),
+        runs=runs,
+        of=lambda arm: [one for one in runs if one.arm == arm],
+        teacher=network("teacher", 0) if "teacher" in accuracies else None,
+        teachers=spread([0.9]),
+    )
+
+
+def counted(errors, of_classes, samples):
+    right = (samples - of_classes) / samples
+    return {"errors": errors, "errors_on_classes": of_classes, "samples_of_classes": samples, "share_right": right}
+
+
+PUBLISHED = {
+    "hinton": results_of("hinton", {"teacher": 0.9933, "kd": 0.9926, "alone": 0.9854}),
+    "hinton_without_3": results_of(
+        "hinton_without_3",
+        {"kd": 0.9794},
+        {"before": counted(206, 133, 1010), "validation_tuned": counted(109, 14, 1010)},
+    ),
+    "hinton_only_7_and_8": results_of(
+        "hinton_only_7_and_8",
+        {"kd": 0.527},
+        {"before": counted(4730, 0, 2002), "validation_tuned": counted(1320, 0, 2002)},
+    ),
+    "hinton_30": results_of("hinton_30", {"alone": 0.96, "T1": 0.965, "T3": 0.97, "T20": 0.96}),
+    "hinton_300": results_of("hinton_300", {"alone": 0.98, "T8": 0.988, "T20": 0.988}),
+    "hinton_3_percent": results_of("hinton_3_percent", {"kd": 0.98, "alone": 0.90}),
+}
+"""The paper's figures where it gives them for MNIST, else some of the same order."""
+
+
+@pytest.mark.parametrize("name", ["E1", "E2", "E3", "E4", "E5"])
+def test_a_claim_holds_for_the_figures_of_the_paper(name):
+    assert {judge(part) for part in CLAIMS[name].parts(PUBLISHED)} == {"holds"}
+
+
+def test_a_claim_does_not_hold_for_figures_that_contradict_it():
+    equal = results_of("hinton", {"teacher": 0.98, "kd": 0.985, "alone": 0.985})
+    assert [judge(part) for part in CLAIMS["E1"].parts({"hinton": equal})] == ["does not hold", "holds"]
+    assert above(equal, "alone", "teacher", below=0.2).says == "alone is less than 0.2 points below teacher"
+
+
+@pytest.mark.parametrize(("name", "facts"), [("B5", 2), ("E6", 2), ("E7", 3)])
+def test_what_is_computed_holds(name, facts):
+    found = list(islice(CLAIMS[name].parts({}), facts))
+    assert [(part.fact, part.says) for part in found] == [(True, part.says) for part in found]
+
+
+@pytest.mark.parametrize("scale", get_args(Scale))
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_a_study_is_a_recipe_at_every_scale(study, scale):
+    recipe = study.at(scale, data_root=Path("/data"))
+    assert recipe.methods
+    assert len(recipe.seeds) == (1 if scale == "smoke" else 5)
+    assert recipe.data.root == "/data"
+
+
+def test_a_name_selects_a_claim_a_paper_or_all():
+    assert [claim.name for _, claim in chosen(["E6", "fitnets"])] == ["B5", "E6"]
+    assert len(chosen(["all"])) == len(CLAIMS)
+    with pytest.raises(LimbeckError, match="no claim or system 'E8'"):
+        chosen(["E8"])
+
+
+TINY = Study("tiny", "digits_kd", ("teacher.model={name: mlp, hidden: [8]}", "teacher.seed=0", "methods=[kd]"))
+OTHER = Study("other", "digits_kd", ("methods=[{name: kd, temperature: 1, as: T1}]",), teacher=TINY)
+
+
+def lines(results):
+    return {"kd": [(1, 2.0), (2, above(results["tiny"], "kd", "alone").differences[0])]}
+
+
+def parts(results):
+    yield above(results["tiny"], "teacher", "alone")
+    yield above(results["other"], "T1", "alone", where="other: ")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    claim = Claim("T1", "It works.", "it did", parts, (TINY, OTHER), Curve("x", "y", lines))
+    monkeypatch.setattr(claims, "SYSTEMS", {"tiny": System("tiny", PAPER, (claim, replace(CLAIMS["E6"], name="T2")))})
+    monkeypatch.setattr("limbeck.claims.page.SYSTEMS", claims.SYSTEMS)
+    return claims.SYSTEMS["tiny"]
+
+
+def reproduce(*arguments, code=0):
+    done = CliRunner().invoke(app, ["reproduce", *arguments])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_claims_share_teachers_resume_and_leave_rows_and_a_page(here):
+    assert "T1: inconclusive" in reproduce("all")
+    assert "[1/" not in reproduce("T1")  # all networks are there
+    out = Path("runs/claims")
+    first, second = rows(out, here)
+    assert (first.claim, first.scale, first.verdict, second.verdict) == ("T1", "smoke", "inconclusive", "holds")
+    assert list(first.figures) == [
+        *("tiny-smoke, teacher", "tiny-smoke, alone", "tiny-smoke, kd"),
+        *("other-smoke, teacher", "other-smoke, alone", "other-smoke, T1"),
+    ]
+    assert first.figures["tiny-smoke, teacher"] == first.figures["other-smoke, teacher"]
+    add(out, here, replace(first, tried="The schedule is short."))
+    add(out, here, first)  # measured again
+    reproduce("--write", "page.md")
+    page = Path("page.md").read_text()
+    assert "| T1 | It works. | it did | inconclusive (smoke) |" in page
+    assert "\nThe schedule is short.\n" in page
+    assert "](assets/claim-T1-smoke.svg)" in page
+    assert Path("assets/claim-T1-smoke.svg").read_text() == curve_svg(here.claims[0].curve, first)
+    assert "smoke: holds" in reproduce()
+
+
+def test_what_is_wrong_is_told_before_training(here):
+    assert "there is no claim or system 'T3'" in reproduce("T3", code=2)
+    assert "--scale is 'gpu': allowed are" in reproduce("T1", "--scale", "gpu", code=2)
+    Path("results").mkdir()
+    Path("results/tiny.jsonl").write_text('{"claim": "T1"}\n')
+    assert "tiny.jsonl has a line that is no result of limbeck reproduce" in reproduce("--out", ".", code=2)
+
+
+def test_the_page_of_the_claims_is_up_to_date():
+    for name, text in files_of(HERE).items():
+        file = HERE / "docs" / (f"assets/{name}" if name else "claims.md")
+        assert file.read_text(encoding="utf-8") == text, "run: limbeck reproduce --out . --write docs/claims.md"
+
+
+def test_a_row_of_a_computed_claim_has_no_figures():
+    row = row_of(CLAIMS["E6"], "cpu", {})
+    assert (row.verdict, row.figures, row.lines) == ("holds", {}, {})
