@@ -1,7 +1,8 @@
 """Hinton, Vinyals, Dean (2015), and the CIFAR-10 demonstration of lsh3163/TF-2.0-Knowledge-Distillation.
 
 The students of all claims on MNIST have one teacher, that of the study ``hinton``. Differences to the paper are those
-of the bundled recipes and, at the scale ``cpu``, fewer epochs. The epochs were fixed before any run.
+of the bundled recipes and, at the scale ``cpu``, fewer epochs. The epochs were fixed before any run. The demonstration
+augments with rotation, shear and zoom, too, instead of only crops and flips.
 """
 
 import math
@@ -73,6 +74,7 @@ FEW = Study(
     HINTON,
 )
 
+_PUBLISHED = ("epochs=300", "batch_size=128", "optimizer={name: adam, lr: 3e-3}", "schedule=constant")
 _DEMO = "name: kd, preset: tf2_demo"
 DEMO = Study(
     "hinton_demo",
@@ -83,7 +85,10 @@ DEMO = Study(
         f"methods=[{{{_DEMO}}}, {{{_DEMO}, teacher_softmax: true, as: kd-with-softmax}}, "
         f"{{{_DEMO}, temperature_squared: false, as: kd-without-T2}}]",
     ),
-    ("data.limit=null", "data.size=null", "teacher.train.epochs=300", "train.epochs=300", "train.batch_size=128"),
+    (
+        *("data.limit=null", "data.size=null"),
+        *(f"{place}.{key}" for place in ("teacher.train", "train") for key in _PUBLISHED),
+    ),
 )
 
 

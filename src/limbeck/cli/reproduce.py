@@ -107,7 +107,7 @@ def _train(
 
 
 TEACHER = Path("teacher-seed0/teacher/seed0/teacher.safetensors")
-"""The weights of the teacher in the folder of a study."""
+"""The weights in the folder of a study whose teacher, that of seed 0, other studies have too."""
 
 
 def _listed(out: Path) -> Table:
