@@ -175,7 +175,7 @@ def test_claims_share_teachers_resume_and_leave_rows_and_a_page(here):
 
 def test_what_is_wrong_is_told_before_training(here):
     assert "there is no claim or system 'T3'" in reproduce("T3", code=2)
-    assert "--scale is 'gpu': allowed are" in reproduce("T1", "--scale", "gpu", code=2)
+    assert "--scale is 'gpu': did you mean 'cpu'" in reproduce("T1", "--scale", "gpu", code=2)
     Path("results").mkdir()
     Path("results/tiny.jsonl").write_text('{"claim": "T1"}\n')
     assert "tiny.jsonl has a line that is no result of limbeck reproduce" in reproduce("--out", ".", code=2)

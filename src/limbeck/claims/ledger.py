@@ -96,5 +96,5 @@ def add(folder: Path, system: System, row: Row) -> None:
     others = rows(folder, system)
     old = next((one for one in others if (one.claim, one.scale) == (row.claim, row.scale)), row)
     kept = [one for one in others if one is not old]
-    lines = [json.dumps(plain(one), ensure_ascii=False) for one in (*kept, replace(row, tried=old.tried))]
+    lines = [json.dumps(plain(one), ensure_ascii=False) for one in (*kept, replace(row, tried=row.tried or old.tried))]
     write(folder / RESULTS / f"{system.name}.jsonl", "".join(f"{line}\n" for line in lines))
