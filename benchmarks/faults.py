@@ -1,0 +1,161 @@
+"""Runs of two processes in which one is killed at a random moment, and that are resumed.
+
+    python -m benchmarks.faults [--runs 40] [--seed 0]
+
+Each run is killed once, with SIGKILL: the first process, the second, or torchrun. It is resumed with the command that
+it has printed. The student's weights and the results must then be, to the bit, those of an undisturbed run, besides
+what was timed. Prints a line for each run, and how many were equal; the exit code is 1 unless all were. For Linux.
+"""
+
+import argparse
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from limbeck.files.atomic import read_sealed
+
+RECIPE = """\
+name: tiny
+data: {source: digits, limit: 200, validation: 0.25}
+teacher: {model: resnet8, train: {epochs: 4, batch_size: 32, augment: {shift: 1}}}
+student: {model: {name: mlp, hidden: [30]}}
+method: kd
+train: {epochs: 30, batch_size: 32, accumulate: 2, ema: 0.9}
+evaluate: {latency_runs: 1}
+allow: [chance]
+precision: 32
+device: cpu
+"""
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run"]
+RUN = ["--standalone", "--nproc-per-node", "2", "-m", "limbeck", "run", "recipe.yaml"]
+ADVICE = "fails: torchrun "
+VICTIMS = ("process 0", "process 1", "torchrun")
+PATIENCE = 300.0
+"""Seconds that a run may take to begin or to end."""
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start torchrun; what it prints is written to ``log``."""
+    with log.open("wb") as file:
+        settings = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([*LAUNCHER, *arguments], stdout=file, stderr=subprocess.STDOUT, env=settings)
+
+
+def wait(until: Callable[[], object], what: str) -> None:
+    """Wait until a function returns a true value."""
+    end = time.monotonic() + PATIENCE
+    while not until():
+        if time.monotonic() > end:
+            raise TimeoutError(f"after {PATIENCE:.0f} s, {what}")
+        time.sleep(0.01)
+
+
+def workers(launcher: int) -> dict[int, int]:
+    """The processes that torchrun has started, by their rank."""
+    found = {}
+    with suppress(FileNotFoundError, ProcessLookupError):  # they end
+        for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+            lines = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            found.update({int(line[5:]): int(child) for line in lines if line.startswith(b"RANK=")})
+    return found
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and is not yet reaped does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def untimed(value: Any) -> Any:
+    """Values of a file of results, without latencies."""
+    if isinstance(value, list):
+        return [untimed(one) for one in value]
+    if isinstance(value, dict):
+        return {key: untimed(one) for key, one in value.items() if key != "latency"}
+    return value
+
+
+def held(folder: Path) -> tuple[bytes, Any]:
+    """What is compared."""
+    return (folder / "student.safetensors").read_bytes(), untimed(read_sealed(folder / "result.json"))
+
+
+def begun(folder: Path, launcher: subprocess.Popen[bytes]) -> bool:
+    """Whether a run has its folder and both processes; from then on it is disturbed."""
+    if launcher.poll() is not None:
+        raise RuntimeError(f"torchrun has ended: {folder.with_suffix('.log').read_text()}")
+    return (folder / "recipe.yaml").exists()
+
+
+def undisturbed(folder: Path) -> tuple[float, tuple[bytes, Any]]:
+    """The seconds that a run takes after it has begun, and what it comes to."""
+    launcher = start([*RUN, "--out", str(folder)], folder.with_suffix(".log"))
+    wait(lambda: begun(folder, launcher), "the run has not begun")
+    since = time.monotonic()
+    if launcher.wait(PATIENCE) != 0:
+        raise RuntimeError(f"the undisturbed run fails: {folder.with_suffix('.log').read_text()}")
+    return time.monotonic() - since, held(folder)
+
+
+def disturbed(folder: Path, victim: str, after: float, expected: tuple[bytes, Any]) -> str:
+    """Kill a run so many seconds after it has begun, resume it, and say what it comes to."""
+    log = folder.with_suffix(".log")
+    launcher = start([*RUN, "--out", str(folder)], log)
+    wait(lambda: begun(folder, launcher), "the run has not begun")
+    time.sleep(after)
+    ranks = workers(launcher.pid)
+    if len(ranks) < 2:
+        launcher.wait(PATIENCE)
+        return "late: it had ended"
+    os.kill(launcher.pid if victim == "torchrun" else ranks[VICTIMS.index(victim)], signal.SIGKILL)
+    killed = time.monotonic()
+    launcher.wait(PATIENCE)
+    wait(lambda: not any(map(alive, ranks.values())), "a process still runs")
+    took = time.monotonic() - killed
+    if took > 60:
+        return f"FAILED: the processes have ended after {took:.0f} s"
+    epochs = (folder / "metrics.jsonl").read_text().count("\n") if (folder / "metrics.jsonl").exists() else 0
+    said = next((line for line in log.read_text().splitlines() if ADVICE in line), "")
+    if not said:
+        return f"FAILED: it does not say how to resume: {log.read_text()}"
+    again = start(["--standalone", *shlex.split(said.partition(ADVICE)[2])], log.with_suffix(".resumed.log"))
+    if again.wait(PATIENCE) != 0:
+        return f"FAILED: {log.with_suffix('.resumed.log').read_text()}"
+    same = held(folder) == expected
+    return f"{'equal' if same else 'FAILED: different'}, after {epochs} epochs; ended in {took:.1f} s"
+
+
+def main() -> int:
+    """Return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    chance, results = random.Random(asked.seed), list[str]()
+    with TemporaryDirectory() as place:
+        os.chdir(place)
+        Path("recipe.yaml").write_text(RECIPE)
+        seconds, expected = undisturbed(Path("whole"))
+        print(f"undisturbed: {seconds:.1f} s after the run has begun", flush=True)
+        for number in range(asked.runs):
+            victim, after = chance.choice(VICTIMS), chance.uniform(0, seconds)
+            results.append(disturbed(Path(f"run{number}"), victim, after, expected))
+            print(f"{number + 1}/{asked.runs}: {victim} killed after {after:.2f} s: {results[-1]}", flush=True)
+    equal, late = (sum(one.startswith(word) for one in results) for word in ("equal", "late"))
+    print(f"{equal} of {len(results) - late} runs that were killed are equal; {late} had ended before")
+    return int(equal + late < len(results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
