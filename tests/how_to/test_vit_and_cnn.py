@@ -19,7 +19,7 @@ def overrides(teacher, student, size):
     return (f"teacher.model={teacher}", f"student.model={student}", *sizes)
 
 
-@pytest.mark.parametrize("method", ["kd", "rkd", "srrl"])
+@pytest.mark.parametrize("method", ["kd", "rkd", "srrl", "vkd"])
 def test_a_transformer_teaches_a_cnn(run_recipe, method):
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, depth=2)
     torch.save(vit.state_dict(), "vit.pth")
@@ -27,7 +27,7 @@ def test_a_transformer_teaches_a_cnn(run_recipe, method):
     assert "the student reads every view converted to 3 x 16 x 16" in " ".join(result.notes)
 
 
-@pytest.mark.parametrize("method", ["kd", "rkd", "srrl"])
+@pytest.mark.parametrize("method", ["kd", "rkd", "srrl", "ofa"])
 def test_a_cnn_teaches_a_transformer(run_recipe, method):
     torch.save(timm.create_model("resnet10t", num_classes=3).state_dict(), "resnet.pth")
     result = run_recipe(REVERSE, *overrides(CNN, VIT, 32), f"method={method}")
