@@ -73,8 +73,9 @@ def _rank(run: ListedRun) -> tuple[bool, bool, str, float, str]:
 def _is_run(path: Path) -> bool:
     """Whether a folder holds a run or a comparison, and is no part of a comparison or tuning."""
     part = (path.absolute().parent / LOCKS).is_dir()
-    begun = (path / RECIPE).is_file() and (path / ENVIRONMENT).is_file()  # a recipe alone is that of a user
-    return not part and (begun or any((path / name).is_file() for name in (RESULT, LOG, COMPARISON)))
+    holds = {name for name in (RECIPE, ENVIRONMENT, COMPARED, RESULT, LOG, COMPARISON) if (path / name).is_file()}
+    begun = RECIPE in holds and holds & {ENVIRONMENT, COMPARED}  # a recipe alone is that of a user
+    return not part and bool(begun or holds & {RESULT, LOG, COMPARISON})
 
 
 def _listed(path: Path) -> ListedRun:
