@@ -73,7 +73,7 @@ def kd(
         teacher_layer: the same for the teacher.
 
     Raises:
-        LimbeckError: the temperature is not above 0, both weights are 0, or ``average`` is only for classification.
+        LimbeckError: the temperature is not above 0, both weights are 0, or an option is only for classification.
     """
     check_above_zero("temperature", temperature)
     student, *teachers = outputs(setup, student_layer, teacher_layer)
@@ -81,7 +81,7 @@ def kd(
     if setup.soft_loss is None:
         loss = partial(loss, average=average, teacher_softmax=teacher_softmax)
     elif average != "batch" or teacher_softmax:
-        raise LimbeckError(f"average is {average!r}; allowed is 'batch' without teacher_softmax outside classification")
+        raise LimbeckError(f"{'teacher_softmax' if teacher_softmax else 'average: elements'} is only for classification")
     terms = {"hard": hard_term(setup, student, hard), "soft": Term(loss, (student, *teachers), soft)}
     return (Stage("kd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
@@ -108,7 +108,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "hinton_mnist": {"temperature": 20.0, "hard": 0.1, "soft": 1.0},
     # FitNets (2015), Eq. 2, with lambda annealed over the stage: no T².
     "fitnet_eq2": {"temperature": 3.0, "hard": 1.0, "soft": _ANNEALED, "temperature_squared": False},
-    # lsh3163/TF-2.0-Knowledge-Distillation, knowledge_distillation.py.
+    # lsh3163/TF-2.0-Knowledge-Distillation, knowledge_distillation.py, without its mistake (teacher_softmax).
     "tf2_demo": {"temperature": 10.0, "hard": 0.1, "soft": 0.9},
     # HobbitLong/RepDistiller, scripts/run_cifar_distill.sh.
     "repdistiller": {"temperature": 4.0, "hard": 0.1, "soft": 0.9},

@@ -164,8 +164,10 @@ def ofa(
 
 
 def _initialise(module: nn.Module) -> None:
-    """As the authors do."""
-    if isinstance(module, nn.Conv2d):
+    """As the authors do, whose attention has a linear layer for queries, keys and values."""
+    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+        nn.init.trunc_normal_(module.in_proj_weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -195,7 +197,8 @@ def _branch(setup: Setup, one: Tap, left: int, deepest: Tap, width: int | None) 
             "student_layers"
         )
     last = width or setup.shape(deepest)[0]
-    check_norm(setup, (last, *(-(-side // 2**left) for side in shape[1:])), method="ofa")
+    if left:
+        check_norm(setup, (last, *(-(-side // 2**left) for side in shape[1:])), method="ofa")
     return map_branch(shape[0], left, last, setup.classes)
 
 

@@ -51,9 +51,10 @@ def vkd(
 ) -> tuple[Stage, ...]:
     """VkD: an orthogonal projection of the student's feature matches the teacher's normalised feature.
 
-    The projection cannot do the work of the student: it only rotates the feature. The weights are the authors' for
-    DeiT. As the feature of a transformer they take the mean over its patches; to do so, name its last block or norm as
-    ``student_layer``. Their student has a second classifier for the teacher's logits; here its only one learns them.
+    The projection cannot do the work of the student: it rotates the feature, and drops dimensions if the teacher's
+    feature is shorter. The weights are the authors' for DeiT. As the feature of a transformer they take the mean over
+    its patches; to do so, name its last block or norm as ``student_layer``. Their student has a second classifier for
+    the teacher's logits; here its only one learns them.
 
     Args:
         setup: epochs, optimizer and schedule.
