@@ -251,6 +251,17 @@ def test_a_shard_of_another_store_is_made_anew(tmp_path, network, undisturbed):
     assert tiny.contents(tmp_path / "s") == undisturbed
 
 
+@pytest.mark.parametrize("check", [False, True])
+def test_a_shard_of_other_numbers_made_in_the_same_way_is_made_anew(tmp_path, network, undisturbed, check):
+    reader = lambda batch: {tap: -tensor for tap, tensor in tiny.Reader(network)(batch).items()}  # noqa: E731
+    tiny.run(tmp_path / "other", reader=reader)
+    tiny.run(tmp_path / "store", network)
+    name = next(name for name in sorted(undisturbed) if name.startswith("tap0"))
+    shutil.copy(tmp_path / "other" / name, tmp_path / "store")
+    tiny.run(tmp_path / "store", network, check=check)
+    assert tiny.contents(tmp_path / "store") == undisturbed
+
+
 def test_what_a_killed_writer_left_is_cleared_and_nothing_else(tmp_path, network, undisturbed):
     start(tmp_path / "s", network, 1).close()
     for name in ("tap0-view000-shard0001.safetensors.71-0a1b2c3d.tmp", "building.json.7-0a1b2c3d"):

@@ -161,7 +161,9 @@ def _building(
 ) -> Generator[Progress, None, set[str]]:
     checksums: dict[str, str] = {}
     look = check_unit if check else recorded
-    missing = [unit for unit in own if not _whole(look, folder, plan, unit, checksums)]
+    finished = None if (folder / BUILDING).is_file() else read_manifest(folder / FINISHED)
+    known = {} if finished is None else finished["files"]
+    missing = [unit for unit in own if not _whole(look, folder, plan, unit, checksums, known)]
     read = set(checksums) if check else set()
     total = _rows(own)
     done = written = total - _rows(missing)
@@ -185,7 +187,7 @@ def _building(
         written += unit.rows
     others = set(plan.units) - set(own)  # they are read only when all of them are there
     if all(is_there(folder, plan, unit) for unit in others) and all(
-        _whole(recorded, folder, plan, unit, checksums) for unit in others
+        _whole(recorded, folder, plan, unit, checksums, known) for unit in others
     ):
         _finish(folder, plan, checksums)
     yield Progress(done, total, written * plan.row_bytes)
@@ -198,12 +200,19 @@ def _whole(
     plan: Plan,
     unit: Unit,
     checksums: dict[str, str],
+    known: Mapping[str, str],
 ) -> bool:
-    """Whether ``look`` finds all files of a unit whole; adds the checksums that it returns."""
+    """Whether ``look`` finds all files of a unit whole, with the checksums of those that are ``known``.
+
+    Adds the checksums that it returns.
+    """
     try:
-        checksums |= look(folder, plan, unit)
+        found = look(folder, plan, unit)
     except LimbeckError:  # the files are made again
         return False
+    if any(known.get(name, checksum) != checksum for name, checksum in found.items()):
+        return False
+    checksums |= found
     return True
 
 
