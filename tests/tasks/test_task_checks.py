@@ -274,8 +274,8 @@ def test_a_function_with_the_name_of_a_method_has_no_temperature():
 
 def test_options_of_methods_that_need_classes_are_refused():
     for method, message in (
-        ({"name": "kd", "average": "elements"}, "average: elements is only for classification"),
-        ({"name": "kd", "teacher_softmax": True}, "teacher_softmax is only for classification"),
+        ({"name": "kd", "average": "elements"}, "average: elements and teacher_softmax are only for"),
+        ({"name": "kd", "teacher_softmax": True}, "average: elements and teacher_softmax are only for"),
         ({"name": "srrl", "form": "kl"}, "form: kl compares distributions of classes: use form: l2"),
     ):
         given = data("regression")

@@ -81,7 +81,7 @@ def kd(
     if setup.soft_loss is None:
         loss = partial(loss, average=average, teacher_softmax=teacher_softmax)
     elif average != "batch" or teacher_softmax:
-        raise LimbeckError(f"{'teacher_softmax' if teacher_softmax else 'average: elements'} is only for classification")
+        raise LimbeckError("average: elements and teacher_softmax are only for classification")
     terms = {"hard": hard_term(setup, student, hard), "soft": Term(loss, (student, *teachers), soft)}
     return (Stage("kd", weighted(terms), setup.epochs, setup.optimizer, setup.schedule),)
 
