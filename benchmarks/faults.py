@@ -91,33 +91,30 @@ def held(folder: Path) -> tuple[bytes, Any]:
     return (folder / "student.safetensors").read_bytes(), untimed(read_sealed(folder / "result.json"))
 
 
-def begun(folder: Path, launcher: subprocess.Popen[bytes]) -> bool:
-    """Whether a run has its folder and both processes; from then on it is disturbed."""
-    if launcher.poll() is not None:
-        raise RuntimeError(f"torchrun has ended: {folder.with_suffix('.log').read_text()}")
-    return (folder / "recipe.yaml").exists()
+def epochs(folder: Path) -> int:
+    """How many epochs of all networks a run has finished."""
+    log = folder / "metrics.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def undisturbed(folder: Path) -> tuple[float, tuple[bytes, Any]]:
-    """The seconds that a run takes after it has begun, and what it comes to."""
-    launcher = start([*RUN, "--out", str(folder)], folder.with_suffix(".log"))
-    wait(lambda: begun(folder, launcher), "the run has not begun")
-    since = time.monotonic()
-    if launcher.wait(PATIENCE) != 0:
+def undisturbed(folder: Path) -> tuple[bytes, Any]:
+    """What a run comes to."""
+    if start([*RUN, "--out", str(folder)], folder.with_suffix(".log")).wait(PATIENCE) != 0:
         raise RuntimeError(f"the undisturbed run fails: {folder.with_suffix('.log').read_text()}")
-    return time.monotonic() - since, held(folder)
+    return held(folder)
 
 
-def disturbed(folder: Path, victim: str, after: float, expected: tuple[bytes, Any]) -> str:
-    """Kill a run so many seconds after it has begun, resume it, and say what it comes to."""
+def disturbed(folder: Path, victim: str, moment: tuple[int, float], expected: tuple[bytes, Any]) -> str:
+    """Kill a run so many epochs and seconds after it has begun, resume it, and say what it comes to."""
     log = folder.with_suffix(".log")
     launcher = start([*RUN, "--out", str(folder)], log)
-    wait(lambda: begun(folder, launcher), "the run has not begun")
-    time.sleep(after)
+    there = folder / "recipe.yaml"
+    wait(lambda: launcher.poll() is not None or (there.exists() and epochs(folder) >= moment[0]), "no epoch has ended")
+    time.sleep(moment[1])
     ranks = workers(launcher.pid)
     if len(ranks) < 2:
-        launcher.wait(PATIENCE)
-        return "late: it had ended"
+        ended = launcher.wait(PATIENCE)
+        return "late: it had ended" if ended == 0 else f"FAILED by itself: {log.read_text()}"
     os.kill(launcher.pid if victim == "torchrun" else ranks[VICTIMS.index(victim)], signal.SIGKILL)
     killed = time.monotonic()
     launcher.wait(PATIENCE)
@@ -125,7 +122,6 @@ def disturbed(folder: Path, victim: str, after: float, expected: tuple[bytes, An
     took = time.monotonic() - killed
     if took > 60:
         return f"FAILED: the processes have ended after {took:.0f} s"
-    epochs = (folder / "metrics.jsonl").read_text().count("\n") if (folder / "metrics.jsonl").exists() else 0
     said = next((line for line in log.read_text().splitlines() if ADVICE in line), "")
     if not said:
         return f"FAILED: it does not say how to resume: {log.read_text()}"
@@ -133,7 +129,7 @@ def disturbed(folder: Path, victim: str, after: float, expected: tuple[bytes, An
     if again.wait(PATIENCE) != 0:
         return f"FAILED: {log.with_suffix('.resumed.log').read_text()}"
     same = held(folder) == expected
-    return f"{'equal' if same else 'FAILED: different'}, after {epochs} epochs; ended in {took:.1f} s"
+    return f"{'equal' if same else 'FAILED: different'}; all had ended after {took:.1f} s"
 
 
 def main() -> int:
@@ -146,12 +142,13 @@ def main() -> int:
     with TemporaryDirectory() as place:
         os.chdir(place)
         Path("recipe.yaml").write_text(RECIPE)
-        seconds, expected = undisturbed(Path("whole"))
-        print(f"undisturbed: {seconds:.1f} s after the run has begun", flush=True)
+        expected = undisturbed(Path("whole"))
+        total = epochs(Path("whole"))
         for number in range(asked.runs):
-            victim, after = chance.choice(VICTIMS), chance.uniform(0, seconds)
-            results.append(disturbed(Path(f"run{number}"), victim, after, expected))
-            print(f"{number + 1}/{asked.runs}: {victim} killed after {after:.2f} s: {results[-1]}", flush=True)
+            victim, moment = chance.choice(VICTIMS), (chance.randrange(total), chance.uniform(0, 0.3))
+            results.append(disturbed(Path(f"run{number}"), victim, moment, expected))
+            when = f"{moment[1]:.2f} s after {moment[0]} of {total} epochs"
+            print(f"{number + 1}/{asked.runs}: {victim} killed {when}: {results[-1]}", flush=True)
     equal, late = (sum(one.startswith(word) for one in results) for word in ("equal", "late"))
     print(f"{equal} of {len(results) - late} runs that were killed are equal; {late} had ended before")
     return int(equal + late < len(results))
