@@ -101,6 +101,13 @@ def test_a_claim_does_not_hold_for_figures_that_contradict_it():
     assert above(equal, "alone", "teacher", below=0.2).says == "alone is less than 0.2 points below teacher"
 
 
+def test_halving_the_errors_on_3s_is_not_recognising_nearly_all():
+    counts = {"before": counted(606, 500, 1010), "validation_tuned": counted(309, 203, 1010)}
+    result = results_of("hinton_without_3", {"kd": 0.97}, counts)
+    verdicts = [judge(part) for part in CLAIMS["E2"].parts({"hinton_without_3": result})]
+    assert verdicts == ["holds", "holds", "holds", "does not hold"]
+
+
 @pytest.mark.parametrize(("name", "facts"), [("B5", 2), ("E6", 2), ("E7", 3)])
 def test_what_is_computed_holds(name, facts):
     found = list(islice(CLAIMS[name].parts({}), facts))
@@ -173,7 +180,16 @@ def test_claims_share_teachers_resume_and_leave_rows_and_a_page(here):
     assert "smoke: holds" in reproduce()
 
 
+def test_what_was_tried_is_kept_only_with_the_verdict_that_it_explains(here, tmp_path):
+    row = row_of(here.claims[1], "cpu", {})
+    for verdict, tried in (("inconclusive", "Few seeds."), ("inconclusive", ""), ("holds", "")):
+        add(tmp_path, here, replace(row, verdict=verdict, tried=tried))
+        (found,) = rows(tmp_path, here)
+        assert found.tried == ("" if verdict == "holds" else "Few seeds.")
+
+
 def test_what_is_wrong_is_told_before_training(here):
+    assert "--write takes no claims" in reproduce("T1", "--write", "page.md", code=2)
     assert "there is no claim or system 'T3'" in reproduce("T3", code=2)
     assert "--scale is 'gpu': did you mean 'cpu'" in reproduce("T1", "--scale", "gpu", code=2)
     Path("results").mkdir()

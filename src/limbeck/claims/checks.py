@@ -1,10 +1,11 @@
 """The test of a claim: whether inequalities hold over the seeds.
 
-An inequality is tested in the direction that the paper states, which is fixed before any training. It holds if the mean
+An inequality is tested in the direction that the claim states, which is fixed before any training. It holds if the mean
 of its differences is above 0, and does not hold if the mean is below 0, where both tests of
 `limbeck.comparison.verdicts` agree, one-sided at 5 %: the t-test and the exact sign-flip test. The smallest one-sided p
 of the latter is 1/32 with 5 seeds, so fewer seeds are inconclusive. A claim of several inequalities holds if all of
-them hold, which needs no adjustment of the p-values.
+them hold, which needs no adjustment of the p-values. It does not hold if any of them does not hold. This is not
+adjusted for their number, so with several of them the probability of a wrong "does not hold" can exceed 5 %.
 """
 
 from collections.abc import Mapping, Sequence

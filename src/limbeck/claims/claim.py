@@ -14,7 +14,7 @@ from limbeck.recipe.bundled import bundled
 from limbeck.recipe.read import read, smoke
 
 Scale = Literal["smoke", "cpu", "paper"]
-"""Only whether it runs; at most an hour on two cores; the schedule and the data of the paper."""
+"""Only whether it runs; about an hour for a claim on two cores (estimated); the data of the paper, for a GPU."""
 
 Results = Mapping[str, ComparisonResult]
 """The results of studies by name."""

@@ -1,8 +1,8 @@
 """Hinton, Vinyals, Dean (2015), and the CIFAR-10 demonstration of lsh3163/TF-2.0-Knowledge-Distillation.
 
 The students of all claims on MNIST have one teacher, that of the study ``hinton``. Differences to the paper are those
-of the bundled recipes and, at the scale ``cpu``, fewer epochs. The epochs were fixed before any run. The demonstration
-augments with rotation, shear and zoom, too, instead of only crops and flips.
+of the bundled recipes and, at the scale ``cpu``, fewer epochs and 10,000 images that are held out. The epochs were
+fixed before any run. The demonstration augments with rotation, shear and zoom, too, instead of only crops and flips.
 """
 
 import math
@@ -58,7 +58,7 @@ def _with_units(units: int) -> Study:
     arms = ", ".join(f"{{name: kd, hard: 0.1, soft: 1, temperature: {one}, as: T{one}}}" for one in _TEMPERATURES)
     student = f"student.model={{name: mlp, hidden: [{units}, {units}]}}"
     settings = (student, "data.validation=10000", "train.epochs=20", f"methods=[{arms}]", _SEEDS)
-    return Study(f"hinton_{units}", "hinton_mnist", settings, _LONG, HINTON)
+    return Study(f"hinton_{units}", "hinton_mnist", settings, ("data.validation=0", *_LONG), HINTON)
 
 
 NARROW, WIDE = _with_units(30), _with_units(300)
@@ -113,6 +113,8 @@ def _omitted(results: Results) -> Iterator[Part]:
     pairs = zip(before, after, strict=True)
     halved = tuple(one["errors_on_classes"] / 2 - shifted["errors_on_classes"] for one, shifted in pairs)
     yield Part("the bias that is chosen on validation more than halves the errors on 3s", halved, "errors")
+    level = tuple(100 * one["share_right"] - 90 for one in after)
+    yield Part("with this bias, more than 90 % of the 3s are recognised", level)
 
 
 def _two_classes(results: Results) -> Iterator[Part]:
@@ -181,7 +183,7 @@ HINTON_2015 = System(
     (
         Claim(
             "E1",
-            "Soft targets alone regularise a network nearly as well as the teacher was regularised.",
+            "Adding soft targets, without other regularisation, brings a network nearly to its regularised teacher.",
             "errors of 10,000: teacher 67, distilled student 74, student alone 146",
             _regularised,
             (HINTON,),
@@ -195,7 +197,7 @@ HINTON_2015 = System(
         ),
         Claim(
             "E3",
-            "A student that saw only 7s and 8s recognises the other digits after the two biases are lowered.",
+            "A student that saw only 7s and 8s makes less than half as many errors after the two biases are lowered.",
             "47.3 % errors; 13.2 % with the biases lowered by 7.6 (tuned on test)",
             _two_classes,
             (ONLY_7_AND_8,),
@@ -223,7 +225,7 @@ HINTON_2015 = System(
         ),
         Claim(
             "E7",
-            "With the teacher's logits, the student of the demonstration gains: its soft targets were almost uniform.",
+            "limbeck's hypothesis: the demonstration found no gain because its soft targets were almost uniform.",
             "student alone 85 %, teacher 90 %, distilled 85 %",
             _demonstration,
             (DEMO,),

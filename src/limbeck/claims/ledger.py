@@ -92,9 +92,10 @@ def rows(folder: Path, system: System) -> list[Row]:
 
 
 def add(folder: Path, system: System, row: Row) -> None:
-    """Write a row in place of the one of the same claim and scale, whose `Row.tried` it keeps."""
+    """Write a row in place of the one of the same claim and scale; if its verdict is the same, keep its `Row.tried`."""
     others = rows(folder, system)
     old = next((one for one in others if (one.claim, one.scale) == (row.claim, row.scale)), row)
     kept = [one for one in others if one is not old]
-    lines = [json.dumps(plain(one), ensure_ascii=False) for one in (*kept, replace(row, tried=row.tried or old.tried))]
+    tried = row.tried or (old.tried if old.verdict == row.verdict else "")
+    lines = [json.dumps(plain(one), ensure_ascii=False) for one in (*kept, replace(row, tried=tried))]
     write(folder / RESULTS / f"{system.name}.jsonl", "".join(f"{line}\n" for line in lines))

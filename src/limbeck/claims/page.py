@@ -21,15 +21,22 @@ HEAD = """\
 `limbeck reproduce E4 --scale cpu` measures one:
 
 - `--scale smoke` shows that everything runs. Its verdicts mean nothing.
-- `--scale cpu` takes about an hour or less for a claim on two cores. Networks, data or schedules are smaller than those
-  of the papers, so orders can be compared, but not levels.
-- `--scale paper` has the data and the length of the paper's training, for a GPU.
+- `--scale cpu` takes about an hour for a claim on two cores (estimated). Networks, data or schedules are smaller than
+  those of the papers, so orders can be compared, but not levels.
+- `--scale paper` is for a GPU. It has the data of the paper; only E5 has MNIST instead of speech. E2 and E3 hold out
+  10,000 training images to choose the bias. The teacher was trained on them, because other claims share it. Hinton
+  et al. give no number of epochs; on MNIST it is 3,000 for the teacher and 1,000 for the students.
 
-A claim consists of inequalities, whose direction the paper states. An inequality holds (does not hold) if the mean of
-its differences, paired by seed, is above (below) 0 and two one-sided tests agree at 5 %: the t-test and the exact
-sign-flip test. Otherwise it is inconclusive, which fewer than 5 seeds always are. A claim holds if all its inequalities
-hold. The students of all seeds have one teacher, so a verdict is about this teacher. All figures are those of the test
-split: mean ± sample standard deviation over the seeds.
+A claim consists of inequalities, whose direction the paper states; their thresholds, such as 90 % or a half, are
+limbeck's. B5 and E6 are facts instead, which are computed without training. E7 is limbeck's own hypothesis on why a
+public demonstration found no gain; it consists of facts and inequalities.
+
+An inequality holds (does not hold) if the mean of its differences, paired by seed, is above (below) 0 and two one-sided
+tests agree at 5 %: the t-test and the exact sign-flip test. Otherwise it is inconclusive, which fewer than 5 seeds
+always are. A claim holds if all its parts hold, and does not hold if any part does not. The latter is not adjusted for
+the number of inequalities, so with several of them the probability of a wrong "does not hold" can exceed 5 %. The
+students of all seeds have one teacher, so a verdict is about this teacher. All figures are those of the test split:
+mean ± sample standard deviation over the seeds.
 
 Students that share a recipe are trained once for all claims, and the same command resumes what was stopped. It writes
 its results to `results/` in the folder of `--out`. Those that this page shows are in `results/` of the repository; this
@@ -84,7 +91,8 @@ def _measured(claim: Claim, row: Row) -> Iterator[str]:
         yield from (f"| {name} | {value} |" for name, value in row.figures.items())
     if claim.curve is not None:
         yield f"\n![{_alt(claim.curve, row)}]({ASSETS}/{_figure(row)})"
-    yield from (f"\n{row.tried}",) * bool(row.tried)
+    if row.tried:
+        yield f"\n{row.tried}"
     yield f"\n    {row.command}\n"
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from limbeck.comparison.results import ComparisonResult
 
 Claims = Annotated[list[str] | None, typer.Argument(help="Such as E1; all claims of a paper, such as hinton; or all.")]
-ScaleName = Annotated[str, typer.Option("--scale", help="smoke, cpu (about an hour for a claim) or paper (a GPU).")]
+_SCALES = "smoke; cpu, about an hour for a claim on two cores (estimated); or paper, for a GPU."
+ScaleName = Annotated[str, typer.Option("--scale", help=_SCALES)]
 Out = Annotated[Path, typer.Option(help="The folder of the networks and results.")]
 Page = Annotated[Path | None, typer.Option(help="Train nothing, and write the page on the results in --out.")]
 
@@ -46,6 +47,8 @@ def reproduce(
         if scale not in scales:
             raise LimbeckError(f"--scale is {scale!r}: {nearest(scale, scales)}")
         if write is not None:
+            if claims:
+                raise LimbeckError("--write takes no claims: it writes the page on all results in --out")
             for path in write_page(out, write):
                 console().print(f"written: {path}", soft_wrap=True)
         elif claims:
