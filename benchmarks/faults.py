@@ -3,8 +3,8 @@
     python -m benchmarks.faults [--runs 40] [--seed 0]
 
 Each run is killed once, with SIGKILL: the first process, the second, or torchrun. It is resumed with the command that
-it has printed. The student's weights and the results must then be, to the bit, those of an undisturbed run, besides
-what was timed. Prints a line for each run, and how many were equal; the exit code is 1 unless all were. For Linux.
+it has printed. The student's weights and the results must then be, to the bit, those of an undisturbed run, except
+for what was timed. Prints a line for each run, and how many were equal; the exit code is 1 unless all were. For Linux.
 """
 
 import argparse

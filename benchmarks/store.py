@@ -119,7 +119,7 @@ def start(job: Callable[..., None], *options: object) -> tuple[ForkProcess, Conn
 def disturbed(folder: Path, case: Synthetic, workers: int, kills: int, seconds: float) -> tuple[int, int]:
     """Build with workers that are killed and started again; the number of kills and the largest growth of the memory.
 
-    The kills come at random times in about half of these seconds.
+    The kills are spread at random over about half of this time.
     """
     going, killed = [start(build_part, folder, case, number, workers) for number in range(workers)], 0
     for _ in range(kills):

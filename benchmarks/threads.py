@@ -61,7 +61,7 @@ def child(name: str, seconds: float) -> None:
     from limbeck.train.processes import processes
 
     case = prepare(CASES[name])
-    with processes("cpu") as ours:
+    with processes("cpu", os.getppid()) as ours:
         loop = LimbeckLoop(case, case.networks(), replace(engine_of("32"), processes=ours))
         loop(3)
         start, steps, size = time.perf_counter(), 0, 1

@@ -131,12 +131,24 @@ def test_a_process_that_loses_another_says_how_to_resume(monkeypatch, capsys, ra
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
     again = "torchrun --nproc-per-node 4" if machines == 1 else "start torchrun again on each machine, with"
     expected = f"Connection closed by peer). To resume: {again} -m limbeck run a.yaml --resume"
-    assert (expected in capsys.readouterr().err) == (rank < 2)  # two of many processes are enough
+    said = capsys.readouterr().err
+    assert (expected in said) == (rank < 2)  # two of many processes are enough
+    assert said.count("\n") == 1
+
+
+def test_an_error_of_the_process_itself_is_shown_in_each_process(monkeypatch, capsys):
+    for name, value in {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    error = "NCCL error: unhandled cuda error"
+    with pytest.raises(RuntimeError, match=error), reporting("limbeck run a.yaml --resume", several=True):
+        raise RuntimeError(error)
+    assert "process 3 has failed. To resume: torchrun" in capsys.readouterr().err
 
 
 def test_a_process_ends_when_torchrun_is_killed():
     child = (
-        "import os; parent = os.getppid(); from limbeck.train.processes import _end_with; print(); _end_with(parent)"
+        "import os; parent = os.getppid(); from limbeck.train.processes import _end_with; print(); "
+        "from threading import Event; _end_with(parent, Event())"
     )
     asked = [sys.executable, "-uc", f"import subprocess, sys; subprocess.run([sys.executable, '-uc', {child!r}])"]
     launcher = subprocess.Popen(asked, stdout=subprocess.PIPE)

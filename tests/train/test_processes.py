@@ -120,7 +120,7 @@ def added(ours):
 def one_of_several(rank, count, port, cases, folder):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    with processes("cpu") as ours:
+    with processes("cpu", os.getppid()) as ours:
         found = {method: weights(method, options, ours) for method, options in cases.items()}
         found["accumulated"] = weights("kd", {}, ours, networks=MLPS, accumulate=2)
         norms = [normalised(number, ours) for number in range(len(NORMS))]
@@ -166,5 +166,5 @@ def test_a_norm_that_two_networks_share_is_synchronised_once():
 
 def test_torchrun_may_have_started_processes_that_fit_the_device(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(LimbeckError, match="several processes need device: cpu or cuda"), processes("mps"):
+    with pytest.raises(LimbeckError, match="several processes need device: cpu or cuda"), processes("mps", os.getppid()):
         pass

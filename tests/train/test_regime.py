@@ -111,6 +111,13 @@ def test_accumulated_batches_are_one_large_batch_also_where_the_last_step_has_fe
     assert not close(few, trained(Regime(), epochs=2)[0])
 
 
+@pytest.mark.parametrize("length", [5, 7])
+def test_a_source_that_gives_another_number_of_batches_than_its_length_is_an_error(monkeypatch, length):
+    monkeypatch.setattr(Source, "__len__", lambda source: length)
+    with pytest.raises(LimbeckError, match=f"epoch 1 had 6 batches, but the length of their source is {length}"):
+        trained(Regime(accumulate=4))
+
+
 def test_the_average_is_that_of_the_formula_and_the_raw_weights_train_on():
     net, losses = trained(Regime(ema=0.7), epochs=2)
     raw = student(norm=False)

@@ -5,10 +5,18 @@ For Ctrl-C, a full disk, and a failure among several processes, show how to resu
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
+
+_LOST = re.compile(
+    "(gloo|NCCL).*"
+    "(Connection closed by peer|Connection reset by peer|Broken pipe|Timed out waiting|remote process exited)",
+    re.DOTALL,
+)
+"""What gloo and NCCL say when another process is lost."""
 
 
 @contextmanager
@@ -55,11 +63,14 @@ def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
     except Exception as error:
         if not several_processes():
             raise
-        lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))
-        said = f"has lost the connection to another process ({error})" if lost else "has failed"
-        if not lost or process_number() < 2:  # one of these two, if the other one was killed
-            screen = console(stderr=True, soft_wrap=True, quiet=False)
-            screen.print(f"process {process_number()} {said}. {advice}")
+        lost = isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+        said = "has lost the connection to another process" if lost else "has failed"
+        if not lost:
+            said += f". {advice}"
+        elif process_number() < 2:  # one of these two, if the other one was killed
+            said += f" ({error}). {advice}"
+        screen = console(stderr=True, soft_wrap=True, quiet=False)
+        screen.print(f"process {process_number()} {said}")
         if lost:  # only the process that has failed shows a traceback
             raise typer.Exit(1) from error
         raise

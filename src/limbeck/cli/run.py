@@ -1,5 +1,6 @@
 """`limbeck run` and `limbeck demo`."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from limbeck.cli.reporting import reporting
 
 if TYPE_CHECKING:
     from limbeck.recipe.blocks import Recipe
+
+LAUNCHER = os.getppid()
+"""The process that started this one, read before torch is imported, because torchrun may be killed meanwhile."""
 
 
 def demo(
@@ -85,7 +89,7 @@ def _run(
     overwrite = overwrite or (replaces and not resume and holds_run_of(out, recipe))
     keep_memory()
     say_code(recipe.model_dump())
-    with processes(recipe.device) as ours:
+    with processes(recipe.device, LAUNCHER) as ours:
         resume, overwrite = resume or ours.restarted, overwrite and not ours.restarted
         with reading(console()) as progress:
             experiment = Experiment(

@@ -22,13 +22,7 @@ def outputs_of(network: nn.Module, split: Split, data: Data, engine: Engine, *, 
     if divided:
         split = split.select(torch.arange(total)[part_of(total, ours.rank, ours.count)])
     batches = Batches(
-        split,
-        batch_size=EVALUATION_BATCH,
-        seed=0,
-        mean=data.mean,
-        std=data.std,
-        shuffle=False,
-        device=engine.device,
+        split, batch_size=EVALUATION_BATCH, seed=0, mean=data.mean, std=data.std, shuffle=False, device=engine.device
     )
     outputs = predict(engine.place(network), batches(0), name=name)
     return ours.gather(outputs, total) if divided else outputs

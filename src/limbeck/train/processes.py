@@ -10,7 +10,6 @@ This is the only module that knows of `torch.distributed`.
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -96,7 +95,7 @@ class Processes:
     def averaged(self, step: nn.Module, losses: nn.Module) -> nn.Module:
         """A module that runs ``step``, and averages the gradients of its parameters over the processes.
 
-        Before each step, the buffers of the first process are copied to the others, besides those of the ``losses`` in
+        Before each step, the buffers of the first process are copied to the others, except those of the ``losses`` in
         ``step``, which are the same in all of them.
         """
         if self.count == 1:
@@ -154,11 +153,12 @@ ONE = Processes()
 
 
 @contextmanager
-def processes(device: str) -> Iterator[Processes]:
+def processes(device: str, launcher: int) -> Iterator[Processes]:
     """The processes that torchrun has started, inside the block; or this one alone.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``, of which each process gets its own.
+        launcher: the parent process when this one started. If it is torchrun and ends early, this process ends, too.
 
     Raises:
         LimbeckError: there are fewer GPUs than processes on this machine, or another device is asked for.
@@ -174,24 +174,28 @@ def processes(device: str) -> Iterator[Processes]:
         if place >= there:
             raise LimbeckError(f"process {place} of this machine has no GPU: there are {there}")
         torch.cuda.set_device(place)
+    ended = threading.Event()
     if torch.distributed.is_torchelastic_launched():
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
-    restarts = torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))  # which nodes count differently
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun's store still has the addresses of processes that failed
-        store = PrefixStore(f"restart{restarts}", store)
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
-    torch.distributed.all_reduce(restarts)
-    yield Processes(rank, count, restarts.item() > 0)
-    torch.distributed.destroy_process_group()  # not after an error, when the others may be in a collective
+        threading.Thread(target=_end_with, args=(launcher, ended), daemon=True).start()
+    try:
+        store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
+        restarts = torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))  # nodes count differently
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun's store still has the addresses of failed processes
+            store = PrefixStore(f"restart{restarts}", store)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+        torch.distributed.all_reduce(restarts)
+        yield Processes(rank, count, restarts.item() > 0)
+        torch.distributed.destroy_process_group()  # not after an error, when the others may be in a collective
+    finally:
+        ended.set()
 
 
-def _end_with(launcher: int) -> None:
+def _end_with(launcher: int, ended: threading.Event) -> None:
     """End this process when torchrun was killed, or it would write to the folder of the run that is resumed."""
-    while os.getppid() == launcher:
-        time.sleep(0.5)
-    os._exit(1)
+    while not ended.wait(0.5):
+        if os.getppid() != launcher:
+            os._exit(1)
 
 
 def _tell(held: list[Any]) -> None:

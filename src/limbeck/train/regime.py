@@ -119,6 +119,9 @@ class Updater:
         """Train epoch ``number`` (from 0), of so many batches, inside the block.
 
         Outside, the networks hold the averaged weights.
+
+        Raises:
+            LimbeckError: fewer or more batches were added, so that gradients are left that were not used.
         """
         self._left = batches
         layers = self._regime.freeze if number < self._regime.freeze_epochs else ()
@@ -127,6 +130,9 @@ class Updater:
             swap()
             yield
             swap()
+        if self._left:
+            given = batches - self._left
+            raise LimbeckError(f"epoch {number + 1} had {given} batches, but the length of their source is {batches}")
 
     @property
     def completes(self) -> bool:
