@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from limbeck.core import LimbeckError
-from limbeck.data.ahead import in_threads
-from limbeck.data.remote import Server
+from limbeck.data.ahead import THREADS, in_threads
+from limbeck.data.remote import Server, check
 from limbeck.data.sources.base import Parts, Progress, located
 from limbeck.data.sources.reading import Reading
 from limbeck.data.split import Split
@@ -60,7 +60,7 @@ def webdataset(
         transform: what makes a training view of an image, as for `limbeck.data.sources.folders.folder`.
 
     Raises:
-        LimbeckError: there is no such file; a file is damaged, compressed or cut short, see `limbeck.data.tars`; a
+        LimbeckError: there is no such file; the protocol of a URL is not allowed; a file is damaged, compressed or cut short, see `limbeck.data.tars`; a
             server cannot be read; a label is no number of a class; ``together`` is negative.
     """
     if together < 0:
@@ -77,7 +77,7 @@ def webdataset(
     total, done, found = sum(len(listed) for _, listed in files.values()), 0, {}
     for part, (_, listed) in files.items():
         names, labels = list[str](), list[int]()
-        for some in in_threads(look, listed) if is_url(folder) else map(look, listed):
+        for some in in_threads(look, listed, THREADS) if is_url(folder) else map(look, listed):
             names += some[0]
             labels += some[1]
             done += 1
@@ -123,6 +123,7 @@ def _number(label: bytes | None, name: str) -> int:
 def _files(pattern: str, root: Path | None) -> tuple[str, Sequence[str]]:
     """The folder of the tar files that a pattern stands for, a path or URL, and their names in order."""
     if is_url(pattern):
+        check(pattern)
         top, _, last = pattern.rpartition("/")
         return top, list(_expanded(last))
     folder, names = located(Path(pattern).parent, root), list(_expanded(Path(pattern).name))
