@@ -145,9 +145,7 @@ def test_the_image_of_a_group_that_cannot_be_read_is_named(both, memory):
     memory.rm_file("/bucket/train-03.tar")
     images = there.train.inputs.reader.several(names)
     assert next(images)[0] == names[0]
-    with pytest.raises(
-        LimbeckError, match=f"{re.escape(names[1])} in memory://bucket cannot be read: there is no such"
-    ):
+    with pytest.raises(LimbeckError, match=f"{re.escape(names[1])} in memory://bucket cannot be read: there is no"):
         next(images)
 
 

@@ -12,21 +12,8 @@ from limbeck.core import LimbeckError
 from limbeck.errors import nearest
 
 PROTOCOLS = (
-    "abfs",
-    "abfss",
-    "az",
-    "ftp",
-    "gcs",
-    "gs",
-    "hf",
-    "http",
-    "https",
-    "memory",
-    "oss",
-    "s3",
-    "s3a",
-    "sftp",
-    "ssh",
+    *("abfs", "abfss", "az", "ftp", "gcs", "gs", "hf", "http"),
+    *("https", "memory", "oss", "s3", "s3a", "sftp", "ssh"),
 )
 """Those that only read bytes of files. Others of fsspec unpack archives, write copies to the disk or run templates."""
 
@@ -106,7 +93,7 @@ class Server:
         with self._system.open(f"{self._top}/{name}", "rb", block_size=1, cache_type="none", size=2) as file:
             file.seek(1)
             if len(file.read(1)) > 1:
-                raise OSError(_MORE)
+                raise LimbeckError(f"{self.place}/{name} cannot be read: {_MORE}")
 
     def _connected(self) -> Any:
         if self._process != os.getpid():

@@ -60,8 +60,9 @@ def webdataset(
         transform: what makes a training view of an image, as for `limbeck.data.sources.folders.folder`.
 
     Raises:
-        LimbeckError: there is no such file; the protocol of a URL is not allowed; a file is damaged, compressed or cut short, see `limbeck.data.tars`; a
-            server cannot be read; a label is no number of a class; ``together`` is negative.
+        LimbeckError: there is no such file; a URL is not allowed, see `limbeck.data.remote.check`; a file is damaged,
+            compressed or cut short, see `limbeck.data.tars`; a server cannot be read; a label is no number of a class;
+            ``together`` is negative.
     """
     if together < 0:
         raise LimbeckError(f"together is {together}: allowed are 0 and more tar files")
