@@ -28,7 +28,7 @@ _MORE = "the server sends more than the part that was asked for"
 
 
 def check(url: str) -> None:
-    """Check that a URL names files of one server, and nothing that fsspec would do with them.
+    """Check that a URL names files of one server, and makes fsspec do nothing but read them.
 
     Raises:
         LimbeckError: it chains file systems with ``::``; its protocol is not in `PROTOCOLS`.
