@@ -36,6 +36,7 @@ from limbeck.schedules import constant
 from limbeck.taps import Taps, shapes
 from limbeck.train.engine import make_engine
 from limbeck.train.loop import Diverged, TrainingSweep, run
+from limbeck.train.readers import network_reader
 from tests.unchecked import unchecked
 
 ENGINE = make_engine(device="cpu", precision="32")
@@ -259,6 +260,37 @@ def test_trains_with_single_samples_or_says_why_not(name):
         assert "batch_size is 1" in str(refusal)
 
 
+@cache
+def compare_with_hooks(model, taps, precision):
+    """Compare what the reader of a frozen network gives with plain hooks; once for methods that read the same taps."""
+    torch.manual_seed(1000)
+    network, off = build(model, classes=4, shape=(3, 16, 16)).eval(), {"32": 1e-5, "bf16": 2e-2}[precision]
+    for norm in (part for part in network.modules() if isinstance(part, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)  # a norm as it is initialised hardly changes what it normalises,
+        nn.init.normal_(norm.bias, std=0.3)  # so a wrong fold would not show
+        nn.init.normal_(norm.running_mean, std=0.3)
+        nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    engine, batch = make_engine(device="cpu", precision=precision), example_batch(data())
+    reader, note = network_reader(network, tuple(taps), batch.inputs, engine)
+    found = reader(batch)
+    with Taps({tap.source: network for tap in taps}, taps) as hooks, torch.no_grad(), engine.autocast():
+        expected = hooks.read(batch)
+    assert note == ""
+    for tap in taps:
+        assert found[tap].dtype == expected[tap].dtype
+        assert (found[tap].float() - expected[tap].float()).norm() <= off * expected[tap].float().norm(), tap
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+@every_method
+def test_reads_frozen_networks_as_hooks_do(name, precision):
+    nets = networks(name)
+    for stage in plan(METHODS[name], nets, data(), training()):
+        for source in nets.keys() - set(stage.networks):
+            if taps := frozenset(tap for tap in stage.reads if tap.source == source):
+                compare_with_hooks(ABOUT[name].networks[source], taps, precision)
+
+
 # --- recipes
 
 
@@ -385,15 +417,20 @@ def outline_of(name, network):
 
 @cache
 def shape_of(tap, network):
-    return shapes({tap.source: network}, [tap], example_batch(larger()))[tap]
+    return shapes({} if network is None else {tap.source: network}, [tap], example_batch(larger()))[tap]
 
 
 @pytest.fixture
-def looked_at_once(monkeypatch):
-    """The outlines of the networks, and the shapes in them, are the same for all methods."""
+def looked_at_once(monkeypatch, student, teacher):
+    """The outlines of the networks, and the shapes of single taps, are the same for all methods.
+
+    A method's taps are then not read together in one dry run, so one pair of networks is looked at for every method.
+    """
+    if student == teacher == "resnet8":
+        return
     monkeypatch.setattr(planning, "outline", lambda name, network, batch: outline_of(name, network))
     monkeypatch.setattr(
-        planning, "shapes", lambda nets, taps, batch: {tap: shape_of(tap, nets[tap.source]) for tap in taps}
+        planning, "shapes", lambda nets, taps, batch: {tap: shape_of(tap, nets.get(tap.source)) for tap in taps}
     )
 
 
