@@ -4,7 +4,8 @@
 
 Each run is killed once, with SIGKILL: the first process, the second, or torchrun. It is resumed with the command that
 it has printed. The student's weights and the results must then be, to the bit, those of an undisturbed run, except
-for what was timed. Prints a line for each run, and how many were equal; the exit code is 1 unless all were. For Linux.
+for what was timed. Prints a line for each run, and how many were equal. The exit code is 1 unless
+at least one was killed and all of these were equal. For Linux.
 """
 
 import argparse
