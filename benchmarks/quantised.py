@@ -3,7 +3,7 @@
     limbeck compare recipes/compare_cifar10.yaml
     python -m benchmarks.quantised cifar10 --teacher runs/compare_cifar10-compared/teacher-seed0
 
-Each seed trains the student by `kd` for the epochs of the recipe and FURTHER epochs, and again with the FURTHER epochs
+Each seed trains the student by `kd` for the epochs in CASES and FURTHER epochs, and again with the FURTHER epochs
 as the stage `quantise`, so that both learn for as long. Both are exported to ONNX. A student that is finished is not
 trained again, one that was stopped is resumed.
 """

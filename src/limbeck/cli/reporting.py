@@ -60,7 +60,7 @@ def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         screen.print(f"\nstopped. {advice}".rstrip())
         raise typer.Exit(130) from stop
-    except Exception as error:
+    except Exception as error:  # says which process failed, and raises it again
         if not several_processes():
             raise
         lost = isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
