@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,23 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from limbeck.comparison.maps import Maps
-from limbeck.core import Batch, LimbeckError, Tap
-from limbeck.data import Batches, Data, Split
+from limbeck.data import Data
 from limbeck.evaluate import ClassFigures
 from limbeck.evaluate.calibration import Calibration, calibration
 from limbeck.evaluate.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from limbeck.evaluate.deferral import Answers, Deferral, deferral
 from limbeck.evaluate.features import cluster_nmi, linear_cka, projection
+from limbeck.experiment.feature_reader import SAMPLES, FeatureReader, spread_evenly
 from limbeck.experiment.measuring import outputs_of
 from limbeck.experiment.results import NetworkResult
-from limbeck.experiment.workspace import example_batch
-from limbeck.outline import outline
-from limbeck.taps import dry_run, evaluation_mode
 from limbeck.train.engine import Engine
-from limbeck.train.readers import network_reader
-
-SAMPLES = 1_000
-"""The most test samples whose features are read, and that are corrupted."""
 
 WORK = 12 * 10**10
 """The most multiply-accumulates of teacher and one student on corrupted samples: about 4 s of one core."""
@@ -36,8 +29,6 @@ LEAST = 100
 
 MEMORY = 2**30
 """The most bytes of samples in 32 bits that are held."""
-
-_BATCH = 100  # faster than the batches of the evaluation: its maps fit into the cache
 
 
 @dataclass(frozen=True)
@@ -97,7 +88,7 @@ def analyse(
     arms = sorted(networks, key=lambda arm: arm != "teacher")
     known = {arm: outputs.get(arm) or outputs_by_split(arm, networks[arm], data, engine) for arm in arms}
     classes = {arm: _class_accuracy(known[arm]["test"], data) for arm in arms}
-    readings = {arm: _Reading(arm, networks[arm], data, engine) for arm in arms}
+    readings = {arm: FeatureReader(arm, networks[arm], data, engine) for arm in arms}
     index, corrupted = _places(data, macs)
     robust = _corrupted_accuracy(readings, data, corrupted) if len(corrupted) else {}
     inputs, labels = data.test.inputs[index], data.test.targets[index]
@@ -128,45 +119,6 @@ def analyse(
     return learned, Maps(index.numpy(), labels.numpy(), points)
 
 
-class _Reading:
-    """Reads the logits and the features of a network on samples, in 32 bits."""
-
-    def __init__(self, name: str, network: nn.Module, data: Data, engine: Engine) -> None:
-        self._network, self._data, self._device = engine.place(network), data, engine.device
-        few = example_batch(data)
-        feature = _feature(name, network, few)
-        self._taps = (Tap(name), *((feature,) if feature else ()))
-        plain = replace(engine, precision="32", compile=False)
-        self._read = network_reader(network, self._taps, few.inputs.to(engine.device), plain)[0]
-
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The logits (N, K) and, unless it has none, the features (N, D) of samples that are not normalised."""
-        split = Split(inputs, torch.zeros(len(inputs), dtype=torch.int64))
-        batches = Batches(
-            split,
-            batch_size=_BATCH,
-            seed=0,
-            mean=self._data.mean,
-            std=self._data.std,
-            shuffle=False,
-            device=self._device,
-        )
-        with evaluation_mode([self._network]):
-            read = [self._read(batch) for batch in batches(0)]
-        logits, *features = (torch.cat([tensors[tap].float().cpu() for tensors in read]) for tap in self._taps)
-        return logits, features[0] if features else None
-
-
-def _feature(name: str, network: nn.Module, few: Batch) -> Tap | None:
-    """The input (N, D) of a network's classifier; None if it has no linear classifier, or its input cannot be read."""
-    try:
-        found = outline(name, network, few).feature
-        dry_run({name: network}, [found], few)
-    except LimbeckError:
-        return None
-    return found
-
-
 def outputs_by_split(name: str, network: nn.Module, data: Data, engine: Engine) -> dict[str, Tensor]:
     """The outputs (N, K) of a network on "validation" and "test", in 32 bits."""
     splits = {"validation": data.validation, "test": data.test}
@@ -179,8 +131,7 @@ def _places(data: Data, macs: int) -> tuple[Tensor, Tensor]:
     conditions = len(CORRUPTIONS) * len(STRENGTHS)
     cheap = WORK // (conditions * macs) if macs else 0
     few = min(most, max(LEAST, cheap)) if len(data.shape) == 3 else 0
-    every, some = (torch.arange(count) * len(data.test) // max(1, count) for count in (most, few))
-    return every, some
+    return spread_evenly(len(data.test), most), spread_evenly(len(data.test), few)
 
 
 def _accuracy(logits: Tensor, targets: Tensor) -> float:
@@ -188,7 +139,7 @@ def _accuracy(logits: Tensor, targets: Tensor) -> float:
 
 
 def _corrupted_accuracy(
-    readings: Mapping[str, _Reading], data: Data, index: Tensor
+    readings: Mapping[str, FeatureReader], data: Data, index: Tensor
 ) -> dict[str, dict[str, tuple[float, ...]]]:
     """By network and corruption, the accuracy for each strength on these test samples."""
     inputs, targets = data.test.inputs[index], data.test.targets[index]

@@ -59,6 +59,23 @@ def cluster_nmi(features: Tensor, labels: Tensor, clusters: int, *, seed: int = 
     return float(normalized_mutual_info_score(labels.numpy(), found))
 
 
+def class_scatter(features: Tensor, labels: Tensor) -> float | None:
+    """Return how far features are spread within the classes, as a share of the distance between the classes.
+
+    It is the mean squared distance of a feature to the mean of its class, divided by the mean squared distance between
+    the means of two classes. None if there are fewer than two classes, or if their means are equal.
+
+    Args:
+        features: (N, D).
+        labels: (N,) int64.
+    """
+    values, places = features.double(), torch.unique(labels, return_inverse=True)[1]
+    means = torch.stack([values[places == one].mean(dim=0) for one in range(int(places.max()) + 1)])
+    within = (values - means[places]).square().sum(dim=1).mean()
+    between = torch.pdist(means).square().mean()  # NaN for one class
+    return float(within / between) if between > 0 else None
+
+
 def projection(features: Tensor) -> NDArray[np.float32]:
     """Return the first two principal components (N, 2) of features (N, D); 0 where there are fewer."""
     from sklearn.decomposition import PCA  # type: ignore[import-untyped]

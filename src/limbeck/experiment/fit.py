@@ -14,6 +14,7 @@ from limbeck.cache.fingerprint import structure_digest, weights_digest
 from limbeck.core import Method, Networks, Outputs, Stage
 from limbeck.evaluate import bias_study
 from limbeck.experiment.events import Event, Finished, Found, Job, Started, Track, Trained
+from limbeck.experiment.feature_reader import scatter_of
 from limbeck.experiment.folder import log_line
 from limbeck.experiment.in_memory import Folder
 from limbeck.experiment.measuring import measure, outputs_of, score
@@ -131,6 +132,9 @@ def _measured(one: Fit, folder: Folder, known: str | None, best_epoch: int | Non
     if one.trains_teacher:
         teacher = Job("teacher", one.job.seed)
         taught, guide = measure(teacher, one.networks["teacher"], one.workspace, name="teacher")
+        if data.task == "classification":
+            scatter = scatter_of("teacher", one.networks["teacher"], data, one.workspace.engine)
+            taught = replace(taught, class_scatter=scatter)
     result, outputs = measure(one.job, network, one.workspace, teacher=guide)
     if one.shift:
         validation = outputs_of(network, data.validation, data, one.workspace.engine)

@@ -51,6 +51,7 @@ class NetworkResult:
     trained_as: str | None = None  #: of a student alone: SHA-256 of all that decides its weights
     teacher_after: "NetworkResult | None" = None  #: the teacher as the method left it, where the method trains one
     bias_shift: dict[str, Any] | None = None  #: see `limbeck.evaluate.bias_study`
+    class_scatter: float | None = None  #: only of `teacher_after`: see `limbeck.evaluate.features.class_scatter`
     own_metric: float | None = None  #: `task.metric` on the test split; None without one, or if it is not finite
 
     @property

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.connectors import AsMap, Maxout, Through, as_map, map_shape, valid_conv
-from limbeck.core import LimbeckError, Schedule, Setup, Stage, Sweep, Tap, Term, tap
+from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Sweep, Tap, Term, tap
 from limbeck.methods.about import EVERY_TASK, About, Paper
+from limbeck.methods.alone import hard_loss
 from limbeck.methods.kd import kd
 from limbeck.methods.shared import check_at_least, rated, stage_epochs
 from limbeck.schedules import linear
@@ -164,6 +165,7 @@ def fitnets(
     *,
     hint_layer: str = "",
     guided_layer: str = "",
+    hint: Literal["teacher", "labels"] = "teacher",
     regressor: Literal["auto", "conv", "full", "upsample"] = "auto",
     activation: Literal["auto", "relu", "maxout", "none"] = "auto",
     pieces: int = 2,
@@ -194,6 +196,8 @@ def fitnets(
             the networks of the paper, name its choice: ``layer2`` of the maxout teachers, and as guided layer
             ``layer6``, ``layer6``, ``layer8`` or ``layer11`` of FitNets 1 to 4, which are after pooling.
         guided_layer: the student's guided layer, v_g; the default is the output of its middle section.
+        hint: "teacher" as published. "labels" trains the guided layers with the labels in the first stage, by a linear
+            classifier on the guided layer. It is for comparison: the authors report that it fails.
         regressor: "conv", the published one, is a convolution without padding. "upsample" first enlarges the guided map
             bilinearly. "full" is fully connected. "auto" is "conv" where possible, "upsample" where the hint map is
             larger than the guided map, and "full" from vectors to maps; tokens that are compared with maps are taken
@@ -229,11 +233,17 @@ def fitnets(
     for name, number in numbers.items():
         check_at_least(0, name, number)
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
-    own, pieces = (activation, pieces) if activation != "auto" else _own_activation(setup, teacher, pieces)
-    shapes = setup.shape(student), setup.shape(teacher)
-    fit = fitting(*shapes) if regressor == "auto" else Fit(regressor, *shapes)
-    connector = _regressor(fit.source, fit.target, kind=fit.kind, activation=own, pieces=pieces)
-    connector = connector if fit.source == shapes[0] else nn.Sequential(AsMap(), connector)
+    notes: tuple[str, ...] = ()
+    if hint == "labels":
+        connector = _classifier(setup, student)
+        target = Term(Through(connector, hard_loss), (student, TARGETS))
+    else:
+        own, pieces = (activation, pieces) if activation != "auto" else _own_activation(setup, teacher, pieces)
+        shapes = setup.shape(student), setup.shape(teacher)
+        fit = fitting(*shapes) if regressor == "auto" else Fit(regressor, *shapes)
+        connector, notes = _regressor(fit.source, fit.target, kind=fit.kind, activation=own, pieces=pieces), fit.notes
+        connector = connector if fit.source == shapes[0] else nn.Sequential(AsMap(), connector)
+        target = Term(Through(connector, partial(hint_loss, average=average)), (student, teacher))
     if anneal == "code" and not 0 <= anneal_from < anneal_until:
         raise LimbeckError(f"anneal_from is {anneal_from} and anneal_until {anneal_until}: anneal_from must be smaller")
     soft = (
@@ -242,19 +252,19 @@ def fitnets(
         else annealed(lambda_start, lambda_end, begin_epoch=anneal_from, end_epoch=anneal_until, epochs=setup.epochs)
     )
     convolutions = _convolutions(setup.module("student", ""), conv_rate)
-    hint = Stage(
+    first = Stage(
         "hint",
-        {"hint": Term(Through(connector, partial(hint_loss, average=average)), (student, teacher))},
+        {"hint": target},
         hinting,
         rated(setup.optimizer, convolutions),
         lambda progress: hint_rate * setup.schedule(progress),
-        notes=fit.notes,
+        notes=notes,
     )
     below = setup.below(student) if guided_rate != 1 else ()
     guided = {one: guided_rate * convolutions.get(one, 1.0) for one in below}
     setup = replace(setup, optimizer=rated(setup.optimizer, convolutions | guided))
     (task,) = kd(setup, temperature=temperature, hard=hard, soft=soft, temperature_squared=False)
-    stages = (hint, task) if hint.epochs else (task,)
+    stages = (first, task) if first.epochs else (task,)
     if init == "paper":
         _uniform(connector, 0.05)
         stages = (replace(stages[0], prepare=partial(_restart, setup.module("student", ""))), *stages[1:])
@@ -278,6 +288,19 @@ def middle(setup: Setup, network: str) -> Tap:
     if not places:
         raise LimbeckError(f"no middle layer was found in the {network}: name hint_layer and guided_layer")
     return places[(len(places) - 1) // 2]
+
+
+def _classifier(setup: Setup, guided: Tap) -> nn.Module:
+    """A linear classifier on the guided layer.
+
+    Raises:
+        LimbeckError: the task is not classification, or it would have more than 2**25 weights.
+    """
+    if setup.hard_loss is not None:
+        raise LimbeckError("hint: labels is for classification: write hint: teacher")
+    shape = setup.shape(guided)
+    check_weights(math.prod(shape) * setup.classes, f"fitnets: hint: labels, and the guided layer gives {shape}")
+    return regressor(shape, (setup.classes,), kind="full", activation="none")
 
 
 def _own_activation(setup: Setup, hint: Tap, pieces: int) -> tuple[Activation, int]:
