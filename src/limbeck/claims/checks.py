@@ -14,7 +14,9 @@ from typing import Literal
 
 from limbeck.comparison.results import ComparisonResult, scores_of
 from limbeck.comparison.statistics import LEVEL, paired
+from limbeck.data.targets import TaskName
 from limbeck.errors import LimbeckError
+from limbeck.experiment.results import NetworkResult
 from limbeck.tasks import TASKS
 
 Verdict = Literal["holds", "does not hold", "inconclusive"]
@@ -48,18 +50,18 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def scores(result: ComparisonResult, arm: str) -> dict[int, float]:
-    """The headline of an arm by seed, greater is better; in points if it is a percentage.
-
-    That of ``teacher`` is the same for all seeds, which must share it.
-    """
-    figure = TASKS[result.task].headline
+    """The `points` of an arm. Those of ``teacher`` are the same for all seeds, which must share it."""
     if arm != "teacher":
-        found = scores_of(result.of(arm), result.task)
-    elif result.teacher is not None and result.teachers is not None and result.teachers.n == 1:
-        found = dict.fromkeys(result.seeds, figure.score(getattr(result.teacher.test, figure.key)))
-    else:
+        return points(result.of(arm), result.task)
+    if result.teacher is None or result.teachers is None or result.teachers.n != 1:
         raise LimbeckError(f"{result.name} has no teacher that all seeds share")
-    return {seed: 100 * score if figure.percent else score for seed, score in found.items()}
+    return dict.fromkeys(result.seeds, *points([result.teacher], result.task).values())
+
+
+def points(networks: Sequence[NetworkResult], task: TaskName) -> dict[int, float]:
+    """The headline of networks by seed, greater is better; in points if it is a percentage."""
+    factor = 100 if TASKS[task].headline.percent else 1
+    return {seed: factor * score for seed, score in scores_of(networks, task).items()}
 
 
 def above(result: ComparisonResult, arm: str, other: str, *, below: float = 0.0, where: str = "") -> Part:
