@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.evaluate.features import cluster_nmi, linear_cka, projection
+from limbeck.evaluate.features import class_scatter, cluster_nmi, linear_cka, projection
 
 
 def clouds(samples, classes, width=4, distance=20.0, seed=0):
@@ -130,3 +130,15 @@ def test_features_with_less_than_two_dimensions_have_a_projection():
     assert not projection(line)[:, 1].any()
     assert not projection(constant(0.1)).any()
     assert projection(torch.randn(1, 3)).tolist() == [[0, 0]]
+
+
+def test_the_scatter_is_the_spread_within_the_classes_over_the_distance_between_them():
+    features = torch.tensor([[0.0, 1.0], [0.0, -1.0], [3.0, 2.0], [3.0, -2.0], [0.0, 4.0]])
+    labels = torch.tensor([5, 5, 2, 2, 7])  # means (0, 0), (3, 0) and (0, 4)
+    assert class_scatter(features, labels) == pytest.approx((1 + 1 + 4 + 4) / 5 / ((9 + 16 + 25) / 3))
+    assert class_scatter(10 * features + 7, labels) == pytest.approx(class_scatter(features, labels))
+
+
+def test_one_class_and_equal_means_have_no_scatter():
+    assert class_scatter(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)) is None
+    assert class_scatter(torch.ones(4, 3), torch.tensor([0, 1, 0, 1])) is None

@@ -90,6 +90,7 @@ NETWORK_KEYS = [
     "arm",
     "best_epoch",
     "bias_shift",
+    "class_scatter",
     "file_bytes",
     "latency",
     "macs",
@@ -146,6 +147,7 @@ def test_what_does_not_apply_is_null():
     values = plain(run(student=result("kd", 3, 25)))
     absent = {"best_epoch", "bias_shift", "latency", "member", "teacher_after", "trained_as", "validation"}
     assert {key for key, value in values["student"].items() if value is None} == absent | {
+        "class_scatter",
         "weights_sha256",
         "own_metric",
     }

@@ -313,6 +313,15 @@ def test_the_first_stage_trains_the_guided_layers_and_the_regressor_and_nothing_
     assert changed(before["teacher"], after["teacher"]) == set()
 
 
+def test_labels_as_hints_train_the_guided_layers_by_a_classifier():
+    term = planned(hint="labels", init="paper")[0].terms["hint"]
+    assert [str(tap) for tap in term.reads] == ["student.stage2", "batch.targets"]
+    guided, targets = torch.randn(3, 32, 8, 8), torch.tensor([0, 3, 1])
+    logits = guided.flatten(1) @ term.loss.connector[1].weight.T + term.loss.connector[1].bias
+    assert term.loss(guided, targets).item() == pytest.approx(nn.functional.cross_entropy(logits, targets).item())
+    assert term.loss.connector[1].weight.abs().max() <= 0.05
+
+
 def test_the_second_stage_trains_the_whole_student_without_the_regressor():
     nets = networks()
     stages = planned(nets=nets, epochs=2)
@@ -393,6 +402,12 @@ def test_is_planned_for_networks_without_maps():
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(LimbeckError, match=message):
         planned(**options)
+
+
+def test_labels_as_hints_are_refused_for_other_tasks():
+    numbers = arrays(torch.rand(8, 3, 16, 16), torch.rand(8, 4), task="regression")
+    with pytest.raises(LimbeckError, match="hint: labels is for classification"):
+        plan(partial(fitnets, hint="labels"), networks(), numbers, training())
 
 
 # --- the one-stage form

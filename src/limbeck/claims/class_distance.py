@@ -41,8 +41,9 @@ def _with_classes(count: int) -> Study:
         f"class_distance_{count}",
         "class_distance_cifar10",
         (
-            *("teacher.untrained=false", "data.limit=5000", "data.size=[16, 16]", "seeds=[0, 1, 2, 3, 4]"),
-            *_training(_CPU, (12, 6, 10), count),
+            *("teacher.untrained=false", "data.validation=1000", "data.size=[16, 16]", "seeds=[0, 1, 2, 3, 4]"),
+            f"baseline={str(count == 10).lower()}",
+            *_training(_CPU, (20, 10, 12), count),
         ),
         (
             *("data.limit=null", "data.size=null", "teacher.model=resnet26", "student.model=resnet14"),

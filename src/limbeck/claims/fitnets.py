@@ -7,7 +7,6 @@ is not initialised as in the paper. At the scale ``paper``, the study of depth h
 instead of two networks for faces.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -72,7 +71,7 @@ def _deep(
         (
             *(*_DATA, "data.size=[12, 12]", f"student.model={{name: fitnet_depth, {student}, init: {init}}}"),
             "teacher.model={name: fitnet_depth, layers: 5, budget: 107M, init: modern}",
-            *(f"teacher.train={_cpu(20)}", f"train={_cpu(epochs)}", f"baseline={json.dumps(init == 'paper')}"),
+            *(f"teacher.train={_cpu(20)}", f"train={_cpu(epochs)}", f"baseline={str(init == 'paper').lower()}"),
             _arms(guided, epochs // 2, f"init: {init}", labels=labels),
         ),
         (
