@@ -25,8 +25,8 @@ def _cpu(epochs: int) -> str:
     return f"{{epochs: {epochs}, batch_size: 64, optimizer: {{name: rmsprop, lr: 1e-3}}, schedule: cosine}}"
 
 
-def _paper(optimizer: str, epochs: int, schedule: str, augment: str = "{}") -> str:
-    return f"{{epochs: {epochs}, optimizer: {{{optimizer}}}, schedule: {schedule}, augment: {augment}}}"
+def _paper(optimizer: str, epochs: int, schedule: str, more: str = "") -> str:
+    return f"{{epochs: {epochs}, optimizer: {{{optimizer}}}, schedule: {schedule}{more}}}"
 
 
 def _arms(guided: int, hint_epochs: int, options: str, *, labels: bool = False) -> str:
@@ -54,49 +54,45 @@ MNIST = Study(
 
 
 def _deep(
-    name: str,
-    student: str,
+    layers: int,
     guided: int,
     teacher: Study | None = None,
     *,
+    name: str = "",
+    budget: str = "30M",
     init: str = "paper",
     epochs: int = 20,
     labels: bool = False,
 ) -> Study:
-    """A study with a student of table 6; with ``labels`` also those whose hints are labels."""
-    random_views = "{crop: 8, flip: true}"
+    """A study with a student of table 6; with ``labels`` also students whose hints are labels."""
+    student = f"name: fitnet_depth, layers: {layers}, budget: {budget}, init: {init}"
+    rates = ", ".join(f"layer{number}: 0.05" for number in range(1, layers - 1))  # of the convolutions
+    views = ", augment: {crop: 8, flip: true}"
+    taught = _paper("name: sgd, lr: 0.17, momentum: 0.65", 474, "{name: linear, end: 0.01}", views)
     return Study(
-        name,
+        name or f"fitnets_{layers}_layers",
         "hinton_mnist",
         (
-            *(*_DATA, "data.size=[12, 12]", f"student.model={{name: fitnet_depth, {student}, init: {init}}}"),
-            "teacher.model={name: fitnet_depth, layers: 5, budget: 107M, init: modern}",
-            *(f"teacher.train={_cpu(20)}", f"train={_cpu(epochs)}", f"baseline={str(init == 'paper').lower()}"),
-            _arms(guided, epochs // 2, f"init: {init}", labels=labels),
+            *(*_DATA, "data.size=[12, 12]", f"student.model={{{student}}}", f"train={_cpu(epochs)}"),
+            *("teacher.model={name: fitnet_depth, layers: 5, budget: 107M, init: modern}", f"teacher.train={_cpu(20)}"),
+            *(f"baseline={str(init == 'paper').lower()}", _arms(guided, epochs // 2, f"init: {init}", labels=labels)),
         ),
         (
-            *(*_WHOLE, "data.source=cifar10", "teacher.model={name: maxout_cifar, fc_pieces: 5}"),
-            f"student.model={{name: fitnet_depth, {student}, init: {init}, fc_pieces: 5}}",
-            "teacher.train="
-            + _paper("name: sgd, lr: 0.17, momentum: 0.65", 474, "{name: linear, end: 0.01}", random_views),
-            f"train={_paper('name: rmsprop, lr: 0.005', 288, 'constant', random_views)}",
-            _arms(guided, 144, f"init: {init}, conv_rate: 0.05, anneal: code", labels=labels),
+            *(*_WHOLE, "data.source=cifar10", f"student.model={{{student}, fc_pieces: 5}}"),
+            f"train={_paper('name: rmsprop, lr: 0.005', 288, 'constant', f'{views}, rates: {{{rates}}}')}",
+            *("teacher.model={name: maxout_cifar, fc_pieces: 5}", f"teacher.train={taught}"),
+            _arms(guided, 144, f"init: {init}, anneal: code", labels=labels),
         ),
         teacher,
     )
 
 
-SHALLOW = _deep("fitnets_5_layers", "layers: 5", 2)
-DEEP = _deep("fitnets_11_layers", "layers: 11", 6, SHALLOW, labels=True)
-DEPTHS = {
-    5: SHALLOW,
-    7: _deep("fitnets_7_layers", "layers: 7", 4, SHALLOW),
-    9: _deep("fitnets_9_layers", "layers: 9", 5, SHALLOW),
-    11: DEEP,
-}
+SHALLOW = _deep(5, 2)
+DEEP = _deep(11, 6, SHALLOW, labels=True)
+DEPTHS = {5: SHALLOW, 7: _deep(7, 4, SHALLOW), 9: _deep(9, 5, SHALLOW), 11: DEEP}
 THIN, WIDE = (
-    _deep(f"fitnets_{name}", f"layers: 11, budget: {budget}", 6, SHALLOW, init="modern", epochs=10)
-    for name, budget in (("thin", "30M"), ("wide", "107M"))
+    _deep(11, 6, SHALLOW, name=name, budget=budget, init="modern", epochs=10)
+    for name, budget in (("fitnets_thin", "30M"), ("fitnets_wide", "107M"))
 )
 
 
