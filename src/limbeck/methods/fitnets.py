@@ -238,11 +238,7 @@ def fitnets(
         connector = _classifier(setup, student)
         target = Term(Through(connector, hard_loss), (student, TARGETS))
     else:
-        own, pieces = (activation, pieces) if activation != "auto" else _own_activation(setup, teacher, pieces)
-        shapes = setup.shape(student), setup.shape(teacher)
-        fit = fitting(*shapes) if regressor == "auto" else Fit(regressor, *shapes)
-        connector, notes = _regressor(fit.source, fit.target, kind=fit.kind, activation=own, pieces=pieces), fit.notes
-        connector = connector if fit.source == shapes[0] else nn.Sequential(AsMap(), connector)
+        connector, notes = _connector(setup, student, teacher, regressor, activation, pieces)
         target = Term(Through(connector, partial(hint_loss, average=average)), (student, teacher))
     if anneal == "code" and not 0 <= anneal_from < anneal_until:
         raise LimbeckError(f"anneal_from is {anneal_from} and anneal_until {anneal_until}: anneal_from must be smaller")
@@ -290,6 +286,22 @@ def middle(setup: Setup, network: str) -> Tap:
     return places[(len(places) - 1) // 2]
 
 
+def _connector(
+    setup: Setup,
+    guided: Tap,
+    hint: Tap,
+    kind: Literal["auto", "conv", "full", "upsample"],
+    activation: Literal["auto", "relu", "maxout", "none"],
+    pieces: int,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The regressor, and notes on it."""
+    own, pieces = (activation, pieces) if activation != "auto" else _own_activation(setup, hint, pieces)
+    shapes = setup.shape(guided), setup.shape(hint)
+    fit = fitting(*shapes) if kind == "auto" else Fit(kind, *shapes)
+    connector = regressor(fit.source, fit.target, kind=fit.kind, activation=own, pieces=pieces)
+    return connector if fit.source == shapes[0] else nn.Sequential(AsMap(), connector), fit.notes
+
+
 def _classifier(setup: Setup, guided: Tap) -> nn.Module:
     """A linear classifier on the guided layer.
 
@@ -316,9 +328,6 @@ def _own_activation(setup: Setup, hint: Tap, pieces: int) -> tuple[Activation, i
     bare = [section.last for section in outline.sections if not section.activation]
     tokens = [one for one in outline.hidden if len(setup.shape(one)) == 2]
     return "none" if hint in (*bare, *tokens) else "relu", pieces
-
-
-_regressor = regressor  # the option of the same name hides it
 
 
 def _convolutions(student: nn.Module, factor: float) -> dict[nn.Parameter, float]:
