@@ -233,9 +233,8 @@ def fitnets(
     for name, number in numbers.items():
         check_at_least(0, name, number)
     student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
-    notes: tuple[str, ...] = ()
     if hint == "labels":
-        connector = _classifier(setup, student)
+        connector, notes = _classifier(setup, student)
         target = Term(Through(connector, hard_loss), (student, TARGETS))
     else:
         connector, notes = _connector(setup, student, teacher, regressor, activation, pieces)
@@ -302,8 +301,8 @@ def _connector(
     return connector if fit.source == shapes[0] else nn.Sequential(AsMap(), connector), fit.notes
 
 
-def _classifier(setup: Setup, guided: Tap) -> nn.Module:
-    """A linear classifier on the guided layer.
+def _classifier(setup: Setup, guided: Tap) -> tuple[nn.Module, tuple[str, ...]]:
+    """A linear classifier on the guided layer, and no notes.
 
     Raises:
         LimbeckError: the task is not classification, or it would have more than 2**25 weights.
@@ -312,7 +311,7 @@ def _classifier(setup: Setup, guided: Tap) -> nn.Module:
         raise LimbeckError("hint: labels is for classification: write hint: teacher")
     shape = setup.shape(guided)
     check_weights(math.prod(shape) * setup.classes, f"fitnets: hint: labels, and the guided layer gives {shape}")
-    return regressor(shape, (setup.classes,), kind="full", activation="none")
+    return regressor(shape, (setup.classes,), kind="full", activation="none"), ()
 
 
 def _own_activation(setup: Setup, hint: Tap, pieces: int) -> tuple[Activation, int]:
