@@ -8,6 +8,9 @@ In the paper, the teacher is trained with the loss from the start.
 In A3, the networks learn some of CIFAR-10's classes but are tested on all, so accuracies are divided by the share of
 the classes. The number of training steps does not depend on the number of classes. The paper's many classes are those
 of other data; here 10 are many.
+
+The schedules of ``cpu`` were not tuned. In a trial with 5,000 images, a teacher of 12 epochs reached 49.5 % on the
+validation split, so the images were doubled and the epochs raised to 20.
 """
 
 from collections.abc import Iterator, Sequence

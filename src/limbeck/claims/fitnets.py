@@ -1,10 +1,15 @@
 """Romero et al. (2015).
 
-The arm ``without-hint`` is the second stage alone, the paper's KD. Students with a hint are also compared with students
-alone that are trained for as many epochs in all. At the scale ``cpu``, all claims have MNIST of fewer pixels, and the
-students of the study of depth have a wider, shallow maxout network as their teacher instead of Goodfellow et al.'s; it
-is not initialised as in the paper. At the scale ``paper``, the study of depth has CIFAR-10. B7 has FitNets 1 and 2
-instead of two networks for faces.
+The arm ``without-hint`` is the second stage alone, the paper's KD. Students with a hint have half as many epochs more;
+they are also compared with students alone of as many epochs. At the scale ``cpu``, all claims have MNIST of fewer
+pixels. The teacher of the study of depth is then a wider, shallow network of table 6, whose initialisation is not the
+paper's. B7 has FitNets 1 and 2 instead of two networks for faces, and an initialisation with which both train without a
+hint.
+
+The schedules of ``cpu`` were chosen on the validation split with one seed. 11 layers, 2,000 images, 10 epochs in each
+stage at a constant rate: alone 11 % correct, KD 11 %, with a hint 56 %, the teacher 96 %. The student on MNIST after 5
+of 12 epochs: alone 11 %, without a hint 37 %, with a hint 66 %; its teacher after 12 epochs only 94 %. So the epochs
+were raised and the batches made smaller. B7 was not tried.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +27,7 @@ _WHOLE = ("data.limit=null", "data.validation=0", "data.size=null")
 
 
 def _cpu(epochs: int) -> str:
-    return f"{{epochs: {epochs}, batch_size: 64, optimizer: {{name: rmsprop, lr: 1e-3}}, schedule: cosine}}"
+    return f"{{epochs: {epochs}, batch_size: 32, optimizer: {{name: rmsprop, lr: 1e-3}}, schedule: cosine}}"
 
 
 def _paper(optimizer: str, epochs: int, schedule: str, more: str = "") -> str:
@@ -41,8 +46,8 @@ MNIST = Study(
     "hinton_mnist",
     (
         *(*_DATA, "data.size=[20, 20]", "teacher.model={name: maxout_mnist, init: modern}"),
-        *("student.model=fitnet_mnist", f"teacher.train={_cpu(20)}", f"train={_cpu(20)}"),
-        _arms(4, 10, "init: paper"),
+        *("student.model=fitnet_mnist", f"teacher.train={_cpu(60)}", f"train={_cpu(30)}"),
+        _arms(4, 15, "init: paper"),
     ),
     (
         *(*_WHOLE, "teacher.model=maxout_mnist"),
