@@ -67,7 +67,7 @@ def points(networks: Sequence[NetworkResult], task: TaskName) -> dict[int, float
 def above(result: ComparisonResult, arm: str, other: str, *, below: float = 0.0, where: str = "") -> Part:
     """An arm is above another one, or less than ``below`` points below it. ``where`` begins the sentence."""
     first, second = scores(result, arm), scores(result, other)
-    than = f"less than {below:g} points below" if below else "above"
+    than = f"less than {below:g} point{'s' * (below != 1)} below" if below else "above"
     differences = tuple(first[seed] - second[seed] + below for seed in sorted(first))
     return Part(f"{where}{arm} is {than} {other}", differences)
 
