@@ -82,6 +82,7 @@ def test_a_process_that_is_killed_ends_all_and_another_number_of_processes_resum
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(RECIPE)
     whole = run_here("one")
+    Path("recipe.yaml").write_text(RECIPE.replace("batch_size: 64", "batch_size: 32, per_device: true"))
     started = subprocess.Popen(
         [*torchrun(), "--out", "two"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(), text=True
     )

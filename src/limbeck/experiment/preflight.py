@@ -21,6 +21,7 @@ from limbeck.experiment.networks import check_use, ensemble, teaches
 from limbeck.experiment.plan import plan
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.runfiles import RECIPE
+from limbeck.experiment.several import as_begun
 from limbeck.experiment.terms import SAMPLES, meaningless
 from limbeck.experiment.verdicts import OF_TEACHER, Note, skipped
 from limbeck.experiment.workspace import Training, Workspace, example_batch, training_batches
@@ -236,7 +237,7 @@ def _work(arm: str, stages: Sequence[Stage], data: Data, costs: Mapping[str, int
 
 
 def resolved(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe, with each ``auto`` as the run in the folder decided it.
+    """The recipe, with each ``auto`` and each batch size ``per_device`` as the run in the folder decided it.
 
     Raises:
         RecipeError: the folder's recipe is damaged.
@@ -249,7 +250,7 @@ def resolved(recipe: Recipe, folder: Path) -> Recipe:
     if recipe.cache.use in ("auto", known.cache.use):
         said = recipe.cache.model_dump(exclude_none=True, exclude={"use"})
         update["cache"] = known.cache.model_copy(update=said)
-    return recipe.model_copy(update=update)
+    return as_begun(recipe.model_copy(update=update), known)
 
 
 def resolve_auto(

@@ -43,6 +43,7 @@ from limbeck.experiment.preflight import Built, Preflight, built, preflight, res
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.results import NetworkResult, RunResult
 from limbeck.experiment.runfiles import clear
+from limbeck.experiment.several import of_all, trainings
 from limbeck.experiment.task_options import with_options
 from limbeck.experiment.workspace import Workspace, example_batch
 from limbeck.methods import METHODS
@@ -128,9 +129,6 @@ class Experiment:
                 raise LimbeckError(
                     f"the {name} split has no samples of the classes in shift_bias: {list(recipe.evaluate.shift_bias)}"
                 )
-        blocks = [one for one in (recipe.train, recipe.teacher.train if recipe.teacher else None) if one is not None]
-        if self._processes.count > 1 and any(block.quantise for block in blocks):
-            raise LimbeckError("train.quantise needs one process: run the recipe without torchrun")
         found = self._processes.first(lambda: self._preflight(path, resume=resume))
         self.recipe, self.macs = found.recipe, found.macs
         self.engine = replace(found.engine, device=pick_device(self.recipe.device), processes=self._processes)
@@ -141,7 +139,9 @@ class Experiment:
         self.arms = (*arms_of(self.recipe), *self.longer)
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         self.workspace = Workspace(self.data, training, self.engine)
-        for block in blocks:  # what cannot be put into batches is refused now, not after the teacher's training
+        for block in trainings(
+            self.recipe
+        ):  # what cannot be put into batches is refused now, not after the teacher's training
             replace(self.workspace, training=training_of(block, self.data)).batches(seed=0)
         if self._given is not None and (len(self.recipe.seeds) > 1 or len(self.arms) > 1):
             self._given.networks.keep()
@@ -154,7 +154,7 @@ class Experiment:
         self.folder = of_first(self._processes, path, opened)
 
     def _preflight(self, path: Path, *, resume: bool) -> Preflight:
-        known = resolved(self.recipe, path) if resume else self.recipe
+        known = of_all(resolved(self.recipe, path) if resume else self.recipe, self._processes.count)
         found = preflight(known, self.data, self.factory, path, self._own)
         if known.precision == self.recipe.precision:
             return found

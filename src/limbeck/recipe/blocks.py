@@ -189,11 +189,13 @@ class RegimeBlock(Checked):
 class TrainBlock(RegimeBlock):
     """The training of a network. ``exclude`` lists classes that are removed from its training set.
 
+    With ``per_device``, ``batch_size`` is that of each process; see docs/how-to/several-processes.md.
     See `limbeck.data.soft_targets.SoftTargets` for ``label_smoothing``, ``mixup`` and ``cutmix``.
     """
 
     epochs: Count
     batch_size: Count = 128
+    per_device: bool = False
     optimizer: Named = Field(default={"name": "adam"})
     schedule: Named = Field(default={"name": "cosine"})
     augment: AugmentBlock = AugmentBlock()
