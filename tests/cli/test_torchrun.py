@@ -1,6 +1,7 @@
 """`torchrun -m limbeck run`: several processes, one run folder."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import torch
 from typer import Exit
 
 from limbeck.cli.reporting import reporting
+from limbeck.experiment.results import read as read_result
 from limbeck.experiment.run import Experiment
-from limbeck.models import load_network
+from limbeck.models import NetworkSpec, build, load_network, save_network
 from limbeck.recipe.read import read
 
 RECIPE = """
@@ -112,7 +114,11 @@ def test_a_process_that_is_killed_ends_all_and_another_number_of_processes_resum
 def test_after_an_error_in_one_process_its_traceback_is_shown_and_torchrun_resumes_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(FAILS)
-    Path("recipe.yaml").write_text(RECIPE.replace("{name: mlp, hidden: [50]}", "'net.py:fails'").replace("60", "4"))
+    teacher = NetworkSpec("mlp", {"hidden": [100]}, 10, (1, 8, 8))
+    save_network(build("mlp", classes=10, shape=(1, 8, 8), hidden=[100]), Path("teacher.safetensors"), spec=teacher)
+    recipe = RECIPE.replace("{name: mlp, hidden: [50]}", "'net.py:fails'").replace("60", "4")
+    sharded = "teacher: {weights: teacher.safetensors, shard: true}"
+    Path("recipe.yaml").write_text(re.sub("teacher: .*", sharded, recipe) + "allow: [chance]\n")
     command = [*torchrun("--max-restarts", "1"), "--out", "two"]
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -121,7 +127,8 @@ def test_after_an_error_in_one_process_its_traceback_is_shown_and_torchrun_resum
     assert ended.stderr.count("ValueError: of process 1") == 1
     assert ended.stdout.count("kd/seed0: epoch 1/4") == 1  # the run was resumed, not started again
     assert ended.stdout.count("kd/seed0: epoch 4/4") == 1
-    assert Path("two/result.json").exists()
+    divided = read_result(Path("two")).teacher
+    assert (divided.parameters, divided.latency) == (7510, None)
 
 
 @pytest.mark.parametrize(("rank", "machines"), [(0, 1), (1, 1), (0, 2), (2, 2)])

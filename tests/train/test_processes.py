@@ -10,10 +10,12 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 import limbeck
 from limbeck.core import Batch, LimbeckError
 from limbeck.data.dividing import part_of
+from limbeck.experiment.measuring import outputs_of
 from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods import METHODS
@@ -24,6 +26,7 @@ from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
 from limbeck.train.processes import ONE, Processes, processes
 from limbeck.train.regime import Regime
+from limbeck.train.shard import division, shard
 
 CASES = {
     "kd": {},
@@ -60,7 +63,7 @@ class Double:
         return replace(batch, inputs=batch.inputs.double())
 
 
-def weights(method, options, ours, *, networks=NETWORKS, size=8, accumulate=1):
+def weights(method, options, ours, *, networks=NETWORKS, size=8, accumulate=1, sharded=False):
     """The student's weights; 21 samples are not a multiple of the batch or of the processes."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
@@ -75,9 +78,23 @@ def weights(method, options, ours, *, networks=NETWORKS, size=8, accumulate=1):
     for module in (*roles.values(), *(loss for stage in stages for loss in stage.losses)):
         module.double()
     batches = Double(training_batches(data, training, seed=3, engine=engine))
+    if sharded:
+        shard(teacher, division(teacher, batches.example_inputs()), engine.device)
     for _ in run(stages, roles, batches, engine, regime=training.regime):
         pass
     return {name: value.clone() for name, value in student.state_dict().items()}
+
+
+def evaluated(ours):
+    """Outputs of a network that several processes divide, on samples that they cannot share evenly; what one holds."""
+    torch.manual_seed(0)
+    network, images = build("resnet8", classes=3, shape=(3, 8, 8)), torch.rand(20, 3, 8, 8)
+    data = limbeck.arrays(images, torch.arange(20) % 3, validation=0, test_set=(images, torch.arange(20) % 3))
+    engine = replace(make_engine(device="cpu", precision="32"), processes=ours)
+    if ours.count > 1:
+        shard(network, division(network, images), engine.device)
+    held = sum(one.to_local().numel() if isinstance(one, DTensor) else one.numel() for one in network.parameters())
+    return outputs_of(network, data.test, data, engine), held
 
 
 NORMS = (
@@ -123,9 +140,11 @@ def one_of_several(rank, count, port, cases, folder):
     with processes("cpu", os.getppid()) as ours:
         found = {method: weights(method, options, ours) for method, options in cases.items()}
         found["accumulated"] = weights("kd", {}, ours, networks=MLPS, accumulate=2)
+        found["sharded"] = weights("fitnets", CASES["fitnets"], ours, sharded=True)
+        outputs, held = evaluated(ours)
         norms = [normalised(number, ours) for number in range(len(NORMS))]
         assert added(ours) == pytest.approx((rank + 1, 12, 0))  # of 3 processes
-    torch.save((found, norms), f"{folder}/{rank}.pt")
+    torch.save((found, norms, outputs, held), f"{folder}/{rank}.pt")
 
 
 def test_several_processes_train_the_weights_of_one(tmp_path):
@@ -134,13 +153,18 @@ def test_several_processes_train_the_weights_of_one(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(one_of_several, (count, port, CASES, str(tmp_path)), nprocs=count)
-    found, norms = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(count)), strict=True)
+    found, norms, outputs, held = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(count)), strict=True)
     whole = {method: weights(method, options, ONE) for method, options in CASES.items()}
+    whole["sharded"] = whole["fitnets"]
     whole["accumulated"] = weights("kd", {}, ONE, networks=MLPS, size=16)  # one large batch
     for method, alone in whole.items():
         for other in found:
             for name, value in alone.items():
                 torch.testing.assert_close(other[method][name], value, rtol=1e-9, atol=1e-9, msg=f"{method} {name}")
+    expected, parameters = evaluated(ONE)
+    assert all(part < 1.1 * parameters / count for part in held)
+    for other in outputs:
+        torch.testing.assert_close(other, expected)
     for number in range(len(NORMS)):
         *whole, state = normalised(number, ONE)
         close = {"rtol": 0.02, "atol": 0.05} if number == 3 else {"rtol": 1e-5, "atol": 1e-5}

@@ -20,7 +20,8 @@ def outputs_of(network: nn.Module, split: Split, data: Data, engine: Engine, *, 
     ours, total = engine.processes, len(split)
     divided = 1 < ours.count <= total
     if divided:
-        split = split.select(torch.arange(total)[part_of(total, ours.rank, ours.count)])
+        start, most = part_of(total, ours.rank, ours.count).start, -(-total // ours.count)
+        split = split.select((start + torch.arange(most)).clamp(max=total - 1))  # all run as many batches
     batches = Batches(
         split, batch_size=EVALUATION_BATCH, seed=0, mean=data.mean, std=data.std, shuffle=False, device=engine.device
     )

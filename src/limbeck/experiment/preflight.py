@@ -21,7 +21,7 @@ from limbeck.experiment.networks import check_use, ensemble, teaches
 from limbeck.experiment.plan import plan
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.runfiles import RECIPE
-from limbeck.experiment.several import as_begun
+from limbeck.experiment.several import as_begun, check_division
 from limbeck.experiment.terms import SAMPLES, meaningless
 from limbeck.experiment.verdicts import OF_TEACHER, Note, skipped
 from limbeck.experiment.workspace import Training, Workspace, example_batch, training_batches
@@ -31,7 +31,7 @@ from limbeck.options import Block, fill
 from limbeck.recipe.blocks import CacheBlock, Recipe
 from limbeck.recipe.read import reread
 from limbeck.taps import shapes
-from limbeck.train.engine import Engine, make_engine
+from limbeck.train.engine import Engine, make_engine, pick_device
 from limbeck.train.freeze import frozen_parts
 from limbeck.train.quantise import STAGE as QUANTISE
 from limbeck.train.readers import network_reader
@@ -90,6 +90,8 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         table = soft_label_table(block, data, training) if block is not None else None
         compared = [stage for block in recipe.methods for stage in trainings[block["name"]][0]]
         check_use(recipe, compared or stages, networks.keys() - {"student", "teacher"})
+        if block is not None and block.shard:
+            check_division(method, stages, networks, data)
         cache, engine = resolve_auto(recipe, stages, networks, data, training, folder, table=table is not None)
         if block is not None and block.is_trained:
             learns = teaches(stages)
@@ -116,7 +118,8 @@ def preflight(recipe: Recipe, data: Data, factory: Prepared, folder: Path, own: 
         if rest:
             notes.append(Note(f"not trained, because requires_grad is False: {', '.join(rest)}"))
         costs = {name: macs(network, data.shape) or 0 for name, network in networks.items()}
-    picked = {"device": engine.device.type, "precision": engine.precision, "compile": engine.compile, "cache": cache}
+    device = pick_device(recipe.device).type
+    picked = {"device": device, "precision": engine.precision, "compile": engine.compile, "cache": cache}
     return Preflight(
         recipe=recipe.model_copy(update=picked),
         engine=engine,
@@ -272,9 +275,11 @@ def resolve_auto(
     """
     if recipe.compile not in (True, False):
         raise LimbeckError(f"compile is {recipe.compile!r}: allowed are True and False")
+    sharded = recipe.teacher is not None and recipe.teacher.shard
+    device = "cpu" if sharded else recipe.device  # on which the whole teacher fits
     sizes = shapes(networks, teacher_taps(stages), example_batch(data))
     cache = decide(
-        CacheBlock(use=False) if table else recipe.cache,
+        CacheBlock(use=False) if table or sharded else recipe.cache,
         stages,
         training,
         len(data.train),
@@ -282,13 +287,13 @@ def resolve_auto(
         free=free_bytes(Path(recipe.cache.folder or folder)),
         transformed=data.train.transform is not None,
     )
-    plain = make_engine(device=recipe.device, precision="32")
+    plain = make_engine(device=device, precision="32")
     batches = training_batches(data, cached(training, cache), seed=recipe.seeds[0], engine=plain)
     return cache, resolve_precision(
         stages,
         networks,
         batches,
-        device=recipe.device,
+        device=device,
         precision=recipe.precision,
         compile=recipe.compile,
         stored=teacher_taps(stages) if cache.use else frozenset(),

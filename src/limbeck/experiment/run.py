@@ -43,7 +43,7 @@ from limbeck.experiment.preflight import Built, Preflight, built, preflight, res
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.results import NetworkResult, RunResult
 from limbeck.experiment.runfiles import clear
-from limbeck.experiment.several import of_all, trainings
+from limbeck.experiment.several import divided, of_all, trainings
 from limbeck.experiment.task_options import with_options
 from limbeck.experiment.workspace import Workspace, example_batch
 from limbeck.methods import METHODS
@@ -139,9 +139,7 @@ class Experiment:
         self.arms = (*arms_of(self.recipe), *self.longer)
         training = cached(training_of(self.recipe.train, self.data), self.recipe.cache)
         self.workspace = Workspace(self.data, training, self.engine)
-        for block in trainings(
-            self.recipe
-        ):  # what cannot be put into batches is refused now, not after the teacher's training
+        for block in trainings(self.recipe):  # what has no batches is refused now, not after the teacher's training
             replace(self.workspace, training=training_of(block, self.data)).batches(seed=0)
         if self._given is not None and (len(self.recipe.seeds) > 1 or len(self.arms) > 1):
             self._given.networks.keep()
@@ -223,17 +221,17 @@ class Experiment:
     def teacher(self, block: TeacherBlock, seed: int, track: Track = unwatched) -> Generator[Event, None, nn.Module]:
         """The teacher of a seed, trained or restored; it is measured before any student is trained."""
         members = self.factory.restored(block)
-        reused = bool(members)
-        job = teacher_of(self.recipe, seed)
+        reused, job = bool(members), teacher_of(self.recipe, seed)
         for one in () if members else members_of(self.recipe, block, seed):
             members.append((yield from self._member(block, one, track)))
-        network = ensemble(members, block, self.data.task)
+        network = divided(ensemble(members, block, self.data.task), block, self.data, self.engine)
         if block.untrained or block.table:
             return network
         for number, member in enumerate(members if reused and len(members) > 1 else ()):
             yield from self._measured(Job("member", job.seed, number), member, reused=True)
         yield from self._measured(job, network, reused=reused)
-        self.networks.setdefault("teacher", network)
+        if not block.shard:  # it has no latency: only the first process measures
+            self.networks.setdefault("teacher", network)
         return network
 
     def _measured(self, job: Job, network: nn.Module, *, reused: bool) -> Iterator[Event]:
@@ -386,7 +384,7 @@ class Experiment:
         return self.engine.place(network)
 
     def _concluded(self, runs: tuple[NetworkResult, ...]) -> RunResult:
-        times = self.latencies(self.networks)
+        times = {"teacher": None} | self.latencies(self.networks)
         first = {job.arm: found for job, found in reversed(list(self.results.items())) if job.arm in times}
         shown = {arm: replace(found, latency=times[arm]) for arm, found in first.items()}
         return run_result(self.recipe, self.data, shown, runs, self.lasting_notes, self.decided)

@@ -247,7 +247,8 @@ class TeacherBlock(MemberBlock):
     ``untrained`` is for a method that trains its teacher, such as ``class_distance``. ``table`` is a file of soft
     labels by image name and replaces the network; ``values`` states what the table contains if limbeck cannot tell.
     ``init: fine_tune`` trains the teacher in this run from all ``weights`` except the classifier's. ``members`` is a
-    list of trained networks, or the number of networks that this run trains.
+    list of trained networks, or the number of networks that this run trains. ``shard`` divides a trained teacher among
+    several processes.
     """
 
     init: Literal["as_is", "fine_tune"] = "as_is"
@@ -258,6 +259,7 @@ class TeacherBlock(MemberBlock):
     members: Members = 1
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
     seed: Seed | None = None
+    shard: bool = False
 
     @property
     def listed(self) -> tuple[MemberBlock, ...]:

@@ -26,6 +26,7 @@ def contradictions(recipe: Recipe, teacherless: Container[str]) -> Iterator[Prob
             yield Problem((), f"the method {method} needs a teacher: block; {_KINDS}")
     if recipe.teacher is not None:
         yield from _teacher(recipe.teacher)
+        yield from _sharded(recipe.teacher, recipe)
         if recipe.teacher.table is not None and recipe.cache.use is True:
             yield Problem(("cache",), "the table: already contains this teacher's outputs: remove cache:")
     for name in sorted({"student", "teacher", "batch"} & set(recipe.networks)):
@@ -99,6 +100,23 @@ def _teacher(teacher: TeacherBlock) -> Iterator[Problem]:
         yield Problem(("teacher",), f"this block does not define one teacher: {_KINDS}")
     if teacher.values is not None and teacher.table is None:
         yield Problem(("teacher", "values"), "describes a table:, which is missing: write table: FILE")
+
+
+def _sharded(teacher: TeacherBlock, recipe: Recipe) -> Iterator[Problem]:
+    """Yield the contradictions of a teacher that is divided among processes."""
+    if not teacher.shard:
+        return
+    if not teacher.is_trained or teacher.onnx or teacher.listed or len(teacher.weights or ()) > 1:
+        told = "only a trained network can be divided among processes: write weights: FILE or trained: true"
+        yield Problem(("teacher", "shard"), told)
+    if recipe.cache.use is True:
+        yield Problem(("cache",), "only the first process builds a store, so it needs the whole teacher: remove shard:")
+    if recipe.compile:
+        yield Problem(("compile",), "a teacher with shard: true cannot be compiled: remove compile:")
+    if recipe.precision == "auto":
+        yield Problem(("precision",), "with shard: true it cannot be measured: write precision: 32 or precision: bf16")
+    if any(block.of for block in (recipe.student, *recipe.networks.values())):
+        yield Problem(("teacher", "shard"), "a student with of: teacher needs the whole teacher: remove shard:")
 
 
 def _listed(teacher: TeacherBlock) -> Iterator[Problem]:
