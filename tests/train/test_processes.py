@@ -79,7 +79,8 @@ def weights(method, options, ours, *, networks=NETWORKS, size=8, accumulate=1, s
         module.double()
     batches = Double(training_batches(data, training, seed=3, engine=engine))
     if sharded:
-        shard(teacher, division(teacher, batches.example_inputs()), engine.device)
+        few = batches.example_inputs()
+        shard(teacher, few, division(teacher, few), engine.device)
     for _ in run(stages, roles, batches, engine, regime=training.regime):
         pass
     return {name: value.clone() for name, value in student.state_dict().items()}
@@ -92,9 +93,20 @@ def evaluated(ours):
     data = limbeck.arrays(images, torch.arange(20) % 3, validation=0, test_set=(images, torch.arange(20) % 3))
     engine = replace(make_engine(device="cpu", precision="32"), processes=ours)
     if ours.count > 1:
-        shard(network, division(network, images), engine.device)
+        shard(network, images, division(network, images), engine.device)
     held = sum(one.to_local().numel() if isinstance(one, DTensor) else one.numel() for one in network.parameters())
     return outputs_of(network, data.test, data, engine), held
+
+
+class Lends(nn.Module):
+    """Uses the weight of a layer outside of the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, inputs):
+        return self.layer(inputs) @ self.layer.weight
 
 
 NORMS = (
@@ -142,6 +154,9 @@ def one_of_several(rank, count, port, cases, folder):
         found["accumulated"] = weights("kd", {}, ours, networks=MLPS, accumulate=2)
         found["sharded"] = weights("fitnets", CASES["fitnets"], ours, sharded=True)
         outputs, held = evaluated(ours)
+        lends = Lends()
+        with pytest.raises(LimbeckError, match=r"cannot be divided among processes: .* DTensor"):
+            shard(lends, torch.rand(2, 4), division(lends, torch.rand(2, 4)), torch.device("cpu"))
         norms = [normalised(number, ours) for number in range(len(NORMS))]
         assert added(ours) == pytest.approx((rank + 1, 12, 0))  # of 3 processes
     torch.save((found, norms, outputs, held), f"{folder}/{rank}.pt")

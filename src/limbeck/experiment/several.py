@@ -62,7 +62,7 @@ def _with_sizes(recipe: Recipe, other: Recipe, size: Callable[[TrainBlock, Train
 def divided(teacher: nn.Module, block: TeacherBlock, data: Data, engine: Engine) -> nn.Module:
     """The teacher, which is divided in place among the processes if its block says so."""
     if block.shard:
-        shard(teacher, _division(teacher, data), engine.device)
+        shard(teacher, example_batch(data).inputs, _division(teacher, data), engine.device)
     return teacher
 
 

@@ -5,7 +5,7 @@ losses of the whole batch, and their gradients for its own part. Every loss thus
 one that compares the samples of a batch, remembers them, or contains a BatchNorm. Gradients are averaged by
 `torch.nn.parallel.DistributedDataParallel`, statistics of BatchNorm are those of the whole batch.
 
-This is the only module that knows of `torch.distributed`.
+Only this module and `shard` know of `torch.distributed`.
 """
 
 import os

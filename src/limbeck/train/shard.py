@@ -11,7 +11,6 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from limbeck.core import LimbeckError
 from limbeck.taps import evaluation_mode
@@ -65,18 +64,30 @@ def _uses(module: nn.Module) -> Counter[nn.Parameter]:
     return Counter(weight for _, weight in module.named_parameters(remove_duplicate=False))
 
 
-def shard(network: nn.Module, divided: Division, device: torch.device) -> None:
+def shard(network: nn.Module, inputs: Tensor, divided: Division, device: torch.device) -> None:
     """Move a frozen network to the device, and divide it in place among all processes.
 
+    Args:
+        network: on any device.
+        inputs: (N, ...) a few samples, on which it is tried.
+        divided: of `division`.
+        device: of this process.
+
     Raises:
-        LimbeckError: PyTorch cannot divide it.
+        LimbeckError: the network cannot be divided, as where it uses a layer's weight outside of the layer.
     """
+    from torch.distributed.fsdp import fully_shard  # takes 0.7 s to import
+
     network.requires_grad_(False)
     whole = set(network.parameters()).difference(*divided.values())
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     try:
         for part in (*divided, network):
             fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
-    except (ValueError, NotImplementedError) as error:
+        network.to(device)
+        with evaluation_mode([network]), torch.no_grad():
+            network(inputs.to(device))
+    except (ValueError, RuntimeError) as error:
+        if type(error) is RuntimeError and "DTensor" not in str(error):  # such as a process that has ended
+            raise
         raise LimbeckError(f"the network cannot be divided among processes: {error}") from error
-    network.to(device)
