@@ -1,27 +1,40 @@
-"""Runs of two processes in which one is killed at a random moment, and that are resumed.
+"""Runs of two processes in which something fails, and that are resumed.
 
     python -m benchmarks.faults [--runs 40] [--seed 0]
+    python -m benchmarks.faults --cases
 
-Each run is killed once, with SIGKILL: the first process, the second, or torchrun. It is resumed with the command that
-it has printed. The student's weights and the results must then be, to the bit, those of an undisturbed run, except
-for what was timed. Prints a line for each run, and how many were equal. The exit code is 1 unless
-at least one was killed and all of these were equal. For Linux.
+Each run is killed once at a random moment, with SIGKILL: the first process, the second, or torchrun. It is resumed with
+the command that it has printed. The student's weights and the results must then be, to the bit, those of an undisturbed
+run, except for what was timed. Prints a line for each run, and how many were equal. The exit code is 1 unless at least
+one was killed and all of these were equal. For Linux.
+
+With ``--cases``, in the middle of a run: the disk of the first process is full; the second process stops for 10
+seconds; the processes are killed and a file of the store is damaged; a tar file is cut short. The run must go on, or
+end with the right message and, once what is broken is mended, be resumed with the same result. The exit code is 1
+unless all are equal.
 """
 
 import argparse
 import os
 import random
+import resource
 import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from PIL import Image
+
+import limbeck
 from limbeck.files.atomic import read_sealed
 
 RECIPE = """\
@@ -105,6 +118,13 @@ def undisturbed(folder: Path) -> tuple[bytes, Any]:
     return held(folder)
 
 
+def resumed(log: Path) -> tuple[int, str]:
+    """Resume a run with the command that its log has; give the exit code and what is printed."""
+    said, file = next(line for line in log.read_text().splitlines() if ADVICE in line), log.with_suffix(".resumed.log")
+    code = start(["--standalone", *shlex.split(said.partition(ADVICE)[2])], file).wait(PATIENCE)
+    return code, file.read_text()
+
+
 def disturbed(folder: Path, victim: str, moment: tuple[int, float], expected: tuple[bytes, Any]) -> str:
     """Kill a run so many epochs and seconds after it says how to resume, resume it, and say what it comes to."""
     log = folder.with_suffix(".log")
@@ -124,12 +144,107 @@ def disturbed(folder: Path, victim: str, moment: tuple[int, float], expected: tu
     took = time.monotonic() - killed
     if took > 60:
         return f"FAILED: the processes have ended after {took:.0f} s"
-    said = next(line for line in log.read_text().splitlines() if ADVICE in line)
-    again = start(["--standalone", *shlex.split(said.partition(ADVICE)[2])], log.with_suffix(".resumed.log"))
-    if again.wait(PATIENCE) != 0:
-        return f"FAILED: {log.with_suffix('.resumed.log').read_text()}"
+    code, output = resumed(log)
+    if code != 0:
+        return f"FAILED: {output}"
     same = held(folder) == expected
     return f"{'equal' if same else 'FAILED: different'}; all had ended after {took:.1f} s"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What fails in the middle of a run."""
+
+    harm: Callable[[Path, subprocess.Popen[bytes], dict[int, int]], None]  # folder, torchrun, processes by rank
+    says: str | None = ""  # the run ends, and says this; None: it does not end
+    refuses: str = ""  # the run cannot be resumed until this is mended, and says so
+    mend: Callable[[], object] = lambda: None
+    recipe: str = RECIPE
+
+
+def fill_disk(folder: Path, launcher: subprocess.Popen[bytes], ranks: dict[int, int]) -> None:
+    """Files of the first process may no longer have more than 12 KiB, as if the disk were full."""
+    resource.prlimit(ranks[0], resource.RLIMIT_FSIZE, (12 * 1024, resource.RLIM_INFINITY))
+
+
+def pause(folder: Path, launcher: subprocess.Popen[bytes], ranks: dict[int, int]) -> None:
+    """The second process stops for 10 seconds."""
+    os.kill(ranks[1], signal.SIGSTOP)
+    time.sleep(10)
+    os.kill(ranks[1], signal.SIGCONT)
+
+
+def damage_store(folder: Path, launcher: subprocess.Popen[bytes], ranks: dict[int, int]) -> None:
+    """The processes are killed, and the last byte of the largest file of the store is changed."""
+    launcher.kill()
+    wait(lambda: not any(map(alive, ranks.values())), "a process still runs")
+    file = max((folder / "store").rglob("*.*"), key=lambda file: file.stat().st_size)
+    held = bytearray(file.read_bytes())
+    held[-1] ^= 0xFF
+    file.write_bytes(held)
+
+
+def cut_tar(folder: Path, launcher: subprocess.Popen[bytes], ranks: dict[int, int]) -> None:
+    """A tar file loses its second half."""
+    os.truncate("train-0.tar", Path("train-0.tar").stat().st_size // 2)
+
+
+def write_tars() -> None:
+    """200 digits in two tar files, and 50 others in a third."""
+    digits = limbeck.load(source="digits", limit=250, validation=0).train
+    for name, numbers in {"train-0": range(100), "train-1": range(100, 200), "test": range(200, 250)}.items():
+        with tarfile.open(f"{name}.tar", "w") as archive:
+            for number in numbers:
+                image = BytesIO()
+                Image.fromarray(digits.inputs[number][0].numpy()).save(image, "PNG")
+                label = str(int(digits.targets[number])).encode()
+                for ending, content in (("png", image.getvalue()), ("cls", label)):
+                    header = tarfile.TarInfo(f"{number:06d}.{ending}")
+                    header.size = len(content)
+                    archive.addfile(header, BytesIO(content))
+
+
+CASES = {
+    "full disk": Case(fill_disk, says="cannot be written: File too large"),
+    "straggler": Case(pause, says=None),
+    "damaged store": Case(damage_store, recipe=f"{RECIPE}cache: true\n"),
+    "cut tar": Case(
+        cut_tar,
+        says="train-0.tar",
+        refuses="train-0.tar is cut short",
+        mend=write_tars,
+        recipe=RECIPE.replace(
+            "{source: digits, limit: 200,", '{source: webdataset, path: "train-{0..1}.tar", test_path: test.tar,'
+        ),
+    ),
+}
+
+
+def outcome(name: str, case: Case) -> str:
+    """Do the harm in the middle of a run, resume it, and say what it comes to."""
+    Path("recipe.yaml").write_text(case.recipe)
+    place = Path(name.replace(" ", "-"))
+    expected = undisturbed(place.with_suffix(".whole"))
+    half, log = epochs(place.with_suffix(".whole")) // 2, place.with_suffix(".log")
+    launcher = start([*RUN, "--out", str(place)], log)
+    wait(lambda: launcher.poll() is not None or epochs(place) >= half, "the epoch has not ended")
+    case.harm(place, launcher, workers(launcher.pid))
+    code = launcher.wait(PATIENCE)
+    said = next((line for line in log.read_text().splitlines() if case.says and case.says in line), "")
+    if (code == 0) != (case.says is None) or bool(said) != bool(case.says):
+        return f"FAILED: ended with {code}: {log.read_text()}"
+    if case.refuses:
+        code, output = resumed(log)
+        refusal = next((line for line in output.splitlines() if case.refuses in line), "")
+        if code == 0 or not refusal:
+            return f"FAILED: resumed with {code}: {output}"
+        said += f"; {refusal}"
+        case.mend()
+    if case.says is not None:
+        code, output = resumed(log)
+        if code != 0:
+            return f"FAILED: resumed with {code}: {output}"
+    return f"{'equal' if held(place) == expected else 'FAILED: different'}; {said}"
 
 
 def main() -> int:
@@ -137,10 +252,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", action="store_true")
     asked = parser.parse_args()
     chance, results = random.Random(asked.seed), list[str]()
     with TemporaryDirectory() as place:
         os.chdir(place)
+        if asked.cases:
+            write_tars()
+            for name, case in CASES.items():
+                results.append(outcome(name, case))
+                print(f"{name}: {results[-1]}", flush=True)
+            return int(not all(one.startswith("equal") for one in results))
         Path("recipe.yaml").write_text(RECIPE)
         expected = undisturbed(Path("whole"))
         total = epochs(Path("whole"))
