@@ -1,6 +1,7 @@
 """`limbeck cache build`, `verify` and `info`: the store of a teacher's outputs."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,7 @@ def build(
     shard: Annotated[
         str | None, typer.Option(help="Build part i of N, such as 0/8, beside other workers; i is from 0 to N - 1.")
     ] = None,
+    ray: Annotated[int | None, typer.Option(min=1, help="Build so many shards as tasks on a Ray cluster.")] = None,
 ) -> None:
     """Compute and store the teacher's outputs that the recipe's method reads, for `limbeck run` with `cache: true`.
 
@@ -39,6 +41,9 @@ def build(
     asked = Asked(recipe, override, seed, out, data_root, allow, trust_code)
     with reporting(asked.again("cache build")):
         part = _part(shard)
+        if ray is not None:
+            _over_ray(asked, shard, ray)
+            return
         experiment = _experiment(asked)
         from limbeck.experiment.stores import build_stores
 
@@ -119,6 +124,18 @@ def _part(shard: str | None) -> tuple[int, int]:
     if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
         raise LimbeckError(f"--shard is {shard!r}: allowed are i/N with i from 0 to N - 1, such as 0/8")
     return int(number), int(count)
+
+
+def _over_ray(asked: Asked, shard: str | None, count: int) -> None:
+    """Build the store on a Ray cluster, and say which shard is finished."""
+    if shard is not None:
+        raise LimbeckError("--ray builds all shards: remove --shard")
+    asked.checked("cache.use=true")
+    from limbeck.cli.over_ray import built
+    from limbeck.cli.terminal import console
+
+    for done, number in enumerate(built(shlex.split(asked.again("cache build")), count), start=1):
+        console().print(f"shard {number}/{count} is built: {done} of {count}")
 
 
 def _run(asked: Asked, checked: "Recipe") -> Path:
