@@ -32,6 +32,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from PIL import Image
 
 import limbeck
@@ -174,11 +175,16 @@ def pause(folder: Path, launcher: subprocess.Popen[bytes], ranks: dict[int, int]
     os.kill(ranks[1], signal.SIGCONT)
 
 
+def stored(folder: Path) -> Path:
+    """The largest file of the store of a run."""
+    return max((folder / "store").rglob("*.*"), key=lambda file: file.stat().st_size)
+
+
 def damage_store(folder: Path, launcher: subprocess.Popen[bytes], ranks: dict[int, int]) -> None:
     """The processes are killed, and the last byte of the largest file of the store is changed."""
     launcher.kill()
     wait(lambda: not any(map(alive, ranks.values())), "a process still runs")
-    file = max((folder / "store").rglob("*.*"), key=lambda file: file.stat().st_size)
+    file = stored(folder)
     held = bytearray(file.read_bytes())
     held[-1] ^= 0xFF
     file.write_bytes(held)
@@ -192,11 +198,12 @@ def cut_tar(folder: Path, launcher: subprocess.Popen[bytes], ranks: dict[int, in
 def write_tars() -> None:
     """200 digits in two tar files, and 50 others in a third."""
     digits = limbeck.load(source="digits", limit=250, validation=0).train
+    images = digits.inputs[torch.arange(250)]
     for name, numbers in {"train-0": range(100), "train-1": range(100, 200), "test": range(200, 250)}.items():
         with tarfile.open(f"{name}.tar", "w") as archive:
             for number in numbers:
                 image = BytesIO()
-                Image.fromarray(digits.inputs[number][0].numpy()).save(image, "PNG")
+                Image.fromarray(images[number, 0].numpy()).save(image, "PNG")
                 label = str(int(digits.targets[number])).encode()
                 for ending, content in (("png", image.getvalue()), ("cls", label)):
                     header = tarfile.TarInfo(f"{number:06d}.{ending}")
@@ -207,7 +214,12 @@ def write_tars() -> None:
 CASES = {
     "full disk": Case(fill_disk, says="cannot be written: File too large"),
     "straggler": Case(pause, says=None),
-    "damaged store": Case(damage_store, recipe=f"{RECIPE}cache: true\n"),
+    "damaged store": Case(
+        damage_store,
+        refuses="is damaged: its numbers do not have the checksum",
+        mend=lambda: stored(Path("damaged-store")).unlink(),  # as the message says
+        recipe=f"{RECIPE}cache: true\n",
+    ),
     "cut tar": Case(
         cut_tar,
         says="train-0.tar",
@@ -238,7 +250,7 @@ def outcome(name: str, case: Case) -> str:
         refusal = next((line for line in output.splitlines() if case.refuses in line), "")
         if code == 0 or not refusal:
             return f"FAILED: resumed with {code}: {output}"
-        said += f"; {refusal}"
+        said = "; ".join(filter(None, (said, refusal)))
         case.mend()
     if case.says is not None:
         code, output = resumed(log)
