@@ -222,7 +222,7 @@ CASES = {
     ),
     "cut tar": Case(
         cut_tar,
-        says="train-0.tar",
+        says="cut short",
         refuses="train-0.tar is cut short",
         mend=write_tars,
         recipe=RECIPE.replace(

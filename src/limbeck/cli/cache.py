@@ -130,7 +130,7 @@ def _over_ray(asked: Asked, shard: str | None, count: int) -> None:
     """Build the store on a Ray cluster, and say which shard is finished."""
     if shard is not None:
         raise LimbeckError("--ray builds all shards: remove --shard")
-    asked.checked("cache.use=true")
+    say_code(asked.checked("cache.use=true").model_dump())
     from limbeck.cli.over_ray import built
     from limbeck.cli.terminal import console
 
