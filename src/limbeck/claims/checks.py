@@ -66,10 +66,15 @@ def points(networks: Sequence[NetworkResult], task: TaskName) -> dict[int, float
 
 def above(result: ComparisonResult, arm: str, other: str, *, below: float = 0.0, where: str = "") -> Part:
     """An arm is above another one, or less than ``below`` points below it. ``where`` begins the sentence."""
-    first, second = scores(result, arm), scores(result, other)
     than = f"less than {below:g} point{'s' * (below != 1)} below" if below else "above"
-    differences = tuple(first[seed] - second[seed] + below for seed in sorted(first))
-    return Part(f"{where}{arm} is {than} {other}", differences)
+    return greater(scores(result, arm), scores(result, other), f"{where}{arm} is {than} {other}", below=below)
+
+
+def greater(
+    first: Mapping[int, float], second: Mapping[int, float], says: str, *, below: float = 0.0, unit: str = "points"
+) -> Part:
+    """Figures by seed are above others, or less than ``below`` below them."""
+    return Part(says, tuple(first[seed] - second[seed] + below for seed in sorted(first)), unit)
 
 
 def closer(middle: Mapping[int, float], near: Mapping[int, float], far: Mapping[int, float], says: str) -> Part:
