@@ -29,6 +29,7 @@ class Study:
     settings: tuple[str, ...]  # ``KEY=VALUE`` as of `--set`, at every scale
     paper: tuple[str, ...] = ()  # further ones at the scale ``paper``
     teacher: "Study | None" = None  # the study whose teacher this one has
+    fine_tunes: bool = False  # the student, which starts from this teacher, instead of learning from it
 
     def at(self, scale: Scale, *, data_root: Path | None = None, teacher: Path | None = None) -> Recipe:
         """The recipe at a scale; ``teacher`` is the file of the trained teacher of another study.
@@ -37,7 +38,10 @@ class Study:
             LimbeckError: the data or a file does not exist.
         """
         settings = [f"name={self.name}", *self.settings, *(self.paper if scale == "paper" else ())]
-        settings += [] if teacher is None else [f"teacher={json.dumps({'weights': [str(teacher)]})}"]
+        if teacher is not None and self.fine_tunes:
+            settings += ["teacher=null", "student.init=fine_tune", f"student.weights={json.dumps(str(teacher))}"]
+        elif teacher is not None:
+            settings.append(f"teacher={json.dumps({'weights': [str(teacher)]})}")
         settings += [] if data_root is None else [f"data.root={json.dumps(str(data_root))}"]
         allow = ("chance", "permuted", "input") if scale == "smoke" else ()  # its teachers are hardly trained
         recipe = read(bundled(self.recipe), overrides=settings, allow=allow, check_paths=True)
