@@ -267,6 +267,15 @@ def test_has_a_stage_of_the_hint_and_then_one_of_soft_targets():
     assert task.terms["hard"].weight == 1
 
 
+def test_hints_of_the_sections_have_a_regressor_each():
+    hint, _ = planned(hint="sections")
+    assert {name: term.reads for name, term in hint.terms.items()} == {
+        f"hint{number}": (Tap("student", f"stage{number}"), Tap("teacher", f"stage{number}")) for number in (1, 2, 3)
+    }
+    assert len({id(term.loss.connector) for term in hint.terms.values()}) == 3
+    assert list(planned(hint="sections", hint_epochs=0)[0].terms) == ["hard", "soft"]
+
+
 def test_the_hint_has_as_many_epochs_as_the_second_stage_unless_it_says():
     assert [stage.epochs for stage in planned(epochs=4)] == [4, 4]
     assert [stage.name for stage in planned(hint_epochs=0)] == ["kd"]
@@ -395,6 +404,7 @@ def test_is_planned_for_networks_without_maps():
         ({"hint_epochs": -1}, "hint_epochs is -1: it must be at least 0"),
         ({"lambda_start": float("nan")}, "lambda_start is nan: it must be at least 0"),
         ({"lambda_end": -1.0}, "lambda_end is -1.0: it must be at least 0"),
+        ({"hint": "sections", "hint_layer": "stage2"}, "leave out hint_layer and guided_layer"),
         ({"guided_layer": "stage9"}, "the student has no layer 'stage9'"),
         ({"activation": "maxout", "pieces": 1}, "pieces is 1"),
     ],

@@ -13,6 +13,7 @@ from limbeck.core import TARGETS, LimbeckError, Schedule, Setup, Stage, Sweep, T
 from limbeck.methods.about import EVERY_TASK, About, Paper
 from limbeck.methods.alone import hard_loss
 from limbeck.methods.kd import kd
+from limbeck.methods.reading import maps
 from limbeck.methods.shared import check_at_least, rated, stage_epochs
 from limbeck.schedules import linear
 
@@ -21,6 +22,7 @@ PAPER = Paper("Romero, Ballas, Kahou et al.", "FitNets: Hints for Thin Deep Nets
 Average = Literal["batch", "code", "elements"]
 Regressor = Literal["conv", "full", "upsample"]
 Activation = Literal["relu", "maxout", "none"]
+Hint = Literal["teacher", "sections", "labels"]
 
 _MOST_WEIGHTS = 2**25  # of a regressor that limbeck chooses
 
@@ -165,7 +167,7 @@ def fitnets(
     *,
     hint_layer: str = "",
     guided_layer: str = "",
-    hint: Literal["teacher", "labels"] = "teacher",
+    hint: Hint = "teacher",
     regressor: Literal["auto", "conv", "full", "upsample"] = "auto",
     activation: Literal["auto", "relu", "maxout", "none"] = "auto",
     pieces: int = 2,
@@ -196,8 +198,10 @@ def fitnets(
             the networks of the paper, name its choice: ``layer2`` of the maxout teachers, and as guided layer
             ``layer6``, ``layer6``, ``layer8`` or ``layer11`` of FitNets 1 to 4, which are after pooling.
         guided_layer: the student's guided layer, v_g; the default is the output of its middle section.
-        hint: "teacher" as published. "labels" trains the guided layers with the labels in the first stage, by a linear
-            classifier on the guided layer. It is for comparison: the authors report that it fails.
+        hint: "teacher" is one hint, as published. "sections" is a hint for each section of the networks, its last map,
+            with a regressor each; the losses are added up, as in the comparison of Yim et al. (2017). "labels" trains
+            the guided layers with the labels in the first stage, by a linear classifier on the guided layer. It is for
+            comparison: the authors report that it fails.
         regressor: "conv", the published one, is a convolution without padding. "upsample" first enlarges the guided map
             bilinearly. "full" is fully connected. "auto" is "conv" where possible, "upsample" where the hint map is
             larger than the guided map, and "full" from vectors to maps; tokens that are compared with maps are taken
@@ -232,13 +236,14 @@ def fitnets(
     numbers |= {"lambda_start": lambda_start, "lambda_end": lambda_end}
     for name, number in numbers.items():
         check_at_least(0, name, number)
-    student, teacher = guided_and_hint(setup, guided_layer, hint_layer)
+    pairs = _hints(setup, hint, guided_layer, hint_layer)
     if hint == "labels":
-        connector, notes = _classifier(setup, student)
-        target = Term(Through(connector, hard_loss), (student, TARGETS))
+        made = [_classifier(setup, pairs[0][0])]
+        targets = [Term(Through(made[0][0], hard_loss), (pairs[0][0], TARGETS))]
     else:
-        connector, notes = _connector(setup, student, teacher, regressor, activation, pieces)
-        target = Term(Through(connector, partial(hint_loss, average=average)), (student, teacher))
+        made = [_connector(setup, *pair, regressor, activation, pieces) for pair in pairs]
+        loss = partial(hint_loss, average=average)
+        targets = [Term(Through(one, loss), pair) for (one, _), pair in zip(made, pairs, strict=True)]
     if anneal == "code" and not 0 <= anneal_from < anneal_until:
         raise LimbeckError(f"anneal_from is {anneal_from} and anneal_until {anneal_until}: anneal_from must be smaller")
     soft = (
@@ -247,23 +252,34 @@ def fitnets(
         else annealed(lambda_start, lambda_end, begin_epoch=anneal_from, end_epoch=anneal_until, epochs=setup.epochs)
     )
     convolutions = _convolutions(setup.module("student", ""), conv_rate)
+    names = [f"hint{number}" for number in range(1, len(pairs) + 1)] if hint == "sections" else ["hint"]
     first = Stage(
         "hint",
-        {"hint": target},
+        dict(zip(names, targets, strict=True)),
         hinting,
         rated(setup.optimizer, convolutions),
         lambda progress: hint_rate * setup.schedule(progress),
-        notes=notes,
+        notes=tuple(note for _, notes in made for note in notes),
     )
-    below = setup.below(student) if guided_rate != 1 else ()
+    below = setup.below(pairs[-1][0]) if guided_rate != 1 else ()
     guided = {one: guided_rate * convolutions.get(one, 1.0) for one in below}
     setup = replace(setup, optimizer=rated(setup.optimizer, convolutions | guided))
     (task,) = kd(setup, temperature=temperature, hard=hard, soft=soft, temperature_squared=False)
     stages = (first, task) if first.epochs else (task,)
     if init == "paper":
-        _uniform(connector, 0.05)
+        for connector, _ in made:
+            _uniform(connector, 0.05)
         stages = (replace(stages[0], prepare=partial(_restart, setup.module("student", ""))), *stages[1:])
     return stages
+
+
+def _hints(setup: Setup, hint: Hint, guided_layer: str, hint_layer: str) -> list[tuple[Tap, Tap]]:
+    """The pairs of guided layer and hint, shallow to deep."""
+    if hint != "sections":
+        return [guided_and_hint(setup, guided_layer, hint_layer)]
+    if guided_layer or hint_layer:
+        raise LimbeckError("hint: sections has a hint for each section: leave out hint_layer and guided_layer")
+    return maps(setup, method="fitnets")
 
 
 def guided_and_hint(setup: Setup, guided_layer: str, hint_layer: str) -> tuple[Tap, Tap]:
