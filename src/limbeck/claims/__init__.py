@@ -5,10 +5,14 @@ from collections.abc import Mapping, Sequence
 from limbeck.claims.claim import Claim, System
 from limbeck.claims.class_distance import CLASS_DISTANCE_2017
 from limbeck.claims.fitnets import FITNETS_2015
+from limbeck.claims.fsp import FSP_2017
 from limbeck.claims.hinton import HINTON_2015
+from limbeck.claims.srrl import SRRL_2021
 from limbeck.errors import LimbeckError, nearest
 
-SYSTEMS: Mapping[str, System] = {system.name: system for system in (CLASS_DISTANCE_2017, FITNETS_2015, HINTON_2015)}
+SYSTEMS: Mapping[str, System] = {
+    system.name: system for system in (CLASS_DISTANCE_2017, FITNETS_2015, FSP_2017, SRRL_2021, HINTON_2015)
+}
 
 
 def chosen(names: Sequence[str]) -> list[tuple[System, Claim]]:
