@@ -51,7 +51,7 @@ def test_a_claim_holds_if_all_its_parts_hold():
 def results_of(name, accuracies, bias=None, taught=None, kl=None):
     """What the tests of claims read of a comparison of 5 seeds: accuracies with a little variation.
 
-    ``taught`` has the accuracy and the scatter of the teacher that an arm trains, ``kl`` the KL from the teacher by arm.
+    ``taught`` has the accuracy and the scatter of the teacher that an arm trains, ``kl`` the KL to the teacher by arm.
     """
 
     def network(arm, seed):

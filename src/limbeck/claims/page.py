@@ -23,8 +23,8 @@ HEAD = """\
 - `--scale smoke` shows that everything runs. Its verdicts mean nothing.
 - `--scale cpu` takes about an hour for a claim on two cores (estimated). Networks, data or schedules are smaller than
   those of the papers, so orders can be compared, but not levels.
-- `--scale paper` is for a GPU. It has the data of the paper, with three exceptions: B7 has CIFAR-10 instead of faces, C7
-  classes of CIFAR-10 instead of ImageNet and CUB-200, and E5 MNIST instead of speech. E2 and E3 hold out 10,000
+- `--scale paper` is for a GPU. It has the data of the paper, with three exceptions: B7 has CIFAR-10 instead of faces,
+  C7 classes of CIFAR-10 instead of ImageNet and CUB-200, and E5 MNIST instead of speech. E2 and E3 hold out 10,000
   training images to choose the bias. The teacher was trained on them, because other claims share it. Hinton et al. give
   no number of epochs; on MNIST it is 3,000 for the teacher and 1,000 for the students. No settings of Kim and Kim were
   found, so those of A1 to A5 are limbeck's. D1 to D7 have the schedule of the authors' later code.

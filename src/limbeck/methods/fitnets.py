@@ -150,7 +150,12 @@ def annealed(start: float, end: float, *, begin_epoch: int, end_epoch: int, epoc
 
     It is ``start`` before ``begin_epoch``, then ``start - step * (epoch - begin_epoch + 1)`` with
     ``step = (start - end) / (end_epoch - begin_epoch + 1)``, and ``end`` from ``end_epoch`` on. It is never below 0.
+
+    Raises:
+        LimbeckError: ``begin_epoch``, the option ``anneal_from``, is negative or not below ``end_epoch``.
     """
+    if not 0 <= begin_epoch < end_epoch:
+        raise LimbeckError(f"anneal_from is {begin_epoch} and anneal_until {end_epoch}: anneal_from must be smaller")
     step = (start - end) / (end_epoch - begin_epoch + 1)
 
     def value(progress: float) -> float:
@@ -237,49 +242,42 @@ def fitnets(
     for name, number in numbers.items():
         check_at_least(0, name, number)
     pairs = _hints(setup, hint, guided_layer, hint_layer)
-    if hint == "labels":
-        made = [_classifier(setup, pairs[0][0])]
-        targets = [Term(Through(made[0][0], hard_loss), (pairs[0][0], TARGETS))]
-    else:
-        made = [_connector(setup, *pair, regressor, activation, pieces) for pair in pairs]
-        loss = partial(hint_loss, average=average)
-        targets = [Term(Through(one, loss), pair) for (one, _), pair in zip(made, pairs, strict=True)]
-    if anneal == "code" and not 0 <= anneal_from < anneal_until:
-        raise LimbeckError(f"anneal_from is {anneal_from} and anneal_until {anneal_until}: anneal_from must be smaller")
+    guided = [*pairs.values()][-1][0]  # the deepest
+    made = {one: _loss(setup, *pair, regressor, activation, pieces, average) for one, pair in pairs.items()}
     soft = (
         linear(start=lambda_start, end=lambda_end)
         if anneal == "linear"
         else annealed(lambda_start, lambda_end, begin_epoch=anneal_from, end_epoch=anneal_until, epochs=setup.epochs)
     )
     convolutions = _convolutions(setup.module("student", ""), conv_rate)
-    names = [f"hint{number}" for number in range(1, len(pairs) + 1)] if hint == "sections" else ["hint"]
     first = Stage(
         "hint",
-        dict(zip(names, targets, strict=True)),
+        {name: Term(loss, pairs[name]) for name, (loss, _) in made.items()},
         hinting,
         rated(setup.optimizer, convolutions),
         lambda progress: hint_rate * setup.schedule(progress),
-        notes=tuple(note for _, notes in made for note in notes),
+        notes=tuple(note for _, notes in made.values() for note in notes),
     )
-    below = setup.below(pairs[-1][0]) if guided_rate != 1 else ()
-    guided = {one: guided_rate * convolutions.get(one, 1.0) for one in below}
-    setup = replace(setup, optimizer=rated(setup.optimizer, convolutions | guided))
+    below = setup.below(guided) if guided_rate != 1 else ()
+    slower = {one: guided_rate * convolutions.get(one, 1.0) for one in below}
+    setup = replace(setup, optimizer=rated(setup.optimizer, convolutions | slower))
     (task,) = kd(setup, temperature=temperature, hard=hard, soft=soft, temperature_squared=False)
     stages = (first, task) if first.epochs else (task,)
     if init == "paper":
-        for connector, _ in made:
-            _uniform(connector, 0.05)
+        for loss, _ in made.values():
+            _uniform(loss, 0.05)
         stages = (replace(stages[0], prepare=partial(_restart, setup.module("student", ""))), *stages[1:])
     return stages
 
 
-def _hints(setup: Setup, hint: Hint, guided_layer: str, hint_layer: str) -> list[tuple[Tap, Tap]]:
-    """The pairs of guided layer and hint, shallow to deep."""
-    if hint != "sections":
-        return [guided_and_hint(setup, guided_layer, hint_layer)]
-    if guided_layer or hint_layer:
+def _hints(setup: Setup, hint: Hint, guided_layer: str, hint_layer: str) -> dict[str, tuple[Tap, Tap]]:
+    """The pairs of guided layer and hint, or targets, by the names of their terms, shallow to deep."""
+    if hint == "sections" and (guided_layer or hint_layer):
         raise LimbeckError("hint: sections has a hint for each section: leave out hint_layer and guided_layer")
-    return maps(setup, method="fitnets")
+    if hint == "sections":
+        return {f"hint{number}": pair for number, pair in enumerate(maps(setup, method="fitnets"), start=1)}
+    guided, teacher = guided_and_hint(setup, guided_layer, hint_layer)
+    return {"hint": (guided, TARGETS if hint == "labels" else teacher)}
 
 
 def guided_and_hint(setup: Setup, guided_layer: str, hint_layer: str) -> tuple[Tap, Tap]:
@@ -301,24 +299,28 @@ def middle(setup: Setup, network: str) -> Tap:
     return places[(len(places) - 1) // 2]
 
 
-def _connector(
+def _loss(
     setup: Setup,
     guided: Tap,
     hint: Tap,
     kind: Literal["auto", "conv", "full", "upsample"],
     activation: Literal["auto", "relu", "maxout", "none"],
     pieces: int,
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """The regressor, and notes on it."""
+    average: Average,
+) -> tuple[Through, tuple[str, ...]]:
+    """The loss of a guided layer, through a regressor to its hint or through a classifier to targets, and notes."""
+    if hint == TARGETS:
+        return Through(_classifier(setup, guided), hard_loss), ()
     own, pieces = (activation, pieces) if activation != "auto" else _own_activation(setup, hint, pieces)
     shapes = setup.shape(guided), setup.shape(hint)
     fit = fitting(*shapes) if kind == "auto" else Fit(kind, *shapes)
     connector = regressor(fit.source, fit.target, kind=fit.kind, activation=own, pieces=pieces)
-    return connector if fit.source == shapes[0] else nn.Sequential(AsMap(), connector), fit.notes
+    connector = connector if fit.source == shapes[0] else nn.Sequential(AsMap(), connector)
+    return Through(connector, partial(hint_loss, average=average)), fit.notes
 
 
-def _classifier(setup: Setup, guided: Tap) -> tuple[nn.Module, tuple[str, ...]]:
-    """A linear classifier on the guided layer, and no notes.
+def _classifier(setup: Setup, guided: Tap) -> nn.Module:
+    """A linear classifier on the guided layer.
 
     Raises:
         LimbeckError: the task is not classification, or it would have more than 2**25 weights.
@@ -327,7 +329,7 @@ def _classifier(setup: Setup, guided: Tap) -> tuple[nn.Module, tuple[str, ...]]:
         raise LimbeckError("hint: labels is for classification: write hint: teacher")
     shape = setup.shape(guided)
     check_weights(math.prod(shape) * setup.classes, f"fitnets: hint: labels, and the guided layer gives {shape}")
-    return regressor(shape, (setup.classes,), kind="full", activation="none"), ()
+    return regressor(shape, (setup.classes,), kind="full", activation="none")
 
 
 def _own_activation(setup: Setup, hint: Tap, pieces: int) -> tuple[Activation, int]:
