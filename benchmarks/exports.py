@@ -105,7 +105,7 @@ def _cells(network: nn.Module, data: Data, to: str, precision: Precision) -> tup
     size = f"{results.bytes / 1000:,.0f}"
     if results.parity is None or results.exported is None:
         return "not run", "not run", "not run", size, "not run"
-    decisions, accuracy = 100 * results.parity.agreement, 100 * results.exported
+    decisions, accuracy = 100 * (results.parity.agreement or 0.0), 100 * results.exported
     ratio = results.latency["file"].median_ms / results.latency["student"].median_ms
     return f"{results.parity.relative:.0e}", f"{decisions:.1f}", f"{accuracy:.1f}", size, f"{ratio:.2f}"
 

@@ -15,6 +15,7 @@ from limbeck.cli.reporting import reporting
 if TYPE_CHECKING:
     from limbeck.claims.claim import Scale, Study
     from limbeck.comparison.results import ComparisonResult
+    from limbeck.data import Data
 
 Claims = Annotated[list[str] | None, typer.Argument(help="Such as E1; all claims of a paper, such as hinton; or all.")]
 _SCALES = "smoke; cpu, about an hour for a claim on two cores (estimated); or paper, for a GPU."
@@ -70,9 +71,10 @@ def _measure(names: list[str], scale: "Scale", out: Path, data_root: Path | None
     for study in studies:  # a wrong path is told before anything is trained
         study.at(scale, data_root=data_root)
     results: dict[str, ComparisonResult] = {}
+    loaded: dict[str, Data] = {}
     for system, claim in selected:
         for study in claim.studies:
-            _train(study, scale, out, data_root, results)
+            _train(study, scale, out, data_root, results, loaded)
         row = row_of(claim, scale, results)
         add(out, system, row)
         console().print(f"{claim.name}: {row.verdict}", style="bold", soft_wrap=True)
@@ -88,9 +90,17 @@ def _needed(study: "Study") -> Iterator["Study"]:
 
 
 def _train(
-    study: "Study", scale: "Scale", out: Path, data_root: Path | None, results: dict[str, "ComparisonResult"]
+    study: "Study",
+    scale: "Scale",
+    out: Path,
+    data_root: Path | None,
+    results: dict[str, "ComparisonResult"],
+    loaded: dict[str, "Data"],
 ) -> None:
-    """Add the result of a study to ``results``, and those of the studies that it needs."""
+    """Add the result of a study to ``results``, and those of the studies that it needs.
+
+    ``loaded`` keeps the data of the last study for the next one, which often has the same.
+    """
     from limbeck.cli.progress import reading, show_sweep
     from limbeck.cli.terminal import console
     from limbeck.comparison.sweep import Sweep
@@ -102,8 +112,11 @@ def _train(
         screen, folder = console(), out / scale
         teacher = None if one.teacher is None else folder / one.teacher.name / TEACHER
         recipe = one.at(scale, data_root=data_root, teacher=teacher)
+        same = f"{recipe.data!r} {recipe.task!r}"
         with reading(screen) as progress:
-            sweep = Sweep(recipe, folder / one.name, progress=progress)
+            sweep = Sweep(recipe, folder / one.name, progress=progress, data=loaded.get(same))
+        loaded.clear()
+        loaded[same] = sweep.experiment.data
         with threads_for(sweep.experiment.macs):
             show_sweep(sweep, screen)
             results[one.name] = sweep.conclude()

@@ -23,7 +23,7 @@ from limbeck.comparison.results import (
     headline_of,
     scores_of,
 )
-from limbeck.data import Progress
+from limbeck.data import Data, Progress
 from limbeck.errors import LimbeckError
 from limbeck.evaluate import Latency
 from limbeck.experiment.arms import block_of, members_of, teacher_of
@@ -57,6 +57,7 @@ class Sweep:
         trust_code: as for `Experiment`.
         given: as for `Experiment`.
         progress: as for `Experiment`.
+        data: as for `Experiment`.
 
     Attributes:
         experiment: the networks and the data. diverged: the errors of the students that `run` could not train.
@@ -73,10 +74,11 @@ class Sweep:
         trust_code: bool = False,
         given: Given | None = None,
         progress: Progress | None = None,
+        data: Data | None = None,
     ) -> None:
         used = as_compared(recipe)
         self.experiment = Experiment(
-            used, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress
+            used, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress, data=data
         )
         self._path = folder
         self.diverged: list[Diverged] = []

@@ -72,6 +72,7 @@ class Experiment:
             outputs, if they are stored.
         progress: is called while the data is read, see `limbeck.data.load`.
         processes: that train the networks together.
+        data: of the recipe, from another `Experiment` with the same data and task, which is then not read again.
 
     Attributes:
         recipe: with all that `auto` stands for decided. data: its splits. engine: where it runs. macs: of one sample
@@ -97,6 +98,7 @@ class Experiment:
         keep: Keep = "run",
         progress: Progress | None = None,
         processes: Processes = ONE,
+        data: Data | None = None,
     ) -> None:
         self.recipe = with_absolute_paths(recipe) if given is None else recipe
         if keep != "memory":  # before the data is read
@@ -104,7 +106,7 @@ class Experiment:
             old = resume or overwrite
             check_folder(folder, resume=old, data=Path(place) if place else None, compares=keep == "trials")
         with processes.one_by_one():  # the first one downloads
-            self.data = _loaded(recipe, progress) if given is None else given.data
+            self.data = data or (_loaded(recipe, progress) if given is None else given.data)
         source = given.networks if given else NetworkFactory(self.recipe, self.data, trust_code=trust_code)
         self.factory = Prepared(source, self.recipe, self.data)
         self._given, self._keep, self._processes = given, keep, processes
