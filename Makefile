@@ -11,17 +11,19 @@ setup: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "limbeck needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	@echo 'installing into .venv: a few minutes, and up to 6 GB where PyTorch comes with CUDA'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup
 	$(BIN)/limbeck demo
 
+# The tests of a file run in one process, so that what they share is made once; tests/conftest.py puts the longest first.
 test: setup
-	$(BIN)/python -m pytest -n 2 --cov --cov-report= $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report= $(TESTS)
 
 # What CI runs; `make test` comes first, for coverage reads what it left.
-check: test lint types coverage wheel docs
+check: test
+	$(MAKE) -j 2 lint types coverage wheel docs
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -7,6 +7,34 @@ import torch
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
+LONGEST = "tests/test_conformance.py"
+UNCOUNTED = (
+    f"{LONGEST}::test_finds_its_layers",
+    f"{LONGEST}::test_reads_frozen_networks",
+    f"{LONGEST}::test_resumes",
+    f"{LONGEST}::test_runs_from_a_recipe",
+    f"{LONGEST}::test_same_seed",
+    f"{LONGEST}::test_trains_with_single_samples",
+    f"{LONGEST}::test_works_in_bf16",
+    "tests/exports/test_export.py",
+    "tests/fuzz/",
+    "tests/how_to/",
+    "tests/models/test_zoo.py",
+    "tests/speed/",
+    "tests/tasks/test_demonstrations.py",
+    "tests/tasks/test_task_conformance.py",
+    "tests/test_any_network.py",
+    "tests/test_docs.py",
+)
+"""Tests in which coverage is not measured: that takes up to 40 % of their time, and others run the same lines."""
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file comes first: of two processes, one would otherwise wait for it at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    for item in items:
+        if item.nodeid.startswith(UNCOUNTED):
+            item.add_marker("no_cover")
 
 
 @pytest.fixture(autouse=True)

@@ -140,54 +140,58 @@ def test_the_version_is_told():
     assert limbeck_does("--version") == f"limbeck {limbeck.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", ["'--help'", "'run', '--help'", "'--version'"])
-def test_help_does_not_wait_for_torch(arguments):
-    program = f"""
-import sys
-from limbeck.cli import app
-try:
-    app([{arguments}])
-except SystemExit as end:
-    assert end.code == 0, end.code
-slow = sorted({{"torch", "numpy", "sklearn", "timm"}} & set(sys.modules))
-assert not slow, slow
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "'run', 'recipe.yaml', '--set', 'train.epoch=3'",
-        "'run', 'recipe.yaml', '--set', 'train.epochs'",
-        "'run', 'recipe.yaml', '--allow', 'chanc'",
-        "'run', 'recipe.yaml', '--set', 'teacher.weights=none.pt', '--set', 'teacher.train=null'",
-        "'run', 'recipe.yaml', '--set', 'student.model=timn:resnet18'",
-        "'run', 'recipe.yaml', '--resume', '--overwrite'",
-        "'run', 'recpe.yaml'",
-        "'tune', 'recipe.yaml', '--method', 'srr'",
-        "'plan', 'recipe.yaml', '--set', 'train.epoch=3'",
-        "'run', 'digit_kd'",
-        "'cache', 'build', 'recipe.yaml', '--set', 'method=dk'",
-        "'cache', 'verify', 'recipe.yaml', '--set', 'method=dk'",
-        "'cache', 'info', 'recipe.yaml', '--set', 'method=dk'",
-    ],
+HELP = ("--help", "run --help", "--version")
+MISTAKES = (
+    "run recipe.yaml --set train.epoch=3",
+    "run recipe.yaml --set train.epochs",
+    "run recipe.yaml --allow chanc",
+    "run recipe.yaml --set teacher.weights=none.pt --set teacher.train=null",
+    "run recipe.yaml --set student.model=timn:resnet18",
+    "run recipe.yaml --resume --overwrite",
+    "run recpe.yaml",
+    "tune recipe.yaml --method srr",
+    "plan recipe.yaml --set train.epoch=3",
+    "run digit_kd",
+    "cache build recipe.yaml --set method=dk",
+    "cache verify recipe.yaml --set method=dk",
+    "cache info recipe.yaml --set method=dk",
 )
-def test_a_mistake_in_a_recipe_is_told_before_torch_is_imported(arguments):
-    program = f"""
-import sys
+WITHOUT_TORCH = """
+import contextlib, io, json, sys
 from limbeck.cli import app
-try:
-    app([{arguments}])
-except SystemExit as end:
-    assert end.code == 2, end.code
-slow = sorted({{"torch", "numpy", "sklearn", "timm", "PIL"}} & set(sys.modules))
-assert not slow, slow
+for command in sys.argv[1:]:
+    code = None
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            app(command.split())
+        except SystemExit as end:
+            code = end.code
+    slow = sorted({"torch", "numpy", "sklearn", "timm", "PIL"} & set(sys.modules))
+    print(json.dumps([command, code, errors.getvalue(), slow]))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("error: ")
+
+
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory):
+    """Exit code, errors and slow imports of each command so far: one process runs all of them."""
+    folder = tmp_path_factory.mktemp("without_torch")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    command = [sys.executable, "-c", WITHOUT_TORCH, *HELP, *MISTAKES]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
+    return {command: rest for command, *rest in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_does_not_wait_for_torch(command, without_torch):
+    code, _, slow = without_torch[command]
+    assert (code, slow) == (0, [])
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_in_a_recipe_is_told_before_torch_is_imported(command, without_torch):
+    code, errors, slow = without_torch[command]
+    assert (code, slow) == (2, [])
+    assert errors.startswith("error: ")
 
 
 def test_a_terminal_shows_that_pytorch_is_loaded_to_look_up_a_network(monkeypatch):

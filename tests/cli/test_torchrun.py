@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from typer import Exit
+from typer.testing import CliRunner
 
+from limbeck.cli import app
 from limbeck.cli.reporting import reporting
 from limbeck.experiment.results import read as read_result
 from limbeck.experiment.run import Experiment
@@ -167,8 +169,8 @@ def test_a_process_ends_when_torchrun_is_killed():
     launcher.communicate(timeout=60)  # until the process has ended, too
 
 
-def test_only_run_takes_several_processes(tmp_path):
-    asked = [sys.executable, "-m", "limbeck", "compare", "digits_kd"]
-    ended = subprocess.run(asked, env=environment() | {"WORLD_SIZE": "2", "RANK": "0"}, capture_output=True, text=True)
-    assert ended.returncode == 2
+def test_only_run_takes_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ended = CliRunner().invoke(app, ["compare", "digits_kd"])
+    assert ended.exit_code == 2
     assert "torchrun ... -m limbeck run RECIPE" in ended.stderr
