@@ -71,6 +71,14 @@ def test_reads_an_input_that_is_passed_by_keyword():
     assert torch.equal(values[Tap("student", "head", "input")], torch.full((2, 3), 2.0))
 
 
+def test_a_loss_may_run_a_tapped_layer_again():
+    network = Block()
+    with Taps({"student": network}, [Tap("student", "head", "input")]) as tapped:
+        tapped.read(batch())
+        for _ in range(2):  # outside of `read`, this is not one more run in the same forward
+            assert network.head(torch.randn(2, 4)).shape == (2, 5)
+
+
 def test_only_what_learns_gets_a_graph():
     networks = {"student": Block(), "teacher": Block()}
     with Taps(networks, [Tap("student"), Tap("teacher")], learns=["student"]) as tapped:

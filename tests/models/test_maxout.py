@@ -24,6 +24,7 @@ def test_maxout_is_the_largest_of_a_channels_pieces(pieces, places):
         [torch.stack([inputs[:, c * pieces + p] for p in range(pieces)]).max(0).values for c in range(3)], 1
     )
     assert torch.equal(Maxout(pieces)(inputs), expected)
+    assert str(Maxout(pieces)) == f"Maxout(pieces={pieces})"
 
 
 def test_maxout_passes_the_gradient_to_the_largest_piece_alone():
