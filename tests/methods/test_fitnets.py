@@ -331,6 +331,12 @@ def test_labels_as_hints_train_the_guided_layers_by_a_classifier():
     assert term.loss.connector[1].weight.abs().max() <= 0.05
 
 
+def test_labels_as_hints_need_no_layer_of_the_teacher():
+    teacher = nn.Sequential(nn.Conv2d(3, 4, 16), nn.Flatten(), nn.LogSoftmax(dim=1))  # without a linear classifier
+    hint, _ = planned(hint="labels", nets=networks() | {"teacher": teacher})
+    assert [str(tap) for tap in hint.terms["hint"].reads] == ["student.stage2", "batch.targets"]
+
+
 def test_the_second_stage_trains_the_whole_student_without_the_regressor():
     nets = networks()
     stages = planned(nets=nets, epochs=2)
@@ -405,6 +411,7 @@ def test_is_planned_for_networks_without_maps():
         ({"lambda_start": float("nan")}, "lambda_start is nan: it must be at least 0"),
         ({"lambda_end": -1.0}, "lambda_end is -1.0: it must be at least 0"),
         ({"hint": "sections", "hint_layer": "stage2"}, "leave out hint_layer and guided_layer"),
+        ({"hint": "labels", "hint_layer": "stage2"}, "hint: labels reads no layer of the teacher"),
         ({"guided_layer": "stage9"}, "the student has no layer 'stage9'"),
         ({"activation": "maxout", "pieces": 1}, "pieces is 1"),
     ],
@@ -416,7 +423,7 @@ def test_what_cannot_be_is_refused(options, message):
 
 def test_labels_as_hints_are_refused_for_other_tasks():
     numbers = arrays(torch.rand(8, 3, 16, 16), torch.rand(8, 4), task="regression")
-    with pytest.raises(LimbeckError, match="hint: labels is for classification"):
+    with pytest.raises(LimbeckError, match="hint: labels needs the cross-entropy of classes"):
         plan(partial(fitnets, hint="labels"), networks(), numbers, training())
 
 

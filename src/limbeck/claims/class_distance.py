@@ -6,23 +6,23 @@ seed: ``class_distance`` with the class-distance loss, and ``cross-entropy`` for
 In the paper, the teacher is trained with the loss from the start.
 
 In A3, the networks learn some of CIFAR-10's classes but are tested on all, so accuracies are divided by the share of
-the classes. The number of training steps does not depend on the number of classes. The paper's many classes are those
-of other data; here 10 are many.
+the classes. The number of training steps is about the same for 2 and 10 classes. The paper's many classes are those of
+other data; here 10 are many.
 
 The schedules of ``cpu`` were not tuned. In a trial with 5,000 images, a teacher of 12 epochs reached 49.5 % on the
 validation split, so the images were doubled and the epochs raised to 20.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from limbeck.claims.checks import Part, above, closer, points, scores
-from limbeck.claims.claim import Claim, Curve, Results, Study, System
+from limbeck.claims.checks import Part, above, closer, greater, points, scores
+from limbeck.claims.claim import Claim, Results, Study, System
 from limbeck.comparison.results import ComparisonResult
-from limbeck.experiment.results import NetworkResult, spread
+from limbeck.experiment.results import NetworkResult
 from limbeck.methods.class_distance import PAPER
 
 _CPU = "batch_size: 64, optimizer: {name: adam, lr: 2e-3}, augment: {crop: 2, flip: true}"
-_PAPER = (  # of He et al. for these networks: 64,000 steps
+_PAPER = (  # of He et al. for these networks: 64,064 steps of 45,000 images
     "batch_size: 128, optimizer: {name: sgd, lr: 0.1, weight_decay: 1e-4}, augment: {crop: 4, flip: true}, "
     "schedule: {name: steps, at: [0.5, 0.75]}"
 )
@@ -49,13 +49,19 @@ def _with_classes(count: int) -> Study:
             *_training(_CPU, (20, 10, 12), count),
         ),
         (
-            *("data.limit=null", "data.size=null", "teacher.model=resnet26", "student.model=resnet14"),
+            *(
+                "data.limit=null",
+                "data.validation=5000",
+                "data.size=null",
+                "teacher.model=resnet26",
+                "student.model=resnet14",
+            ),
             *_training(_PAPER, (182, 182, 182), count),
         ),
     )
 
 
-STUDIES = {count: _with_classes(count) for count in (2, 5, 10)}
+STUDIES = {count: _with_classes(count) for count in (2, 10)}
 TEN = STUDIES[10]
 
 
@@ -72,6 +78,7 @@ def _close(results: Results) -> Iterator[Part]:
     result = results[TEN.name]
     student, alone = scores(result, "class_distance"), scores(result, "alone")
     large = points(_teachers(result, "cross-entropy"), result.task)
+    yield greater(large, alone, "the large network is above alone")
     yield closer(student, large, alone, "class_distance is closer to the large network than to alone")
     differences = tuple(student[seed] - large[seed] + 1 for seed in sorted(student))
     yield Part("class_distance is less than 1 point below the large network", differences)
@@ -84,14 +91,11 @@ def _removed(results: Results, classes: int) -> tuple[float, ...]:
     return tuple(100 * (found[seed] - plain[seed]) / (10 * classes - plain[seed]) for seed in sorted(found))
 
 
-def _by_classes(results: Results) -> dict[str, Sequence[tuple[float, float]]]:
-    return {"class_distance": [(count, spread(_removed(results, count)).mean) for count in STUDIES]}
-
-
-def _few_classes(results: Results) -> list[Part]:
-    pairs = zip(_removed(results, 2), _removed(results, 10), strict=True)
+def _few_classes(results: Results) -> Iterator[Part]:
+    few, many = _removed(results, 2), _removed(results, 10)
+    yield Part("with 2 classes, class distance removes errors", few, "% of the errors")
     says = "class distance removes a larger share of the errors with 2 classes than with 10"
-    return [Part(says, tuple(few - many for few, many in pairs), "% of the errors")]
+    yield Part(says, tuple(one - other for one, other in zip(few, many, strict=True)), "% of the errors")
 
 
 def _dense(results: Results) -> list[Part]:
@@ -129,11 +133,10 @@ CLASS_DISTANCE_2017 = System(
         ),
         Claim(
             "A3",
-            "The more classes, the smaller the gain from class distance.",
+            "With 2 classes, the gain from class distance is larger than with 10.",
             "no figures found",
             _few_classes,
             tuple(STUDIES.values()),
-            Curve("classes", "% fewer errors than with cross-entropy", _by_classes),
         ),
         Claim(
             "A4",

@@ -4,8 +4,9 @@ At the scale ``cpu``: 10,000 training images, Adam and a cosine in both stages. 
 64,000, is 10 of 30 epochs, and the FSP stage has 5 epochs; C1 to C3 have ResNet-14 instead of ResNet-26. C6 has 24
 epochs after 8 of the FSP stage, also for hints, which have more in the paper (35,000 and 21,000 iterations).
 
-At the scale ``paper``, iterations are epochs of 390 batches of 128, and all stages of a student have the steps of its
-last one. C7 has no data of the paper at any scale: its teacher learned classes 0 to 4 of CIFAR-10, and its students
+At the scale ``paper``, iterations are epochs of 391 batches of 128. In C1 to C6, all stages of a student have the steps
+of its last one. In C7, the first stage has 70 % of the epochs of the last (21,000 of 30,000 iterations in the paper).
+C7 has no data of the paper at any scale: its teacher learned classes 0 to 4 of CIFAR-10, and its students
 learn classes 5 to 9 from 200 images each. The test split has all ten, so at most 50 % can be right.
 
 These epochs were fixed before any run of the studies, from validation accuracies of ``limbeck compare
@@ -20,7 +21,8 @@ from limbeck.claims.checks import Part, above, greater, scores
 from limbeck.claims.claim import Claim, Curve, Results, Study, System
 from limbeck.methods.fsp import PAPER
 
-_SEEDS = ("seeds=[0, 1, 2, 3, 4]", "precision=bf16")  # with auto, studies that are compared could differ
+_SEEDS = ("seeds=[0, 1, 2, 3, 4]", "precision=bf16")
+# bf16, not auto: all studies alike; estimated on a CPU with AMX, slower without bf16 units
 
 
 def _sgd(place: str, epochs: int, steps: str) -> tuple[str, ...]:
@@ -95,11 +97,11 @@ OTHER_CLASSES = Study(
         *("student.model=fsp_resnet8", "train.epochs=1", "methods=[alone]", "seeds=[0]"),  # only its teacher is used
         *("data.limit=null", "precision=bf16"),
     ),
-    _TEACHER,
+    (*_TEACHER, "precision=32"),
 )
 
 _FEW = ("data.limit=2000", "train.exclude=[0, 1, 2, 3, 4]", "train.epochs=40", *_SEEDS)
-_FEW_PAPER = _sgd("train", 300, "[0.333, 0.667]")
+_FEW_PAPER = (*_sgd("train", 300, "[0.333, 0.667]"), "precision=32")
 
 CROSS_TASK = Study(
     "fsp_cross_task",
@@ -109,7 +111,11 @@ CROSS_TASK = Study(
         "methods=[{name: fsp, fsp_epochs: 28, fsp_rate: 1}, "
         "{name: fitnets, hint_epochs: 28, lambda_start: 0, lambda_end: 0}]",
     ),
-    _FEW_PAPER,
+    (
+        *_FEW_PAPER,
+        "methods=[{name: fsp, fsp_epochs: 210, fsp_rate: 1}, "
+        "{name: fitnets, hint_epochs: 210, lambda_start: 0, lambda_end: 0}]",
+    ),
     OTHER_CLASSES,
 )
 
@@ -123,20 +129,7 @@ FINE_TUNED = Study(
 )
 
 
-def _times(_: Results) -> Iterator[Part]:
-    """Three networks at the paper's seconds per 100 iterations."""
-    task, fsp, stored = 0.16, 0.35, 0.19
-    teachers, students = 3 * 64_000 * task / 3600, (21_000 * fsp + 3 * 21_000 * task) / 3600
-    says = f"three teachers take {teachers:.2f} h (the paper: 8.6), three students with one FSP stage {students:.2f} h"
-    yield Part(says, fact=(round(teachers, 2), round(students, 2)) == (8.53, 4.84))
-    common, own = 21_000 * stored + 3 * 21_000 * task, 3 * 21_000 * (stored + task)
-    ratios = [3600 * teachers / seconds for seconds in (common, own)]
-    says = "with stored FSP matrices, the students are {:.2f} times as fast, and {:.2f} times with an FSP stage each"
-    yield Part(says.format(*ratios), fact=[round(ratio, 2) for ratio in ratios] == [2.18, 1.39])
-
-
 def _fast(results: Results) -> Iterator[Part]:
-    yield from _times(results)
     fast, whole = (scores(results[name], arm) for name, arm in (("fsp_fast", "fsp"), ("fsp_whole", "alone")))
     yield greater(fast, whole, "fsp is less than 0.5 points below alone with all iterations", below=0.5)
 
@@ -181,7 +174,8 @@ FSP_2017 = System(
         Claim(
             "C1",
             "After an FSP stage, a network needs a third of the iterations to be as good as one trained without it.",
-            "ResNet-26: 92.14 % after 21,000 + 21,000 iterations, 91.75 % after 64,000 without FSP; 8.6 and 4.84 h",
+            "ResNet-26: 92.14 % after 21,000 + 21,000 iterations, 91.75 % after 64,000 without FSP; "
+            "three networks: 8.6 h without FSP, 4.84 h with it",
             _fast,
             (FAST, FASTER, WHOLE),
             Curve("epochs of all stages", "test accuracy in %", _by_epochs),

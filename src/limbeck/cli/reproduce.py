@@ -113,9 +113,10 @@ def _train(
         teacher = None if one.teacher is None else folder / one.teacher.name / TEACHER
         recipe = one.at(scale, data_root=data_root, teacher=teacher)
         same = f"{recipe.data!r} {recipe.task!r}"
+        data = loaded.get(same)
+        loaded.clear()  # before other data is read
         with reading(screen) as progress:
-            sweep = Sweep(recipe, folder / one.name, progress=progress, data=loaded.get(same))
-        loaded.clear()
+            sweep = Sweep(recipe, folder / one.name, progress=progress, data=data)
         loaded[same] = sweep.experiment.data
         with threads_for(sweep.experiment.macs):
             show_sweep(sweep, screen)

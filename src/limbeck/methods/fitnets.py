@@ -203,10 +203,11 @@ def fitnets(
             the networks of the paper, name its choice: ``layer2`` of the maxout teachers, and as guided layer
             ``layer6``, ``layer6``, ``layer8`` or ``layer11`` of FitNets 1 to 4, which are after pooling.
         guided_layer: the student's guided layer, v_g; the default is the output of its middle section.
-        hint: "teacher" is one hint, as published. "sections" is a hint for each section of the networks, its last map,
-            with a regressor each; the losses are added up, as in the comparison of Yim et al. (2017). "labels" trains
-            the guided layers with the labels in the first stage, by a linear classifier on the guided layer. It is for
-            comparison: the authors report that it fails.
+        hint: "teacher" is one hint, as published. "sections" is a hint for each section, its last map, with a
+            regressor each. Sections are paired from the deepest, and those without a partner are left out; the losses
+            are added up, as in the comparison of Yim et al. (2017). "labels" trains the guided layers with the labels
+            in the first stage, by a linear classifier on the guided layer. It is for comparison: the authors report
+            that it fails. With "labels", regressor, activation, pieces and average have no effect.
         regressor: "conv", the published one, is a convolution without padding. "upsample" first enlarges the guided map
             bilinearly. "full" is fully connected. "auto" is "conv" where possible, "upsample" where the hint map is
             larger than the guided map, and "full" from vectors to maps; tokens that are compared with maps are taken
@@ -273,17 +274,25 @@ def fitnets(
 def _hints(setup: Setup, hint: Hint, guided_layer: str, hint_layer: str) -> dict[str, tuple[Tap, Tap]]:
     """The pairs of guided layer and hint, or targets, by the names of their terms, shallow to deep."""
     if hint == "sections" and (guided_layer or hint_layer):
-        raise LimbeckError("hint: sections has a hint for each section: leave out hint_layer and guided_layer")
+        raise LimbeckError(
+            "hint: sections pairs all sections: leave out hint_layer and guided_layer, or write hint: teacher"
+        )
     if hint == "sections":
-        return {f"hint{number}": pair for number, pair in enumerate(maps(setup, method="fitnets"), start=1)}
-    guided, teacher = guided_and_hint(setup, guided_layer, hint_layer)
-    return {"hint": (guided, TARGETS if hint == "labels" else teacher)}
+        return {f"hint{number}": pair for number, pair in enumerate(maps(setup, method="hint: sections"), start=1)}
+    if hint == "labels" and hint_layer:
+        raise LimbeckError("hint: labels reads no layer of the teacher: leave out hint_layer, or write hint: teacher")
+    if hint == "labels":
+        return {"hint": (_guided(setup, guided_layer), TARGETS)}
+    return {"hint": guided_and_hint(setup, guided_layer, hint_layer)}
 
 
 def guided_and_hint(setup: Setup, guided_layer: str, hint_layer: str) -> tuple[Tap, Tap]:
     """The taps of the guided layer and of the hint: the named layers, or by default the middle of each network."""
-    guided = tap("student", guided_layer) if guided_layer else middle(setup, "student")
-    return guided, tap("teacher", hint_layer) if hint_layer else middle(setup, "teacher")
+    return _guided(setup, guided_layer), tap("teacher", hint_layer) if hint_layer else middle(setup, "teacher")
+
+
+def _guided(setup: Setup, layer: str) -> Tap:
+    return tap("student", layer) if layer else middle(setup, "student")
 
 
 def middle(setup: Setup, network: str) -> Tap:
@@ -295,7 +304,8 @@ def middle(setup: Setup, network: str) -> Tap:
     outline = setup.outline(network)
     places = [section.last for section in outline.sections] or list(outline.hidden)
     if not places:
-        raise LimbeckError(f"no middle layer was found in the {network}: name hint_layer and guided_layer")
+        option = "guided_layer" if network == "student" else "hint_layer"
+        raise LimbeckError(f"no middle layer was found in the {network}: name {option}")
     return places[(len(places) - 1) // 2]
 
 
@@ -323,10 +333,14 @@ def _classifier(setup: Setup, guided: Tap) -> nn.Module:
     """A linear classifier on the guided layer.
 
     Raises:
-        LimbeckError: the task is not classification, or it would have more than 2**25 weights.
+        LimbeckError: the task has another loss than cross-entropy, or the classifier would have more than 2**25
+            weights.
     """
     if setup.hard_loss is not None:
-        raise LimbeckError("hint: labels is for classification: write hint: teacher")
+        raise LimbeckError(
+            "hint: labels needs the cross-entropy of classes, and the task or task.hard_loss has another loss: "
+            "write hint: teacher"
+        )
     shape = setup.shape(guided)
     check_weights(math.prod(shape) * setup.classes, f"fitnets: hint: labels, and the guided layer gives {shape}")
     return regressor(shape, (setup.classes,), kind="full", activation="none")
