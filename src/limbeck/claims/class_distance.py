@@ -22,7 +22,7 @@ from limbeck.experiment.results import NetworkResult
 from limbeck.methods.class_distance import PAPER
 
 _CPU = "batch_size: 64, optimizer: {name: adam, lr: 2e-3}, augment: {crop: 2, flip: true}"
-_PAPER = (  # of He et al. for these networks: 64,064 steps of 45,000 images
+_PAPER = (  # of He et al. for these networks: 64,064 steps, with 45,000 images
     "batch_size: 128, optimizer: {name: sgd, lr: 0.1, weight_decay: 1e-4}, augment: {crop: 4, flip: true}, "
     "schedule: {name: steps, at: [0.5, 0.75]}"
 )
@@ -49,13 +49,8 @@ def _with_classes(count: int) -> Study:
             *_training(_CPU, (20, 10, 12), count),
         ),
         (
-            *(
-                "data.limit=null",
-                "data.validation=5000",
-                "data.size=null",
-                "teacher.model=resnet26",
-                "student.model=resnet14",
-            ),
+            *("data.limit=null", "data.validation=5000", "data.size=null"),
+            *("teacher.model=resnet26", "student.model=resnet14"),
             *_training(_PAPER, (182, 182, 182), count),
         ),
     )

@@ -1,10 +1,10 @@
 """Romero et al. (2015).
 
 The arm ``without-hint`` is the second stage alone, the paper's KD. Students with a hint have half as many epochs more;
-they are also compared with students alone of as many epochs. At the scale ``cpu``, all claims have MNIST of fewer
-pixels. The teacher of the study of depth is then a wider, shallow network of table 6, with He et al.'s initialisation.
-B7 has FitNets 1 and 2 instead of two networks for faces, also with He et al.'s initialisation. The students of 5 and 11
-layers have about the same number of multiplications (at ``cpu`` 3.6M and 4.2M).
+in B1 and B3, they are also compared with students alone of as many epochs. At the scale ``cpu``, all claims have MNIST
+of fewer pixels. The teacher of the study of depth is then a wider, shallow network of table 6, with He et al.'s
+initialisation. B7 has FitNets 1 and 2 instead of two networks for faces, also with He et al.'s initialisation. The
+students of 5 and 11 layers have about the same number of multiplications (at ``cpu`` 3.6M and 4.2M).
 
 The schedules of ``cpu`` were chosen on the validation split with one seed. 11 layers, 2,000 images, 10 epochs in each
 stage at a constant rate: alone 11 % correct, KD 11 %, with a hint 56 %, the teacher 96 %. The student on MNIST after 5

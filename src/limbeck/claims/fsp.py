@@ -6,8 +6,8 @@ epochs after 8 of the FSP stage, also for hints, which have more in the paper (3
 
 At the scale ``paper``, iterations are epochs of 391 batches of 128. In C1 to C6, all stages of a student have the steps
 of its last one. In C7, the first stage has 70 % of the epochs of the last (21,000 of 30,000 iterations in the paper).
-C7 has no data of the paper at any scale: its teacher learned classes 0 to 4 of CIFAR-10, and its students
-learn classes 5 to 9 from 200 images each. The test split has all ten, so at most 50 % can be right.
+C7 has no data of the paper at any scale: its teacher learned classes 0 to 4 of CIFAR-10, and its students learn classes
+5 to 9 from 200 images each. The test split has all ten, so at most 50 % can be right.
 
 These epochs were fixed before any run of the studies, from validation accuracies of ``limbeck compare
 recipes/compare_cifar10.yaml`` (ResNet-20 to ResNet-8): with 4 + 4 epochs, 61.2 % after an FSP stage, 63.0 % after hints
@@ -21,8 +21,8 @@ from limbeck.claims.checks import Part, above, greater, scores
 from limbeck.claims.claim import Claim, Curve, Results, Study, System
 from limbeck.methods.fsp import PAPER
 
+# bf16 instead of auto, so that all studies are alike; estimated on a CPU with AMX, slower without bf16 units
 _SEEDS = ("seeds=[0, 1, 2, 3, 4]", "precision=bf16")
-# bf16, not auto: all studies alike; estimated on a CPU with AMX, slower without bf16 units
 
 
 def _sgd(place: str, epochs: int, steps: str) -> tuple[str, ...]:

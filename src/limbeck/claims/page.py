@@ -45,7 +45,8 @@ for each seed. All figures are those of the test split: mean ± sample standard 
 
 `alone@2x` and the like are the student alone with as many epochs as all stages in which the student of a method learns.
 C1 to C7 do not depend on them, because the paper has fewer epochs for the student alone. In B1, B3 and B7 the student
-with a hint has half as many epochs more than the one without; only the student alone is also trained for as long.
+with a hint has half as many epochs more than the one without. In B1 and B3 the student alone is also trained for as
+long, in B7 no other student is.
 
 Students that share a recipe are trained once for all claims, and the same command resumes what was stopped. It writes
 its results to `results/` in the folder of `--out`. Those that this page shows are in `results/` of the repository; this

@@ -21,8 +21,8 @@ from limbeck.comparison.results import ComparisonResult
 from limbeck.evaluate import ClassFigures
 from limbeck.methods.srrl import PAPER
 
+# bf16 instead of auto, so that all studies are alike; estimated on a CPU with AMX, slower without bf16 units
 _SHORT = ("train.epochs=24", "seeds=[0, 1, 2, 3, 4]", "precision=bf16")
-# bf16, not auto: all studies alike; estimated on a CPU with AMX, slower without bf16 units
 
 
 def _sgd(place: str, lr: float = 0.05) -> tuple[str, ...]:

@@ -275,7 +275,7 @@ def _hints(setup: Setup, hint: Hint, guided_layer: str, hint_layer: str) -> dict
     """The pairs of guided layer and hint, or targets, by the names of their terms, shallow to deep."""
     if hint == "sections" and (guided_layer or hint_layer):
         raise LimbeckError(
-            "hint: sections pairs all sections: leave out hint_layer and guided_layer, or write hint: teacher"
+            "hint: sections chooses the layers itself: leave out hint_layer and guided_layer, or write hint: teacher"
         )
     if hint == "sections":
         return {f"hint{number}": pair for number, pair in enumerate(maps(setup, method="hint: sections"), start=1)}
