@@ -169,7 +169,7 @@ def fill_disk(folder: Path, launcher: subprocess.Popen[bytes], ranks: dict[int, 
 
 
 def pause(folder: Path, launcher: subprocess.Popen[bytes], ranks: dict[int, int]) -> None:
-    """The second process stops for 10 seconds."""
+    """The second process pauses for 10 seconds."""
     os.kill(ranks[1], signal.SIGSTOP)
     time.sleep(10)
     os.kill(ranks[1], signal.SIGCONT)

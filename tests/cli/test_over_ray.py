@@ -1,13 +1,18 @@
 """`limbeck cache build --ray`."""
 
 import sys
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from limbeck.cache.manifest import info
 from limbeck.cli import app
+from limbeck.cli.over_ray import RETRIES, built
+from limbeck.errors import LimbeckError
 from limbeck.models import NetworkSpec, build, save_network
 
 RECIPE = """
@@ -41,6 +46,57 @@ def test_without_ray_the_package_is_named(monkeypatch):
     ended = limbeck_does("--ray", "2")
     assert (ended.exit_code, "pip install 'limbeck[ray]'" in ended.output) == (2, True)
     assert "remove --shard" in limbeck_does("--ray", "2", "--shard", "0/2").output
+
+
+class StandIn:
+    """The part of Ray that limbeck uses, on a cluster with GPUs; a task runs when its result is asked for."""
+
+    exceptions = SimpleNamespace(RayError=KeyError)
+
+    def init(self, **_):
+        return nullcontext()
+
+    def cluster_resources(self):
+        return {"GPU": 2.0}
+
+    def remote(self, **options):
+        self.options = options
+        return lambda build: SimpleNamespace(remote=lambda *given: partial(build, *given))
+
+    def wait(self, tasks):
+        return tasks[:1], tasks[1:]
+
+    def get(self, task):
+        for _ in range(1 + self.options["retry_exceptions"] * self.options["max_retries"]):
+            with suppress(RuntimeError):
+                return task()
+        raise KeyError("a task has failed")
+
+
+@pytest.mark.parametrize(("code", "times", "said"), [(2, 1, "why"), (3, 1, "why"), (1, 1 + RETRIES, "has failed")])
+def test_a_shard_that_fails_is_built_again_unless_the_user_has_to_fix_its_error(monkeypatch, code, times, said):
+    ray, ran = StandIn(), list[str]()
+
+    def run(line, **_):
+        ran.append(line[-1])
+        return SimpleNamespace(returncode=code if line[-1] == "1/2" else 0, stderr="why")
+
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr("subprocess.run", run)
+    shards = built(["limbeck"], 2, gpus=True)
+    assert (next(shards), ray.options["num_gpus"]) == (0, 1)
+    with pytest.raises(LimbeckError, match=rf"shard 1/2 was not built: .*{said}"):
+        next(shards)
+    assert ran == ["0/2", *["1/2"] * times]
+
+
+def test_the_command_that_continues_after_a_stop_builds_the_same_shards(monkeypatch):
+    def stopped(command, count, *, gpus):
+        assert (command[-1], count, gpus) == ("recipe.yaml", 2, False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("limbeck.cli.over_ray.built", stopped)
+    assert "limbeck cache build recipe.yaml --ray 2" in limbeck_does("--ray", "2").output
 
 
 @pytest.mark.filterwarnings("ignore")  # those of Ray

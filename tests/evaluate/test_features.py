@@ -132,13 +132,25 @@ def test_features_with_less_than_two_dimensions_have_a_projection():
     assert projection(torch.randn(1, 3)).tolist() == [[0, 0]]
 
 
-def test_the_scatter_is_the_spread_within_the_classes_over_the_distance_between_them():
-    features = torch.tensor([[0.0, 1.0], [0.0, -1.0], [3.0, 2.0], [3.0, -2.0], [0.0, 4.0]])
-    labels = torch.tensor([5, 5, 2, 2, 7])  # means (0, 0), (3, 0) and (0, 4)
-    assert class_scatter(features, labels) == pytest.approx((1 + 1 + 4 + 4) / 5 / ((9 + 16 + 25) / 3))
+def test_the_scatter_is_the_variance_within_the_classes_over_the_distance_between_them():
+    features = torch.tensor([[0.0, 1], [0, -1], [3, 2], [3, -2], [0, 3], [0, 4], [0, 5]])
+    labels = torch.tensor([5, 5, 2, 2, 7, 7, 7])  # means (0, 0), (3, 0) and (0, 4)
+    within = (1 + 1 + 4 + 4 + 1 + 0 + 1) / (7 - 3)
+    noise = within * ((1 / 2 + 1 / 2) + (1 / 2 + 1 / 3) + (1 / 2 + 1 / 3)) / 3
+    assert class_scatter(features, labels) == pytest.approx(within / ((9 + 16 + 25) / 3 - noise))
     assert class_scatter(10 * features + 7, labels) == pytest.approx(class_scatter(features, labels))
 
 
-def test_one_class_and_equal_means_have_no_scatter():
+@pytest.mark.parametrize("samples", [2, 50])
+def test_the_scatter_does_not_depend_on_the_number_of_samples(samples):
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(200, 20, generator=generator)  # 40 between two of them, and 20 * 4 within each
+    labels = torch.arange(200).repeat(samples)
+    features = means[labels] + 2 * torch.randn(len(labels), 20, generator=generator)
+    assert class_scatter(features, labels) == pytest.approx(2, rel=0.1)
+
+
+def test_one_class_equal_means_and_single_samples_have_no_scatter():
     assert class_scatter(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)) is None
-    assert class_scatter(torch.ones(4, 3), torch.tensor([0, 1, 0, 1])) is None
+    assert class_scatter(torch.full((6, 3), 0.1), torch.tensor([0, 1, 0, 1, 0, 0])) is None
+    assert class_scatter(torch.eye(3), torch.tensor([0, 1, 1])) is None  # too few samples

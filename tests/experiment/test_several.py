@@ -9,7 +9,7 @@ import torch
 import limbeck
 from limbeck.core import LimbeckError
 from limbeck.experiment.plan import plan
-from limbeck.experiment.several import as_begun, check_division, of_all, trainings
+from limbeck.experiment.several import as_begun, check_division, kept_sizes, of_all, trainings
 from limbeck.experiment.workspace import Training
 from limbeck.methods import METHODS
 from limbeck.models import build
@@ -37,6 +37,10 @@ def test_a_resumed_run_keeps_its_batch_size_unless_the_recipe_has_another():
     begun = of_all(recipe("train.batch_size=24", *each), 4)
     resumed = as_begun(recipe("train.batch_size=24", *each), begun)
     assert sizes(of_all(resumed, 2)) == sizes(begun) == [(96, False), (80, False)]
+    assert kept_sizes(begun, resumed) == []
+    edited = recipe("train.batch_size=48", *each)
+    (note,) = kept_sizes(of_all(edited, 4), of_all(as_begun(edited, begun), 4))
+    assert note.said == "train.batch_size is 96, with which the run began, not 192"
     other = as_begun(recipe("train.batch_size=25", *each), begun)
     assert sizes(of_all(other, 4)) == [(100, False), (80, False)]  # the run folder then refuses it
 

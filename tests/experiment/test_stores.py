@@ -166,6 +166,20 @@ def test_what_auto_decided_holds_on_resume():
     assert (said.precision, said.cache.views) == ("32", 2)
 
 
+def test_of_a_run_that_only_one_process_trains_an_edited_batch_size_is_not_the_old_one():
+    edited = read(Path("recipe.yaml"), overrides=["train.batch_size=16", "train.per_device=true"])
+    Experiment(read(Path("recipe.yaml")), Path("run")).folder.open({})
+    assert resolved(edited, Path("run")).train.batch_size == 32
+    with pytest.raises(LimbeckError, match="another recipe"):
+        Experiment(edited, Path("run"), resume=True, keep="trials")
+
+
+def test_a_store_is_not_built_for_a_number_of_processes_that_is_not_known():
+    shown = limbeck_does("cache", "build", "recipe.yaml", "--set", "train.per_device=true", code=2)
+    assert "write the batch_size of all of them, without per_device" in shown
+    assert not Path("runs").exists()
+
+
 def test_a_store_has_no_choice_of_runtime():
     shown = limbeck_does("run", "recipe.yaml", "--set", "cache.runtime=torch", code=2)
     assert "unknown key 'runtime'" in shown

@@ -17,10 +17,12 @@ from limbeck.core import Batch, LimbeckError
 from limbeck.data.dividing import part_of
 from limbeck.experiment.measuring import outputs_of
 from limbeck.experiment.plan import plan
+from limbeck.experiment.several import divided
 from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods import METHODS
 from limbeck.models import build
 from limbeck.optimizers import sgd
+from limbeck.recipe.blocks import TeacherBlock
 from limbeck.schedules import constant
 from limbeck.train.engine import make_engine
 from limbeck.train.loop import run
@@ -93,7 +95,7 @@ def evaluated(ours):
     data = limbeck.arrays(images, torch.arange(20) % 3, validation=0, test_set=(images, torch.arange(20) % 3))
     engine = replace(make_engine(device="cpu", precision="32"), processes=ours)
     if ours.count > 1:
-        shard(network, images, division(network, images), engine.device)
+        divided(network, TeacherBlock(weights=["teacher.safetensors"], shard=True), data, engine)
     held = sum(one.to_local().numel() if isinstance(one, DTensor) else one.numel() for one in network.parameters())
     return outputs_of(network, data.test, data, engine), held
 

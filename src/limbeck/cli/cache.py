@@ -32,17 +32,25 @@ def build(
     shard: Annotated[
         str | None, typer.Option(help="Build part i of N, such as 0/8, beside other workers; i is from 0 to N - 1.")
     ] = None,
-    ray: Annotated[int | None, typer.Option(min=1, help="Build so many shards as tasks on a Ray cluster.")] = None,
+    ray: Annotated[int | None, typer.Option(min=1, help="Build this many shards, as tasks on a Ray cluster.")] = None,
 ) -> None:
     """Compute and store the teacher's outputs that the recipe's method reads, for `limbeck run` with `cache: true`.
 
     A teacher that the recipe trains is trained first, in the run folder; `limbeck run --resume` continues from there.
+    With --shard or --ray, several workers build the store: train the teacher before.
     """
     asked = Asked(recipe, override, seed, out, data_root, allow, trust_code)
-    with reporting(asked.again("cache build")):
+    divided = f" --ray {ray}" if ray else f" --shard {shlex.quote(shard)}" if shard else ""
+    with reporting(asked.again("cache build") + divided):
         part = _part(shard)
+        checked = asked.checked("cache.use=true")
+        if checked.teacher and checked.teacher.train and (checked.train.per_device or checked.teacher.train.per_device):
+            raise LimbeckError(
+                "train.per_device: cache build does not know with how many processes the run trains: write the "
+                "batch_size of all of them, without per_device"
+            )
         if ray is not None:
-            _over_ray(asked, shard, ray)
+            _over_ray(asked, checked, shard, ray)
             return
         experiment = _experiment(asked)
         from limbeck.experiment.stores import build_stores
@@ -126,15 +134,16 @@ def _part(shard: str | None) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def _over_ray(asked: Asked, shard: str | None, count: int) -> None:
+def _over_ray(asked: Asked, checked: "Recipe", shard: str | None, count: int) -> None:
     """Build the store on a Ray cluster, and say which shard is finished."""
     if shard is not None:
         raise LimbeckError("--ray builds all shards: remove --shard")
-    say_code(asked.checked("cache.use=true").model_dump())
+    say_code(checked.model_dump())
     from limbeck.cli.over_ray import built
     from limbeck.cli.terminal import console
 
-    for done, number in enumerate(built(shlex.split(asked.again("cache build")), count), start=1):
+    command = shlex.split(asked.again("cache build"))
+    for done, number in enumerate(built(command, count, gpus=checked.device != "cpu"), start=1):
         console().print(f"shard {number}/{count} is built: {done} of {count}")
 
 

@@ -62,17 +62,23 @@ def cluster_nmi(features: Tensor, labels: Tensor, clusters: int, *, seed: int = 
 def class_scatter(features: Tensor, labels: Tensor) -> float | None:
     """Return how far features are spread within the classes, as a share of the distance between the classes.
 
-    It is the mean squared distance of a feature to the mean of its class, divided by the mean squared distance between
-    the means of two classes. None if there are fewer than two classes, or if their means are equal.
+    It is the variance within the classes divided by the mean squared distance between the means of two classes. Both
+    are estimated without bias, so that they do not depend on the number of samples: the sum of the squared distances
+    to the mean of the class is divided by N - K, and what this variance adds to the distances between the means is
+    subtracted. None if there are fewer than two samples a class (N < 2 K), fewer than two classes, or if the means of
+    the classes are not farther apart than those of random samples.
 
     Args:
         features: (N, D).
-        labels: (N,) int64.
+        labels: (N,) int64, of K classes.
     """
-    values, places = features.double(), torch.unique(labels, return_inverse=True)[1]
-    means = torch.stack([values[places == one].mean(dim=0) for one in range(int(places.max()) + 1)])
-    within = (values - means[places]).square().sum(dim=1).mean()
-    between = torch.pdist(means).square().mean()  # NaN for one class
+    values, (_, places, counts) = _centred(features), torch.unique(labels, return_inverse=True, return_counts=True)
+    free = len(values) - len(counts)
+    if free < len(counts):
+        return None
+    means = torch.stack([values[places == one].mean(dim=0) for one in range(len(counts))])
+    within = (values - means[places]).square().sum() / free
+    between = torch.pdist(means).square().mean() - within * 2 * counts.reciprocal().mean()  # NaN for one class
     return float(within / between) if between > 0 else None
 
 

@@ -38,11 +38,12 @@ ROUNDING = 1e-4
 _STATELESS = ("activation", "container", "flatten", "linear", "padding", "pixelshuffle", "pooling", "upsampling")
 """Modules of `torch.nn` without tensors whose mode does not matter: two networks may share them."""
 
+_DIVIDES = "limbeck divides a teacher itself (teacher.shard)"
 _FOREIGN = {
     "DataParallel": "pass the network inside it, its `.module`",
     "DistributedDataParallel": "pass the network inside it, its `.module`",
-    "FullyShardedDataParallel": "limbeck does not divide networks: build it without it and load its full state",
-    "FSDPModule": "limbeck does not divide networks: build it without fully_shard and load its full state",
+    "FullyShardedDataParallel": f"{_DIVIDES}: build it without it and load its full state",
+    "FSDPModule": f"{_DIVIDES}: build it without fully_shard and load its full state",
 }
 
 

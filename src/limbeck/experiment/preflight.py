@@ -239,8 +239,10 @@ def _work(arm: str, stages: Sequence[Stage], data: Data, costs: Mapping[str, int
     return float(sum(stage.epochs for stage in stages) * len(data.train) * (3 * learns + read))
 
 
-def resolved(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe, with each ``auto`` and each batch size ``per_device`` as the run in the folder decided it.
+def resolved(recipe: Recipe, folder: Path, *, sizes: bool = True) -> Recipe:
+    """The recipe, with each ``auto`` as the run in the folder decided it.
+
+    With ``sizes``, several processes may have begun the run: each batch size ``per_device`` is as they decided it, too.
 
     Raises:
         RecipeError: the folder's recipe is damaged.
@@ -253,7 +255,8 @@ def resolved(recipe: Recipe, folder: Path) -> Recipe:
     if recipe.cache.use in ("auto", known.cache.use):
         said = recipe.cache.model_dump(exclude_none=True, exclude={"use"})
         update["cache"] = known.cache.model_copy(update=said)
-    return as_begun(recipe.model_copy(update=update), known)
+    found = recipe.model_copy(update=update)
+    return as_begun(found, known) if sizes else found
 
 
 def resolve_auto(

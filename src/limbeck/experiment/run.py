@@ -43,7 +43,7 @@ from limbeck.experiment.preflight import Built, Preflight, built, preflight, res
 from limbeck.experiment.prepared import Prepared
 from limbeck.experiment.results import NetworkResult, RunResult
 from limbeck.experiment.runfiles import clear
-from limbeck.experiment.several import divided, of_all, trainings
+from limbeck.experiment.several import divided, kept_sizes, of_all, trainings
 from limbeck.experiment.task_options import with_options
 from limbeck.experiment.workspace import Workspace, example_batch
 from limbeck.methods import METHODS
@@ -154,11 +154,12 @@ class Experiment:
         self.folder = of_first(self._processes, path, opened)
 
     def _preflight(self, path: Path, *, resume: bool) -> Preflight:
-        known = of_all(resolved(self.recipe, path) if resume else self.recipe, self._processes.count)
+        begun = resolved(self.recipe, path, sizes=self._keep == "run") if resume else self.recipe
+        asked, known = (of_all(one, self._processes.count) for one in (self.recipe, begun))
         found = preflight(known, self.data, self.factory, path, self._own)
-        if known.precision == self.recipe.precision:
-            return found
-        return replace(found, engine=replace(found.engine, reason="as decided when the run began"))
+        reason = found.engine.reason if known.precision == self.recipe.precision else "as decided when the run began"
+        notes = (*found.notes, *kept_sizes(asked, known))
+        return replace(found, engine=replace(found.engine, reason=reason), notes=notes)
 
     def _digests(self) -> str:
         """What the recipe names and does not hold, as comments below it: a run of other data or code is another run."""

@@ -7,6 +7,7 @@ from torch import nn
 from limbeck.core import LimbeckError, Networks, NoClassifier, Stage
 from limbeck.data import Data
 from limbeck.experiment.networks import teaches
+from limbeck.experiment.verdicts import Note
 from limbeck.experiment.workspace import example_batch
 from limbeck.outline import outline
 from limbeck.recipe.blocks import Recipe, TeacherBlock, TrainBlock
@@ -27,7 +28,7 @@ def of_all(recipe: Recipe, count: int) -> Recipe:
         LimbeckError: the recipe needs one process, or several.
     """
     if count == 1 and recipe.teacher is not None and recipe.teacher.shard:
-        raise LimbeckError("teacher.shard needs several processes: start the run with torchrun, or remove shard: true")
+        raise LimbeckError("teacher.shard needs several processes: start the run with torchrun")
     if count > 1 and any(block.quantise for block in trainings(recipe)):
         raise LimbeckError("train.quantise needs one process: run the recipe without torchrun")
     return _with_sizes(recipe, recipe, lambda block, _: count * block.batch_size)
@@ -43,6 +44,16 @@ def as_begun(recipe: Recipe, begun: Recipe) -> Recipe:
         return None if before.batch_size % block.batch_size else before.batch_size
 
     return _with_sizes(recipe, begun, size)
+
+
+def kept_sizes(recipe: Recipe, known: Recipe) -> list[Note]:
+    """Notes on the batch sizes of a resumed run that are not those of its recipe, both for all processes."""
+    names, pairs = ("train", "teacher.train"), zip(trainings(recipe), trainings(known), strict=True)
+    return [
+        Note(f"{name}.batch_size is {kept.batch_size}, with which the run began, not {block.batch_size}")
+        for name, (block, kept) in zip(names, pairs, strict=False)
+        if kept.batch_size != block.batch_size
+    ]
 
 
 def _with_sizes(recipe: Recipe, other: Recipe, size: Callable[[TrainBlock, TrainBlock], int | None]) -> Recipe:

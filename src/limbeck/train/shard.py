@@ -1,7 +1,7 @@
 """A frozen network that is divided among processes, so that each holds a part of every large weight.
 
 Before a part of the network runs, `torch.distributed.fsdp.fully_shard` gathers its weights, and frees them afterwards.
-All processes must therefore run the network equally often.
+All processes must therefore run the same parts of the network equally often, in the same order.
 """
 
 from collections import Counter
@@ -88,6 +88,6 @@ def shard(network: nn.Module, inputs: Tensor, divided: Division, device: torch.d
         with evaluation_mode([network]), torch.no_grad():
             network(inputs.to(device))
     except (ValueError, RuntimeError) as error:
-        if type(error) is RuntimeError and "DTensor" not in str(error):  # such as a process that has ended
-            raise
+        if not isinstance(error, (ValueError, NotImplementedError)) and "DTensor" not in str(error):
+            raise  # such as a process that has ended, or too little memory
         raise LimbeckError(f"the network cannot be divided among processes: {error}") from error
