@@ -37,7 +37,7 @@ def test_a_resumed_run_keeps_its_batch_size_unless_the_recipe_has_another():
     begun = of_all(recipe("train.batch_size=24", *each), 4)
     resumed = as_begun(recipe("train.batch_size=24", *each), begun)
     assert sizes(of_all(resumed, 2)) == sizes(begun) == [(96, False), (80, False)]
-    assert kept_sizes(begun, resumed) == []
+    assert kept_sizes(begun, resumed) == ()
     edited = recipe("train.batch_size=48", *each)
     (note,) = kept_sizes(of_all(edited, 4), of_all(as_begun(edited, begun), 4))
     assert note.said == "train.batch_size is 96, with which the run began, not 192"

@@ -158,8 +158,7 @@ class Experiment:
         asked, known = (of_all(one, self._processes.count) for one in (self.recipe, begun))
         found = preflight(known, self.data, self.factory, path, self._own)
         reason = found.engine.reason if known.precision == self.recipe.precision else "as decided when the run began"
-        notes = (*found.notes, *kept_sizes(asked, known))
-        return replace(found, engine=replace(found.engine, reason=reason), notes=notes)
+        return replace(found, engine=replace(found.engine, reason=reason), notes=found.notes + kept_sizes(asked, known))
 
     def _digests(self) -> str:
         """What the recipe names and does not hold, as comments below it: a run of other data or code is another run."""

@@ -46,14 +46,14 @@ def as_begun(recipe: Recipe, begun: Recipe) -> Recipe:
     return _with_sizes(recipe, begun, size)
 
 
-def kept_sizes(recipe: Recipe, known: Recipe) -> list[Note]:
+def kept_sizes(recipe: Recipe, known: Recipe) -> tuple[Note, ...]:
     """Notes on the batch sizes of a resumed run that are not those of its recipe, both for all processes."""
     names, pairs = ("train", "teacher.train"), zip(trainings(recipe), trainings(known), strict=True)
-    return [
+    return tuple(
         Note(f"{name}.batch_size is {kept.batch_size}, with which the run began, not {block.batch_size}")
         for name, (block, kept) in zip(names, pairs, strict=False)
         if kept.batch_size != block.batch_size
-    ]
+    )
 
 
 def _with_sizes(recipe: Recipe, other: Recipe, size: Callable[[TrainBlock, TrainBlock], int | None]) -> Recipe:
