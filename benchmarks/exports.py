@@ -102,12 +102,13 @@ def _cells(network: nn.Module, data: Data, to: str, precision: Precision) -> tup
     """What the columns after the second one say of a file."""
     with tempfile.TemporaryDirectory() as folder:
         results = export(network, data, Path(folder) / "export", to=to, precision=precision).card.results
-    size = f"{results.bytes / 1000:,.0f}"
+    size = f"{results.bytes / 1000:.0f}"
     if results.parity is None or results.exported is None:
         return "not run", "not run", "not run", size, "not run"
-    decisions, accuracy = 100 * (results.parity.agreement or 0.0), 100 * results.exported
+    agreement = results.parity.agreement
+    decisions = "-" if agreement is None else f"{100 * agreement:.1f}"
     ratio = results.latency["file"].median_ms / results.latency["student"].median_ms
-    return f"{results.parity.relative:.0e}", f"{decisions:.1f}", f"{accuracy:.1f}", size, f"{ratio:.2f}"
+    return f"{results.parity.relative:.0e}", decisions, f"{100 * results.exported:.1f}", size, f"{ratio:.2f}"
 
 
 if __name__ == "__main__":
