@@ -60,7 +60,7 @@ def cluster_nmi(features: Tensor, labels: Tensor, clusters: int, *, seed: int = 
 
 
 def class_scatter(features: Tensor, labels: Tensor) -> float | None:
-    """Return how far features are spread within the classes, as a share of the distance between the classes.
+    """Return how far features are spread within the classes, relative to the distance between them.
 
     It is the variance within the classes divided by the mean squared distance between the means of two classes. Both
     are estimated without bias, so that they do not depend on the number of samples: the sum of the squared distances

@@ -42,8 +42,8 @@ _DIVIDES = "limbeck divides a teacher itself (teacher.shard)"
 _FOREIGN = {
     "DataParallel": "pass the network inside it, its `.module`",
     "DistributedDataParallel": "pass the network inside it, its `.module`",
-    "FullyShardedDataParallel": f"{_DIVIDES}: build it without it and load its full state",
-    "FSDPModule": f"{_DIVIDES}: build it without fully_shard and load its full state",
+    "FullyShardedDataParallel": f"{_DIVIDES}: build the network without it and load the full state",
+    "FSDPModule": f"{_DIVIDES}: build the network without fully_shard and load the full state",
 }
 
 
