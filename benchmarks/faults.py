@@ -8,7 +8,7 @@ the command that it has printed. The student's weights and the results must then
 run, except for what was timed. Prints a line for each run, and how many were equal. The exit code is 1 unless at least
 one was killed and all of these were equal. For Linux.
 
-With ``--cases``, in the middle of a run: the disk of the first process is full; the second process stops for 10
+With ``--cases``, in the middle of a run: the disk of the first process is full; the second process pauses for 10
 seconds; the processes are killed and a file of the store is damaged; a tar file is cut short. The run must go on, or
 end with the right message and, once what is broken is mended, be resumed with the same result. The exit code is 1
 unless all are equal.
