@@ -36,11 +36,12 @@ class Own(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(3, 16, 5, padding=2)
+        self.norm = nn.BatchNorm2d(32)
         self.weigh, self.head = nn.Linear(32, 32), nn.Linear(32, 10)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) to features (N, 32) and logits (N, 10)."""
-        maps = torch.cat([self.one(images).relu(), F.gelu(self.two(images))], dim=1)
+        maps = self.norm(torch.cat([self.one(images).relu(), F.gelu(self.two(images))], dim=1)).relu()
         pooled = maps.mean(dim=(2, 3))
         return {"features": pooled, "logits": self.head(pooled * self.weigh(pooled).sigmoid())}
 
@@ -55,7 +56,7 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "timm mobilenetv3_small_050": _zoo("timm:mobilenetv3_small_050"),
     "torchvision shufflenet_v2_x0_5": _zoo("torchvision:shufflenet_v2_x0_5"),
     "timm vit_tiny": _zoo("timm:vit_tiny_patch16_224", img_size=32, patch_size=8, depth=4),
-    "fitnet (maxout)": _zoo("fitnet1"),
+    "fitnet (maxout)": _zoo("fitnet1", init="modern"),
     "own module": Own,
 }
 
