@@ -72,30 +72,33 @@ class Store:
         """
         if not 0 <= view < self.views:
             raise LimbeckError(f"the store has no view {view}: allowed are 0 to {self.views - 1}")
-        index = index.cpu()
-        if len(index) and not (index.min() >= 0 and index.max() < self.rows):
+        samples = index.cpu().numpy()
+        if len(samples) and not (samples.min() >= 0 and samples.max() < self.rows):
             raise LimbeckError(
-                f"the store has no samples {index.min()} to {index.max()}: allowed are 0 to {self.rows - 1}"
+                f"the store has no samples {samples.min()} to {samples.max()}: allowed are 0 to {self.rows - 1}"
             )
-        return self._rows(tap, index.numpy(), view)
+        return self._rows(tap, samples, view)
 
     def _rows(self, tap: Tap, index: NDArray[numpy.int64], view: int) -> dict[str, Tensor]:
         """Copies of the rows, file by file."""
         parts = self.plan.parts[tap]
-        # NumPy, because a call takes a quarter of the time of PyTorch's, and there is one for each file and part.
+        # NumPy, because a call takes a quarter of the time of PyTorch's, and there are some for each file and part.
         shard, place = numpy.divmod(index, self.plan.shard_rows)
         order = shard.argsort(kind="stable")
         shard, place = shard[order], place[order]
-        starts = numpy.flatnonzero(numpy.diff(shard, prepend=-1)).tolist()
+        starts = [0, *(numpy.flatnonzero(shard[1:] != shard[:-1]) + 1).tolist()][: len(index)]
         found = [numpy.empty((len(index), part.row_bytes), numpy.uint8) for part in parts]
         for start, stop in zip(starts, [*starts, len(index)][1:], strict=True):
             held = self._mapped(tap, self.plan.units[view * self._shards + int(shard[start])])
+            wanted = place[start:stop]
             for rows, out in zip(held, found, strict=True):
-                rows.take(place[start:stop], axis=0, out=out[start:stop], mode="clip")
+                rows.take(wanted, axis=0, out=out[start:stop], mode="clip")
         back = numpy.empty_like(order)
         back[order] = numpy.arange(len(index))
         return {
-            part.name: torch.from_numpy(rows[back].reshape(-1)).view(part.dtype).reshape(len(index), *part.shape)
+            part.name: torch.from_numpy(rows.take(back, axis=0).reshape(-1))
+            .view(part.dtype)
+            .reshape(len(index), *part.shape)
             for part, rows in zip(parts, found, strict=True)
         }
 
