@@ -25,7 +25,6 @@ from limbeck.methods.kd import PAPER
 HERE = Path(__file__).parents[2]
 CLAIMS = {claim.name: claim for system in SYSTEMS.values() for claim in system.claims}
 STUDIES = {one.name: one for claim in CLAIMS.values() for study in claim.studies for one in _needed(study)}
-ONLY_TEACHERS = STUDIES.keys() - {study.name for claim in CLAIMS.values() for study in claim.studies}
 
 
 @pytest.mark.parametrize(
@@ -312,7 +311,8 @@ def test_what_is_computed_holds(name, facts):
 def test_a_study_is_a_recipe_at_every_scale(study, scale):
     recipe = study.at(scale, data_root=Path("/data"))
     assert recipe.methods
-    assert len(recipe.seeds) == (1 if scale == "smoke" or study.name in ONLY_TEACHERS else 5)
+    units = 1 if scale == "smoke" or study.name == "fsp_other_classes" else 5
+    assert len(recipe.seeds) == units * study.ensemble
     assert recipe.data.root == "/data"
 
 
@@ -325,6 +325,13 @@ def test_a_name_selects_a_claim_a_paper_or_all():
 
 TINY = Study("tiny", "digits_kd", ("teacher.model={name: mlp, hidden: [8]}", "teacher.seed=0", "methods=[kd]"))
 OTHER = Study("other", "digits_kd", ("methods=[{name: kd, temperature: 1, as: T1}]",), teacher=TINY)
+COPIES = Study(
+    "copies",
+    "digits_kd",
+    ("teacher=null", "method=alone", "methods=[alone]", "seeds=[0, 1, 2, 3]"),
+    ensemble=2,
+    starts=(TINY, "alone-seed{seed}/alone/seed{seed}/student.safetensors"),
+)
 
 
 def lines(results):
@@ -339,7 +346,7 @@ def parts(results):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    claim = Claim("T1", "It works.", "it did", parts, (TINY, OTHER), Curve("x", "y", lines))
+    claim = Claim("T1", "It works.", "it did", parts, (TINY, OTHER, COPIES), Curve("x", "y", lines))
     monkeypatch.setattr(claims, "SYSTEMS", {"tiny": System("tiny", PAPER, (claim, replace(CLAIMS["E6"], name="T2")))})
     monkeypatch.setattr("limbeck.claims.page.SYSTEMS", claims.SYSTEMS)
     return claims.SYSTEMS["tiny"]
@@ -360,7 +367,11 @@ def test_claims_share_teachers_resume_and_leave_rows_and_a_page(here):
     assert list(first.figures) == [
         *("tiny-smoke, teacher", "tiny-smoke, alone", "tiny-smoke, kd"),
         *("other-smoke, teacher", "other-smoke, alone", "other-smoke, T1"),
+        *("copies, mean of the networks", "copies, ensemble", "copies, disagreement"),
     ]
+    assert first.figures["copies, ensemble"].endswith(", n = 1")
+    start = "weights: runs/claims/smoke/tiny/alone-seed0/alone/seed0/student.safetensors"
+    assert start in (out / "smoke/copies-seed0/alone-seed1/recipe.yaml").read_text()
     assert first.figures["tiny-smoke, teacher"] == first.figures["other-smoke, teacher"]
     add(out, here, replace(first, tried="The schedule is short."))
     add(out, here, first)  # measured again

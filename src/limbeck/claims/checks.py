@@ -27,7 +27,7 @@ class Part:
     """An inequality of a claim, which is true where a difference is above 0; or a fact that needs no statistics."""
 
     says: str
-    differences: tuple[float, ...] = ()  # by seed
+    differences: tuple[float, ...] = ()  # by seed, or by ensemble
     unit: str = "points"
     fact: bool | None = None
 

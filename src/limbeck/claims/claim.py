@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from limbeck.claims.checks import Part
+from limbeck.claims.ensembles import Ensemble
 from limbeck.comparison.results import ComparisonResult
 from limbeck.methods.about import Paper
 from limbeck.recipe.blocks import Recipe
@@ -16,8 +17,16 @@ from limbeck.recipe.read import read, smoke
 Scale = Literal["smoke", "cpu", "paper"]
 """Only whether it runs; about an hour for a claim on two cores (estimated); the data of the paper, for a GPU."""
 
-Results = Mapping[str, ComparisonResult]
-"""The results of studies by name."""
+
+@dataclass(frozen=True)
+class Results:
+    """The results of studies by name."""
+
+    comparisons: dict[str, ComparisonResult] = field(default_factory=dict)
+    ensembles: dict[str, list[Ensemble]] = field(default_factory=dict)  # of the studies that have them
+
+    def __getitem__(self, study: str) -> ComparisonResult:
+        return self.comparisons[study]
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class Study:
     paper: tuple[str, ...] = ()  # further ones at the scale ``paper``
     teacher: "Study | None" = None  # the study whose teacher this one has
     fine_tunes: bool = False  # the student, which starts from this teacher, instead of learning from it
+    ensemble: int = 1  # if above 1, the students of so many seeds in a row are one ensemble
+    starts: "tuple[Study, str] | None" = None  # of ensembles: where their students start, see `divided`
 
     def at(self, scale: Scale, *, data_root: Path | None = None, teacher: Path | None = None) -> Recipe:
         """The recipe at a scale; ``teacher`` is the file of the trained teacher of another study.
@@ -45,7 +56,26 @@ class Study:
         settings += [] if data_root is None else [f"data.root={json.dumps(str(data_root))}"]
         allow = ("chance", "permuted", "input") if scale == "smoke" else ()  # its teachers are hardly trained
         recipe = read(bundled(self.recipe), overrides=settings, allow=allow, check_paths=True)
-        return smoke(recipe) if scale == "smoke" else recipe
+        if scale != "smoke":
+            return recipe
+        return smoke(recipe).model_copy(update={"seeds": recipe.seeds[: self.ensemble]})
+
+    def divided(self, recipe: Recipe, folder: Path) -> dict[Path, Recipe]:
+        """The recipes to train, by their folders in ``folder``, for the one that `at` gives.
+
+        With ``starts``, each ensemble has a recipe and a folder of its own: its students start from the same weights.
+        ``starts`` names their file in the folder of another study, where ``{seed}`` is the first seed of the ensemble.
+        """
+        if self.starts is None:
+            return {folder / self.name: recipe}
+        study, file = self.starts
+        found = {}
+        for place in range(0, len(recipe.seeds), self.ensemble):
+            seeds = recipe.seeds[place : place + self.ensemble]
+            weights = str(folder / study.name / file.format(seed=seeds[0]))
+            update = {"seeds": seeds, "student": recipe.student.model_copy(update={"weights": weights})}
+            found[folder / f"{self.name}-seed{seeds[0]}"] = recipe.model_copy(update=update)
+        return found
 
 
 @dataclass(frozen=True)

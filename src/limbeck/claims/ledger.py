@@ -7,7 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from limbeck.claims.checks import Part, Verdict, judge, together
-from limbeck.claims.claim import Claim, Results, Scale, System
+from limbeck.claims.claim import Claim, Results, Scale, Study, System
+from limbeck.claims.ensembles import spreads
 from limbeck.comparison.statistics import Interval, paired
 from limbeck.errors import LimbeckError
 from limbeck.experiment.results import from_json, headline_text, plain
@@ -25,7 +26,7 @@ class PartRow:
     says: str
     verdict: Verdict
     unit: str
-    n: int  # seeds
+    n: int  # seeds, or ensembles
     mean: float | None  # of the differences
     interval: Interval | None
 
@@ -38,7 +39,7 @@ class Row:
     scale: Scale
     verdict: Verdict
     parts: tuple[PartRow, ...]
-    figures: dict[str, str]  # by study and arm, the headline on the test split
+    figures: dict[str, str]  # by study and arm, the headline on the test split; of ensembles by study and figure
     lines: dict[str, tuple[tuple[float, float], ...]]  # of the figure
     command: str
     version: str  # of limbeck
@@ -68,11 +69,21 @@ def _judged(part: Part) -> PartRow:
 
 
 def _figures(claim: Claim, results: Results) -> Iterator[tuple[str, str]]:
-    for result in (results[study.name] for study in claim.studies):
+    for study in claim.studies:
+        if study.ensemble > 1:
+            yield from _of_ensembles(study, results)
+            continue
+        result = results[study.name]
         headlines = {} if result.teachers is None else {"teacher": result.teachers}
         headlines |= {arm.arm: arm.headline for arm in result.arms}
         figure = TASKS[result.task].headline
         yield from ((f"{result.name}, {arm}", headline_text(one, figure)) for arm, one in headlines.items())
+
+
+def _of_ensembles(study: Study, results: Results) -> Iterator[tuple[str, str]]:
+    accuracy = TASKS["classification"].headline
+    for name, one in spreads(results.ensembles[study.name]).items():
+        yield f"{study.name}, {name}", headline_text(one, accuracy)
 
 
 def rows(folder: Path, system: System) -> list[Row]:

@@ -13,9 +13,10 @@ from limbeck.cli.recipe_options import DataRoot
 from limbeck.cli.reporting import reporting
 
 if TYPE_CHECKING:
-    from limbeck.claims.claim import Scale, Study
-    from limbeck.comparison.results import ComparisonResult
+    from limbeck.claims.claim import Results, Scale, Study
+    from limbeck.comparison.sweep import Sweep
     from limbeck.data import Data
+    from limbeck.recipe.blocks import Recipe
 
 Claims = Annotated[list[str] | None, typer.Argument(help="Such as E1; all claims of a paper, such as hinton; or all.")]
 _SCALES = "smoke; cpu, about an hour for a claim on two cores (estimated); or paper, for a GPU."
@@ -60,6 +61,7 @@ def reproduce(
 
 def _measure(names: list[str], scale: "Scale", out: Path, data_root: Path | None) -> None:
     from limbeck.claims import chosen
+    from limbeck.claims.claim import Results
     from limbeck.claims.ledger import add, row_of
     from limbeck.claims.page import part_text
     from limbeck.cli.terminal import console
@@ -70,7 +72,7 @@ def _measure(names: list[str], scale: "Scale", out: Path, data_root: Path | None
     studies = dict.fromkeys(study for _, claim in selected for one in claim.studies for study in _needed(one))
     for study in studies:  # a wrong path is told before anything is trained
         study.at(scale, data_root=data_root)
-    results: dict[str, ComparisonResult] = {}
+    results = Results()
     loaded: dict[str, Data] = {}
     for system, claim in selected:
         for study in claim.studies:
@@ -83,9 +85,11 @@ def _measure(names: list[str], scale: "Scale", out: Path, data_root: Path | None
 
 
 def _needed(study: "Study") -> Iterator["Study"]:
-    """The study after those that train its teacher."""
+    """The study after those that train its teacher and the weights from which its students start."""
     if study.teacher is not None:
         yield from _needed(study.teacher)
+    if study.starts is not None:
+        yield from _needed(study.starts[0])
     yield study
 
 
@@ -94,33 +98,45 @@ def _train(
     scale: "Scale",
     out: Path,
     data_root: Path | None,
-    results: dict[str, "ComparisonResult"],
+    results: "Results",
     loaded: dict[str, "Data"],
 ) -> None:
-    """Add the result of a study to ``results``, and those of the studies that it needs.
-
-    ``loaded`` keeps the data of the last study for the next one, which often has the same.
-    """
-    from limbeck.cli.progress import reading, show_sweep
+    """Add the result of a study to ``results``, and those of the studies that it needs."""
+    from limbeck.claims.ensembles import ensembles
+    from limbeck.cli.progress import show_sweep
     from limbeck.cli.terminal import console
-    from limbeck.comparison.sweep import Sweep
     from limbeck.train.threads import threads_for
 
     for one in _needed(study):
-        if one.name in results:
+        if one.name in results.comparisons or one.name in results.ensembles:
             continue
-        screen, folder = console(), out / scale
+        folder = out / scale
         teacher = None if one.teacher is None else folder / one.teacher.name / TEACHER
         recipe = one.at(scale, data_root=data_root, teacher=teacher)
-        same = f"{recipe.data!r} {recipe.task!r}"
-        data = loaded.get(same)
-        loaded.clear()  # before other data is read
-        with reading(screen) as progress:
-            sweep = Sweep(recipe, folder / one.name, progress=progress, data=data)
-        loaded[same] = sweep.experiment.data
-        with threads_for(sweep.experiment.macs):
-            show_sweep(sweep, screen)
-            results[one.name] = sweep.conclude()
+        for path, part in one.divided(recipe, folder).items():
+            sweep = _sweep(part, path, loaded)
+            with threads_for(sweep.experiment.macs):
+                show_sweep(sweep, console())
+                found = sweep.conclude()
+            if one.ensemble > 1:
+                results.ensembles.setdefault(one.name, []).extend(ensembles(sweep, one.ensemble))
+            else:
+                results.comparisons[one.name] = found
+
+
+def _sweep(recipe: "Recipe", folder: Path, loaded: dict[str, "Data"]) -> "Sweep":
+    """The sweep of a recipe; ``loaded`` keeps the data of the last one for the next one, which often has the same."""
+    from limbeck.cli.progress import reading
+    from limbeck.cli.terminal import console
+    from limbeck.comparison.sweep import Sweep
+
+    same = f"{recipe.data!r} {recipe.task!r}"
+    data = loaded.get(same)
+    loaded.clear()  # before other data is read
+    with reading(console()) as progress:
+        sweep = Sweep(recipe, folder, progress=progress, data=data)
+    loaded[same] = sweep.experiment.data
+    return sweep
 
 
 TEACHER = Path("teacher-seed0/teacher/seed0/teacher.safetensors")

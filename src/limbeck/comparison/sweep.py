@@ -200,8 +200,14 @@ class Sweep:
     def _correct(self, arm: str) -> Correct:
         """Which test samples the students of an arm classify correctly (seeds, samples)."""
         labels = self.experiment.data.test.targets
-        outputs = [self._outputs(f"{arm}/seed{seed}")["test"] for seed in sorted(self.experiment.recipe.seeds)]
-        return np.stack([(one.argmax(1) == labels).numpy() for one in outputs])
+        return np.stack([(one.argmax(1) == labels).numpy() for one in self.test_outputs(arm)])
+
+    def test_outputs(self, arm: str) -> list[Tensor]:
+        """The outputs (N, K) of the finished students of an arm on the test split, in ascending order of the seeds.
+
+        Only of classification.
+        """
+        return [self._outputs(f"{arm}/seed{seed}")["test"] for seed in sorted(self.experiment.recipe.seeds)]
 
     def _outputs(self, name: str) -> dict[str, Tensor]:
         """The outputs of a network that was trained here."""

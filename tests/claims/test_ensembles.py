@@ -1,0 +1,62 @@
+"""Ensembles of the students of a study, and the claims on them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from limbeck.claims.checks import judge
+from limbeck.claims.claim import Results
+from limbeck.claims.ensembles import Ensemble, ensemble
+from limbeck.claims.fsp import COPIED, FSP_2017, SHARED
+
+
+def test_an_ensemble_predicts_by_the_mean_of_the_probabilities():
+    first = torch.tensor([[0.001, 0.4, 0.6, 0.1], [0.7, 0.45, 0.3, 0.7], [0.85, 0.8, 0.2, 0.75]])  # of class 0
+    logits = torch.stack([first, 1 - first], dim=2).log() + torch.randn(3, 4, 1)  # a constant changes no probability
+    found = ensemble(list(logits), torch.tensor([0, 0, 1, 1]))
+    # means 0.517, 0.55, 0.367, 0.517; by the mean of the logits sample 0 would be of class 1, by votes sample 1
+    assert (found.networks, found.accuracy, found.gain) == pytest.approx(((1 + 2 + 3) / 12, 3 / 4, 1 / 4))
+    assert found.disagreement == pytest.approx((3 + 4 + 1) / 12)
+    one = ensemble([logits[2]], torch.tensor([0, 0, 1, 1]))
+    assert one == Ensemble(networks=0.75, accuracy=0.75, disagreement=0.0)
+
+
+@pytest.mark.parametrize(
+    ("claim", "others", "verdicts"),
+    [
+        ("C4", {}, [True, True, True, True]),  # the figures of the paper
+        ("C4", {"shared": (92.14, 94.20)}, [False, False, True, False]),
+        ("C4", {"shuffled": (92.08, 93.30)}, [True, True, False, True]),
+        ("C5", {}, [True, True]),
+        ("C5", {"copied": (91.00, 94.00)}, [False, False]),
+    ],
+)
+def test_ensembles_are_compared_in_pairs(claim, others, verdicts):
+    published = {
+        "alone": (91.75, 93.48),
+        "shared": (92.14, 93.26),
+        "shuffled": (92.08, 93.67),
+        "copied": (92.04, 92.71),
+    }
+    figures = {
+        f"fsp_{kind}": [Ensemble(one / 100 + number / 1e5, all_ / 100 + number / 1e5, 0.1) for number in range(5)]
+        for kind, (one, all_) in (published | others).items()
+    }
+    (parts,) = (one.parts for one in FSP_2017.claims if one.name == claim)
+    found = [judge(part) for part in parts(Results(ensembles=figures))]
+    assert found == ["holds" if verdict else "does not hold" for verdict in verdicts]
+
+
+@pytest.mark.parametrize(
+    ("study", "start"),
+    [
+        (SHARED, "fsp_first_stages/fsp-seed6/fsp/seed6/after_fsp.safetensors"),
+        (COPIED, "fsp_alone/alone-seed6/alone/seed6/student.safetensors"),
+    ],
+)
+def test_the_students_of_an_ensemble_start_from_the_same_weights(study, start):
+    folder = Path("claims/cpu")
+    found = study.divided(study.at("cpu", data_root=Path("/data")), folder)
+    assert [one.seeds for one in found.values()] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11), (12, 13, 14)]
+    assert found[folder / f"{study.name}-seed6"].student.weights == str(folder / start)
