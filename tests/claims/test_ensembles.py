@@ -32,7 +32,7 @@ def test_an_ensemble_predicts_by_the_mean_of_the_probabilities():
         ("C5", {"copied": (91.00, 94.00)}, [False, False]),
     ],
 )
-def test_ensembles_are_compared_in_pairs(claim, others, verdicts):
+def test_the_figures_of_ensembles_decide_the_claims(claim, others, verdicts):
     published = {
         "alone": (91.75, 93.48),
         "shared": (92.14, 93.26),
