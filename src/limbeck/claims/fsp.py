@@ -137,14 +137,14 @@ FINE_TUNED = Study(
 
 
 _ENSEMBLES = ("student.model=fsp_resnet8", f"seeds={list(range(15))}", "precision=bf16")
-_ALONE = (*_ENSEMBLES, "teacher=null", "method=alone", "methods=[alone]")
-_TAUGHT = (*_ENSEMBLES, "teacher.model=fsp_resnet8", "teacher.train.epochs=30", "baseline=false")
+_WITHOUT_TEACHER = (*_ENSEMBLES, "teacher=null", "method=alone", "methods=[alone]")
+_WITH_TEACHER = (*_ENSEMBLES, "teacher.model=fsp_resnet8", "teacher.train.epochs=30", "baseline=false")
 
 FIRST_STAGES = Study(
     "fsp_first_stages",
     "fsp_cifar10",
     (
-        *(*_TAUGHT, "seeds=[0, 3, 6, 9, 12]", "train.epochs=1"),  # only the first stages are used
+        *(*_WITH_TEACHER, "seeds=[0, 3, 6, 9, 12]", "train.epochs=1"),  # only the first stages are used
         "methods=[{name: fsp, fsp_epochs: 5, fsp_rate: 1}]",
     ),
     (*_EQUAL_PAPER, *_FAST, "train.epochs=1", "methods=[{name: fsp, fsp_epochs: 54, fsp_rate: 0.01}]"),
@@ -153,7 +153,7 @@ FIRST_STAGES = Study(
 SHARED = Study(
     "fsp_shared",
     "fsp_cifar10",
-    (*_ALONE, "train.epochs=10"),
+    (*_WITHOUT_TEACHER, "train.epochs=10"),
     ("student.model=fsp_resnet26", *_FAST_ALONE),
     ensemble=3,
     starts=(FIRST_STAGES, "fsp-seed{seed}/fsp/seed{seed}/after_fsp.safetensors"),
@@ -163,7 +163,7 @@ SHARED = Study(
 SHUFFLED = Study(
     "fsp_shuffled",
     "fsp_cifar10",
-    (*_TAUGHT, "train.epochs=10", "methods=[{name: fsp, fsp_epochs: 5, fsp_rate: 1, shuffle: true}]"),
+    (*_WITH_TEACHER, "train.epochs=10", "methods=[{name: fsp, fsp_epochs: 5, fsp_rate: 1, shuffle: true}]"),
     (*_EQUAL_PAPER, *_FAST, "methods=[{name: fsp, fsp_epochs: 54, fsp_rate: 0.01, shuffle: true}]"),
     FIRST_STAGES,
     ensemble=3,
@@ -173,7 +173,7 @@ SHUFFLED = Study(
 ALONE = Study(
     "fsp_alone",
     "fsp_cifar10",
-    (*_ALONE, "train.epochs=30"),
+    (*_WITHOUT_TEACHER, "train.epochs=30"),
     ("student.model=fsp_resnet26", *_SLOW_ALONE),
     ensemble=3,
 )
@@ -182,7 +182,7 @@ ALONE = Study(
 COPIED = Study(
     "fsp_copied",
     "fsp_cifar10",
-    (*_ALONE, "train.epochs=10"),
+    (*_WITHOUT_TEACHER, "train.epochs=10"),
     ("student.model=fsp_resnet26", *_FAST_ALONE),
     ensemble=3,
     starts=(ALONE, "alone-seed{seed}/alone/seed{seed}/student.safetensors"),
