@@ -58,7 +58,7 @@ class Study:
         recipe = read(bundled(self.recipe), overrides=settings, allow=allow, check_paths=True)
         if scale != "smoke":
             return recipe
-        return smoke(recipe).model_copy(update={"seeds": recipe.seeds[: self.ensemble]})
+        return smoke(recipe).model_copy(update={"seeds": recipe.seeds[: min(self.ensemble, 2)]})
 
     def divided(self, recipe: Recipe, folder: Path) -> dict[Path, Recipe]:
         """The recipes to train, by their folders in ``folder``, for the one that `at` gives.
