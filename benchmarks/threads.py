@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--busy", type=int, default=0)
+    parser.add_argument("--workloads", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--child", choices=CASES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -96,7 +97,7 @@ def main() -> None:
     try:
         print("| workload | " + " | ".join(SETTINGS) + " |")
         print("|---|" + "---|" * len(SETTINGS))
-        for name in CASES:
+        for name in arguments.workloads:
             found: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
             for _ in range(arguments.rounds):
                 for setting in SETTINGS:

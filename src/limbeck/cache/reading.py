@@ -82,7 +82,7 @@ class Store:
     def _rows(self, tap: Tap, index: NDArray[numpy.int64], view: int) -> dict[str, Tensor]:
         """Copies of the rows, file by file."""
         parts = self.plan.parts[tap]
-        # NumPy, because a call takes a quarter of the time of PyTorch's, and there are some for each file and part.
+        # NumPy, because a call takes a quarter of the time of PyTorch's, and there are several for each file and part.
         shard, place = numpy.divmod(index, self.plan.shard_rows)
         order = shard.argsort(kind="stable")
         shard, place = shard[order], place[order]

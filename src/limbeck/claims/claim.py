@@ -42,6 +42,10 @@ class Study:
     ensemble: int = 1  # if above 1, the students of so many seeds in a row are one ensemble
     starts: "tuple[Study, str] | None" = None  # of ensembles: where their students start, see `divided`
 
+    def __post_init__(self) -> None:
+        if self.starts is not None and self.ensemble == 1:
+            raise ValueError(f"{self.name} has starts, but no ensembles")
+
     def at(self, scale: Scale, *, data_root: Path | None = None, teacher: Path | None = None) -> Recipe:
         """The recipe at a scale; ``teacher`` is the file of the trained teacher of another study.
 

@@ -137,7 +137,10 @@ FINE_TUNED = Study(
 )
 
 
-_ENSEMBLES = ("student.model=fsp_resnet8", f"seeds={list(range(15))}", "precision=bf16")
+_SIZE = 3
+"""Networks of an ensemble."""
+
+_ENSEMBLES = ("student.model=fsp_resnet8", f"seeds={list(range(5 * _SIZE))}", "precision=bf16")
 _WITHOUT_TEACHER = (*_ENSEMBLES, "teacher=null", "method=alone", "methods=[alone]")
 _WITH_TEACHER = (*_ENSEMBLES, "teacher.model=fsp_resnet8", "teacher.train.epochs=24", "baseline=false")
 
@@ -145,7 +148,8 @@ FIRST_STAGES = Study(
     "fsp_first_stages",
     "fsp_cifar10",
     (
-        *(*_WITH_TEACHER, "seeds=[0, 3, 6, 9, 12]", "train.epochs=1"),  # only the first stages are used
+        # only the first stage is used
+        *(*_WITH_TEACHER, f"seeds={list(range(0, 5 * _SIZE, _SIZE))}", "train.epochs=1"),
         "methods=[{name: fsp, fsp_epochs: 4, fsp_rate: 1}]",
     ),
     (*_EQUAL_PAPER, *_FAST, "train.epochs=1", "methods=[{name: fsp, fsp_epochs: 54, fsp_rate: 0.01}]"),
@@ -156,7 +160,7 @@ SHARED = Study(
     "fsp_cifar10",
     (*_WITHOUT_TEACHER, "train.epochs=8"),
     ("student.model=fsp_resnet26", *_FAST_ALONE),
-    ensemble=3,
+    ensemble=_SIZE,
     starts=(FIRST_STAGES, "fsp-seed{seed}/fsp/seed{seed}/after_fsp.safetensors"),
 )
 """The students of an ensemble have one FSP stage."""
@@ -167,7 +171,7 @@ SHUFFLED = Study(
     (*_WITH_TEACHER, "train.epochs=8", "methods=[{name: fsp, fsp_epochs: 4, fsp_rate: 1, shuffle: true}]"),
     (*_EQUAL_PAPER, *_FAST, "methods=[{name: fsp, fsp_epochs: 54, fsp_rate: 0.01, shuffle: true}]"),
     FIRST_STAGES,
-    ensemble=3,
+    ensemble=_SIZE,
 )
 """Each student has an FSP stage of its own, in which the teacher's channels are in another order."""
 
@@ -176,7 +180,7 @@ ALONE = Study(
     "fsp_cifar10",
     (*_WITHOUT_TEACHER, "train.epochs=24"),
     ("student.model=fsp_resnet26", *_SLOW_ALONE),
-    ensemble=3,
+    ensemble=_SIZE,
 )
 """All iterations, without a teacher: the ensembles of teachers of the paper."""
 
@@ -185,7 +189,7 @@ COPIED = Study(
     "fsp_cifar10",
     (*_WITHOUT_TEACHER, "train.epochs=8"),
     ("student.model=fsp_resnet26", *_FAST_ALONE),
-    ensemble=3,
+    ensemble=_SIZE,
     starts=(ALONE, "alone-seed{seed}/alone/seed{seed}/student.safetensors"),
 )
 """The first network of each of those, copied and trained further."""
@@ -280,8 +284,8 @@ FSP_2017 = System(
         ),
         Claim(
             "C4",
-            "An ensemble of students that share an FSP stage gains less than one of networks trained alone; one of "
-            "students with an FSP stage each, with shuffled matrices, is the best.",
+            "An ensemble of students that share an FSP stage gains less than one of networks trained alone. With an "
+            "FSP stage for each, with shuffled matrices, it gains more than with a shared one, and is the best of all.",
             "ResNet-26, average and ensemble of three: alone 91.75 % and 93.48 %, shared 92.14 % and 93.26 %, "
             "shuffled 92.08 % and 93.67 %",
             _ensembles,

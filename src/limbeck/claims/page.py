@@ -44,8 +44,9 @@ students of all seeds have one teacher, so a verdict is about this teacher; in A
 for each seed. All figures are those of the test split: mean ± sample standard deviation over the seeds.
 
 In C4 and C5, n counts ensembles of three networks instead of seeds. An ensemble predicts the class with the largest
-mean probability; its gain is its accuracy minus the mean accuracy of its networks. Their disagreement is the share of
-test images for which two of them predict different classes, averaged over the pairs.
+mean probability; its gain is its accuracy minus the mean accuracy of its networks. Weaker networks usually gain more,
+so a gain is to be read with their mean. Their disagreement is the share of test images for which two of them predict
+different classes, averaged over the pairs.
 
 `alone@2x` and the like are the student alone with as many epochs as all stages in which the student of a method learns.
 C1 to C7 do not depend on them, because the paper has fewer epochs for the student alone. In B1, B3 and B7 the student

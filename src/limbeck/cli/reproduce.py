@@ -110,7 +110,7 @@ def _train(
     for one in _needed(study):
         if one.name in results.comparisons or one.name in results.ensembles:
             continue
-        folder = out / scale
+        folder = (out / scale).absolute()  # recipes contain paths in it
         teacher = None if one.teacher is None else folder / one.teacher.name / TEACHER
         recipe = one.at(scale, data_root=data_root, teacher=teacher)
         for path, part in one.divided(recipe, folder).items():

@@ -85,21 +85,23 @@ def _quantise(source: Path, path: Path, graph: Graph) -> None:
             part = next(self._parts, None)
             return None if part is None else {graph.input: part.numpy()}
 
+    prepared = path.with_suffix(".prepared.onnx")
     try:
-        quant_pre_process(source, source)
+        quant_pre_process(source, prepared)
     except Exception:  # what infers symbolic shapes raises anything where it does not know an operator, as in maxout
-        quant_pre_process(source, source, skip_symbolic_shape=True)
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
     rest = set(graph.outputs[1:])  # the softmax, whose result would have 256 values
     quantize_static(
-        source,
+        prepared,
         path,
         Reader(),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=[one.name for one in onnx.load(source).graph.node if rest & {*one.output}],
+        nodes_to_exclude=[one.name for one in onnx.load(prepared).graph.node if rest & {*one.output}],
     )
+    prepared.unlink()
 
 
 ONNX = Exporter(

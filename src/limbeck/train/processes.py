@@ -286,5 +286,6 @@ class _Normalise(torch.autograd.Function):
         slope = weight * inverse.square() * through_deviation
         constant = weight * inverse * through_mean - slope * mean
         shape = [1, -1, *[1] * (inputs.dim() - 2)]
-        whole = fixed.addcmul_(inputs, slope.view(shape).to(fixed.dtype), value=-1).sub_(constant.view(shape))
+        whole = fixed.to(slope.dtype).addcmul_(inputs, slope.view(shape), value=-1)  # not in bf16: the terms cancel
+        whole = whole.sub_(constant.view(shape)).to(fixed.dtype)
         return whole, of_weight, of_bias, None, None, None, None
