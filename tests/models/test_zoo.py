@@ -33,6 +33,9 @@ COUNTS = {
     "resnet50": (23_520_842, 23_705_252),
     "imagenet_resnet20": (12_362_314, 12_408_484),
     "imagenet_resnet34": (21_289_802, 21_335_972),
+    "binary_resnet8": (78_170, 84_020),
+    "binary_resnet20": (273_050, 278_900),
+    "binary_resnet18": (11_176_906, 11_223_076),
     "wrn_10_10": (7_435_354, 7_493_044),
     "wrn_16_1": (175_066, 180_916),
     "wrn_16_2": (691_674, 703_284),
@@ -66,6 +69,7 @@ OPTIONS = {"mlp": {"hidden": [6, 5]}, "fitnet_depth": {"layers": 9}}
 STAGES = {
     **dict.fromkeys(COUNTS, ("stage", 3)),
     **dict.fromkeys(("resnet10", "resnet18", "resnet34", "resnet50"), ("stage", 4)),
+    "binary_resnet18": ("stage", 4),
     **dict.fromkeys(("imagenet_resnet20", "imagenet_resnet34"), ("stage", 4)),
     **dict.fromkeys(("vgg8", "vgg13", "mobilenet_v1"), ("stage", 5)),
     **dict.fromkeys(("mobilenet_v2", "mobilenet_v2_half"), ("stage", 7)),

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from limbeck.core import LimbeckError
+from limbeck.models.binary import BinaryConv2d
 from limbeck.models.compressed import SharedWeight
 
 Layer = nn.Linear | _ConvNd
@@ -57,13 +58,16 @@ def layers_of(network: nn.Module) -> dict[str, Layer]:
     """The convolutions and linear layers of a network by name: what is compressed.
 
     Raises:
-        LimbeckError: there are none; a weight is not float32, is used by two layers, or is computed from others.
+        LimbeckError: there are none; a weight is binary, is not float32, is used by two layers, or is computed from
+            others.
     """
     found = {name: one for name, one in network.named_modules() if isinstance(one, Layer)}
     if not found:
         raise LimbeckError("the student has no convolution and no linear layer, so there is nothing to compress")
     seen: dict[int, str] = {}
     for name, layer in found.items():
+        if isinstance(layer, BinaryConv2d):
+            raise LimbeckError(f"{name} is binary and cannot be compressed: it would read a pruned weight, 0, as +1")
         weight = layer._parameters.get("weight")
         if weight is None or weight.dtype != torch.float32:
             what = "computed from others" if weight is None else f"of {weight.dtype}"

@@ -9,6 +9,7 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.errors import MODEL_FORMS, nearest
+from limbeck.models.binary import BINARY_RESNETS
 from limbeck.models.cifar_resnet import CIFAR_RESNETS
 from limbeck.models.convnet import convnet_big, convnet_small
 from limbeck.models.fitnets import FITNETS
@@ -27,6 +28,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     **CIFAR_RESNETS,
     **RESNETS,
+    **BINARY_RESNETS,
     **WIDE_RESNETS,
     "vgg8": vgg8,
     "vgg13": vgg13,
