@@ -26,7 +26,7 @@ from limbeck.exports.errors import in_one_line
 from limbeck.exports.graph import Graph, Layout, Precision
 from limbeck.exports.memory import STUDENT, is_told, peak_memory
 from limbeck.exports.options import Options, check_folder
-from limbeck.exports.parity import BATCHES, LIMITS, SAMPLES, Parity, compare, run
+from limbeck.exports.parity import BATCHES, LIMITS, SAMPLES, Parity, compare, limit_of, run
 from limbeck.exports.samples import RawSamples
 from limbeck.exports.source import Source
 from limbeck.files.atomic import unwritten, write_sealed
@@ -260,7 +260,7 @@ class _Export:
 
     def _parity(self, runner: Runner, load: Load) -> Parity:
         which, samples = self._compared
-        limit = LIMITS[self._graph.precision]
+        limit = limit_of(self._student, self._graph.precision)
         batches = [one for one in BATCHES if one <= len(samples)] if self._graph.any_batch else [1]
         self._say(f"comparing the file with the student on {len(samples)} samples of the {which} split")
         parity = compare(runner, self._student, samples, batches, task=self._data.task, split=which)

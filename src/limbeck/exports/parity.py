@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.data.targets import NUMBERS, TaskName
 from limbeck.exports.base import Runner
 from limbeck.exports.graph import Precision
+from limbeck.models.binary import Sign
 
 SAMPLES = 256
 """The samples on which a file is compared with the student."""
@@ -33,6 +34,19 @@ LIMITS: dict[Precision, Limit] = {
     "fp16": Limit(2e-2, 2e-2, 0.98, 1e-2),
     "int8": Limit(math.inf, 0.2, 0.9, 1e-3),
 }
+
+
+def limit_of(network: nn.Module, precision: Precision) -> Limit:
+    """What a file of a network must reach. If the rounding of a value near 0 can change its `Sign`, outputs may differ.
+
+    Args:
+        network: the student.
+        precision: of the file.
+    """
+    limit = LIMITS[precision]
+    if not any(isinstance(module, Sign) for module in network.modules()):
+        return limit
+    return replace(limit, difference=LIMITS["int8"].difference, numbers=LIMITS["int8"].numbers)
 
 
 @dataclass(frozen=True)
