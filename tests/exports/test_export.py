@@ -100,6 +100,12 @@ def test_every_backend_takes_every_network(to, name, tmp_path):
         assert card["results"]["student"] == card["results"]["exported"]
 
 
+def test_a_binary_network_is_written(tmp_path):
+    network = trained(build("binary_resnet8", classes=3, shape=(3, 8, 8)))
+    done = limbeck.export(network, images(), tmp_path / "out")
+    assert done.card.results.parity.agreement >= 0.99
+
+
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("to", INSTALLED)
 def test_lower_precisions_are_smaller(to, precision, tmp_path):

@@ -1,11 +1,14 @@
 """The binary ResNets, against their formulas, and what other parts of limbeck do with them."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from limbeck.core import LimbeckError
+from limbeck.exports.parity import LIMITS, limit_of
 from limbeck.exports.sharing import layers_of
 from limbeck.models import NetworkSpec, build, load_weights, save_network
 from limbeck.models.binary import BinaryBlock, BinaryConv2d, Sign, sign
@@ -111,3 +114,9 @@ def test_compressing_and_widening_refuse_signs():
         layers_of(network())
     with pytest.raises(LimbeckError, match=r"net2net does not support sign in stage1\.0\.sign1"):
         net2net(network(), build("binary_resnet20", classes=4, shape=SHAPE), torch.randn(4, *SHAPE))
+
+
+def test_files_of_binary_networks_are_compared_by_their_decisions():
+    limit = limit_of(network(), "fp32")
+    assert (limit.difference, limit.agreement) == (math.inf, 0.99)
+    assert limit_of(build("resnet8", classes=4, shape=SHAPE), "fp32") == LIMITS["fp32"]
