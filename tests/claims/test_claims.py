@@ -131,7 +131,7 @@ PUBLISHED = {
         kl=dict.fromkeys(["CE", "kd", "at", "srrl+kd", "srrl+at"], 0.5),
     ),
     "srrl_family": results_of("srrl_family", {"alone": 0.6842, "srrl": 0.7182}),
-    "srrl_binary": results_of("srrl_binary", {"alone": 0.5670, "kd": 0.5739, "at": 0.5845, "srrl": 0.5957}),
+    "srrl_binary": results_of("srrl_binary", {"alone": 0.56, "kd": 0.57, "at": 0.58, "srrl": 0.5957}),
 }
 """The paper's figures where they are known for these studies, else some of the same order."""
 
@@ -254,7 +254,12 @@ def test_a_claim_does_not_hold_for_figures_that_contradict_it():
             ["does not hold", "holds", "does not hold"],
         ),
         ("D5", "srrl_family", {"alone": 0.70, "srrl": 0.69}, ["does not hold"]),
-        ("D6", "srrl_binary", {"alone": 0.56, "kd": 0.58, "srrl": 0.57}, ["holds", "does not hold"]),
+        (
+            "D6",
+            "srrl_binary",
+            {"alone": 0.56, "kd": 0.58, "at": 0.56, "srrl": 0.57},
+            ["holds", "does not hold", "holds"],
+        ),
     ],
 )
 def test_a_claim_does_not_hold_for_another_order(claim, study, accuracies, verdicts):

@@ -17,9 +17,9 @@ from limbeck.models.net2net import net2net
 SHAPE = (3, 8, 8)
 
 
-def network(weights="binary"):
+def network(kernels="binary"):
     torch.manual_seed(0)
-    return build("binary_resnet8", classes=4, shape=SHAPE, weights=weights)
+    return build("binary_resnet8", classes=4, shape=SHAPE, kernels=kernels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -74,16 +74,16 @@ def test_gradient_of_a_binary_convolution_with_respect_to_its_input(conv):
     assert torch.autograd.gradcheck(conv, torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True))
 
 
-@pytest.mark.parametrize("weights", ["binary", "real"])
+@pytest.mark.parametrize("kernels", ["binary", "real"])
 @pytest.mark.parametrize(("outside", "stride"), [(3, 1), (4, 2)])
-def test_binary_block_follows_its_formula(outside, stride, weights):
-    block = BinaryBlock(3, outside, stride, weights=weights).double()
+def test_binary_block_follows_its_formula(outside, stride, kernels):
+    block = BinaryBlock(3, outside, stride, kernels=kernels).double()
     inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     features = inputs
     for number, step in ((1, stride), (2, 1)):
         conv, prelu = block.get_submodule(f"conv{number}"), block.get_submodule(f"prelu{number}")
         weight = conv.weight.detach()
-        if weights == "binary":
+        if kernels == "binary":
             weight = weight.abs().mean((1, 2, 3), keepdim=True) * weight.sign()
         mean, variance = features.mean((0, 2, 3), keepdim=True), features.var((0, 2, 3), correction=0, keepdim=True)
         signs = ((features - mean) / (variance + 1e-5).sqrt()).sign()
@@ -103,7 +103,7 @@ def test_stem_shortcuts_and_head_are_real():
 
 def test_weights_of_the_first_step_initialise_the_second(tmp_path):
     first, second = network("real"), build("binary_resnet8", classes=4, shape=SHAPE)
-    spec = NetworkSpec("binary_resnet8", {"weights": "real"}, 4, SHAPE)
+    spec = NetworkSpec("binary_resnet8", {"kernels": "real"}, 4, SHAPE)
     save_network(first, tmp_path / "first.safetensors", spec=spec)
     load_weights(second, tmp_path / "first.safetensors")
     assert all(torch.equal(one, second.state_dict()[name]) for name, one in first.state_dict().items())
@@ -112,6 +112,7 @@ def test_weights_of_the_first_step_initialise_the_second(tmp_path):
 def test_compressing_and_widening_refuse_signs():
     with pytest.raises(LimbeckError, match=r"stage1\.0\.conv1 is binary and cannot be compressed"):
         layers_of(network())
+    assert "stage1.0.conv1" in layers_of(network("real"))
     with pytest.raises(LimbeckError, match=r"net2net does not support sign in stage1\.0\.sign1"):
         net2net(network(), build("binary_resnet20", classes=4, shape=SHAPE), torch.randn(4, *SHAPE))
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from limbeck.models.cifar_resnet import projection
 from limbeck.models.parts import activated, conv3x3, global_pool, image, kaiming, named, stages
 
-Weights = Literal["binary", "real"]
+Kernels = Literal["binary", "real"]
 
 
 class _SignFunction(torch.autograd.Function):
@@ -69,20 +69,20 @@ class BinaryConv2d(nn.Conv2d):
 class BinaryBlock(nn.Module):
     """Two binary 3x3 convolutions, each with a shortcut; (N, inside, H, W) to (N, outside, H / stride, W / stride).
 
-    With ``weights="real"``, only the activations are binary.
+    With ``kernels="real"``, only the activations are binary.
     """
 
-    def __init__(self, inside: int, outside: int, stride: int, *, weights: Weights = "binary") -> None:
+    def __init__(self, inside: int, outside: int, stride: int, *, kernels: Kernels = "binary") -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(inside)
         self.sign1 = Sign()
-        self.conv1 = _conv(inside, outside, stride, weights)
+        self.conv1 = _conv(inside, outside, stride, kernels)
         self.prelu1 = nn.PReLU(outside)
         changes = stride != 1 or inside != outside
         self.shortcut = projection(inside, outside, stride) if changes else nn.Identity()
         self.norm2 = nn.BatchNorm2d(outside)
         self.sign2 = Sign()
-        self.conv2 = _conv(outside, outside, 1, weights)
+        self.conv2 = _conv(outside, outside, 1, kernels)
         self.prelu2 = nn.PReLU(outside)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -91,8 +91,8 @@ class BinaryBlock(nn.Module):
         return self.prelu2(self.conv2(self.sign2(self.norm2(features)))) + features  # type: ignore[no-any-return]
 
 
-def _conv(inside: int, outside: int, stride: int, weights: Weights) -> nn.Conv2d:
-    if weights == "real":
+def _conv(inside: int, outside: int, stride: int, kernels: Kernels) -> nn.Conv2d:
+    if kernels == "real":
         return conv3x3(inside, outside, stride)
     return BinaryConv2d(inside, outside, 3, stride=stride, padding=1, bias=False)
 
@@ -100,9 +100,9 @@ def _conv(inside: int, outside: int, stride: int, weights: Weights) -> nn.Conv2d
 def _sized(depth: int, counts: tuple[int, ...], width: int) -> Callable[..., nn.Module]:
     widths = [width * 2**number for number in range(len(counts))]
 
-    def factory(*, classes: int, shape: tuple[int, ...], weights: Weights = "binary") -> nn.Module:
+    def factory(*, classes: int, shape: tuple[int, ...], kernels: Kernels = "binary") -> nn.Module:
         channels, _, _ = image(shape)
-        blocks = stages(partial(BinaryBlock, weights=weights), counts, widths, inside=width)
+        blocks = stages(partial(BinaryBlock, kernels=kernels), counts, widths, inside=width)
         head = nn.Linear(widths[-1], classes)
         network = named(stem=activated(conv3x3(channels, width)), **blocks, pool=global_pool(), head=head)
         kaiming(network)
@@ -111,8 +111,8 @@ def _sized(depth: int, counts: tuple[int, ...], width: int) -> Callable[..., nn.
     factory.__doc__ = f"""Binary ResNet-{depth}, widths {width} to {widths[-1]}; (N, C, H, W) to logits (N, classes).
 
     Args:
-        weights: of the 3x3 convolutions behind the stem. ``real`` is for the first of two steps: a student with binary
-            activations, whose file then initialises one with binary weights.
+        kernels: the weights of the 3x3 convolutions behind the stem. ``real`` is for the first of two trainings: only
+            the activations are binary, and the file of this student then initialises one with binary weights.
     """
     return factory
 
