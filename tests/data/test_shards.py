@@ -4,6 +4,7 @@ import gc
 import gzip
 import io
 import pickle
+import re
 import tarfile
 
 import numpy
@@ -133,6 +134,14 @@ def broken(folder, kind):
         write_tar(path, {"1.png": png(1), "1.cls": b"0" * 100_000})
     elif kind == "no number":
         write_tar(path, {"1.png": png(1), "1.cls": b"cat"})
+    elif kind == "a huge number":
+        write_tar(path, {"1.png": png(1), "1.cls": b"123456789"})
+    elif kind == "a misnamed label":
+        write_tar(path, {"1.png": png(1), "1.cls": b"0", "2.png": png(2), "2.clss": b"0"})
+    elif kind == "no image":
+        write_tar(path, {"1.png": png(1), "1.cls": b"0", "2.cls": b"0"})
+    elif kind == "no label":
+        write_tar(path, {"1.png": png(1), "2.png": png(2)})
     elif kind == "a huge header":
         info = tarfile.TarInfo("x")
         info.type, info.size = tarfile.XHDTYPE, 2**33
@@ -152,11 +161,15 @@ def broken(folder, kind):
         ("compressed", "no uncompressed tar file"),
         ("no tar file", "no uncompressed tar file"),
         ("two images", "two images with the key '1'"),
-        ("the same key", "two samples with the key '1'"),
+        ("the same key", "train-00.tar has files with the key '1' in two places: .* must follow each other"),
         ("a long label", "100,000 bytes, allowed are 65,536"),
-        ("no number", "b'cat': allowed are numbers from 0"),
+        ("no number", r"the label of 1.png in .*/train-00.tar is b'cat': allowed are numbers from 0"),
+        ("a huge number", "b'123456789': allowed are numbers from 0 to 999,999"),
+        ("a misnamed label", "train-00.tar has 2.clss, but no label 2.cls: rename it, or change label"),
+        ("no image", "train-00.tar has the label 2.cls, but no image"),
+        ("no label", "no sample of .* has a label, a file .cls"),
         ("a huge header", "damaged"),
-        ("empty", "hold no image"),
+        ("empty", "train-00.tar holds no image"),
         ("missing", "there is no file"),
     ],
 )
@@ -173,10 +186,35 @@ def test_a_file_that_is_cut_later_is_told_when_its_image_is_read(tmp_path, data)
         data.train.inputs[torch.arange(len(data.train))]
 
 
-@pytest.mark.parametrize("name", ["train-{05..02}.tar", "train-{0..999999}.tar"])
-def test_a_range_that_is_none_is_refused(name, tmp_path):
-    with pytest.raises(LimbeckError, match="is no range"):
-        load("webdataset", path=tmp_path / name)
+def test_the_splits_may_be_in_different_folders(tmp_path):
+    for part, count in (("train", 2), ("val", 1)):
+        (tmp_path / part).mkdir()
+        shards(tmp_path / part, count, kind="x")
+    path, test = tmp_path / "train" / "x-{00..01}.tar", tmp_path / "val" / "x-00.tar"
+    data = load("webdataset", path=path, test_path=test, validation=0, workers=0)
+    assert (data.origins["train"], data.origins["test"]) == ("2 tar files, train/x-00.tar ...", "val/x-00.tar")
+    assert data.train.inputs[torch.arange(10)][:, 0, 0, 0].tolist() == list(range(10))
+    assert data.test.inputs[torch.arange(5)][:, 0, 0, 0].tolist() == list(range(5))
+
+
+def test_hidden_files_are_left_out(tmp_path):
+    write_tar(tmp_path / "a.tar", {"._1.png": b"of a system", "1.png": png(1), "._1.cls": b"of it", "1.cls": b"0"})
+    assert [one.label for one in samples(Folder(tmp_path), "a.tar", "cls")] == [b"0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("train-{05..02}.tar", "is no range"),
+        ("train-{0..999999}.tar", "is no range"),
+        ("*.tar", "write the numbers of the files, such as train-{0000..1023}.tar, not *"),
+        ("", "is a folder: give its tar files, such as "),
+        ("simplecache::s3://bucket/train-00.tar", "a URL with :: is not read"),
+    ],
+)
+def test_a_path_that_names_no_tar_files_is_refused(name, said, tmp_path):
+    with pytest.raises(LimbeckError, match=re.escape(said)):
+        load("webdataset", path=name if "::" in name else tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["secret", "../secret:0+6~0123456789abcdef:x"])

@@ -60,6 +60,11 @@ def test_the_samples_and_their_order_are_those_of_the_same_files_in_a_folder(bot
     assert there.origins == here.origins
 
 
+def named(name):
+    """What messages call a sample."""
+    return re.escape(f"{name.split(':')[2]} in memory://bucket/{name.split(':')[0]}")
+
+
 def test_parts_of_files_are_requested_a_few_at_a_time(memory, monkeypatch):
     memory.pipe_file("/bucket/a.tar", bytes(range(100)))
     asked, cat = [], type(memory).cat_ranges
@@ -102,7 +107,7 @@ def test_images_in_two_splits_are_found_without_reading_the_others(both, monkeyp
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("memory://bucket/none-{00..03}.tar", "memory://bucket/none-00.tar cannot be read: there is no such file"),
+        ("memory://bucket/none-{00..03}.tar", "memory://bucket/none-00.tar cannot be read: it is not there"),
         ("memory://bucket/cut-00.tar", "memory://bucket/cut-00.tar is cut short: it has no end of a tar file"),
     ],
 )
@@ -145,7 +150,7 @@ def test_the_image_of_a_group_that_cannot_be_read_is_named(both, memory):
     memory.rm_file("/bucket/train-03.tar")
     images = there.train.inputs.reader.several(names)
     assert next(images)[0] == names[0]
-    with pytest.raises(LimbeckError, match=f"{re.escape(names[1])} in memory://bucket cannot be read: there is no"):
+    with pytest.raises(LimbeckError, match=f"{named(names[1])} cannot be read: it is not there"):
         next(images)
 
 
@@ -153,14 +158,25 @@ def test_a_file_that_changes_later_is_told_when_its_image_is_read(both, memory):
     _, there = both
     last = there.train.names[-1]
     memory.pipe_file("/bucket/train-03.tar", b"")
-    with pytest.raises(LimbeckError, match=f"{re.escape(last)} in memory://bucket cannot be read: train-03.tar is cut"):
+    with pytest.raises(LimbeckError, match=f"{named(last)} cannot be read: the tar file is cut"):
         there.train.inputs.reader(last)
 
 
 def test_tar_files_in_a_folder_and_at_urls_cannot_be_mixed(tmp_path, memory):
     shards(tmp_path)
-    with pytest.raises(LimbeckError, match="in 2 folders"):
+    with pytest.raises(LimbeckError, match=r"are in .* and .*: allowed is one server, or this machine"):
         load("webdataset", path=tmp_path / "train-{00..03}.tar", test_path="memory://bucket/test-00.tar", workers=0)
+
+
+def test_the_splits_may_be_in_different_folders_of_a_server(tmp_path, memory):
+    shards(tmp_path)
+    for path in tmp_path.glob("*.tar"):
+        memory.pipe_file(f"/bucket/{path.stem}/{path.name}", path.read_bytes())
+    path, test = (f"memory://bucket/train-{number}/train-{number}.tar" for number in ("00", "01"))
+    data = load("webdataset", path=path, test_path=test, validation=0, workers=0)
+    assert data.test.inputs[torch.arange(5)][:, 0, 0, 0].tolist() == list(range(5, 10))
+    with pytest.raises(LimbeckError, match=r"are in memory://bucket/train-00 and memory://other: allowed is one"):
+        load("webdataset", path=path, test_path="memory://other/test-00.tar", workers=0)
 
 
 def test_a_report_and_an_export_do_not_read_a_url_that_a_received_run_names():
@@ -224,7 +240,7 @@ def test_worker_processes_read_parts_of_files_over_http(tmp_path, server):
 
 @pytest.mark.parametrize(("name", "said"), [("forbidden.tar", "403"), ("missing.tar", "404")])
 def test_the_answer_of_a_server_is_told(name, said, server):
-    with pytest.raises(LimbeckError, match=f"{name} cannot be read: there is no such file, or it may not be .*{said}"):
+    with pytest.raises(LimbeckError, match=f"{name} cannot be read: it is not there, it may not be read, or .*{said}"):
         load("webdataset", path=f"{server[0]}/{name}", workers=0)
 
 
@@ -233,7 +249,7 @@ def test_the_answer_of_a_server_is_told_also_after_the_data_is_loaded(tmp_path, 
     data = load("webdataset", path=f"{server[0]}/train-{{00..01}}.tar", validation=0, workers=0)
     server[1].forbidden = "/train-01"
     names = [data.train.names[0], data.train.names[-1]]
-    with pytest.raises(LimbeckError, match=f"{re.escape(names[1])} in .* cannot be read: ClientResponseError: 403"):
+    with pytest.raises(LimbeckError, match=r"\d+.png in .*/train-01.tar cannot be read: ClientResponseError: 403"):
         list(data.train.inputs.reader.several(names))
 
 
@@ -242,7 +258,7 @@ def test_a_server_that_sends_more_than_was_asked_for_is_refused(tmp_path, server
     url, more = f"{server[0]}/train-00.tar", "cannot be read: the server sends more than the part that was asked for"
     data = load("webdataset", path=url, validation=0, workers=0)
     server[1].excess = b"x"
-    with pytest.raises(LimbeckError, match=f"{re.escape(data.train.names[0])} in .* {more}"):
+    with pytest.raises(LimbeckError, match=rf"\d+.png in {url} {more}"):
         data.train.inputs.reader(data.train.names[0])
     with pytest.raises(LimbeckError, match=f"train-00.tar {more}"):
         load("webdataset", path=url, workers=0)
@@ -251,5 +267,7 @@ def test_a_server_that_sends_more_than_was_asked_for_is_refused(tmp_path, server
 def test_a_server_that_sends_only_whole_files_is_refused(tmp_path, server):
     shards(tmp_path, count=1)
     server[1].ranges = False
-    with pytest.raises(LimbeckError, match=r"train-00.tar cannot be read: .*range requests"):
+    with pytest.raises(
+        LimbeckError, match=r"train-00.tar cannot be read: the server sends only whole files, .* range requests"
+    ):
         load("webdataset", path=f"{server[0]}/train-00.tar", workers=0)

@@ -102,7 +102,7 @@ class Images:
         Raises:
             LimbeckError: the file cannot be read, or does not have the channels or the type of the images.
         """
-        label = f"{name} in {self.reader.place}"
+        label = self.reader.label(name)
         pixels = decoded(label, data, size, exif_orientation=self.exif_orientation).pixels
         return converted(label, pixels, self.channels, deep=self.deep)
 

@@ -25,6 +25,7 @@ BYTES_AT_ONCE = 2**26
 
 _AHEAD = 2**22  # bytes that are read ahead of a file that is read from its beginning
 _MORE = "the server sends more than the part that was asked for"
+_WHOLE = "the server sends only whole files, like python -m http.server; allowed are servers that answer range requests"
 
 
 def check(url: str) -> None:
@@ -124,6 +125,9 @@ def _explained() -> Iterator[None]:
     except ImportError as error:
         raise OSError(f"a package for this protocol is not installed: {error}") from error
     except FileNotFoundError as error:  # also without permission, or without a connection: the cause says so
-        raise OSError(f"there is no such file, or it may not be read: {error.__cause__ or error}") from error
+        raise OSError(
+            f"it is not there, it may not be read, or the server does not answer: {error.__cause__ or error}"
+        ) from error
     except Exception as error:  # each package has its own errors
-        raise OSError(f"{type(error).__name__}: {error}") from error
+        told = _WHOLE if "range requests" in str(error) else f"{type(error).__name__}: {error}"
+        raise OSError(told) from error

@@ -64,7 +64,7 @@ class Decoder(Dataset[tuple[Tensor, str]]):
     def _transformed(self, transform: Transform, name: str, data: bytes) -> Tensor:
         pixels = self._images.decoded(name, data)
         image = Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
-        which, label = self._images.transform, f"{name} in {self._images.reader.place}"
+        which, label = self._images.transform, self._images.reader.label(name)
         try:
             made = transform(image)
         except Exception as error:  # the user's function may raise anything

@@ -12,6 +12,7 @@ import tarfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -21,12 +22,13 @@ from limbeck.core import LimbeckError
 from limbeck.data import bounds
 from limbeck.data.decoding import SUFFIXES
 from limbeck.data.trees import BEGINNING, Files
+from limbeck.errors import close_names
 
 LABEL_BYTES = 2**16
 """The most bytes of a label."""
 
 _OPEN = 32  # tar files that a process keeps open
-_NAME = re.compile(r"([^:/\\]+):(\d+)\+(\d+)~([0-9a-f]{16}):")
+_NAME = re.compile(r"((?:(?!\.\./)[^:/\\]+/)*[^:/\\]+):(\d+)\+(\d+)~([0-9a-f]{16}):")
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -99,6 +101,11 @@ class Tars(Files):
     def __init__(self, shards: Shards) -> None:
         self.place, self._shards = shards.place, shards
 
+    def label(self, name: str) -> str:
+        """What messages call the image: its name in the tar file, and the tar file."""
+        found = self._match(name)
+        return f"{name[found.end() :]} in {self.place}/{found[1]}"
+
     def __call__(self, name: str) -> bytes:
         """The whole image file."""
         return self.head(name, bounds.FILE_BYTES)[1]
@@ -119,10 +126,14 @@ class Tars(Files):
 
     def _found(self, name: str) -> tuple[str, int, int, str]:
         """The tar file, the first byte, the number of bytes and the hash of the beginning."""
+        found = self._match(name)
+        return found[1], int(found[2]), int(found[3]), found[4]
+
+    def _match(self, name: str) -> re.Match[str]:
         found = _NAME.match(name)
         if found is None:
             raise LimbeckError(f"{name} in {self.place} is not the name of a sample")
-        return found[1], int(found[2]), int(found[3]), found[4]
+        return found
 
     def _read(self, names: Sequence[str], count: int) -> Iterator[tuple[str, bytes]]:
         wanted = [(shard, start, min(size, count)) for shard, start, size, _ in map(self._found, names)]
@@ -130,11 +141,11 @@ class Tars(Files):
         try:
             for name, one, data in zip(names, wanted, self._shards.parts(wanted), strict=True):
                 if len(data) != one[2]:
-                    raise LimbeckError(f"{name} in {self.place} cannot be read: {one[0]} is cut short")
+                    raise LimbeckError(f"{self.label(name)} cannot be read: the tar file is cut short")
                 yield name, data
                 done += 1
         except OSError as error:
-            raise LimbeckError(f"{names[done]} in {self.place} cannot be read: {error}") from error
+            raise LimbeckError(f"{self.label(names[done])} cannot be read: {error}") from error
 
 
 class _Bounded(io.BufferedReader):
@@ -155,8 +166,9 @@ def samples(shards: Shards, name: str, label: str) -> Iterator[Sample]:
         label: the extension of the files of the labels, such as ``cls``.
 
     Raises:
-        LimbeckError: it cannot be read; it is no uncompressed tar file, or is cut short; two samples have the same key;
-            a sample has two images; a label or an image is too large.
+        LimbeckError: it cannot be read; it is no uncompressed tar file, or is cut short; the files of a sample do not
+            follow each other; a sample has two images, a label without an image, or a file whose extension is like
+            that of labels instead of a label; a label or an image is too large.
     """
     where = f"{shards.place}/{name}"
     try:
@@ -173,37 +185,56 @@ def samples(shards: Shards, name: str, label: str) -> Iterator[Sample]:
 
 
 def _samples(archive: tarfile.TarFile, where: str, shard: str, label: str, size: int) -> Iterator[Sample]:
-    seen, key, image, text = set[str](), "", "", None
+    seen = set[str]()
+    for key, files in groupby(_files(archive), key=lambda member: _key(member)[0]):
+        if key in seen:
+            raise LimbeckError(
+                f"{where} has files with the key {key!r} in two places: the files of a sample must follow each other"
+            )
+        seen.add(key)
+        image, text, others = "", None, list[str]()
+        for member in files:
+            if member.offset_data + member.size > size:
+                raise LimbeckError(f"{where} is cut short: {member.name} ends after it")
+            extension = _key(member)[1]
+            if extension == label:
+                _small(member, where, LABEL_BYTES)
+                text = _read(archive, member, LABEL_BYTES)
+            elif not member.name.lower().endswith(SUFFIXES):
+                others.append(extension)
+            elif image:
+                raise LimbeckError(f"{where} has two images with the key {key!r}: a sample has one")
+            else:
+                _small(member, where, bounds.FILE_BYTES)
+                beginning = xxh3_64_hexdigest(_read(archive, member, BEGINNING))
+                image = f"{shard}:{member.offset_data}+{member.size}~{beginning}:{member.name}"
+        meant = close_names(label, others, most=1) if text is None else []
+        if meant:
+            raise LimbeckError(f"{where} has {key}.{meant[0]}, but no label {key}.{label}: rename it, or change label")
+        if image:
+            yield Sample(image, text)
+        elif text is not None:
+            raise LimbeckError(f"{where} has the label {key}.{label}, but no image with this key")
+
+
+def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The files that are not hidden."""
     for member in archive:
         archive.members.clear()  # type: ignore[attr-defined]  # which would hold all of them
-        if not member.isreg():
-            continue
-        folder, slash, name = member.name.rpartition("/")
-        stem, _, extension = name.partition(".")
-        if folder + slash + stem != key:
-            if image:
-                yield Sample(image, text)
-            key, image, text = folder + slash + stem, "", None
-            if key in seen:
-                raise LimbeckError(f"{where} has two samples with the key {key!r}")
-            seen.add(key)
-        if member.offset_data + member.size > size:
-            raise LimbeckError(f"{where} is cut short: {member.name} ends after it")
-        if extension == label:
-            if member.size > LABEL_BYTES:
-                raise LimbeckError(f"{member.name} in {where} has {member.size:,} bytes, allowed are {LABEL_BYTES:,}")
-            text = _read(archive, member, LABEL_BYTES)
-        elif name.lower().endswith(SUFFIXES):
-            if image:
-                raise LimbeckError(f"{where} has two images with the key {key!r}: a sample has one")
-            if member.size > bounds.FILE_BYTES:
-                raise LimbeckError(
-                    f"{member.name} in {where} has {member.size:,} bytes, allowed are {bounds.FILE_BYTES:,}"
-                )
-            beginning = _read(archive, member, BEGINNING)
-            image = f"{shard}:{member.offset_data}+{member.size}~{xxh3_64_hexdigest(beginning)}:{member.name}"
-    if image:
-        yield Sample(image, text)
+        if member.isreg() and not member.name.rpartition("/")[2].startswith("."):
+            yield member
+
+
+def _key(member: tarfile.TarInfo) -> tuple[str, str]:
+    """The key and the extension: before and after the first dot of the name without its folder."""
+    folder, slash, name = member.name.rpartition("/")
+    stem, _, extension = name.partition(".")
+    return folder + slash + stem, extension
+
+
+def _small(member: tarfile.TarInfo, where: str, most: int) -> None:
+    if member.size > most:
+        raise LimbeckError(f"{member.name} in {where} has {member.size:,} bytes, allowed are {most:,}")
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, count: int) -> bytes:

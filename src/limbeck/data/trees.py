@@ -43,6 +43,10 @@ class Files(Protocol):
 
     place: Path | str  #: for messages
 
+    def label(self, name: str) -> str:
+        """What messages call the file."""
+        return f"{name} in {self.place}"
+
     def __call__(self, name: str) -> bytes:
         """The whole file."""
 
@@ -118,7 +122,7 @@ class Reader(Files):
             with (self.place / name).open("rb") as file:
                 return size, file.read(min(size, count))
         except Exception as error:  # zipfile raises anything for a damaged file
-            raise LimbeckError(f"{name} in {self.place} cannot be read: {error}") from error
+            raise LimbeckError(f"{self.label(name)} cannot be read: {error}") from error
 
     def _zip(self) -> Archive:
         if self._open is None or self._process != os.getpid():

@@ -124,7 +124,7 @@ def look(reader: Files, name: str, exif_orientation: bool) -> Header:
     Raises:
         LimbeckError: it cannot be read.
     """
-    label = f"{name} in {reader.place}"
+    label = reader.label(name)
     size, head = reader.head(name, _HEAD)
     try:
         return looked_at(label, head, size, exif_orientation=exif_orientation)
@@ -155,7 +155,7 @@ def _made(
     """
 
     def made(chunk: Sequence[File]) -> list[Decoded | None]:
-        labelled = ((f"{name} in {reader.place}", data) for name, data in chunk)
+        labelled = ((reader.label(name), data) for name, data in chunk)
         fit = None if exact else size
         found = (decoded(*file, fit, exif_orientation=exif_orientation) for file in labelled)
         return [one if one.pixels.shape[:2] == size else None for one in found]
@@ -180,7 +180,7 @@ def _made(
             else:
                 pixels[:place] = before
         deep += floating
-        grid = converted(f"{names[place]} in {reader.place}", one, pixels.shape[1], deep=deep > 0)
+        grid = converted(reader.label(names[place]), one, pixels.shape[1], deep=deep > 0)
         pixels[place] = grid.transpose(2, 0, 1)
         turned += was_turned
     return torch.from_numpy(pixels), turned, deep

@@ -118,7 +118,7 @@ def _read_masks(reader: Reader, images: Sequence[str], names: Sequence[str], siz
     targets = torch.empty(len(names), *size, dtype=torch.uint8)
     with quiet():
         for place, (image, name) in enumerate(zip(images, names, strict=True)):
-            label = f"{name} in {reader.place}"
+            label = reader.label(name)
             pixels = mask(label, reader(name), size=size, of=look(reader, image, False).size)
             wrong = pixels[(pixels >= classes) & (pixels != IGNORED)]
             if wrong.size:

@@ -56,7 +56,7 @@ class Reading:
             pixels, notes = read_images(reader, names, self.size, exif_orientation=exif, progress=self.progress)
             return torch.split(pixels, [len(part) for part in parts]), notes
         looked = look_at(reader, names[:: -(-len(names) // _LOOKED_AT)], exif_orientation=self.exif_orientation)
-        size, notes = self._streamed_size(f"{names[0]} in {reader.place}", looked)
+        size, notes = self._streamed_size(reader.label(names[0]), looked)
         channels = max((one.channels for one in looked), default=3)
         deep = sum(one.deep for one in looked)
         if deep:

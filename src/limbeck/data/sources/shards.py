@@ -1,23 +1,27 @@
 """Images in tar files, as the package webdataset writes them, for data that no memory and few file systems hold."""
 
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 
 from limbeck.core import LimbeckError
 from limbeck.data.ahead import THREADS, in_threads
+from limbeck.data.decoding import SUFFIXES
 from limbeck.data.remote import Server, check
 from limbeck.data.sources.base import Parts, Progress, located
 from limbeck.data.sources.reading import Reading
 from limbeck.data.split import Split
-from limbeck.data.tars import Folder, Shards, Tars, samples
+from limbeck.data.tars import Folder, Sample, Shards, Tars, samples
 from limbeck.files.paths import is_url, near
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST = 100_000  # tar files
+_CLASSES = 1_000_000  # whose names are not given
 
 
 def webdataset(
@@ -38,14 +42,14 @@ def webdataset(
     """Images of uncompressed tar files, (N, C, H, W), which stay there and are decoded when they are needed.
 
     A sample is one or more files with the same key, the name up to its first dot: an image, and a file with the number
-    of its class. Samples without that file have no label. When the data is loaded, the headers of all tar files and
-    the beginning of each image are read once.
+    of its class. Samples without that file have no label. Files whose names begin with a dot are
+    left out. When the data is loaded, the headers of all tar files and the beginning of each image are read once.
 
     Args:
-        path: the tar files of the training split, such as ``train-{0000..1023}.tar``, all in one folder; absolute, or
+        path: the tar files of the training split in a folder, such as ``shards/train-{0000..1023}.tar``; absolute, or
             relative to the working folder or to the data root, or a URL that fsspec reads, such as
             ``s3://bucket/train-{0000..1023}.tar``.
-        test_path: those of the test split. None: a part of the training split.
+        test_path: those of the test split, in any folder or on the same server. None: a part of the training split.
         validation_path: those of the validation split. None: a part of the training split.
         label: the extension of the files with the number of the class, from 0.
         classes: the names of the classes. By default "0", "1", ... up to the largest label of the training split.
@@ -61,32 +65,30 @@ def webdataset(
 
     Raises:
         LimbeckError: there is no such file; a URL is not allowed, see `limbeck.data.remote.check`; a file is damaged,
-            compressed or cut short, see `limbeck.data.tars`; a server cannot be read; a label is no number of a class;
-            ``together`` is negative.
+            compressed, cut short or without an image, see `limbeck.data.tars`; a server cannot be read; a label is no
+            number of a class; the training split has no label, and ``classes`` are not given; ``together`` is negative.
     """
     if together < 0:
         raise LimbeckError(f"together is {together}: allowed are 0 and more tar files")
     how = Reading(size, exif_orientation, True, workers, transform, progress, together)
     given = {"train": path, "validation": validation_path, "test": test_path}
     files = {part: _files(text, root) for part, text in given.items() if text is not None}
-    folders = {folder for folder, _ in files.values()}
-    if len(folders) > 1:
-        raise LimbeckError(f"the tar files are in {len(folders)} folders, such as {min(folders)}: put them into one")
-    folder = folders.pop()
-    place: Shards = Server(folder) if is_url(folder) else Folder(Path(folder))
-    look = partial(_samples, place, label=label)
-    total, done, found = sum(len(listed) for _, listed in files.values()), 0, {}
-    for part, (_, listed) in files.items():
+    top = _common({folder for folder, _ in files.values()})
+    place: Shards = Server(top) if is_url(top) else Folder(Path(top))
+    look = partial(_samples, place, label=label, most=len(classes) or _CLASSES)
+    listed = {part: [_below(top, folder, name) for name in names] for part, (folder, names) in files.items()}
+    total, done, found = sum(map(len, listed.values())), 0, {}
+    for part, shards in listed.items():
         names, labels = list[str](), list[int]()
-        for some in in_threads(look, listed, THREADS) if is_url(folder) else map(look, listed):
+        for some in in_threads(look, shards, THREADS) if is_url(top) else map(look, shards):
             names += some[0]
             labels += some[1]
             done += 1
             if progress is not None:
                 progress(done, total)
-        if not names:
-            raise LimbeckError(f"{listed[0]} and the other {len(listed) - 1} tar files of {part} hold no image")
         found[part] = tuple(names), torch.tensor(labels)
+    if not classes and not (found["train"][1] >= 0).any():
+        raise LimbeckError(f"no sample of {path} has a label, a file .{label}: give label, or classes if this is right")
     inputs, notes = how.inputs(Tars(place), [names for names, _ in found.values()])
     splits = {
         part: Split(images, targets, names)
@@ -98,40 +100,68 @@ def webdataset(
         classes=classes or tuple(map(str, range(count))),
         validation=splits.get("validation"),
         test=splits.get("test"),
-        origins={part: f"{len(listed):,} tar files, {listed[0]} ..." for part, (_, listed) in files.items()},
+        origins={
+            part: shards[0] if len(shards) == 1 else f"{len(shards):,} tar files, {shards[0]} ..."
+            for part, shards in listed.items()
+        },
         notes=tuple(notes),
     )
 
 
-def _samples(place: Shards, shard: str, *, label: str) -> tuple[list[str], list[int]]:
+def _samples(place: Shards, shard: str, *, label: str, most: int) -> tuple[list[str], list[int]]:
     """The names and labels of the images of a tar file."""
     found = list(samples(place, shard, label))
-    return [one.name for one in found], [_number(one.label, f"{one.name} in {place.place}") for one in found]
+    if not found:
+        raise LimbeckError(f"{place.place}/{shard} holds no image: the names of images end in {', '.join(SUFFIXES)}")
+    return [one.name for one in found], [_number(one, Tars(place), most) for one in found]
 
 
-def _number(label: bytes | None, name: str) -> int:
-    if label is None:
+def _number(sample: Sample, reader: Tars, most: int) -> int:
+    if sample.label is None:
         return -1
     try:
-        number = int(label)
+        number = int(sample.label)
     except ValueError:
         number = -1
-    if not 0 <= number < 2**31:
-        raise LimbeckError(f"the label of {name} is {label[:20]!r}: allowed are numbers from 0")
+    if not 0 <= number < most:
+        got = f"the label of {reader.label(sample.name)} is {sample.label[:20]!r}"
+        raise LimbeckError(f"{got}: allowed are numbers from 0 to {most - 1:,}")
     return number
 
 
 def _files(pattern: str, root: Path | None) -> tuple[str, Sequence[str]]:
     """The folder of the tar files that a pattern stands for, a path or URL, and their names in order."""
-    if is_url(pattern):
+    if "*" in pattern:
+        raise LimbeckError(f"got {pattern!r}: write the numbers of the files, such as train-{{0000..1023}}.tar, not *")
+    if is_url(pattern) or "::" in pattern:
         check(pattern)
         top, _, last = pattern.rpartition("/")
         return top, list(_expanded(last))
     folder, names = located(Path(pattern).parent, root), list(_expanded(Path(pattern).name))
-    missing = next((name for name in names if not (folder / name).is_file()), None)
-    if missing is not None:
-        raise LimbeckError(f"there is no file {folder / missing}{near(folder / missing)}")
-    return str(folder), names
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            raise LimbeckError(f"{path} is a folder: give its tar files, such as {path.name}/train-{{0000..1023}}.tar")
+        if not path.is_file():
+            raise LimbeckError(f"there is no file {path}{near(path)}")
+    return os.path.abspath(folder), names
+
+
+def _common(folders: Collection[str]) -> str:
+    """The folder or the URL that is above all of these, or the only one."""
+    urls = [folder.split("/") for folder in folders if is_url(folder)]
+    if not urls:
+        return os.path.commonpath(folders)
+    same = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*urls, strict=False))]
+    if len(urls) < len(folders) or len(same) < 3:  # "s3:", "", "bucket"
+        raise LimbeckError(
+            f"the tar files are in {' and '.join(sorted(folders))}: allowed is one server, or this machine"
+        )
+    return "/".join(same)
+
+
+def _below(top: str, folder: str, name: str) -> str:
+    """The name of a file of the folder, as seen from the one above, with slashes."""
+    return f"{folder[len(top) :]}/{name}".replace(os.sep, "/").lstrip("/")
 
 
 def _expanded(name: str) -> Iterator[str]:
