@@ -14,6 +14,10 @@ class LimbeckError(Exception):
     exit_code: ClassVar[int] = 2  # of the command that it ends
 
 
+class DamagedStore(LimbeckError):
+    """A file of a store is damaged or missing; ``limbeck cache build`` makes it again."""
+
+
 class NoClassifier(LimbeckError):
     """A network without a linear layer that gives its logits."""
 

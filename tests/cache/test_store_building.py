@@ -225,7 +225,7 @@ def test_a_store_that_is_being_repaired_is_refused_for_what_is_damaged(tmp_path,
     repairing = start(folder, network, 0)
     next(repairing)
     with pytest.raises(LimbeckError, match=r"tap1-view001-shard0001\.safetensors"):
-        Store(folder, tiny.fingerprint(network)).check()
+        Store(folder, tiny.fingerprint(network), check=True)
     list(repairing)
     Store(folder, tiny.fingerprint(network))
 
@@ -372,7 +372,7 @@ def test_what_is_no_regular_file_is_told_or_made_anew(tmp_path, network, undistu
                 tiny.run(tmp_path / "store", network)
             file.rmdir()
         else:
-            with pytest.raises(LimbeckError, match=rf"{name} is missing\. Build the store again"):
+            with pytest.raises(LimbeckError, match=rf"{name} is missing\. limbeck cache build makes damaged"):
                 Store(tmp_path / "store", tiny.fingerprint(network))
         tiny.run(tmp_path / "store", network)
         assert tiny.contents(tmp_path / "store") == undisturbed
@@ -540,6 +540,16 @@ def test_the_estimate_is_the_size_of_the_numbers_and_counts_every_view(tmp_path,
     files = list((tmp_path / "s").glob("*.safetensors"))
     assert found.bytes == BYTES < sum(file.stat().st_size for file in files) < BYTES + 500 * len(files)
     assert found.free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+
+
+def test_the_estimate_of_a_part_is_a_share_of_that_of_the_store(tmp_path, network, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_ROWS", 12)  # two files, of 12 and 11 samples
+    few = {"fingerprint": tiny.fingerprint(network, views=1), "rows": tiny.ROWS}
+    whole, *parts = (
+        estimate(tmp_path, tiny.Reader(network), tiny.Source(), **few, part=part) for part in ((0, 1), (0, 2), (1, 2))
+    )
+    assert whole.bytes == sum(part.bytes for part in parts) == parts[0].whole
+    assert parts[0].bytes * 11 == parts[1].bytes * 12
 
 
 def test_the_estimate_times_the_batches_after_the_first(tmp_path, network):

@@ -17,6 +17,7 @@ from limbeck.cache.fingerprint import Format
 from limbeck.cache.folder import HEADER
 from limbeck.cache.reading import Store
 from limbeck.core import LimbeckError, Tap
+from limbeck.errors import DamagedStore
 
 DTYPES = ("float32", "float16", "bfloat16")
 SHARD = "tap0-view001-shard0002.safetensors"
@@ -34,8 +35,8 @@ def folder(made, tmp_path):
     return Path(shutil.copytree(made, tmp_path / "store"))
 
 
-def opened(folder, **parts):
-    return Store(folder, tiny.fingerprint(tiny.teacher(), **parts))
+def opened(folder, *, check=False, **parts):
+    return Store(folder, tiny.fingerprint(tiny.teacher(), **parts), check=check)
 
 
 @settings(deadline=None, max_examples=30)
@@ -105,8 +106,24 @@ def test_a_flipped_bit_is_refused(folder, place):
     bits = bytearray((folder / SHARD).read_bytes())
     bits[place] ^= 1
     (folder / SHARD).write_bytes(bits)
-    with pytest.raises(LimbeckError, match=f"{SHARD} is (truncated or )?damaged.* Delete the file and build the store"):
-        opened(folder).check()
+    with pytest.raises(LimbeckError, match=f"{SHARD} is (truncated or )?damaged.* limbeck cache build makes"):
+        opened(folder, check=True)
+
+
+def test_all_damaged_and_missing_files_are_named_up_to_a_bound(folder, monkeypatch):
+    files = sorted(folder.glob("*.safetensors"))
+    files[0].unlink()
+    os.truncate(files[1], 300)
+    bits = bytearray(files[2].read_bytes())
+    bits[-1] ^= 1
+    files[2].write_bytes(bits)
+    named = ", ".join(file.name for file in files[:3])
+    words = f"3 of the 16 files of the store .* are damaged or missing: {named}. limbeck cache build makes"
+    with pytest.raises(DamagedStore, match=words):
+        opened(folder, check=True)
+    monkeypatch.setattr("limbeck.cache.folder.MOST_NAMED", 1)
+    with pytest.raises(DamagedStore, match=f"2 of the 16 files .*: {files[0].name}, \\.\\.\\.\\. limbeck"):
+        opened(folder)
 
 
 def test_a_damaged_file_is_refused_when_it_is_first_read(folder):
@@ -136,13 +153,13 @@ def test_a_shard_made_of_other_numbers_in_the_same_way_is_refused(folder, tmp_pa
     tiny.run(tmp_path / "other", reader=reader)
     shutil.copy(tmp_path / "other" / SHARD, folder)
     with pytest.raises(LimbeckError, match=f"{SHARD} is damaged"):
-        opened(folder).check()
+        opened(folder, check=True)
 
 
 @pytest.mark.parametrize("size", [0, 100, 390])
 def test_a_truncated_file_is_refused(folder, size):
     os.truncate(folder / SHARD, size)
-    with pytest.raises(LimbeckError, match=rf"{SHARD} is truncated or damaged: .*\. Delete the file and build "):
+    with pytest.raises(LimbeckError, match=rf"{SHARD} is truncated or damaged: .*\. limbeck cache build makes "):
         opened(folder)
 
 
@@ -156,6 +173,7 @@ def test_a_file_of_another_size_is_not_opened(folder, monkeypatch):
         file.write(b"0")
     monkeypatch.setattr("limbeck.cache.folder.safe_open", refuse_to_open)
     shutil.copy(folder / SHARD, folder / "tap0-view000-shard0000.safetensors")
+    os.truncate(folder / SHARD, size)
     with pytest.raises(
         LimbeckError, match=rf"shard0000\.safetensors .* it has {size + 1} bytes and a header of \d+, needed are {size}"
     ):
@@ -173,13 +191,13 @@ def test_a_file_with_a_long_header_is_not_opened(folder, monkeypatch):
 def test_a_file_with_other_tensors_is_refused(folder, names):
     size = 6 * tiny.CLASSES * 4 // len(names)  # together the bytes of the file
     save_file({name: torch.zeros(size, dtype=torch.uint8) for name in names}, folder / SHARD)
-    with pytest.raises(LimbeckError, match=rf"{SHARD} .* it has {len(names)} tensors, needed are values\. Delete"):
-        opened(folder).check()
+    with pytest.raises(LimbeckError, match=rf"{SHARD} .* it has {len(names)} tensors, needed are values\. limbeck"):
+        opened(folder, check=True)
 
 
 def test_a_missing_file_is_refused(folder):
     (folder / SHARD).unlink()
-    with pytest.raises(LimbeckError, match=rf"{SHARD} is missing\. Build the store again: "):
+    with pytest.raises(LimbeckError, match=rf"{SHARD} is missing\. limbeck cache build makes "):
         opened(folder)
 
 

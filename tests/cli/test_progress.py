@@ -11,7 +11,7 @@ from torch import nn
 
 from limbeck.cli import progress as watching
 from limbeck.cli import terminal
-from limbeck.experiment.events import Elsewhere, Found, Job, StoreEstimate, Trained
+from limbeck.experiment.events import Elsewhere, Found, Job, StoreEstimate, StoreProgress, Trained
 from limbeck.train.loop import Epoch
 
 
@@ -40,12 +40,26 @@ def test_watched_batches_can_be_swept_and_looked_at_without_moving_the_bar():
 
 
 def test_a_long_build_is_estimated_in_hours_and_with_the_disk_that_it_needs():
-    event = StoreEstimate(Job("teacher", 0), Path("store"), 10_000_000, 3725.4, 2 * 10**9)
+    event = StoreEstimate(Job("teacher", 0), Path("store"), 10_000_000, 10_000_000, 3725.4, 2 * 10**9)
     assert watching._estimated(event) == (
         "teacher/seed0: the store of its outputs will take about 10.0 MB (2.0 GB free); "
         "building it takes about 1:02:05. "
         "Reading it is faster than running the teacher in every step if the disk reads more than 2.7 kB a second"
     )
+
+
+def test_the_estimate_of_a_shard_is_not_that_of_the_store():
+    event = StoreEstimate(Job("teacher", 0), Path("store"), 5_000_000, 10_000_000, 60.0, 2 * 10**9)
+    assert "will take about 10.0 MB, this shard 5.0 MB (2.0 GB free); building it takes about 0:01:00" in (
+        watching._estimated(event)
+    )
+
+
+def test_a_shard_without_rows_says_why():
+    console = Console(file=io.StringIO(), width=80)
+    screen = watching._Screen(console, Progress(console=console), watching._Account({}))
+    screen.tell(StoreProgress(Job("teacher", 0), Path("store"), 0, 0, 0))
+    assert "this shard is empty, because the store has fewer files than shards" in console.file.getvalue()
 
 
 def test_a_network_that_is_found_beside_the_run_says_nothing_of_the_time_that_is_left():
@@ -63,8 +77,22 @@ def test_the_time_that_is_left_is_that_of_the_share_of_this_process(monkeypatch,
     clock = iter([0.0, 4.0])
     monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     account = watching._Account({Job("kd", seed): 1.0 for seed in range(6)}, watching.share(parts, processes))
+    account.begin(Job("kd", 0), 0.0)
     account.reach(Job("kd", 0), 1.0)
     assert account.left == left
+
+
+def test_the_time_of_a_divided_teacher_is_that_of_the_trainings_that_read_it(monkeypatch):
+    clock = iter([10.0, 14.0])
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    account = watching._Account({Job("alone", 0): 1.0, Job("kd", 0): 2.0}, slow="kd")
+    account.begin(Job("alone", 0), 0.0)
+    account.reach(Job("alone", 0), 1.0)
+    assert account.left == ""
+    account.begin(Job("kd", 0), 0.0)
+    assert account.left == ""
+    account.reach(Job("kd", 0), 0.25)
+    assert account.left == "0:00:12"
 
 
 @pytest.mark.parametrize(("processes", "known"), [(1, False), (2, True)])
@@ -72,12 +100,13 @@ def test_the_time_that_is_left_is_unknown_if_another_process_does_a_part(process
     account = watching._Account({Job("kd", seed): 1.0 for seed in range(6)}, watching.share(6, processes))
     console = Console(file=io.StringIO(), width=80)
     screen = watching._Screen(console, Progress(console=console), account)
+    account.begin(Job("kd", 0), 0.0)
     account.reach(Job("kd", 0), 1.0)
     assert account.left
     screen.tell(Elsewhere("seed 1", waits=False))
     assert bool(account.left) == known
     screen.tell(Elsewhere("seed 1", waits=True))
-    assert console.file.getvalue() == "another process trains seed 1: waiting for it\n"
+    assert console.file.getvalue() == "waiting for another process, which works on seed 1\n"
 
 
 def test_reading_is_told_in_lines_where_there_is_no_terminal(monkeypatch):

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from limbeck.cli import app
 from limbeck.cli.reporting import reporting
+from limbeck.errors import DamagedStore
 from limbeck.experiment.results import read as read_result
 from limbeck.experiment.run import Experiment
 from limbeck.models import NetworkSpec, build, load_network, save_network
@@ -104,6 +105,7 @@ def test_a_process_that_is_killed_ends_all_and_another_number_of_processes_resum
     assert time.monotonic() - killed < 60
     again = "torchrun --nproc-per-node 2 -m limbeck run recipe.yaml --out two --resume"
     assert f"2 processes; to resume if one of them fails: {again}" in output
+    assert "batch size of all 2 processes together: 64 for the student, 64 for the teacher" in output
     assert output.count("teacher/seed0: epoch 1/1") == 1  # only the first process prints
     assert not Path("two/result.json").exists()
     resumed = run_here("two", resume=True)
@@ -144,6 +146,28 @@ def test_a_process_that_loses_another_says_how_to_resume(monkeypatch, capsys, ra
     said = capsys.readouterr().err
     assert (expected in said) == (rank < 2)  # two of many processes are enough
     assert said.count("\n") == 1
+
+
+def test_an_error_of_all_processes_is_printed_once_and_before_the_line_on_resuming(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE.replace("kd", "kt"))
+    ended = subprocess.run(torchrun(), env=environment(), capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 1
+    assert (ended.stdout + ended.stderr).count("unknown method 'kt'") == 1
+    assert "error: " in ended.stderr.partition("Traceback")[0]
+    assert "to resume" not in ended.stdout
+
+
+def test_an_error_of_another_process_alone_is_printed_after_a_while(monkeypatch, capsys):
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    waited = []
+    monkeypatch.setattr("limbeck.cli.reporting.time.sleep", waited.append)
+    with pytest.raises(Exit), reporting("limbeck run a.yaml --resume", several=True):
+        raise DamagedStore("a file is damaged")
+    assert len(waited) == 1
+    again = "To resume: torchrun --nproc-per-node 2 -m limbeck run a.yaml --resume"
+    assert capsys.readouterr().err == f"process 1: error: a file is damaged\n{again}\n"
 
 
 def test_an_error_of_the_process_itself_is_shown_in_each_process(monkeypatch, capsys):

@@ -119,6 +119,26 @@ def test_an_interrupted_run_says_where_and_its_command_resumes_it(runs):
     assert read(runs / "part").summary == read(runs / "whole").summary
 
 
+@pytest.mark.parametrize(
+    ("environment", "begins"),
+    [
+        ({"processes": 4, "processes_here": 4}, "torchrun --nproc-per-node 4 -m limbeck run runs/part/recipe.yaml"),
+        ({"processes": 4, "processes_here": 2}, "start torchrun again on each machine, with -m limbeck run "),
+        ({"processes": "4"}, "limbeck run runs/part/recipe.yaml"),
+    ],
+)
+def test_a_run_of_several_processes_is_resumed_by_as_many(runs, environment, begins):
+    write_sealed(runs / "part" / "environment.json", environment)
+    (run,) = list_runs(runs / "part")
+    assert run.command.startswith(begins)
+    assert run.command.endswith(" --out runs/part --resume")
+
+
+def test_a_damaged_environment_is_none_of_several_processes(runs):
+    (runs / "part" / "environment.json").write_text("{}")
+    assert list_runs(runs / "part")[0].command.startswith("limbeck run")
+
+
 def test_the_command_of_a_finished_run_makes_it_again(runs):
     (run,) = [run for run in list_runs(runs) if run.state == "finished"]
     assert CliRunner().invoke(app, shlex.split(run.command)[1:]).exit_code == 0

@@ -15,7 +15,7 @@ from limbeck.comparison.listing import list_runs
 from limbeck.comparison.sweep import Sweep
 from limbeck.core import LimbeckError
 from limbeck.experiment.arms import longer
-from limbeck.experiment.events import Elsewhere, Finished, Started, Trained
+from limbeck.experiment.events import Elsewhere, Finished, Job, Started, Trained
 from limbeck.experiment.run import Experiment
 from limbeck.experiment.runfiles import file_record
 from limbeck.recipe.read import RecipeError, read
@@ -266,6 +266,16 @@ def test_a_seed_that_another_process_trains_is_waited_for_and_trained_if_the_oth
             other.release()
     assert set(finished) == {0, 1}
     assert untimed(one.conclude()) == untimed(whole[0])
+
+
+def test_a_teacher_that_another_process_trains_is_waited_for_with_a_word():
+    Path("both/locks").mkdir(parents=True)
+    other = FileLock("both/locks/teacher-seed7")
+    other.acquire()
+    events = sweep("teacher.seed=7", "seeds=[0]", methods=("kd",)).run()
+    assert next(events) == Elsewhere("teacher/seed7", waits=True)
+    other.release()
+    assert next(events) == Started(Job("teacher", 7), 0, 2)
 
 
 def test_a_seed_that_another_process_has_finished_meanwhile_is_not_waited_for():

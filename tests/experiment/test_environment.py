@@ -10,7 +10,8 @@ from limbeck.experiment.environment import PACKAGES, environment
 
 def test_all_that_a_run_depends_on_is_there():
     found = environment()
-    assert set(found) == {"python", "platform", "packages", "cpu", "cores", "threads", "gpus", "commit"}
+    names = {"python", "platform", "packages", "cpu", "cores", "threads", "processes_here", "gpus", "commit"}
+    assert set(found) == names
     assert tuple(found["packages"]) == PACKAGES
     assert found["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found["threads"] == torch.get_num_threads()

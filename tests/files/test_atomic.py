@@ -68,6 +68,17 @@ def test_a_bound_on_files_is_told_likewise(tmp_path, what, room):
     assert [path.name for path in tmp_path.iterdir()] == ["file.safetensors"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("what", [name for name in WRITERS if name != "a line"])
+def test_a_file_has_the_permissions_that_the_umask_gives(tmp_path, what):
+    before = os.umask(0o027)
+    try:
+        WRITERS[what](tmp_path / "file.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_an_error_that_is_not_the_disks_stays_as_it_is_and_leaves_nothing(tmp_path, error):
     def fails():

@@ -35,9 +35,10 @@ LEFT_FREE = 64 * 2**20
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a store will take."""
+    """What the part of a writer will take."""
 
-    bytes: int  # of all numbers; the files have a few hundred more each
+    bytes: int  # of its numbers; the files have a few hundred more each
+    whole: int  # the same of all writers
     seconds: float  # to run the teacher, in one process
     free: int  # bytes of the folder's disk
 
@@ -52,9 +53,16 @@ class Progress:
 
 
 def estimate(
-    folder: Path, reader: Reader, source: Batches, *, fingerprint: Fingerprint, rows: int, batches: int = 3
+    folder: Path,
+    reader: Reader,
+    source: Batches,
+    *,
+    fingerprint: Fingerprint,
+    rows: int,
+    part: tuple[int, int] = (0, 1),
+    batches: int = 3,
 ) -> Estimate:
-    """Estimate size and time of a store from its first batches. Nothing is written.
+    """Estimate size and time of a store, or of a writer's part, from its first batches. Nothing is written.
 
     Args:
         folder: where the store would be built; it need not exist.
@@ -62,19 +70,21 @@ def estimate(
         source: see `build`.
         fingerprint: see `build`.
         rows: see `build`.
+        part: see `build`.
         batches: how many are timed.
 
     Raises:
-        LimbeckError: `build` would refuse the reader, the source or the formats.
+        LimbeckError: `build` would refuse the reader, the source or the formats; there is no such part.
     """
     plan = _plan(reader, source, fingerprint, rows, SHARD_BYTES)  # this runs the first batch, to warm up
+    own = _rows(_own(plan, part))
     timed, began = 0, time.perf_counter()
     for batch in islice(source.view(0, stop=rows), batches):
         for tap, tensor in read_taps(reader, batch, fingerprint).items():
             encode(tap, tensor, fingerprint.taps[tap], batch.index)
         timed += len(batch.index)
-    seconds = (time.perf_counter() - began) / timed * rows * fingerprint.views
-    return Estimate(rows * fingerprint.views * plan.row_bytes, seconds, free_bytes(folder))
+    seconds = (time.perf_counter() - began) / timed * own
+    return Estimate(own * plan.row_bytes, rows * fingerprint.views * plan.row_bytes, seconds, free_bytes(folder))
 
 
 def build(
@@ -121,14 +131,12 @@ def build(
         LimbeckError: the folder holds another store; the disk has not enough space; there is no such part. While
             iterating: the reader or the source does not give what is stored; a tensor does not fit its format.
     """
-    if not 0 <= part[0] < part[1]:
-        raise LimbeckError(f"there is no part {part[0]} of {part[1]}: allowed are 0 to {part[1] - 1}")
     manifest = begun(folder)
     plan = _plan(reader, source, fingerprint, rows, shard_bytes) if manifest is None else Plan.of(folder, manifest)
     refuse_difference(folder, plan.fingerprint, fingerprint)
     if plan.rows != rows:
         raise LimbeckError(f"the store {folder} has {plan.rows} samples in a view, needed are {rows}")
-    own = plan.units[part[0] :: part[1]]
+    own = _own(plan, part)
     missing = [unit for unit in own if not is_there(folder, plan, unit)]
     needed, free = _rows(missing) * plan.row_bytes, free_bytes(folder)
     if missing and needed + LEFT_FREE > free:
@@ -137,6 +145,13 @@ def build(
             f"{free:,}: free some, or store fewer views, fewer taps, or the top_k logits"
         )
     return _building(folder, reader, source, plan, own, check)
+
+
+def _own(plan: Plan, part: tuple[int, int]) -> Sequence[Unit]:
+    """The units of a writer's part."""
+    if not 0 <= part[0] < part[1]:
+        raise LimbeckError(f"there is no part {part[0]} of {part[1]}: allowed are 0 to {part[1] - 1}")
+    return plan.units[part[0] :: part[1]]
 
 
 def _plan(reader: Reader, source: Batches, fingerprint: Fingerprint, rows: int, shard_bytes: int) -> Plan:

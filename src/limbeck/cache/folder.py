@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from limbeck.cache.encoding import Part, parts_of
 from limbeck.cache.fingerprint import Fingerprint
 from limbeck.cache.manifest import BUILDING, FINISHED, manifest_text
 from limbeck.core import LimbeckError, Tap
+from limbeck.errors import DamagedStore
 from limbeck.files.atomic import replacing
 
 _LEFT_OVER = re.compile(
@@ -37,9 +39,10 @@ _CHECKSUM = re.compile(r'"xxh3_128": "([0-9a-f]{32})"}$')
 HEADER = 2**16
 """The largest header of a file in bytes."""
 
-_AGAIN = "Build the store again: whole files are kept"
+MOST_NAMED = 20
+"""The most damaged files that a message names."""
 
-_REPLACE = "Delete the file and build the store again: whole files are kept"
+_AGAIN = "limbeck cache build makes damaged and missing files again. In Python, delete them and start again"
 
 _DELETE = f"Delete its {FINISHED} or {BUILDING}, and build the store again"
 
@@ -143,22 +146,43 @@ def is_there(folder: Path, plan: Plan, unit: Unit) -> bool:
     return all((folder / name).is_file() for name in plan.files(unit).values())
 
 
-def check_sizes(folder: Path, plan: Plan, unit: Unit) -> None:
-    """Compare the sizes of the files of a unit with the plan.
+def check_size(folder: Path, plan: Plan, tap: Tap, unit: Unit) -> None:
+    """Compare the size of a file with the plan.
 
     Raises:
-        LimbeckError: a file is missing, or has another size.
+        DamagedStore: the file is missing, or has another size.
     """
-    for tap, name in plan.files(unit).items():
-        with _explained(folder / name):
-            _check_size(folder / name, plan, unit, tap)
+    path = folder / plan.files(unit)[tap]
+    with _explained(path):
+        _check_size(path, plan, unit, tap)
+
+
+def check_files(folder: Path, plan: Plan, check: Callable[[Tap, Unit], object]) -> None:
+    """Call ``check`` for every file, which raises `DamagedStore` if the file is damaged.
+
+    Raises:
+        DamagedStore: it names up to `MOST_NAMED` of the files, and says how many there are.
+    """
+    errors = dict[str, DamagedStore]()
+    for unit in plan.units:
+        for tap, name in plan.files(unit).items():
+            try:
+                check(tap, unit)
+            except DamagedStore as error:
+                errors[name] = error
+    if len(errors) == 1:
+        raise next(iter(errors.values()))
+    if errors:
+        names = ", ".join([*islice(errors, MOST_NAMED), *["..."] * (len(errors) > MOST_NAMED)])
+        every = f"{len(errors):,} of the {len(plan.units) * len(plan.parts):,} files of the store {folder}"
+        raise DamagedStore(f"{every} are damaged or missing: {names}. {_AGAIN}")
 
 
 def recorded(folder: Path, plan: Plan, unit: Unit) -> dict[str, str]:
     """The checksums that the headers of the files of a unit record, by name. The numbers are not read.
 
     Raises:
-        LimbeckError: a file is missing or truncated, its header is damaged, or it is another file of this or of another
+        DamagedStore: a file is missing or truncated, its header is damaged, or it is another file of this or of another
             store.
     """
     return {name: map_file(folder / name, plan, unit, tap)[1] for tap, name in plan.files(unit).items()}
@@ -168,7 +192,7 @@ def check_unit(folder: Path, plan: Plan, unit: Unit) -> dict[str, str]:
     """Read the files of a unit, and compare them with the checksums that they record, which are returned by name.
 
     Raises:
-        LimbeckError: see `recorded`; or the numbers of a file are damaged.
+        DamagedStore: see `recorded`; or the numbers of a file are damaged.
     """
     checksums = {}
     for tap, name in plan.files(unit).items():
@@ -184,7 +208,7 @@ def map_file(path: Path, plan: Plan, unit: Unit, tap: Tap) -> tuple[dict[str, Te
     checksum here.
 
     Raises:
-        LimbeckError: see `recorded`.
+        DamagedStore: see `recorded`.
     """
     with _explained(path):
         tensors, metadata = _opened(path, plan, unit, tap)
@@ -193,25 +217,25 @@ def map_file(path: Path, plan: Plan, unit: Unit, tap: Tap) -> tuple[dict[str, Te
     found = _CHECKSUM.search((metadata or {}).get("limbeck", ""))
     checksum = found.group(1) if found else ""
     if not alike or metadata != plan.metadata(unit, tap, checksum):
-        raise LimbeckError(f"{path} is damaged, or is another file of this or another store. {_REPLACE}")
+        raise DamagedStore(f"{path} is damaged, or is another file of this or another store. {_AGAIN}")
     return tensors, checksum
 
 
 def check_numbers(path: Path, tensors: Mapping[str, Tensor], checksum: str) -> None:
-    """Raise LimbeckError unless the tensors of a file have this checksum."""
+    """Raise DamagedStore unless the tensors of a file have this checksum."""
     if _checksum(tensors) != checksum:
-        raise LimbeckError(f"{path} is damaged: its numbers do not have the checksum that was recorded. {_REPLACE}")
+        raise DamagedStore(f"{path} is damaged: its numbers do not have the checksum that was recorded. {_AGAIN}")
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn the errors of opening a file into a `LimbeckError`."""
+    """Turn the errors of opening a file into a `DamagedStore`."""
     if not path.is_file():
-        raise LimbeckError(f"{path} is missing. {_AGAIN}")
+        raise DamagedStore(f"{path} is missing. {_AGAIN}")
     try:
         yield
     except (SafetensorError, ValueError, RuntimeError, OSError) as error:
-        raise LimbeckError(f"{path} is truncated or damaged: {error}. {_REPLACE}") from error
+        raise DamagedStore(f"{path} is truncated or damaged: {error}. {_AGAIN}") from error
 
 
 def place(path: Path, save: Callable[[Path], None]) -> None:

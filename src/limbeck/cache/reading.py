@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.cache.encoding import decode
 from limbeck.cache.fingerprint import Fingerprint, refuse_difference
-from limbeck.cache.folder import Plan, Unit, check_numbers, check_sizes, map_file
+from limbeck.cache.folder import Plan, Unit, check_files, check_numbers, check_size, map_file
 from limbeck.cache.manifest import BUILDING, FINISHED, read_manifest
 from limbeck.core import LimbeckError, Tap
 
@@ -24,14 +24,15 @@ class Store:
     """A teacher's tensors for every sample and view, in files that are mapped, not loaded.
 
     Opening compares the sizes of the files. A file is compared with its checksum, which reads all of it, before a row
-    of it is read for the first time. Any number of processes may read a store at once, and a forked process may use
-    what was opened before.
+    of it is read for the first time, or with ``check`` when the store is opened. Any number of processes may read a
+    store at once, and a forked process may use what was opened before.
 
     Args:
         folder: where it was built.
         expected: what it must have been built from.
         checked: the names of files that need not be compared with their checksums;
             `limbeck.cache.building.build` returns them.
+        check: compare every other file with its checksum now.
 
     Attributes:
         taps: what can be read.
@@ -39,15 +40,16 @@ class Store:
         rows: the number of samples in each view.
 
     Raises:
-        LimbeckError: there is no store, or it is not finished; its fingerprint differs; a file is missing or truncated.
+        LimbeckError: there is no store, or it is not finished; its fingerprint differs.
+        DamagedStore: files are missing or truncated, or with ``check`` damaged.
     """
 
-    def __init__(self, folder: Path, expected: Fingerprint, checked: Collection[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, expected: Fingerprint, checked: Collection[str] = (), *, check: bool = False
+    ) -> None:
         manifest = _finished(folder)
         self.plan = plan = Plan.of(folder, manifest)
         refuse_difference(folder, plan.fingerprint, expected)
-        for unit in plan.units:
-            check_sizes(folder, plan, unit)
         self.taps = frozenset(plan.fingerprint.taps)
         self.views, self.rows = plan.fingerprint.views, plan.rows
         self._shards = len(plan.units) // self.views
@@ -55,6 +57,7 @@ class Store:
         # A function of the module, because a method would keep the store alive, and its files open.
         self._map = partial(_map, folder, plan, checksums, self._checked)
         self._mapped = lru_cache(MOST_MAPPED)(self._map)
+        check_files(folder, plan, self._map if check else partial(check_size, folder, plan))
 
     def read(self, index: Tensor, view: int) -> dict[Tap, Tensor]:
         """The rows (N, ...) of every tap, float32 on the CPU, of the samples ``index`` (N,) int64 in any order.
@@ -101,17 +104,6 @@ class Store:
             .reshape(len(index), *part.shape)
             for part, rows in zip(parts, found, strict=True)
         }
-
-    def check(self) -> None:
-        """Compare every file with its checksum.
-
-        Raises:
-            LimbeckError: a file is damaged.
-        """
-        self._checked.clear()
-        for unit in self.plan.units:
-            for tap in self.plan.parts:
-                self._map(tap, unit)
 
 
 def _map(

@@ -35,6 +35,8 @@ from limbeck.experiment.events import (
     Trained,
 )
 from limbeck.experiment.run import Experiment
+from limbeck.experiment.several import trainings
+from limbeck.recipe.blocks import Recipe
 from limbeck.tasks import TASKS
 from limbeck.train.loop import BatchSource, Epoch
 
@@ -143,6 +145,7 @@ def _follow(
         f"on {engine.device.type} in "
         f"{'bfloat16' if engine.precision == 'bf16' else '32 bits'} ({engine.reason})"
         f"{', frozen networks compiled' if engine.compile else ''}",
+        *([_batch_sizes(experiment.recipe, engine.processes.count)] if engine.processes.count > 1 else []),
         *(f"{split}: {origin}" for split, origin in data.origins.items()),
         *(f"note: {note}" for note in notes),
     ]
@@ -161,8 +164,16 @@ def _follow(
             tell()
             yield event
 
-    follow(noted, console, work, share)
+    teacher = experiment.recipe.teacher
+    slow = experiment.recipe.method["name"] if teacher is not None and teacher.shard else ""
+    follow(noted, console, work, share, slow)
     tell()
+
+
+def _batch_sizes(recipe: Recipe, processes: int) -> str:
+    sizes = zip(("student", "teacher"), trainings(recipe), strict=False)
+    said = ", ".join(f"{block.batch_size} for the {name}" for name, block in sizes)
+    return f"batch size of all {processes} processes together: {said}"
 
 
 def _live(console: Console) -> bool:
@@ -176,14 +187,16 @@ def _print(console: Console, line: str) -> None:
 class _Account:
     """The progress of a whole run, over all its trainings; ``work`` is the cost of each, in order.
 
-    This process does ``share`` of it.
+    This process does ``share`` of it. The time that is left is estimated from the first training on, or from the first
+    one of the arm ``slow``, which takes far longer than its work says.
     """
 
-    def __init__(self, work: Mapping[Job, float], share: float = 1.0) -> None:
+    def __init__(self, work: Mapping[Job, float], share: float = 1.0, slow: str = "") -> None:
         self._work, self._places = work, {job: place for place, job in enumerate(work, start=1)}
         self._done: dict[Job, float] = {}  # the finished fraction of each training
-        self._found = 0.0  # the work that was done before this run
-        self._start = time.monotonic()
+        self._found = 0.0  # the work that was done before the time is counted
+        self._start: float | None = None  # of the time
+        self._slow = slow
         self._alone, self._unknown = share == 1, False
         self.total = sum(work.values()) * share
 
@@ -194,6 +207,12 @@ class _Account:
             if job in self._places and len(self._work) > 1
             else str(job)
         )
+
+    def begin(self, job: Job, share: float) -> None:
+        """A training begins, of which this fraction was done before this run."""
+        self.reach(job, share, found=True)
+        if self._start is None and self._slow in ("", job.arm):
+            self._start, self._found = time.monotonic(), self.done
 
     def reach(self, job: Job, share: float, *, found: bool = False) -> None:
         """Set the finished fraction of a training; ``found`` means that it was done before this run."""
@@ -218,18 +237,23 @@ class _Account:
     def left(self) -> str:
         """The estimated remaining time; empty while it is unknown."""
         here = self.done - self._found
-        if here <= 0 or self.total <= 0 or self._unknown:
+        if self._start is None or here <= 0 or self.total <= 0 or self._unknown:
             return ""
         seconds = (time.monotonic() - self._start) * (self.total - self.done) / here
         return str(timedelta(seconds=max(0, round(seconds))))
 
 
 def follow(
-    start: Callable[[Track], Iterator[Event]], console: Console, work: Mapping[Job, float], share: float = 1.0
+    start: Callable[[Track], Iterator[Event]],
+    console: Console,
+    work: Mapping[Job, float],
+    share: float = 1.0,
+    slow: str = "",
 ) -> None:
     """Run the events of ``start`` with a progress bar on a terminal and plain lines elsewhere.
 
     ``work`` is that of the `Experiment`: all trainings with their approximate cost. This process does ``share`` of it.
+    ``slow`` is an arm that takes far longer than its cost says, because the teacher is divided among processes.
     """
     progress = Progress(
         TextColumn("{task.description}"),
@@ -240,7 +264,7 @@ def follow(
         console=console,
         transient=True,
     )
-    screen = _Screen(console, progress, _Account(work, share))
+    screen = _Screen(console, progress, _Account(work, share, slow))
 
     def track(job: Job, epochs: int, batches: BatchSource) -> BatchSource:
         return _Watched(batches, lambda count: screen.advance(job, count / (epochs * batches.samples)))
@@ -268,7 +292,7 @@ class _Screen:
     def tell(self, event: Event) -> None:
         """Print a line for an event or update the bar."""
         if isinstance(event, Started):
-            self._account.reach(event.job, event.done / event.epochs, found=True)
+            self._account.begin(event.job, event.done / event.epochs)
             if event.done:
                 _print(self._console, f"{event.job}: resuming from its checkpoint")
             self._show(event.job, epoch="")
@@ -312,12 +336,14 @@ class _Screen:
         self._account.see_others()
         if event.waits:
             self._progress.update(self._run, description=f"waiting for {event.part}", left="", epoch="")
-            _print(self._console, f"another process trains {event.part}: waiting for it")
+            _print(self._console, f"waiting for another process, which works on {event.part}")
 
     def _tell_store(self, event: StoreProgress) -> None:
         what, ended = f"{event.job}'s outputs", event.done == event.total
         self._progress.update(self._store, visible=not ended, description=what, total=event.total, completed=event.done)
-        if ended:
+        if ended and not event.total:
+            _print(self._console, f"{event.job}: this shard is empty, because the store has fewer files than shards")
+        elif ended:
             size = f"about {decimal(event.bytes)} in {event.folder}"
             _print(self._console, f"{event.job}: stored {event.total:,} rows of its outputs ({size})")
 
@@ -347,7 +373,9 @@ def _epoch(event: Trained, losses: str) -> str:
 
 
 def _estimated(event: StoreEstimate) -> str:
-    size, free = decimal(event.bytes), decimal(event.free)
+    size, whole, free = decimal(event.bytes), decimal(event.whole), decimal(event.free)
+    if event.bytes < event.whole:
+        size = f"{whole}, this shard {size}"
     return f"{event.job}: the store of its outputs will take about {size} ({free} free); {building(event)}"
 
 

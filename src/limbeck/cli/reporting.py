@@ -6,6 +6,7 @@ For Ctrl-C, a full disk, and a failure among several processes, show how to resu
 import errno
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,9 @@ _LOST = re.compile(
 )
 """What gloo and NCCL say when another process is lost."""
 
+PATIENCE = 10.0
+"""Seconds before a process that is not the first reports an error: if all have it, torchrun ends this one meanwhile."""
+
 
 @contextmanager
 def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
@@ -28,18 +32,14 @@ def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
     only if ``several`` is true.
     """
     from limbeck.cli.terminal import console, process_number, several_processes
-    from limbeck.errors import LimbeckError
+    from limbeck.errors import DamagedStore, LimbeckError
     from limbeck.files.atomic import NoSpace
 
     screen = console(stderr=True, soft_wrap=True)
-    again = _started_again(resume) if several_processes() else resume
-    advice = f"To resume: {again}" if resume else ""
+    advice = f"To resume: {started_again(resume)}" if resume else ""
     try:
         if several_processes() and not several:
             raise LimbeckError("several processes can only run a recipe: torchrun ... -m limbeck run RECIPE")
-        if several_processes():  # now, because a process that is killed says nothing
-            count = os.environ["WORLD_SIZE"]
-            console().print(f"{count} processes; to resume if one of them fails: {again}", soft_wrap=True)
         yield
     except BrokenPipeError:
         raise  # the reader of the output is gone; typer exits silently
@@ -47,6 +47,7 @@ def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         code = NoSpace.exit_code if full else error.exit_code if isinstance(error, LimbeckError) else 2
         if process_number():
+            time.sleep(PATIENCE)
             screen = console(stderr=True, soft_wrap=True, quiet=False)
             screen.print(f"process {process_number()}: ", end="")
         screen.print("error: ", style="bold red", end="")
@@ -54,8 +55,8 @@ def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename and error.strerror:  # urllib's HTTPError has no strerror
             said = f"{error.filename}: {error.strerror}"
         screen.print(f"the disk is full: {said}" if full else said)
-        if (full or isinstance(error, NoSpace)) and advice:
-            screen.print(f"Free some disk space first. {advice}")
+        if (full or isinstance(error, NoSpace | DamagedStore)) and advice:
+            screen.print(advice if isinstance(error, DamagedStore) else f"Free some disk space first. {advice}")
         raise typer.Exit(code) from error
     except KeyboardInterrupt as stop:
         screen.print(f"\nstopped. {advice}".rstrip())
@@ -76,9 +77,8 @@ def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
         raise
 
 
-def _started_again(resume: str) -> str:
+def started_again(resume: str) -> str:
     """The command that starts these processes again, with ``resume`` in each."""
-    there = os.environ.get("LOCAL_WORLD_SIZE")
-    if there != os.environ["WORLD_SIZE"]:
-        return f"start torchrun again on each machine, with -m {resume}"
-    return f"torchrun --nproc-per-node {there} -m {resume}"
+    from limbeck.experiment.launch import torchrun
+
+    return torchrun(resume, *(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")))

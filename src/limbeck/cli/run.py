@@ -1,8 +1,6 @@
 """`limbeck run` and `limbeck demo`."""
 
 import os
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +8,7 @@ import typer
 
 from limbeck.cli.recipe_options import Allow, Asked, DataRoot, Out, RecipeFile, Seed, Set, TrustCode, say_code
 from limbeck.cli.report import write_page
-from limbeck.cli.reporting import reporting
+from limbeck.cli.reporting import reporting, started_again
 
 if TYPE_CHECKING:
     from limbeck.recipe.blocks import Recipe
@@ -26,12 +24,13 @@ def demo(
 
     Trains a teacher, then for 3 seeds a student without and with the teacher, prints a table, and writes a page.
     """
-    with reporting(shlex.join(["limbeck", "run", "digits_kd", "--set", "name=demo", "--out", str(out), "--resume"])):
+    changes = ["name=demo"]
+    asked = Asked(Path("digits_kd"), changes, out=out)
+    with reporting(asked.again("run")):
         from limbeck.recipe.bundled import bundled
         from limbeck.recipe.read import read
 
-        checked = read(bundled("digits_kd.yaml"), overrides=["name=demo"])
-        _run(checked, out, replaces=True)
+        _run(asked, read(bundled("digits_kd.yaml"), overrides=changes), out, replaces=True)
         write_page(out)
 
 
@@ -60,18 +59,11 @@ def run(
             raise LimbeckError("--resume needs the run that --overwrite deletes: use only one of them")
         checked = asked.checked()
         folder = out or Path("runs") / checked.name
-        _run(checked, folder, resume=resume, overwrite=overwrite, replaces=smoke, trust_code=trust_code, log=log or ())
+        _run(asked, checked, folder, resume=resume, overwrite=overwrite, replaces=smoke)
 
 
 def _run(
-    recipe: "Recipe",
-    out: Path,
-    *,
-    replaces: bool,
-    resume: bool = False,
-    overwrite: bool = False,
-    trust_code: bool = False,
-    log: Sequence[str] = (),
+    asked: Asked, recipe: "Recipe", out: Path, *, replaces: bool, resume: bool = False, overwrite: bool = False
 ) -> None:
     """Run a recipe; with ``replaces``, it overwrites an earlier run of its kind, see `holds_run_of`."""
     from limbeck.cli.terminal import console, loading
@@ -85,7 +77,7 @@ def _run(
         from limbeck.train.processes import processes
         from limbeck.train.threads import threads_for
 
-    check_loggers(log)
+    check_loggers(asked.log or ())
     overwrite = overwrite or (replaces and not resume and holds_run_of(out, recipe))
     keep_memory()
     say_code(recipe.model_dump())
@@ -97,9 +89,13 @@ def _run(
                 out,
                 resume=resume,
                 overwrite=overwrite,
-                trust_code=trust_code,
+                trust_code=asked.trust_code,
                 progress=progress,
                 processes=ours,
             )
-        with threads_for(experiment.macs), logged(() if ours.rank else log, out, experiment.recipe) as consume:
+        if ours.count > 1:  # now, because a process that is killed says nothing
+            again = started_again(asked.again("run"))
+            console().print(f"{ours.count} processes; to resume if one of them fails: {again}", soft_wrap=True)
+        log = () if ours.rank else asked.log or ()
+        with threads_for(experiment.macs), logged(log, out, experiment.recipe) as consume:
             show(experiment, console(), out, consume)

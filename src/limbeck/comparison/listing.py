@@ -11,8 +11,10 @@ from limbeck.comparison.results import COMPARED, COMPARISON, ComparisonResult
 from limbeck.data.targets import TaskName
 from limbeck.errors import LimbeckError
 from limbeck.experiment.epochlog import EpochLog
+from limbeck.experiment.launch import torchrun
 from limbeck.experiment.results import RESULT, RunResult, read
 from limbeck.experiment.runfiles import ENVIRONMENT, LOCKS, LOG, RECIPE
+from limbeck.files.atomic import read_sealed
 from limbeck.models import GIVEN
 from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import SMOKE, reread
@@ -116,7 +118,7 @@ def _described(path: Path, recipe: Recipe, date: str, *, finished: bool) -> List
     """What a recipe says of the run or comparison in a folder."""
     verb, resume = ("compare", []) if recipe.methods else ("run", ["--resume"])
     out = ["--out", f"{path}-again"] if finished else ["--out", str(path), *resume]
-    command = ["limbeck", verb, str(path / (COMPARED if recipe.methods else RECIPE)), *out]
+    command = shlex.join(["limbeck", verb, str(path / (COMPARED if recipe.methods else RECIPE)), *out])
     state = "smoke test" if recipe.name.endswith(SMOKE) else "finished"
     return ListedRun(
         str(path),
@@ -125,8 +127,19 @@ def _described(path: Path, recipe: Recipe, date: str, *, finished: bool) -> List
         name=recipe.name,
         method=", ".join(str(block.get("name")) for block in recipe.methods or (recipe.method,)),
         seeds=recipe.seeds,
-        command=None if recipe.data.source.startswith(GIVEN) else shlex.join(command),
+        command=None if recipe.data.source.startswith(GIVEN) else torchrun(command, *_processes(path)),
     )
+
+
+def _processes(path: Path) -> tuple[int, int]:
+    """The number of processes that worked last on a run, and of those of the first machine."""
+    try:
+        environment = read_sealed(path / ENVIRONMENT) or {}
+    except LimbeckError:  # a damaged one is written again when the run is resumed
+        return 1, 1
+    count = environment.get("processes")
+    here = environment.get("processes_here", count)  # older files do not have it
+    return (count, here) if isinstance(count, int) and isinstance(here, int) else (1, 1)
 
 
 def _with_comparison(run: ListedRun, result: ComparisonResult) -> ListedRun:

@@ -264,7 +264,11 @@ class Sweep:
             return
         teacher: nn.Module | None = None
         if experiment.recipe.teacher is not None:
-            with lock(self._path, f"teacher-seed{teacher_of(experiment.recipe, seed).seed}"):
+            job = teacher_of(experiment.recipe, seed)
+            name = f"teacher-seed{job.seed}"
+            if is_held(self._path, name):
+                yield Elsewhere(str(job), waits=True)
+            with lock(self._path, name):
                 teacher = yield from experiment.teacher(experiment.recipe.teacher, seed, track)
         sizes = [experiment.memory[job.arm] for job in jobs]
         share = free_memory(experiment.engine.device) // count_held(self._path, "seed")  # of each process

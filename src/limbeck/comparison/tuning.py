@@ -153,6 +153,8 @@ class Tuning:
         With ``wait``, wait for the trials that run elsewhere, and repeat those that are stopped.
         """
         experiment, teacher = self.experiment, None
+        if is_held(self._path, "teacher"):
+            yield Elsewhere("the teacher", waits=True)
         with lock(self._path, "teacher"):
             experiment.folder.open(environment() | experiment.decided)
             if experiment.recipe.teacher is not None and self._method != "alone":

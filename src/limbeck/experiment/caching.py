@@ -166,21 +166,21 @@ def keep(
     """
     expected = fingerprint(block, teacher, taps, data, training, engine)
     batches = training_batches(data, training, seed=block.seed, engine=engine)
-    rows = len(data.train.without(training.exclude))
+    rows, own = len(data.train.without(training.exclude)), part or (0, 1)
     with reading(teacher, taps, batches.example_inputs(), engine) as reader:
         if begun(folder) is None:
             timed = max(1, min(3, len(batches) * expected.views // 50))  # not much beside the work itself
-            yield estimate(folder, reader, batches, fingerprint=expected, rows=rows, batches=timed)
+            yield estimate(folder, reader, batches, fingerprint=expected, rows=rows, part=own, batches=timed)
         checked = yield from build(
             folder,
             reader,
             batches,
             fingerprint=expected,
             rows=rows,
-            part=part or (0, 1),
+            part=own,
             check=part is not None,
         )
-    return Store(folder, expected, checked) if part in (None, (0, 1)) or info(folder).finished else None
+    return Store(folder, expected, checked) if own == (0, 1) or info(folder).finished else None
 
 
 def soft_label_table(block: TeacherBlock, data: Data, training: Training) -> TableStore | None:
@@ -243,7 +243,7 @@ def outputs(
             store: Outputs | None = end.value
             return store
         yield (
-            StoreEstimate(job, folder, step.bytes, step.seconds, step.free)
+            StoreEstimate(job, folder, step.bytes, step.whole, step.seconds, step.free)
             if isinstance(step, Estimate)
             else StoreProgress(job, folder, step.done, step.total, step.bytes)
         )
@@ -266,8 +266,7 @@ def check(
         LimbeckError: the store is not finished, damaged or built from something else; a row is not what the teacher
             gives.
     """
-    store = Store(folder, fingerprint(block, teacher, taps, data, training, engine))
-    store.check()
+    store = Store(folder, fingerprint(block, teacher, taps, data, training, engine), check=True)
     batches = training_batches(data, training, seed=block.seed, engine=engine)
     with reading(teacher, taps, batches.example_inputs(), engine) as reader:
         return verify(store, reader, batches, seed=secrets.randbits(32))

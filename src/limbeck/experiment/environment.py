@@ -13,7 +13,7 @@ PACKAGES = ("limbeck", "torch", "torchvision", "timm", "numpy", "safetensors")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware and commit, as plain values."""
+    """Versions, hardware, processes on this machine and commit, as plain values."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -21,6 +21,7 @@ def environment() -> dict[str, Any]:
         "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes_here": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "commit": _commit(),
     }

@@ -78,12 +78,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class StoreEstimate:
-    """What a store that does not exist yet will take."""
+    """What a store that does not exist yet will take, or the part of it that is built."""
 
     job: Job  # the teacher's
     folder: Path
-    bytes: int
-    seconds: float
+    bytes: int  # of the part
+    whole: int  # of all parts
+    seconds: float  # to build the part
     free: int  # bytes on the disk
 
 
@@ -111,7 +112,7 @@ class StoreVerified:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Another process trains a part of a comparison or tuning."""
+    """Another process works on a part of a comparison or tuning."""
 
     part: str  # such as "seed 3"
     waits: bool  # whether this process waits for it

@@ -33,7 +33,8 @@ def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` atomically at the end of the block.
 
     If the block raises, the temporary file is removed and the previous file stays. ``own``, a part of the temporary
-    name, differs between processes that may write the file at the same time.
+    name, differs between processes that may write the file at the same time. The file has the permissions of a new file
+    (the umask), also where the block makes one that only its owner may read, as safetensors does.
 
     Raises:
         NoSpace: the disk is full.
@@ -46,7 +47,10 @@ def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
         raise unwritten(path, error) from error
     try:
         temporary.unlink(missing_ok=True)  # do not write through a link or a FIFO at this path
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
