@@ -24,7 +24,7 @@ ASSUMED = {
     "dollars a GPU hour": 2.0,
     "dollars a TB month": 23.0,
     "bytes of an image": 110_000,
-    "bytes of memory of a sample": 200,
+    "bytes of memory of a sample": 130 + 40,  # name and label; order and views of an epoch
 }
 
 
