@@ -35,11 +35,11 @@ LEFT_FREE = 64 * 2**20
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the part of a writer will take."""
+    """What a store, or the part of it that one writer builds, will take."""
 
-    bytes: int  # of its numbers; the files have a few hundred more each
-    whole: int  # the same of all writers
-    seconds: float  # to run the teacher, in one process
+    bytes: int  # of the numbers of the part; the files have a few hundred more each
+    whole: int  # of the numbers of the store
+    seconds: float  # to run the teacher for the part, in one process
     free: int  # bytes of the folder's disk
 
 
