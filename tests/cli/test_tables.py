@@ -245,6 +245,7 @@ def test_one_bar_counts_the_whole_run_by_what_each_training_takes():
     assert (account.done, account.total, account.left) == (0.0, 100.0, "")
     account.reach(jobs[0], 1.0, found=True)  # as a resumed run has it
     assert (account.done, account.left) == (60.0, "")  # nothing is known of the speed yet
+    account.begin(jobs[1], 0.0)
     account.advance(jobs[1], 0.5)
     assert account.done == 65.0
     account._start -= 5  # the five units took five seconds
