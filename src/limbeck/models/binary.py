@@ -31,7 +31,7 @@ class _SignFunction(torch.autograd.Function):
         return (inputs.sign() + 0.5).sign()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # the base class has *gradients
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (inputs,) = ctx.saved_tensors
         bound = 1 + torch.finfo(inputs.dtype).eps  # the gradient of hardtanh is 0 at its bounds, this one is not at 1
         found: Tensor = torch.ops.aten.hardtanh_backward(gradient, inputs, -bound, bound)
@@ -43,7 +43,8 @@ def sign(inputs: Tensor) -> Tensor:
 
     This is the straight-through estimator of Hubara et al. 2016 (arXiv 1602.02830, Eq. 4).
     """
-    return _SignFunction.apply(inputs)  # type: ignore[no-any-return,no-untyped-call]  # torch does not type it
+    signs: Tensor = _SignFunction.apply(inputs)
+    return signs
 
 
 class Sign(nn.Module):
@@ -63,7 +64,8 @@ class BinaryConv2d(nn.Conv2d):
     def forward(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H', W')."""
         alpha = self.weight.abs().mean(dim=(1, 2, 3), keepdim=True)
-        return self._conv_forward(inputs, alpha * sign(self.weight), self.bias)
+        outputs: Tensor = self._conv_forward(inputs, alpha * sign(self.weight), self.bias)
+        return outputs
 
 
 class BinaryBlock(nn.Module):
