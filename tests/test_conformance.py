@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from limbeck import arrays
 from limbeck.cli import catalogue
@@ -23,12 +24,13 @@ from limbeck.core import LimbeckError
 from limbeck.data import load
 from limbeck.experiment import plan as planning
 from limbeck.experiment.events import Finished
+from limbeck.experiment.measuring import outputs_of
 from limbeck.experiment.networks import fresh
 from limbeck.experiment.plan import plan
 from limbeck.experiment.run import Experiment
 from limbeck.experiment.workspace import Training, example_batch, training_batches
 from limbeck.methods import ABOUT, METHODS
-from limbeck.models import build, save_network
+from limbeck.models import build, load_network, save_network
 from limbeck.optimizers import adam
 from limbeck.outline import outline
 from limbeck.recipe.read import read, smoke
@@ -328,8 +330,11 @@ def test_runs_from_a_recipe(name, tmp_path, teacher_file):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # all JSON is YAML
     trial = Experiment(smoke(read(tmp_path / "recipe.yaml")), tmp_path / "run")
     (last,) = [event for event in trial.run() if isinstance(event, Finished) and event.job.arm == name]
-    assert 0 <= last.result.test.accuracy <= 1
-    assert (tmp_path / "run" / "student.safetensors").is_file()
+    written = load_network(tmp_path / "run" / "student.safetensors")[0]
+    outputs = outputs_of(written, trial.data.test, trial.data, trial.engine)
+    targets = trial.data.test.targets
+    assert last.result.test.errors == int((outputs.argmax(1) != targets).sum())
+    assert last.result.test.cross_entropy == pytest.approx(float(cross_entropy(outputs, targets)), rel=1e-5)
 
 
 # --- documentation

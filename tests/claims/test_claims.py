@@ -374,9 +374,9 @@ def test_claims_share_teachers_resume_and_leave_rows_and_a_page(here):
     assert list(first.figures) == [
         *("tiny-smoke, teacher", "tiny-smoke, alone", "tiny-smoke, kd"),
         *("other-smoke, teacher", "other-smoke, alone", "other-smoke, T1"),
-        *("copies, mean of the networks", "copies, ensemble", "copies, disagreement"),
+        *("copies-smoke, mean of the networks", "copies-smoke, ensemble", "copies-smoke, disagreement"),
     ]
-    assert first.figures["copies, ensemble"].endswith(", n = 1")
+    assert first.figures["copies-smoke, ensemble"].endswith(", n = 1")
     start = "runs/claims/smoke/tiny/alone-seed0/alone/seed0/student.safetensors"
     assert start in (out / "smoke/copies-seed0/alone-seed1/recipe.yaml").read_text()
     assert first.figures["tiny-smoke, teacher"] == first.figures["other-smoke, teacher"]

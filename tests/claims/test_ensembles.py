@@ -4,11 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from limbeck.claims.checks import judge
-from limbeck.claims.claim import Results
+from limbeck import claims, load
+from limbeck.claims.checks import Part, judge
+from limbeck.claims.claim import Claim, Results, Study, System
 from limbeck.claims.ensembles import Ensemble, ensemble
 from limbeck.claims.fsp import COPIED, FSP_2017, SHARED
+from limbeck.claims.ledger import rows
+from limbeck.cli import app
+from limbeck.methods.kd import PAPER
 
 
 def test_an_ensemble_predicts_by_the_mean_of_the_probabilities():
@@ -60,3 +66,37 @@ def test_the_students_of_an_ensemble_start_from_the_same_weights(study, start):
     found = study.divided(study.at("cpu", data_root=Path("/data")), folder)
     assert [one.seeds for one in found.values()] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11), (12, 13, 14)]
     assert found[folder / f"{study.name}-seed6"].student.weights == str(folder / start)
+
+FEW = ("data.limit=96", "train.epochs=1", "teacher=null", "method=alone", "methods=[alone]")
+STARTS = Study("starts", "digits_kd", (*FEW, "seeds=[0, 2]"))
+TWO = Study(
+    "two",
+    "digits_kd",
+    (*FEW, "seeds=[0, 1, 2, 3]"),
+    ensemble=2,
+    starts=(STARTS, "alone-seed{seed}/alone/seed{seed}/student.safetensors"),
+)
+
+
+def test_a_study_of_two_ensembles_is_trained_once_and_decides(tmp_path, monkeypatch):
+    def parts(results):
+        yield Part("an ensemble is above its networks", tuple(100 * one.gain for one in results.ensembles["two"]))
+
+    system = System("tiny", PAPER, (Claim("T1", "It gains.", "it did", parts, (TWO,)),))
+    monkeypatch.setattr(claims, "SYSTEMS", {"tiny": system})
+    command = ["reproduce", "T1", "--scale", "cpu", "--out", str(tmp_path)]
+    first, again = (CliRunner().invoke(app, command).output for _ in range(2))
+    assert "[1/" in first
+    assert "[1/" not in again
+    (row,) = rows(tmp_path, system)
+    assert (row.verdict, row.parts[0].n) == ("inconclusive", 2)
+    assert list(row.figures) == ["two, mean of the networks", "two, ensemble", "two, disagreement"]
+    targets, gains = load("digits", limit=96, validation=0.25).test.targets, []
+    for start in (0, 2):
+        places = [tmp_path / "cpu" / f"two-seed{start}" / f"alone-seed{seed}" for seed in (start, start + 1)]
+        assert all(f"starts/alone-seed{start}/alone/" in (place / "recipe.yaml").read_text() for place in places)
+        files = [next(place.glob("alone/seed*/outputs.safetensors")) for place in places]
+        outputs = torch.stack([load_file(file)["test"] for file in files])
+        right = (outputs.softmax(2).mean(0).argmax(1) == targets).double().mean()
+        gains.append(right - (outputs.argmax(2) == targets).double().mean())
+    assert row.parts[0].mean == pytest.approx(100 * float(sum(gains) / 2))

@@ -354,6 +354,24 @@ def test_the_outputs_of_a_teacher_that_is_given_are_kept(whole):
     assert not (whole[1] / "outputs.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ("student.weights=start.safetensors", "student.weights"),
+        ("teacher={weights: [start.safetensors]}", "teacher.weights.0"),
+    ],
+)
+def test_a_folder_of_other_weights_is_refused(whole, setting, name):
+    def begun(seed):
+        shutil.copy(whole[1] / f"alone-seed{seed}/alone/seed{seed}/student.safetensors", "start.safetensors")
+        return next(sweep(setting, "allow=[chance]", "seeds=[0]", methods=("kd",)).run())
+
+    assert begun(seed=0) == begun(seed=0)
+    line = f"# {name}: [0-9a-f]{{64}}"
+    with pytest.raises(LimbeckError, match=rf"(?s)comparison of another recipe.*it has    {line}.*asked for {line}"):
+        begun(seed=1)
+
+
 def test_a_student_that_diverges_stops_no_other(monkeypatch):
     monkeypatch.setattr("limbeck.experiment.preflight.first_step", lambda *args, **options: [])
     monkeypatch.setattr("limbeck.experiment.preflight.meaningless", lambda *args: [])

@@ -9,11 +9,12 @@ from torch import nn
 
 from limbeck.core import LimbeckError
 from limbeck.data import arrays, load, normalise
-from limbeck.experiment.networks import NetworkFactory, find_weights, fresh
+from limbeck.experiment.networks import NetworkFactory, file_digests, find_weights, fresh
 from limbeck.experiment.networks import restored as teacher_from
 from limbeck.experiment.run import Experiment
 from limbeck.models import NetworkSpec, build, load_network, save_network
-from limbeck.recipe.blocks import TeacherBlock
+from limbeck.recipe.blocks import MemberBlock, TeacherBlock
+from limbeck.recipe.bundled import bundled
 from limbeck.recipe.read import read
 
 MLP = {"name": "mlp", "hidden": [4]}
@@ -360,3 +361,30 @@ def test_a_folder_of_hugging_face_is_a_network(tmp_path, names):
 def test_a_home_folder_that_is_not_there_is_told():
     with pytest.raises(LimbeckError, match="~nobody_of_this_name"):
         find_weights("~nobody_of_this_name/net.pt")
+
+
+def test_every_file_that_a_recipe_names_has_a_digest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    index = ["model.safetensors.index.json", "model-1.safetensors"]
+    files = ["student.pt", "peer.pt", *index, "teacher.onnx", "table.csv", "net.py"]
+    for name in files:
+        Path(name).write_text(json.dumps({"weight_map": {"layer": index[1]}}))
+    recipe = read(bundled("digits_kd"))
+    members = (MemberBlock(model={"name": "net.py:make"}, weights=(".",)), MemberBlock(onnx="teacher.onnx"))
+    update = {
+        "student": recipe.student.model_copy(update={"weights": "student.pt"}),
+        "networks": {"peer": recipe.student.model_copy(update={"weights": "peer.pt"})},
+        "teacher": TeacherBlock(members=members, table="table.csv"),
+    }
+    recipe = recipe.model_copy(update=update)
+    before = file_digests(recipe)
+    assert [line.partition(":")[0].removeprefix("# ") for line in before] == [
+        *("student.weights", "networks.peer.weights", "teacher.members.0.weights.0", "teacher.members.0.weights.0"),
+        *("teacher.members.1.onnx", "teacher.table", "net.py"),
+    ]
+    for number, name in enumerate(files):
+        with Path(name).open("a") as file:
+            file.write(" ")
+        after = file_digests(recipe)
+        assert [place for place, line in enumerate(after) if line != before[place]] == [number]
+        before = after

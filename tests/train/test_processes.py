@@ -191,6 +191,22 @@ def test_several_processes_train_the_weights_of_one(tmp_path):
             torch.testing.assert_close(parts[number][2], state, **close)
 
 
+def test_the_gradient_of_a_norm_in_bfloat16_is_off_by_its_rounding():
+    """Inputs far from 0: the terms of the gradient, each many times larger than it, are not added in bfloat16."""
+    norm, exact = nn.BatchNorm2d(16), nn.BatchNorm2d(16).double()
+    inputs = (100 + torch.randn(16, 16, 8, 8)).bfloat16().requires_grad_()
+    same = inputs.detach().double().requires_grad_()
+    weights = torch.randn(16, 16, 8, 8).bfloat16()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with Processes(0, 2).synchronised([norm]):
+            (norm(inputs) * weights).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    (exact(same) * weights.double()).sum().backward()
+    assert (inputs.grad.double() - same.grad).norm() < 2**-8 * same.grad.norm()
+
+
 def test_a_norm_with_an_activation_is_not_synchronised_without_it():
     timm = pytest.importorskip("timm.layers")
     message = r"BatchNormAct2d has a forward of its own: set train\.sync_batch_norm to false"

@@ -1,18 +1,20 @@
 """What was measured: a line of JSON for each claim and scale, in one file for each paper."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from limbeck.claims.checks import Part, Verdict, judge, together
-from limbeck.claims.claim import Claim, Results, Scale, Study, System
-from limbeck.claims.ensembles import spreads
+from limbeck.claims.claim import Claim, Results, Scale, System
+from limbeck.claims.ensembles import Ensemble, spreads
+from limbeck.comparison.locks import lock
 from limbeck.comparison.statistics import Interval, paired
 from limbeck.errors import LimbeckError
 from limbeck.experiment.results import from_json, headline_text, plain
 from limbeck.files.atomic import JSON_BYTES, read, write
+from limbeck.recipe.read import SMOKE
 from limbeck.tasks import TASKS
 
 RESULTS = "results"
@@ -54,7 +56,7 @@ def row_of(claim: Claim, scale: Scale, results: Results) -> Row:
         scale=scale,
         verdict=together([part.verdict for part in parts]),
         parts=parts,
-        figures=dict(_figures(claim, results)),
+        figures=dict(_figures(claim, scale, results)),
         lines={} if claim.curve is None else {name: tuple(line) for name, line in claim.curve.lines(results).items()},
         command=f"limbeck reproduce {claim.name} --scale {scale}",
         version=version("limbeck"),
@@ -68,10 +70,11 @@ def _judged(part: Part) -> PartRow:
     return PartRow(part.says, judge(part), part.unit, found.n, found.mean, found.interval)
 
 
-def _figures(claim: Claim, results: Results) -> Iterator[tuple[str, str]]:
+def _figures(claim: Claim, scale: Scale, results: Results) -> Iterator[tuple[str, str]]:
     for study in claim.studies:
         if study.ensemble > 1:
-            yield from _of_ensembles(study, results)
+            name = study.name + SMOKE if scale == "smoke" else study.name
+            yield from _of_ensembles(name, results.ensembles[study.name])
             continue
         result = results[study.name]
         headlines = {} if result.teachers is None else {"teacher": result.teachers}
@@ -80,10 +83,9 @@ def _figures(claim: Claim, results: Results) -> Iterator[tuple[str, str]]:
         yield from ((f"{result.name}, {arm}", headline_text(one, figure)) for arm, one in headlines.items())
 
 
-def _of_ensembles(study: Study, results: Results) -> Iterator[tuple[str, str]]:
+def _of_ensembles(name: str, found: Sequence[Ensemble]) -> Iterator[tuple[str, str]]:
     accuracy = TASKS["classification"].headline
-    for name, one in spreads(results.ensembles[study.name]).items():
-        yield f"{study.name}, {name}", headline_text(one, accuracy)
+    yield from ((f"{name}, {figure}", headline_text(one, accuracy)) for figure, one in spreads(found).items())
 
 
 def rows(folder: Path, system: System) -> list[Row]:
@@ -104,9 +106,10 @@ def rows(folder: Path, system: System) -> list[Row]:
 
 def add(folder: Path, system: System, row: Row) -> None:
     """Write a row in place of the one of the same claim and scale; if its verdict is the same, keep its `Row.tried`."""
-    others = rows(folder, system)
-    old = next((one for one in others if (one.claim, one.scale) == (row.claim, row.scale)), row)
-    kept = [one for one in others if one is not old]
-    tried = row.tried or (old.tried if old.verdict == row.verdict else "")
-    lines = [json.dumps(plain(one), ensure_ascii=False) for one in (*kept, replace(row, tried=tried))]
-    write(folder / RESULTS / f"{system.name}.jsonl", "".join(f"{line}\n" for line in lines))
+    with lock(folder / RESULTS, system.name):  # another process may add a row
+        others = rows(folder, system)
+        old = next((one for one in others if (one.claim, one.scale) == (row.claim, row.scale)), row)
+        kept = [one for one in others if one is not old]
+        tried = row.tried or (old.tried if old.verdict == row.verdict else "")
+        lines = [json.dumps(plain(one), ensure_ascii=False) for one in (*kept, replace(row, tried=tried))]
+        write(folder / RESULTS / f"{system.name}.jsonl", "".join(f"{line}\n" for line in lines))

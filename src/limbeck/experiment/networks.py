@@ -11,18 +11,21 @@ from limbeck.core import LimbeckError, Stage
 from limbeck.data import Data
 from limbeck.data.targets import TaskName
 from limbeck.experiment.arms import label_indices
+from limbeck.experiment.runfiles import file_record
 from limbeck.experiment.workspace import example_batch
 from limbeck.files.paths import expanded
-from limbeck.models import Ensemble, NetworkSpec, build, load_network, load_weights, read_spec
-from limbeck.models.files import SHARDS, load_all_but_classifier
+from limbeck.models import GIVEN, Ensemble, NetworkSpec, build, load_network, load_weights, read_spec
+from limbeck.models.files import SHARDS, load_all_but_classifier, weights_files
 from limbeck.models.fitting import FINE_TUNE
 from limbeck.models.foreign import from_file, pretrained_input
 from limbeck.models.inputs import AS_THE_DATA, Bridge, Input
 from limbeck.models.net2net import net2net
-from limbeck.models.onnx import onnx_network
+from limbeck.models.onnx import onnx_files, onnx_network
 from limbeck.options import Block
 from limbeck.outline import outline
 from limbeck.recipe.blocks import MemberBlock, Recipe, StudentBlock, TeacherBlock
+from limbeck.recipe.paths import trained_files
+from limbeck.user_code import code_digests
 
 PROBE = 64
 """The number of training samples on which a new network is run before it is trained."""
@@ -304,6 +307,22 @@ def find_weights(path: str) -> Path:
             raise LimbeckError(f"the folder {place} contains none of {', '.join(IN_FOLDERS)}")
         return found[0]
     return place
+
+
+def file_digests(recipe: Recipe) -> list[str]:
+    """Return a YAML comment with the current sha256 of each file of weights, soft labels or code that a recipe names.
+
+    Raises:
+        LimbeckError: a file is missing or damaged.
+    """
+    files = {
+        place: onnx_files(expanded(text)) if place[-1] == "onnx" else weights_files(find_weights(text))
+        for place, text in trained_files(recipe).items()
+        if text != GIVEN
+    }
+    records = ((place, file_record(file)) for place, several in files.items() for file in several)
+    lines = [f"# {'.'.join(map(str, place))}: {record['sha256']}" for place, record in records]
+    return [*lines, *code_digests(recipe.model_dump())]
 
 
 def _check_use(file: Path, known: NetworkSpec | None, spec: NetworkSpec) -> None:

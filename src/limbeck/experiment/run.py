@@ -36,7 +36,7 @@ from limbeck.experiment.given import Given
 from limbeck.experiment.in_memory import Folder, Keep, folder_of
 from limbeck.experiment.kept_outputs import MOST_OUTPUTS
 from limbeck.experiment.measuring import measure, outputs_of
-from limbeck.experiment.networks import NetworkFactory, ensemble
+from limbeck.experiment.networks import NetworkFactory, ensemble, file_digests
 from limbeck.experiment.of_first import of_first
 from limbeck.experiment.plan import plan
 from limbeck.experiment.preflight import Built, Preflight, built, preflight, resolved
@@ -161,10 +161,10 @@ class Experiment:
         return replace(found, engine=replace(found.engine, reason=reason), notes=found.notes + kept_sizes(asked, known))
 
     def _digests(self) -> str:
-        """What the recipe names and does not hold, as comments below it: a run of other data or code is another run."""
+        """What the recipe names and does not hold, as comments below it: a run of other data or files is another run."""
         parts = {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}
         lines = [f"# {name}: {part.digest()}" for name, part in parts.items()] if self._given is None else []
-        return "".join(f"{line}\n" for line in [*lines, *code_digests(self.recipe.model_dump())])
+        return "".join(f"{line}\n" for line in [*lines, *file_digests(self.recipe)])
 
     @property
     def notes(self) -> tuple[str, ...]:

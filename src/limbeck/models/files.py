@@ -232,22 +232,34 @@ def _content(path: Path, most: int, most_decoded: int) -> Any:
 
 
 def _shards(index: Path, most: int) -> dict[str, Tensor]:
-    """Load the tensors of all files that Hugging Face's index names. They are in the folder of the index."""
-    size = file_size(index, most=HEADER)
-    try:
-        with index.open("rb") as file:
-            files = sorted(set(json.loads(file.read(size))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged(index, error) from error
+    """Load the tensors of all files that Hugging Face's index names."""
     tensors: dict[str, Tensor] = {}
-    for name in files:
-        if not isinstance(name, str) or not name or Path(name).name != name or name.endswith(SHARDS):
-            raise LimbeckError(f"{index} names the shard {name!r}, allowed are names of files in its folder")
+    for file in weights_files(index)[1:]:
         left = most - sum(t.numel() * t.element_size() for t in tensors.values())
-        held = _content(index.with_name(name), left, left)
+        held = _content(file, left, left)
         if isinstance(held, dict):
             tensors |= {key: value for key, value in held.items() if isinstance(value, Tensor)}
     return tensors
+
+
+def weights_files(path: Path) -> list[Path]:
+    """Return the file and, if it is the index of Hugging Face's shards, the shards, which are in its folder.
+
+    Raises:
+        LimbeckError: the index is damaged, or names files outside of its folder.
+    """
+    if not path.name.endswith(SHARDS):
+        return [path]
+    size = file_size(path, most=HEADER)
+    try:
+        with path.open("rb") as file:
+            names = sorted(set(json.loads(file.read(size))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(path, error) from error
+    for name in names:
+        if not isinstance(name, str) or not name or Path(name).name != name or name.endswith(SHARDS):
+            raise LimbeckError(f"{path} names the shard {name!r}, allowed are names of files in its folder")
+    return [path, *map(path.with_name, names)]
 
 
 _SAFETENSORS = (SafetensorError, ValueError, TypeError, LookupError, RuntimeError, OSError, MemoryError)

@@ -64,13 +64,19 @@ def onnx_network(path: Path | str) -> FunctionNetwork:
     return FunctionNetwork(run, kind="a file of ONNX", identity=_digest(path))
 
 
-def _digest(path: Path) -> str:
-    """32 hex digits of the file and of the files of external data that it names, if they are in its folder."""
-    found, folder = xxh3_128(), path.parent.resolve()
+def onnx_files(path: Path) -> list[Path]:
+    """The file, and the files of external data that it names, if they are in its folder."""
+    folder = path.parent.resolve()
     with path.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
         names = {content[match.end() : match.end() + _length(match[1])] for match in _LOCATION.finditer(content)}
     files = sorted((folder / os.fsdecode(name.replace(b"\0", b""))).resolve() for name in names)
-    for file in (path, *(file for file in files if file.is_relative_to(folder) and os.path.isfile(file))):
+    return [path, *(file for file in files if file.is_relative_to(folder) and os.path.isfile(file))]
+
+
+def _digest(path: Path) -> str:
+    """32 hex digits of the content of `onnx_files`."""
+    found = xxh3_128()
+    for file in onnx_files(path):
         with file.open("rb") as opened:
             while part := opened.read(2**20):
                 found.update(part)

@@ -21,21 +21,35 @@ def missing(recipe: Recipe) -> list[Problem]:
     return [problem for problem in _looked_for(recipe) if problem is not None]
 
 
+def trained_files(recipe: Recipe) -> dict[Place, str]:
+    """Return the paths of weights, of files of ONNX and of a table of soft labels, by their places in the recipe."""
+    found: dict[Place, str | None] = {(*place, "weights"): block.weights for place, block in _learning(recipe).items()}
+    for place, one in _trained(recipe).items():
+        found |= {(*place, "weights", number): text for number, text in enumerate(one.weights or ())}
+        found[*place, "onnx"] = one.onnx
+    found["teacher", "table"] = recipe.teacher.table if recipe.teacher is not None else None
+    return {place: text for place, text in found.items() if text is not None}
+
+
+def _learning(recipe: Recipe) -> dict[Place, StudentBlock]:
+    return {("student",): recipe.student, **{("networks", name): block for name, block in recipe.networks.items()}}
+
+
+def _trained(recipe: Recipe) -> dict[Place, MemberBlock]:
+    if recipe.teacher is None:
+        return {}
+    members = {("teacher", "members", number): member for number, member in enumerate(recipe.teacher.listed)}
+    return {("teacher",): recipe.teacher, **members}
+
+
 def _looked_for(recipe: Recipe) -> Iterator[Problem | None]:
     """Yield for each network and path its problem, or None."""
-    data, teacher = recipe.data, recipe.teacher
-    networks: dict[Place, StudentBlock] = {("networks", name): block for name, block in recipe.networks.items()}
-    for place, block in {("student",): recipe.student, **networks}.items():
-        yield _weights((*place, "weights"), block.weights) if block.weights is not None else None
-        yield _model((*place, "model", "name"), block.model["name"])
-    if teacher is not None:
-        members = [(("teacher", "members", number), member) for number, member in enumerate(teacher.listed)]
-        trained: list[tuple[Place, MemberBlock]] = [(("teacher",), teacher), *members]
-        for place, one in trained:
-            yield from (_weights((*place, "weights", number), text) for number, text in enumerate(one.weights or ()))
-            yield _model((*place, "model", "name"), one.model["name"]) if one.model is not None else None
-            yield _file((*place, "onnx"), one.onnx, "file") if one.onnx is not None else None
-        yield _file(("teacher", "table"), teacher.table, "table") if teacher.table is not None else None
+    data = recipe.data
+    for place, text in trained_files(recipe).items():
+        kind = "table" if place[-1] == "table" else "file"
+        yield _weights(place, text) if "weights" in place else _file(place, text, kind)
+    for place, block in {**_learning(recipe), **_trained(recipe)}.items():
+        yield _model((*place, "model", "name"), block.model["name"]) if block.model is not None else None
     yield _code(("data", "source"), data.source)
     yield _code(("data", "transform"), str(data.options.get("transform") or ""))
     yield from (_code(("task", key), getattr(recipe.task, key) or "") for key in ("hard_loss", "metric"))
