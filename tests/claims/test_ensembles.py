@@ -67,7 +67,15 @@ def test_the_students_of_an_ensemble_start_from_the_same_weights(study, start):
     assert [one.seeds for one in found.values()] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11), (12, 13, 14)]
     assert found[folder / f"{study.name}-seed6"].student.weights == str(folder / start)
 
-FEW = ("data.limit=96", "train.epochs=1", "teacher=null", "method=alone", "methods=[alone]")
+
+FEW = (
+    "student.model={name: mlp, hidden: [8]}",
+    "data.limit=96",
+    "train.epochs=1",
+    "teacher=null",
+    "method=alone",
+    "methods=[alone]",
+)
 STARTS = Study("starts", "digits_kd", (*FEW, "seeds=[0, 2]"))
 TWO = Study(
     "two",

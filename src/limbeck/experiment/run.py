@@ -161,7 +161,7 @@ class Experiment:
         return replace(found, engine=replace(found.engine, reason=reason), notes=found.notes + kept_sizes(asked, known))
 
     def _digests(self) -> str:
-        """What the recipe names and does not hold, as comments below it: a run of other data or files is another run."""
+        """What the recipe names and does not hold, as comments below it: a run of other data or files is another."""
         parts = {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}
         lines = [f"# {name}: {part.digest()}" for name, part in parts.items()] if self._given is None else []
         return "".join(f"{line}\n" for line in [*lines, *file_digests(self.recipe)])
