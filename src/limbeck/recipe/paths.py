@@ -38,8 +38,8 @@ def _learning(recipe: Recipe) -> dict[Place, StudentBlock]:
 def _trained(recipe: Recipe) -> dict[Place, MemberBlock]:
     if recipe.teacher is None:
         return {}
-    members = {("teacher", "members", number): member for number, member in enumerate(recipe.teacher.listed)}
-    return {("teacher",): recipe.teacher, **members}
+    found: dict[Place, MemberBlock] = {("teacher",): recipe.teacher}
+    return found | {("teacher", "members", number): member for number, member in enumerate(recipe.teacher.listed)}
 
 
 def _looked_for(recipe: Recipe) -> Iterator[Problem | None]:
@@ -48,7 +48,8 @@ def _looked_for(recipe: Recipe) -> Iterator[Problem | None]:
     for place, text in trained_files(recipe).items():
         kind = "table" if place[-1] == "table" else "file"
         yield _weights(place, text) if "weights" in place else _file(place, text, kind)
-    for place, block in {**_learning(recipe), **_trained(recipe)}.items():
+    networks: dict[Place, StudentBlock | MemberBlock] = {**_learning(recipe), **_trained(recipe)}
+    for place, block in networks.items():
         yield _model((*place, "model", "name"), block.model["name"]) if block.model is not None else None
     yield _code(("data", "source"), data.source)
     yield _code(("data", "transform"), str(data.options.get("transform") or ""))
