@@ -1,6 +1,8 @@
 """The claims: their tests decide as they say, their recipes are right, and the page shows what was measured."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -397,6 +399,14 @@ def test_what_was_tried_is_kept_only_with_the_verdict_that_it_explains(here, tmp
         add(tmp_path, here, replace(row, verdict=verdict, tried=tried))
         (found,) = rows(tmp_path, here)
         assert found.tried == ("" if verdict == "holds" else "Few seeds.")
+
+
+def test_rows_that_several_processes_add_at_once_are_kept(here, tmp_path):
+    one = row_of(here.claims[1], "cpu", {})
+    every = [replace(one, claim=claim.name, scale=scale) for claim in here.claims for scale in get_args(Scale)]
+    with ThreadPoolExecutor(len(every)) as pool:
+        list(pool.map(partial(add, tmp_path, here), every))
+    assert sorted(map(str, rows(tmp_path, here))) == sorted(map(str, every))
 
 
 def test_what_is_wrong_is_told_before_training(here):
