@@ -415,7 +415,10 @@ def test_what_is_wrong_is_told_before_training(here):
     assert "--scale is 'gpu': did you mean 'cpu'" in reproduce("T1", "--scale", "gpu", code=2)
     Path("results").mkdir()
     Path("results/tiny.jsonl").write_text('{"claim": "T1"}\n')
-    assert "tiny.jsonl has a line that is no result of limbeck reproduce" in reproduce("--out", ".", code=2)
+    for asked in ((), ("T1", "--scale", "smoke")):
+        printed = reproduce(*asked, "--out", ".", code=2)
+        assert "tiny.jsonl has a line that is no result of limbeck reproduce" in printed
+        assert "[1/" not in printed
 
 
 def test_the_page_of_the_claims_is_up_to_date():

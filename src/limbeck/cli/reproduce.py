@@ -62,7 +62,7 @@ def reproduce(
 def _measure(names: list[str], scale: "Scale", out: Path, data_root: Path | None) -> None:
     from limbeck.claims import chosen
     from limbeck.claims.claim import Results
-    from limbeck.claims.ledger import add, row_of
+    from limbeck.claims.ledger import add, row_of, rows
     from limbeck.claims.page import part_text
     from limbeck.cli.terminal import console
     from limbeck.train.allocator import keep_memory
@@ -72,6 +72,8 @@ def _measure(names: list[str], scale: "Scale", out: Path, data_root: Path | None
     studies = dict.fromkeys(study for _, claim in selected for one in claim.studies for study in _needed(one))
     for study in studies:  # a wrong path is told before anything is trained
         study.at(scale, data_root=data_root)
+    for system in dict.fromkeys(system for system, _ in selected):  # and so is a damaged file
+        rows(out, system)
     results = Results()
     loaded: dict[str, Data] = {}
     for system, claim in selected:
