@@ -138,6 +138,21 @@ def broken(folder, kind):
         write_tar(path, {"1.png": png(1), "1.cls": b"123456789"})
     elif kind == "a misnamed label":
         write_tar(path, {"1.png": png(1), "1.cls": b"0", "2.png": png(2), "2.clss": b"0"})
+    elif kind == "a link":
+        write_tar(path, {"1.png": png(1), "1.cls": b"0", "2.png": png(2)})
+        with tarfile.open(path, "a") as archive:
+            link = tarfile.TarInfo("2.cls")
+            link.type, link.linkname = tarfile.LNKTYPE, "1.cls"
+            archive.addfile(link)
+    elif kind == "a size that is none":
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+            info = tarfile.TarInfo("1.png")
+            info.pax_headers = {"GNU.sparse.size": "abc"}
+            archive.addfile(info)
+    elif kind == "a chain of headers":
+        info = tarfile.TarInfo("x")
+        info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2
+        path.write_bytes((info.tobuf() + b"a\0".ljust(512, b"\0")) * 2000 + path.read_bytes())
     elif kind == "no image":
         write_tar(path, {"1.png": png(1), "1.cls": b"0", "2.cls": b"0"})
     elif kind == "no label":
@@ -166,6 +181,9 @@ def broken(folder, kind):
         ("no number", r"the label of 1.png in .*/train-00.tar is b'cat': allowed are numbers from 0"),
         ("a huge number", "b'123456789': allowed are numbers from 0 to 999,999"),
         ("a misnamed label", "train-00.tar has 2.clss, but no label 2.cls: rename it, or change label"),
+        ("a link", "train-00.tar has the link 2.cls, and links are not read"),
+        ("a size that is none", "train-00.tar is damaged"),
+        ("a chain of headers", "train-00.tar is damaged"),
         ("no image", "train-00.tar has the label 2.cls, but no image"),
         ("no label", "no sample of .* has a label, a file .cls"),
         ("a huge header", "damaged"),
@@ -195,6 +213,31 @@ def test_the_splits_may_be_in_different_folders(tmp_path):
     assert (data.origins["train"], data.origins["test"]) == ("2 tar files, train/x-00.tar ...", "val/x-00.tar")
     assert data.train.inputs[torch.arange(10)][:, 0, 0, 0].tolist() == list(range(10))
     assert data.test.inputs[torch.arange(5)][:, 0, 0, 0].tolist() == list(range(5))
+
+
+def test_the_digest_does_not_depend_on_where_the_other_splits_are(tmp_path):
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        shards(tmp_path / part, count=1)
+    path, test = (tmp_path / part / "train-00.tar" for part in ("train", "val"))
+    alone, both = (load("webdataset", path=path, validation=0.2, workers=0, test_path=one) for one in (path, test))
+    assert alone.train.digest() == both.train.digest()
+    assert alone.train.names != both.train.names
+
+
+def test_other_files_of_a_sample_are_left_out(tmp_path):
+    write_tar(tmp_path / "a.tar", {"index.csv": b"x", "1.png": png(1), "1.csv": b"x", "2.png": png(2), "2.cls": b"1"})
+    assert [one.label for one in samples(Folder(tmp_path), "a.tar", "cls")] == [None, b"1"]
+
+
+def test_a_folder_whose_name_cannot_be_part_of_a_name_is_refused(tmp_path):
+    for part in ("a:b", "val"):
+        (tmp_path / part).mkdir()
+        shards(tmp_path / part, count=1)
+    path, test = (tmp_path / part / "train-00.tar" for part in ("a:b", "val"))
+    with pytest.raises(LimbeckError, match=r"a:b/train-00.tar in .*: allowed are names without :"):
+        load("webdataset", path=path, test_path=test, workers=0)
+    assert len(load("webdataset", path=path, workers=0).train) > 0
 
 
 def test_hidden_files_are_left_out(tmp_path):

@@ -86,7 +86,7 @@ class Images:
         yield repr((tuple(self.shape), self.exif_orientation, len(made_by))).encode() + made_by + b"deep" * self.deep
         for name in self.names:
             size, head = self.reader.beginning(name)
-            yield repr((name, size)).encode() + head
+            yield repr((self.reader.identity(name), size)).encode() + head
 
     def plain(self, file: tuple[str, bytes]) -> Tensor:
         """Decode a file, of a name and a content, to (C, H, W), `limbeck.data.decoding.fitted` to the size.

@@ -12,6 +12,7 @@ import tarfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -22,7 +23,6 @@ from limbeck.core import LimbeckError
 from limbeck.data import bounds
 from limbeck.data.decoding import SUFFIXES
 from limbeck.data.trees import BEGINNING, Files
-from limbeck.errors import close_names
 
 LABEL_BYTES = 2**16
 """The most bytes of a label."""
@@ -119,6 +119,11 @@ class Tars(Files):
         """The names with the whole image files, of which a server is asked for many at once."""
         return self._read(names, bounds.FILE_BYTES)
 
+    def identity(self, name: str) -> str:
+        """The name without the folder of the tar file, because that depends on where the other splits are."""
+        shard, colon, rest = name.partition(":")
+        return shard.rpartition("/")[2] + colon + rest
+
     def beginning(self, name: str) -> tuple[int, bytes]:
         """The size of the image file in bytes, and the hash of its beginning. Nothing is read."""
         *_, size, digest = self._found(name)
@@ -178,7 +183,7 @@ def samples(shards: Shards, name: str, label: str) -> Iterator[Sample]:
             file.seek(archive.offset)
             if file.read(_BLOCK) != bytes(_BLOCK):
                 raise LimbeckError(f"{where} is cut short: it has no end of a tar file")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, RecursionError, OverflowError) as error:  # of numbers and chains in headers
         raise LimbeckError(f"{where} is damaged, or no uncompressed tar file: {error}") from error
     except OSError as error:
         raise LimbeckError(f"{where} cannot be read: {error}") from error
@@ -186,7 +191,7 @@ def samples(shards: Shards, name: str, label: str) -> Iterator[Sample]:
 
 def _samples(archive: tarfile.TarFile, where: str, shard: str, label: str, size: int) -> Iterator[Sample]:
     seen = set[str]()
-    for key, files in groupby(_files(archive), key=lambda member: _key(member)[0]):
+    for key, files in groupby(_files(archive, where), key=lambda member: _key(member)[0]):
         if key in seen:
             raise LimbeckError(
                 f"{where} has files with the key {key!r} in two places: the files of a sample must follow each other"
@@ -208,7 +213,7 @@ def _samples(archive: tarfile.TarFile, where: str, shard: str, label: str, size:
                 _small(member, where, bounds.FILE_BYTES)
                 beginning = xxh3_64_hexdigest(_read(archive, member, BEGINNING))
                 image = f"{shard}:{member.offset_data}+{member.size}~{beginning}:{member.name}"
-        meant = close_names(label, others, most=1) if text is None else []
+        meant = get_close_matches(label, others, n=1, cutoff=0.75) if image and text is None else []
         if meant:
             raise LimbeckError(f"{where} has {key}.{meant[0]}, but no label {key}.{label}: rename it, or change label")
         if image:
@@ -217,10 +222,13 @@ def _samples(archive: tarfile.TarFile, where: str, shard: str, label: str, size:
             raise LimbeckError(f"{where} has the label {key}.{label}, but no image with this key")
 
 
-def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _files(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
     """The files that are not hidden."""
     for member in archive:
         archive.members.clear()  # type: ignore[attr-defined]  # which would hold all of them
+        if member.islnk() or member.issym():
+            advice = "GNU tar writes files instead with --dereference --hard-dereference"
+            raise LimbeckError(f"{where} has the link {member.name}, and links are not read: {advice}")
         if member.isreg() and not member.name.rpartition("/")[2].startswith("."):
             yield member
 

@@ -57,6 +57,10 @@ class Files(Protocol):
         """The names with the whole files, in this order."""
         return ((name, self(name)) for name in names)
 
+    def identity(self, name: str) -> str:
+        """What a hash of the files covers of the name."""
+        return name
+
     def beginning(self, name: str) -> tuple[int, bytes]:
         """The size of the file in bytes, and its first `BEGINNING` bytes or a hash of them."""
         return self.head(name, BEGINNING)

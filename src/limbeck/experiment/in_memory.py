@@ -66,11 +66,11 @@ Keep = Literal["run", "trials", "memory"]
 
 
 def folder_of(
-    keep: Keep, path: Path, recipe: Recipe, *, longer: Mapping[str, int], digests: str, resume: bool
+    keep: Keep, path: Path, recipe: Recipe, *, longer: Mapping[str, int], digests: Callable[[], str], resume: bool
 ) -> Folder:
-    """What keeps a run at ``path``; ``longer`` as for `Trials`, ``digests`` is written below the recipe."""
+    """What keeps a run at ``path``; ``longer`` as for `Trials`, ``digests`` gives what is written below the recipe."""
     if keep == "memory":
         return InMemory(path)
     if keep == "trials":
-        return Trials(path, recipe, longer, digests)
-    return RunFolder(path, dump(recipe) + digests, resume=resume)
+        return Trials(path, recipe, longer, digests())
+    return RunFolder(path, dump(recipe) + digests(), resume=resume)

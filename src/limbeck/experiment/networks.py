@@ -313,7 +313,8 @@ def file_digests(recipe: Recipe) -> list[str]:
     """Return a YAML comment with the current sha256 of each file of weights, soft labels or code that a recipe names.
 
     Raises:
-        LimbeckError: a file is missing or damaged.
+        OSError: a file is missing.
+        LimbeckError: an index of weights, or a file of ONNX, is damaged.
     """
     files = {
         place: onnx_files(expanded(text)) if place[-1] == "onnx" else weights_files(find_weights(text))

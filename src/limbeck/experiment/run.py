@@ -149,7 +149,7 @@ class Experiment:
         def opened() -> Folder:
             if overwrite:
                 clear(path)
-            return folder_of(self._keep, path, self.recipe, longer=self.longer, digests=self._digests(), resume=resume)
+            return folder_of(self._keep, path, self.recipe, longer=self.longer, digests=self._digests, resume=resume)
 
         self.folder = of_first(self._processes, path, opened)
 

@@ -34,7 +34,7 @@ class Trials:
         path: the folder, which need not exist.
         recipe: with the methods that are compared.
         longer: the epochs of arms with more epochs than the recipe, by arm.
-        digests: of the data and code, written below each recipe.
+        digests: of the data, the files of weights and the code, written below each recipe.
 
     Raises:
         LimbeckError: the folder holds a run, or a comparison that differs in more than methods and seeds.

@@ -241,7 +241,6 @@ class _Compression:
     def run(self, file: Path) -> Compressed:
         """All steps."""
         with replacing(file) as temporary:
-            temporary.touch()  # finds before the training that the file cannot be written
             steps, kept = self._written(temporary)
         return Compressed(file, task_of(self.data).headline, steps, kept)
 

@@ -49,8 +49,10 @@ def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
         temporary.unlink(missing_ok=True)  # do not write through a link or a FIFO at this path
         temporary.touch()
         mode = temporary.stat().st_mode
+        temporary.unlink()
         yield temporary
-        temporary.chmod(mode)
+        if temporary.stat().st_mode != mode:  # some file systems refuse any change
+            temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -131,9 +131,9 @@ def _number(sample: Sample, reader: Tars, most: int) -> int:
 
 def _files(pattern: str, root: Path | None) -> tuple[str, Sequence[str]]:
     """The folder of the tar files that a pattern stands for, a path or URL, and their names in order."""
-    if "*" in pattern:
+    if "*" in pattern.rpartition("/")[2]:
         raise LimbeckError(f"got {pattern!r}: write the numbers of the files, such as train-{{0000..1023}}.tar, not *")
-    if is_url(pattern) or "::" in pattern:
+    if is_url(pattern) or ("::" in pattern and not Path(pattern).parent.is_dir()):
         check(pattern)
         top, _, last = pattern.rpartition("/")
         return top, list(_expanded(last))
@@ -143,7 +143,7 @@ def _files(pattern: str, root: Path | None) -> tuple[str, Sequence[str]]:
             raise LimbeckError(f"{path} is a folder: give its tar files, such as {path.name}/train-{{0000..1023}}.tar")
         if not path.is_file():
             raise LimbeckError(f"there is no file {path}{near(path)}")
-    return os.path.abspath(folder), names
+    return os.path.realpath(folder), names
 
 
 def _common(folders: Collection[str]) -> str:
@@ -161,7 +161,10 @@ def _common(folders: Collection[str]) -> str:
 
 def _below(top: str, folder: str, name: str) -> str:
     """The name of a file of the folder, as seen from the one above, with slashes."""
-    return f"{folder[len(top) :]}/{name}".replace(os.sep, "/").lstrip("/")
+    found = f"{folder[len(top) :]}/{name}".replace(os.sep, "/").lstrip("/")
+    if re.search(r"[:\\]", found):
+        raise LimbeckError(f"{found} in {top}: allowed are names without : and \\")
+    return found
 
 
 def _expanded(name: str) -> Iterator[str]:
