@@ -185,7 +185,7 @@ def broken(folder, kind):
         ("a size that is none", "train-00.tar is damaged"),
         ("a chain of headers", "train-00.tar is damaged"),
         ("no image", "train-00.tar has the label 2.cls, but no image"),
-        ("no label", "no sample of .* has a label, a file .cls"),
+        ("no label", "no sample of .* has a label, a file that ends in .cls: set label"),
         ("a huge header", "damaged"),
         ("empty", "train-00.tar holds no image"),
         ("missing", "there is no file"),
@@ -202,6 +202,13 @@ def test_a_file_that_is_cut_later_is_told_when_its_image_is_read(tmp_path, data)
     cut(tmp_path / "train-03.tar", 20_000)
     with pytest.raises(LimbeckError, match=r"train-03.tar is cut short|cannot be read"):
         data.train.inputs[torch.arange(len(data.train))]
+
+
+def test_an_image_of_the_test_split_without_a_label_is_named(tmp_path):
+    write_tar(tmp_path / "a.tar", {"1.png": png(1), "1.cls": b"0", "2.png": png(2)})
+    shards(tmp_path, count=1)
+    with pytest.raises(LimbeckError, match=r"2\.png in .*/a\.tar has no label, .* in \.cls: test needs one"):
+        load("webdataset", path=tmp_path / "train-00.tar", test_path=tmp_path / "a.tar", workers=0)
 
 
 def test_the_splits_may_be_in_different_folders(tmp_path):

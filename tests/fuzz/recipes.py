@@ -329,7 +329,7 @@ def _chunk(start: int, many: int, seed: int) -> None:
     from limbeck.cli import run
     from limbeck.recipe import read as recipe
 
-    def accepted(checked: object, out: Path, **options: object) -> None:
+    def accepted(asked: object, checked: object, out: Path, **options: object) -> None:
         placed = recipe.with_absolute_paths(recipe.smoke(checked))
         Path("again.yaml").write_text(recipe.dump(placed), encoding="utf-8")
         if recipe.read(Path("again.yaml")) != placed:

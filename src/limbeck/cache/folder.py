@@ -42,7 +42,7 @@ HEADER = 2**16
 MOST_NAMED = 20
 """The most damaged files that a message names."""
 
-_AGAIN = "limbeck cache build makes damaged and missing files again. In Python, delete them and start again"
+_AGAIN = "limbeck cache build RECIPE makes damaged and missing files again; in Python, delete them and start again"
 
 _DELETE = f"Delete its {FINISHED} or {BUILDING}, and build the store again"
 

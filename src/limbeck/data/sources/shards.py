@@ -87,8 +87,12 @@ def webdataset(
             if progress is not None:
                 progress(done, total)
         found[part] = tuple(names), torch.tensor(labels)
+        if part != "train" and -1 in labels:
+            without = Tars(place).label(names[labels.index(-1)])
+            raise LimbeckError(f"{without} has no label, a file that ends in .{label}: {part} needs one for each image")
     if not classes and not (found["train"][1] >= 0).any():
-        raise LimbeckError(f"no sample of {path} has a label, a file .{label}: give label, or classes if this is right")
+        unlabelled = f"no sample of {path} has a label, a file that ends in .{label}"
+        raise LimbeckError(f"{unlabelled}: set label to the ending of these files, or list classes if there are none")
     inputs, notes = how.inputs(Tars(place), [names for names, _ in found.values()])
     splits = {
         part: Split(images, targets, names)
