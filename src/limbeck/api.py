@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from limbeck.arguments import OwnMethod, Teacher, called
-from limbeck.comparison.locks import alone, refuse_running
 from limbeck.comparison.results import ADJUST, Adjust, ComparisonResult
 from limbeck.comparison.sweep import Sweep
 from limbeck.core import LimbeckError
@@ -150,12 +149,10 @@ def distill(
         "allow": allow,
     }
     call = called(teacher, student, data, [method], seeds=_seeds(seed, seeds), out=out, **options)
-    if out is not None:
-        refuse_running(Path(out))
     with _undisturbed(out) as folder:
         given, keep = call.given(student, networks or {}, in_place=True), _KEEP[out is None]
         experiment = Experiment(call.recipe, Path(folder), resume=out is not None, given=given, keep=keep)
-        with experiment.factory, threads_for(experiment.macs), nullcontext() if out is None else alone(Path(out)):
+        with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, experiment.run, experiment.work, on_epoch, progress)
     trained = experiment.networks[call.recipe.method["name"]]
     trained.zero_grad(set_to_none=True)

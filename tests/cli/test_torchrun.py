@@ -166,7 +166,7 @@ def test_an_error_of_another_process_alone_is_printed_after_a_while(monkeypatch,
     with pytest.raises(Exit), reporting("limbeck run a.yaml --resume", several=True):
         raise DamagedStore("a file is damaged")
     assert len(waited) == 1
-    again = "Build it again first. To resume: torchrun --nproc-per-node 2 -m limbeck run a.yaml --resume"
+    again = "Build the store again first. To resume: torchrun --nproc-per-node 2 -m limbeck run a.yaml --resume"
     assert capsys.readouterr().err == f"process 1: error: a file is damaged\n{again}\n"
 
 

@@ -15,7 +15,6 @@ import limbeck
 from limbeck.cli import app
 from limbeck.comparison import listing, results
 from limbeck.comparison.listing import ListedRun, list_runs
-from limbeck.comparison.locks import alone, claim
 from limbeck.comparison.sweep import Sweep
 from limbeck.core import LimbeckError
 from limbeck.experiment.events import Trained
@@ -148,25 +147,6 @@ def test_the_command_of_a_finished_run_makes_it_again(runs):
 
 def test_a_run_folder_itself_is_listed(runs):
     assert [run.folder for run in list_runs(runs / "whole")] == ["runs/whole"]
-
-
-def test_a_folder_in_which_a_process_trains_is_running_and_refuses_another(runs):
-    with alone(runs / "part"):
-        (run,) = list_runs(runs / "part")
-        again = CliRunner().invoke(app, ["run", "runs/part/recipe.yaml", "--out", "runs/part", "--overwrite"])
-    assert (run.state, run.command) == ("running", None)
-    assert again.exit_code == 2
-    assert "another process trains in runs/part: wait until it ends" in again.output
-    assert list_runs(runs / "part")[0].state == "interrupted at epoch 1 of kd/seed0"
-
-
-def test_a_comparison_in_which_a_process_trains_is_running(compared):
-    (compared / "comparison.json").unlink()
-    held = claim(compared, "seed3")
-    (row,) = list_runs(compared)
-    assert (row.state, row.command) == ("running", None)
-    held.release()
-    assert list_runs(compared)[0].state == "interrupted"
 
 
 def test_a_run_that_has_no_epoch_yet_is_interrupted_at_the_beginning(runs):

@@ -7,7 +7,7 @@ from threading import Thread
 import pytest
 from filelock import FileLock
 
-from limbeck.comparison.locks import alone, claim, count_held, is_held, is_running, lock, refuse_running
+from limbeck.comparison.locks import claim, count_held, is_held, lock
 from limbeck.errors import LimbeckError
 
 
@@ -26,17 +26,6 @@ def test_the_locks_that_are_held_are_counted(tmp_path):
     assert count_held(tmp_path, "seed") == 2
     held[1].release()
     assert count_held(tmp_path, "seed") == 1
-
-
-def test_a_run_is_alone_in_its_folder(tmp_path):
-    refuse_running(tmp_path / "new")
-    with alone(tmp_path / "new"):
-        assert is_running(tmp_path / "new")
-        for again in (refuse_running, lambda folder: alone(folder).__enter__()):
-            with pytest.raises(LimbeckError, match=r"another process trains in .*/new: wait until"):
-                again(tmp_path / "new")
-    refuse_running(tmp_path / "new")
-    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_nothing_is_written_through_links(tmp_path):

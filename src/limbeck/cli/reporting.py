@@ -56,7 +56,7 @@ def reporting(resume: str = "", *, several: bool = False) -> Iterator[None]:
             said = f"{error.filename}: {error.strerror}"
         screen.print(f"the disk is full: {said}" if full else said)
         if (full or isinstance(error, NoSpace | DamagedStore)) and advice:
-            first = "Build it again" if isinstance(error, DamagedStore) else "Free some disk space"
+            first = "Build the store again" if isinstance(error, DamagedStore) else "Free some disk space"
             screen.print(f"{first} first. {advice}")
         raise typer.Exit(code) from error
     except KeyboardInterrupt as stop:

@@ -1,7 +1,6 @@
 """`limbeck run` and `limbeck demo`."""
 
 import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +70,6 @@ def _run(
 
     with loading():
         from limbeck.cli.progress import reading, show
-        from limbeck.comparison.locks import alone, refuse_running
         from limbeck.experiment.loggers import check_loggers, logged
         from limbeck.experiment.run import Experiment
         from limbeck.experiment.runfiles import holds_run_of
@@ -85,7 +83,6 @@ def _run(
     say_code(recipe.model_dump())
     with processes(recipe.device, LAUNCHER) as ours:
         resume, overwrite = resume or ours.restarted, overwrite and not ours.restarted
-        refuse_running(out)
         with reading(console()) as progress:
             experiment = Experiment(
                 recipe,
@@ -100,9 +97,5 @@ def _run(
             again = started_again(asked.again("run"))
             console().print(f"{ours.count} processes; to resume if one of them fails: {again}", soft_wrap=True)
         log = () if ours.rank else asked.log or ()
-        with (
-            nullcontext() if ours.rank else alone(out),
-            threads_for(experiment.macs),
-            logged(log, out, experiment.recipe) as consume,
-        ):
+        with threads_for(experiment.macs), logged(log, out, experiment.recipe) as consume:
             show(experiment, console(), out, consume)

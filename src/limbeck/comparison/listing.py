@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 
 from limbeck.comparison import results as comparisons
-from limbeck.comparison.locks import is_running
 from limbeck.comparison.results import COMPARED, COMPARISON, ComparisonResult
 from limbeck.data.targets import TaskName
 from limbeck.errors import LimbeckError
@@ -33,7 +32,7 @@ class ListedRun:
     """A run or comparison, with the headline of the task on the test split, the mean over the seeds."""
 
     folder: str
-    state: str  # "finished", "smoke test", "running", "interrupted" (with the place if a run), "damaged: " and why
+    state: str  # "finished", "smoke test", "interrupted", with the place if a run, or "damaged: " and the reason
     date: str  # of the last change of its result, else of its log or recipe; ISO 8601
     name: str | None = None
     method: str | None = None  # of a comparison, all of them
@@ -43,7 +42,7 @@ class ListedRun:
     alone: float | None = None
     student: float | None = None
     best: str | None = None  # the method of a comparison that has the best students, of which `student` is the mean
-    command: str | None = None  # makes the run again or resumes it; None if damaged, running, or a call from Python
+    command: str | None = None  # makes the run again or resumes it; None if damaged, or a call from Python
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
@@ -96,9 +95,7 @@ def _listed(path: Path) -> ListedRun:
 def _run(path: Path, date: str) -> ListedRun:
     finished = (path / RESULT).is_file()
     run = _described(path, _recipe(path / RECIPE), date, finished=finished)
-    if finished:
-        return _with_result(run, read(path))
-    return run if run.state == "running" else replace(run, state=_interrupted(path))
+    return _with_result(run, read(path)) if finished else replace(run, state=_interrupted(path))
 
 
 def _comparison(path: Path, date: str) -> ListedRun:
@@ -123,16 +120,14 @@ def _described(path: Path, recipe: Recipe, date: str, *, finished: bool) -> List
     out = ["--out", f"{path}-again"] if finished else ["--out", str(path), *resume]
     command = shlex.join(["limbeck", verb, str(path / (COMPARED if recipe.methods else RECIPE)), *out])
     state = "smoke test" if recipe.name.endswith(SMOKE) else "finished"
-    runs = not finished and is_running(path)
-    hidden = runs or recipe.data.source.startswith(GIVEN)
     return ListedRun(
         str(path),
-        state if finished else "running" if runs else "interrupted",
+        state if finished else "interrupted",
         date,
         name=recipe.name,
         method=", ".join(str(block.get("name")) for block in recipe.methods or (recipe.method,)),
         seeds=recipe.seeds,
-        command=None if hidden else torchrun(command, *_processes(path)),
+        command=None if recipe.data.source.startswith(GIVEN) else torchrun(command, *_processes(path)),
     )
 
 

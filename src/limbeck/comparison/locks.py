@@ -1,13 +1,11 @@
 """Locks of the processes that work in one folder. A process that ends, in whatever way, releases its locks."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from limbeck.errors import LimbeckError
-from limbeck.experiment.runfiles import LOCKS, RUNNING
+from limbeck.experiment.runfiles import LOCKS
 from limbeck.files.atomic import unwritten
 
 _CLAIMS = "claims"  # is held while a process looks whether another lock is held, which takes that lock for a moment
@@ -19,55 +17,7 @@ def lock(folder: Path, name: str) -> FileLock:
     Raises:
         LimbeckError: the lock or the folder of the locks is a link, or cannot be written.
     """
-    return _lock(folder / LOCKS / name)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of the run in a folder.
-
-    Raises:
-        LimbeckError: another process trains there; the lock is a link, or cannot be written.
-    """
-    held = _lock(folder / RUNNING)
-    try:
-        held.acquire(timeout=2)  # `is_running` takes it for a moment
-    except Timeout as error:
-        raise _busy(folder) from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            (folder / RUNNING).unlink()
-        held.release()
-
-
-def refuse_running(folder: Path) -> None:
-    """Raise LimbeckError if a process trains in a folder; nothing is written."""
-    if is_running(folder):
-        raise _busy(folder)
-
-
-def _busy(folder: Path) -> LimbeckError:
-    return LimbeckError(f"another process trains in {folder}: wait until it ends, or choose another folder with --out")
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process trains in the folder of a run or comparison; False if this cannot be found out."""
-    with suppress(LimbeckError, OSError):
-        if (folder / LOCKS).is_dir():
-            return count_held(folder, "seed") > 0
-        if (folder / RUNNING).is_file():
-            held = _lock(folder / RUNNING)
-            try:
-                held.acquire(blocking=False)
-            except Timeout:
-                return True
-            held.release()
-    return False
-
-
-def _lock(file: Path) -> FileLock:
+    file = folder / LOCKS / name
     for path in (file.parent, file):
         if path.is_symlink():
             raise LimbeckError(f"{path} is a link, which limbeck does not write to")

@@ -190,7 +190,7 @@ def samples(shards: Shards, name: str, label: str) -> Iterator[Sample]:
 
 
 def _samples(archive: tarfile.TarFile, where: str, shard: str, label: str, size: int) -> Iterator[Sample]:
-    seen = set[str]()
+    seen, beside, suspects = set[str](), set[str](), dict[str, str]()
     for key, files in groupby(_files(archive, where), key=lambda member: _key(member)[0]):
         if key in seen:
             raise LimbeckError(
@@ -213,13 +213,17 @@ def _samples(archive: tarfile.TarFile, where: str, shard: str, label: str, size:
                 _small(member, where, bounds.FILE_BYTES)
                 beginning = xxh3_64_hexdigest(_read(archive, member, BEGINNING))
                 image = f"{shard}:{member.offset_data}+{member.size}~{beginning}:{member.name}"
-        meant = get_close_matches(label, others, n=1, cutoff=0.75) if image and text is None else []
-        if meant:
-            raise LimbeckError(f"{where} has {key}.{meant[0]}, but no label {key}.{label}: rename it, or change label")
+        if text is not None:
+            beside.update(others)
+        elif image:
+            suspects |= {one: key for one in get_close_matches(label, others, n=1, cutoff=0.75) if one not in suspects}
         if image:
             yield Sample(image, text)
         elif text is not None:
             raise LimbeckError(f"{where} has the label {key}.{label}, but no image with this key")
+    for extension, key in suspects.items():
+        if extension not in beside:  # else it is another kind of file
+            raise LimbeckError(f"{where} has {key}.{extension}, but no label {key}.{label}: rename it, or change label")
 
 
 def _files(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:

@@ -18,8 +18,6 @@ ENVIRONMENT = "environment.json"
 TABLE = "metrics.csv"
 LOCKS = "locks"
 """The folder of the locks of a comparison or tuning, see `limbeck.experiment.trials`."""
-RUNNING = "running.lock"
-"""The file that the process of a run locks."""
 CHECKPOINT = Path("checkpoint") / "last.pt"
 
 _SEED = re.compile(r"seed\d+(-\d+)?")
