@@ -372,7 +372,7 @@ def test_what_is_no_regular_file_is_told_or_made_anew(tmp_path, network, undistu
                 tiny.run(tmp_path / "store", network)
             file.rmdir()
         else:
-            with pytest.raises(LimbeckError, match=rf"{name} is missing\. limbeck cache build makes damaged"):
+            with pytest.raises(LimbeckError, match=rf"{name} is missing\. limbeck cache build RECIPE makes damaged"):
                 Store(tmp_path / "store", tiny.fingerprint(network))
         tiny.run(tmp_path / "store", network)
         assert tiny.contents(tmp_path / "store") == undisturbed

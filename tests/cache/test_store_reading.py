@@ -106,7 +106,7 @@ def test_a_flipped_bit_is_refused(folder, place):
     bits = bytearray((folder / SHARD).read_bytes())
     bits[place] ^= 1
     (folder / SHARD).write_bytes(bits)
-    with pytest.raises(LimbeckError, match=f"{SHARD} is (truncated or )?damaged.* limbeck cache build makes"):
+    with pytest.raises(LimbeckError, match=f"{SHARD} is (truncated or )?damaged.* limbeck cache build RECIPE makes"):
         opened(folder, check=True)
 
 
@@ -118,7 +118,7 @@ def test_all_damaged_and_missing_files_are_named_up_to_a_bound(folder, monkeypat
     bits[-1] ^= 1
     files[2].write_bytes(bits)
     named = ", ".join(file.name for file in files[:3])
-    words = f"3 of the 16 files of the store .* are damaged or missing: {named}. limbeck cache build makes"
+    words = f"3 of the 16 files of the store .* are damaged or missing: {named}. limbeck cache build RECIPE makes"
     with pytest.raises(DamagedStore, match=words):
         opened(folder, check=True)
     monkeypatch.setattr("limbeck.cache.folder.MOST_NAMED", 1)
@@ -159,7 +159,7 @@ def test_a_shard_made_of_other_numbers_in_the_same_way_is_refused(folder, tmp_pa
 @pytest.mark.parametrize("size", [0, 100, 390])
 def test_a_truncated_file_is_refused(folder, size):
     os.truncate(folder / SHARD, size)
-    with pytest.raises(LimbeckError, match=rf"{SHARD} is truncated or damaged: .*\. limbeck cache build makes "):
+    with pytest.raises(LimbeckError, match=rf"{SHARD} is truncated or damaged: .*\. limbeck cache build RECIPE makes "):
         opened(folder)
 
 
@@ -197,7 +197,7 @@ def test_a_file_with_other_tensors_is_refused(folder, names):
 
 def test_a_missing_file_is_refused(folder):
     (folder / SHARD).unlink()
-    with pytest.raises(LimbeckError, match=rf"{SHARD} is missing\. limbeck cache build makes "):
+    with pytest.raises(LimbeckError, match=rf"{SHARD} is missing\. limbeck cache build RECIPE makes "):
         opened(folder)
 
 
