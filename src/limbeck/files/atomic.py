@@ -47,7 +47,7 @@ def replacing(path: Path, *, own: str = "") -> Iterator[Path]:
         raise unwritten(path, error) from error
     try:
         temporary.unlink(missing_ok=True)  # do not write through a link or a FIFO at this path
-        temporary.touch()
+        temporary.touch()  # also finds before the block that nothing can be written
         mode = temporary.stat().st_mode
         temporary.unlink()
         yield temporary

@@ -42,8 +42,8 @@ def webdataset(
     """Images of uncompressed tar files, (N, C, H, W), which stay there and are decoded when they are needed.
 
     A sample is one or more files with the same key, the name up to its first dot: an image, and a file with the number
-    of its class. Samples without that file have no label. Files whose names begin with a dot are
-    left out. When the data is loaded, the headers of all tar files and the beginning of each image are read once.
+    of its class. Samples without that file have no label. Files whose names begin with a dot are left out. When the
+    data is loaded, the headers of all tar files and the beginning of each image are read once.
 
     Args:
         path: the tar files of the training split in a folder, such as ``shards/train-{0000..1023}.tar``; absolute, or
