@@ -302,6 +302,14 @@ def test_a_fine_tuned_student_starts_from_the_teacher(tmp_path):
     assert recipe.student.weights == str(tmp_path / "teacher.safetensors")
 
 
+def test_the_dropout_of_a_trained_teacher_stays_active(tmp_path):
+    (tmp_path / "teacher.safetensors").touch()
+    recipe = STUDIES["hinton_demo_drops"].at("cpu", data_root=tmp_path, teacher=tmp_path / "teacher.safetensors")
+    assert recipe.teacher.weights == (str(tmp_path / "teacher.safetensors"),)
+    assert recipe.teacher.model["dropout_in_eval"]
+    assert recipe.allow == ("random",)
+
+
 def test_halving_the_errors_on_3s_is_not_recognising_nearly_all():
     counts = {"before": counted(606, 500, 1010), "validation_tuned": counted(309, 203, 1010)}
     result = results_of("hinton_without_3", {"kd": 0.97}, counts)

@@ -7,13 +7,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from limbeck.core import LimbeckError
+from limbeck.core import Batch, LimbeckError, Tap
 from limbeck.models import build
 from limbeck.models.cifar_resnet import BasicBlock, PaddedIdentity
 from limbeck.models.mobilenet import InvertedResidual
 from limbeck.models.resnet import Bottleneck
 from limbeck.models.shufflenet import DownBlock, GroupedBlock, SplitBlock
 from limbeck.models.wide_resnet import PreactivationBlock
+from limbeck.train.engine import Engine
+from limbeck.train.readers import network_reader
 
 
 def normalised(values, norm):
@@ -233,6 +235,18 @@ def test_convnet_stages_are_as_the_demonstration_has_them():
     assert widths == [[64, 64], [128, 128], [256, 256, 256]]
     assert [name for name, _ in network.stage1.named_children()][-2:] == ["pool", "dropout"]
     assert network.stage1.dropout.p == 0.3
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_dropout_of_the_demonstrations_teacher_can_stay_active(active):
+    network = build("convnet_big", classes=10, shape=(3, 8, 8), dropout_in_eval=active).eval()
+    inputs = torch.randn(4, 3, 8, 8)
+    taps = (Tap("teacher"),)
+    reader, note = network_reader(network, taps, inputs, Engine(torch.device("cpu"), "32", ""))
+    assert note == ""
+    batch = Batch(inputs, torch.zeros(4), torch.arange(4), 0)
+    one, other = (reader(batch)[taps[0]] for _ in range(2))
+    assert torch.equal(one, other) is not active
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from limbeck.claims.checks import Part
 from limbeck.claims.ensembles import Ensemble
 from limbeck.comparison.results import ComparisonResult
 from limbeck.methods.about import Paper
-from limbeck.recipe.blocks import Recipe
+from limbeck.recipe.blocks import Recipe, Refusal
 from limbeck.recipe.bundled import bundled
 from limbeck.recipe.read import read, smoke
 
@@ -41,6 +41,8 @@ class Study:
     fine_tunes: bool = False  # the student, which starts from this teacher, instead of learning from it
     ensemble: int = 1  # if above 1, the students of so many seeds in a row are one ensemble
     starts: "tuple[Study, str] | None" = None  # of ensembles: where their students start, see `divided`
+    changes: tuple[str, ...] = ()  # settings of this teacher
+    allow: tuple[Refusal, ...] = ()  # as of `--allow`, at every scale
 
     def __post_init__(self) -> None:
         if self.starts is not None and self.ensemble == 1:
@@ -56,9 +58,10 @@ class Study:
         if teacher is not None and self.fine_tunes:
             settings += ["teacher=null", "student.init=fine_tune", f"student.weights={json.dumps(str(teacher))}"]
         elif teacher is not None:
-            settings.append(f"teacher={json.dumps({'weights': [str(teacher)]})}")
+            settings += [f"teacher={json.dumps({'weights': [str(teacher)]})}", *self.changes]
         settings += [] if data_root is None else [f"data.root={json.dumps(str(data_root))}"]
-        allow = ("chance", "permuted", "input") if scale == "smoke" else ()  # its teachers are hardly trained
+        hardly_trained: tuple[Refusal, ...] = ("chance", "permuted", "input") if scale == "smoke" else ()
+        allow = (*self.allow, *hardly_trained)
         recipe = read(bundled(self.recipe), overrides=settings, allow=allow, check_paths=True)
         if scale != "smoke":
             return recipe

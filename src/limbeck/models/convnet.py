@@ -4,7 +4,8 @@ Source: lsh3163/TF-2.0-Knowledge-Distillation at 93cf8c1, with the defaults of K
 biases, and BatchNorm with epsilon 1e-3 and momentum 0.99 (0.01 in PyTorch's definition).
 """
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from limbeck.models.parts import check_share, image, named
 
@@ -23,15 +24,29 @@ def convnet_small(*, classes: int, shape: tuple[int, ...], dropout: float = 0.3)
     return _convnet(((32,), (64,), (128, 128)), hidden=256, classes=classes, shape=shape, dropout=dropout)
 
 
-def convnet_big(*, classes: int, shape: tuple[int, ...], dropout: float = 0.3) -> nn.Module:
+def convnet_big(
+    *, classes: int, shape: tuple[int, ...], dropout: float = 0.3, dropout_in_eval: bool = False
+) -> nn.Module:
     """The teacher of the demonstration, for at least 8x8 pixels; (N, C, H, W) to logits (N, classes).
 
     Stages of two 64-channel, two 128-channel and three 256-channel 3x3 convolutions, then 512 units. For (3, 32, 32)
     and 10 classes it has 3,841,610 parameters. Keras prints 3,844,938, as it includes the running means and variances.
-    ``dropout`` in [0, 1) is the probability after each pooling.
+    ``dropout`` in [0, 1) is the probability after each pooling. With ``dropout_in_eval``, dropout stays active in eval
+    mode, too, as while the demonstration's teacher teaches: a mistake, to measure it.
     """
     widths = ((64, 64), (128, 128), (256, 256, 256))
-    return _convnet(widths, hidden=512, classes=classes, shape=shape, dropout=dropout)
+    network = _convnet(widths, hidden=512, classes=classes, shape=shape, dropout=dropout)
+    if dropout_in_eval:
+        for number in range(1, len(widths) + 1):
+            network.set_submodule(f"stage{number}.dropout", _AlwaysDropout(dropout))
+    return network
+
+
+class _AlwaysDropout(nn.Dropout):
+    """Dropout in eval mode, too."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return functional.dropout(inputs, self.p, training=True)
 
 
 def _convnet(
