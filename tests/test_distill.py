@@ -131,6 +131,19 @@ def test_a_stopped_call_goes_on_from_its_folder_to_the_same_bits(data, teacher, 
     assert read(tmp_path / "run") == result
 
 
+def test_a_call_is_refused_while_another_one_trains_in_its_folder(data, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.files.alone.PATIENCE", 0.1)
+
+    def again(*_):
+        with pytest.raises(LimbeckError, match="another process trains in"):
+            limbeck.distill(teacher, network(), data, out=tmp_path, **QUICK)
+        raise Stop
+
+    with pytest.raises(Stop):
+        limbeck.distill(teacher, network(), data, out=tmp_path, on_epoch=again, **QUICK)
+    assert limbeck.distill(teacher, network(), data, out=tmp_path, **QUICK)[1].method == "kd"
+
+
 def test_a_finished_call_is_read_from_its_folder(data, teacher, tmp_path):
     student, again = network(), network()
     limbeck.distill(teacher, student, data, out=tmp_path, **QUICK)

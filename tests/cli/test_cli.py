@@ -28,6 +28,7 @@ from limbeck.errors import LimbeckError
 from limbeck.evaluate import parameters
 from limbeck.experiment import results
 from limbeck.experiment.run import Experiment
+from limbeck.files.alone import alone
 from limbeck.files.atomic import NoSpace, read_sealed, write_sealed
 from limbeck.methods import ABOUT, METHODS
 from limbeck.methods.about import About
@@ -464,6 +465,16 @@ def test_overwrite_deletes_the_run_that_the_folder_holds_and_nothing_else():
     assert Path("runs/tiny/notes.txt").read_text() == "mine"
     lines = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
     assert [line["job"] for line in lines].count("kd/seed0") == 2
+
+
+def test_a_run_in_whose_folder_another_process_trains_is_refused_and_deletes_nothing(monkeypatch):
+    runs()
+    before = result_of("runs/tiny")
+    monkeypatch.setattr("limbeck.files.alone.PATIENCE", 0.1)
+    with alone(Path("runs/tiny")):
+        for option in ("--overwrite", "--resume"):
+            assert "another process trains in runs/tiny" in runs(option, code=2)
+    assert result_of("runs/tiny") == before
 
 
 def test_overwrite_and_resume_are_not_asked_for_together():

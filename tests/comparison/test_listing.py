@@ -15,11 +15,13 @@ import limbeck
 from limbeck.cli import app
 from limbeck.comparison import listing, results
 from limbeck.comparison.listing import ListedRun, list_runs
+from limbeck.comparison.locks import claim
 from limbeck.comparison.sweep import Sweep
 from limbeck.core import LimbeckError
 from limbeck.experiment.events import Trained
 from limbeck.experiment.results import plain, read
 from limbeck.experiment.run import Experiment
+from limbeck.files.alone import alone
 from limbeck.files.atomic import write_sealed
 from limbeck.recipe.read import read as read_recipe
 
@@ -119,6 +121,14 @@ def test_an_interrupted_run_says_where_and_its_command_resumes_it(runs):
     assert read(runs / "part").summary == read(runs / "whole").summary
 
 
+def test_a_run_whose_process_trains_is_running(runs):
+    with alone(runs / "part"):
+        (run,) = list_runs(runs / "part")
+        assert (run.state, run.command, run.seeds) == ("running", None, (0, 3))
+    (run,) = list_runs(runs / "part")
+    assert run.state.startswith("interrupted")
+
+
 @pytest.mark.parametrize(
     ("environment", "begins"),
     [
@@ -196,6 +206,16 @@ def test_the_command_of_an_interrupted_comparison_resumes_it(compared):
     assert shown.exit_code == 0, shown.output
     assert "kd/seed0: test" not in shown.output
     assert results.read(compared).runs == before.runs
+
+
+def test_a_comparison_in_which_a_process_trains_a_seed_is_running(compared):
+    (compared / "comparison.json").unlink()
+    held = claim(compared, "seed3")
+    (row,) = list_runs(compared)
+    assert (row.state, row.command) == ("running", None)
+    held.release()
+    (row,) = list_runs(compared)
+    assert row.state == "interrupted"
 
 
 def test_a_comparison_to_which_seeds_are_added_is_interrupted_until_they_are_trained(compared):

@@ -1,12 +1,14 @@
 """The runs and comparisons in a folder, with their results and the command that makes or resumes each."""
 
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
 from limbeck.comparison import results as comparisons
+from limbeck.comparison.locks import count_held
 from limbeck.comparison.results import COMPARED, COMPARISON, ComparisonResult
 from limbeck.data.targets import TaskName
 from limbeck.errors import LimbeckError
@@ -14,6 +16,7 @@ from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.launch import torchrun
 from limbeck.experiment.results import RESULT, RunResult, read
 from limbeck.experiment.runfiles import ENVIRONMENT, LOCKS, LOG, RECIPE
+from limbeck.files.alone import is_used
 from limbeck.files.atomic import read_sealed
 from limbeck.models import GIVEN
 from limbeck.recipe.blocks import Recipe
@@ -22,6 +25,9 @@ from limbeck.tasks import TASKS
 
 MOST = 10_000
 """The most entries of a folder that is listed."""
+
+RUNS = "running"
+"""The state of a run or comparison in whose folder a process trains."""
 
 LATEST = 2**37
 """The latest date in seconds, in the year 6325. A file from an archive may have a time that is not a date."""
@@ -32,7 +38,7 @@ class ListedRun:
     """A run or comparison, with the headline of the task on the test split, the mean over the seeds."""
 
     folder: str
-    state: str  # "finished", "smoke test", "interrupted", with the place if a run, or "damaged: " and the reason
+    state: str  # "finished", "smoke test", "running", "interrupted" (with the place if a run), "damaged: " and why
     date: str  # of the last change of its result, else of its log or recipe; ISO 8601
     name: str | None = None
     method: str | None = None  # of a comparison, all of them
@@ -42,7 +48,7 @@ class ListedRun:
     alone: float | None = None
     student: float | None = None
     best: str | None = None  # the method of a comparison that has the best students, of which `student` is the mean
-    command: str | None = None  # makes the run again or resumes it; None if damaged, or a call from Python
+    command: str | None = None  # makes the run again or resumes it; None if damaged, running, or a call from Python
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
@@ -95,7 +101,9 @@ def _listed(path: Path) -> ListedRun:
 def _run(path: Path, date: str) -> ListedRun:
     finished = (path / RESULT).is_file()
     run = _described(path, _recipe(path / RECIPE), date, finished=finished)
-    return _with_result(run, read(path)) if finished else replace(run, state=_interrupted(path))
+    if finished:
+        return _with_result(run, read(path))
+    return run if run.state == RUNS else replace(run, state=_interrupted(path))
 
 
 def _comparison(path: Path, date: str) -> ListedRun:
@@ -120,15 +128,24 @@ def _described(path: Path, recipe: Recipe, date: str, *, finished: bool) -> List
     out = ["--out", f"{path}-again"] if finished else ["--out", str(path), *resume]
     command = shlex.join(["limbeck", verb, str(path / (COMPARED if recipe.methods else RECIPE)), *out])
     state = "smoke test" if recipe.name.endswith(SMOKE) else "finished"
+    runs = not finished and _runs(path)
+    hidden = runs or recipe.data.source.startswith(GIVEN)
     return ListedRun(
         str(path),
-        state if finished else "interrupted",
+        state if finished else RUNS if runs else "interrupted",
         date,
         name=recipe.name,
         method=", ".join(str(block.get("name")) for block in recipe.methods or (recipe.method,)),
         seeds=recipe.seeds,
-        command=None if recipe.data.source.startswith(GIVEN) else torchrun(command, *_processes(path)),
+        command=None if hidden else torchrun(command, *_processes(path)),
     )
+
+
+def _runs(path: Path) -> bool:
+    """Whether a process trains in the folder of a run or comparison; False if this cannot be found out."""
+    with suppress(LimbeckError, OSError):
+        return is_used(path) or ((path / LOCKS).is_dir() and count_held(path, "seed") > 0)
+    return False
 
 
 def _processes(path: Path) -> tuple[int, int]:

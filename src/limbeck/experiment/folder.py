@@ -9,6 +9,7 @@ runs/<name>/
   <arm>/seed<N>/       one folder a trained network: its weights and its result.json
   student.safetensors  the distilled student of the first seed
   result.json          the final figures
+  .lock                is locked while a process trains here
 
 Every file is written atomically, except for the log of epochs, which grows line by line. Every file that figures or
 weights are read from has a hash: JSON in its last key, a checkpoint in the comment of its zip, weights and the log in

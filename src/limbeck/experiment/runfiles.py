@@ -9,6 +9,7 @@ from typing import Any
 
 from limbeck.core import LimbeckError
 from limbeck.experiment.results import RESULT, NetworkResult, from_json
+from limbeck.files.alone import LOCK
 from limbeck.files.atomic import digest, read_sealed, replacing
 from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import is_smoke, reread
@@ -24,7 +25,7 @@ _SEED = re.compile(r"seed\d+(-\d+)?")
 _OF_NETWORK = re.compile(r"(result\.json|(student|teacher|outputs|after_[^/]*)\.safetensors)(\.tmp)?")
 _OF_STORE = re.compile(r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)(\..*)?")
 REPORT = "report.html"
-_OF_RUN = (RESULT, STUDENT, LOG, TABLE, RECIPE, REPORT, ENVIRONMENT, str(CHECKPOINT))
+_OF_RUN = (RESULT, STUDENT, LOG, TABLE, RECIPE, REPORT, ENVIRONMENT, LOCK, str(CHECKPOINT))
 
 
 @dataclass(frozen=True)
