@@ -418,7 +418,9 @@ def test_rows_that_several_processes_add_at_once_are_kept(here, tmp_path):
 
 
 def test_what_is_wrong_is_told_before_training(here):
-    assert "--write takes no claims" in reproduce("T1", "--write", "page.md", code=2)
+    for more in (["T1"], ["--scale", "cpu"]):
+        assert "--write takes no claims and no --scale" in reproduce(*more, "--write", "page.md", code=2)
+    assert "--scale needs claims" in reproduce("--scale", "cpu", code=2)
     assert "there is no claim or system 'T3'" in reproduce("T3", code=2)
     assert "--scale is 'gpu': did you mean 'cpu'" in reproduce("T1", "--scale", "gpu", code=2)
     Path("results").mkdir()

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from limbeck.recipe.blocks import Recipe
 
 Claims = Annotated[list[str] | None, typer.Argument(help="Such as E1; all claims of a paper, such as hinton; or all.")]
-_SCALES = "smoke; cpu, about an hour for a claim on two cores (estimated); or paper, for a GPU."
-ScaleName = Annotated[str, typer.Option("--scale", help=_SCALES)]
+_SCALES = "smoke, the default; cpu, about an hour for a claim on two cores (estimated); or paper, for a GPU."
+ScaleName = Annotated[str | None, typer.Option("--scale", help=_SCALES, show_default=False)]
 Out = Annotated[Path, typer.Option(help="The folder of the networks and results.")]
 Page = Annotated[Path | None, typer.Option(help="Train nothing, and write the page on the results in --out.")]
 
 
 def reproduce(
     claims: Claims = None,
-    scale: ScaleName = "smoke",
+    scale: ScaleName = None,
     out: Out = Path("runs/claims"),
     write: Page = None,
     data_root: DataRoot = None,
@@ -36,6 +36,7 @@ def reproduce(
 
     Networks that claims share are trained once. A second start trains only what is missing.
     """
+    given, scale = scale, scale or "smoke"
     again = shlex.join(["limbeck", "reproduce", *(claims or ()), "--scale", scale, "--out", str(out)])
     with reporting(again + (f" --data-root {shlex.quote(str(data_root))}" if data_root else "")):
         from limbeck.cli.terminal import console, loading
@@ -49,12 +50,14 @@ def reproduce(
         if scale not in scales:
             raise LimbeckError(f"--scale is {scale!r}: {nearest(scale, scales)}")
         if write is not None:
-            if claims:
-                raise LimbeckError("--write takes no claims: it writes the page on all results in --out")
+            if claims or given:
+                raise LimbeckError("--write takes no claims and no --scale: it writes the page on all results in --out")
             for path in write_page(out, write):
                 console().print(f"written: {path}", soft_wrap=True)
         elif claims:
             _measure(claims, cast("Scale", scale), out, data_root)
+        elif given:
+            raise LimbeckError("--scale needs claims, such as limbeck reproduce E1 --scale cpu, or all")
         else:
             console().print(_listed(out))
 
