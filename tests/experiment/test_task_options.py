@@ -193,7 +193,8 @@ def test_a_face_without_a_size_is_refused():
         prepared("data.validation=0", "task.eyes=[1, 0]")
 
 
-WITHOUT = ("mutual", "assistants", "born_again", "logits", "mimic", "simkd")  # other networks, or no term of the labels
+# other networks, or no term of the labels
+WITHOUT = ("mutual", "assistants", "born_again", "specialists", "logits", "mimic", "simkd")
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in WITHOUT])

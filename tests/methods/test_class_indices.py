@@ -17,7 +17,7 @@ from limbeck.models import build
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 
-NEED_CLASSES = {"class_distance", "crd", "crd_in_batch", "dkd", "kd_plus_plus", "nkd", "ofa", "wsld"}
+NEED_CLASSES = {"class_distance", "crd", "crd_in_batch", "dkd", "kd_plus_plus", "nkd", "ofa", "specialists", "wsld"}
 
 
 def planned(method, networks, *, targets=None, **options):

@@ -39,6 +39,7 @@ from limbeck.methods import (
     semckd,
     simkd,
     sp,
+    specialists,
     srrl,
     standardised,
     vid,
@@ -90,6 +91,7 @@ ABOUT: Mapping[str, About] = {
     "mutual": mutual.ABOUT,
     "born_again": born_again.ABOUT,
     "assistants": assistants.ABOUT,
+    "specialists": specialists.ABOUT,
     "fine_tune": fine_tune.ABOUT,
 }
 """The methods by name, in the order in which they are listed."""
