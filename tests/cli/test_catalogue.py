@@ -129,7 +129,7 @@ def test_a_page_tells_all_that_is_known_of_a_method(with_odd):
         "Odd: the share lies in [a, b].\n\nMore is said here.",
         "With resnet8 as student and resnet14 as teacher, on images (3, 16, 16) of 4 classes:",
         "1. `first`: only the parameters of the losses learn; 7 epochs if the recipe has 100; "
-        "each epoch starts with a pass over the training set",
+        "a pass over the training set may precede an epoch",
         "   - `pull`, weight 4 to 1, reads student.head (4,), teacher.stage1 (16, 16, 16)",
         "2. `second`: the student.head and the teacher learn",
         "   - `hard`, weight 0.5, reads student (4,), batch.targets",

@@ -151,7 +151,7 @@ def planned(nets, **options):
 
 
 def groups(stages):
-    return [loss.groups.groups.tolist() for stage in stages for loss in stage.losses]
+    return [loss.shared.groups.tolist() for stage in stages for loss in stage.losses]
 
 
 def trained(state=None):

@@ -226,7 +226,7 @@ def _stages(about: About) -> Iterator[str]:
     for number, stage in enumerate(plans.stages, start=1):
         learning = " and ".join(f"the {learner}" for learner in stage.learns) or "only the parameters of the losses"
         length = "" if stage.epochs == EPOCHS else f"; {stage.epochs} epochs if the recipe has {EPOCHS}"
-        sweeps = "; each epoch starts with a pass over the training set" if stage.prepare is not None else ""
+        sweeps = "; a pass over the training set may precede an epoch" if stage.prepare is not None else ""
         yield from (
             "",
             f"{number}. `{stage.name}`: {learning} learn{'s' * (len(stage.learns) == 1)}{length}{sweeps}",

@@ -1,4 +1,4 @@
-"""Specialists: copies of the teacher for groups of classes that it confuses, from which the student learns with it."""
+"""Specialists: for each group of classes that the teacher confuses, a copy of it that learns to distinguish them."""
 
 import math
 import warnings
@@ -110,31 +110,32 @@ def divided(sweep: Sweep, present: Tensor, count: int) -> Tensor:
 
 
 class OfGroups(nn.Module):
-    """A loss of the tensors that a term reads and of the buffers of ``groups``, which all stages share."""
+    """A loss of the tensors that a term reads and of the buffers of a module that all stages share."""
 
-    def __init__(self, loss: Callable[..., Tensor], groups: nn.Module) -> None:
+    def __init__(self, loss: Callable[..., Tensor], shared: nn.Module) -> None:
         super().__init__()
-        self._loss, self.groups = loss, groups
+        self._loss, self.shared = loss, shared
 
     def forward(self, *reads: Tensor) -> Tensor:
         """The loss, a scalar."""
-        return self._loss(*reads, **dict(self.groups.named_buffers()))
+        return self._loss(*reads, **dict(self.shared.named_buffers()))
 
 
 def specialists(
     setup: Setup, *, temperature: float = 4.0, hard: float | Schedule = 0.1, soft: float | Schedule = 0.9
 ) -> tuple[Stage, ...]:
-    """A specialist for each group of classes that the teacher confuses; the student learns from them and the teacher.
+    """The student learns from the teacher and from specialists for the groups of classes that the teacher confuses.
 
     The specialists are the networks under ``networks:``, two or more with the teacher's architecture (section 5).
     K-means on the covariance matrix of the teacher's predictions divides the classes into as many groups. A specialist
-    starts with the teacher's weights, and learns to distinguish the classes of its group from each other and from all
-    other classes together, the dustbin. For a sample whose most probable class is in the group, its distribution and
-    the teacher's are combined. In the last stage, the student learns from the labels and the combined distributions.
+    starts with the teacher's weights. It learns to distinguish the classes of its group from each other and from all
+    other classes together, the dustbin. In the last stage, the student learns from the labels, and from the
+    distribution that best fits the teacher and the specialist for the teacher's most probable class.
 
-    Differences to the paper: it names the last stage as future work (section 8). The logit of the dustbin is not a
-    unit of its own but the log-sum-exp over the other classes. Weights of the samples replace batches of which half is
-    from the group; the expectation is the same. The temperature and the weights are those of `kd`.
+    The paper does not distil the specialists into one network (section 8). Other differences: a specialist keeps the
+    logits of all classes, and the logit of its dustbin is the log-sum-exp of those outside of its group. Its samples
+    are weighted, instead of drawing half of a batch from its group, which has the same expectation. The classes are
+    divided in one pass over the training set, not online. Temperature and weights are those of `kd`.
 
     Args:
         setup: epochs, optimizer and schedule of every stage.
@@ -166,23 +167,23 @@ def specialists(
                 f"the {name} is another network than the teacher, with whose weights it starts: give it the model of "
                 "the teacher, which must not be an ensemble"
             )
-    groups = nn.Module()
-    groups.register_buffer("shares", counts / counts.sum())
-    # for the checks before training, which evaluate the losses: each group has training samples
-    groups.register_buffer("groups", present.cumsum(0) % len(names))
+    shared = nn.Module()
+    shared.register_buffer("shares", counts / counts.sum())
+    # The checks before training evaluate the losses: until the classes are divided, each group has training samples.
+    shared.register_buffer("groups", present.cumsum(0) % len(names))
 
     def start(sweep: Sweep, name: str) -> None:
         if sweep.epoch == 0:
             if name == names[0]:
-                groups.get_buffer("groups").copy_(divided(sweep, present, len(names)))
+                shared.get_buffer("groups").copy_(divided(sweep, present, len(names)))
             setup.module(name, "").load_state_dict(setup.module("teacher", "").state_dict())
 
     common = setup.epochs, setup.optimizer, setup.schedule
     stages = []
     for group, name in enumerate(names):
-        term = Term(OfGroups(partial(specialist_loss, group=group), groups), (Tap(name), TARGETS))
+        term = Term(OfGroups(partial(specialist_loss, group=group), shared), (Tap(name), TARGETS))
         stages.append(Stage(name, {"specialist": term}, *common, learns=(name,), prepare=partial(start, name=name)))
-    loss = OfGroups(partial(combined_loss, temperature=temperature), groups)
+    loss = OfGroups(partial(combined_loss, temperature=temperature), shared)
     terms = {
         "hard": hard_term(setup, from_student(), hard),
         "soft": Term(loss, (from_student(), from_teacher(), *map(Tap, names)), soft),
