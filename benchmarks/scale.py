@@ -8,6 +8,7 @@ Pure arithmetic: the bytes of a stored row are those of `limbeck.cache.encoding.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,9 +181,9 @@ def _of_hours(hours: float) -> str:
     return f"{hours:.2g} h" if hours >= 1 else f"{hours * 60:.2g} min"
 
 
-def written(text: str) -> str:
+def written(text: str, tables: Mapping[str, str]) -> str:
     """The text of a page with the tables between its marks, ``<!-- table: name -->`` and ``<!-- end -->``."""
-    for name, table in tables().items():
+    for name, table in tables.items():
         mark = f"<!-- table: {name} -->\n\n"
         before, _, rest = text.partition(mark)
         text = before + mark + table + "\n<!-- end -->" + rest.partition("<!-- end -->")[2]
@@ -194,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     if parser.parse_args().write:
-        PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
     for name, table in tables().items():
         print(f"{name}\n\n{table}")
 

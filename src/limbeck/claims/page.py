@@ -24,13 +24,14 @@ HEAD = """\
 - `--scale cpu` takes about an hour for a claim on two cores (estimated). Networks, data or schedules are smaller than
   those of the papers, so orders can be compared, but not levels. C1 to C7 and the claims of SRRL have the precision
   bf16, which is slower on CPUs without bfloat16 units.
-- `--scale paper` is for a GPU. It has the data of the paper, with five exceptions: A3 has classes of CIFAR-10 only, B7
-  CIFAR-10 instead of faces, C7 classes of CIFAR-10 instead of ImageNet and CUB-200, D6 CIFAR-100 instead of ImageNet,
-  and E5 MNIST instead of speech. B2 is measured on MNIST only and D5 on CIFAR-100 only, although the published figures
-  of both include CIFAR-10. E2 and E3 hold out 10,000 training images to choose the bias. The teacher was trained on
-  them, because other claims share it. Hinton et al. give no number of epochs; on MNIST it is 3,000 for the teacher and
-  1,000 for the students. No settings of Kim and Kim were found, so those of A1 to A5 are limbeck's. At this scale, the
-  claims of SRRL have the schedule of the authors' later code, except D6, whose binary students have Adam.
+- `--scale paper` is for a GPU ([how fast a one](paper-scale.md)). It has the data of the paper, with five exceptions:
+  A3 has classes of CIFAR-10 only, B7 CIFAR-10 instead of faces, C7 classes of CIFAR-10 instead of ImageNet and
+  CUB-200, D6 CIFAR-100 instead of ImageNet, and E5 MNIST instead of speech. B2 is measured on MNIST only and D5 on
+  CIFAR-100 only, although the published figures of both include CIFAR-10. E2 and E3 hold out 10,000 training images to
+  choose the bias. The teacher was trained on them, because other claims share it. Hinton et al. give no number of
+  epochs; on MNIST it is 3,000 for the teacher and 1,000 for the students. No settings of Kim and Kim were found, so
+  those of A1 to A5 are limbeck's. At this scale, the claims of SRRL have the schedule of the authors' later code,
+  except D6, whose binary students have Adam.
 
 A claim consists of inequalities, whose direction the paper states; their thresholds, such as 90 % or a half, are
 limbeck's. B5 and E6 are facts instead, which are computed without training. E7 is limbeck's own hypothesis on why a
