@@ -401,6 +401,16 @@ def test_claims_share_teachers_resume_and_leave_rows_and_a_page(here):
     assert "smoke: holds" in reproduce()
 
 
+def test_students_of_other_seeds_have_the_same_teacher(here):
+    reproduce("T1", "--first-seed", "6", "--out", "other")
+    (row,) = rows(Path("other"), here)
+    assert row.command == "limbeck reproduce T1 --scale smoke --first-seed 6"
+    trained = sorted(path.name for path in Path("other/smoke/tiny").glob("*-seed*"))
+    assert trained == ["alone-seed6", "kd-seed6", "teacher-seed0"]
+    start = "other/smoke/tiny/alone-seed6/alone/seed6/student.safetensors"
+    assert start in Path("other/smoke/copies-seed6/alone-seed7/recipe.yaml").read_text()
+
+
 def test_what_was_tried_is_kept_only_with_the_verdict_that_it_explains(here, tmp_path):
     row = row_of(here.claims[1], "cpu", {})
     for verdict, tried in (("inconclusive", "Few seeds."), ("inconclusive", ""), ("holds", "")):

@@ -48,8 +48,12 @@ class Study:
         if self.starts is not None and self.ensemble == 1:
             raise ValueError(f"{self.name} has starts, but no ensembles")
 
-    def at(self, scale: Scale, *, data_root: Path | None = None, teacher: Path | None = None) -> Recipe:
-        """The recipe at a scale; ``teacher`` is the file of the trained teacher of another study.
+    def at(
+        self, scale: Scale, *, data_root: Path | None = None, teacher: Path | None = None, first_seed: int = 0
+    ) -> Recipe:
+        """The recipe at a scale.
+
+        ``teacher`` is the file of the trained teacher of another study, ``first_seed`` that of the students.
 
         Raises:
             LimbeckError: the data or a file does not exist.
@@ -63,6 +67,7 @@ class Study:
         hardly_trained: tuple[Refusal, ...] = ("chance", "permuted", "input") if scale == "smoke" else ()
         allow = (*self.allow, *hardly_trained)
         recipe = read(bundled(self.recipe), overrides=settings, allow=allow, check_paths=True)
+        recipe = recipe.model_copy(update={"seeds": tuple(first_seed + seed for seed in recipe.seeds)})
         if scale != "smoke":
             return recipe
         return smoke(recipe).model_copy(update={"seeds": recipe.seeds[: min(self.ensemble, 2)]})

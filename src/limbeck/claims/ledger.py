@@ -48,9 +48,10 @@ class Row:
     tried: str = ""  # written by hand: if the claim does not hold, what was tried and the likely cause
 
 
-def row_of(claim: Claim, scale: Scale, results: Results) -> Row:
-    """Decide a claim."""
+def row_of(claim: Claim, scale: Scale, results: Results, first_seed: int = 0) -> Row:
+    """Decide a claim; ``first_seed`` is that of the students."""
     parts = tuple(map(_judged, claim.parts(results)))
+    seeds = f" --first-seed {first_seed}" if first_seed else ""
     return Row(
         claim=claim.name,
         scale=scale,
@@ -58,7 +59,7 @@ def row_of(claim: Claim, scale: Scale, results: Results) -> Row:
         parts=parts,
         figures=dict(_figures(claim, scale, results)),
         lines={} if claim.curve is None else {name: tuple(line) for name, line in claim.curve.lines(results).items()},
-        command=f"limbeck reproduce {claim.name} --scale {scale}",
+        command=f"limbeck reproduce {claim.name} --scale {scale}{seeds}",
         version=version("limbeck"),
     )
 

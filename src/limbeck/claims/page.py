@@ -56,8 +56,9 @@ with a hint has half as many epochs more than the one without. In B1 and B3 the 
 long, in B7 no other student is.
 
 Students that share a recipe are trained once for all claims, and the same command resumes what was stopped. It writes
-its results to `results/` in the folder of `--out`. Those that this page shows are in `results/` of the repository; this
-command writes the page from them:
+its results to `results/` in the folder of `--out`. With `--first-seed 5` and another `--out`, the students have the
+seeds 5 to 9 and the same teacher, which tells how far the figures depend on the seeds. Those that this page shows are
+in `results/` of the repository; this command writes the page from them:
 
     limbeck reproduce --out . --write docs/claims.md
 """

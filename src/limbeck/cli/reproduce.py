@@ -1,9 +1,9 @@
 """`limbeck reproduce`."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich import box
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Claims = Annotated[list[str] | None, typer.Argument(help="Such as E1; all claims of a paper, such as hinton; or all.")]
 _SCALES = "smoke, the default; cpu, about an hour for a claim on two cores (estimated); or paper, for a GPU."
 ScaleName = Annotated[str | None, typer.Option("--scale", help=_SCALES, show_default=False)]
+FirstSeed = Annotated[int, typer.Option(min=0, max=2**31, help="Of the students; other seeds need another --out.")]
 Out = Annotated[Path, typer.Option(help="The folder of the networks and results.")]
 Page = Annotated[Path | None, typer.Option(help="Train nothing, and write the page on the results in --out.")]
 
@@ -31,14 +32,17 @@ def reproduce(
     out: Out = Path("runs/claims"),
     write: Page = None,
     data_root: DataRoot = None,
+    first_seed: FirstSeed = 0,
 ) -> None:
     """Measure the claims of published papers again; without a claim, list them with their results.
 
     Networks that claims share are trained once. A second start trains only what is missing.
     """
     given, scale = scale, scale or "smoke"
-    again = shlex.join(["limbeck", "reproduce", *(claims or ()), "--scale", scale, "--out", str(out)])
-    with reporting(again + (f" --data-root {shlex.quote(str(data_root))}" if data_root else "")):
+    again = ["limbeck", "reproduce", *(claims or ()), "--scale", scale, "--out", str(out)]
+    again += ["--data-root", str(data_root)] if data_root else []
+    again += ["--first-seed", str(first_seed)] if first_seed else []
+    with reporting(shlex.join(again)):
         from limbeck.cli.terminal import console, loading
 
         with loading():
@@ -55,14 +59,15 @@ def reproduce(
             for path in write_page(out, write):
                 console().print(f"written: {path}", soft_wrap=True)
         elif claims:
-            _measure(claims, cast("Scale", scale), out, data_root)
+            _measure(claims, cast("Scale", scale), out, {"data_root": data_root, "first_seed": first_seed})
         elif given:
             raise LimbeckError("--scale needs claims, such as limbeck reproduce E1 --scale cpu, or all")
         else:
             console().print(_listed(out))
 
 
-def _measure(names: list[str], scale: "Scale", out: Path, data_root: Path | None) -> None:
+def _measure(names: list[str], scale: "Scale", out: Path, options: Mapping[str, Any]) -> None:
+    """Measure claims; ``options`` are those of `Study.at`."""
     from limbeck.claims import chosen
     from limbeck.claims.claim import Results
     from limbeck.claims.ledger import add, row_of, rows
@@ -74,15 +79,15 @@ def _measure(names: list[str], scale: "Scale", out: Path, data_root: Path | None
     selected = chosen(names)
     studies = dict.fromkeys(study for _, claim in selected for one in claim.studies for study in _needed(one))
     for study in studies:  # a wrong path is told before anything is trained
-        study.at(scale, data_root=data_root)
+        study.at(scale, **options)
     for system in dict.fromkeys(system for system, _ in selected):  # and so is a damaged file
         rows(out, system)
     results = Results()
     loaded: dict[str, Data] = {}
     for system, claim in selected:
         for study in claim.studies:
-            _train(study, scale, out, data_root, results, loaded)
-        row = row_of(claim, scale, results)
+            _train(study, scale, out, options, results, loaded)
+        row = row_of(claim, scale, results, options["first_seed"])
         add(out, system, row)
         console().print(f"{claim.name}: {row.verdict}", style="bold", soft_wrap=True)
         for part in row.parts:
@@ -102,7 +107,7 @@ def _train(
     study: "Study",
     scale: "Scale",
     out: Path,
-    data_root: Path | None,
+    options: Mapping[str, Any],
     results: "Results",
     loaded: dict[str, "Data"],
 ) -> None:
@@ -117,7 +122,7 @@ def _train(
             continue
         folder = (out / scale).absolute()  # recipes contain paths in it
         teacher = None if one.teacher is None else folder / one.teacher.name / TEACHER
-        recipe = one.at(scale, data_root=data_root, teacher=teacher)
+        recipe = one.at(scale, teacher=teacher, **options)
         for path, part in one.divided(recipe, folder).items():
             sweep = _sweep(part, path, loaded)
             with threads_for(sweep.experiment.macs):
