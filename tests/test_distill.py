@@ -135,7 +135,7 @@ def test_a_call_is_refused_while_another_one_trains_in_its_folder(data, teacher,
     monkeypatch.setattr("limbeck.files.alone.PATIENCE", 0.1)
 
     def again(*_):
-        with pytest.raises(LimbeckError, match="another process trains in"):
+        with pytest.raises(LimbeckError, match="a training is running in"):
             limbeck.distill(teacher, network(), data, out=tmp_path, **QUICK)
         raise Stop
 

@@ -23,7 +23,7 @@ from limbeck.experiment.given import MakeStudent
 from limbeck.experiment.in_memory import Keep
 from limbeck.experiment.results import RunResult
 from limbeck.experiment.run import Experiment
-from limbeck.files.alone import alone, refuse_used
+from limbeck.files.alone import alone
 from limbeck.models.inputs import Input
 from limbeck.options import Block
 from limbeck.recipe.blocks import Refusal
@@ -150,13 +150,10 @@ def distill(
         "allow": allow,
     }
     call = called(teacher, student, data, [method], seeds=_seeds(seed, seeds), out=out, **options)
-    if out is not None:
-        refuse_used(Path(out))
-    with _undisturbed(out) as folder:
+    with _undisturbed(out) as folder, nullcontext() if out is None else alone(Path(folder)):
         given, keep = call.given(student, networks or {}, in_place=True), _KEEP[out is None]
         experiment = Experiment(call.recipe, Path(folder), resume=out is not None, given=given, keep=keep)
-        lock = nullcontext() if out is None else alone(Path(out))
-        with experiment.factory, threads_for(experiment.macs), lock:
+        with experiment.factory, threads_for(experiment.macs):
             _follow(experiment, experiment.run, experiment.work, on_epoch, progress)
     trained = experiment.networks[call.recipe.method["name"]]
     trained.zero_grad(set_to_none=True)

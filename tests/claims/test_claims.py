@@ -302,7 +302,7 @@ def test_a_fine_tuned_student_starts_from_the_teacher(tmp_path):
     assert recipe.student.weights == str(tmp_path / "teacher.safetensors")
 
 
-def test_the_dropout_of_a_trained_teacher_stays_active(tmp_path):
+def test_a_study_may_change_the_teacher_of_another_study(tmp_path):
     (tmp_path / "teacher.safetensors").touch()
     recipe = STUDIES["hinton_demo_drops"].at("cpu", data_root=tmp_path, teacher=tmp_path / "teacher.safetensors")
     assert recipe.teacher.weights == (str(tmp_path / "teacher.safetensors"),)

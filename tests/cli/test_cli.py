@@ -473,7 +473,7 @@ def test_a_run_in_whose_folder_another_process_trains_is_refused_and_deletes_not
     monkeypatch.setattr("limbeck.files.alone.PATIENCE", 0.1)
     with alone(Path("runs/tiny")):
         for option in ("--overwrite", "--resume"):
-            assert "another process trains in runs/tiny" in runs(option, code=2)
+            assert "a training is running in runs/tiny" in runs(option, code=2)
     assert result_of("runs/tiny") == before
 
 

@@ -14,6 +14,7 @@ from limbeck.experiment.plan import plan
 from limbeck.experiment.workspace import Training, training_batches
 from limbeck.methods.kd import soft_loss
 from limbeck.methods.specialists import combine, combined_loss, divided, specialist_loss, specialists
+from limbeck.models.inputs import Bridge, Input
 from limbeck.optimizers import sgd
 from limbeck.schedules import constant
 from limbeck.train.engine import make_engine
@@ -132,7 +133,7 @@ def test_a_class_without_training_samples_joins_the_nearest_group():
 
 
 def test_a_teacher_that_does_not_distinguish_the_classes_is_refused():
-    with pytest.raises(LimbeckError, match="divide the classes into 1 groups, and there are 2 specialists"):
+    with pytest.raises(LimbeckError, match="divide the classes into 1 group, but there are 2 specialists"):
         division(torch.ones(4, 4))
 
 
@@ -219,7 +220,26 @@ def test_what_cannot_work_is_refused_before_training(names, options, message):
         planned(networks(*names), **options)
 
 
-def test_a_specialist_of_another_architecture_is_refused():
-    nets = networks("one") | {"two": nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4))}
-    with pytest.raises(LimbeckError, match="the two is another network than the teacher, with whose weights"):
+@pytest.mark.parametrize("other", ["layers", "activation", "input"])
+def test_a_specialist_that_is_another_network_than_the_teacher_is_refused(other):
+    nets = {name: nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for name in ("student", "teacher", "one", "two")}
+    if other == "layers":
+        nets["two"] = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4))
+    elif other == "activation":
+        nets["two"][1] = nn.Tanh()
+    else:
+        Bridge(Input(mean=0.5, std=0.2), (4,), (0.0,), (1.0,)).install(nets["teacher"])
+    with pytest.raises(LimbeckError, match=r"the (one|two) is another network than the teacher, with whose weights"):
         planned(nets)
+
+
+def test_a_specialist_starts_with_the_whole_of_a_divided_teacher():
+    class Divided(torch.Tensor):
+        def full_tensor(self):
+            return SCORES
+
+    nets = networks("first", "second")
+    first, *_ = planned(nets)
+    nets["teacher"].state_dict = lambda: {"weight": torch.zeros(4, 4).as_subclass(Divided), "bias": torch.zeros(4)}
+    first.prepare(Sweep())
+    assert torch.equal(nets["first"].weight, SCORES)

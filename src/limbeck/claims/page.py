@@ -36,7 +36,7 @@ HEAD = """\
 A claim consists of inequalities, whose direction the paper states; their thresholds, such as 90 % or a half, are
 limbeck's. B5 and E6 are facts instead, which are computed without training. E7 is limbeck's own hypothesis on why a
 public demonstration found no gain; it consists of facts and inequalities. In E7, the arm `kd-with-dropout` has a
-teacher whose dropout stays active, as in the demonstration; it is measured, but no inequality depends on it.
+teacher whose dropout stays active, as in the demonstration. It is reported without an inequality.
 
 An inequality holds (does not hold) if the mean of its differences, paired by seed, is above (below) 0 and two one-sided
 tests agree at 5 %: the t-test and the exact sign-flip test. Otherwise it is inconclusive, which fewer than 5 seeds

@@ -1,7 +1,7 @@
 """`limbeck run` and `limbeck demo`."""
 
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,7 +74,7 @@ def _run(
         from limbeck.experiment.loggers import check_loggers, logged
         from limbeck.experiment.run import Experiment
         from limbeck.experiment.runfiles import holds_run_of
-        from limbeck.files.alone import alone, refuse_used
+        from limbeck.files.alone import alone
         from limbeck.train.allocator import keep_memory
         from limbeck.train.processes import processes
         from limbeck.train.threads import threads_for
@@ -83,9 +83,9 @@ def _run(
     overwrite = overwrite or (replaces and not resume and holds_run_of(out, recipe))
     keep_memory()
     say_code(recipe.model_dump())
-    with processes(recipe.device, LAUNCHER) as ours:
+    with processes(recipe.device, LAUNCHER) as ours, ExitStack() as held:
         resume, overwrite = resume or ours.restarted, overwrite and not ours.restarted
-        ours.first(lambda: refuse_used(out))
+        ours.first(lambda: held.enter_context(alone(out)))  # before anything is read or deleted
         with reading(console()) as progress:
             experiment = Experiment(
                 recipe,
@@ -100,9 +100,5 @@ def _run(
             again = started_again(asked.again("run"))
             console().print(f"{ours.count} processes; to resume if one of them fails: {again}", soft_wrap=True)
         log = () if ours.rank else asked.log or ()
-        with (
-            nullcontext() if ours.rank else alone(out),
-            threads_for(experiment.macs),
-            logged(log, out, experiment.recipe) as consume,
-        ):
+        with threads_for(experiment.macs), logged(log, out, experiment.recipe) as consume:
             show(experiment, console(), out, consume)

@@ -1,14 +1,12 @@
 """The runs and comparisons in a folder, with their results and the command that makes or resumes each."""
 
 import shlex
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
 from limbeck.comparison import results as comparisons
-from limbeck.comparison.locks import count_held
 from limbeck.comparison.results import COMPARED, COMPARISON, ComparisonResult
 from limbeck.data.targets import TaskName
 from limbeck.errors import LimbeckError
@@ -16,7 +14,7 @@ from limbeck.experiment.epochlog import EpochLog
 from limbeck.experiment.launch import torchrun
 from limbeck.experiment.results import RESULT, RunResult, read
 from limbeck.experiment.runfiles import ENVIRONMENT, LOCKS, LOG, RECIPE
-from limbeck.files.alone import is_used
+from limbeck.files.alone import LOCK, is_locked
 from limbeck.files.atomic import read_sealed
 from limbeck.models import GIVEN
 from limbeck.recipe.blocks import Recipe
@@ -143,9 +141,7 @@ def _described(path: Path, recipe: Recipe, date: str, *, finished: bool) -> List
 
 def _runs(path: Path) -> bool:
     """Whether a process trains in the folder of a run or comparison; False if this cannot be found out."""
-    with suppress(LimbeckError, OSError):
-        return is_used(path) or ((path / LOCKS).is_dir() and count_held(path, "seed") > 0)
-    return False
+    return any(map(is_locked, (path / LOCK, *(path / LOCKS).glob("seed*"))))
 
 
 def _processes(path: Path) -> tuple[int, int]:

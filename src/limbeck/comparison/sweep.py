@@ -35,6 +35,7 @@ from limbeck.experiment.kept_outputs import OUTPUTS, read_outputs, write_outputs
 from limbeck.experiment.results import NetworkResult, plain
 from limbeck.experiment.run import Experiment
 from limbeck.experiment.trials import Trials
+from limbeck.files.alone import LOCK, is_locked
 from limbeck.files.atomic import write, write_sealed
 from limbeck.recipe.blocks import Recipe
 from limbeck.recipe.read import dump
@@ -77,6 +78,8 @@ class Sweep:
         data: Data | None = None,
     ) -> None:
         used = as_compared(recipe)
+        if is_locked(folder / LOCK):
+            raise LimbeckError(f"a run trains in {folder}: choose another folder for the comparison")
         self.experiment = Experiment(
             used, folder, resume=True, trust_code=trust_code, given=given, keep="trials", progress=progress, data=data
         )

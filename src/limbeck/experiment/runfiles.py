@@ -25,7 +25,7 @@ _SEED = re.compile(r"seed\d+(-\d+)?")
 _OF_NETWORK = re.compile(r"(result\.json|(student|teacher|outputs|after_[^/]*)\.safetensors)(\.tmp)?")
 _OF_STORE = re.compile(r"(tap\d+-view\d+-shard\d+\.safetensors|manifest\.json|building\.json)(\..*)?")
 REPORT = "report.html"
-_OF_RUN = (RESULT, STUDENT, LOG, TABLE, RECIPE, REPORT, ENVIRONMENT, LOCK, str(CHECKPOINT))
+_OF_RUN = (RESULT, STUDENT, LOG, TABLE, RECIPE, REPORT, ENVIRONMENT, str(CHECKPOINT))
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def clear(path: Path) -> None:
     """
     if not path.exists():
         return
-    if not (path / RECIPE).exists() and (not path.is_dir() or any(path.iterdir())):
+    if not (path / RECIPE).exists() and (not path.is_dir() or any(file.name != LOCK for file in path.iterdir())):
         raise LimbeckError(f"{path} holds no {RECIPE}, so it is not a run that can be replaced")
     try:
         for name in _OF_RUN:

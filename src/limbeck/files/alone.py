@@ -1,7 +1,7 @@
 """The lock of a folder in which a process trains. A process that ends, in whatever way, releases it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -9,46 +9,50 @@ from filelock import FileLock, Timeout
 from limbeck.errors import LimbeckError
 
 LOCK = ".lock"
-"""The file that is locked. It stays, because a deleted one would not keep other processes out."""
+"""The file that is locked."""
 
-PATIENCE = 8.0
-"""Seconds to wait for the lock: the workers that read images outlive a killed process by about 5."""
+PATIENCE = 2.0
+"""Seconds to wait for the lock: a process whose torchrun was killed ends within half a second."""
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which is made if it does not exist.
+    """Hold the lock of a folder, which is made if it does not exist, and deleted again if nothing else is written.
 
     Where no lock can be had, as in file systems without locks, the block runs without it.
 
     Raises:
         LimbeckError: another process holds it.
     """
-    held = _lock(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    file, held = folder / LOCK, _lock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not (file.exists() or file.is_symlink()):
+            file.touch()  # with the rights that the user gives new files
         held.acquire(timeout=PATIENCE)
     except Timeout as error:
-        raise _used(folder) from error
+        advice = "wait until it ends, or choose another folder"
+        raise LimbeckError(f"a training is running in {folder}: {advice}") from error
     except OSError:
         pass
     try:
         yield
     finally:
+        with suppress(OSError):
+            if held.is_locked and [*folder.iterdir()] == [file]:
+                file.unlink()
         held.release()
+        for path in made:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
-def refuse_used(folder: Path) -> None:
-    """Raise LimbeckError if another process holds the lock of a folder."""
-    if is_used(folder, patience=PATIENCE):
-        raise _used(folder)
-
-
-def is_used(folder: Path, *, patience: float = 0.0) -> bool:
-    """Whether another process holds the lock of a folder for ``patience`` seconds; False if no lock can be had."""
-    if not (folder / LOCK).is_file():
+def is_locked(file: Path, *, patience: float = 0.2) -> bool:
+    """Whether another process holds a lock for ``patience`` seconds; False if this cannot be found out."""
+    if not file.is_file():
         return False
-    held = _lock(folder)
+    held = _lock(file)
     try:
         held.acquire(timeout=patience)
     except Timeout:
@@ -59,9 +63,5 @@ def is_used(folder: Path, *, patience: float = 0.0) -> bool:
     return False
 
 
-def _lock(folder: Path) -> FileLock:
-    return FileLock(folder / LOCK, fallback_to_soft=False)
-
-
-def _used(folder: Path) -> LimbeckError:
-    return LimbeckError(f"another process trains in {folder}: wait until it ends, or choose another folder")
+def _lock(file: Path) -> FileLock:
+    return FileLock(file, fallback_to_soft=False)

@@ -27,6 +27,7 @@ from limbeck.methods.alone import hard_term
 from limbeck.methods.distributions import wide
 from limbeck.methods.kd import PAPER, soft_loss
 from limbeck.methods.shared import check_above_zero, class_indices
+from limbeck.models.inputs import Bridge
 
 
 def specialist_loss(logits: Tensor, targets: Tensor, groups: Tensor, shares: Tensor, *, group: int) -> Tensor:
@@ -103,8 +104,8 @@ def divided(sweep: Sweep, present: Tensor, count: int) -> Tensor:
         found = len(set(means.fit_predict(columns[present.cpu().numpy()])))
         if found < count:
             raise LimbeckError(
-                f"the teacher's predictions divide the classes into {found} groups, and there are {count} specialists: "
-                "name fewer networks, or choose another teacher"
+                f"the teacher's predictions divide the classes into {found} group{'s' * (found != 1)}, but there are "
+                f"{count} specialists: name fewer networks, or choose another teacher"
             )
         return torch.from_numpy(means.predict(columns)).long()
 
@@ -134,8 +135,9 @@ def specialists(
 
     The paper does not distil the specialists into one network (section 8). Other differences: a specialist keeps the
     logits of all classes, and the logit of its dustbin is the log-sum-exp of those outside of its group. Its samples
-    are weighted, instead of drawing half of a batch from its group, which has the same expectation. The classes are
-    divided in one pass over the training set, not online. Temperature and weights are those of `kd`.
+    are weighted so that its group has half of the weight in expectation (not with ``balanced: true``), as if half of
+    each batch were drawn from the group. The classes are divided in one pass over the training set, not online.
+    Temperature and weights are those of `kd`. Weights that a recipe gives the specialists are replaced.
 
     Args:
         setup: epochs, optimizer and schedule of every stage.
@@ -158,14 +160,17 @@ def specialists(
             "classes: there must be at least two specialists, and two classes for each"
         )
 
-    def layout(name: str) -> dict[str, tuple[int, ...]]:
-        return {key: tuple(tensor.shape) for key, tensor in setup.module(name, "").state_dict().items()}
+    def layout(name: str) -> tuple[str, list[tuple[str, tuple[int, ...]]], list[str]]:
+        network = setup.module(name, "")
+        inputs = [repr(hook) for hook in network._forward_pre_hooks.values() if isinstance(hook, Bridge)]
+        parts = repr(network).replace("FSDP", "")  # the prefix of the classes in a divided network
+        return parts, [(key, tuple(one.shape)) for key, one in network.state_dict().items()], inputs
 
     for name in names:
         if layout(name) != layout("teacher"):
             raise LimbeckError(
-                f"the {name} is another network than the teacher, with whose weights it starts: give it the model of "
-                "the teacher, which must not be an ensemble"
+                f"the {name} is another network than the teacher, with whose weights it starts: give it the model and "
+                "the input of the teacher, which must not be an ensemble"
             )
     shared = nn.Module()
     shared.register_buffer("shares", counts / counts.sum())
@@ -176,7 +181,10 @@ def specialists(
         if sweep.epoch == 0:
             if name == names[0]:
                 shared.get_buffer("groups").copy_(divided(sweep, present, len(names)))
-            setup.module(name, "").load_state_dict(setup.module("teacher", "").state_dict())
+            state = setup.module("teacher", "").state_dict()
+            # a divided teacher has parts of its weights in each process, and the method of a part gathers them
+            whole = {key: getattr(one, "full_tensor", partial(torch.clone, one))() for key, one in state.items()}
+            setup.module(name, "").load_state_dict(whole)
 
     common = setup.epochs, setup.optimizer, setup.schedule
     stages = []

@@ -31,8 +31,8 @@ def convnet_big(
 
     Stages of two 64-channel, two 128-channel and three 256-channel 3x3 convolutions, then 512 units. For (3, 32, 32)
     and 10 classes it has 3,841,610 parameters. Keras prints 3,844,938, as it includes the running means and variances.
-    ``dropout`` in [0, 1) is the probability after each pooling. With ``dropout_in_eval``, dropout stays active in eval
-    mode, too, as while the demonstration's teacher teaches: a mistake, to measure it.
+    ``dropout`` in [0, 1) is the probability after each pooling. With ``dropout_in_eval``, dropout is also active in
+    eval mode, as it is by mistake in the demonstration while the teacher teaches; the option measures that mistake.
     """
     widths = ((64, 64), (128, 128), (256, 256, 256))
     network = _convnet(widths, hidden=512, classes=classes, shape=shape, dropout=dropout)
