@@ -27,7 +27,6 @@ from limbeck.methods.alone import hard_term
 from limbeck.methods.distributions import wide
 from limbeck.methods.kd import PAPER, soft_loss
 from limbeck.methods.shared import check_above_zero, class_indices
-from limbeck.models.inputs import Bridge
 
 
 def specialist_loss(logits: Tensor, targets: Tensor, groups: Tensor, shares: Tensor, *, group: int) -> Tensor:
@@ -162,7 +161,7 @@ def specialists(
 
     def layout(name: str) -> tuple[str, list[tuple[str, tuple[int, ...]]], list[str]]:
         network = setup.module(name, "")
-        inputs = [repr(hook) for hook in network._forward_pre_hooks.values() if isinstance(hook, Bridge)]
+        inputs = [repr(hook) for hook in network._forward_pre_hooks.values()]  # what converts its inputs
         parts = repr(network).replace("FSDP", "")  # the prefix of the classes in a divided network
         return parts, [(key, tuple(one.shape)) for key, one in network.state_dict().items()], inputs
 
