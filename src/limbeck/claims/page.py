@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from limbeck.claims import SYSTEMS
 from limbeck.claims.claim import Claim, Curve, System
 from limbeck.claims.ledger import PartRow, Row, rows
+from limbeck.errors import LimbeckError
 from limbeck.files.atomic import write
 from limbeck.report.drawing import drawn, plain_ticks, series
 from limbeck.report.standalone import standalone
@@ -38,12 +39,23 @@ limbeck's. B5 and E6 are facts instead, which are computed without training. E7 
 public demonstration found no gain; it consists of facts and inequalities. In E7, the arm `kd-with-dropout` has a
 teacher whose dropout stays active, as in the demonstration. It is reported without an inequality.
 
-An inequality holds (does not hold) if the mean of its differences, paired by seed, is above (below) 0 and two one-sided
-tests agree at 5 %: the t-test and the exact sign-flip test. Otherwise it is inconclusive, which fewer than 5 seeds
-always are. A claim holds if all its parts hold, and does not hold if any part does not. The latter is not adjusted for
-the number of inequalities, so with several of them the probability of a wrong "does not hold" can exceed 5 %. The
-students of all seeds have one teacher, so a verdict is about this teacher; in A1 to A5, a copy of it is trained further
-for each seed. All figures are those of the test split: mean ± sample standard deviation over the seeds.
+An inequality holds (does not hold) if the mean of its differences, paired by seed, is above (below) 0, and the t-test
+and the exact sign-flip test, both one-sided, agree at 5 %. Otherwise it is inconclusive. With fewer than 5 seeds it
+always is; with 5, all differences must have the same sign, because the p-value of the sign-flip test is then 1/32, and
+2/32 if one of them could be turned round. The intervals in brackets are those of the t-distribution, two-sided at 95
+%, so they can include 0 where a one-sided test at 5 % decides, and exclude it where the sign-flip test does not. Where
+an inequality has a threshold, such as "less than 0.2 points below", the mean is the distance from the threshold: +0.20
+points is then no difference at all. A claim holds if all its parts hold, and does not hold if any part does not. The
+latter is not adjusted for the number of inequalities, so with several of them the probability of a wrong "does not
+hold" can exceed 5 %. The students of all seeds have one teacher, so a verdict is about this teacher; in A1 to A5, a
+copy of it is trained further for each seed. All figures are those of the test split: mean ± sample standard deviation
+over the seeds.
+
+The recipe of each study, with its data, networks and schedule, is in `recipe.yaml` and `comparison.yaml` of its folder
+in `--out`. The schedules of the scale `cpu` were fixed before the test figures of their studies were seen, and were
+not changed afterwards; other schedules that were tried are named with the claim. At this scale, E1 to E5 and E7 have
+the precision that is faster on the machine, which may differ between their studies. In E5, 3 % are 1,800 of the 60,000
+training images of MNIST; all data are the 50,000 that are not held out.
 
 In C4 and C5, n counts ensembles of three networks instead of seeds. An ensemble predicts the class with the largest
 mean probability; its gain is its accuracy minus the mean accuracy of its networks. Weaker networks usually gain more,
@@ -65,7 +77,13 @@ in `results/` of the repository; this command writes the page from them:
 
 
 def write_page(folder: Path, page: Path) -> list[Path]:
-    """Write the page on the rows of a folder, and its figures beside it; return the paths."""
+    """Write the page on the rows of a folder, and its figures beside it; return the paths.
+
+    Raises:
+        LimbeckError: the folder has no rows.
+    """
+    if not any(rows(folder, system) for system in SYSTEMS.values()):
+        raise LimbeckError(f"{folder} has no results of limbeck reproduce: name their folder with --out")
     files = files_of(folder)
     for name, text in files.items():
         write(page.parent / ASSETS / name if name else page, text)

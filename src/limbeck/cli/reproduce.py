@@ -34,7 +34,7 @@ def reproduce(
     data_root: DataRoot = None,
     first_seed: FirstSeed = 0,
 ) -> None:
-    """Measure the claims of published papers again; without a claim, list them with their results.
+    """Measure the claims of published papers again; without a claim, list them with the results in --out.
 
     Networks that claims share are trained once. A second start trains only what is missing.
     """
