@@ -144,6 +144,11 @@ def test_a_call_is_refused_while_another_one_trains_in_its_folder(data, teacher,
     assert limbeck.distill(teacher, network(), data, out=tmp_path, **QUICK)[1].method == "kd"
 
 
+def test_networks_without_names_are_refused(data, teacher):
+    with pytest.raises(LimbeckError, match="networks is a list: pass a dict of networks by name"):
+        limbeck.distill(teacher, network(), data, networks=[network()], **QUICK)
+
+
 def test_a_finished_call_is_read_from_its_folder(data, teacher, tmp_path):
     student, again = network(), network()
     limbeck.distill(teacher, student, data, out=tmp_path, **QUICK)

@@ -104,6 +104,9 @@ def called(
     Raises:
         LimbeckError: an argument is wrong; or two methods have one name.
     """
+    if not isinstance(networks, Mapping | None):
+        kind = type(networks).__name__
+        raise LimbeckError(f"networks is a {kind}: pass a dict of networks by name, such as {{'assistant': network}}")
     found, teachers = [_method(method, out) for method in methods], _teachers(teacher)
     names = [name for name, _, _ in found]
     for method in names:

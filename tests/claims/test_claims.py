@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import get_args
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from limbeck import claims
@@ -427,7 +428,15 @@ def test_rows_that_several_processes_add_at_once_are_kept(here, tmp_path):
     assert sorted(map(str, rows(tmp_path, here))) == sorted(map(str, every))
 
 
+def test_the_scale_of_a_paper_is_for_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.train.engine.pick_device", lambda name: torch.device("cpu"))
+    shown = reproduce("E1", "--scale", "paper", "--data-root", str(tmp_path / "none"), code=2)
+    assert "--scale paper is for a GPU" in shown
+    assert "none" in shown
+
+
 def test_what_is_wrong_is_told_before_training(here):
+    assert "has no results of limbeck reproduce: name their folder with --out" in reproduce("--write", "a.md", code=2)
     for more in (["T1"], ["--scale", "cpu"]):
         assert "--write takes no claims and no --scale" in reproduce(*more, "--write", "page.md", code=2)
     assert "--scale needs claims" in reproduce("--scale", "cpu", code=2)

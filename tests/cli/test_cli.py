@@ -284,6 +284,7 @@ def test_a_run_writes_what_it_says():
     assert "written: runs/tiny/result.json and runs/tiny/student.safetensors" in shown
     names = {path.relative_to("runs/tiny").as_posix() for path in Path("runs/tiny").rglob("*") if path.is_file()}
     assert names == {
+        ".lock",
         "recipe.yaml",
         "environment.json",
         "metrics.jsonl",

@@ -74,8 +74,11 @@ def _measure(names: list[str], scale: "Scale", out: Path, options: Mapping[str, 
     from limbeck.claims.page import part_text
     from limbeck.cli.terminal import console
     from limbeck.train.allocator import keep_memory
+    from limbeck.train.engine import pick_device
 
     keep_memory()
+    if scale == "paper" and pick_device("auto").type == "cpu":
+        console().print("--scale paper is for a GPU: without one, most claims take weeks", style="yellow")
     selected = chosen(names)
     studies = dict.fromkeys(study for _, claim in selected for one in claim.studies for study in _needed(one))
     for study in studies:  # a wrong path is told before anything is trained

@@ -159,18 +159,23 @@ def specialists(
             "classes: there must be at least two specialists, and two classes for each"
         )
 
-    def layout(name: str) -> tuple[str, list[tuple[str, tuple[int, ...]]], list[str]]:
+    def layout(name: str) -> tuple[str, list[tuple[str, tuple[int, ...]]]]:
         network = setup.module(name, "")
-        inputs = [repr(hook) for hook in network._forward_pre_hooks.values()]  # what converts its inputs
         parts = repr(network).replace("FSDP", "")  # the prefix of the classes in a divided network
-        return parts, [(key, tuple(one.shape)) for key, one in network.state_dict().items()], inputs
+        return parts, [(key, tuple(one.shape)) for key, one in network.state_dict().items()]
+
+    def inputs(name: str) -> list[str]:
+        """What converts the inputs of a network."""
+        return [repr(hook) for hook in setup.module(name, "")._forward_pre_hooks.values()]
 
     for name in names:
         if layout(name) != layout("teacher"):
             raise LimbeckError(
-                f"the {name} is another network than the teacher, with whose weights it starts: give it the model and "
-                "the input of the teacher, which must not be an ensemble"
+                f"the {name} is another network than the teacher, with whose weights it starts: give it the model of "
+                "the teacher, which must not be an ensemble"
             )
+    other = "the teacher reads inputs of another form than the specialists, which start with its weights: give them "
+    notes = (f"{other}its input",) if any(inputs(name) != inputs("teacher") for name in names) else ()
     shared = nn.Module()
     shared.register_buffer("shares", counts / counts.sum())
     # The checks before training evaluate the losses: until the classes are divided, each group has training samples.
@@ -189,7 +194,8 @@ def specialists(
     stages = []
     for group, name in enumerate(names):
         term = Term(OfGroups(partial(specialist_loss, group=group), shared), (Tap(name), TARGETS))
-        stages.append(Stage(name, {"specialist": term}, *common, learns=(name,), prepare=partial(start, name=name)))
+        begin = partial(start, name=name)
+        stages.append(Stage(name, {"specialist": term}, *common, learns=(name,), prepare=begin, notes=notes))
     loss = OfGroups(partial(combined_loss, temperature=temperature), shared)
     terms = {
         "hard": hard_term(setup, from_student(), hard),
