@@ -398,6 +398,13 @@ def test_claims_share_teachers_resume_and_leave_rows_and_a_page(here):
     assert "| T1 | It works. | it did | inconclusive (smoke) |" in page
     assert "\nThe schedule is short.\n" in page
     assert "](assets/claim-T1-smoke.svg)" in page
+    assert "\nMeasured in [tiny](#tiny-smoke), [other](#other-smoke), [copies](#copies-smoke).\n" in page
+    tiny = page.split("### tiny, smoke\n")[1].split("###")[0]
+    assert f"| teacher | {first.figures['tiny-smoke, teacher']} |" in tiny
+    assert "disagreement" not in tiny
+    assert all(f"\n    {setting}\n" in tiny for setting in here.claims[0].studies[0].settings)
+    assert "The recipe `digits_kd`, with the teacher of `tiny`, with these settings:" in page
+    assert "The recipe `digits_kd`, from the students of `tiny`, with these settings:" in page
     assert Path("assets/claim-T1-smoke.svg").read_text() == curve_svg(here.claims[0].curve, first)
     assert "smoke: holds" in reproduce()
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from limbeck.claims import SYSTEMS
-from limbeck.claims.claim import Claim, Curve, System
+from limbeck.claims.claim import Claim, Curve, Scale, Study, System
 from limbeck.claims.ledger import PartRow, Row, rows
 from limbeck.errors import LimbeckError
 from limbeck.files.atomic import write
+from limbeck.recipe.read import SMOKE
 from limbeck.report.drawing import drawn, plain_ticks, series
 from limbeck.report.standalone import standalone
 
@@ -51,11 +52,13 @@ hold" can exceed 5 %. The students of all seeds have one teacher, so a verdict i
 copy of it is trained further for each seed. All figures are those of the test split: mean ± sample standard deviation
 over the seeds.
 
-The recipe of each study, with its data, networks and schedule, is in `recipe.yaml` and `comparison.yaml` of its folder
-in `--out`. The schedules of the scale `cpu` were fixed before the test figures of their studies were seen, and were
-not changed afterwards; other schedules that were tried are named with the claim. At this scale, E1 to E5 and E7 have
-the precision that is faster on the machine, which may differ between their studies. In E5, 3 % are 1,800 of the 60,000
-training images of MNIST; all data are the 50,000 that are not held out.
+A study trains the students of several methods and seeds from one recipe. Below the claims of each paper are its
+studies: their figures, and what they change in a bundled recipe, as `--set` takes it. The whole recipe is in
+`recipe.yaml` and `comparison.yaml` of the study's folder in `--out`. The schedules of the scale `cpu` were fixed before
+the test figures of their studies were seen, and were not changed afterwards; other schedules that were tried are named
+with the claim. At this scale, E1 to E5 and E7 have the precision that is faster on the machine, which may differ
+between their studies. In E5, 3 % are 1,800 of the 60,000 training images of MNIST; all data are the 50,000 that are not
+held out.
 
 In C4 and C5, n counts ensembles of three networks instead of seeds. An ensemble predicts the class with the largest
 mean probability; its gain is its accuracy minus the mean accuracy of its networks. Weaker networks usually gain more,
@@ -106,7 +109,7 @@ def _figure(row: Row) -> str:
 
 
 def _section(system: System, measured: Sequence[Row]) -> Iterator[str]:
-    """A table of all claims of a paper, then what was measured."""
+    """A table of all claims of a paper, what was measured, and the networks that it was measured on."""
     yield f"## {system.paper}\n"
     yield "| | claim | published | limbeck |\n|---|---|---|---|"
     by_claim = {claim: [row for row in measured if row.claim == claim.name] for claim in system.claims}
@@ -117,19 +120,49 @@ def _section(system: System, measured: Sequence[Row]) -> Iterator[str]:
     for claim, own in by_claim.items():
         for row in own:
             yield from _measured(claim, row)
+    studies = dict.fromkeys((row.scale, one) for claim, own in by_claim.items() for row in own for one in claim.studies)
+    for scale, study in studies:
+        yield from _networks(study, scale, [row for row in measured if row.scale == scale])
 
 
 def _measured(claim: Claim, row: Row) -> Iterator[str]:
     yield f"### {claim.name}, {row.scale}: {row.verdict}\n"
     yield from (f"- {part_text(part)}" for part in row.parts)
-    if row.figures:
-        yield "\n| network | test split |\n|---|---|"
-        yield from (f"| {name} | {value} |" for name, value in row.figures.items())
+    if claim.studies:
+        yield f"\nMeasured in {', '.join(_link(study, row.scale) for study in claim.studies)}."
     if claim.curve is not None:
         yield f"\n![{_alt(claim.curve, row)}]({ASSETS}/{_figure(row)})"
     if row.tried:
         yield f"\n{row.tried}"
     yield f"\n    {row.command}\n"
+
+
+def _link(study: Study, scale: Scale) -> str:
+    return f"[{study.name}](#{study.name}-{scale})"
+
+
+def _networks(study: Study, scale: Scale, measured: Sequence[Row]) -> Iterator[str]:
+    """The figures of a study and its settings, from all rows of a scale; if rows differ, all their values."""
+    prefix = study.name + (SMOKE if scale == "smoke" else "") + ", "
+    figures: dict[str, dict[str, None]] = {}
+    for name, value in (figure for row in measured for figure in row.figures.items()):
+        if name.startswith(prefix):
+            figures.setdefault(name.removeprefix(prefix), {})[value] = None
+    yield f"### {study.name}, {scale}\n"
+    yield "| network | test split |\n|---|---|"
+    yield from (f"| {name} | {', '.join(values)} |" for name, values in figures.items())
+    yield f"\nThe recipe `{study.recipe}`{_from_others(study)} with these settings:\n"
+    yield from (f"    {one}" for one in (*study.settings, *study.changes, *(study.paper if scale == "paper" else ())))
+    yield ""
+
+
+def _from_others(study: Study) -> str:
+    """The studies from which a study takes its teacher or the weights of its students, in words."""
+    if study.starts is not None:
+        return f", from the students of `{study.starts[0].name}`,"
+    if study.teacher is None:
+        return ""
+    return f", {'from' if study.fine_tunes else 'with'} the teacher of `{study.teacher.name}`,"
 
 
 def part_text(part: PartRow) -> str:
