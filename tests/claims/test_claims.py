@@ -395,6 +395,7 @@ def test_claims_share_teachers_resume_and_leave_rows_and_a_page(here):
     add(out, here, first)  # measured again
     reproduce("--write", "page.md")
     page = Path("page.md").read_text()
+    assert "scale `smoke`: 1 hold, 0 do not hold, 1 are inconclusive." in page
     assert "| T1 | It works. | it did | inconclusive (smoke) |" in page
     assert "\nThe schedule is short.\n" in page
     assert "](assets/claim-T1-smoke.svg)" in page

@@ -1,11 +1,14 @@
 """The page on the claims, and its figures, from what was measured."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from matplotlib.axes import Axes
 
 from limbeck.claims import SYSTEMS
+from limbeck.claims.checks import Verdict
 from limbeck.claims.claim import Claim, Curve, Scale, Study, System
 from limbeck.claims.ledger import PartRow, Row, rows
 from limbeck.errors import LimbeckError
@@ -16,16 +19,27 @@ from limbeck.report.standalone import standalone
 
 ASSETS = "assets"
 
-HEAD = """\
-# The papers' claims, measured again
+PLURAL: Mapping[Verdict, str] = {"holds": "hold", "does not hold": "do not hold", "inconclusive": "are inconclusive"}
 
+TITLE = "# The papers' claims, measured again\n"
+
+HEAD = """\
 `limbeck reproduce` trains what a claim is about and decides whether it holds. Without a claim it lists the claims;
-`limbeck reproduce E4 --scale cpu` measures one:
+`limbeck reproduce E4 --scale cpu` measures one. The same command resumes what was stopped. It writes its results to
+`results/` in the folder of `--out`. Those that this page shows are in `results/` of the repository; this command writes
+the page from them:
+
+    limbeck reproduce --out . --write docs/claims.md
+
+## Scales
 
 - `--scale smoke` shows that everything runs. Its verdicts mean nothing.
 - `--scale cpu` takes about an hour for a claim on two cores (estimated). Networks, data or schedules are smaller than
   those of the papers, so orders can be compared, but not levels. C1 to C7 and the claims of SRRL have the precision
-  bf16, which is slower on CPUs without bfloat16 units.
+  bf16, which is slower on CPUs without bfloat16 units. E1 to E5 and E7 have the precision that is faster on the
+  machine, which may differ between their studies. In E5, 3 % are 1,800 of the 60,000 training images of MNIST; all data
+  are the 50,000 that are not held out. The schedules were fixed before the test figures of their studies were seen, and
+  were not changed afterwards; other schedules that were tried are named with the claim.
 - `--scale paper` is for a GPU ([how fast a one](paper-scale.md)). It has the data of the paper, with five exceptions:
   A3 has classes of CIFAR-10 only, B7 CIFAR-10 instead of faces, C7 classes of CIFAR-10 instead of ImageNet and
   CUB-200, D6 CIFAR-100 instead of ImageNet, and E5 MNIST instead of speech. B2 is measured on MNIST only and D5 on
@@ -35,10 +49,11 @@ HEAD = """\
   those of A1 to A5 are limbeck's. At this scale, the claims of SRRL have the schedule of the authors' later code,
   except D6, whose binary students have Adam.
 
+## Verdicts
+
 A claim consists of inequalities, whose direction the paper states; their thresholds, such as 90 % or a half, are
 limbeck's. B5 and E6 are facts instead, which are computed without training. E7 is limbeck's own hypothesis on why a
-public demonstration found no gain; it consists of facts and inequalities. In E7, the arm `kd-with-dropout` has a
-teacher whose dropout stays active, as in the demonstration. It is reported without an inequality.
+public demonstration found no gain; it consists of facts and inequalities.
 
 An inequality holds (does not hold) if the mean of its differences, paired by seed, is above (below) 0, and the t-test
 and the exact sign-flip test, both one-sided, agree at 5 %. Otherwise it is inconclusive. With fewer than 5 seeds it
@@ -46,36 +61,31 @@ always is; with 5, all differences must have the same sign, because the p-value 
 2/32 if one of them could be turned round. The intervals in brackets are those of the t-distribution, two-sided at 95
 %, so they can include 0 where a one-sided test at 5 % decides, and exclude it where the sign-flip test does not. Where
 an inequality has a threshold, such as "less than 0.2 points below", the mean is the distance from the threshold: +0.20
-points is then no difference at all. A claim holds if all its parts hold, and does not hold if any part does not. The
-latter is not adjusted for the number of inequalities, so with several of them the probability of a wrong "does not
-hold" can exceed 5 %. The students of all seeds have one teacher, so a verdict is about this teacher; in A1 to A5, a
-copy of it is trained further for each seed. All figures are those of the test split: mean ± sample standard deviation
-over the seeds.
+points is then no difference at all.
 
-A study trains the students of several methods and seeds from one recipe. Below the claims of each paper are its
-studies: their figures, and what they change in a bundled recipe, as `--set` takes it. The whole recipe is in
-`recipe.yaml` and `comparison.yaml` of the study's folder in `--out`. The schedules of the scale `cpu` were fixed before
-the test figures of their studies were seen, and were not changed afterwards; other schedules that were tried are named
-with the claim. At this scale, E1 to E5 and E7 have the precision that is faster on the machine, which may differ
-between their studies. In E5, 3 % are 1,800 of the 60,000 training images of MNIST; all data are the 50,000 that are not
-held out.
+A claim holds if all its parts hold, and does not hold if any part does not. The latter is not adjusted for the number
+of inequalities, so with several of them the probability of a wrong "does not hold" can exceed 5 %. The students of all
+seeds have one teacher, so a verdict is about this teacher; in A1 to A5, a copy of it is trained further for each seed.
+With `--first-seed 5` and another `--out`, the students have the seeds 5 to 9 and the same teacher, which tells how far
+the figures depend on the seeds.
+
+## Studies
+
+A study trains the students of several methods and seeds from one recipe, once for all claims. Below the claims of each
+paper are its studies: their figures, and what they change in a bundled recipe, as `--set` takes it. The whole recipe is
+in `recipe.yaml` and `comparison.yaml` of the study's folder in `--out`. All figures are those of the test split: mean ±
+sample standard deviation over the seeds.
+
+`alone@2x` and the like are the student alone with as many epochs as all stages in which the student of a method learns.
+C1 to C7 do not depend on them, because the paper has fewer epochs for the student alone. In B1, B3 and B7 the student
+with a hint has half as many epochs more than the one without. In B1 and B3 the student alone is also trained for as
+long, in B7 no other student is. In E7, `kd-with-dropout` has a teacher whose dropout stays active, as in the
+demonstration; the claim does not depend on it.
 
 In C4 and C5, n counts ensembles of three networks instead of seeds. An ensemble predicts the class with the largest
 mean probability; its gain is its accuracy minus the mean accuracy of its networks. Weaker networks usually gain more,
 so a gain is to be read with their mean. Their disagreement is the share of test images for which two of them predict
 different classes, averaged over the pairs.
-
-`alone@2x` and the like are the student alone with as many epochs as all stages in which the student of a method learns.
-C1 to C7 do not depend on them, because the paper has fewer epochs for the student alone. In B1, B3 and B7 the student
-with a hint has half as many epochs more than the one without. In B1 and B3 the student alone is also trained for as
-long, in B7 no other student is.
-
-Students that share a recipe are trained once for all claims, and the same command resumes what was stopped. It writes
-its results to `results/` in the folder of `--out`. With `--first-seed 5` and another `--out`, the students have the
-seeds 5 to 9 and the same teacher, which tells how far the figures depend on the seeds. Those that this page shows are
-in `results/` of the repository; this command writes the page from them:
-
-    limbeck reproduce --out . --write docs/claims.md
 """
 
 
@@ -96,12 +106,23 @@ def write_page(folder: Path, page: Path) -> list[Path]:
 def files_of(folder: Path) -> dict[str, str]:
     """The content of the page (its name is empty) and of its figures by name."""
     found = {system: rows(folder, system) for system in SYSTEMS.values()}
-    files = {"": "\n".join([HEAD, *(line for system in found for line in _section(system, found[system]))])}
+    lines = [TITLE, *_counted(found), HEAD, *(line for system in found for line in _section(system, found[system]))]
+    files = {"": "\n".join(lines)}
     for system, measured in found.items():
         for claim, row in ((claim, row) for claim in system.claims for row in measured if row.claim == claim.name):
             if claim.curve is not None:
                 files[_figure(row)] = curve_svg(claim.curve, row)
     return files
+
+
+def _counted(found: Mapping[System, Sequence[Row]]) -> Iterator[str]:
+    """How many claims were measured at each scale, and the verdicts."""
+    total = sum(len(system.claims) for system in found)
+    for scale in get_args(Scale):
+        verdicts = Counter(row.verdict for measured in found.values() for row in measured if row.scale == scale)
+        if verdicts:
+            told = ", ".join(f"{verdicts[one]} {words}" for one, words in PLURAL.items())
+            yield f"Of {total} claims, {verdicts.total()} were measured at the scale `{scale}`: {told}.\n"
 
 
 def _figure(row: Row) -> str:
