@@ -464,6 +464,18 @@ def test_the_page_of_the_claims_is_up_to_date():
         assert file.read_text(encoding="utf-8") == text, "run: limbeck reproduce --out . --write docs/claims.md"
 
 
+def test_a_row_has_the_errors_before_and_after_a_shift_of_the_bias():
+    counts = {"before": counted(200, 130, 1010), "validation_tuned": counted(109, 14, 1010)}
+    one = results_of("hinton_without_3", {"kd": 0.98}, {"classes": [3], "test_tuned": counted(108, 13, 1010), **counts})
+    one.runs[0].bias_shift = {**one.runs[0].bias_shift, "before": counted(210, 140, 1010)}  # one of five seeds
+    one.teachers, one.arms = None, [SimpleNamespace(arm="kd", headline=spread([0.98]))]
+    figures = row_of(CLAIMS["E2"], "cpu", {"hinton_without_3": one}).figures
+    place = "hinton_without_3, kd, bias"
+    assert figures[f"{place} as trained"] == "202.0 ± 4.5 errors, 132.0 ± 4.5 of them on class 3, n = 5"
+    assert figures[f"{place} chosen on validation"].startswith("109.0 ± 0.0 errors, 14.0 ± 0.0 of them")
+    assert figures[f"{place} chosen on the test split, as published"].startswith("108.0 ± 0.0 errors, 13.0 ")
+
+
 def test_a_row_of_a_computed_claim_has_no_figures():
     row = row_of(CLAIMS["E6"], "cpu", {})
     assert (row.verdict, row.figures, row.lines) == ("holds", {}, {})

@@ -10,9 +10,10 @@ from limbeck.claims.checks import Part, Verdict, judge, together
 from limbeck.claims.claim import Claim, Results, Scale, System
 from limbeck.claims.ensembles import Ensemble, spreads
 from limbeck.comparison.locks import lock
+from limbeck.comparison.results import ComparisonResult
 from limbeck.comparison.statistics import Interval, paired
 from limbeck.errors import LimbeckError
-from limbeck.experiment.results import from_json, headline_text, plain
+from limbeck.experiment.results import from_json, headline_text, plain, spread, spread_text
 from limbeck.files.atomic import JSON_BYTES, read, write
 from limbeck.recipe.read import SMOKE
 from limbeck.tasks import TASKS
@@ -82,6 +83,30 @@ def _figures(claim: Claim, scale: Scale, results: Results) -> Iterator[tuple[str
         headlines |= {arm.arm: arm.headline for arm in result.arms}
         figure = TASKS[result.task].headline
         yield from ((f"{result.name}, {arm}", headline_text(one, figure)) for arm, one in headlines.items())
+        for arm in headlines:
+            yield from ((f"{result.name}, {arm}, {name}", text) for name, text in _of_biases(result, arm))
+
+
+def _of_biases(result: ComparisonResult, arm: str) -> Iterator[tuple[str, str]]:
+    """The errors of an arm that learned some of the classes, before and after its bias is shifted."""
+    studies = [one.bias_shift for one in result.runs if one.arm == arm and one.bias_shift is not None]
+    errors = TASKS["classification"].others[0]
+    for key, name in _BIASES.items() if studies else ():
+        every, on_classes = (
+            spread_text(spread([one[key][count] for one in studies]), errors)
+            for count in ("errors", "errors_on_classes")
+        )
+        classes = studies[0]["classes"]
+        named = f"class{'es' * (len(classes) > 1)} {' and '.join(map(str, classes))}"
+        yield name, f"{every} errors, {on_classes} of them on {named}, n = {len(studies)}"
+
+
+_BIASES = {
+    "before": "bias as trained",
+    "validation_tuned": "bias chosen on validation",
+    "test_tuned": "bias chosen on the test split, as published",
+}
+"""The figures of `limbeck.evaluate.bias_study`, and what the page calls them."""
 
 
 def _of_ensembles(name: str, found: Sequence[Ensemble]) -> Iterator[tuple[str, str]]:
