@@ -19,14 +19,18 @@ from limbeck.experiment.results import spread
 from limbeck.methods.kd import PAPER, soft_loss
 from limbeck.models import build
 
-_SEEDS = "seeds=[0, 1, 2, 3, 4]"
-_LONG = ("train.epochs=1000", "train.batch_size=100")  # the paper gives no schedule; reference 5 trains thousands
+_SEEDS = ("seeds=[0, 1, 2, 3, 4]", "precision=bf16")  # instead of auto, so that all studies are alike
+_LONG = (
+    "precision=32",
+    "train.epochs=1000",
+    "train.batch_size=100",
+)  # the paper gives no schedule; reference 5 trains thousands
 
 HINTON = Study(
     "hinton",
     "hinton_mnist",
     (
-        *("teacher.seed=0", "teacher.train.epochs=60", "train.epochs=20", "data.validation=10000", _SEEDS),
+        *("teacher.seed=0", "teacher.train.epochs=60", "train.epochs=20", "data.validation=10000", *_SEEDS),
         "methods=[{name: kd, preset: hinton_mnist}]",
     ),
     ("data.validation=0", "teacher.train.epochs=3000", "teacher.train.batch_size=100", *_LONG),
@@ -35,7 +39,7 @@ HINTON = Study(
 WITHOUT_3 = Study(
     "hinton_without_3",
     "hinton_mnist_without_3",
-    ("train.epochs=20", "methods=[{name: kd, preset: hinton_mnist, hard: 0}]", _SEEDS),
+    ("train.epochs=20", "methods=[{name: kd, preset: hinton_mnist, hard: 0}]", *_SEEDS),
     _LONG,
     HINTON,
 )
@@ -44,7 +48,7 @@ ONLY_7_AND_8 = Study(
     "hinton_only_7_and_8",
     "hinton_mnist_without_3",
     (
-        *("train.exclude=[0, 1, 2, 3, 4, 5, 6, 9]", "evaluate.shift_bias=[7, 8]", _SEEDS),
+        *("train.exclude=[0, 1, 2, 3, 4, 5, 6, 9]", "evaluate.shift_bias=[7, 8]", *_SEEDS),
         *("methods=[{name: kd, preset: hinton_mnist, hard: 0}]", "train.epochs=80"),  # with a fifth of the data
     ),
     _LONG,
@@ -57,7 +61,7 @@ _TEMPERATURES = (1, 2, 3, 5, 8, 20)
 def _with_units(units: int) -> Study:
     arms = ", ".join(f"{{name: kd, hard: 0.1, soft: 1, temperature: {one}, as: T{one}}}" for one in _TEMPERATURES)
     student = f"student.model={{name: mlp, hidden: [{units}, {units}]}}"
-    settings = (student, "data.validation=10000", "train.epochs=20", f"methods=[{arms}]", _SEEDS)
+    settings = (student, "data.validation=10000", "train.epochs=20", f"methods=[{arms}]", *_SEEDS)
     return Study(f"hinton_{units}", "hinton_mnist", settings, ("data.validation=0", *_LONG), HINTON)
 
 
@@ -67,26 +71,27 @@ FEW = Study(
     "hinton_3_percent",
     "hinton_mnist",
     (
-        *("data.validation=58200", "train.epochs=200", "train.batch_size=64", _SEEDS),
+        *("data.validation=58200", "train.epochs=200", "train.batch_size=64", *_SEEDS),
         "methods=[{name: kd, preset: hinton_mnist}]",
     ),
-    ("train.epochs=1000",),
+    ("precision=32", "train.epochs=1000"),
     HINTON,
 )
 
+_WHOLE = ("data.limit=null", "data.size=null", "precision=32")
 _PUBLISHED = ("epochs=300", "batch_size=128", "optimizer={name: adam, lr: 3e-3}", "schedule=constant")
 _DEMO = "name: kd, preset: tf2_demo"
 DEMO = Study(
     "hinton_demo",
     "hinton_cifar10",
     (
-        *("teacher.model=convnet_big", "student.model=convnet_small", "data.size=24", "precision=auto"),
-        *("teacher.train.epochs=25", "train.epochs=12", _SEEDS),
+        *("teacher.model=convnet_big", "student.model=convnet_small", "data.size=24"),
+        *("teacher.train.epochs=25", "train.epochs=12", *_SEEDS),
         f"methods=[{{{_DEMO}}}, {{{_DEMO}, teacher_softmax: true, as: kd-with-softmax}}, "
         f"{{{_DEMO}, temperature_squared: false, as: kd-without-T2}}]",
     ),
     (
-        *("data.limit=null", "data.size=null"),
+        *_WHOLE,
         *(f"{place}.{key}" for place in ("teacher.train", "train") for key in _PUBLISHED),
     ),
 )
@@ -96,10 +101,10 @@ DEMO_DROPS = Study(
     "hinton_demo_drops",
     "hinton_cifar10",
     (
-        *("student.model=convnet_small", "data.size=24", "precision=auto", "cache=false", "train.epochs=12", _SEEDS),
+        *("student.model=convnet_small", "data.size=24", "cache=false", "train.epochs=12", *_SEEDS),
         *("baseline=false", f"methods=[{{{_DEMO}, as: kd-with-dropout}}]"),
     ),
-    ("data.limit=null", "data.size=null", *(f"train.{key}" for key in _PUBLISHED)),
+    (*_WHOLE, *(f"train.{key}" for key in _PUBLISHED)),
     DEMO,
     changes=("teacher.model={name: convnet_big, dropout_in_eval: true}",),
     allow=("random",),

@@ -35,11 +35,10 @@ the page from them:
 
 - `--scale smoke` shows that everything runs. Its verdicts mean nothing.
 - `--scale cpu` takes about an hour for a claim on two cores (estimated). Networks, data or schedules are smaller than
-  those of the papers, so orders can be compared, but not levels. C1 to C7 and the claims of SRRL have the precision
-  bf16, which is slower on CPUs without bfloat16 units. E1 to E5 and E7 have the precision that is faster on the
-  machine, which may differ between their studies. In E5, 3 % are 1,800 of the 60,000 training images of MNIST; all data
-  are the 50,000 that are not held out. The schedules were fixed before the test figures of their studies were seen, and
-  were not changed afterwards; other schedules that were tried are named with the claim.
+  those of the papers, so orders can be compared, but not levels. C1 to C7, E1 to E5, E7 and the claims of SRRL have the
+  precision bf16, which is slower on CPUs without bfloat16 units. In E5, 3 % are 1,800 of the 60,000 training images of
+  MNIST; all data are the 50,000 that are not held out. The schedules were fixed before the test figures of their
+  studies were seen, and were not changed afterwards; other schedules that were tried are named with the claim.
 - `--scale paper` is for a GPU ([how fast a one](paper-scale.md)). It has the data of the paper, with five exceptions:
   A3 has classes of CIFAR-10 only, B7 CIFAR-10 instead of faces, C7 classes of CIFAR-10 instead of ImageNet and
   CUB-200, D6 CIFAR-100 instead of ImageNet, and E5 MNIST instead of speech. B2 is measured on MNIST only and D5 on
