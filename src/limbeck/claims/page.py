@@ -33,7 +33,8 @@ the page from them:
 
 ## Scales
 
-- `--scale smoke` shows that everything runs. Its verdicts mean nothing.
+- `--scale smoke` shows that everything runs: all claims take about four minutes on two cores. Its verdicts mean
+  nothing.
 - `--scale cpu` takes about an hour for a claim on two cores (estimated). Networks, data or schedules are smaller than
   those of the papers, so orders can be compared, but not levels. C1 to C7, E1 to E5, E7 and the claims of SRRL have the
   precision bf16, which is slower on CPUs without bfloat16 units. In E5, 3 % are 1,800 of the 60,000 training images of
