@@ -342,7 +342,7 @@ def test_a_name_selects_a_claim_a_paper_or_all():
 
 
 TINY = Study("tiny", "digits_kd", ("teacher.model={name: mlp, hidden: [8]}", "teacher.seed=0", "methods=[kd]"))
-OTHER = Study("other", "digits_kd", ("methods=[{name: kd, temperature: 1, as: T1}]",), teacher=TINY)
+OTHER = Study("other", "digits_kd", ("teacher.seed=3", "methods=[{name: kd, temperature: 1, as: T1}]"), teacher=TINY)
 COPIES = Study(
     "copies",
     "digits_kd",
@@ -404,7 +404,8 @@ def test_claims_share_teachers_resume_and_leave_rows_and_a_page(here):
     assert f"| teacher | {first.figures['tiny-smoke, teacher']} |" in tiny
     assert "disagreement" not in tiny
     assert all(f"\n    {setting}\n" in tiny for setting in here.claims[0].studies[0].settings)
-    assert "The recipe `digits_kd`, with the teacher of `tiny`, with these settings:" in page
+    other = page.split("### other, smoke\n")[1].split("###")[0]
+    assert f"with the teacher of `tiny`, with these settings:\n\n    {OTHER.settings[1]}\n" in other  # no teacher.seed
     assert "The recipe `digits_kd`, from the students of `tiny`, with these settings:" in page
     assert Path("assets/claim-T1-smoke.svg").read_text() == curve_svg(here.claims[0].curve, first)
     assert "smoke: holds" in reproduce()

@@ -173,7 +173,10 @@ def _networks(study: Study, scale: Scale, measured: Sequence[Row]) -> Iterator[s
     yield "| network | test split |\n|---|---|"
     yield from (f"| {name} | {', '.join(values)} |" for name, values in figures.items())
     yield f"\nThe recipe `{study.recipe}`{_from_others(study)} with these settings:\n"
-    yield from (f"    {one}" for one in (*study.settings, *study.changes, *(study.paper if scale == "paper" else ())))
+    settings = (*study.settings, *(study.paper if scale == "paper" else ()))
+    if study.teacher is not None:  # it replaces the recipe's
+        settings = (*(one for one in settings if not one.startswith("teacher.")), *study.changes)
+    yield from (f"    {one}" for one in settings)
     yield ""
 
 
@@ -215,4 +218,5 @@ def _draw(axes: Axes, curve: Curve, lines: Mapping[str, Sequence[tuple[float, fl
     axes.set(xlabel=curve.x, ylabel=curve.y)
     axes.legend(frameon=False)
     plain_ticks(axes.xaxis)
+    axes.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
     plain_ticks(axes.yaxis)
