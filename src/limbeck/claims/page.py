@@ -207,7 +207,7 @@ def curve_svg(curve: Curve, row: Row) -> str:
     def draw(axes: Axes) -> None:
         _draw(axes, curve, row.lines)
 
-    return standalone(drawn(row.claim, _alt(curve, row), (400, 260), draw, margins=(50, 12, 12, 40)))
+    return standalone(drawn(row.claim, _alt(curve, row), (400, 260), draw, margins=(66, 12, 12, 40)))
 
 
 def _draw(axes: Axes, curve: Curve, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
