@@ -17,9 +17,8 @@ from limbeck.claims import SYSTEMS, chosen
 from limbeck.claims.checks import Part, above, judge, together
 from limbeck.claims.claim import Claim, Curve, Scale, Study, System
 from limbeck.claims.ledger import add, row_of, rows
-from limbeck.claims.page import curve_svg, files_of
+from limbeck.claims.page import _networks, curve_svg, files_of
 from limbeck.cli import app
-from limbeck.cli.reproduce import _needed
 from limbeck.errors import LimbeckError
 from limbeck.evaluate import ClassFigures
 from limbeck.experiment.results import spread
@@ -27,7 +26,7 @@ from limbeck.methods.kd import PAPER
 
 HERE = Path(__file__).parents[2]
 CLAIMS = {claim.name: claim for system in SYSTEMS.values() for claim in system.claims}
-STUDIES = {one.name: one for claim in CLAIMS.values() for study in claim.studies for one in _needed(study)}
+STUDIES = {one.name: one for claim in CLAIMS.values() for study in claim.studies for one in study.needed()}
 
 
 @pytest.mark.parametrize(
@@ -395,7 +394,7 @@ def test_claims_share_teachers_resume_and_leave_rows_and_a_page(here):
     add(out, here, first)  # measured again
     reproduce("--write", "page.md")
     page = Path("page.md").read_text()
-    assert "scale `smoke`: 1 hold, 0 do not hold, 1 are inconclusive." in page
+    assert "scale `smoke`. Holds: 1, does not hold: 0, inconclusive: 1." in page
     assert "| T1 | It works. | it did | inconclusive (smoke) |" in page
     assert "\nThe schedule is short.\n" in page
     assert "](assets/claim-T1-smoke.svg)" in page
@@ -405,10 +404,21 @@ def test_claims_share_teachers_resume_and_leave_rows_and_a_page(here):
     assert "disagreement" not in tiny
     assert all(f"\n    {setting}\n" in tiny for setting in here.claims[0].studies[0].settings)
     other = page.split("### other, smoke\n")[1].split("###")[0]
-    assert f"with the teacher of `tiny`, with these settings:\n\n    {OTHER.settings[1]}\n" in other  # no teacher.seed
-    assert "The recipe `digits_kd`, from the students of `tiny`, with these settings:" in page
+    settings = "with these settings, shortened as `--smoke` does:\n\n    "
+    assert f"`digits_kd`, with the teacher of `tiny`, {settings}{OTHER.settings[1]}\n" in other  # no teacher.seed
+    assert f"`digits_kd`, from the students of `tiny`, {settings}teacher=null\n" in page
     assert Path("assets/claim-T1-smoke.svg").read_text() == curve_svg(here.claims[0].curve, first)
     assert "smoke: holds" in reproduce()
+
+
+def test_the_page_shows_all_values_and_the_studies_that_others_need(here):
+    row = row_of(here.claims[1], "cpu", {})
+    for claim, value in (("T1", "97.0 %, n = 5"), ("T2", "96.0 %, n = 5")):
+        add(Path(), here, replace(row, claim=claim, figures={"other, T1": value}))
+    text = "".join(_networks(OTHER, "cpu", rows(Path(), here)))
+    assert "| T1 | 97.0 %, n = 5; 96.0 %, n = 5 |" in text
+    page = files_of(Path())[""]
+    assert "### tiny, cpu\n\nThe recipe `digits_kd` with these settings:" in page.replace("\n\n\n", "\n\n")
 
 
 def test_students_of_other_seeds_have_the_same_teacher(here):
@@ -462,6 +472,7 @@ def test_what_is_wrong_is_told_before_training(here):
 def test_the_page_of_the_claims_is_up_to_date():
     for name, text in files_of(HERE).items():
         file = HERE / "docs" / (f"assets/{name}" if name else "claims.md")
+        assert "\n%" not in text  # a comment for MyST
         assert file.read_text(encoding="utf-8") == text, "run: limbeck reproduce --out . --write docs/claims.md"
 
 
@@ -474,7 +485,7 @@ def test_a_row_has_the_errors_before_and_after_a_shift_of_the_bias():
     place = "hinton_without_3, kd, bias"
     assert figures[f"{place} as trained"] == "202.0 ± 4.5 errors, 132.0 ± 4.5 of them on class 3, n = 5"
     assert figures[f"{place} chosen on validation"].startswith("109.0 ± 0.0 errors, 14.0 ± 0.0 of them")
-    assert figures[f"{place} chosen on the test split, as published"].startswith("108.0 ± 0.0 errors, 13.0 ")
+    assert figures[f"{place} chosen on the test split, as the paper does"].startswith("108.0 ± 0.0 errors, 13.0 ")
 
 
 def test_a_row_of_a_computed_claim_has_no_figures():

@@ -1,7 +1,7 @@
 """What a claim consists of: what a paper says, the studies that measure it, and the test that decides."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -71,6 +71,14 @@ class Study:
         if scale != "smoke":
             return recipe
         return smoke(recipe).model_copy(update={"seeds": recipe.seeds[: min(self.ensemble, 2)]})
+
+    def needed(self) -> "Iterator[Study]":
+        """The study after those that train its teacher and the weights from which its students start."""
+        if self.teacher is not None:
+            yield from self.teacher.needed()
+        if self.starts is not None:
+            yield from self.starts[0].needed()
+        yield self
 
     def divided(self, recipe: Recipe, folder: Path) -> dict[Path, Recipe]:
         """The recipes to train, by their folders in ``folder``, for the one that `at` gives.

@@ -19,8 +19,6 @@ from limbeck.report.standalone import standalone
 
 ASSETS = "assets"
 
-PLURAL: Mapping[Verdict, str] = {"holds": "hold", "does not hold": "do not hold", "inconclusive": "are inconclusive"}
-
 TITLE = "# The papers' claims, measured again\n"
 
 HEAD = """\
@@ -35,11 +33,13 @@ the page from them:
 
 - `--scale smoke` shows that everything runs: all claims take about four minutes on two cores. Its verdicts mean
   nothing.
-- `--scale cpu` takes about an hour for a claim on two cores (estimated). Networks, data or schedules are smaller than
-  those of the papers, so orders can be compared, but not levels. C1 to C7, E1 to E5, E7 and the claims of SRRL have the
-  precision bf16, which is slower on CPUs without bfloat16 units. In E5, 3 % are 1,800 of the 60,000 training images of
-  MNIST; all data are the 50,000 that are not held out. The schedules were fixed before the test figures of their
-  studies were seen, and were not changed afterwards; other schedules that were tried are named with the claim.
+- `--scale cpu` takes about an hour for a claim on two cores (estimated). Networks and data are smaller, or schedules
+  shorter, than in the papers, so rankings can be compared, but not absolute figures. The claims on CIFAR-10 have 10,000
+  training images at most; B1 to B4, B6 and B7 have 3,000 training and 3,000 test images of MNIST. In E5, 3 % are 1,800
+  of the 60,000 training images of MNIST; all data are the 50,000 that are not held out. C1 to C7, E1 to E5, E7 and the
+  claims of SRRL have the precision bf16, which is slower on CPUs without bfloat16 units. The schedules were fixed
+  before the test figures of their studies were seen, and were not changed afterwards; other schedules that were tried
+  are named with the claim.
 - `--scale paper` is for a GPU ([how fast a one](paper-scale.md)). It has the data of the paper, with five exceptions:
   A3 has classes of CIFAR-10 only, B7 CIFAR-10 instead of faces, C7 classes of CIFAR-10 instead of ImageNet and
   CUB-200, D6 CIFAR-100 instead of ImageNet, and E5 MNIST instead of speech. B2 is measured on MNIST only and D5 on
@@ -51,23 +51,24 @@ the page from them:
 
 ## Verdicts
 
-A claim consists of inequalities, whose direction the paper states; their thresholds, such as 90 % or a half, are
-limbeck's. B5 and E6 are facts instead, which are computed without training. E7 is limbeck's own hypothesis on why a
-public demonstration found no gain; it consists of facts and inequalities.
+A claim consists of inequalities, whose direction the paper states, except the comparisons with `alone@1.5x` in B1 and
+B3, which are limbeck's. Their thresholds, such as 90 % or a half, are limbeck's, too. B5 and E6 are facts instead,
+which are computed without training; B2 and E7 also have facts. E7 is limbeck's own hypothesis on a public
+demonstration, not a claim of a paper.
 
 An inequality holds (does not hold) if the mean of its differences, paired by seed, is above (below) 0, and the t-test
 and the exact sign-flip test, both one-sided, agree at 5 %. Otherwise it is inconclusive. With fewer than 5 seeds it
 always is; with 5, all differences must have the same sign, because the p-value of the sign-flip test is then 1/32, and
-2/32 if one of them could be turned round. The intervals in brackets are those of the t-distribution, two-sided at 95
-%, so they can include 0 where a one-sided test at 5 % decides, and exclude it where the sign-flip test does not. Where
-an inequality has a threshold, such as "less than 0.2 points below", the mean is the distance from the threshold: +0.20
-points is then no difference at all.
+2/32 if one of them could be turned round. The intervals in brackets are those of the t-distribution, two-sided at
+95 %, so they can include 0 where a one-sided test at 5 % decides, and exclude it where the sign-flip test does not.
+Where an inequality has a threshold, such as "less than 0.2 points below", the mean is the distance from the threshold:
++0.20 points is then no difference at all.
 
 A claim holds if all its parts hold, and does not hold if any part does not. The latter is not adjusted for the number
 of inequalities, so with several of them the probability of a wrong "does not hold" can exceed 5 %. The students of all
 seeds have one teacher, so a verdict is about this teacher; in A1 to A5, a copy of it is trained further for each seed.
 With `--first-seed 5` and another `--out`, the students have the seeds 5 to 9 and the same teacher, which tells how far
-the figures depend on the seeds.
+the figures depend on the seeds. C4 and C5 have 15 seeds, so theirs is `--first-seed 15`.
 
 ## Studies
 
@@ -77,9 +78,9 @@ in `recipe.yaml` and `comparison.yaml` of the study's folder in `--out`. All fig
 sample standard deviation over the seeds.
 
 `alone@2x` and the like are the student alone with as many epochs as all stages in which the student of a method learns.
-C1 to C7 do not depend on them, because the paper has fewer epochs for the student alone. In B1, B3 and B7 the student
-with a hint has half as many epochs more than the one without. In B1 and B3 the student alone is also trained for as
-long, in B7 no other student is. In E7, `kd-with-dropout` has a teacher whose dropout stays active, as in the
+C1 to C7 do not depend on them, because in the paper no student alone has the epochs of both stages. In B1, B3 and B7
+the student with a hint has 1.5 times the epochs of the one without. In B1 and B3 the student alone is also trained for
+as long, in B7 no other student is. In E7, `kd-with-dropout` has a teacher whose dropout stays active, as in the
 demonstration; the claim does not depend on it.
 
 In C4 and C5, n counts ensembles of three networks instead of seeds. An ensemble predicts the class with the largest
@@ -121,8 +122,8 @@ def _counted(found: Mapping[System, Sequence[Row]]) -> Iterator[str]:
     for scale in get_args(Scale):
         verdicts = Counter(row.verdict for measured in found.values() for row in measured if row.scale == scale)
         if verdicts:
-            told = ", ".join(f"{verdicts[one]} {words}" for one, words in PLURAL.items())
-            yield f"Of {total} claims, {verdicts.total()} were measured at the scale `{scale}`: {told}.\n"
+            told = ", ".join(f"{one}: {verdicts[one]}" for one in get_args(Verdict))
+            yield f"Of {total} claims, {verdicts.total()} were decided at the scale `{scale}`. {told.capitalize()}.\n"
 
 
 def _figure(row: Row) -> str:
@@ -141,8 +142,8 @@ def _section(system: System, measured: Sequence[Row]) -> Iterator[str]:
     for claim, own in by_claim.items():
         for row in own:
             yield from _measured(claim, row)
-    studies = dict.fromkeys((row.scale, one) for claim, own in by_claim.items() for row in own for one in claim.studies)
-    for scale, study in studies:
+    decided = ((row.scale, one) for claim, own in by_claim.items() for row in own for one in claim.studies)
+    for scale, study in dict.fromkeys((scale, needed) for scale, one in decided for needed in one.needed()):
         yield from _networks(study, scale, [row for row in measured if row.scale == scale])
 
 
@@ -170,13 +171,15 @@ def _networks(study: Study, scale: Scale, measured: Sequence[Row]) -> Iterator[s
         if name.startswith(prefix):
             figures.setdefault(name.removeprefix(prefix), {})[value] = None
     yield f"### {study.name}, {scale}\n"
-    yield "| network | test split |\n|---|---|"
-    yield from (f"| {name} | {', '.join(values)} |" for name, values in figures.items())
-    yield f"\nThe recipe `{study.recipe}`{_from_others(study)} with these settings:\n"
+    if figures:
+        yield "| network | test split |\n|---|---|"
+    yield from (f"| {name} | {'; '.join(values)} |" for name, values in figures.items())
+    shortened = ", shortened as `--smoke` does" if scale == "smoke" else ""
+    yield f"\nThe recipe `{study.recipe}`{_from_others(study)} with these settings{shortened}:\n"
     settings = (*study.settings, *(study.paper if scale == "paper" else ()))
     if study.teacher is not None:  # it replaces the recipe's
         settings = (*(one for one in settings if not one.startswith("teacher.")), *study.changes)
-    yield from (f"    {one}" for one in settings)
+    yield from (f"    {one}" for one in {one.partition("=")[0]: one for one in settings}.values())  # the last counts
     yield ""
 
 

@@ -1,7 +1,7 @@
 """`limbeck reproduce`."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -80,7 +80,7 @@ def _measure(names: list[str], scale: "Scale", out: Path, options: Mapping[str, 
     if scale == "paper" and pick_device("auto").type == "cpu":
         console().print("--scale paper is for a GPU: without one, most claims take weeks", style="yellow")
     selected = chosen(names)
-    studies = dict.fromkeys(study for _, claim in selected for one in claim.studies for study in _needed(one))
+    studies = dict.fromkeys(study for _, claim in selected for one in claim.studies for study in one.needed())
     for study in studies:  # a wrong path is told before anything is trained
         study.at(scale, **options)
     for system in dict.fromkeys(system for system, _ in selected):  # and so is a damaged file
@@ -97,15 +97,6 @@ def _measure(names: list[str], scale: "Scale", out: Path, options: Mapping[str, 
             console().print(f"  {part_text(part)}", soft_wrap=True)
 
 
-def _needed(study: "Study") -> Iterator["Study"]:
-    """The study after those that train its teacher and the weights from which its students start."""
-    if study.teacher is not None:
-        yield from _needed(study.teacher)
-    if study.starts is not None:
-        yield from _needed(study.starts[0])
-    yield study
-
-
 def _train(
     study: "Study",
     scale: "Scale",
@@ -120,7 +111,7 @@ def _train(
     from limbeck.cli.terminal import console
     from limbeck.train.threads import threads_for
 
-    for one in _needed(study):
+    for one in study.needed():
         if one.name in results.comparisons or one.name in results.ensembles:
             continue
         folder = (out / scale).absolute()  # recipes contain paths in it
