@@ -18,7 +18,6 @@ from benchmarks.scale import written
 from limbeck import arrays
 from limbeck.claims import SYSTEMS
 from limbeck.claims.claim import Claim, Study
-from limbeck.cli.reproduce import _needed
 from limbeck.experiment.arms import longer
 from limbeck.experiment.networks import NetworkFactory
 from limbeck.experiment.preflight import built
@@ -83,7 +82,7 @@ def cost(study: Study) -> Cost:
 
 def studies(claim: Claim) -> list[Study]:
     """The studies of a claim, and those that they need."""
-    return list(dict.fromkeys(one for study in claim.studies for one in _needed(study)))
+    return list(dict.fromkeys(one for study in claim.studies for one in study.needed()))
 
 
 def row(name: str, needed: Iterable[Study]) -> tuple[str, ...]:
