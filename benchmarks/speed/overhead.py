@@ -37,7 +37,7 @@ def in_memory(case: Case, student: nn.Module, teacher: nn.Module) -> Run:
                 teacher_logits = teacher(images)
             loss = kd_loss(student(images), teacher_logits, labels, **options)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's types lack it
             optimizer.step()
 
     return run

@@ -73,6 +73,6 @@ def plain(
                     teacher_outputs = hooked_teacher(inputs)
                 loss = criterion(hooked_student(inputs), teacher_outputs, targets)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's types lack it
             optimizer.step()
             yield loss.item()

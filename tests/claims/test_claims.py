@@ -417,6 +417,10 @@ def test_the_page_shows_all_values_and_the_studies_that_others_need(here):
         add(Path(), here, replace(row, claim=claim, figures={"other, T1": value}))
     text = "".join(_networks(OTHER, "cpu", rows(Path(), here)))
     assert "| T1 | 97.0 %, n = 5; 96.0 %, n = 5 |" in text
+    paper = "".join(_networks(STUDIES["hinton"], "paper", []))
+    assert "precision=32" in paper  # the last setting of a key counts
+    assert "precision=bf16" not in paper
+    assert ", from the teacher of `fsp_other_classes`," in "".join(_networks(STUDIES["fsp_fine_tuned"], "cpu", []))
     page = files_of(Path())[""]
     assert "### tiny, cpu\n\nThe recipe `digits_kd` with these settings:" in page.replace("\n\n\n", "\n\n")
 

@@ -73,6 +73,6 @@ def _compare(store: Store, reader: Reader, source: Batches, view: int, row: int)
 
 def computes_in(precision: str, device: torch.device) -> str:
     """The precision of a forward: the fingerprint's, or "tf32" where a GPU rounds the factors of 32-bit products."""
-    convolutions: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    convolutions: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # not in torch's types
     allowed = (convolutions, torch.backends.cuda.matmul.fp32_precision)
     return "tf32" if precision == "32" and device.type == "cuda" and "tf32" in allowed else precision

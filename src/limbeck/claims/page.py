@@ -117,7 +117,7 @@ def files_of(folder: Path) -> dict[str, str]:
 
 
 def _counted(found: Mapping[System, Sequence[Row]]) -> Iterator[str]:
-    """How many claims were measured at each scale, and the verdicts."""
+    """How many claims were decided at each scale, and how."""
     total = sum(len(system.claims) for system in found)
     for scale in get_args(Scale):
         verdicts = Counter(row.verdict for measured in found.values() for row in measured if row.scale == scale)
